@@ -1,0 +1,424 @@
+"""Every message on the wire: typed, frozen, in one place.
+
+Decoding never raises anything but :class:`BadMessage`, whose text names the field, the value seen and what is
+allowed. Unknown extra fields are ignored, so that old and new workers can meet on one topic.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+MAX_ID_BYTES: Final = 512
+MAX_LIMIT: Final = 1000
+DEFAULT_DEADLINE_MS: Final = 2_000
+MAX_DEADLINE_MS: Final = 60_000
+# 1973 in milliseconds, the year 5138 in seconds: anything below was sent in seconds.
+MIN_AT_MS: Final = 10**11
+# Clocks of producers may be a day off either way; two days leave room for time zones written as UTC.
+MAX_AHEAD_MS: Final = 2 * 86_400_000
+# Kafka's own default bound of a message; a longer text or id list is a mistake, not a query.
+MAX_QUERY_CHARS: Final = 2_000
+MAX_SESSION: Final = 100
+
+Id = Annotated[str, Meta(min_length=1, description=f"non-empty, at most {MAX_ID_BYTES} bytes of UTF-8")]
+AtMs = Annotated[int, Meta(ge=MIN_AT_MS, le=2**52, description="milliseconds since 1970")]
+Context = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
+
+
+class Action(NamedTuple):
+    """What an action means to the system. ``popularity`` is its weight in the decayed counts."""
+
+    steps_encoder: bool
+    counts_as_seen: bool
+    popularity: float
+
+
+ActionName = Literal[
+    "click",
+    "view",
+    "like",
+    "add_to_cart",
+    "purchase",
+    "dislike",
+    "hide",
+    "impression",
+    "retract",
+    "forget",
+]
+ACTIONS: Final[dict[str, Action]] = {
+    "click": Action(True, True, 1.0),
+    "view": Action(True, True, 0.5),
+    "like": Action(True, True, 2.0),
+    "add_to_cart": Action(True, True, 2.0),
+    "purchase": Action(True, True, 3.0),
+    "dislike": Action(False, True, 0.0),
+    "hide": Action(False, True, 0.0),
+    "impression": Action(False, False, 0.0),
+    "retract": Action(False, False, 0.0),
+    "forget": Action(False, False, 0.0),
+}
+assert set(get_args(ActionName)) == set(ACTIONS)
+SESSION_ACTIONS: Final = tuple(name for name, action in ACTIONS.items() if action.steps_encoder)
+
+
+class Click(Struct, frozen=True):
+    """One event of a user. ``item_id`` is empty only for ``retract`` and ``forget``.
+
+    For ``retract``, ``event_id`` names the event to take back.
+    """
+
+    event_id: Id
+    user_id: Id
+    at_ms: AtMs
+    item_id: str = ""
+    action: ActionName = "click"
+    context: Context = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+
+
+class Item(Struct, frozen=True):
+    """One catalog entry. A null Kafka value deletes the item of the record's key."""
+
+    item_id: Id
+    title: str = ""
+    description: str = ""
+    tags: list[str] = []
+    category: str = ""
+    price: Annotated[float, Meta(ge=0)] | None = None
+    available: bool = True
+    attributes: dict[str, str | float | bool] = {}
+    image: str | None = None
+    version: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+
+
+class Position(Struct, frozen=True):
+    """A place in the clicks topic, as the producer's acknowledgement gave it."""
+
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    offset: Annotated[int, Meta(ge=0, le=2**62)]
+
+
+class SessionEvent(Struct, frozen=True):
+    """A what-if event: counts for this one answer and is stored nowhere."""
+
+    item_id: Id
+    action: Literal["click", "view", "like", "add_to_cart", "purchase"] = "click"
+    at_ms: AtMs | None = None
+
+
+class Request(Struct, frozen=True):
+    """A recall request. ``deadline_ms`` is a duration from the record's own timestamp."""
+
+    request_id: Id
+    user_id: Id
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT)] = 20
+    filter: dict[str, Any] | None = None
+    exclude: Annotated[list[Id], Meta(max_length=MAX_LIMIT)] = []
+    exclude_seen: bool = True
+    diversity: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    query: Annotated[str, Meta(max_length=MAX_QUERY_CHARS)] = ""
+    session: Annotated[list[SessionEvent], Meta(max_length=MAX_SESSION)] = []
+    after: Position | None = None
+    deadline_ms: Annotated[int, Meta(ge=1, le=MAX_DEADLINE_MS)] = DEFAULT_DEADLINE_MS
+    at_ms: AtMs | None = None
+    sources: dict[Literal["interests", "query", "popular"], Annotated[float, Meta(ge=0, le=100)]] = {}
+    explain: bool = False
+
+
+class Reason(Struct, frozen=True, omit_defaults=True):
+    """One of the user's own events behind a recommendation; the shares of an item's reasons sum to 1."""
+
+    item_id: str
+    at_ms: int
+    action: str
+    share: float
+
+
+class Candidate(Struct, frozen=True):
+    """One recommended item: the fused score, the source that ranked it best, and why."""
+
+    item_id: str
+    score: float
+    source: str
+    because: list[Reason] = []
+
+
+class Reflects(Struct, frozen=True):
+    """Proof of freshness: what the answer rests on.
+
+    ``offset`` is the watermark of the user's clicks partition: every record at or below it is applied and its
+    state safely stored, or was a duplicate, a dead letter or forwarded.
+    """
+
+    partition: int
+    offset: int
+    events: int = 0
+    pending: int = 0
+    last_event_id: str | None = None
+    last_event_at_ms: int | None = None
+
+
+class ErrorDetail(Struct, frozen=True):
+    """Why a request was rejected or expired."""
+
+    code: str
+    message: str
+
+
+class Response(Struct, frozen=True):
+    """The answer to one request; repeated answers carry the same ``request_id``."""
+
+    request_id: str
+    user_id: str
+    status: Literal["ok", "degraded", "expired", "rejected"]
+    error: ErrorDetail | None = None
+    rung: str | None = None
+    items: list[Candidate] = []
+    reflects: Reflects | None = None
+    model: str = ""
+    catalog: dict[int, int] = {}
+    timings_ms: dict[str, float] = {}
+
+
+class ItemVector(Struct, frozen=True):
+    """One encoded item on the vectors topic; a null Kafka value is a delete whose order is in its headers.
+
+    ``vector`` is little-endian float32. ``partition`` and ``offset`` say which catalog record it came from.
+    """
+
+    item_id: str
+    vector: bytes
+    payload: dict[str, Any]
+    bundle: str
+    partition: int
+    offset: int
+    version: int | None = None
+
+    def array(self) -> NDArray[np.float32]:
+        return np.frombuffer(self.vector, dtype="<f4")
+
+
+class Trend(Struct, frozen=True):
+    """Decayed popularity of one clicks partition: ``counts`` holds (item key, weight as of ``at_ms``)."""
+
+    partition: int
+    at_ms: int
+    half_life_s: float
+    counts: list[tuple[int, float]]
+
+
+class BadMessage(Exception):
+    """A message that cannot be used. ``reason`` is a short code for counting, ``str()`` the whole sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+MessageT = TypeVar("MessageT", bound=Struct)
+
+_ENCODER: Final = msgspec.json.Encoder()
+_PATH: Final = re.compile(r" - at (?:`key` in )?`\$?\.?(?P<path>[^`]*)`$")
+_MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
+_LIST_CAP: Final = 80
+
+
+def encode(message: Struct) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def shown(value: object) -> str:
+    """A value as an error message may carry it: cut, so that a 10 MB field does not become a 10 MB answer."""
+    text = value if isinstance(value, str) else repr(value)
+    quoted = repr(text) if isinstance(value, str) else text
+    return quoted if len(quoted) <= _LIST_CAP else quoted[:_LIST_CAP] + "..."
+
+
+def _explain(raw: bytes, error: msgspec.ValidationError) -> str:
+    """msgspec says the field and what it wanted; a reader also needs the value that was sent."""
+    text = str(error)
+    missing = _MISSING.search(text)
+    path = _PATH.search(text)
+    where = path.group("path") if path else ""
+    if missing:
+        return f"{where + '.' if where else ''}{missing.group('field')}: missing, expected a value"
+    expected = _PATH.sub("", text)
+    try:
+        value: Any = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return f"{where or 'message'}: {expected}"
+    for step in re.findall(r"[^.\[\]]+|\[[^\]]*\]", where):
+        try:
+            value = value[int(step[1:-1])] if step.startswith("[") else value[step]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return f"{where}: {expected}"
+    return f"{where or 'message'}: got {shown(value)}, {expected[0].lower()}{expected[1:]}"
+
+
+def _decoding(message_type: type[MessageT]) -> Callable[[bytes | None], MessageT]:
+    decode = msgspec.json.Decoder(message_type).decode
+
+    def decoded(raw: bytes | None) -> MessageT:
+        if raw is None:
+            raise BadMessage("null_value", f"null value: expected a JSON object with a {message_type.__name__}")
+        try:
+            return decode(raw)
+        except msgspec.ValidationError as error:
+            raise BadMessage("bad_field", _explain(raw, error)) from None
+        except msgspec.DecodeError as error:
+            raise BadMessage("bad_json", f"not JSON: {error}; got {shown(raw[:60])}") from None
+        except UnicodeDecodeError as error:
+            raise BadMessage("bad_utf8", f"not UTF-8: {error.reason} at byte {error.start}") from None
+        except RecursionError:
+            raise BadMessage("bad_json", "nested too deeply: expected an object without deep nesting") from None
+
+    return decoded
+
+
+_decode_click = _decoding(Click)
+_decode_item = _decoding(Item)
+_decode_request = _decoding(Request)
+decode_response = _decoding(Response)
+decode_item_vector = _decoding(ItemVector)
+decode_trend = _decoding(Trend)
+
+
+def _check_id(field: str, value: str) -> bytes:
+    """The id's UTF-8 bytes. A lone surrogate has none, and an over-long id does not fit an index."""
+    try:
+        raw = value.encode()
+    except UnicodeEncodeError:
+        raise BadMessage("bad_field", f"{field}: got {ascii(value)[:80]}, expected valid Unicode") from None
+    if not raw or len(raw) > MAX_ID_BYTES:
+        raise BadMessage(
+            "bad_field", f"{field}: got {len(raw)} bytes, expected 1 to {MAX_ID_BYTES} bytes of UTF-8"
+        )
+    return raw
+
+
+def _check_key(field: str, key: bytes | None, expected: bytes) -> None:
+    if key is not None and key != expected:
+        raise BadMessage(
+            "key_mismatch",
+            f"key: got {shown(key[:60])}, expected the message's {field} {shown(expected[:60])} (or no key)",
+        )
+
+
+def check_at_ms(at_ms: int, record_ms: int) -> None:
+    """Reject times no producer's clock can honestly have, relative to the record's own timestamp."""
+    if at_ms > record_ms + MAX_AHEAD_MS:
+        raise BadMessage(
+            "time_in_future",
+            f"at_ms: got {at_ms}, expected at most two days after the record's timestamp {record_ms}",
+        )
+
+
+def decode_click(key: bytes | None, raw: bytes | None, record_ms: int) -> Click:
+    """A valid click.
+
+    Raises:
+        BadMessage: with the field, the value seen and what is allowed.
+    """
+    click = _decode_click(raw)
+    _check_key("user_id", key, _check_id("user_id", click.user_id))
+    _check_id("event_id", click.event_id)
+    if click.item_id or click.action not in ("retract", "forget"):
+        _check_id("item_id", click.item_id)
+    if bytes(click.context)[:1] not in (b"{", b"n"):
+        raise BadMessage("bad_field", f"context: got {shown(bytes(click.context)[:60])}, expected an object")
+    check_at_ms(click.at_ms, record_ms)
+    return click
+
+
+def decode_item(key: bytes | None, raw: bytes) -> Item:
+    """A valid catalog entry (a delete has no value and never comes here).
+
+    Raises:
+        BadMessage: with the field, the value seen and what is allowed.
+    """
+    item = _decode_item(raw)
+    _check_key("item_id", key, _check_id("item_id", item.item_id))
+    return item
+
+
+def decode_request(key: bytes | None, raw: bytes | None, record_ms: int) -> Request:
+    """A valid request; its filter is checked where it is compiled.
+
+    Raises:
+        BadMessage: with the field, the value seen and what is allowed.
+    """
+    request = _decode_request(raw)
+    _check_key("user_id", key, _check_id("user_id", request.user_id))
+    _check_id("request_id", request.request_id)
+    for index, item_id in enumerate(request.exclude):
+        _check_id(f"exclude[{index}]", item_id)
+    for index, event in enumerate(request.session):
+        _check_id(f"session[{index}].item_id", event.item_id)
+    if request.at_ms is not None:
+        check_at_ms(request.at_ms, record_ms)
+    return request
+
+
+class _Sender(Struct):
+    request_id: Any = None
+    user_id: Any = None
+
+
+def sender_of(raw: bytes | None) -> tuple[str, str] | None:
+    """(request_id, user_id) of a request that may be invalid otherwise, so that it can still be answered."""
+    try:
+        sender = msgspec.json.decode(raw or b"", type=_Sender)
+        request_id, user_id = sender.request_id, sender.user_id
+        if not isinstance(request_id, str):
+            return None
+        _check_id("request_id", request_id)
+        user = user_id if isinstance(user_id, str) and len(user_id.encode()) <= MAX_ID_BYTES else ""
+        return request_id, user
+    except (msgspec.DecodeError, UnicodeError, RecursionError, BadMessage):
+        return None
+
+
+# Reply coordinates in headers: ours first, then the aliases of Spring and of Faust, echoed as they came.
+CORRELATION_HEADERS: Final = ("correlation_id", "kafka_correlationId", "Faust-Ag-CorrelationId")
+REPLY_HEADERS: Final = ("reply_to", "kafka_replyTopic", "Faust-Ag-ReplyTo")
+Headers = Sequence[tuple[str, bytes]]
+
+
+def header(headers: Headers, *names: str) -> tuple[str, bytes] | None:
+    """The first header whose name is one of ``names`` (Kafka header names compare exactly)."""
+    return next((pair for pair in headers if pair[0] in names), None)
+
+
+def vector_bytes(vector: NDArray[np.float32]) -> bytes:
+    return vector.astype("<f4").tobytes()
+
+
+def schemas() -> Mapping[str, dict[str, Any]]:
+    """JSON Schemas of all messages by name, generated from the types that encode and decode them."""
+    types = (Click, Item, Request, Response, ItemVector, Trend)
+    return {message_type.__name__: msgspec.json.schema(message_type) for message_type in types}
+
+
+def headers_of_delete(version: int | None, partition: int, offset: int) -> list[tuple[str, bytes]]:
+    """A delete on the vectors topic has no value, so its place in the order of versions travels in headers."""
+    place = {"version": version, "partition": partition, "offset": offset}
+    return [("headwater-delete", msgspec.json.encode(place))]
+
+
+class Deleted(Struct, frozen=True):
+    """The order of a delete: which catalog record it came from, and the item's version it carries."""
+
+    partition: int
+    offset: int
+    version: int | None = None
+
+
+def decode_delete(headers: Headers) -> Deleted | None:
+    found = header(headers, "headwater-delete")
+    return msgspec.json.decode(found[1], type=Deleted) if found else None
+
+
