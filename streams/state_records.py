@@ -1,0 +1,185 @@
+"""The value of a user on the profiles topic: a small binary record, packed and unpacked a batch at a time.
+
+    header 57 bytes | state float16[S] | log, n entries of 21 bytes | strays, 12 bytes each | newest event id
+
+The log and all that precedes it have fixed places, so whole batches are packed as one byte matrix.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.columns import I64, Columns, Log
+
+FORMAT: Final = 1
+_HEADER: Final = np.dtype(
+    [
+        ("format", "u1"),
+        ("n", "u1"),
+        ("pending", "u1"),
+        ("strays", "u1"),
+        ("state_size", "<u2"),
+        ("event_id_size", "<u2"),
+        ("log_length", "u1"),
+        ("writer", "<u8"),
+        ("generation", "<i4"),
+        ("bundle", "<u8"),
+        ("offset", "<i8"),
+        ("state_at_ms", "<i8"),
+        ("forgotten_ms", "<i8"),
+        ("reserved", "<u4"),
+    ]
+)
+# item key 8, event key 6, time 6 (milliseconds reach the year 10889), action 1
+_ENTRY: Final = 21
+_STRAY: Final = np.dtype([("partition", "<i4"), ("offset", "<i8")])
+MAX_STRAYS: Final = 8
+
+
+class RecordError(Exception):
+    """A record that this version cannot read; the worker must stop rather than overwrite it."""
+
+
+class Stamp(NamedTuple):
+    """Who wrote a record: for fencing, and for noticing states of another bundle."""
+
+    writer: int
+    generation: int
+    bundle: int
+
+
+def header_size() -> int:
+    return _HEADER.itemsize
+
+
+def record_size(log_entries: int, state_size: int) -> int:
+    """Bytes of a record without strays and event id."""
+    return _HEADER.itemsize + 2 * state_size + _ENTRY * log_entries
+
+
+def stamp_of(record: bytes) -> Stamp:
+    header = np.frombuffer(record, dtype=_HEADER, count=1)[0]
+    return Stamp(int(header["writer"]), int(header["generation"]), int(header["bundle"]))
+
+
+def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
+    """The records of ``rows``, in order."""
+    count, length = len(rows), columns.log_length
+    tails = [_tail(columns, row) for row in rows.tolist()]
+    header = np.zeros(count, dtype=_HEADER)
+    header["format"] = FORMAT
+    header["n"] = columns.n[rows]
+    header["pending"] = columns.pending[rows]
+    header["strays"] = [strays for strays, _ in tails]
+    header["state_size"] = columns.state_size
+    header["event_id_size"] = [len(columns.last_event[row]) for row in rows.tolist()]
+    header["log_length"] = length
+    header["writer"], header["generation"], header["bundle"] = stamp
+    header["offset"] = columns.offset[rows]
+    header["state_at_ms"] = columns.state_at_ms[rows]
+    header["forgotten_ms"] = columns.forgotten_ms[rows]
+    matrix = np.empty((count, record_size(length, columns.state_size)), dtype=np.uint8)
+    log_at = record_size(0, columns.state_size)
+    matrix[:, : _HEADER.itemsize] = header.view(np.uint8).reshape(count, -1)
+    state = np.ascontiguousarray(columns.state[rows].astype("<f2"))
+    matrix[:, _HEADER.itemsize : log_at] = state.view(np.uint8).reshape(count, -1)
+    entries = matrix[:, log_at:].reshape(count, length, _ENTRY)
+    log = columns.log(rows)
+    entries[:, :, 0:8] = _bytes_of(log.item, "<u8")
+    entries[:, :, 8:14] = _bytes_of(log.event, "<u8")[:, :, :6]
+    entries[:, :, 14:20] = _bytes_of(log.at_ms, "<i8")[:, :, :6]
+    entries[:, :, 20] = log.action
+    whole, sizes = matrix.tobytes(), (log_at + _ENTRY * log.n).tolist()
+    stride = matrix.shape[1]
+    return [
+        whole[start : start + size] + tail
+        for start, size, (_, tail) in zip(range(0, count * stride, stride), sizes, tails, strict=True)
+    ]
+
+
+def _bytes_of(column: NDArray[np.int64] | NDArray[np.uint64], kind: str) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(column.astype(kind)).view(np.uint8).reshape(*column.shape, 8)
+
+
+def _tail(columns: Columns, row: int) -> tuple[int, bytes]:
+    event_id = columns.last_event[row]
+    strays = columns.strays.get(row)
+    if not strays:
+        return 0, event_id
+    # Only the newest origins are kept: a user's client sends to one stray partition, or it is misconfigured.
+    newest = sorted(strays.items(), key=lambda pair: -pair[1])[:MAX_STRAYS]
+    return len(newest), np.array(newest, dtype=_STRAY).tobytes() + event_id
+
+
+def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -> None:
+    """Write ``records`` into ``rows``; a state of another bundle (or size) is marked stale.
+
+    Raises:
+        RecordError: a record is of an unknown format or cut short.
+    """
+    count, size = len(records), _HEADER.itemsize
+    if not count:
+        return
+    short = next((record for record in records if len(record) < size or record[0] != FORMAT), None)
+    if short is not None:
+        raise RecordError(
+            f"state record: got format {short[0] if short else 'none'} with {len(short)} bytes, expected format "
+            f"{FORMAT} with at least {size} bytes; run the version that wrote it, or a newer one"
+        )
+    header = np.frombuffer(b"".join(record[:size] for record in records), dtype=_HEADER)
+    log_at = size + 2 * header["state_size"].astype(np.int64)
+    n = header["n"].astype(np.int64)
+    strays_at = log_at + n * _ENTRY
+    event_at = strays_at + header["strays"].astype(np.int64) * _STRAY.itemsize
+    whole_size = event_at + header["event_id_size"]
+    lengths = np.array([len(record) for record in records])
+    if (whole_size != lengths).any():
+        wrong = int(np.flatnonzero(whole_size != lengths)[0])
+        raise RecordError(
+            f"state record: got {lengths[wrong]} bytes, expected {whole_size[wrong]}; the record is damaged"
+        )
+    columns.offset[rows] = header["offset"]
+    columns.state_at_ms[rows] = header["state_at_ms"]
+    columns.forgotten_ms[rows] = header["forgotten_ms"]
+    columns.pending[rows] = header["pending"]
+    ours = (header["state_size"] == columns.state_size) & (header["bundle"] == bundle)
+    columns.stale[rows] = ~ours
+    kept = np.flatnonzero(ours)
+    if len(kept) and columns.state_size:
+        states = b"".join(records[index][size : size + 2 * columns.state_size] for index in kept.tolist())
+        columns.state[rows[kept]] = np.frombuffer(states, dtype="<f2").reshape(len(kept), -1)
+    _unpack_logs(columns, rows, records, n, log_at)
+    for index in np.flatnonzero(header["strays"]).tolist():
+        raw = records[index][strays_at[index] : event_at[index]]
+        columns.strays[int(rows[index])] = dict(np.frombuffer(raw, dtype=_STRAY).tolist())
+    for index, row in enumerate(rows.tolist()):
+        columns.last_event[row] = records[index][event_at[index] :]
+
+
+def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, log_at: I64) -> None:
+    length = columns.log_length
+    widest = max(int(n.max()), length)
+    raw = b"".join(
+        record[start : start + count * _ENTRY].ljust(widest * _ENTRY, b"\0")
+        for record, start, count in zip(records, log_at.tolist(), n.tolist(), strict=True)
+    )
+    entries = np.frombuffer(raw, dtype=np.uint8).reshape(len(records), widest, _ENTRY)
+    log = Log(
+        n,
+        _wide(entries[:, :, 14:20]).view(np.int64),
+        _wide(entries[:, :, 8:14]),
+        _wide(entries[:, :, 0:8]),
+        entries[:, :, 20].copy(),
+    )
+    # A record of a longer log than ours: only the newest entries fit.
+    for index in np.flatnonzero(n > length).tolist():
+        log.write(index, log.events(index)[-length:])
+    columns.put_log(rows, Log(log.n, *(column[:, :length] for column in log[1:])))
+
+
+def _wide(part: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    full = np.zeros((*part.shape[:2], 8), dtype=np.uint8)
+    full[:, :, : part.shape[2]] = part
+    return full.view("<u8").reshape(part.shape[:2])

@@ -1,0 +1,105 @@
+"""Encoder states of users: which calls of the step graph bring them up to date, prepared here, run in a thread."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.columns import I64, Columns, Log
+from streams.fold import Change, StepInput, counts_by_user, folded_entries, last_time, step_inputs
+from streams.vectors import ItemVectors
+
+F32 = NDArray[np.float32]
+
+
+class StepEncoder(Protocol):
+    """What is needed of an encoder here; `encoder.Encoder` is one."""
+
+    forgets: bool
+
+    @property
+    def state_size(self) -> int: ...
+
+    def step(self, state: F32, items: F32, actions: I64, gaps_s: F32, mask: F32) -> F32: ...
+
+
+class Job(NamedTuple):
+    """States to bring up to date, with everything gathered: safe to run in another thread."""
+
+    state: F32  # (users, S), before
+    calls: list[tuple[StepInput, F32]]  # with the gathered item vectors (B, T, D)
+    state_at_ms: I64  # (users,), after
+    pending: I64  # (users,), after
+
+    def run(self, encoder: StepEncoder) -> NDArray[np.float16]:
+        state = self.state
+        for call, items in self.calls:
+            state[call.users] = encoder.step(state[call.users], items, call.actions, call.gaps_s, call.mask)
+        return state.astype(np.float16)
+
+
+def needs_refold(columns: Columns, change: Change, forgets: bool) -> NDArray[np.bool_]:
+    """Whose state cannot simply be stepped on: the log changed inside, or the state lacks some of it."""
+    behind = columns.stale[change.rows] | (columns.pending[change.rows] > 0)
+    lost = change.evicted & (not forgets)
+    return (change.refold | behind | lost) & ~change.erased
+
+
+def keys_needed(change: Change, refold: NDArray[np.bool_]) -> list[int]:
+    """Items whose vectors a job for ``change`` wants."""
+    _, folded, _, _ = folded_entries(change.log, np.flatnonzero(refold))
+    return list({*np.unique(change.steps.item).tolist(), *np.unique(folded).tolist()})
+
+
+def advance(
+    columns: Columns, change: Change, refold: NDArray[np.bool_], vectors: ItemVectors, state_size: int
+) -> Job:
+    """Step appended events on; fold whole logs where that is not enough."""
+    rows = change.rows
+    state = columns.state[rows].astype(np.float32)
+    state_at = columns.state_at_ms[rows].copy()
+    stepping = ~refold[change.steps_user]
+    users, steps = change.steps_user[stepping], change.steps
+    found = vectors.rows(steps.item[stepping].tolist())
+    known = found >= 0
+    pending = counts_by_user(users[~known], len(rows))
+    calls = _gathered(
+        vectors,
+        users[known],
+        found[known],
+        steps.action[stepping][known].astype(np.int64),
+        steps.at_ms[stepping][known],
+        state_at,
+        columns.log_length,
+    )
+    state_at = last_time(users[known], steps.at_ms[stepping][known], state_at)
+    chosen = np.flatnonzero(refold)
+    if len(chosen):
+        again = fold_again(change.log, chosen, vectors, state_size)
+        state[chosen] = 0.0
+        state_at[chosen], pending[chosen] = again.state_at_ms[chosen], again.pending[chosen]
+        calls += again.calls
+    return Job(state, calls if state_size else [], state_at, pending)
+
+
+def fold_again(log: Log, chosen: I64, vectors: ItemVectors, state_size: int) -> Job:
+    """Fold whole logs from nothing, for the users ``chosen`` of ``log``."""
+    size, width = len(log.n), log.at_ms.shape[1]
+    users, keys, actions, at_ms = folded_entries(log, chosen)
+    found = vectors.rows(keys.tolist())
+    known = found >= 0
+    nobody = np.zeros(size, dtype=np.int64)
+    calls = _gathered(vectors, users[known], found[known], actions[known], at_ms[known], nobody, width)
+    return Job(
+        np.zeros((size, state_size), dtype=np.float32),
+        calls if state_size else [],
+        last_time(users[known], at_ms[known], nobody),
+        counts_by_user(users[~known], size),
+    )
+
+
+def _gathered(
+    vectors: ItemVectors, users: I64, vector_rows: I64, actions: I64, at_ms: I64, start_ms: I64, newest: int
+) -> list[tuple[StepInput, F32]]:
+    calls = step_inputs(users, vector_rows, actions, at_ms, start_ms, newest)
+    return [(call, vectors.matrix[call.vector_rows]) for call in calls]

@@ -1,0 +1,85 @@
+"""The item vectors that user encoders step on: one matrix, keys in a dict, misses fetched from the index."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+Fetch = Callable[[Sequence[int]], Awaitable[Mapping[int, F32]]]
+
+# How many keys without a vector are remembered, so that a click on an unknown item costs one look-up, not many.
+_MAX_ABSENT: Final = 100_000
+
+
+class ItemVectors:
+    """Row 0 is all zeros, for padding.
+
+    Args:
+        fetch: asked for keys that are not here; None where every vector of the catalog is put here anyway.
+        bound: at most about this many vectors are held when ``fetch`` can bring them back.
+    """
+
+    def __init__(self, dim: int, *, fetch: Fetch | None = None, bound: int = 1_000_000) -> None:
+        self.dim = dim
+        self.matrix: F32 = np.zeros((1024, dim), dtype=np.float32)
+        self._rows: dict[int, int] = {}
+        self._free: list[int] = []
+        self._used = 1
+        self._fetch = fetch
+        self._bound = bound
+        self._absent: dict[int, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._rows
+
+    def rows(self, keys: Iterable[int]) -> NDArray[np.int64]:
+        """Row of each key in :attr:`matrix`, -1 where it has no vector."""
+        find = self._rows.get
+        return np.array([find(key, -1) for key in keys], dtype=np.int64)
+
+    def put(self, key: int, vector: F32) -> None:
+        row = self._rows.get(key)
+        if row is None:
+            row = self._free.pop() if self._free else self._used
+            if row == self._used:
+                self._used += 1
+            if row == len(self.matrix):
+                grown = np.zeros((2 * row, self.dim), dtype=np.float32)
+                grown[:row] = self.matrix
+                self.matrix = grown
+            self._rows[key] = row
+            self._absent.pop(key, None)
+        self.matrix[row] = vector
+
+    def remove(self, key: int) -> None:
+        row = self._rows.pop(key, None)
+        if row is not None:
+            self._free.append(row)
+
+    def changed(self, key: int, vector: F32) -> None:
+        """News from the vectors topic: with ``fetch``, only what is held or was missed before is kept."""
+        if self._fetch is None or key in self._rows or key in self._absent:
+            self.put(key, vector)
+
+    async def ensure(self, keys: Iterable[int]) -> None:
+        """Bring in what is missing; read :meth:`rows` and :attr:`matrix` right after, before the next await."""
+        if self._fetch is None:
+            return
+        missing = list({key for key in keys if key not in self._rows and key not in self._absent})
+        if not missing:
+            return
+        found = await self._fetch(missing)
+        if len(self._rows) + len(found) > self._bound:
+            # Oldest first: dicts keep insertion order. Half at once, so that this is rare.
+            for key in list(self._rows)[: len(self._rows) // 2]:
+                self.remove(key)
+        for key, vector in found.items():
+            self.put(key, vector)
+        if len(self._absent) > _MAX_ABSENT:
+            self._absent.clear()
+        self._absent.update(dict.fromkeys(key for key in missing if key not in found))
