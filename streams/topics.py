@@ -153,7 +153,7 @@ async def check(settings: Settings) -> list[Problem]:
     problems: list[Problem] = []
     for name, spec in wanted.items():
         if name not in counts:
-            problems.append(_missing(name))
+            problems.append(_missing(spec))
             continue
         if counts[name] != spec.partitions:
             problems.append(_wrong_count(spec, counts[name]))
@@ -166,14 +166,18 @@ def _deleted_after(age_ms: int) -> dict[str, str]:
     return {"cleanup.policy": "delete", "retention.ms": str(age_ms), "segment.ms": str(segment_ms)}
 
 
-def _missing(name: str) -> Problem:
+def _missing(spec: Spec) -> Problem:
     return Problem(
-        name, "the topic does not exist", "it to exist", "Run `headwater topics create`.", fatal=True
+        spec.name, "missing", _count(spec.partitions), "Run `headwater topics create`.", fatal=True
     )
 
 
+def _count(partitions: int) -> str:
+    return "1 partition" if partitions == 1 else f"{partitions} partitions"
+
+
 def _wrong_count(spec: Spec, count: int) -> Problem:
-    found = f"{count} partition" if count == 1 else f"{count} partitions"
+    found = _count(count)
     recreate = f"delete {spec.name} and run `headwater topics create`"
     if not spec.family:
         remedy = (

@@ -1,0 +1,69 @@
+"""Fixtures of all tests: real brokers, shared by the whole session; every test has its own topics on them."""
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+
+from streams.broker import EmbeddedBroker
+from streams.settings import Settings
+from tests.kafka_server import CannotRunError, external_servers, kafka_server
+
+_SESSION = f"test-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """Bootstrap servers of a real Apache Kafka. Skips only where none can run; see tests/kafka_server.py."""
+    server = kafka_server()
+    try:
+        servers = server.__enter__()
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+    try:
+        yield servers
+        if external_servers():
+            asyncio.run(_delete_our_topics(servers))
+    finally:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of the embedded broker."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("embedded")) as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture(scope="session", params=["kafka", "embedded"])
+def broker(request: pytest.FixtureRequest) -> str:
+    """Bootstrap servers; the test runs on Apache Kafka and again on the embedded broker."""
+    fixture = {"kafka": "kafka", "embedded": "embedded_broker"}[request.param]
+    servers: str = request.getfixturevalue(fixture)
+    return servers
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Different for each test, so that one broker serves all."""
+    return f"{_SESSION}-{uuid.uuid4().hex[:8]}."
+
+
+@pytest.fixture
+def settings(broker: str, topic_prefix: str, tmp_path: Path) -> Settings:
+    """Settings of a system of its own on `broker`; the topics are not created yet."""
+    return Settings(kafka_bootstrap_servers=broker, topic_prefix=topic_prefix, data_dir=tmp_path / "data")
+
+
+async def _delete_our_topics(servers: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    try:
+        ours = [name for name in await admin.list_topics() if name.startswith(_SESSION)]
+        if ours:
+            await admin.delete_topics(ours)
+    finally:
+        await admin.close()

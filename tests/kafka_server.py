@@ -1,0 +1,228 @@
+"""A real Apache Kafka for tests and benchmarks, without Docker: one KRaft node on loopback, from Kafka's own jars.
+
+In this order: the cluster named by KAFKA_BOOTSTRAP_SERVERS; the distribution unpacked at KAFKA_HOME; the jars that
+Maven resolves into a cache folder (once, some 45 MB). The latter two need Java 17 or newer.
+
+    with kafka_server() as bootstrap_servers: ...
+    python -m tests.kafka_server          # prints the address and runs until Ctrl-C
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streams.broker import dying_with_us
+
+VERSION = "4.1.2"
+READY_TIMEOUT_S = 90.0
+
+_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>local</groupId><artifactId>kafka-for-tests</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{VERSION}</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+log.dirs={log_dir}
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+log.cleaner.dedupe.buffer.size=33554432
+"""
+
+
+class CannotRunError(Exception):
+    """This machine has neither a cluster nor what it takes to start one. The message is the reason to skip with."""
+
+
+class KafkaFailedError(Exception):
+    """Kafka could have run here, and did not."""
+
+
+def external_servers() -> str | None:
+    return os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or None
+
+
+@contextmanager
+def kafka_server() -> Iterator[str]:
+    """The bootstrap servers of a Kafka that runs as long as the block.
+
+    Raises CannotRunError or KafkaFailedError. To be entered in a thread that outlives it: the node dies with that thread.
+    """
+    if servers := external_servers():
+        yield servers
+        return
+    java = _java()
+    classpath = f"{_jars()}/*"
+    with tempfile.TemporaryDirectory(prefix="headwater-kafka-") as folder:
+        process, port = _started(java, classpath, Path(folder))
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.kill()  # its data go with the folder: there is nothing to shut down for
+            process.wait(timeout=10)
+
+
+def _started(java: str, classpath: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    for attempt in range(3):
+        port, controller_port = _free_ports(2)
+        home = folder / str(attempt)
+        home.mkdir()
+        properties = home / "server.properties"
+        properties.write_text(
+            _PROPERTIES.format(port=port, controller_port=controller_port, log_dir=home / "logs")
+        )
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
+        formatting = [
+            java,
+            "-Xmx128m",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+            classpath,
+            "kafka.tools.StorageTool",
+        ]
+        done = subprocess.run(
+            [*formatting, "format", "-t", cluster, "-c", str(properties)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise KafkaFailedError(f"formatting Kafka's log folder failed:\n{done.stdout}{done.stderr}")
+        output = home / "kafka.log"
+        with output.open("wb") as log:
+            process = subprocess.Popen(
+                dying_with_us([java, "-Xmx512m", "-cp", classpath, "kafka.Kafka", str(properties)]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_ready(process, port, output)
+        except KafkaFailedError as failure:
+            process.kill()
+            process.wait(timeout=10)
+            # Between our look for free ports and Kafka's bind, somebody else may take one.
+            if "Address already in use" not in str(failure) or attempt == 2:
+                raise
+            continue
+        except BaseException:
+            process.kill()
+            process.wait(timeout=10)
+            raise
+        return process, port
+    raise AssertionError("unreachable")
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise KafkaFailedError(f"Kafka ended with status {process.returncode}:\n{_tail(output)}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise KafkaFailedError(
+        f"Kafka did not listen on port {port} after {READY_TIMEOUT_S:g} s:\n{_tail(output)}"
+    )
+
+
+def _tail(output: Path) -> str:
+    return "\n".join(output.read_text(errors="replace").splitlines()[-40:])
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+def _java() -> str:
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None:
+        raise CannotRunError("no KAFKA_BOOTSTRAP_SERVERS, and no Java to run Apache Kafka with")
+    return java
+
+
+def _jars() -> Path:
+    if home := os.environ.get("KAFKA_HOME"):
+        if not list(Path(home, "libs").glob("kafka_2.1*.jar")):
+            raise KafkaFailedError(
+                f"KAFKA_HOME is {home}: expected an unpacked Kafka, with its jars in libs/"
+            )
+        return Path(home) / "libs"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headwater"
+    jars = cache / f"kafka-{VERSION}"
+    if jars.is_dir():
+        return jars
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise CannotRunError(
+            "no KAFKA_BOOTSTRAP_SERVERS, no KAFKA_HOME, and no Maven to fetch Apache Kafka with"
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="resolving-", dir=cache) as folder:
+        (Path(folder) / "pom.xml").write_text(_POM)
+        fetching = [maven, "-B", "-q", "dependency:copy-dependencies", "-DincludeScope=runtime"]
+        done = subprocess.run(
+            [*fetching, "-DoutputDirectory=jars"], cwd=folder, capture_output=True, text=True, timeout=600
+        )
+        if done.returncode:
+            raise KafkaFailedError(
+                f"Maven could not fetch Apache Kafka {VERSION}:\n{done.stdout}{done.stderr}"
+            )
+        try:
+            Path(folder, "jars").rename(jars)  # whole or not at all, also when two runs fetch at once
+        except OSError:
+            if not jars.is_dir():
+                raise
+    return jars
+
+
+def main() -> int:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with kafka_server() as servers:
+            print(servers, flush=True)
+            stop.wait()
+    except (CannotRunError, KafkaFailedError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
