@@ -1,0 +1,375 @@
+"""The index in the process: Qdrant's engine as a library, a private shard in a folder of its own.
+
+The engine holds Python's lock during every call, so a thread would only add a hop. Calls are made on the event loop
+instead, in slices of a few milliseconds, and other work runs between the slices. That also makes each slice atomic:
+there is nothing to lock but the moment in which the shard is copied for a new graph (`hnsw`).
+
+What the engine is slow to give back stays beside it: vectors as rows of one array, payloads as msgpack, ids. The marks
+of deletions live here only; the index is filled anew at each start, from the vectors topic.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import qdrant_edge as engine
+from numpy.typing import NDArray
+
+from streams.index import (
+    Hit,
+    KeyCollision,
+    Point,
+    Query,
+    Stamp,
+    check_points,
+    check_vector,
+    fields,
+    hnsw,
+    newer,
+)
+from streams.recall.filters import Filter, admits
+
+log = logging.getLogger(__name__)
+
+# 60 us a point, 1-3 ms a query while there is no graph: each slice holds the loop for about 10 ms.
+PUT_SLICE = 128
+SEARCH_SLICE = 8
+# Candidates that a search through the graph keeps at least; 128 found all of the 20 nearest on clustered vectors.
+SEARCH_EF = 128
+
+
+class GraphPolicy(msgspec.Struct, frozen=True):
+    """When a new search graph is worth half a minute of a core: a scan costs 20 us per thousand items and query."""
+
+    min_items: int = 10_000  # items outside the graph, below which a scan of them is cheap
+    growth: float = 0.25  # and this share of the items within it
+    quiet_s: float = 5.0  # once nothing was put for so long,
+    patience_s: float = 120.0  # or the last graph was begun so long ago
+    timeout_s: float = 3600.0
+
+    def is_due(self, outside: int, within: int, quiet_s: float, since_last_s: float) -> bool:
+        wanted = outside >= max(self.min_items, self.growth * within)
+        return wanted and (quiet_s >= self.quiet_s or since_last_s >= self.patience_s)
+
+
+class _Item(msgspec.Struct, gc=False):
+    item_id: str
+    version: int
+    offset: int
+    row: int  # of the vectors; -1 = deleted
+    payload: bytes
+
+
+class EdgeIndex:
+    """`open` it within a running event loop and `close` it there."""
+
+    def __init__(self, folder: Path, lock: Any, dim: int, policy: GraphPolicy) -> None:
+        self._folder = folder
+        self._lock = lock
+        self._dim = dim
+        self._policy = policy
+        self._items: dict[int, _Item] = {}
+        self._rows = np.zeros((1024, dim), dtype=np.float32)
+        self._free_rows = list(range(1023, -1, -1))
+        self._number_fields = 0
+        self._path = folder / "shard-0"
+        self._shard = _create(self._path, dim)
+        self._indexed_fields = set(fields.NUMBER_FIELDS)
+        self._writing = asyncio.Lock()
+        self._building = asyncio.Lock()
+        self._changed: set[int] | None = None  # keys put since the copy of a graph under construction
+        self._outside = self._within = self._builds = 0
+        self._last_put_s = self._last_build_s = asyncio.get_running_loop().time()
+        self._tender = asyncio.create_task(self._tend_graph(), name="edge-index-graph")
+
+    @classmethod
+    async def open(cls, path: Path, dim: int, *, graph: GraphPolicy | None = None) -> "EdgeIndex":
+        """An empty index in a new folder under `path`, gone again after `close`. Folders of killed processes go too."""
+        await asyncio.to_thread(path.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(_remove_abandoned, path)
+        folder = Path(tempfile.mkdtemp(prefix="edge-", dir=path))
+        lock = (folder / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return cls(folder, lock, dim, graph or GraphPolicy())
+
+    @property
+    def graph_covers(self) -> int:
+        """How many items the search graph was last built over; 0 while every search is a scan."""
+        return self._within
+
+    async def put(self, points: Sequence[Point]) -> None:
+        check_points(points, self._dim)
+        collisions: list[str] = []
+        for part in _slices(points, PUT_SLICE):
+            async with self._writing:
+                self._put_slice(part, collisions)
+            await asyncio.sleep(0)
+        if collisions:
+            raise KeyCollision("; ".join(collisions))
+
+    async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        for query in queries:
+            check_vector(query.vector, self._dim, "query")
+        found: list[list[Hit]] = []
+        for part in _slices(queries, SEARCH_SLICE):
+            if found:
+                await asyncio.sleep(0)
+            batch = engine.QueryBatchRequest(_requests(part))
+            found += [[self._hit(each) for each in scored] for scored in self._shard.query_batch(batch)]
+        return found
+
+    async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        live = [(key, item.row) for key, item in self._live(keys)]
+        rows = self._rows[[row for _, row in live]] if live else self._rows[:0]  # a copy: rows are used again
+        return {key: row for (key, _), row in zip(live, rows, strict=True)}
+
+    async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
+        return {key: _payload(item) for key, item in self._live(keys)}
+
+    async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
+        return {key for key, item in self._live(keys) if admits(where, _payload(item))}
+
+    async def count(self) -> int:
+        return len(self._rows) - len(self._free_rows)
+
+    async def close(self) -> None:
+        """Ends a build at once, with its process, and removes the folder."""
+        self._tender.cancel()
+        await asyncio.gather(self._tender, return_exceptions=True)
+        async with self._building:
+            self._shard.close()
+        self._lock.close()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _hit(self, found: engine.ScoredPoint) -> Hit:
+        key = int(found.id)  # ours are never UUIDs
+        return Hit(key, self._items[key].item_id, found.score)
+
+    # -- putting -----------------------------------------------------------------------------------------------------
+
+    def _put_slice(self, points: Sequence[Point], collisions: list[str]) -> None:
+        documents: dict[int, dict[str, Any] | None] = {}
+        for point in points:
+            held = self._items.get(point.key)
+            if held is not None and held.item_id != point.item_id:
+                collisions.append(
+                    f"items {held.item_id!r} and {point.item_id!r} share the key {point.key}; kept the first"
+                )
+                continue
+            stamp = newer(point, None if held is None else Stamp(held.version, held.offset))
+            if stamp is None:
+                continue
+            row = self._place(-1 if held is None else held.row, point.vector)
+            payload = b"" if point.vector is None else msgspec.msgpack.encode(point.payload)
+            self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload)
+            documents[point.key] = None if point.vector is None else fields.document(point.payload)
+        if not documents:
+            return
+        self._write(self._shard, documents)
+        if self._changed is not None:
+            self._changed.update(documents)
+        self._outside += sum(document is not None for document in documents.values())
+        self._last_put_s = asyncio.get_running_loop().time()
+
+    def _place(self, row: int, vector: NDArray[np.float32] | None) -> int:
+        """The row that now holds the vector, or -1 if there is none any more."""
+        if vector is None:
+            if row >= 0:
+                self._free_rows.append(row)
+            return -1
+        if row < 0:
+            if not self._free_rows:
+                held = len(self._rows)
+                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+                self._free_rows = list(range(2 * held - 1, held - 1, -1))
+            row = self._free_rows.pop()
+        self._rows[row] = vector
+        return row
+
+    def _write(self, shard: engine.EdgeShard, documents: dict[int, dict[str, Any] | None]) -> None:
+        """Stores these documents with their items' present vectors; None removes."""
+        live = {key: document for key, document in documents.items() if document is not None}
+        gone: list[engine.PointId] = [key for key in documents if key not in live]
+        for document in live.values():
+            self._index_numbers(shard, document)
+        if live:
+            rows = self._rows[[self._items[key].row for key in live]].tolist()
+            points = [engine.Point(key, row, live[key]) for key, row in zip(live, rows, strict=True)]
+            shard.update(engine.UpdateOperation.upsert_points(points))
+        if gone:
+            shard.update(engine.UpdateOperation.delete_points(gone))
+
+    def _index_numbers(self, shard: engine.EdgeShard, document: dict[str, Any]) -> None:
+        """Gives an attribute's numbers an index when its name first appears, before the first item that has it."""
+        if shard is not self._shard:
+            return
+        for field in fields.number_fields(document):
+            if field in self._indexed_fields or len(self._indexed_fields) > fields.MAX_NUMBER_FIELDS:
+                continue
+            self._indexed_fields.add(field)
+            shard.update(engine.UpdateOperation.create_field_index(field, engine.PayloadSchemaType.Float))
+
+    def _live(self, keys: Iterable[int]) -> Iterator[tuple[int, _Item]]:
+        for key in keys:
+            item = self._items.get(key)
+            if item is not None and item.row >= 0:
+                yield key, item
+
+    # -- the search graph --------------------------------------------------------------------------------------------
+
+    async def _tend_graph(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._policy.quiet_s))
+            now_s = asyncio.get_running_loop().time()
+            if self._policy.is_due(
+                self._outside, self._within, now_s - self._last_put_s, now_s - self._last_build_s
+            ):
+                try:
+                    await self.build_graph()
+                except (OSError, RuntimeError, ValueError, TimeoutError) as problem:
+                    # Without a graph every search is a scan: slower, never wrong.
+                    log.warning("no new search graph, searches stay as they are: %s", problem)
+                    self._last_put_s = now_s + self._policy.patience_s
+
+    async def build_graph(self) -> None:
+        """Builds a graph over the present items in a child process, and swaps it in with what was put meanwhile."""
+        async with self._building:
+            self._builds += 1
+            path = self._folder / f"shard-{self._builds}"
+            self._last_build_s = asyncio.get_running_loop().time()
+            try:
+                async with self._writing:
+                    self._shard.flush()
+                    self._changed = set()
+                    within, self._outside = await self.count(), 0
+                    await asyncio.to_thread(shutil.copytree, self._path, path)
+                await self._run_build(path)
+                await self._swap(engine.EdgeShard.load(str(path)), path)
+                self._within = within
+            except BaseException:
+                self._outside += within
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+            finally:
+                self._changed = None
+
+    async def _run_build(self, path: Path) -> None:
+        child = await asyncio.create_subprocess_exec(
+            *hnsw.command(path, self._dim),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends the child itself
+        )
+        try:
+            _, problem = await asyncio.wait_for(child.communicate(), self._policy.timeout_s)
+        finally:
+            if child.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+                await child.wait()
+        if child.returncode != 0:
+            said = problem.decode(errors="replace").strip().splitlines()
+            raise RuntimeError(
+                f"the build ended with {child.returncode}: {said[-1] if said else 'no message'}"
+            )
+
+    async def _swap(self, fresh: engine.EdgeShard, path: Path) -> None:
+        """Brings the fresh shard up to date in slices, the last of them together with the exchange itself."""
+        assert self._changed is not None
+        while len(self._changed) > PUT_SLICE:
+            self._write(fresh, self._documents([self._changed.pop() for _ in range(PUT_SLICE)]))
+            await asyncio.sleep(0)
+        self._write(fresh, self._documents(self._changed))
+        old, old_path = self._shard, self._path
+        self._shard, self._path = fresh, path
+        old.close()
+        await asyncio.to_thread(shutil.rmtree, old_path, ignore_errors=True)
+
+    def _documents(self, keys: Iterable[int]) -> dict[int, dict[str, Any] | None]:
+        held = {key: self._items[key] for key in keys}
+        return {key: fields.document(_payload(item)) if item.row >= 0 else None for key, item in held.items()}
+
+
+def _create(path: Path, dim: int) -> engine.EdgeShard:
+    path.mkdir()
+    config = engine.EdgeConfig(
+        vectors=engine.EdgeVectorParams(dim, engine.Distance.Dot),
+        payload_memory=engine.Memory.Cached,
+        max_search_threads=1,  # there is a segment or two; more threads would only wait for each other
+        wal_enabled=False,  # nothing outlives the process
+    )
+    shard = engine.EdgeShard.create(str(path), config)
+    for field in fields.WORD_FIELDS:
+        shard.update(engine.UpdateOperation.create_field_index(field, engine.PayloadSchemaType.Keyword))
+    for field in fields.NUMBER_FIELDS:
+        shard.update(engine.UpdateOperation.create_field_index(field, engine.PayloadSchemaType.Float))
+    return shard
+
+
+def _requests(queries: Sequence[Query]) -> list[engine.QueryRequest]:
+    """The interests of one user share filter and exclusions, so these are translated once."""
+    seen: dict[tuple[Filter | None, frozenset[int]], engine.Filter] = {}
+    requests = []
+    for query in queries:
+        shared = (query.where, query.exclude)
+        if shared not in seen:
+            seen[shared] = _filter(fields.condition(query.where, query.exclude))
+        nearest = engine.Query.Nearest(query.vector.tolist())
+        params = engine.SearchParams(hnsw_ef=SEARCH_EF)
+        requests.append(
+            engine.QueryRequest(limit=query.limit, query=nearest, filter=seen[shared], params=params)
+        )
+    return requests
+
+
+def _filter(group: fields.Group) -> engine.Filter:
+    return engine.Filter(
+        must=[_condition(each) for each in group.must] or None,
+        should=[_condition(each) for each in group.should] or None,
+        must_not=[_condition(each) for each in group.must_not] or None,
+    )
+
+
+def _condition(condition: fields.Condition) -> "engine.ConditionType":
+    match condition:
+        case fields.HasWord(field=field, words=words):
+            wanted = engine.MatchValue(words[0]) if len(words) == 1 else engine.MatchAny(list(words))
+            return engine.FieldCondition(field, match=wanted)
+        case fields.HasNumber(field=field, bounds=at):
+            return engine.FieldCondition(
+                field, range=engine.RangeFloat(gte=at.gte, gt=at.gt, lte=at.lte, lt=at.lt)
+            )
+        case fields.HasKey(keys=keys):
+            return engine.HasIdCondition(set(keys))
+        case fields.Group():
+            return _filter(condition)
+
+
+def _payload(item: _Item) -> dict[str, Any]:
+    decoded: dict[str, Any] = msgspec.msgpack.decode(item.payload)
+    decoded["item_id"] = item.item_id
+    return decoded
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the folders that no living process holds."""
+    for folder in path.glob("edge-*"):
+        with contextlib.suppress(OSError), (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+T = TypeVar("T")
+
+
+def _slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))

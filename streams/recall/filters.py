@@ -1,0 +1,307 @@
+"""The filter language of a request: parsed into a typed tree, checked against an item, never an engine's raw filter.
+
+    {"category": "garden", "price": {"gte": 5, "lt": 20}}           both must hold
+    {"tags": {"any": ["coffee", "tea"]}}                            the item carries one of the tags
+    {"or": [{"attributes.colour": "red"}, {"not": {"price": {"gt": 100}}}]}
+
+`admits` is the meaning of a filter; the engines must agree with it (the contract suite compares them).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# Bounds on what one request may make the engine do. Sixty-four conditions of at most 256 values each stay below the
+# cost of the nearest-neighbour search that they restrict.
+MAX_CLAUSES = 64
+MAX_DEPTH = 8
+MAX_VALUES = 256
+MAX_TEXT_BYTES = 512
+
+ATTRIBUTES = "attributes."
+
+Value = str | float | bool
+Kind = Literal["text", "number", "bool"]
+
+FIELDS: dict[str, Kind] = {
+    "item_id": "text",
+    "category": "text",
+    "tags": "text",
+    "price": "number",
+    "available": "bool",
+}
+
+
+class FilterError(ValueError):
+    """A filter that cannot be understood; the message names the field, the value seen and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """The field holds one of `values`; numbers are floats, and a bool is never a number."""
+
+    field: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The field holds a number within every bound given."""
+
+    field: str
+    gte: float | None = None
+    gt: float | None = None
+    lte: float | None = None
+    lt: float | None = None
+
+    def holds(self, number: float) -> bool:
+        return (
+            (self.gte is None or number >= self.gte)
+            and (self.gt is None or number > self.gt)
+            and (self.lte is None or number <= self.lte)
+            and (self.lt is None or number < self.lt)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    of: "Filter"
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """All of them; without any, everything."""
+
+    of: tuple["Filter", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """At least one of them."""
+
+    of: tuple["Filter", ...]
+
+
+Filter = AnyOf | Range | Not | And | Or
+
+
+def parse(raw: object) -> Filter:
+    """The filter in decoded JSON; an empty object admits every item. Raises FilterError."""
+    if raw == {}:
+        return And(())
+    clauses = _Budget(MAX_CLAUSES)
+    return _parse_object(raw, "filter", 1, clauses)
+
+
+def admits(where: Filter | None, payload: Mapping[str, Any]) -> bool:
+    """Whether an item with this payload may be recalled: available, unless the filter speaks of that, and matching."""
+    if where is None:
+        return is_available(payload)
+    return (names_available(where) or is_available(payload)) and matches(where, payload)
+
+
+def is_available(payload: Mapping[str, Any]) -> bool:
+    return payload.get("available", True) is True
+
+
+def names_available(where: Filter) -> bool:
+    """Whether the filter speaks of `available` anywhere, which lifts the rule that leaves unavailable items out."""
+    match where:
+        case AnyOf(field=field) | Range(field=field):
+            return field == "available"
+        case Not(of=inner):
+            return names_available(inner)
+        case And(of=parts) | Or(of=parts):
+            return any(names_available(part) for part in parts)
+
+
+def matches(where: Filter, payload: Mapping[str, Any]) -> bool:
+    """Whether the payload satisfies the filter itself. A field without a value satisfies no condition on it."""
+    match where:
+        case AnyOf(field=field, values=wanted):
+            return any(_same(held, value) for held in field_values(field, payload) for value in wanted)
+        case Range(field=field):
+            return any(where.holds(held) for held in field_values(field, payload) if isinstance(held, float))
+        case Not(of=inner):
+            return not matches(inner, payload)
+        case And(of=parts):
+            return all(matches(part, payload) for part in parts)
+        case Or(of=parts):
+            return any(matches(part, payload) for part in parts)
+
+
+def field_values(field: str, payload: Mapping[str, Any]) -> Iterator[Value]:
+    """What an item holds under a field, as the filters see it: numbers as floats, a list value by value."""
+    if field == "available":
+        yield is_available(payload)
+        return
+    if field.startswith(ATTRIBUTES):
+        held = (payload.get("attributes") or {}).get(field.removeprefix(ATTRIBUTES))
+    else:
+        held = payload.get(field)
+    for value in held if isinstance(held, list | tuple) else (held,):
+        if isinstance(value, bool | str):
+            yield value
+        elif isinstance(value, int | float):
+            number = _as_number(value)
+            if number is not None:
+                yield number
+
+
+# -- parsing ---------------------------------------------------------------------------------------------------------
+
+
+class _Budget:
+    """Counts conditions while parsing, so that a thousand of them are refused at the sixty-fifth."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = self.left = allowed
+
+    def spend(self) -> None:
+        if self.left == 0:
+            raise FilterError(
+                f"filter: got more than {self.allowed} conditions, expected at most {self.allowed}"
+            )
+        self.left -= 1
+
+
+def _parse_object(raw: object, at: str, depth: int, budget: _Budget) -> Filter:
+    if depth > MAX_DEPTH:
+        raise FilterError(f"filter: got more than {MAX_DEPTH} levels, expected at most {MAX_DEPTH}")
+    if not isinstance(raw, Mapping) or not raw:
+        raise FilterError(f'{at}: got {_shown(raw)}, expected an object such as {{"category": "garden"}}')
+    parts = tuple(_parse_entry(name, value, at, depth, budget) for name, value in raw.items())
+    return parts[0] if len(parts) == 1 else And(parts)
+
+
+def _parse_entry(name: object, value: object, at: str, depth: int, budget: _Budget) -> Filter:
+    here = f"{at}.{_shown_name(name)}"
+    if name == "not":
+        return Not(_parse_object(value, here, depth + 1, budget))
+    if name == "and" or name == "or":
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+            raise FilterError(f"{here}: got {_shown(value)}, expected a list of at least one filter")
+        parts = tuple(_parse_object(each, f"{here}[{i}]", depth + 1, budget) for i, each in enumerate(value))
+        return And(parts) if name == "and" else Or(parts)
+    budget.spend()
+    if isinstance(name, str) and name in FIELDS:
+        return _parse_condition(name, FIELDS[name], value, here)
+    if isinstance(name, str) and len(name) > len(ATTRIBUTES) and name.startswith(ATTRIBUTES):
+        _check_text(name, here)
+        return _parse_condition(name, None, value, here)
+    allowed = ", ".join([*FIELDS, "attributes.<name>", "not", "and", "or"])
+    raise FilterError(f"{here}: unknown field, expected one of {allowed}")
+
+
+def _parse_condition(field: str, kind: Kind | None, raw: object, at: str) -> Filter:
+    """`kind` is the type that the field has, or None where each value may have its own (attributes)."""
+    if not isinstance(raw, Mapping):
+        return AnyOf(field, (_parse_value(kind, raw, at, _expected(kind)),))
+    if set(raw) == {"any"}:
+        values = raw["any"]
+        if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
+            raise FilterError(
+                f"{at}.any: got {_shown(values)}, expected a list of at least one {_noun(kind)}"
+            )
+        if len(values) > MAX_VALUES:
+            raise FilterError(f"{at}.any: got {len(values)} values, expected at most {MAX_VALUES}")
+        return AnyOf(
+            field,
+            tuple(_parse_value(kind, each, f"{at}.any[{i}]", _noun(kind)) for i, each in enumerate(values)),
+        )
+    bounds = {"gte", "gt", "lte", "lt"}
+    if kind in (None, "number") and raw and set(raw) <= bounds:
+        given = {name: _parse_bound(value, f"{at}.{name}") for name, value in raw.items()}
+        return Range(field, **given)
+    raise FilterError(f"{at}: got {_shown(raw)}, expected {_expected(kind)}")
+
+
+def _parse_bound(raw: object, at: str) -> float:
+    value = _parse_value("number", raw, at, "a number")
+    assert isinstance(value, float)
+    return value
+
+
+def _parse_value(kind: Kind | None, raw: object, at: str, expected: str) -> Value:
+    seen = _kind(raw)
+    if seen is None or (kind is not None and seen != kind):
+        raise FilterError(f"{at}: got {_shown(raw)}, expected {expected}")
+    if isinstance(raw, str):
+        _check_text(raw, at)
+        return raw
+    if isinstance(raw, bool):
+        return raw
+    assert isinstance(raw, int | float)
+    number = _as_number(raw)
+    if number is None:
+        raise FilterError(f"{at}: got {_shown(raw)}, expected a finite number")
+    return number
+
+
+def _check_text(text: str, at: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise FilterError(f"{at}: got text that is not valid Unicode, expected UTF-8") from None
+    if size > MAX_TEXT_BYTES:
+        raise FilterError(f"{at}: got {size} bytes of text, expected at most {MAX_TEXT_BYTES}")
+
+
+def _kind(value: object) -> Kind | None:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, int | float):
+        return "number"
+    return None
+
+
+def _as_number(value: int | float) -> float | None:
+    """The number as the engines compare it, or None where it is not finite. Adding 0.0 makes -0.0 equal 0.0."""
+    try:
+        number = float(value) + 0.0
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _same(held: Value, wanted: Value) -> bool:
+    return _kind(held) == _kind(wanted) and held == wanted
+
+
+def _noun(kind: Kind | None) -> str:
+    return {"text": "text", "number": "number", "bool": "true or false", None: "text, number, true or false"}[
+        kind
+    ]
+
+
+def _expected(kind: Kind | None) -> str:
+    return {
+        "text": "a text or {any: [...]}",
+        "number": "a number or {gte, gt, lt, lte}",
+        "bool": "true or false",
+        None: "a text, a number, true, false, {any: [...]} or {gte, gt, lt, lte}",
+    }[kind]
+
+
+def _shown(value: object) -> str:
+    """The value as the message quotes it; cut before it is printed, since it may be anything."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:60] + "...")
+    if isinstance(value, Mapping):
+        names = ", ".join(_shown_name(name) for name in list(value)[:6])
+        return f"an object with {names}" if names else "an empty object"
+    if isinstance(value, Sequence):
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return "a number of more than 128 bits"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def _shown_name(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= 60 else text[:60] + "..."
