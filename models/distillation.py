@@ -1,0 +1,113 @@
+"""A sentence encoder's knowledge in a table of token vectors: the start of the static tower.
+
+After Model2Vec and its Tokenlearn (github.com/MinishLab): each token goes through the teacher alone, the result is reduced by PCA,
+then the table is fitted so that the weighted mean of a text's tokens is the teacher's vector of the text.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+Floats = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """vectors[t] is weight times direction of token t; a text is the mean of its tokens' vectors."""
+
+    vectors: Floats  # (vocabulary, dim)
+    teacher_cosine: float  # with the teacher's (reduced) vectors, on texts that were not fitted
+
+
+class Teacher:
+    """A sentence encoder from a local folder: mean pooling, length one."""
+
+    def __init__(self, path: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        self.model = AutoModel.from_pretrained(str(path), local_files_only=True).eval()
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], report: Callable[[int, int], None], batch: int = 64) -> Floats:
+        """f32[texts, teacher dim]. Texts of like length together, so that little of the work is padding."""
+        ids = self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
+        out = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            width = max(len(ids[n]) for n in rows)
+            tokens = torch.zeros(len(rows), width, dtype=torch.long)
+            mask = torch.zeros(len(rows), width)
+            for place, n in enumerate(rows):
+                tokens[place, : len(ids[n])] = torch.tensor(ids[n])
+                mask[place, : len(ids[n])] = 1
+            hidden = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            out[rows] = F.normalize(pooled, dim=-1).numpy()
+            report(min(start + batch, len(order)), len(order))
+        return out
+
+
+def generic_texts(teacher: Teacher, count: int, seed: int) -> list[str]:
+    """Short texts of two to four whole words from the teacher's own vocabulary.
+
+    Other people's catalogs are about other things than groceries: these keep the tower's geometry general.
+    """
+    words = [word for word in teacher.tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 3]
+    words.sort()
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(words, rng.integers(2, 5))) for _ in range(count)]
+
+
+def token_bags(texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All texts' token ids in a row, and where each text starts: what torch's embedding_bag reads."""
+    ids = tokenize(texts)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])[:-1]])
+    return torch.tensor([token for row in ids for token in row]), torch.tensor(starts)
+
+
+def distil(
+    tokens_by_teacher: Floats, texts_by_teacher: Floats, ids: list[list[int]], dim: int, epochs: int, seed: int
+) -> TokenTable:
+    """Fit the token table on texts that the teacher has encoded.
+
+    The mean of a text's token vectors should point where the teacher's vector, reduced to `dim` by PCA, points.
+    """
+    torch.manual_seed(seed)
+    mean = texts_by_teacher.mean(0)
+    _, _, axes = np.linalg.svd(texts_by_teacher - mean, full_matrices=False)
+    reduce = axes[:dim].T
+    wanted = F.normalize(torch.from_numpy((texts_by_teacher - mean) @ reduce), dim=-1)
+    start = torch.from_numpy(((tokens_by_teacher - tokens_by_teacher.mean(0)) @ reduce).astype(np.float32))
+    # Zipf's weights (Model2Vec): the vocabulary is roughly in order of frequency, frequent tokens tell little.
+    rank = torch.arange(len(start), dtype=torch.float32)
+    weight = torch.log1p(rank / 100.0) / np.log1p(len(start) / 100.0)
+    table = nn.EmbeddingBag.from_pretrained(start * weight[:, None], freeze=False, mode="mean", sparse=True)
+    held_out = torch.arange(len(ids)) % 20 == 0
+    optimizer = torch.optim.SparseAdam(list(table.parameters()), lr=3e-3)
+    generator = torch.Generator().manual_seed(seed)
+    fitted = torch.nonzero(~held_out)[:, 0]
+    for _ in range(epochs):
+        for rows in fitted[torch.randperm(len(fitted), generator=generator)].split(512):
+            loss = 1 - F.cosine_similarity(table(*_bag(ids, rows)), wanted[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        rows = torch.nonzero(held_out)[:, 0]
+        cosine = float(F.cosine_similarity(table(*_bag(ids, rows)), wanted[rows]).mean())
+        vectors = table.weight.numpy().copy()
+    return TokenTable(vectors, cosine)
+
+
+def _bag(ids: list[list[int]], rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen = [ids[n] for n in rows.tolist()]
+    starts = np.cumsum([0, *(len(row) for row in chosen)])[:-1]
+    return torch.tensor([token for row in chosen for token in row]), torch.tensor(starts)

@@ -1,0 +1,86 @@
+"""The event log as arrays: order, time splits and histories, the same for training and evaluation."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from streams.features import ACTION_CODES
+
+
+def in_order(frame: pl.DataFrame) -> pl.DataFrame:
+    """Events in order of time, file order among equals; tied events of one user move one millisecond apart.
+
+    The engine orders a user's log by time and then by a hash, so ties would lose the order of the file. A tie pushes on:
+    10, 10, 10, 11 become 10, 11, 12, 13.
+    """
+    rank = pl.int_range(pl.len()).over("user_id")
+    # at' = rank + running max of (at - rank): the least strictly increasing sequence that is nowhere earlier.
+    moved = (pl.col("at_ms") - rank).cum_max().over("user_id") + rank
+    return frame.sort("at_ms", maintain_order=True).with_columns(at_ms=moved).sort("at_ms", maintain_order=True)
+
+
+@dataclass(frozen=True)
+class Log:
+    """Events grouped by user and in order within each: user u owns rows starts[u] to starts[u + 1]."""
+
+    users: list[str]
+    starts: NDArray[np.int64]  # (users + 1,)
+    items: NDArray[np.int64]  # (events,) rows of the catalog
+    actions: NDArray[np.int64]  # (events,) codes of the shared feature file
+    at_ms: NDArray[np.int64]  # (events,)
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """The user of each event."""
+        return np.repeat(np.arange(len(self.users)), np.diff(self.starts))
+
+
+def log_of(frame: pl.DataFrame, item_ids: pl.Series) -> Log:
+    """The log of ordered events. Items are numbered by their place in item_ids; events of other items are left out."""
+    rows = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
+    frame = frame.join(rows, on="item_id", how="inner", maintain_order="left")
+    frame = frame.with_columns(code=pl.col("action").replace_strict(ACTION_CODES, return_dtype=pl.Int64))
+    users = frame["user_id"].unique().sort()
+    numbers = pl.DataFrame({"user_id": users}).with_row_index("user")
+    frame = frame.join(numbers, on="user_id", maintain_order="left").sort("user", maintain_order=True)
+    starts = np.searchsorted(frame["user"].to_numpy(), np.arange(len(users) + 1))
+    return Log(
+        users=users.to_list(),
+        starts=starts.astype(np.int64),
+        items=frame["item"].to_numpy().astype(np.int64),
+        actions=frame["code"].to_numpy(),
+        at_ms=frame["at_ms"].to_numpy(),
+    )
+
+
+def split(log: Log, at_ms: int) -> tuple[Log, Log]:
+    """The events before a moment and those from it on; both logs number the same users."""
+    return _subset(log, log.at_ms < at_ms), _subset(log, log.at_ms >= at_ms)
+
+
+def _subset(log: Log, keep: NDArray[np.bool_]) -> Log:
+    counts = np.bincount(log.owners[keep], minlength=len(log.users))
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Log(log.users, starts, log.items[keep], log.actions[keep], log.at_ms[keep])
+
+
+def newest(log: Log, ends: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows of the `length` events before each end of one user's, oldest first, padding after them: (n, length) and mask.
+
+    `ends` are row numbers (exclusive) inside a user's range or at its end; an end at a user's start gives padding only
+    and needs `owners_of_ends`: pass ends > start.
+    """
+    owners = np.searchsorted(log.starts, ends - 1, side="right") - 1
+    counts = np.minimum(ends - log.starts[owners], length)
+    offsets = np.arange(length)
+    rows = (ends - counts)[:, None] + offsets
+    mask = offsets < counts[:, None]
+    return np.where(mask, rows, 0), mask.astype(np.float32)
+
+
+def epoch_ms(moment: datetime) -> int:
+    """Milliseconds since 1970 of a naive moment taken as UTC."""
+    return int(moment.replace(tzinfo=UTC).timestamp() * 1000)
