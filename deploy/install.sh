@@ -21,7 +21,7 @@ is_new_enough() {
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
         is_new_enough "$PYTHON" ||
-            fail "PYTHON=$PYTHON is '$("$PYTHON" --version 2>&1)': expected Python 3.11 to 3.14"
+            fail "PYTHON=$PYTHON is '$("$PYTHON" --version 2>&1 | head -n 1)': expected Python 3.11 to 3.14"
         printf '%s\n' "$PYTHON"
         return
     fi
@@ -83,6 +83,8 @@ for lock in "$@"; do
     set -- "$@" "deploy/requirements/$lock.txt"
     shift
 done
-"$uv" pip sync --quiet --require-hashes --python "$environment/bin/python" "$@"
+if [ -t 2 ]; then quiet=''; else quiet=--quiet; fi # progress bars are for people
+# shellcheck disable=SC2086
+"$uv" pip sync $quiet --require-hashes --python "$environment/bin/python" "$@"
 "$uv" pip install --quiet --no-deps --python "$environment/bin/python" \
     --build-constraints deploy/requirements/build.txt --editable .
