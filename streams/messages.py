@@ -203,12 +203,12 @@ class ItemVector(Struct, frozen=True):
 
 
 class Trend(Struct, frozen=True):
-    """Decayed popularity of one clicks partition: ``counts`` holds (item key, weight as of ``at_ms``)."""
+    """Decayed popularity of one clicks partition: ``counts`` holds (item id, weight as of ``at_ms``)."""
 
     partition: int
     at_ms: int
     half_life_s: float
-    counts: list[tuple[int, float]]
+    counts: list[tuple[str, float]]
 
 
 class BadMessage(Exception):

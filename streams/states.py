@@ -17,9 +17,6 @@ class StepEncoder(Protocol):
 
     forgets: bool
 
-    @property
-    def state_size(self) -> int: ...
-
     def step(self, state: F32, items: F32, actions: I64, gaps_s: F32, mask: F32) -> F32: ...
 
 
@@ -52,12 +49,13 @@ def keys_needed(change: Change, refold: NDArray[np.bool_]) -> list[int]:
 
 
 def advance(
-    columns: Columns, change: Change, refold: NDArray[np.bool_], vectors: ItemVectors, state_size: int
+    columns: Columns, change: Change, refold: NDArray[np.bool_], vectors: ItemVectors, initial: F32
 ) -> Job:
-    """Step appended events on; fold whole logs where that is not enough."""
+    """Step appended events on; fold whole logs where that is not enough. ``initial`` is the state of nobody (S,)."""
     rows = change.rows
     state = columns.state[rows].astype(np.float32)
     state_at = columns.state_at_ms[rows].copy()
+    state[state_at == 0] = initial
     stepping = ~refold[change.steps_user]
     users, steps = change.steps_user[stepping], change.steps
     found = vectors.rows(steps.item[stepping].tolist())
@@ -75,14 +73,14 @@ def advance(
     state_at = last_time(users[known], steps.at_ms[stepping][known], state_at)
     chosen = np.flatnonzero(refold)
     if len(chosen):
-        again = fold_again(change.log, chosen, vectors, state_size)
-        state[chosen] = 0.0
+        again = fold_again(change.log, chosen, vectors, initial)
+        state[chosen] = initial
         state_at[chosen], pending[chosen] = again.state_at_ms[chosen], again.pending[chosen]
         calls += again.calls
-    return Job(state, calls if state_size else [], state_at, pending)
+    return Job(state, calls if len(initial) else [], state_at, pending)
 
 
-def fold_again(log: Log, chosen: I64, vectors: ItemVectors, state_size: int) -> Job:
+def fold_again(log: Log, chosen: I64, vectors: ItemVectors, initial: F32) -> Job:
     """Fold whole logs from nothing, for the users ``chosen`` of ``log``."""
     size, width = len(log.n), log.at_ms.shape[1]
     users, keys, actions, at_ms = folded_entries(log, chosen)
@@ -91,8 +89,8 @@ def fold_again(log: Log, chosen: I64, vectors: ItemVectors, state_size: int) -> 
     nobody = np.zeros(size, dtype=np.int64)
     calls = _gathered(vectors, users[known], found[known], actions[known], at_ms[known], nobody, width)
     return Job(
-        np.zeros((size, state_size), dtype=np.float32),
-        calls if state_size else [],
+        np.tile(initial, (size, 1)),
+        calls if len(initial) else [],
         last_time(users[known], at_ms[known], nobody),
         counts_by_user(users[~known], size),
     )

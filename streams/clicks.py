@@ -1,0 +1,261 @@
+"""Path 1: a batch of clicks -> the users' logs and encoder states -> the profiles changelog -> the watermark."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from typing import Final, NamedTuple
+
+import numpy as np
+import structlog
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+from numpy.typing import NDArray
+
+from streams.dead_letters import DeadLetter, DeadLetters
+from streams.encoder import Encoder
+from streams.engine import Batch, Lost
+from streams.features import ACTION_CODES, event_key, item_key
+from streams.fold import Change, Clicks, plan
+from streams.index import IndexUnavailable
+from streams.messages import BadMessage, Click, decode_click
+from streams.metrics import Metrics
+from streams.profile import EVENT_KEY_MASK, Outcome
+from streams.profiles import Partition, Profiles
+from streams.publish import Outgoing, write_scattered
+from streams.routing import Router, forwarded, origin_of
+from streams.states import Job, advance, keys_needed, needs_refold
+from streams.trends import Counts
+from streams.vectors import ItemVectors
+
+log = structlog.get_logger(__name__)
+
+# Decoding holds the loop for about a millisecond a slice; requests get their turn in between.
+_SLICE: Final = 400
+# How long a batch may wait for its partition to be opened: a restore is reading, or the worker is stuck.
+_OPEN_TIMEOUT_S: Final = 600.0
+
+
+class Decoded(NamedTuple):
+    """Clicks of one batch that belong here, as parallel columns, with the records they came from."""
+
+    clicks: Clicks
+    records: list[ConsumerRecord]
+    event_ids: list[str]
+    strays: list[tuple[int, int, int]]  # (row, origin partition, origin offset)
+
+    def part(self, start: int, stop: int) -> "Decoded":
+        return Decoded(
+            Clicks(*(column[start:stop] for column in self.clicks)),
+            self.records[start:stop],
+            self.event_ids[start:stop],
+            self.strays if start == 0 else [],
+        )
+
+
+class ClickPath:
+    """Applies click batches. One batch of a partition at a time; partitions beside each other."""
+
+    def __init__(
+        self,
+        profiles: Profiles,
+        vectors: ItemVectors,
+        encoder: Encoder,
+        threads: Executor,
+        producer: AIOKafkaProducer,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+        *,
+        topic: str,
+        partitions: int,
+    ) -> None:
+        self._profiles, self._vectors, self._encoder, self._threads = profiles, vectors, encoder, threads
+        self._producer, self._dead_letters, self._metrics, self._topic = (
+            producer,
+            dead_letters,
+            metrics,
+            topic,
+        )
+        self._router = Router(partitions)
+        self._initial = encoder.initial_state(1)[0]
+        self.counts: dict[int, Counts] = {}
+        self._stage = {
+            name: metrics.click_batch_stage_seconds.labels(name)
+            for name in ("decode", "apply", "encode", "changelog")
+        }
+        self._batch_size = metrics.batch_size.labels("clicks")
+        self._strays = metrics.strays_total.labels(topic)
+
+    async def handle(self, batch: Batch) -> None:
+        """Apply one partition batch, then finish it.
+
+        Raises:
+            Lost: the partition was revoked meanwhile; nothing is acknowledged.
+            StopWorker: the broker did not take what had to be written.
+        """
+        partition = self._profiles.partition(batch.partition)
+        if partition is None:
+            raise Lost
+        await asyncio.wait_for(partition.opened.wait(), _OPEN_TIMEOUT_S)
+        async with partition.lock:
+            partition.require(batch.generation)
+            started = time.perf_counter()
+            letters: list[DeadLetter] = []
+            strays: list[Outgoing] = []
+            decoded = await self._decode(partition, batch.records, letters, strays)
+            self._stage["decode"].observe(time.perf_counter() - started)
+            if decoded.records:
+                letters += await self._apply(partition, decoded, batch.generation)
+            await self._dead_letters.put(letters)
+            if strays:
+                await write_scattered(self._producer, self._topic, strays)
+                self._strays.inc(len(strays))
+            partition.advance(batch.last_offset)
+        batch.finish()
+        self._batch_size.observe(len(batch.records))
+        now_ms = time.time() * 1000.0
+        self._metrics.click_to_applied_seconds.observe_all(
+            np.maximum(now_ms - np.array([record.timestamp for record in batch.records]), 0.0) / 1000.0
+        )
+
+    async def _decode(
+        self,
+        partition: Partition,
+        records: Iterable[ConsumerRecord],
+        letters: list[DeadLetter],
+        strays: list[Outgoing],
+    ) -> Decoded:
+        rows: list[int] = []
+        kept: list[ConsumerRecord] = []
+        clicks: list[Click] = []
+        origins: list[tuple[int, int, int]] = []
+        known = partition.columns.rows
+        for count, record in enumerate(records, 1):
+            if count % _SLICE == 0:
+                await asyncio.sleep(0)
+            try:
+                click = decode_click(record.key, record.value, record.timestamp)
+            except BadMessage as error:
+                letters.append(DeadLetter(record, error.reason, str(error)))
+                continue
+            user = click.user_id.encode()
+            row = known.get(user)
+            origin = origin_of(record) if record.headers else None
+            if row is None:
+                home = self._router.partition_of(user)
+                if home != partition.number:
+                    if origin is None:
+                        strays.append(forwarded(record, user))
+                    else:
+                        message = f"forwarded to partition {partition.number}, but its user belongs to {home}"
+                        letters.append(DeadLetter(record, "misrouted", message))
+                    continue
+                row = partition.row_of(user)
+            if origin is not None:
+                origins.append((row, origin.partition, origin.offset))
+            rows.append(row)
+            kept.append(record)
+            clicks.append(click)
+        columns = Clicks(
+            np.array(rows, dtype=np.int64),
+            np.array([record.offset for record in kept], dtype=np.int64),
+            np.array([click.at_ms for click in clicks], dtype=np.int64),
+            np.array([event_key(click.event_id) & EVENT_KEY_MASK for click in clicks], dtype=np.uint64),
+            np.array([item_key(click.item_id) for click in clicks], dtype=np.uint64),
+            np.array([ACTION_CODES[click.action] for click in clicks], dtype=np.uint8),
+        )
+        return Decoded(columns, kept, [click.event_id for click in clicks], origins)
+
+    async def _apply(self, partition: Partition, decoded: Decoded, generation: int) -> list[DeadLetter]:
+        """Apply what was decoded; if our own code fails on it, halve it until the culprit stands alone."""
+        try:
+            started = time.perf_counter()
+            change = plan(partition.columns, decoded.clicks)
+            refold = needs_refold(partition.columns, change, self._encoder.forgets)
+            await self._fetch_vectors(change, refold)
+            job = advance(partition.columns, change, refold, self._vectors, self._initial)
+            planned = time.perf_counter()
+            state = await self._run(job)
+            self._stage["apply"].observe(planned - started)
+            self._stage["encode"].observe(time.perf_counter() - planned)
+        except Exception as error:
+            if len(decoded.records) == 1:
+                record = decoded.records[0]
+                log.exception(
+                    "click_failed", topic=record.topic, partition=record.partition, offset=record.offset
+                )
+                return [DeadLetter(record, "internal_error", f"{type(error).__name__}: {error}")]
+            middle = len(decoded.records) // 2
+            letters = await self._apply(partition, decoded.part(0, middle), generation)
+            return letters + await self._apply(
+                partition, decoded.part(middle, len(decoded.records)), generation
+            )
+        partition.require(generation)
+        erased = self._commit(partition, decoded, change, job, state)
+        started = time.perf_counter()
+        await self._profiles.write(partition, change.rows[~change.erased], generation)
+        await self._profiles.erase(partition, erased, generation)
+        self._stage["changelog"].observe(time.perf_counter() - started)
+        self._count(partition, decoded, change)
+        return []
+
+    async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_]) -> None:
+        try:
+            await self._vectors.ensure(keys_needed(change, refold))
+        except IndexUnavailable as error:
+            # Clicks go on: what has no vector now counts as pending, and is folded in when it has one.
+            log.warning("vectors_unavailable", error=str(error))
+
+    async def _run(self, job: Job) -> NDArray[np.float16]:
+        if not job.calls:
+            return job.state.astype(np.float16)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job.run, self._encoder)
+
+    def _commit(
+        self,
+        partition: Partition,
+        decoded: Decoded,
+        change: Change,
+        job: Job,
+        state: NDArray[np.float16],
+    ) -> dict[bytes, int]:
+        """Write a change into the columns, all at once; returns the users that were erased, with the time."""
+        columns, rows = partition.columns, change.rows
+        columns.put_log(rows, change.log)
+        columns.offset[rows] = change.offset
+        columns.state[rows] = state
+        columns.state_at_ms[rows] = job.state_at_ms
+        columns.pending[rows] = job.pending
+        columns.stale[rows] = False
+        columns.forgotten_ms[rows] = change.forgotten_ms
+        for index in np.flatnonzero(change.newest >= 0).tolist():
+            columns.last_event[int(rows[index])] = decoded.event_ids[int(change.newest[index])].encode()
+        for index in np.flatnonzero(change.refold).tolist():
+            _drop_stale_id(columns.last_event, int(rows[index]), change, index)
+        for row, origin, offset in decoded.strays:
+            held = columns.strays.setdefault(row, {})
+            held[origin] = max(offset, held.get(origin, -1))
+        erased = {}
+        for index in np.flatnonzero(change.erased).tolist():
+            user = columns.users[int(rows[index])]
+            erased[user] = partition.forgotten[user] = int(change.forgotten_ms[index])
+            columns.remove(user)
+        return erased
+
+    def _count(self, partition: Partition, decoded: Decoded, change: Change) -> None:
+        outcomes = change.outcomes
+        self._metrics.clicks_total.inc(int(outcomes[Outcome.APPLIED]))
+        self._metrics.duplicates_total.inc(
+            int(outcomes[Outcome.DUPLICATE] + outcomes[Outcome.REPLAYED] + outcomes[Outcome.RETRACTED])
+        )
+        self._metrics.too_late_total.inc(int(outcomes[Outcome.TOO_LATE] + outcomes[Outcome.FORGOTTEN]))
+        clicks, applied = decoded.clicks, change.applied
+        counts = self.counts.setdefault(partition.number, Counts())
+        counts.add(clicks.item[applied], clicks.action[applied], clicks.at_ms[applied])
+
+
+def _drop_stale_id(last_event: list[bytes], row: int, change: Change, index: int) -> None:
+    """After a retraction the newest event is another one, whose id string is no longer known."""
+    n = int(change.log.n[index])
+    newest = int(change.log.event[index, n - 1]) if n else -1
+    if event_key(last_event[row].decode()) & EVENT_KEY_MASK != newest:
+        last_event[row] = b""

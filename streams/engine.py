@@ -1,0 +1,299 @@
+"""Partition batches in Faust: the unit of work is everything one fetch brought of one partition.
+
+Faust does the consuming, the group, the assignment and the commits. What it would do per message (a task, a weak
+reference, gap bookkeeping: some 200 us) is done once per batch here, and its ways to lose data are closed: a batch
+is committed when it has been finished, in order, and by nothing else. An exception never leaves an agent, since
+Faust acknowledges what failed.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+import faust
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import Message
+
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# How long a fetch may wait while a partition is busy: its next batch must be picked up soon after it is released.
+_BUSY_FETCH_S: Final = 0.005
+_IDLE_FETCH_S: Final = 1.0
+# A batch in hand at a rebalance or stop gets so long to finish; then it is dropped uncommitted and replayed.
+_DRAIN_S: Final = 5.0
+
+
+class StopWorker(Exception):
+    """The worker must stop without acknowledging: the message says what was found and the remedy."""
+
+
+class Lost(Exception):
+    """The partition of this batch has been revoked: drop it, its new owner will read it again."""
+
+
+class Batch:
+    """The records of one partition that one fetch brought, in offset order.
+
+    ``release`` lets the next batch of the partition be fetched; ``finish`` allows everything up to its last record
+    to be committed as soon as all earlier batches are finished too, and releases it if need be.
+    """
+
+    __slots__ = ("_consumer", "fetched_s", "finished", "generation", "partition", "records", "topic")
+
+    def __init__(self, consumer: "BatchConsumer", tp: TP, records: Sequence[ConsumerRecord], generation: int):
+        self._consumer = consumer
+        self.topic, self.partition = tp
+        self.records = records
+        self.generation = generation
+        self.finished = False
+        self.fetched_s = time.monotonic()
+
+    @property
+    def last_offset(self) -> int:
+        return int(self.records[-1].offset)
+
+    def release(self) -> None:
+        self._consumer.release(self)
+
+    def finish(self) -> None:
+        self._consumer.finish(self)
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
+        app = cast(EngineApp, self.app)
+        settings = app.engine_settings
+        # Range gives partition n of co-partitioned topics to the same worker; Faust's default without tables is
+        # round-robin, which does not as soon as the workers do not divide the partitions.
+        self._assignor = RangePartitionAssignor
+        return AIOKafkaConsumer(
+            **settings.kafka_options(),
+            client_id=f"{app.conf.id}-worker",
+            group_id=app.conf.id,
+            partition_assignment_strategy=[RangePartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=settings.max_poll_records,
+            max_poll_interval_ms=300_000,
+            max_partition_fetch_bytes=1_048_576,
+            fetch_max_wait_ms=500,
+            session_timeout_ms=int(settings.session_timeout_s * 1000),
+            rebalance_timeout_ms=int(settings.session_timeout_s * 1000),
+            heartbeat_interval_ms=int(min(3.0, settings.session_timeout_s / 5) * 1000),
+            metadata_max_age_ms=30_000,
+        )
+
+
+class BatchConsumer(driver.Consumer):
+    """Faust's consumer with batches as messages and our own account of what may be committed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._outstanding: dict[TP, deque[Batch]] = {}
+        self._held: set[TP] = set()
+        self._next: dict[TP, int] = {}
+        self._freed = asyncio.Event()
+
+    def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
+        """One message per partition batch, only of partitions that may take more work, requests first."""
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)
+        if self.should_stop:
+            return
+        wanted = self._get_active_partitions() - self._held
+        if not wanted:
+            self._freed.clear()
+            await asyncio.wait({asyncio.ensure_future(self._freed.wait())}, timeout=0.05)
+            return
+        app = cast(EngineApp, self.app)
+        generation = app.consumer_generation_id
+        wait_s = _BUSY_FETCH_S if self._held else _IDLE_FETCH_S
+        fetched = await self._getmany(active_partitions=wanted, timeout=wait_s)
+        for tp in sorted(fetched, key=app.priority):
+            # After a rebalance the fetch positions are reset to the committed offsets: nothing is skipped.
+            if self.should_stop or not self.flow_active or app.consumer_generation_id != generation:
+                return
+            key = TP(tp.topic, tp.partition)
+            batch = Batch(self, key, fetched[tp], generation)
+            self._outstanding.setdefault(key, deque()).append(batch)
+            self._held.add(key)
+            yield key, self._as_message(key, batch)
+
+    def _as_message(self, tp: TP, batch: Batch) -> Message:
+        return cast(
+            Message,
+            driver.ConsumerMessage(
+                tp.topic, tp.partition, batch.last_offset, time.time(), 0, [], None, batch, None, 0, 0, tp,
+                generation_id=batch.generation,
+            ),
+        )  # fmt: skip
+
+    def release(self, batch: Batch) -> None:
+        queue = self._outstanding.get(TP(batch.topic, batch.partition))
+        if queue and queue[-1] is batch:
+            self._held.discard(TP(batch.topic, batch.partition))
+            self._freed.set()
+
+    def finish(self, batch: Batch) -> None:
+        tp = TP(batch.topic, batch.partition)
+        queue = self._outstanding.get(tp)
+        if queue is None or batch not in queue:
+            return  # revoked meanwhile
+        batch.finished = True
+        self.release(batch)
+        while queue and queue[0].finished:
+            self._next[tp] = queue.popleft().last_offset + 1
+
+    def outstanding(self, topic: str) -> int:
+        """Batches of a topic that are not committed yet (those of parked requests among them)."""
+        return sum(len(queue) for tp, queue in self._outstanding.items() if tp.topic == topic)
+
+    # What Faust may commit: the end of the finished batches, and nothing else.
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Any:
+        return (tp for tp in list(self._next) if topics is None or tp in topics or tp.topic in topics)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        return self._next.get(tp)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Batches know their own bounds; Faust's account of gaps between messages has no part in it."""
+
+    async def wait_empty(self) -> None:
+        """At a rebalance or stop: let the batches in hand finish, commit, forget the rest."""
+        await cast(EngineApp, self.app).drain(_DRAIN_S)
+        await self.commit()
+        self._forget()
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        await super().on_partitions_revoked(revoked)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._outstanding.clear()
+        self._held.clear()
+        self._next.clear()
+        self._freed.set()
+
+    # Faust's livelock detector looks at its own bookkeeping, which is empty here; `watchdog.py` takes its place.
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        return
+
+
+Handler = Callable[[Batch], Awaitable[None]]
+
+
+class _Subscription(NamedTuple):
+    topic: str
+    handler: Handler
+    urgent: bool
+
+
+class EngineApp(faust.App):
+    """A consumer group of ours as a Faust app: topics in, one handler call per partition batch."""
+
+    def __init__(self, group: str, settings: Settings) -> None:
+        self.engine_settings = settings
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._urgent: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        super().__init__(
+            group,
+            broker=[f"kafka://{server}" for server in settings.bootstrap_servers.split(",")],
+            key_serializer="raw",
+            value_serializer="raw",
+            store="memory://",
+            autodiscover=False,
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            stream_wait_empty=True,
+            stream_buffer_maxsize=64,
+            broker_commit_interval=settings.commit_interval_s,
+            broker_session_timeout=settings.session_timeout_s,
+            broker_request_timeout=max(60.0, settings.session_timeout_s + 10),
+            producer_request_timeout=60.0,
+        )
+        self.transport.Consumer = BatchConsumer
+        self.transport.Producer = _Producer
+
+    def _create_directories(self) -> None:
+        """Faust keeps no tables here, so it needs no folders."""
+
+    def priority(self, tp: Any) -> bool:
+        return tp.topic not in self._urgent
+
+    def handle(self, topic: str, handler: Handler, *, urgent: bool = False) -> None:
+        """Call ``handler`` with every batch of ``topic``; batches of urgent topics go first.
+
+        The handler finishes its batch itself. A raised :class:`Lost` drops the batch, a :class:`StopWorker` stops
+        the worker, and so does any other exception: none of them acknowledges anything.
+        """
+        if urgent:
+            self._urgent.add(topic)
+
+        async def consume(stream: Any) -> None:
+            async for event in stream.noack().events():
+                task = asyncio.ensure_future(self._guarded(handler, event.value))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+        self.agent(
+            self.topic(topic, key_serializer="raw", value_serializer="raw"), name=f"{self.conf.id}.{topic}"
+        )(consume)
+
+    async def _guarded(self, handler: Handler, batch: Batch) -> None:
+        try:
+            await handler(batch)
+        except Lost:
+            log.info("batch_dropped", topic=batch.topic, partition=batch.partition, reason="revoked")
+        except StopWorker as error:
+            self.fail(str(error))
+        except Exception as error:
+            log.exception("handler_failed", topic=batch.topic, partition=batch.partition)
+            self.fail(f"unexpected {type(error).__name__} in the handler of {batch.topic}: {error}")
+
+    def fail(self, reason: str) -> None:
+        """Make the worker stop, unacknowledged, for ``reason``."""
+        if not self.failed.done():
+            self.failed.set_result(reason)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for the batches in hand, at most ``timeout_s``."""
+        tasks = {task for task in self._tasks if not task.done()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+
+    def on_assigned(self, callback: Callable[[set[TP]], Awaitable[None]]) -> None:
+        """Call ``callback`` with the whole new assignment at every rebalance, before fetching goes on."""
+
+        async def assigned(sender: Any, partitions: Iterable[TP], **kwargs: Any) -> None:
+            await callback({TP(tp.topic, tp.partition) for tp in partitions})
+
+        self.on_partitions_assigned.connect(assigned, weak=False)
+
+    def on_revoked(self, callback: Callable[[set[TP]], Awaitable[None]]) -> None:
+        """Call ``callback`` once the batches in hand are finished and committed, before others take over."""
+
+        async def revoked(sender: Any, partitions: Iterable[TP], **kwargs: Any) -> None:
+            await callback({TP(tp.topic, tp.partition) for tp in partitions})
+
+        self.on_partitions_revoked.connect(revoked, weak=False)
+
+
+class _Producer(driver.Producer):
+    """Faust flushes its producer before commits; ours is the one that writes (see `app.py`)."""
+
+    def _new_producer(self, transactional_id: str | None = None) -> AIOKafkaProducer:
+        return AIOKafkaProducer(**cast(EngineApp, self.app).engine_settings.kafka_options())

@@ -1,0 +1,343 @@
+"""The partition-owned store of users: opened when a clicks partition is assigned, frozen when it is revoked.
+
+The profiles topic is its changelog. A partition is opened by reading that topic in bulk (Faust's own table recovery
+takes eight minutes for a million users), resumed from where it was when it comes back, dropped when another worker
+has it. Writes are awaited. Foreign writes (a paused worker that woke up late) show as holes between our own offsets:
+they are read, and what an older generation overwrote is written again.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import structlog
+import xxhash
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams.columns import I64, Columns
+from streams.engine import Lost, StopWorker
+from streams.metrics import Metrics
+from streams.publish import Outgoing, write_all
+from streams.settings import Settings
+from streams.state_records import RecordError, Stamp, pack, stamp_of, unpack
+from streams.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+_READ_RECORDS: Final = 20_000
+_READ_TIMEOUT_S: Final = 60.0
+# How often an idle partition's changelog is looked at for writes that are not ours.
+_AUDIT_S: Final = 5.0
+_FORGOT_HEADER: Final = "headwater-forgot-ms"
+
+
+class Partition:
+    """The users of one clicks partition, and how far it has come."""
+
+    def __init__(self, number: int, log_length: int, state_size: int) -> None:
+        self.number = number
+        self.columns = Columns(log_length, state_size)
+        # Users erased by `forget`, who have no row: events up to that time are dropped.
+        self.forgotten: dict[bytes, int] = {}
+        self.generations: dict[bytes, int] = {}
+        self.generation = -1
+        self.watermark = -1  # every clicks record at or below it is applied and stored
+        self.changelog_next = 0  # the changelog has been read or written up to here
+        self.opened = asyncio.Event()
+        self.owned = False
+        self.lock = asyncio.Lock()
+        self.listeners: list[Callable[[Partition], None]] = []
+
+    def row_of(self, user: bytes) -> int:
+        """The user's row, made if there is none."""
+        row = self.columns.rows.get(user)
+        if row is None:
+            row = self.columns.add(user)
+            erased_ms = self.forgotten.get(user)
+            if erased_ms is not None:
+                self.columns.forgotten_ms[row] = erased_ms
+        return row
+
+    def advance(self, offset: int) -> None:
+        """Move the watermark and tell whoever waits for it."""
+        self.watermark = max(self.watermark, offset)
+        for listener in self.listeners:
+            listener(self)
+
+    def require(self, generation: int) -> None:
+        """Raises Lost unless this worker still owns the partition in that generation."""
+        if not self.owned or self.generation != generation:
+            raise Lost
+
+
+class Profiles:
+    """All partitions of this worker. ``log_length`` and ``state_size`` are the bundle's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        producer: AIOKafkaProducer,
+        metrics: Metrics,
+        *,
+        writer: int,
+        bundle_id: str,
+        log_length: int,
+        state_size: int,
+        fail: Callable[[str], None],
+    ) -> None:
+        self._settings, self._topics, self._producer, self._metrics = settings, topics, producer, metrics
+        self.writer = writer
+        self.bundle = xxhash.xxh3_64_intdigest(bundle_id.encode())
+        self._log_length, self._state_size = log_length, state_size
+        self._fail = fail
+        self.partitions: dict[int, Partition] = {}
+        self._reader = AIOKafkaConsumer(
+            **settings.kafka_options(),
+            group_id=settings.interests_group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=8 * 1024 * 1024,
+            fetch_max_wait_ms=100,
+        )
+        self._reading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        await self._reader.start()
+        self._spawn(self._audit())
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reader.stop()
+
+    def partition(self, number: int) -> Partition | None:
+        """The partition if this worker owns it (it may still be opening)."""
+        partition = self.partitions.get(number)
+        return partition if partition is not None and partition.owned else None
+
+    def freeze(self) -> None:
+        """A rebalance begins: nothing is applied until partitions are assigned again."""
+        for partition in self.partitions.values():
+            partition.owned = False
+            partition.opened.clear()
+
+    def assign(self, numbers: Iterable[int], generation: int) -> None:
+        """A rebalance ended: keep what came back, drop what others have, open what is new."""
+        wanted = set(numbers)
+        for number in set(self.partitions) - wanted:
+            del self.partitions[number]
+        for number in sorted(wanted):
+            partition = self.partitions.setdefault(
+                number, Partition(number, self._log_length, self._state_size)
+            )
+            partition.owned, partition.generation = True, generation
+            partition.opened.clear()
+        self._metrics.rebalances_total.inc()
+        if wanted:
+            self._spawn(self._open([self.partitions[number] for number in sorted(wanted)], generation))
+
+    async def _open(self, partitions: list[Partition], generation: int) -> None:
+        started = time.monotonic()
+        async with self._reading:
+            await self._check_clicks(partitions)
+            tps = {TopicPartition(self._topics.profiles, each.number): each for each in partitions}
+            ends = await self._reader.end_offsets(list(tps))
+            self._reader.assign(list(tps))
+            for tp, partition in tps.items():
+                self._reader.seek(tp, partition.changelog_next)
+            read, last_read = 0, time.monotonic()
+            remaining = {tp for tp in tps if tps[tp].changelog_next < ends[tp]}
+            for tp in set(tps) - remaining:
+                self._reader.pause(tp)
+            while remaining:
+                got = await self._reader.getmany(*remaining, timeout_ms=500, max_records=_READ_RECORDS)
+                for tp, records in got.items():
+                    self._load(tps[tp], records)
+                    read += len(records)
+                    last_read = time.monotonic()
+                    await asyncio.sleep(0)
+                if time.monotonic() - last_read > _READ_TIMEOUT_S:
+                    raise StopWorker(
+                        f"{self._topics.profiles}: no record for {_READ_TIMEOUT_S:.0f} s while reading it, "
+                        "expected the changelog up to its end; look at the broker"
+                    )
+                for tp in list(remaining):
+                    tps[tp].changelog_next = await self._reader.position(tp)
+                    if tps[tp].changelog_next >= ends[tp]:
+                        remaining.discard(tp)
+                        self._reader.pause(tp)
+        users = 0
+        for partition in partitions:
+            if partition.owned and partition.generation == generation:
+                users += len(partition.columns)
+                partition.opened.set()
+                partition.advance(partition.watermark)
+        seconds = time.monotonic() - started
+        self._metrics.restore_seconds.observe(seconds)
+        log.info(
+            "partitions_opened", count=len(partitions), users=users, records=read, seconds=round(seconds, 3)
+        )
+
+    async def _check_clicks(self, partitions: list[Partition]) -> None:
+        """Set the watermark from the committed offset, and refuse offsets that this topic cannot have."""
+        tps = {TopicPartition(self._topics.clicks, each.number): each for each in partitions}
+        beginnings = await self._reader.beginning_offsets(list(tps))
+        ends = await self._reader.end_offsets(list(tps))
+        for tp, partition in tps.items():
+            committed = await self._reader.committed(tp)
+            if committed is not None and committed > ends[tp]:
+                raise StopWorker(
+                    f"{tp.topic}-{tp.partition}: the group's committed offset is {committed}, expected at most the "
+                    f"end of the topic, {ends[tp]}: the topic was re-created. Start with a new "
+                    "HEADWATER_TOPIC_PREFIX, or delete the profiles topic and the group's offsets with it"
+                )
+            partition.watermark = (committed if committed is not None else beginnings[tp]) - 1
+
+    def _load(self, partition: Partition, records: list[ConsumerRecord]) -> None:
+        """Apply changelog records: the last of the newest generation wins."""
+        newest: dict[bytes, ConsumerRecord] = {}
+        generations = partition.generations
+        for record in records:
+            generation = _generation_of(record)
+            if generation < generations.get(record.key, -1):
+                continue  # written late by a worker that had lost the partition
+            generations[record.key] = generation
+            newest[record.key] = record
+        kept = []
+        for user, record in newest.items():
+            if record.value is not None:
+                kept.append(record)
+                continue
+            if user in partition.columns.rows:
+                partition.columns.remove(user)
+            forgot = next((value for name, value in record.headers if name == _FORGOT_HEADER), None)
+            if forgot is not None:
+                partition.forgotten[user] = msgspec.json.decode(forgot)[0]
+        rows = np.array([partition.row_of(record.key) for record in kept], dtype=np.int64)
+        try:
+            unpack(partition.columns, rows, [record.value for record in kept], self.bundle)
+        except RecordError as error:
+            raise StopWorker(
+                f"{self._topics.profiles}-{partition.number}, offsets {records[0].offset} to {records[-1].offset}: "
+                f"{error}"
+            ) from error
+
+    async def write(self, partition: Partition, rows: I64, generation: int) -> None:
+        """Write the users of ``rows`` to the changelog and wait for it.
+
+        Raises:
+            Lost: the partition is not ours any more.
+            StopWorker: the broker did not take the records.
+        """
+        if not len(rows):
+            return
+        stamp = Stamp(self.writer, generation, self.bundle)
+        users = [partition.columns.users[row] for row in rows.tolist()]
+        records = pack(partition.columns, rows, stamp)
+        await self._write(
+            partition, [Outgoing(*pair) for pair in zip(users, records, strict=True)], generation
+        )
+        partition.generations.update(dict.fromkeys(users, generation))
+
+    async def erase(self, partition: Partition, users: dict[bytes, int], generation: int) -> None:
+        """Write a tombstone for each user, with the time up to which events of theirs are dropped."""
+        records = [
+            Outgoing(user, None, [(_FORGOT_HEADER, msgspec.json.encode([erased_ms, generation]))])
+            for user, erased_ms in users.items()
+        ]
+        await self._write(partition, records, generation)
+
+    async def _write(self, partition: Partition, records: list[Outgoing], generation: int) -> None:
+        if not records:
+            return
+        partition.require(generation)
+        for written in await write_all(self._producer, self._topics.profiles, partition.number, records):
+            hole = partition.changelog_next
+            partition.changelog_next = written.offset + written.count
+            if written.offset > hole:
+                self._spawn(self._repair(partition, hole, written.offset, generation))
+        self._metrics.changelog_records_total.inc(len(records))
+
+    async def _audit(self) -> None:
+        """Look for foreign writes at the end of partitions that have been quiet since."""
+        while True:
+            await asyncio.sleep(_AUDIT_S)
+            for partition in list(self.partitions.values()):
+                if not partition.owned or not partition.opened.is_set():
+                    continue
+                async with partition.lock:
+                    tp = TopicPartition(self._topics.profiles, partition.number)
+                    try:
+                        end = (await self._reader.end_offsets([tp]))[tp]
+                    except KafkaError as error:
+                        log.warning("changelog_audit_failed", partition=partition.number, error=str(error))
+                        continue
+                    hole, partition.changelog_next = partition.changelog_next, max(
+                        end, partition.changelog_next
+                    )
+                if end > hole:
+                    await self._repair(partition, hole, end, partition.generation)
+
+    async def _repair(self, partition: Partition, start: int, end: int, generation: int) -> None:
+        """Read foreign changelog records and write again what they overwrote."""
+        tp = TopicPartition(self._topics.profiles, partition.number)
+        overwritten: set[bytes] = set()
+        async with self._reading:
+            self._reader.assign([tp])
+            self._reader.seek(tp, start)
+            deadline = time.monotonic() + _READ_TIMEOUT_S
+            position = start
+            while position < end and time.monotonic() < deadline:
+                for records in (await self._reader.getmany(tp, timeout_ms=500)).values():
+                    for record in records:
+                        if record.offset >= end or (record.value and self._is_ours(record)):
+                            continue
+                        if _generation_of(record) > generation:
+                            raise StopWorker(
+                                f"{tp.topic}-{tp.partition}: offset {record.offset} was written by generation "
+                                f"{_generation_of(record)}, expected at most ours, {generation}: another worker owns "
+                                "this partition. This one must be started again"
+                            )
+                        overwritten.add(record.key)
+                position = await self._reader.position(tp)
+        async with partition.lock:
+            known = partition.columns.rows
+            rows = np.array([known[user] for user in overwritten if user in known], dtype=np.int64)
+            if len(rows):
+                log.warning("foreign_writes_repaired", partition=partition.number, users=len(rows))
+                await self.write(partition, rows, generation)
+            gone = {user: partition.forgotten[user] for user in overwritten if user in partition.forgotten}
+            await self.erase(partition, {user: at for user, at in gone.items() if user not in known}, generation)
+
+    def _is_ours(self, record: ConsumerRecord) -> bool:
+        return stamp_of(record.value).writer == self.writer
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Lost:
+                pass
+            except StopWorker as error:
+                self._fail(str(error))
+            except Exception as error:
+                log.exception("profiles_failed")
+                self._fail(f"unexpected {type(error).__name__} in the profiles store: {error}")
+
+        task = asyncio.ensure_future(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _generation_of(record: ConsumerRecord) -> int:
+    if record.value is not None:
+        return stamp_of(record.value).generation if len(record.value) >= 64 else -1
+    forgot = next((value for name, value in record.headers if name == _FORGOT_HEADER), None)
+    return int(msgspec.json.decode(forgot)[1]) if forgot is not None else -1

@@ -1,0 +1,111 @@
+"""Writing to Kafka in whole record batches, every one acknowledged before the caller goes on."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
+
+from streams.engine import StopWorker
+from streams.settings import Settings
+
+# aiokafka retries until its request timeout; a little more, so that its own error says what went wrong.
+_ACK_TIMEOUT_S: Final = 40.0
+# A whole partition batch's changelog fits a few of these; Kafka's default limit of a request is 1 MB.
+MAX_BATCH_BYTES: Final = 256 * 1024
+# Records above this go alone by `send`, which checks them against the topic's limit with a clear error.
+_ROOM_FOR_OVERHEAD: Final = 1024
+
+Header = tuple[str, bytes]
+
+
+class Outgoing(NamedTuple):
+    """One record to be written."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header] = ()
+
+
+def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
+    """A producer that waits for all replicas and takes batches of 256 KiB."""
+    return AIOKafkaProducer(
+        **settings.kafka_options(),
+        acks="all",
+        linger_ms=0,
+        max_batch_size=MAX_BATCH_BYTES,
+        max_request_size=4 * 1024 * 1024,
+        request_timeout_ms=30_000,
+        **options,
+    )
+
+
+class Written(NamedTuple):
+    """Where a run of records landed."""
+
+    offset: int
+    count: int
+
+
+async def write_all(
+    producer: AIOKafkaProducer, topic: str, partition: int, records: Iterable[Outgoing]
+) -> list[Written]:
+    """Write ``records`` to one partition in order and wait until all are acknowledged.
+
+    Raises:
+        StopWorker: the broker did not take them in time.
+    """
+    pending: list[tuple[asyncio.Future[RecordMetadata], int]] = []
+    try:
+        builder, count = producer.create_batch(), 0
+        for record in records:
+            appended = builder.append(
+                key=record.key, value=record.value, timestamp=None, headers=list(record.headers)
+            )
+            if appended is None and count:
+                pending.append((await producer.send_batch(builder, topic, partition=partition), count))
+                builder, count = producer.create_batch(), 0
+                appended = builder.append(
+                    key=record.key, value=record.value, timestamp=None, headers=list(record.headers)
+                )
+            if appended is None:
+                future = await producer.send(
+                    topic,
+                    key=record.key,
+                    value=record.value,
+                    partition=partition,
+                    headers=list(record.headers),
+                )
+                pending.append((future, 1))
+            else:
+                count += 1
+        if count:
+            pending.append((await producer.send_batch(builder, topic, partition=partition), count))
+        done = await asyncio.wait_for(asyncio.gather(*(future for future, _ in pending)), _ACK_TIMEOUT_S)
+    except (KafkaError, TimeoutError) as error:
+        raise StopWorker(
+            f"{topic}: the broker did not acknowledge a write to partition {partition} "
+            f"({type(error).__name__}: {error}); nothing past it is committed. Look at the broker, then start again"
+        ) from error
+    return [Written(meta.offset, count) for meta, (_, count) in zip(done, pending, strict=True)]
+
+
+async def write_scattered(producer: AIOKafkaProducer, topic: str, records: Iterable[Outgoing]) -> None:
+    """Write records to the partitions of their keys and wait until all are acknowledged.
+
+    Raises:
+        StopWorker: the broker did not take them in time.
+    """
+    try:
+        futures = [
+            await producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
+            for record in records
+        ]
+        await asyncio.wait_for(asyncio.gather(*futures), _ACK_TIMEOUT_S)
+    except (KafkaError, TimeoutError) as error:
+        raise StopWorker(
+            f"{topic}: the broker did not acknowledge a write ({type(error).__name__}: {error}); "
+            "nothing past it is committed. Look at the broker, then start again"
+        ) from error

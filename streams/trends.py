@@ -1,0 +1,117 @@
+"""What is popular now: decayed counts of each clicks partition, shared by all workers through the trends topic.
+
+An event of age ``a`` weighs ``w * 2^(-a / half_life)``. Weights are kept relative to a moving origin of time, so that
+an event costs one multiplication and nothing has to be decayed again.
+"""
+
+import heapq
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from streams.columns import I64, U64
+from streams.features import item_key
+from streams.fold import POPULARITY
+from streams.messages import Trend
+
+# A week: long enough for a quiet shop, short enough that last month's season is gone.
+HALF_LIFE_S: Final = 7 * 86_400.0
+# What a partition publishes, and what a worker keeps of all of them: as deep as the largest answer.
+TOP: Final = 1_000
+# Counts below this share of the largest can never reach the top again before they are refreshed.
+_MAX_ITEMS: Final = 200_000
+# 2^30 half-lives fit a float's exponent; the origin moves long before.
+_REBASE_HALF_LIVES: Final = 100.0
+
+
+class Counts:
+    """Decayed counts of one clicks partition, by item key."""
+
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self._half_life_ms = half_life_s * 1000.0
+        self._weights: dict[int, float] = {}
+        self._origin_ms = 0
+        self.changed = False
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def add(self, items: U64, actions: np.ndarray[tuple[int], np.dtype[np.uint8]], at_ms: I64) -> None:
+        """Count events; each item's share is summed once per call."""
+        weights = POPULARITY[actions]
+        counted = weights > 0
+        if not counted.any():
+            return
+        newest = int(at_ms[counted].max())
+        if not self._weights:
+            self._origin_ms = newest
+        elif newest - self._origin_ms > _REBASE_HALF_LIVES * self._half_life_ms:
+            self._rebase(newest)
+        ages = (at_ms[counted] - self._origin_ms) / self._half_life_ms
+        grown = weights[counted] * np.exp2(np.clip(ages, -1000, 2 * _REBASE_HALF_LIVES))
+        unique, place = np.unique(items[counted], return_inverse=True)
+        sums = np.bincount(place, weights=grown)
+        held = self._weights
+        for key, weight in zip(unique.tolist(), sums.tolist(), strict=True):
+            held[key] = held.get(key, 0.0) + weight
+        if len(held) > _MAX_ITEMS:
+            self._weights = dict(heapq.nlargest(_MAX_ITEMS // 2, held.items(), key=lambda pair: pair[1]))
+        self.changed = True
+
+    def _rebase(self, origin_ms: int) -> None:
+        factor = 2.0 ** ((self._origin_ms - origin_ms) / self._half_life_ms)
+        self._weights = {key: weight * factor for key, weight in self._weights.items()}
+        self._origin_ms = origin_ms
+
+    def top(self) -> list[tuple[int, float]]:
+        """The heaviest items: (item key, weight as of :attr:`at_ms`)."""
+        return heapq.nlargest(TOP, self._weights.items(), key=lambda pair: pair[1])
+
+    @property
+    def at_ms(self) -> int:
+        return self._origin_ms
+
+    def restore(self, trend: Trend) -> None:
+        """Go on from what was published, by whichever worker had the partition."""
+        self._origin_ms = trend.at_ms
+        self._weights = {item_key(item_id): weight for item_id, weight in trend.counts}
+
+
+class PopularItem(NamedTuple):
+    key: int
+    item_id: str
+    weight: float
+
+
+class Trends:
+    """The newest counts of every clicks partition, and the popular items they add up to."""
+
+    def __init__(self) -> None:
+        self._by_partition: dict[int, Trend] = {}
+        self._popular: list[PopularItem] | None = None
+
+    def put(self, trend: Trend) -> None:
+        self._by_partition[trend.partition] = trend
+        self._popular = None
+
+    def of(self, partition: int) -> Trend | None:
+        return self._by_partition.get(partition)
+
+    def popular(self) -> list[PopularItem]:
+        """Heaviest first, summed over all partitions as of the newest of them."""
+        if self._popular is None:
+            self._popular = _summed(self._by_partition.values())
+        return self._popular
+
+
+def _summed(trends: Iterable[Trend]) -> list[PopularItem]:
+    trends = list(trends)
+    now_ms = max((trend.at_ms for trend in trends), default=0)
+    total: dict[str, float] = {}
+    for trend in trends:
+        factor = 2.0 ** ((trend.at_ms - now_ms) / (trend.half_life_s * 1000.0))
+        for item_id, weight in trend.counts:
+            total[item_id] = total.get(item_id, 0.0) + weight * factor
+    top = heapq.nlargest(TOP, total.items(), key=lambda pair: pair[1])
+    return [PopularItem(item_key(item_id), item_id, weight) for item_id, weight in top]
