@@ -50,7 +50,7 @@ class Histogram(prometheus_client.Histogram):
     """Prometheus' histogram, with a way to observe a whole batch for the price of one."""
 
     def observe_all(self, values: npt.ArrayLike) -> None:
-        """As `observe` on each of `values`. 2,000 values: 60 us instead of 1.5 ms."""
+        """As `observe` on each of `values`. 2,000 values: some 50 us instead of 3 ms."""
         amounts = np.asarray(values, dtype=np.float64).ravel()
         # A value belongs to the first bucket whose upper bound is not below it.
         counts = np.bincount(np.searchsorted(self._upper_bounds, amounts), minlength=len(self._buckets))

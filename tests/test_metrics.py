@@ -110,8 +110,7 @@ def test_a_batch_of_observations_counts_like_one_by_one() -> None:
 
 def test_an_empty_batch_changes_nothing() -> None:
     metrics = Metrics()
-    before = metrics.click_to_applied_seconds
-    before.observe_all([])
+    metrics.click_to_applied_seconds.observe_all([])
     assert _samples(metrics)["headwater_click_to_applied_seconds_count", ()] == 0
 
 
