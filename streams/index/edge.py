@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import qdrant_edge as engine
+import xxhash
 from numpy.typing import NDArray
 
 from streams.index import (
@@ -82,7 +83,7 @@ class EdgeIndex:
         self._number_fields = 0
         self._path = folder / "shard-0"
         self._shard = _create(self._path, dim)
-        self._indexed_fields = set(fields.NUMBER_FIELDS)
+        self._indexed_fields = {"price"}
         self._writing = asyncio.Lock()
         self._building = asyncio.Lock()
         self._changed: set[int] | None = None  # keys put since the copy of a graph under construction
@@ -156,7 +157,7 @@ class EdgeIndex:
     # -- putting -----------------------------------------------------------------------------------------------------
 
     def _put_slice(self, points: Sequence[Point], collisions: list[str]) -> None:
-        documents: dict[int, dict[str, Any] | None] = {}
+        documents: dict[int, fields.Document | None] = {}
         for point in points:
             held = self._items.get(point.key)
             if held is not None and held.item_id != point.item_id:
@@ -194,7 +195,7 @@ class EdgeIndex:
         self._rows[row] = vector
         return row
 
-    def _write(self, shard: engine.EdgeShard, documents: dict[int, dict[str, Any] | None]) -> None:
+    def _write(self, shard: engine.EdgeShard, documents: dict[int, fields.Document | None]) -> None:
         """Stores these documents with their items' present vectors; None removes."""
         live = {key: document for key, document in documents.items() if document is not None}
         gone: list[engine.PointId] = [key for key in documents if key not in live]
@@ -202,16 +203,16 @@ class EdgeIndex:
             self._index_numbers(shard, document)
         if live:
             rows = self._rows[[self._items[key].row for key in live]].tolist()
-            points = [engine.Point(key, row, live[key]) for key, row in zip(live, rows, strict=True)]
+            points = [engine.Point(key, row, _stored(live[key])) for key, row in zip(live, rows, strict=True)]
             shard.update(engine.UpdateOperation.upsert_points(points))
         if gone:
             shard.update(engine.UpdateOperation.delete_points(gone))
 
-    def _index_numbers(self, shard: engine.EdgeShard, document: dict[str, Any]) -> None:
+    def _index_numbers(self, shard: engine.EdgeShard, document: fields.Document) -> None:
         """Gives an attribute's numbers an index when its name first appears, before the first item that has it."""
         if shard is not self._shard:
             return
-        for field in fields.number_fields(document):
+        for field in document.numbers:
             if field in self._indexed_fields or len(self._indexed_fields) > fields.MAX_NUMBER_FIELDS:
                 continue
             self._indexed_fields.add(field)
@@ -294,7 +295,7 @@ class EdgeIndex:
         old.close()
         await asyncio.to_thread(shutil.rmtree, old_path, ignore_errors=True)
 
-    def _documents(self, keys: Iterable[int]) -> dict[int, dict[str, Any] | None]:
+    def _documents(self, keys: Iterable[int]) -> dict[int, fields.Document | None]:
         held = {key: self._items[key] for key in keys}
         return {key: fields.document(_payload(item)) if item.row >= 0 else None for key, item in held.items()}
 
@@ -308,10 +309,9 @@ def _create(path: Path, dim: int) -> engine.EdgeShard:
         wal_enabled=False,  # nothing outlives the process
     )
     shard = engine.EdgeShard.create(str(path), config)
-    for field in fields.WORD_FIELDS:
-        shard.update(engine.UpdateOperation.create_field_index(field, engine.PayloadSchemaType.Keyword))
-    for field in fields.NUMBER_FIELDS:
-        shard.update(engine.UpdateOperation.create_field_index(field, engine.PayloadSchemaType.Float))
+    words = engine.IntegerIndexParams(lookup=True, range=False)
+    shard.update(engine.UpdateOperation.create_field_index("words", words))
+    shard.update(engine.UpdateOperation.create_field_index("price", engine.PayloadSchemaType.Float))
     return shard
 
 
@@ -341,9 +341,10 @@ def _filter(group: fields.Group) -> engine.Filter:
 
 def _condition(condition: fields.Condition) -> "engine.ConditionType":
     match condition:
-        case fields.HasWord(field=field, words=words):
-            wanted = engine.MatchValue(words[0]) if len(words) == 1 else engine.MatchAny(list(words))
-            return engine.FieldCondition(field, match=wanted)
+        case fields.HasWord(words=words):
+            numbers = [_word_number(word) for word in words]
+            wanted = engine.MatchValue(numbers[0]) if len(numbers) == 1 else engine.MatchAny(numbers)
+            return engine.FieldCondition("words", match=wanted)
         case fields.HasNumber(field=field, bounds=at):
             return engine.FieldCondition(
                 field, range=engine.RangeFloat(gte=at.gte, gt=at.gt, lte=at.lte, lt=at.lt)
@@ -352,6 +353,16 @@ def _condition(condition: fields.Condition) -> "engine.ConditionType":
             return engine.HasIdCondition(set(keys))
         case fields.Group():
             return _filter(condition)
+
+
+def _stored(document: fields.Document) -> dict[str, Any]:
+    numbers = {field: held[0] if len(held) == 1 else held for field, held in document.numbers.items()}
+    return {"words": [_word_number(word) for word in document.words], **numbers}
+
+
+def _word_number(word: str) -> int:
+    """A word as a signed 64-bit number, which crosses into the engine three times as fast as a text."""
+    return xxhash.xxh3_64_intdigest(word.encode()) - (1 << 63)
 
 
 def _payload(item: _Item) -> dict[str, Any]:

@@ -1,0 +1,517 @@
+"""What every index must do. Runs on the edge engine, and on a Qdrant server where HEADWATER_TEST_QDRANT_URL names one."""
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from streams.features import item_key
+from streams.index import BadVector, Index, KeyCollision, Point, Query
+from streams.index.edge import EdgeIndex
+from streams.index.server import ServerIndex
+from streams.recall.filters import Filter, FilterError, admits, parse
+
+DIM = 8
+URL = os.environ.get("HEADWATER_TEST_QDRANT_URL")
+no_server = pytest.mark.skipif(not URL, reason="HEADWATER_TEST_QDRANT_URL names no Qdrant server")
+
+
+async def _edge(path: Path) -> Index:
+    return await EdgeIndex.open(path, DIM)
+
+
+async def _server(collection: str) -> ServerIndex:
+    assert URL is not None
+    api_key = os.environ.get("HEADWATER_TEST_QDRANT_API_KEY")
+    return await ServerIndex.connect(URL, api_key, collection, DIM, alias=None)
+
+
+@pytest.fixture(params=["edge", pytest.param("server", marks=[pytest.mark.qdrant, no_server])])
+async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Index]:
+    if request.param == "edge":
+        opened = await _edge(tmp_path)
+        yield opened
+        await opened.close()
+    else:
+        server = await _server(f"items-test-{uuid.uuid4().hex}")
+        yield server
+        await server.drop()
+        await server.close()
+
+
+def unit(direction: int) -> NDArray[np.float32]:
+    return np.eye(DIM, dtype=np.float32)[direction]
+
+
+def item(
+    item_id: str,
+    vector: NDArray[np.float32] | None = None,
+    *,
+    version: int | None = None,
+    offset: int = 0,
+    **payload: Any,
+) -> Point:
+    vector = unit(0) if vector is None else vector
+    return Point(item_key(item_id), item_id, vector, {"title": item_id, **payload}, version, 0, offset)
+
+
+def mark(item_id: str, *, version: int | None = None, offset: int) -> Point:
+    return Point(item_key(item_id), item_id, None, {}, version, 0, offset)
+
+
+async def found(index: Index, where: Filter | None = None, exclude: frozenset[int] = frozenset()) -> set[str]:
+    [hits] = await index.search([Query(np.ones(DIM, dtype=np.float32), 1000, where, exclude)])
+    return {hit.item_id for hit in hits}
+
+
+async def title(index: Index, item_id: str) -> Any:
+    return (await index.items([item_key(item_id)])).get(item_key(item_id), {}).get("title")
+
+
+# -- searching ---------------------------------------------------------------------------------------------------------
+
+
+async def test_empty_index_answers_with_nothing(index: Index) -> None:
+    assert await index.search([]) == []
+    assert await index.search([Query(unit(0), 10), Query(unit(1), 10)]) == [[], []]
+    assert await index.count() == 0
+    assert await index.vectors([1]) == {}
+    assert await index.items([1]) == {}
+    assert await index.match([1], None) == set()
+    await index.put([])
+
+
+async def test_nearest_come_first_by_dot_product_of_vectors_as_they_are(index: Index) -> None:
+    await index.put(
+        [item("short", unit(0)), item("long", 3 * unit(0)), item("other", unit(1)), item("against", -unit(0))]
+    )
+    [hits] = await index.search([Query(2 * unit(0), 10)])
+    assert [hit.item_id for hit in hits] == ["long", "short", "other", "against"]
+    assert [hit.score for hit in hits] == pytest.approx([6, 2, 0, -2])
+    assert hits[0].key == item_key("long")
+
+
+async def test_limit_bounds_the_hits(index: Index) -> None:
+    await index.put([item(f"item {i}", (i + 1) * unit(0)) for i in range(30)])
+    [few, one] = await index.search([Query(unit(0), 7), Query(unit(0), 1)])
+    assert [hit.item_id for hit in few] == [f"item {i}" for i in range(29, 22, -1)]
+    assert [hit.item_id for hit in one] == ["item 29"]
+
+
+async def test_batch_answers_in_the_order_of_its_queries(index: Index) -> None:
+    await index.put([item(f"item {i}", unit(i)) for i in range(DIM)])
+    order = [3, 0, 7, 3, 1, 6, 2, 5, 4, 0] * 20
+    answers = await index.search([Query(unit(i), 1) for i in order])
+    assert [hits[0].item_id for hits in answers] == [f"item {i}" for i in order]
+
+
+async def test_excluded_items_are_not_found(index: Index) -> None:
+    await index.put([item(f"item {i}", (i + 1) * unit(0)) for i in range(1200)])
+    exclude = frozenset(item_key(f"item {i}") for i in range(200, 1200))
+    [hits, unknown] = await index.search(
+        [Query(unit(0), 1000, None, exclude), Query(unit(0), 2, None, frozenset({5}))]
+    )
+    assert [hit.item_id for hit in hits] == [f"item {i}" for i in range(199, -1, -1)]
+    assert [hit.item_id for hit in unknown] == ["item 1199", "item 1198"]
+
+
+async def test_unavailable_items_are_found_only_where_the_filter_asks(index: Index) -> None:
+    await index.put([item("here", available=True), item("gone", available=False), item("unsaid")])
+    keys = [item_key(name) for name in ("here", "gone", "unsaid", "unknown")]
+    for raw, expected in [
+        (None, {"here", "unsaid"}),
+        ({"available": True}, {"here", "unsaid"}),
+        ({"available": False}, {"gone"}),
+        ({"available": {"any": [True, False]}}, {"here", "gone", "unsaid"}),
+        ({"not": {"available": True}}, {"gone"}),
+        ({}, {"here", "unsaid"}),
+    ]:
+        where = None if raw is None else parse(raw)
+        assert await found(index, where) == expected
+        assert await index.match(keys, where) == {item_key(name) for name in expected}
+    assert await index.count() == 3
+    assert set(await index.items(keys)) == set(await index.vectors(keys)) == set(keys[:3])
+
+
+# -- reading back ------------------------------------------------------------------------------------------------------
+
+
+async def test_vectors_and_payloads_come_back_as_they_went_in(index: Index) -> None:
+    vector = np.linspace(-2, 2, DIM, dtype=np.float32)
+    payload = {
+        "category": "garden",
+        "tags": ["a", "b"],
+        "price": 9.99,
+        "available": True,
+        "attributes": {"colour": "rot", "weight": 7, "fair": False, 'odd "name" [0].x': "y"},
+    }
+    await index.put([item("rake", vector, **payload), item("bare")])
+    keys = [item_key("rake"), item_key("bare"), item_key("unknown")]
+    vectors = await index.vectors(keys)
+    assert set(vectors) == set(keys[:2])
+    assert vectors[keys[0]].dtype == np.float32
+    np.testing.assert_array_equal(vectors[keys[0]], vector)
+    assert await index.items(keys) == {
+        keys[0]: {"item_id": "rake", "title": "rake", **payload},
+        keys[1]: {"item_id": "bare", "title": "bare"},
+    }
+
+
+async def test_vectors_read_are_not_changed_by_later_puts(index: Index) -> None:
+    await index.put([item("a", unit(0), offset=1)])
+    before = (await index.vectors([item_key("a")]))[item_key("a")]
+    await index.put([item("a", unit(1), offset=2)])
+    np.testing.assert_array_equal(before, unit(0))
+
+
+@pytest.mark.parametrize("item_id", ["ж☕️ item", "a\x00b", "x" * 512, '"quoted" \\ ', "-", "0"])
+async def test_any_text_can_be_an_item_id(index: Index, item_id: str) -> None:
+    await index.put([item(item_id, category=item_id)])
+    assert await found(index) == {item_id}
+    assert await found(index, parse({"item_id": item_id, "category": item_id})) == {item_id}
+    assert (await index.items([item_key(item_id)]))[item_key(item_id)]["item_id"] == item_id
+
+
+async def test_keys_use_all_sixty_four_bits(index: Index) -> None:
+    top = next(name for name in (f"item {i}" for i in range(100)) if item_key(name) >= 1 << 63)
+    await index.put([item(top)])
+    [[hit]] = await index.search([Query(unit(0), 1)])
+    assert hit.key == item_key(top)
+    assert await found(index, None, frozenset({item_key(top)})) == set()
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+async def test_newer_version_replaces_and_older_is_ignored(index: Index) -> None:
+    await index.put([item("a", unit(0), version=2, offset=10, title="second", category="old")])
+    await index.put([item("a", unit(1), version=3, offset=5, title="third", category="new")])
+    await index.put([item("a", unit(2), version=2, offset=99, title="late", category="late")])
+    assert await title(index, "a") == "third"
+    assert await found(index, parse({"category": "new"})) == {"a"}
+    assert await found(index, parse({"category": {"any": ["old", "late"]}})) == set()
+    [[hit]] = await index.search([Query(unit(1), 5)])
+    assert hit.score == pytest.approx(1)
+    assert await index.count() == 1
+
+
+async def test_offset_decides_between_equal_versions(index: Index) -> None:
+    await index.put([item("a", version=2, offset=10, title="first")])
+    await index.put([item("a", version=2, offset=9, title="earlier")])
+    assert await title(index, "a") == "first"
+    await index.put([item("a", version=2, offset=11, title="later")])
+    assert await title(index, "a") == "later"
+
+
+async def test_missing_version_inherits_the_stored_one(index: Index) -> None:
+    await index.put([item("a", version=7, offset=10, title="versioned")])
+    await index.put([item("a", offset=9, title="earlier")])
+    assert await title(index, "a") == "versioned"
+    await index.put([item("a", offset=11, title="unversioned")])
+    assert await title(index, "a") == "unversioned"
+    await index.put([item("a", version=6, offset=12, title="older")])
+    assert await title(index, "a") == "unversioned"
+
+
+async def test_any_version_is_newer_than_none(index: Index) -> None:
+    await index.put([item("a", offset=10, title="none")])
+    await index.put([item("a", version=-5, offset=3, title="minus five")])
+    assert await title(index, "a") == "minus five"
+
+
+@pytest.mark.parametrize("version", [2**53 + 1, 1_700_000_000_000_000_001, 2**62, -(2**62)])
+async def test_versions_are_compared_exactly(index: Index, version: int) -> None:
+    await index.put([item("a", version=version, offset=5, title="first")])
+    await index.put([item("a", version=version - 1, offset=9, title="older")])
+    assert await title(index, "a") == "first"
+    await index.put([item("a", version=version + 1, offset=1, title="newer")])
+    assert await title(index, "a") == "newer"
+
+
+async def test_repeated_put_changes_nothing(index: Index) -> None:
+    points = [item(f"item {i}", unit(i % DIM), offset=i, category="c") for i in range(300)]
+    for _ in range(2):
+        await index.put(points)
+        assert await index.count() == 300
+        assert len(await found(index, parse({"category": "c"}))) == 300
+
+
+async def test_one_batch_may_hold_several_versions_of_an_item(index: Index) -> None:
+    versions = [
+        item("a", offset=1, title="one"),
+        item("b"),
+        item("a", offset=3, title="three"),
+        item("a", offset=2),
+    ]
+    await index.put(versions)
+    assert await title(index, "a") == "three"
+    await index.put(
+        [item("c", offset=1), mark("c", offset=2), mark("b", offset=5), item("b", offset=6, title="back")]
+    )
+    assert await found(index) == {"a", "b"}
+    assert await title(index, "b") == "back"
+
+
+async def test_deleted_item_is_nowhere(index: Index) -> None:
+    await index.put(
+        [item("a", offset=1, category="c", price=1.0), item("b", offset=2, category="c", price=1.0)]
+    )
+    await index.put([mark("a", offset=3)])
+    key = item_key("a")
+    assert await found(index) == {"b"}
+    for raw in (
+        {"category": "c"},
+        {"price": {"lt": 2}},
+        {"item_id": {"any": ["a", "b"]}},
+        {"available": True},
+    ):
+        assert await found(index, parse(raw)) == {"b"}
+    for raw in ({"not": {"category": "c"}}, {"available": False}, {"not": {"available": True}}):
+        assert await found(index, parse(raw)) == set()
+        assert await index.match([key], parse(raw)) == set()
+    assert await index.count() == 1
+    assert (await index.items([key]), await index.vectors([key]), await index.match([key], None)) == (
+        {},
+        {},
+        set(),
+    )
+
+
+async def test_deleted_stays_deleted_when_an_older_version_arrives_late(index: Index) -> None:
+    await index.put([item("a", version=3, offset=10)])
+    await index.put([mark("a", offset=11)])
+    await index.put([item("a", version=2, offset=12), item("a", version=3, offset=10), item("a", offset=9)])
+    assert await found(index) == set()
+
+
+async def test_newer_version_returns_after_a_delete(index: Index) -> None:
+    await index.put([item("a", version=3, offset=10)])
+    await index.put([mark("a", offset=11)])
+    await index.put([item("a", unit(1), version=3, offset=12, title="back")])
+    assert await found(index) == {"a"}
+    assert await title(index, "a") == "back"
+    np.testing.assert_array_equal((await index.vectors([item_key("a")]))[item_key("a")], unit(1))
+
+
+async def test_delete_of_an_unknown_item_leaves_a_mark(index: Index) -> None:
+    await index.put([mark("a", version=4, offset=10)])
+    assert await index.count() == 0
+    await index.put([item("a", version=3, offset=12)])
+    assert await found(index) == set()
+    await index.put([item("a", version=5, offset=13)])
+    assert await found(index) == {"a"}
+
+
+async def test_late_delete_does_not_remove_a_newer_version(index: Index) -> None:
+    await index.put([item("a", version=3, offset=10)])
+    await index.put([mark("a", offset=9), mark("a", version=2, offset=99)])
+    assert await found(index) == {"a"}
+
+
+async def test_item_whose_key_another_one_holds_is_refused_and_the_rest_is_stored(index: Index) -> None:
+    await index.put([item("a")])
+    thief = Point(item_key("a"), "thief", unit(1), {}, 9, 0, 9)
+    with pytest.raises(KeyCollision, match="'a' and 'thief' share the key"):
+        await index.put([thief, item("b")])
+    assert await found(index) == {"a", "b"}
+
+
+# -- bad vectors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+async def test_vector_that_is_not_finite_reaches_no_engine(index: Index, bad: float) -> None:
+    broken = unit(0).copy()
+    broken[3] = bad
+    with pytest.raises(BadVector, match=r"item 'broken': got a vector with NaN or infinity"):
+        await index.put([item("fine"), item("broken", broken)])
+    assert await index.count() == 0
+    with pytest.raises(BadVector, match="query"):
+        await index.search([Query(broken, 5)])
+
+
+@pytest.mark.parametrize("shape", [(DIM - 1,), (DIM + 1,), (1, DIM), (0,)])
+async def test_vector_of_another_dimension_reaches_no_engine(index: Index, shape: tuple[int, ...]) -> None:
+    with pytest.raises(BadVector, match=r"got a vector of shape \(.*\), expected \(8,\)"):
+        await index.put([item("fine"), item("broken", np.ones(shape, dtype=np.float32))])
+    assert await index.count() == 0
+    with pytest.raises(BadVector, match="query"):
+        await index.search([Query(np.ones(shape, dtype=np.float32), 5)])
+
+
+# -- filters -----------------------------------------------------------------------------------------------------------
+
+# Few values, so that items and filters meet; odd ones among them.
+words = st.sampled_from(["", "a", "b", "a=b", "true", "1", "ж ☕", "x\x00y", 'q"q', "garden"])
+names = st.sampled_from(["x", "y", "a=b", "a.b", 'q"[0]', "ж"])
+numbers = st.sampled_from([0, -0.0, 1, 1.0, 2.5, -7, 1e300, 5e-324, 2**53 + 1, 0.1])
+attribute = st.one_of(
+    words, numbers, st.booleans(), st.lists(st.one_of(words, numbers, st.booleans()), max_size=3)
+)
+payloads = st.fixed_dictionaries(
+    {},
+    optional={
+        "category": words,
+        "tags": st.lists(words, max_size=3),
+        "price": numbers,
+        "available": st.booleans(),
+        "attributes": st.dictionaries(names, attribute, max_size=4),
+    },
+)
+bounds = st.dictionaries(st.sampled_from(["gte", "gt", "lte", "lt"]), numbers, min_size=1, max_size=2)
+
+
+def one_or_any(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return values | st.lists(values, min_size=1, max_size=3).map(lambda chosen: {"any": chosen})
+
+
+def entry(
+    name: st.SearchStrategy[str], condition: st.SearchStrategy[Any]
+) -> st.SearchStrategy[dict[str, Any]]:
+    return st.tuples(name, condition).map(lambda pair: {pair[0]: pair[1]})
+
+
+conditions = st.one_of(
+    entry(st.sampled_from(["category", "tags"]), one_or_any(words)),
+    entry(st.just("price"), one_or_any(numbers) | bounds),
+    entry(st.just("available"), one_or_any(st.booleans())),
+    entry(st.just("item_id"), one_or_any(st.sampled_from([f"item {i}" for i in range(10)]))),
+    entry(names.map("attributes.".__add__), one_or_any(st.one_of(words, numbers, st.booleans())) | bounds),
+)
+filters = st.recursive(
+    conditions,
+    lambda inner: st.one_of(
+        entry(st.just("not"), inner),
+        entry(st.sampled_from(["and", "or"]), st.lists(inner, min_size=1, max_size=3)),
+        st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
+    ),
+    max_leaves=6,
+).filter(lambda raw: _is_within_the_caps(raw))
+
+
+def _is_within_the_caps(raw: dict[str, Any]) -> bool:
+    try:
+        parse(raw)
+    except FilterError as refused:
+        return "at most" not in str(refused)
+    return True
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_engine_finds_exactly_what_the_filter_means(index_runner: "Runner", data: st.DataObject) -> None:
+    payload_list = data.draw(st.lists(payloads, min_size=1, max_size=8))
+    wheres = data.draw(st.lists(filters, min_size=1, max_size=5))
+    items = {f"item {i}": payload for i, payload in enumerate(payload_list)}
+
+    async def check(index: Index) -> None:
+        offset = index_runner.next_offset()
+        gone = [mark(f"item {i}", offset=offset) for i in range(len(items), 8)]
+        await index.put([item(name, offset=offset, **payload) for name, payload in items.items()] + gone)
+        for raw in wheres:
+            where = parse(raw)
+            expected = {
+                name for name, payload in items.items() if admits(where, {"item_id": name, **payload})
+            }
+            assert await found(index, where) == expected
+            keys = [item_key(name) for name in items]
+            assert await index.match(keys, where) == {item_key(name) for name in expected}
+
+    index_runner.run(check)
+
+
+class Runner:
+    """Runs examples on one index in one event loop: a new shard per example would take most of the time."""
+
+    def __init__(self, run: Callable[[Callable[[Index], Awaitable[None]]], None]) -> None:
+        self.run = run
+        self._offset = 0
+
+    def next_offset(self) -> int:
+        self._offset += 1
+        return self._offset
+
+
+@pytest.fixture(params=["edge", pytest.param("server", marks=[pytest.mark.qdrant, no_server])])
+def index_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    import asyncio
+
+    with asyncio.Runner() as loop:
+        opened: Index
+        if request.param == "edge":
+            opened = loop.run(_edge(tmp_path))
+        else:
+            opened = server = loop.run(_server(f"items-test-{uuid.uuid4().hex}"))
+
+        async def call(check: Callable[[Index], Awaitable[None]]) -> None:
+            await check(opened)
+
+        yield Runner(lambda check: loop.run(call(check)))
+        if request.param == "server":
+            loop.run(server.drop())
+        loop.run(opened.close())
+
+
+# -- the server alone --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.qdrant
+@no_server
+async def test_server_keeps_items_and_marks_over_a_new_connection() -> None:
+    collection = f"items-test-{uuid.uuid4().hex}"
+    first = await _server(collection)
+    try:
+        await first.put(
+            [item("a", version=3, offset=1, attributes={"weight": 5}), item("b", version=3, offset=2)]
+        )
+        await first.put([mark("b", offset=3)])
+        second = await _server(collection)
+        try:
+            await second.put([item("b", version=2, offset=4)])
+            assert await found(second) == {"a"}
+            assert await found(second, parse({"attributes.weight": {"gt": 4}})) == {"a"}
+            await second.sweep(before_s=0.0)
+            await second.put([item("b", version=2, offset=5)])
+            assert await found(second) == {"a"}
+            await second.sweep(before_s=1e12)
+            await second.put([item("b", version=2, offset=5)])
+            assert await found(second) == {"a", "b"}
+        finally:
+            await second.close()
+        with pytest.raises(ValueError, match="expected vectors of 9 dimensions"):
+            await ServerIndex.connect(URL or "", None, collection, DIM + 1, alias=None)
+    finally:
+        await first.drop()
+        await first.close()
+
+
+@pytest.mark.qdrant
+@no_server
+async def test_alias_names_the_live_collection_and_moves_in_one_step() -> None:
+    alias = f"test-{uuid.uuid4().hex}"
+    old, new = [
+        await ServerIndex.connect(URL or "", None, f"items-{alias}-{i}", DIM, alias=alias) for i in (1, 2)
+    ]
+    try:
+        await old.put([item("in the old one")])
+        await new.put([item("in the new one")])
+        through_alias = await _server(alias)
+        assert await found(through_alias) == {"in the old one"}
+        await new.make_live(alias)
+        assert await found(through_alias) == {"in the new one"}
+        await through_alias.close()
+    finally:
+        for each in (old, new):
+            await each.drop()
+            await each.close()
