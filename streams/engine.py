@@ -155,9 +155,10 @@ class BatchConsumer(driver.Consumer):
         while queue and queue[0].finished:
             self._next[tp] = queue.popleft().last_offset + 1
 
-    def outstanding(self, topic: str) -> int:
-        """Batches of a topic that are not committed yet (those of parked requests among them)."""
-        return sum(len(queue) for tp, queue in self._outstanding.items() if tp.topic == topic)
+    def done(self, tp: TP) -> int | None:
+        """The offset after the last one that may be committed; None before anything is known."""
+        done = self._next.get(tp)
+        return self._committed_offset.get(tp) if done is None else done
 
     # What Faust may commit: the end of the finished batches, and nothing else.
 
@@ -207,7 +208,7 @@ class EngineApp(faust.App):
         self.engine_settings = settings
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._urgent: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_hand: set[asyncio.Task[None]] = set()
         super().__init__(
             group,
             broker=[f"kafka://{server}" for server in settings.bootstrap_servers.split(",")],
@@ -246,8 +247,8 @@ class EngineApp(faust.App):
         async def consume(stream: Any) -> None:
             async for event in stream.noack().events():
                 task = asyncio.ensure_future(self._guarded(handler, event.value))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._in_hand.add(task)
+                task.add_done_callback(self._in_hand.discard)
 
         self.agent(
             self.topic(topic, key_serializer="raw", value_serializer="raw"), name=f"{self.conf.id}.{topic}"
@@ -271,7 +272,7 @@ class EngineApp(faust.App):
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for the batches in hand, at most ``timeout_s``."""
-        tasks = {task for task in self._tasks if not task.done()}
+        tasks = {task for task in self._in_hand if not task.done()}
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
 

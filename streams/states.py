@@ -61,7 +61,7 @@ def advance(
     found = vectors.rows(steps.item[stepping].tolist())
     known = found >= 0
     pending = counts_by_user(users[~known], len(rows))
-    calls = _gathered(
+    calls = gathered(
         vectors,
         users[known],
         found[known],
@@ -87,7 +87,7 @@ def fold_again(log: Log, chosen: I64, vectors: ItemVectors, initial: F32) -> Job
     found = vectors.rows(keys.tolist())
     known = found >= 0
     nobody = np.zeros(size, dtype=np.int64)
-    calls = _gathered(vectors, users[known], found[known], actions[known], at_ms[known], nobody, width)
+    calls = gathered(vectors, users[known], found[known], actions[known], at_ms[known], nobody, width)
     return Job(
         np.tile(initial, (size, 1)),
         calls if len(initial) else [],
@@ -96,7 +96,7 @@ def fold_again(log: Log, chosen: I64, vectors: ItemVectors, initial: F32) -> Job
     )
 
 
-def _gathered(
+def gathered(
     vectors: ItemVectors, users: I64, vector_rows: I64, actions: I64, at_ms: I64, start_ms: I64, newest: int
 ) -> list[tuple[StepInput, F32]]:
     calls = step_inputs(users, vector_rows, actions, at_ms, start_ms, newest)

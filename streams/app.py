@@ -1,0 +1,496 @@
+"""A worker: everything of its role, opened in order and closed in reverse."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Literal
+
+import numpy as np
+import structlog
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka.errors import KafkaError
+from faust.types import TP
+
+from streams import __version__, topics
+from streams.catalog import CatalogPath, point_of_vector
+from streams.clicks import ClickPath
+from streams.columns import Columns
+from streams.dead_letters import DeadLetters
+from streams.encoder import Encoder, load
+from streams.engine import EngineApp, StopWorker
+from streams.features import ACTION_CODES
+from streams.index import BadVector, Index, IndexUnavailable, KeyCollision
+from streams.index.edge import EdgeIndex
+from streams.index.server import ServerIndex
+from streams.logs import configure_logging
+from streams.messages import BadMessage, Trend, decode_trend, encode
+from streams.metrics import Metrics
+from streams.profile import RETRACT
+from streams.profiles import Profiles
+from streams.publish import Outgoing, producer_of, write_all
+from streams.recall.pipeline import Recall
+from streams.requests import RequestPath
+from streams.routing import Router
+from streams.settings import Settings
+from streams.tail import Tail
+from streams.topics import Topics
+from streams.trends import HALF_LIFE_S, Counts, Trends
+from streams.vectors import ItemVectors
+from streams.watchdog import Progress, Watchdog
+from streams.web import Web
+
+__all__ = ["Role", "Worker", "WorkerError", "configure_logging", "serve"]
+
+log = structlog.get_logger(__name__)
+
+Role = Literal["all", "interests", "catalog"]
+_ACTION_NAMES: Final = {code: name for name, code in ACTION_CODES.items()}
+
+_TRENDS_S: Final = 2.0
+_GAUGES_S: Final = 1.0
+# A worker that has to stop gets so long to close; then the process ends, since everything unfinished is uncommitted.
+_STOP_S: Final = 12.0
+EXIT_FAILED: Final = 1
+
+
+class WorkerError(Exception):
+    """The worker cannot start: one sentence with the remedy."""
+
+
+class Worker:
+    """One worker of a role. ``start`` returns once it consumes; ``ready`` is set once its state is complete."""
+
+    def __init__(self, settings: Settings, role: Role) -> None:
+        self._settings, self._role = settings, role
+        self._topics = Topics.named(settings.topic_prefix)
+        self.metrics = Metrics()
+        self.ready = asyncio.Event()
+        self.web_address: str | None = None
+        self.bundle_id = ""
+        self._stack = contextlib.AsyncExitStack()
+        self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._writer = secrets.randbits(63)
+        self._apps: list[EngineApp] = []
+        self._catalog_offsets: dict[int, int] = {}
+        self._trends = Trends()
+        self._tails: list[Tail] = []
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._profiles: Profiles | None = None
+        self._clicks: ClickPath | None = None
+        self._requests: RequestPath | None = None
+        self._index: Index | None = None
+        self._vectors: ItemVectors | None = None
+
+    def fail(self, reason: str) -> None:
+        """Make the worker stop; what is unfinished stays uncommitted."""
+        if not self._failed.done():
+            self._failed.set_result(reason)
+
+    async def failed(self) -> str:
+        """Wait until the worker has to stop; the reason."""
+        return await asyncio.shield(self._failed)
+
+    async def start(self) -> None:
+        """Open everything.
+
+        Raises:
+            WorkerError, StopWorker: with a sentence that says what to do.
+            BundleError: the bundle is not what it should be.
+            TopicsError: the broker cannot be reached.
+        """
+        started = time.monotonic()
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        log.info("worker_started", role=self._role, seconds=round(time.monotonic() - started, 2))
+        self._spawn(self._announce_ready(started))
+
+    async def stop(self) -> None:
+        """Take no more, finish what is in hand, commit, leave the group, close in reverse order."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _open(self) -> None:
+        settings = self._settings
+        encoder = await asyncio.to_thread(
+            load, settings.bundle_path, threads=settings.encoder_threads, device=settings.device
+        )
+        self.bundle_id = encoder.id
+        log.info("bundle_loaded", bundle=encoder.id, providers=encoder.providers)
+        fatal = [problem for problem in await topics.check(settings) if problem.fatal]
+        if fatal:
+            raise WorkerError("; ".join(str(problem) for problem in fatal))
+        producer = await self._stack.enter_async_context(_started(producer_of(settings)))
+        dead_letters = DeadLetters(producer, self._topics.dead_letters, self.metrics)
+        if self._role != "catalog" or settings.qdrant_url is not None:
+            self._index = await self._open_index(encoder)
+        if self._role in ("all", "interests"):
+            self._apps.append(await self._open_interests(encoder, producer, dead_letters))
+        if self._role in ("all", "catalog"):
+            self._apps.append(await self._open_catalog(encoder, producer, dead_letters))
+        watchdog = Watchdog(self._progress, self.fail)
+        web = Web(self.metrics, self._health, self._describe_user)
+        for app in self._apps:
+            app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
+            self._stack.push_async_callback(app.stop)
+            await app.start()
+        watchdog.start()
+        self._stack.push_async_callback(watchdog.stop)
+        await web.start(settings.web_host, settings.web_port)
+        self._stack.push_async_callback(web.stop)
+        self.web_address = web.address
+        self.metrics.worker.info(
+            {
+                "version": __version__,
+                "role": self._role,
+                "bundle": encoder.id,
+                "providers": ",".join(encoder.providers),
+                "index": "server" if settings.qdrant_url else "edge",
+            }
+        )
+        self._spawn(self._gauges())
+
+    async def _open_index(self, encoder: Encoder) -> Index:
+        settings = self._settings
+        index: Index
+        if settings.qdrant_url is None:
+            index = await EdgeIndex.open(settings.data_dir / "index", encoder.dim)
+        else:
+            key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
+            try:
+                index = await ServerIndex.connect(
+                    settings.qdrant_url, key, f"{settings.topic_prefix}items-{encoder.id}", encoder.dim
+                )
+            except (IndexUnavailable, ValueError) as error:
+                raise WorkerError(f"HEADWATER_QDRANT_URL is {settings.qdrant_url}: {error}") from error
+        self._stack.push_async_callback(index.close)
+        return index
+
+    async def _open_interests(
+        self, encoder: Encoder, producer: AIOKafkaProducer, dead_letters: DeadLetters
+    ) -> EngineApp:
+        settings, index = self._settings, self._index
+        assert index is not None
+        on_server = settings.qdrant_url is not None
+        vectors = self._vectors = ItemVectors(encoder.dim, fetch=index.vectors if on_server else None)
+        profiles = self._profiles = Profiles(
+            settings,
+            self._topics,
+            producer,
+            self.metrics,
+            writer=self._writer,
+            bundle_id=encoder.id,
+            log_length=encoder.log_length,
+            state_size=encoder.state_size,
+            fail=self.fail,
+        )
+        # Separate threads: a request must not wait behind the encoder's work for two thousand clicks.
+        click_threads = self._threads("clicks")
+        request_threads = self._threads("requests")
+        clicks = self._clicks = ClickPath(
+            profiles,
+            vectors,
+            encoder,
+            click_threads,
+            producer,
+            dead_letters,
+            self.metrics,
+            topic=self._topics.clicks,
+            partitions=settings.partitions,
+        )
+        items_tail = Tail(settings, self._topics.vectors, self._on_vectors, self.fail, from_end=on_server)
+        trends_tail = Tail(settings, self._topics.trends, self._on_trends, self.fail)
+        requests = self._requests = RequestPath(
+            profiles,
+            vectors,
+            encoder,
+            request_threads,
+            Recall(index),
+            producer,
+            dead_letters,
+            self.metrics,
+            settings=settings,
+            topics=self._topics,
+            popular=self._trends.popular,
+            catalog=lambda: self._catalog_offsets,
+            is_index_ready=items_tail.caught_up.is_set,
+            spawn=self._guard,
+        )
+        self._tails = [items_tail, trends_tail]
+        for tail in self._tails:
+            await tail.start()
+            self._stack.push_async_callback(tail.stop)
+        async with asyncio.timeout(60.0):
+            await trends_tail.caught_up.wait()
+        await profiles.start()
+        self._stack.push_async_callback(profiles.stop)
+        app = EngineApp(settings.interests_group, settings)
+        app.handle(self._topics.clicks, clicks.handle)
+        app.handle(self._topics.requests, requests.handle, urgent=True)
+
+        async def assigned(partitions: set[TP]) -> None:
+            numbers = {tp.partition for tp in partitions if tp.topic == self._topics.clicks}
+            for number in set(clicks.counts) - numbers:
+                del clicks.counts[number]
+            for number in numbers - set(clicks.counts):
+                counts = clicks.counts[number] = Counts()
+                trend = self._trends.of(number)
+                if trend is not None:
+                    counts.restore(trend)
+            profiles.assign(numbers, app.consumer_generation_id)
+
+        async def revoked(partitions: set[TP]) -> None:
+            profiles.freeze()
+            requests.drop_parked()
+
+        app.on_assigned(assigned)
+        app.on_revoked(revoked)
+        self._spawn(self._publish_trends(producer, index))
+        return app
+
+    async def _open_catalog(
+        self, encoder: Encoder, producer: AIOKafkaProducer, dead_letters: DeadLetters
+    ) -> EngineApp:
+        settings = self._settings
+        catalog = CatalogPath(
+            settings,
+            self._topics,
+            encoder,
+            self._threads("catalog"),
+            producer,
+            self._index if settings.qdrant_url is not None else None,
+            dead_letters,
+            self.metrics,
+            self.fail,
+        )
+        self._stack.push_async_callback(catalog.stop)
+        app = EngineApp(settings.catalog_group, settings)
+        app.handle(self._topics.catalog, catalog.handle)
+
+        async def assigned(partitions: set[TP]) -> None:
+            numbers = {tp.partition for tp in partitions if tp.topic == self._topics.catalog}
+            catalog.assign(numbers, app.consumer_generation_id)
+
+        async def revoked(partitions: set[TP]) -> None:
+            catalog.freeze()
+
+        app.on_assigned(assigned)
+        app.on_revoked(revoked)
+        return app
+
+    def _threads(self, name: str) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        return pool
+
+    # What comes from the topics every worker follows
+
+    async def _on_vectors(self, records: Sequence[ConsumerRecord]) -> None:
+        index, vectors = self._index, self._vectors
+        assert index is not None and vectors is not None
+        points = []
+        for record in records:
+            try:
+                point = point_of_vector(record)
+            except BadMessage as error:
+                log.error("bad_vector_record", partition=record.partition, offset=record.offset, error=str(error))
+                continue
+            if point is None or (point.vector is not None and len(point.vector) != vectors.dim):
+                continue  # of another bundle, which has another dimension
+            points.append(point)
+        if self._settings.qdrant_url is None:
+            try:
+                await index.put(points)
+            except (BadVector, KeyCollision) as error:
+                log.error("vector_refused", error=str(error))
+        for point in points:
+            if point.vector is None:
+                vectors.remove(point.key)
+            else:
+                vectors.changed(point.key, point.vector)
+            offset = self._catalog_offsets.get(point.partition, -1)
+            self._catalog_offsets[point.partition] = max(offset, point.offset)
+
+    async def _on_trends(self, records: Sequence[ConsumerRecord]) -> None:
+        for record in records:
+            try:
+                self._trends.put(decode_trend(record.value))
+            except BadMessage as error:
+                log.error("bad_trend_record", offset=record.offset, error=str(error))
+
+    async def _publish_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
+        """What is popular in each of our partitions, every few seconds, where it changed."""
+        assert self._clicks is not None
+        while True:
+            await asyncio.sleep(_TRENDS_S)
+            outgoing = []
+            for number, counts in list(self._clicks.counts.items()):
+                if not counts.changed:
+                    continue
+                top = counts.top()
+                try:
+                    payloads = await index.items([key for key, _ in top])
+                except IndexUnavailable:
+                    break
+                counts.changed = False
+                named = [(payloads[key]["item_id"], weight) for key, weight in top if key in payloads]
+                trend = Trend(number, counts.at_ms, HALF_LIFE_S, named)
+                outgoing.append(Outgoing(str(number).encode(), encode(trend)))
+            if outgoing:
+                await write_all(producer, self._topics.trends, 0, outgoing)
+
+    # What is said of the worker
+
+    def _progress(self) -> Iterator[Progress]:
+        for app in self._apps:
+            consumer: Any = app.consumer
+            for tp in consumer.assignment():
+                done = consumer.done(TP(tp.topic, tp.partition))
+                end = consumer.highwater(tp)
+                parked = tp.topic == self._topics.requests
+                if done is not None and end is not None and not parked:
+                    yield Progress(tp.topic, tp.partition, done, end - done)
+
+    def _health(self) -> dict[str, Any]:
+        partitions = self._profiles.partitions.values() if self._profiles else ()
+        opening = [each.number for each in partitions if each.owned and not each.opened.is_set()]
+        return {
+            "ok": not self._failed.done(),
+            "ready": self.ready.is_set(),
+            "role": self._role,
+            "bundle": self.bundle_id,
+            "reason": self._failed.result() if self._failed.done() else None,
+            "partitions": {each.number: each.watermark for each in partitions},
+            "opening": opening,
+            "users": sum(len(each.columns) for each in partitions),
+            "items": len(self._vectors) if self._vectors is not None else None,
+        }
+
+    async def _describe_user(self, user_id: str) -> dict[str, Any] | None:
+        if self._profiles is None or self._index is None or self._vectors is None:
+            return None
+        user = user_id.encode()
+        number = Router(self._settings.partitions).partition_of(user)
+        partition = self._profiles.partition(number)
+        row = partition.columns.rows.get(user) if partition is not None else None
+        if partition is None or row is None:
+            return None
+        events = [event for event in _log_of(partition.columns, row) if event.action != RETRACT]
+        try:
+            payloads: Mapping[int, dict[str, Any]] = await self._index.items([event.item for event in events])
+        except IndexUnavailable:
+            payloads = {}
+        shown = [
+            {
+                "item_id": payloads.get(event.item, {}).get("item_id"),
+                "title": payloads.get(event.item, {}).get("title"),
+                "at_ms": event.at_ms,
+                "action": _ACTION_NAMES[event.action],
+                "pending": event.item not in payloads,
+            }
+            for event in events
+        ]
+        return {
+            "user_id": user_id,
+            "partition": number,
+            "watermark": partition.watermark,
+            "events": shown,
+            "pending": sum(1 for event in shown if event["pending"]),
+            "last_event_id": partition.columns.last_event[row].decode() or None,
+        }
+
+    async def _announce_ready(self, started: float) -> None:
+        while not self._is_complete():
+            await asyncio.sleep(0.02)
+        self.ready.set()
+        log.info("worker_ready", role=self._role, seconds=round(time.monotonic() - started, 2))
+
+    def _is_complete(self) -> bool:
+        for app in self._apps:
+            if not app.consumer.assignment() and not app.unassigned:
+                return False
+        partitions = self._profiles.partitions.values() if self._profiles else ()
+        opened = all(each.opened.is_set() for each in partitions if each.owned)
+        return opened and all(tail.caught_up.is_set() for tail in self._tails)
+
+    async def _gauges(self) -> None:
+        while True:
+            for each in self._progress():
+                self.metrics.lag.labels(each.topic, str(each.partition)).set(max(each.lag, 0))
+            if self._profiles is not None:
+                partitions = list(self._profiles.partitions.values())
+                self.metrics.store_users.set(sum(len(each.columns) for each in partitions))
+                self.metrics.pending_clicks.set(sum(int(each.columns.pending.sum()) for each in partitions))
+            if self._index is not None:
+                with contextlib.suppress(IndexUnavailable):
+                    self.metrics.index_points.set(await self._index.count())
+            await asyncio.sleep(_GAUGES_S)
+
+    def _spawn(self, work: Any) -> None:
+        self._guard(asyncio.ensure_future(work))
+
+    def _guard(self, task: asyncio.Future[None]) -> None:
+        """Keep a background task; whatever it raises stops the worker."""
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        if isinstance(error, StopWorker):
+            self.fail(str(error))
+        else:
+            log.error("background_task_failed", exc_info=error)
+            self.fail(f"unexpected {type(error).__name__} in the background: {error}")
+
+
+def _log_of(columns: Columns, row: int) -> Sequence[Any]:
+    return columns.log(np.array([row])).events(0)
+
+
+@contextlib.asynccontextmanager
+async def _started(producer: AIOKafkaProducer) -> AsyncIterator[AIOKafkaProducer]:
+    try:
+        await producer.start()
+    except KafkaError as error:
+        raise WorkerError(f"the broker cannot be reached ({type(error).__name__}: {error})") from error
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def serve(settings: Settings, role: Role) -> int:
+    """Run a worker until SIGTERM or SIGINT (exit code 0) or until it has to stop (1). Raises what ``start`` does."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    worker = Worker(settings, role)
+    await worker.start()
+    stop = asyncio.ensure_future(stopping.wait())
+    failed = asyncio.ensure_future(worker.failed())
+    await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+    code = 0
+    if failed.done():
+        log.critical("worker_failed", reason=failed.result())
+        code = EXIT_FAILED
+    failed.cancel()
+    stop.cancel()
+    try:
+        await asyncio.wait_for(worker.stop(), _STOP_S)
+    except TimeoutError:
+        log.error("stop_timed_out", seconds=_STOP_S)
+        os._exit(code or EXIT_FAILED)  # everything unfinished is uncommitted and will be read again
+    return code

@@ -1,0 +1,336 @@
+"""Path 2: a batch of catalog changes -> vectors -> the index and the vectors topic, in the order of versions.
+
+The vectors topic is partitioned as the catalog is: the owner of a catalog partition alone writes that partition's
+vectors, and knows from them which version of each item is the newest.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from numpy.typing import NDArray
+
+from streams.dead_letters import DeadLetter, DeadLetters
+from streams.encoder import Encoder
+from streams.engine import Batch, Lost, StopWorker
+from streams.features import item_key, item_text
+from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, Point, Stamp, newer
+from streams.messages import (
+    BadMessage,
+    Item,
+    ItemVector,
+    decode_delete,
+    decode_item,
+    decode_item_vector,
+    encode,
+    headers_of_delete,
+    shown,
+    vector_bytes,
+)
+from streams.metrics import Metrics
+from streams.publish import Outgoing, write_all
+from streams.settings import Settings
+from streams.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+# Texts encoded at once: enough to fill the encoder's batches, little enough to overlap with writing.
+_SLICE: Final = 512
+_READ_TIMEOUT_S: Final = 60.0
+_OPEN_TIMEOUT_S: Final = 600.0
+# An index that does not answer is asked again so often; its own calls have retried already.
+_INDEX_RETRY_S: Final = 1.0
+_INDEX_PATIENCE_S: Final = 300.0
+
+
+class _Change(NamedTuple):
+    """A catalog record that is newer than what is known: an item to encode, or a delete (item None)."""
+
+    record: ConsumerRecord
+    key: int
+    item_id: str
+    item: Item | None
+    stamp: Stamp
+
+
+class _Versions:
+    """The newest version of each item of one catalog partition, as the vectors topic has it."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.stamps: dict[int, Stamp] = {}
+        self.opened = asyncio.Event()
+
+
+class CatalogPath:
+    """Encodes catalog batches; ``index`` is None where every interests worker keeps its own from the vectors topic."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        encoder: Encoder,
+        threads: Executor,
+        producer: AIOKafkaProducer,
+        index: Index | None,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+        fail: Callable[[str], None],
+    ) -> None:
+        self._settings, self._topics, self._encoder, self._threads = settings, topics, encoder, threads
+        self._producer, self._index, self._dead_letters = producer, index, dead_letters
+        self._metrics, self._fail = metrics, fail
+        self._partitions: dict[int, _Versions] = {}
+        self._opening: set[asyncio.Task[None]] = set()
+        self._batch_size = metrics.batch_size.labels("catalog")
+        self._encode_seconds = metrics.encoder_seconds.labels("item")
+
+    def assign(self, numbers: Iterable[int], generation: int) -> None:
+        """Take over partitions: their versions are read from the vectors topic before the first batch."""
+        self._partitions = {number: _Versions(generation) for number in numbers}
+        if self._partitions:
+            task = asyncio.ensure_future(self._open(dict(self._partitions)))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    def freeze(self) -> None:
+        self._partitions = {}
+
+    async def stop(self) -> None:
+        for task in self._opening:
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+    async def handle(self, batch: Batch) -> None:
+        """Encode, index and publish one partition batch, then finish it.
+
+        Raises:
+            Lost: the partition was revoked meanwhile.
+            StopWorker: the broker or the index did not take it.
+        """
+        versions = self._partitions.get(batch.partition)
+        if versions is None:
+            raise Lost
+        await asyncio.wait_for(versions.opened.wait(), _OPEN_TIMEOUT_S)
+        letters: list[DeadLetter] = []
+        changes = self._decode(batch.records, versions.stamps, letters)
+        slices = [changes[start : start + _SLICE] for start in range(0, len(changes), _SLICE)]
+        # One slice is encoded in a thread while the one before is indexed and written.
+        encoding = self._encoded(slices[0]) if slices else None
+        for index, part in enumerate(slices):
+            assert encoding is not None
+            vectors = await encoding
+            encoding = self._encoded(slices[index + 1]) if index + 1 < len(slices) else None
+            if self._partitions.get(batch.partition) is not versions:
+                raise Lost
+            await self._publish(batch.partition, part, vectors, letters)
+            versions.stamps.update((change.key, change.stamp) for change in part)
+        await self._dead_letters.put(letters)
+        batch.finish()
+        self._batch_size.observe(len(batch.records))
+
+    def _decode(
+        self, records: Sequence[ConsumerRecord], stamps: dict[int, Stamp], letters: list[DeadLetter]
+    ) -> list[_Change]:
+        """What is newer than what is known; of several changes of one item in a batch, only the newest."""
+        newest: dict[int, _Change] = {}
+        for record in records:
+            try:
+                item_id, item = self._item(record)
+            except BadMessage as error:
+                letters.append(DeadLetter(record, error.reason, str(error)))
+                continue
+            key = item_key(item_id)
+            version = item.version if item is not None else None
+            point = Point(key, item_id, None, {}, version, record.partition, record.offset)
+            known = newest[key].stamp if key in newest else stamps.get(key)
+            stamp = newer(point, known)
+            if stamp is not None:
+                newest.pop(key, None)  # so that the order of the changes is that of their records
+                newest[key] = _Change(record, key, item_id, item, stamp)
+        return list(newest.values())
+
+    def _item(self, record: ConsumerRecord) -> tuple[str, Item | None]:
+        if record.value is None:
+            if not record.key:
+                raise BadMessage("null_key", "key: got none, expected the id of the item to delete")
+            try:
+                return record.key.decode(), None
+            except UnicodeDecodeError:
+                raise BadMessage("bad_utf8", f"key: got {shown(record.key)}, expected UTF-8") from None
+        item = decode_item(record.key, record.value)
+        if self._encoder.item_inputs == "text" and not _text(item).strip(" ."):
+            raise BadMessage(
+                "no_text",
+                f"title: got {shown(item.title)} and no other text, expected some: bundle {self._encoder.id} encodes text",
+            )
+        return item.item_id, item
+
+    def _encoded(self, changes: Sequence[_Change]) -> asyncio.Future[NDArray[np.float32]]:
+        items = [change.item for change in changes if change.item is not None]
+        loop = asyncio.get_running_loop()
+
+        def run() -> NDArray[np.float32]:
+            started = time.perf_counter()
+            vectors = self._encoder.encode_items([_text(item) for item in items], [item.item_id for item in items])
+            self._encode_seconds.observe(time.perf_counter() - started)
+            return vectors
+
+        if not items:
+            nothing: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+            nothing.set_result(np.zeros((0, self._encoder.dim), dtype=np.float32))
+            return nothing
+        return loop.run_in_executor(self._threads, run)
+
+    async def _publish(
+        self,
+        partition: int,
+        changes: Sequence[_Change],
+        vectors: NDArray[np.float32],
+        letters: list[DeadLetter],
+    ) -> None:
+        fresh = iter(vectors)
+        points: list[Point] = []
+        outgoing: list[Outgoing] = []
+        for change in changes:
+            record, item = change.record, change.item
+            vector = None if item is None else next(fresh)
+            if vector is not None and not np.isfinite(vector).all():
+                message = f"the vector of item {change.item_id!r} is not finite: bundle {self._encoder.id} is broken"
+                letters.append(DeadLetter(record, "bad_vector", message))
+                continue
+            # A delete carries the version it inherited, so that an older version stays out wherever it arrives.
+            version = change.stamp.version if change.stamp.version >= 0 else None
+            payload = {} if item is None else _payload(item)
+            points.append(
+                Point(change.key, change.item_id, vector, payload, version, partition, record.offset)
+            )
+            key = change.item_id.encode()
+            if vector is None:
+                headers = headers_of_delete(version, partition, record.offset)
+                outgoing.append(Outgoing(key, None, headers))
+            else:
+                value = ItemVector(
+                    change.item_id,
+                    vector_bytes(vector),
+                    payload,
+                    self._encoder.id,
+                    partition,
+                    record.offset,
+                    version,
+                )
+                outgoing.append(Outgoing(key, encode(value)))
+        if self._index is not None:
+            await self._put(self._index, points)
+        await write_all(self._producer, self._topics.vectors, partition, outgoing)
+        self._metrics.catalog_items_total.inc(len(points))
+
+    async def _put(self, index: Index, points: Sequence[Point]) -> None:
+        """Into the index, waiting for one that is away: catalog changes wait, in order."""
+        deadline = time.monotonic() + _INDEX_PATIENCE_S
+        while True:
+            try:
+                await index.put(points)
+            except KeyCollision as error:
+                log.error("key_collision", error=str(error))
+            except BadVector as error:
+                raise StopWorker(f"the index refused a checked vector: {error}") from error
+            except IndexUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise StopWorker(f"the index did not answer for {_INDEX_PATIENCE_S:.0f} s: {error}") from error
+                log.warning("index_unavailable", error=str(error))
+                await asyncio.sleep(_INDEX_RETRY_S)
+                continue
+            return
+
+    async def _open(self, partitions: dict[int, _Versions]) -> None:
+        """Read the versions of the assigned partitions from the vectors topic."""
+        consumer = AIOKafkaConsumer(
+            **self._settings.kafka_options(),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=4 * 1024 * 1024,
+            fetch_max_wait_ms=100,
+        )
+        try:
+            await consumer.start()
+            tps = {TopicPartition(self._topics.vectors, number): each for number, each in partitions.items()}
+            consumer.assign(list(tps))
+            ends = await consumer.end_offsets(list(tps))
+            await consumer.seek_to_beginning(*tps)
+            remaining, healthy_s = set(tps), time.monotonic()
+            while True:
+                for tp in list(remaining):
+                    if await consumer.position(tp) >= ends[tp]:
+                        remaining.discard(tp)
+                        consumer.pause(tp)
+                        tps[tp].opened.set()
+                if not remaining:
+                    break
+                fetched = await consumer.getmany(*remaining, timeout_ms=500, max_records=5_000)
+                for tp, records in fetched.items():
+                    healthy_s = time.monotonic()
+                    for record in records:
+                        stamp = stamp_of_vector(record)
+                        if stamp is not None:
+                            tps[tp].stamps[stamp[0]] = stamp[1]
+                    await asyncio.sleep(0)
+                if time.monotonic() - healthy_s > _READ_TIMEOUT_S:
+                    raise StopWorker(f"{self._topics.vectors}: no record for {_READ_TIMEOUT_S:.0f} s while reading it")
+        except StopWorker as error:
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("catalog_open_failed")
+            self._fail(f"unexpected {type(error).__name__} while reading {self._topics.vectors}: {error}")
+        finally:
+            await consumer.stop()
+
+
+def stamp_of_vector(record: ConsumerRecord) -> tuple[int, Stamp] | None:
+    """The item key and the place in its order of versions of a record on the vectors topic."""
+    point = point_of_vector(record)
+    return (point.key, newer(point, None) or Stamp(0, point.offset)) if point is not None else None
+
+
+def point_of_vector(record: ConsumerRecord) -> Point | None:
+    """A record of the vectors topic as the index takes it; None for one that nobody of ours wrote."""
+    if record.value is None:
+        deleted = decode_delete(record.headers)
+        if deleted is None:
+            return None
+        item_id = record.key.decode()
+        return Point(
+            item_key(item_id), item_id, None, {}, deleted.version, deleted.partition, deleted.offset
+        )
+    item = decode_item_vector(record.value)
+    return Point(
+        item_key(item.item_id),
+        item.item_id,
+        item.array(),
+        item.payload,
+        item.version,
+        item.partition,
+        item.offset,
+    )
+
+
+def _text(item: Item) -> str:
+    return item_text(item.title, item.description, item.category, item.tags, item.attributes)
+
+
+def _payload(item: Item) -> dict[str, Any]:
+    """What the index keeps of an item: the filterable fields, and the title for people."""
+    return {
+        "item_id": item.item_id,
+        "title": item.title,
+        "category": item.category,
+        "tags": item.tags,
+        "price": item.price,
+        "available": item.available,
+        "attributes": item.attributes,
+    }

@@ -1,0 +1,172 @@
+"""The interests of users at the moment of their requests: states read, what-if sessions stepped on for one answer."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.columns import I64, Columns, Log
+from streams.encoder import Encoder
+from streams.features import clamp_gap_s, gaps_s
+from streams.fold import folded_entries
+from streams.states import Job, fold_again, gathered
+from streams.vectors import ItemVectors
+
+F32 = NDArray[np.float32]
+
+
+class Session(NamedTuple):
+    """What-if events of one request, oldest first: item keys, action codes, times."""
+
+    items: list[int]
+    actions: list[int]
+    at_ms: list[int]
+
+
+class UserInterests(NamedTuple):
+    """One user at one moment. No events: K = 0."""
+
+    interests: F32  # (K, D)
+    weights: F32  # (K,)
+    pending: int
+    log: Log | None  # of this user alone
+    last_event: bytes
+
+
+async def interests_of(
+    columns: Columns,
+    rows: Sequence[int],
+    sessions: Sequence[Session],
+    now_ms: I64,
+    vectors: ItemVectors,
+    encoder: Encoder,
+    threads: Executor,
+    *,
+    fetch: bool = True,
+) -> list[UserInterests]:
+    """Interests of the users in ``rows`` (-1: nothing is known of them), each as of its ``now_ms``.
+
+    A state that lacks events whose items have meanwhile got a vector, or is of another bundle, is folded again.
+
+    Raises:
+        IndexUnavailable: vectors have to be fetched and cannot be.
+    """
+    count = len(rows)
+    row = np.array(rows, dtype=np.int64)
+    known = row >= 0
+    log = columns.log(np.maximum(row, 0))
+    log.n[~known] = 0
+    last_events = [columns.last_event[each] if each >= 0 else b"" for each in rows]
+    everything = np.arange(count)
+    if encoder.kind == "windowed":
+        behind = everything
+    else:
+        behind = np.flatnonzero(known & (columns.stale[row] | (columns.pending[row] > 0)))
+    if fetch:
+        _, wanted, _, _ = folded_entries(log, behind)
+        await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])
+        # Fetching let other batches run: take the users as they are now, with the vectors as they are now.
+        log = columns.log(np.maximum(row, 0))
+        log.n[~known] = 0
+    if encoder.kind == "windowed":
+        return await _by_window(log, sessions, now_ms, vectors, encoder, threads, last_events)
+    initial = encoder.initial_state(1)[0]
+    state = np.where(known[:, None], columns.state[np.maximum(row, 0)].astype(np.float32), initial)
+    state_at = np.where(known, columns.state_at_ms[np.maximum(row, 0)], 0)
+    state[state_at == 0] = initial
+    pending = np.where(known, columns.pending[np.maximum(row, 0)], 0)
+    again = fold_again(log, behind, vectors, initial) if len(behind) else None
+    if again is not None:
+        state_at[behind], pending[behind] = again.state_at_ms[behind], again.pending[behind]
+    sessions_job = _session_job(sessions, state_at, vectors, columns.log_length)
+    if again is None and not sessions_job.calls and not (state_at > 0).any():
+        return [_nobody(log, index, int(pending[index]), last_events[index], encoder.dim) for index in range(count)]
+
+    def run() -> tuple[F32, F32]:
+        if again is not None:
+            state[behind] = again.run(encoder)[behind]
+        moved = state
+        if sessions_job.calls:
+            moved = sessions_job._replace(state=state.copy()).run(encoder).astype(np.float32)
+        gap = clamp_gap_s((now_ms - sessions_job.state_at_ms) / 1000.0)
+        return encoder.read(moved, gap)
+
+    interests, weights = await asyncio.get_running_loop().run_in_executor(threads, run)
+    return [
+        UserInterests(interests[i], weights[i], int(pending[i]), _one(log, i), last_events[i])
+        if sessions_job.state_at_ms[i] > 0
+        else _nobody(log, i, int(pending[i]), last_events[i], encoder.dim)
+        for i in range(count)
+    ]
+
+
+def _session_job(sessions: Sequence[Session], state_at: I64, vectors: ItemVectors, length: int) -> Job:
+    """The calls that step what-if events on; their items without a vector are left out."""
+    users = np.array([i for i, session in enumerate(sessions) for _ in session.items], dtype=np.int64)
+    found = vectors.rows([key for session in sessions for key in session.items])
+    actions = np.array([code for session in sessions for code in session.actions], dtype=np.int64)
+    at_ms = np.array([at for session in sessions for at in session.at_ms], dtype=np.int64)
+    known = found >= 0
+    calls = gathered(vectors, users[known], found[known], actions[known], at_ms[known], state_at, length)
+    after = state_at.copy()
+    after[users[known]] = at_ms[known]
+    return Job(np.zeros((len(sessions), 0), dtype=np.float32), calls, after, np.zeros(len(sessions), dtype=np.int64))
+
+
+async def _by_window(
+    log: Log,
+    sessions: Sequence[Session],
+    now_ms: I64,
+    vectors: ItemVectors,
+    encoder: Encoder,
+    threads: Executor,
+    last_events: Sequence[bytes],
+) -> list[UserInterests]:
+    """A windowed encoder sees the newest L events with a vector, the session's last."""
+    count, length = len(log.n), encoder.log_length
+    users, keys, actions, at_ms = folded_entries(log, np.arange(count))
+    pending = np.zeros(count, dtype=np.int64)
+    items = np.zeros((count, length, encoder.dim), dtype=np.float32)
+    codes = np.zeros((count, length), dtype=np.int64)
+    times = np.zeros((count, length), dtype=np.int64)
+    mask = np.zeros((count, length), dtype=np.float32)
+    found = vectors.rows(keys.tolist())
+    for i in range(count):
+        mine = np.flatnonzero(users == i)
+        pending[i] = int((found[mine] < 0).sum())
+        mine = mine[found[mine] >= 0]
+        session = sessions[i]
+        extra = vectors.rows(session.items)
+        real = np.flatnonzero(extra >= 0)
+        rows = np.concatenate([found[mine], extra[real]])[-length:]
+        n = len(rows)
+        items[i, :n] = vectors.matrix[rows]
+        codes[i, :n] = np.concatenate([actions[mine], np.array(session.actions, dtype=np.int64)[real]])[-length:]
+        times[i, :n] = np.concatenate([at_ms[mine], np.array(session.at_ms, dtype=np.int64)[real]])[-length:]
+        mask[i, :n] = 1.0
+    events = mask.sum(axis=1).astype(np.int64)
+    last = times[np.arange(count), np.maximum(events - 1, 0)]
+    gaps = gaps_s(times) * mask
+    gap_to_now = clamp_gap_s((now_ms - last) / 1000.0)
+    loop = asyncio.get_running_loop()
+    interests, weights = await loop.run_in_executor(
+        threads, encoder.window, items, codes, gaps.astype(np.float32), mask, gap_to_now
+    )
+    return [
+        UserInterests(interests[i], weights[i], int(pending[i]), _one(log, i), last_events[i])
+        if events[i]
+        else _nobody(log, i, int(pending[i]), last_events[i], encoder.dim)
+        for i in range(count)
+    ]
+
+
+def _one(log: Log, index: int) -> Log:
+    return Log(*(column[index : index + 1] for column in log))
+
+
+def _nobody(log: Log, index: int, pending: int, last_event: bytes, dim: int) -> UserInterests:
+    nothing = np.zeros((0, dim), dtype=np.float32)
+    return UserInterests(nothing, nothing[:, 0], pending, _one(log, index), last_event)

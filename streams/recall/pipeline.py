@@ -1,0 +1,180 @@
+"""Recall for a batch of users: every source asked once for all of them, fused, made diverse, explained.
+
+Knows the index and nothing of Kafka. A source that fails or is late costs its answers a rung, never the answer.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.index import Index, IndexUnavailable, Query
+from streams.recall.filters import Filter
+from streams.recall.fusion import Fused, Ranking, diversify, fuse
+from streams.recall.reasons import PastEvent, Share, reasons
+from streams.trends import PopularItem
+
+F32 = NDArray[np.float32]
+T = TypeVar("T")
+
+DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0}
+# Maximal marginal relevance needs something to choose from.
+_POOL_FACTOR: Final = 3
+_MAX_POOL: Final = 1_000
+
+
+class Ask(NamedTuple):
+    """What one request wants, resolved to vectors and keys."""
+
+    limit: int
+    interests: F32  # (K, D); K = 0 for a user without events
+    weights: F32  # (K,)
+    query: F32 | None  # (D,)
+    where: Filter | None
+    exclude: frozenset[int]
+    diversity: float
+    sources: Mapping[str, float]
+    events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
+
+
+class Answer(NamedTuple):
+    """Items best first. ``rung`` names the step down that had to be taken, None for a full answer."""
+
+    items: list[Fused]
+    because: list[list[Share]]
+    rung: str | None
+
+
+class Recall:
+    """Sources over one index. Fails only by a bug: what the index cannot do lowers the rung."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    async def candidates(
+        self, asks: Sequence[Ask], popular: Sequence[PopularItem], timeout_s: float
+    ) -> list[Answer]:
+        """Answers in the order of ``asks``; each in at most about ``timeout_s``."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        rankings, failed = await self._by_vector(asks, deadline)
+        rungs: list[str | None] = ["popular" if failed else None] * len(asks)
+        await self._add_popular(asks, rankings, rungs, popular, deadline)
+        fused = [fuse(found) for found in rankings]
+        vectors = await self._vectors(asks, fused, deadline)
+        answers = []
+        for ask, items, rung in zip(asks, fused, rungs, strict=True):
+            pool = items[: _pool(ask)]
+            matrix = _rows(vectors, [item.key for item in pool])
+            chosen = diversify(pool, matrix, ask.diversity, ask.limit)
+            answers.append(Answer(chosen, [[] for _ in chosen], rung))
+        return await self._explain(asks, answers, vectors, deadline)
+
+    async def _by_vector(
+        self, asks: Sequence[Ask], deadline: float
+    ) -> tuple[list[list[Ranking]], bool]:
+        queries: list[Query] = []
+        votes: list[tuple[int, str, float]] = []  # (ask, source, weight) of each query
+        for index, ask in enumerate(asks):
+            weights = ask.sources or DEFAULT_WEIGHTS
+            pool = _pool(ask)
+            total = float(ask.weights.sum()) or 1.0
+            for interest, weight in zip(ask.interests, ask.weights, strict=True):
+                if weights.get("interests", 0) > 0 and weight > 0:
+                    queries.append(Query(interest, pool, ask.where, ask.exclude))
+                    votes.append((index, "interests", weights["interests"] * float(weight) / total))
+            if ask.query is not None and weights.get("query", 0) > 0:
+                queries.append(Query(ask.query, pool, ask.where, ask.exclude))
+                votes.append((index, "query", weights["query"]))
+        rankings: list[list[Ranking]] = [[] for _ in asks]
+        if not queries:
+            return rankings, False
+        found = await _in_time(self._index.search(queries), deadline)
+        for (index, source, weight), hits in zip(votes, found or (), strict=False):
+            rankings[index].append(Ranking(source, weight, [(hit.key, hit.item_id) for hit in hits]))
+        return rankings, found is None
+
+    async def _add_popular(
+        self,
+        asks: Sequence[Ask],
+        rankings: list[list[Ranking]],
+        rungs: list[str | None],
+        popular: Sequence[PopularItem],
+        deadline: float,
+    ) -> None:
+        """Popular items where they are asked for, and to fill up what the other sources left short."""
+        keys = [item.key for item in popular]
+        admitted: dict[Filter | None, set[int] | None] = {}
+        for index, ask in enumerate(asks):
+            weight = ask.sources.get("popular", 0.0)
+            found = {key for ranking in rankings[index] for key, _ in ranking.items}
+            short = len(found) < ask.limit and not ask.sources
+            if weight <= 0 and not short and rungs[index] is None:
+                continue
+            if ask.where not in admitted:
+                admitted[ask.where] = await _in_time(self._index.match(keys, ask.where), deadline)
+            live = admitted[ask.where]
+            if live is None:
+                # Nobody can say what matches now: without a filter, popular items are still better than none.
+                rungs[index] = "popular" if ask.where is None else "none"
+                live = set(keys) if ask.where is None else set()
+            items = [
+                (item.key, item.item_id)
+                for item in popular
+                if item.key in live and item.key not in ask.exclude
+            ]
+            # A filler never outranks a source that was asked for: its best vote is below their worst.
+            rankings[index].append(Ranking("popular", weight or 0.01, items[: _pool(ask)]))
+
+    async def _vectors(
+        self, asks: Sequence[Ask], fused: Sequence[list[Fused]], deadline: float
+    ) -> Mapping[int, F32]:
+        """Vectors of the items that have to be compared with each other or with past events."""
+        keys: set[int] = set()
+        for ask, items in zip(asks, fused, strict=True):
+            if ask.diversity > 0:
+                keys.update(item.key for item in items[: _pool(ask)])
+            if ask.events:
+                keys.update(item.key for item in items[: ask.limit])
+                keys.update(key for key, _, _ in ask.events)
+        return (await _in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}
+
+    async def _explain(
+        self, asks: Sequence[Ask], answers: list[Answer], vectors: Mapping[int, F32], deadline: float
+    ) -> list[Answer]:
+        keys = {key for ask in asks for key, _, _ in ask.events}
+        if not keys or not vectors:
+            return answers
+        payloads = await _in_time(self._index.items(list(keys)), deadline) or {}
+        explained = []
+        for ask, answer in zip(asks, answers, strict=True):
+            known = [event for event in ask.events if event[0] in vectors and event[0] in payloads]
+            events = [PastEvent(payloads[key]["item_id"], at_ms, action) for key, at_ms, action in known]
+            matrix = _rows(vectors, [key for key, _, _ in known])
+            because = [
+                reasons(vectors[item.key], events, matrix) if item.key in vectors else []
+                for item in answer.items
+            ]
+            explained.append(answer._replace(because=because))
+        return explained
+
+
+def _pool(ask: Ask) -> int:
+    return min(ask.limit * _POOL_FACTOR, _MAX_POOL) if ask.diversity > 0 else ask.limit
+
+
+def _rows(vectors: Mapping[int, F32], keys: Iterable[int]) -> F32:
+    dim = next((len(vector) for vector in vectors.values()), 1)
+    zeros = np.zeros(dim, dtype=np.float32)
+    rows = [vectors.get(key, zeros) for key in keys]
+    return np.stack(rows) if rows else np.zeros((0, dim), dtype=np.float32)
+
+
+async def _in_time(call: Awaitable[T], deadline: float) -> T | None:
+    """The call's result, or None where the index fails or does not answer before ``deadline``."""
+    left_s = deadline - asyncio.get_running_loop().time()
+    try:
+        return await asyncio.wait_for(call, max(left_s, 0.001))
+    except (IndexUnavailable, TimeoutError):
+        return None

@@ -1,0 +1,555 @@
+"""Path 3: a batch of requests -> wait for the demanded click -> interests -> recall -> answers.
+
+A request that waits for its click never holds the partition: its batch stays uncommitted, later batches flow. Every
+request whose id can be read gets an answer; the others go to the dead letters.
+"""
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+import structlog
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+
+from streams.columns import Log
+from streams.dead_letters import DeadLetter, DeadLetters
+from streams.encoder import Encoder
+from streams.engine import Batch, Lost
+from streams.features import ACTION_CODES, item_key
+from streams.fold import SEEN, STEPS
+from streams.index import IndexUnavailable
+from streams.interests import Session, UserInterests, interests_of
+from streams.messages import (
+    CORRELATION_HEADERS,
+    REPLY_HEADERS,
+    BadMessage,
+    Candidate,
+    ErrorDetail,
+    Reason,
+    Reflects,
+    Request,
+    Response,
+    decode_request,
+    encode,
+    header,
+    sender_of,
+    shown,
+)
+from streams.metrics import Metrics
+from streams.profile import RETRACT
+from streams.profiles import Partition, Profiles
+from streams.publish import Outgoing, write_scattered
+from streams.recall import filters
+from streams.recall.pipeline import Answer, Ask, Recall
+from streams.routing import Router, forwarded, origin_of
+from streams.settings import Settings
+from streams.topics import Topics
+from streams.trends import PopularItem
+from streams.vectors import ItemVectors
+
+log = structlog.get_logger(__name__)
+
+_ACTION_NAMES: Final = {code: name for name, code in ACTION_CODES.items()}
+# What is left to an answer after recall: fusing, encoding, writing.
+_ANSWER_MS: Final = 20.0
+
+
+class _Unanswered:
+    """How many requests of a batch are still unanswered; the batch is finished with the last."""
+
+    def __init__(self, batch: Batch, count: int) -> None:
+        self.batch, self._count = batch, count
+
+    def answered(self, count: int = 1) -> None:
+        self._count -= count
+        if self._count == 0:
+            self.batch.finish()
+
+
+@dataclass(eq=False)
+class _Held:
+    """One valid request in hand."""
+
+    request: Request
+    user: bytes
+    where: filters.Filter | None
+    reply_topic: str
+    reply_headers: list[tuple[str, bytes]]
+    asked_ms: float  # the record's timestamp (the original's, if it was forwarded)
+    unanswered: _Unanswered
+    timings: dict[str, float] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def left_ms(self) -> float:
+        return self.asked_ms + self.request.deadline_ms - time.time() * 1000.0
+
+
+class _Reply(NamedTuple):
+    topic: str
+    headers: list[tuple[str, bytes]]
+    response: Response
+
+
+class RequestPath:
+    """Answers request batches of the partitions whose clicks this worker applies."""
+
+    def __init__(
+        self,
+        profiles: Profiles,
+        vectors: ItemVectors,
+        encoder: Encoder,
+        threads: Executor,
+        recall: Recall,
+        producer: AIOKafkaProducer,
+        dead_letters: DeadLetters,
+        metrics: Metrics,
+        *,
+        settings: Settings,
+        topics: Topics,
+        popular: Callable[[], Sequence[PopularItem]],
+        catalog: Callable[[], Mapping[int, int]],
+        is_index_ready: Callable[[], bool],
+        spawn: Callable[[asyncio.Future[None]], None],
+    ) -> None:
+        self._profiles, self._vectors, self._encoder, self._threads = profiles, vectors, encoder, threads
+        self._recall, self._producer, self._dead_letters = recall, producer, dead_letters
+        self._metrics, self._settings, self._topics = metrics, settings, topics
+        self._popular, self._catalog, self._is_index_ready = popular, catalog, is_index_ready
+        self._router = Router(settings.partitions)
+        self._lots: dict[int, _ParkingLot] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stage = {
+            name: metrics.request_stage_seconds.labels(name)
+            for name in ("decode", "park", "read", "index", "publish")
+        }
+        self._batch_size = metrics.batch_size.labels("requests")
+        self._strays = metrics.strays_total.labels(topics.requests)
+        self._guard = spawn
+
+    async def handle(self, batch: Batch) -> None:
+        """Answer what can be answered now, park the rest, and let the next batch come.
+
+        Raises:
+            Lost: the partition was revoked meanwhile; what is unanswered is answered by its new owner.
+            StopWorker: the broker did not take the answers.
+        """
+        partition = self._profiles.partition(batch.partition)
+        if partition is None:
+            raise Lost
+        started = time.perf_counter()
+        unanswered = _Unanswered(batch, len(batch.records))
+        ready: list[_Held] = []
+        replies: list[_Reply] = []
+        letters: list[DeadLetter] = []
+        strays: list[Outgoing] = []
+        for record in batch.records:
+            held = self._accept(record, partition, unanswered, replies, letters, strays)
+            if held is None:
+                continue
+            if self._may_answer(held, partition):
+                ready.append(held)
+            elif self.parked >= self._settings.max_parked:
+                message = f"after: {self.parked} requests wait already, expected at most {self._settings.max_parked}"
+                replies.append(self._refusal(held, partition, "rejected", "overloaded", message))
+            else:
+                self._park(held, partition)
+        self._stage["decode"].observe(time.perf_counter() - started)
+        settled = len(replies) + len(letters) + len(strays)
+        await self._dead_letters.put(letters)
+        if strays:
+            await write_scattered(self._producer, self._topics.requests, strays)
+            self._strays.inc(len(strays))
+        await self._send(replies)
+        if settled:
+            unanswered.answered(settled)
+        if ready:
+            await self._answer(ready, partition)
+        batch.release()
+        self._batch_size.observe(len(batch.records))
+
+    @property
+    def parked(self) -> int:
+        return sum(len(lot) for lot in self._lots.values())
+
+    def drop_parked(self) -> None:
+        """A rebalance began: whoever owns the partitions next reads these requests again."""
+        for lot in self._lots.values():
+            lot.clear()
+        self._lots.clear()
+        self._metrics.parked_requests.set(0)
+
+    # From record to request
+
+    def _accept(
+        self,
+        record: ConsumerRecord,
+        partition: Partition,
+        unanswered: _Unanswered,
+        replies: list[_Reply],
+        letters: list[DeadLetter],
+        strays: list[Outgoing],
+    ) -> _Held | None:
+        reply_topic, reply_headers = self._topics.responses, []
+        correlation = header(record.headers, *CORRELATION_HEADERS)
+        if correlation is not None:
+            reply_headers = [correlation]
+        try:
+            request = decode_request(record.key, record.value, record.timestamp)
+            where = filters.parse(request.filter) if request.filter else None
+            reply_topic = self._reply_topic(record)
+            if request.after is not None and request.after.partition >= self._router.partitions:
+                raise BadMessage(
+                    "unknown_partition",
+                    f"after.partition: got {request.after.partition}, expected 0 to {self._router.partitions - 1}",
+                )
+        except (BadMessage, filters.FilterError) as error:
+            reason = error.reason if isinstance(error, BadMessage) else "bad_filter"
+            sender = sender_of(record.value)
+            if sender is None:
+                letters.append(DeadLetter(record, reason, str(error)))
+            else:
+                detail = ErrorDetail(reason, str(error))
+                response = Response(*sender, "rejected", detail, model=self._encoder.id)
+                replies.append(_Reply(reply_topic, reply_headers, response))
+            return None
+        user = request.user_id.encode()
+        origin = origin_of(record)
+        if user not in partition.columns.rows:
+            home = self._router.partition_of(user)
+            if home != partition.number:
+                if origin is None:
+                    strays.append(forwarded(record, user))
+                else:
+                    message = f"forwarded to partition {partition.number}, but its user belongs to {home}"
+                    letters.append(DeadLetter(record, "misrouted", message))
+                return None
+        asked_ms = origin.timestamp_ms if origin else record.timestamp
+        return _Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered)
+
+    def _reply_topic(self, record: ConsumerRecord) -> str:
+        asked = header(record.headers, *REPLY_HEADERS)
+        if asked is None:
+            return self._topics.responses
+        allowed = (self._topics.responses, *self._settings.reply_topics)
+        name = asked[1].decode(errors="backslashreplace")
+        if name not in allowed:
+            raise BadMessage(
+                "reply_topic_not_allowed",
+                f"header {asked[0]}: got {shown(name)}, expected one of {', '.join(allowed)} (HEADWATER_REPLY_TOPICS)",
+            )
+        return name
+
+    # Waiting for the demanded click
+
+    def _may_answer(self, held: _Held, partition: Partition) -> bool:
+        after = held.request.after
+        if after is None:
+            return True
+        if not partition.opened.is_set():
+            return False
+        if after.partition == partition.number:
+            return partition.watermark >= after.offset
+        row = partition.columns.rows.get(held.user)
+        strays = partition.columns.strays.get(row, {}) if row is not None else {}
+        return strays.get(after.partition, -1) >= after.offset
+
+    def _park(self, held: _Held, partition: Partition) -> None:
+        lot = self._lots.get(partition.number)
+        if lot is None:
+            lot = self._lots[partition.number] = _ParkingLot()
+            if self._wake not in partition.listeners:
+                partition.listeners.append(self._wake)
+        lot.add(held, partition.number)
+        delay_s = max(held.left_ms, 0.0) / 1000.0
+        held.timer = asyncio.get_running_loop().call_later(delay_s, self._expire, held, partition)
+        self._metrics.parked_requests.set(self.parked)
+
+    def _wake(self, partition: Partition) -> None:
+        lot = self._lots.get(partition.number)
+        if lot and partition.opened.is_set():
+            self._leave(lot.take(partition.watermark, lambda held: self._may_answer(held, partition)), partition)
+
+    def _expire(self, held: _Held, partition: Partition) -> None:
+        lot = self._lots.get(partition.number)
+        if lot is not None and lot.remove(held):
+            self._leave([held], partition)
+
+    def _leave(self, held: list[_Held], partition: Partition) -> None:
+        if not held:
+            return
+        now_ms = time.time() * 1000.0
+        for each in held:
+            if each.timer is not None:
+                each.timer.cancel()
+            each.timings["park"] = now_ms - each.asked_ms
+            self._stage["park"].observe(max(each.timings["park"], 0.0) / 1000.0)
+        self._metrics.parked_requests.set(self.parked)
+        self._guard(asyncio.ensure_future(self._answer(held, partition)))
+
+    # From request to answer
+
+    async def _answer(self, held: list[_Held], partition: Partition) -> None:
+        """Answer all of ``held``; where our own code fails, halve until the culprit stands alone."""
+        try:
+            replies = await self._replies(held, partition)
+        except Exception as error:
+            if len(held) > 1:
+                middle = len(held) // 2
+                await self._answer(held[:middle], partition)
+                await self._answer(held[middle:], partition)
+                return
+            log.exception("request_failed", partition=partition.number)
+            message = f"this request made the worker fail ({type(error).__name__}); it is in its log"
+            replies = [self._refusal(held[0], partition, "rejected", "internal_error", message)]
+        await self._send(replies)
+        now_ms = time.time() * 1000.0
+        for each in held:
+            self._metrics.request_seconds.observe(max(now_ms - each.asked_ms, 0.0) / 1000.0)
+            each.unanswered.answered()
+
+    async def _replies(self, held: list[_Held], partition: Partition) -> list[_Reply]:
+        late = [each for each in held if each.left_ms <= 0]
+        replies = [self._refusal(each, partition, "expired", "deadline", _late(each, partition)) for each in late]
+        live = [each for each in held if each.left_ms > 0]
+        if not live:
+            return replies
+        started = time.perf_counter()
+        is_open = partition.opened.is_set()
+        # Read before the states: they may be newer than what the answer claims, never older.
+        watermark = partition.watermark
+        users = await self._interests(live, partition, is_open)
+        read_s = time.perf_counter() - started
+        self._stage["read"].observe(read_s)
+        reflects = [_reflects(partition.number, watermark, user) for user in users]
+        texts = await self._text_vectors(live)
+        asks = [
+            self._ask(each, user, text) for each, user, text in zip(live, users, texts, strict=True)
+        ]
+        left_ms = min(each.left_ms for each in live)
+        started = time.perf_counter()
+        answers = await self._recall.candidates(
+            asks, self._popular(), max(left_ms - _ANSWER_MS, 0.6 * left_ms) / 1000.0
+        )
+        index_s = time.perf_counter() - started
+        self._stage["index"].observe(index_s)
+        restoring = not is_open or not self._is_index_ready()
+        for each, answer, proof in zip(live, answers, reflects, strict=True):
+            each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
+            rung = answer.rung or ("restoring" if restoring else None)
+            replies.append(self._reply(each, answer, proof, rung))
+        return replies
+
+    async def _interests(
+        self, held: Sequence[_Held], partition: Partition, is_open: bool
+    ) -> list[UserInterests]:
+        rows = [partition.columns.rows.get(each.user, -1) if is_open else -1 for each in held]
+        now_ms = np.array([each.request.at_ms or int(each.asked_ms) for each in held], dtype=np.int64)
+        sessions = [
+            Session(
+                [item_key(event.item_id) for event in each.request.session],
+                [ACTION_CODES[event.action] for event in each.request.session],
+                [event.at_ms or int(now) for event in each.request.session],
+            )
+            for each, now in zip(held, now_ms, strict=True)
+        ]
+        try:
+            return await interests_of(
+                partition.columns, rows, sessions, now_ms, self._vectors, self._encoder, self._threads
+            )
+        except IndexUnavailable:
+            # Vectors for pending items or a session cannot be had: answer from the states as they are.
+            empty = [Session([], [], [])] * len(held)
+            return await interests_of(
+                partition.columns, rows, empty, now_ms, self._vectors, self._encoder, self._threads, fetch=False
+            )
+
+    async def _text_vectors(self, held: Sequence[_Held]) -> list[np.ndarray[tuple[int], np.dtype[np.float32]] | None]:
+        asked = [index for index, each in enumerate(held) if each.request.query.strip()]
+        vectors: list[np.ndarray[tuple[int], np.dtype[np.float32]] | None] = [None] * len(held)
+        if asked and self._encoder.item_inputs == "text":
+            texts = [held[index].request.query for index in asked]
+            loop = asyncio.get_running_loop()
+            encoded = await loop.run_in_executor(self._threads, self._encoder.encode_items, texts)
+            for index, vector in zip(asked, encoded, strict=True):
+                vectors[index] = vector
+        return vectors
+
+    def _ask(
+        self, held: _Held, user: UserInterests, text: np.ndarray[tuple[int], np.dtype[np.float32]] | None
+    ) -> Ask:
+        request = held.request
+        exclude = {item_key(item_id) for item_id in request.exclude}
+        if request.exclude_seen:
+            exclude.update(item_key(event.item_id) for event in request.session)
+            exclude.update(key for key, _, action in _entries(user.log) if SEEN[action])
+        events = [
+            (key, at_ms, _ACTION_NAMES[action])
+            for key, at_ms, action in (_entries(user.log) if request.explain else ())
+            if STEPS[action]
+        ]
+        return Ask(
+            limit=request.limit,
+            interests=user.interests,
+            weights=user.weights,
+            query=text,
+            where=held.where,
+            exclude=frozenset(exclude),
+            diversity=request.diversity,
+            sources=request.sources,
+            events=events,
+        )
+
+    def _reply(self, held: _Held, answer: Answer, reflects: Reflects, rung: str | None) -> _Reply:
+        request = held.request
+        items = [
+            Candidate(
+                item.item_id,
+                round(item.score, 6),
+                item.source,
+                [
+                    Reason(share.event.item_id, share.event.at_ms, share.event.action, round(share.share, 4))
+                    for share in because
+                ],
+            )
+            for item, because in zip(answer.items, answer.because, strict=True)
+        ]
+        held.timings["total"] = time.time() * 1000.0 - held.asked_ms
+        response = Response(
+            request.request_id,
+            request.user_id,
+            "ok" if rung is None else "degraded",
+            rung=rung,
+            items=items,
+            reflects=reflects,
+            model=self._encoder.id,
+            catalog=dict(self._catalog()),
+            timings_ms={name: round(ms, 3) for name, ms in held.timings.items()},
+        )
+        if rung is not None:
+            self._metrics.index_fallbacks_total.labels(rung).inc()
+        return _Reply(held.reply_topic, held.reply_headers, response)
+
+    def _refusal(self, held: _Held, partition: Partition, status: str, code: str, message: str) -> _Reply:
+        request = held.request
+        response = Response(
+            request.request_id,
+            request.user_id,
+            "expired" if status == "expired" else "rejected",
+            ErrorDetail(code, message),
+            reflects=Reflects(partition.number, partition.watermark),
+            model=self._encoder.id,
+        )
+        return _Reply(held.reply_topic, held.reply_headers, response)
+
+    async def _send(self, replies: Sequence[_Reply]) -> None:
+        started = time.perf_counter()
+        for topic in {reply.topic for reply in replies}:
+            mine = [reply for reply in replies if reply.topic == topic]
+            await write_scattered(
+                self._producer,
+                topic,
+                (
+                    Outgoing(reply.response.user_id.encode() or None, encode(reply.response), reply.headers)
+                    for reply in mine
+                ),
+            )
+        for reply in replies:
+            self._metrics.requests_total.labels(reply.response.status).inc()
+        if replies:
+            self._stage["publish"].observe(time.perf_counter() - started)
+
+
+class _ParkingLot:
+    """Requests of one partition that wait: by offset of that partition, or for a stray's own coordinates."""
+
+    def __init__(self) -> None:
+        self._by_offset: list[tuple[int, int, _Held]] = []
+        self._strays: list[_Held] = []
+        self._gone: set[_Held] = set()
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._by_offset) - len(self._gone) + len(self._strays)
+
+    def add(self, held: _Held, partition: int) -> None:
+        after = held.request.after
+        assert after is not None
+        if after.partition == partition:
+            heapq.heappush(self._by_offset, (after.offset, next(self._order), held))
+        else:
+            self._strays.append(held)
+
+    def take(self, watermark: int, may_answer: Callable[[_Held], bool]) -> list[_Held]:
+        """Remove and return those whose click has been applied."""
+        taken = []
+        while self._by_offset and self._by_offset[0][0] <= watermark:
+            held = heapq.heappop(self._by_offset)[2]
+            if held in self._gone:
+                self._gone.discard(held)
+            else:
+                taken.append(held)
+        if self._strays:
+            arrived = [held for held in self._strays if may_answer(held)]
+            self._strays = [held for held in self._strays if held not in arrived]
+            taken += arrived
+        return taken
+
+    def remove(self, held: _Held) -> bool:
+        """Whether it still waited. The heap lets go of it when its turn comes."""
+        if held in self._strays:
+            self._strays.remove(held)
+            return True
+        if held in self._gone or not any(entry[2] is held for entry in self._by_offset):
+            return False
+        self._gone.add(held)
+        return True
+
+    def clear(self) -> None:
+        for held in (*self._strays, *(entry[2] for entry in self._by_offset)):
+            if held.timer is not None:
+                held.timer.cancel()
+        self._by_offset.clear()
+        self._strays.clear()
+        self._gone.clear()
+
+
+def _entries(log_: Log | None) -> list[tuple[int, int, int]]:
+    """(item key, time, action) of a one-user log."""
+    if log_ is None:
+        return []
+    n = int(log_.n[0])
+    return list(
+        zip(log_.item[0, :n].tolist(), log_.at_ms[0, :n].tolist(), log_.action[0, :n].tolist(), strict=True)
+    )
+
+
+def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:
+    entries = [entry for entry in _entries(user.log) if entry[2] != RETRACT]
+    last_id = user.last_event.decode() or None
+    return Reflects(
+        partition=partition,
+        offset=watermark,
+        events=len(entries),
+        pending=user.pending,
+        last_event_id=last_id,
+        last_event_at_ms=entries[-1][1] if entries else None,
+    )
+
+
+def _late(held: _Held, partition: Partition) -> str:
+    after = held.request.after
+    if after is None:
+        return f"deadline_ms: {held.request.deadline_ms} ms were over before the request was read"
+    return (
+        f"after: offset {after.offset} of partition {after.partition} was not applied within "
+        f"{held.request.deadline_ms} ms; partition {partition.number} is at {partition.watermark}"
+    )
+
+

@@ -1,0 +1,82 @@
+"""Nothing hangs in silence: a thread that sees a blocked loop, and a look at every partition that should move.
+
+Faust's own stall check compares monotonic with epoch time and cannot fire.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+STALL_S: Final = 30.0
+_BEAT_S: Final = 1.0
+EXIT_STALLED: Final = 70  # EX_SOFTWARE
+
+
+class Progress(NamedTuple):
+    """How far one partition has come, and whether there is more to do."""
+
+    topic: str
+    partition: int
+    done: int
+    lag: int
+
+
+class Watchdog:
+    """``progress`` is asked every second; ``fail`` is called once a partition with lag has not moved for 30 s."""
+
+    def __init__(self, progress: Callable[[], Iterable[Progress]], fail: Callable[[str], None]) -> None:
+        self._progress, self._fail = progress, fail
+        self._moved: dict[tuple[str, int], tuple[int, float]] = {}
+        self._beat_s = time.monotonic()
+        self._stopped = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._look())
+        threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
+
+    async def stop(self) -> None:
+        self._stopped.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def stalled(self) -> str | None:
+        """What has not moved for too long, as a sentence; None while all is well."""
+        now = time.monotonic()
+        for (topic, partition), (done, since_s) in self._moved.items():
+            if now - since_s > STALL_S:
+                return (
+                    f"{topic}-{partition}: no progress past offset {done} for {now - since_s:.0f} s although there are "
+                    "records to read, expected some within 30 s; the worker has to be started again"
+                )
+        return None
+
+    async def _look(self) -> None:
+        while True:
+            self._beat_s = time.monotonic()
+            seen = {}
+            for each in self._progress():
+                place = (each.topic, each.partition)
+                before = self._moved.get(place)
+                moved = before is None or before[0] != each.done or each.lag <= 0
+                seen[place] = (each.done, self._beat_s if moved or before is None else before[1])
+            self._moved = seen
+            reason = self.stalled()
+            if reason is not None:
+                self._fail(reason)
+            await asyncio.sleep(_BEAT_S)
+
+    def _watch_loop(self) -> None:
+        while not self._stopped.wait(_BEAT_S):
+            blocked_s = time.monotonic() - self._beat_s
+            if blocked_s > STALL_S:
+                log.critical("loop_blocked", seconds=round(blocked_s), remedy="start the worker again")
+                os._exit(EXIT_STALLED)  # nothing can be awaited on a blocked loop; what is unfinished is uncommitted
