@@ -24,22 +24,10 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 # A click is applied in a few milliseconds when idle; a request may wait for at most 60 s.
 LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-# A stage is a slice of that: 50 us for the smallest batch, up to a second of encoding.
+# A stage is a slice of that: 50 us for the smallest batch, up to the minute that a request may be parked.
 STAGE: Final = (
-    0.00005,
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
+    *(0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 60.0),
 )
 RECORDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0)
 # Reading the state of a partition back: an instant when there is none, minutes for millions of users.
@@ -99,7 +87,7 @@ class Metrics:
     click_batch_stage_seconds: Annotated[
         Histogram,
         About(
-            "Time of one click batch in each of its stages: decode, apply, encode, pack, changelog.",
+            "Time of one click batch in each of its stages: decode, apply, encode, changelog.",
             "encode: raise HEADWATER_ENCODER_THREADS or choose a smaller bundle. changelog: the broker is slow "
             "to acknowledge. The others: smaller batches (HEADWATER_MAX_POLL_RECORDS).",
             ("stage",),
@@ -185,7 +173,7 @@ class Metrics:
     request_stage_seconds: Annotated[
         Histogram,
         About(
-            "Time of one request batch in each of its stages: decode, park, read, index, fuse, publish.",
+            "Time of one request batch in each of its stages: decode, park, read, index, publish.",
             "index: see `index_seconds`. read: see `encoder_seconds`. park: clicks are applied too slowly.",
             ("stage",),
             STAGE,

@@ -1,8 +1,12 @@
-"""What every index must do. Runs on the edge engine, and on a Qdrant server where HEADWATER_TEST_QDRANT_URL names one."""
+"""What every index must do. Runs on the edge engine, on a stand-in that speaks Qdrant's gRPC, and on a Qdrant server
+where HEADWATER_TEST_QDRANT_URL names one."""
 
+import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +21,56 @@ from streams.index import BadVector, Index, KeyCollision, Point, Query
 from streams.index.edge import EdgeIndex
 from streams.index.server import ServerIndex
 from streams.recall.filters import Filter, FilterError, admits, parse
+from tests.contract import qdrant_stand_in
 
 DIM = 8
 URL = os.environ.get("HEADWATER_TEST_QDRANT_URL")
 no_server = pytest.mark.skipif(not URL, reason="HEADWATER_TEST_QDRANT_URL names no Qdrant server")
 
 
-async def _edge(path: Path) -> Index:
-    return await EdgeIndex.open(path, DIM)
+ENGINES = ["edge", "stand-in", pytest.param("server", marks=[pytest.mark.qdrant, no_server])]
+SERVERS = ENGINES[1:]
+
+Connect = Callable[..., Awaitable[ServerIndex]]
 
 
-async def _server(collection: str) -> ServerIndex:
-    assert URL is not None
-    api_key = os.environ.get("HEADWATER_TEST_QDRANT_API_KEY")
-    return await ServerIndex.connect(URL, api_key, collection, DIM, alias=None)
-
-
-@pytest.fixture(params=["edge", pytest.param("server", marks=[pytest.mark.qdrant, no_server])])
-async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Index]:
-    if request.param == "edge":
-        opened = await _edge(tmp_path)
-        yield opened
-        await opened.close()
+@asynccontextmanager
+async def server(kind: str) -> AsyncIterator[Connect]:
+    """How to connect to a collection there."""
+    if kind == "stand-in":
+        async with qdrant_stand_in.serving() as stand_in:
+            yield partial(
+                ServerIndex.connect, stand_in.url, None, dim=DIM, alias=None, grpc_port=stand_in.port
+            )
     else:
-        server = await _server(f"items-test-{uuid.uuid4().hex}")
-        yield server
-        await server.drop()
-        await server.close()
+        api_key = os.environ.get("HEADWATER_TEST_QDRANT_API_KEY")
+        yield partial(ServerIndex.connect, URL or "", api_key, dim=DIM, alias=None)
+
+
+@asynccontextmanager
+async def opened(kind: str, path: Path) -> AsyncIterator[Index]:
+    if kind == "edge":
+        edge = await EdgeIndex.open(path, DIM)
+        yield edge
+        await edge.close()
+        return
+    async with server(kind) as connect:
+        index = await connect(f"items-test-{uuid.uuid4().hex}")
+        yield index
+        await index.drop()
+        await index.close()
+
+
+@pytest.fixture(params=ENGINES)
+async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Index]:
+    async with opened(request.param, tmp_path) as opened_index:
+        yield opened_index
+
+
+@pytest.fixture(params=SERVERS)
+async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:
+    async with server(request.param) as connect:
+        yield connect
 
 
 def unit(direction: int) -> NDArray[np.float32]:
@@ -443,40 +470,31 @@ class Runner:
         return self._offset
 
 
-@pytest.fixture(params=["edge", pytest.param("server", marks=[pytest.mark.qdrant, no_server])])
-def index_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    import asyncio
-
+@pytest.fixture(params=ENGINES)
+def index_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runner]:
     with asyncio.Runner() as loop:
-        opened: Index
-        if request.param == "edge":
-            opened = loop.run(_edge(tmp_path))
-        else:
-            opened = server = loop.run(_server(f"items-test-{uuid.uuid4().hex}"))
+        opening = opened(request.param, tmp_path)
+        index = loop.run(opening.__aenter__())
 
         async def call(check: Callable[[Index], Awaitable[None]]) -> None:
-            await check(opened)
+            await check(index)
 
         yield Runner(lambda check: loop.run(call(check)))
-        if request.param == "server":
-            loop.run(server.drop())
-        loop.run(opened.close())
+        loop.run(opening.__aexit__(None, None, None))
 
 
 # -- the server alone --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.qdrant
-@no_server
-async def test_server_keeps_items_and_marks_over_a_new_connection() -> None:
+async def test_server_keeps_items_and_marks_over_a_new_connection(connect: Connect) -> None:
     collection = f"items-test-{uuid.uuid4().hex}"
-    first = await _server(collection)
+    first = await connect(collection)
     try:
         await first.put(
             [item("a", version=3, offset=1, attributes={"weight": 5}), item("b", version=3, offset=2)]
         )
         await first.put([mark("b", offset=3)])
-        second = await _server(collection)
+        second = await connect(collection)
         try:
             await second.put([item("b", version=2, offset=4)])
             assert await found(second) == {"a"}
@@ -490,28 +508,35 @@ async def test_server_keeps_items_and_marks_over_a_new_connection() -> None:
         finally:
             await second.close()
         with pytest.raises(ValueError, match="expected vectors of 9 dimensions"):
-            await ServerIndex.connect(URL or "", None, collection, DIM + 1, alias=None)
+            await connect(collection, dim=DIM + 1)
     finally:
         await first.drop()
         await first.close()
 
 
-@pytest.mark.qdrant
-@no_server
-async def test_alias_names_the_live_collection_and_moves_in_one_step() -> None:
+async def test_alias_names_the_live_collection_and_moves_in_one_step(connect: Connect) -> None:
     alias = f"test-{uuid.uuid4().hex}"
-    old, new = [
-        await ServerIndex.connect(URL or "", None, f"items-{alias}-{i}", DIM, alias=alias) for i in (1, 2)
-    ]
+    old, new = [await connect(f"items-{alias}-{i}", alias=alias) for i in (1, 2)]
     try:
         await old.put([item("in the old one")])
         await new.put([item("in the new one")])
-        through_alias = await _server(alias)
-        assert await found(through_alias) == {"in the old one"}
+        assert await old.live(alias) == await new.live(alias) == f"items-{alias}-1"
         await new.make_live(alias)
-        assert await found(through_alias) == {"in the new one"}
-        await through_alias.close()
+        assert await old.live(alias) == f"items-{alias}-2"
+        assert await old.live(f"{alias}-unknown") is None
     finally:
         for each in (old, new):
             await each.drop()
+            await each.close()
+
+
+async def test_two_that_open_a_new_collection_at_once_both_get_it(connect: Connect) -> None:
+    collection = f"items-test-{uuid.uuid4().hex}"
+    both = await asyncio.gather(connect(collection), connect(collection))
+    try:
+        await both[0].put([item("a")])
+        assert await found(both[1]) == {"a"}
+    finally:
+        await both[0].drop()
+        for each in both:
             await each.close()
