@@ -17,15 +17,15 @@ from streams.recall.filters import Filter
 NO_VERSION = -(1 << 63)
 
 
-class BadVector(ValueError):  # noqa: N818 - reads as what it is
+class BadVector(ValueError):
     """A vector of the wrong dimension, or one holding NaN or infinity. An engine would rank it first, silently."""
 
 
-class KeyCollision(RuntimeError):  # noqa: N818 - as above
+class KeyCollision(RuntimeError):
     """Two item ids with the same 64-bit key. The stored item is kept, the other one refused."""
 
 
-class IndexUnavailable(RuntimeError):  # noqa: N818 - as above
+class IndexUnavailable(RuntimeError):
     """The engine did not answer within its time and tries; the same call may succeed later."""
 
 

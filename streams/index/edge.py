@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -89,6 +91,8 @@ class EdgeIndex:
         self._changed: set[int] | None = None  # keys put since the copy of a graph under construction
         self._outside = self._within = self._builds = 0
         self._last_put_s = self._last_build_s = asyncio.get_running_loop().time()
+        self.building: int | None = None  # the process id of a build, while it runs
+        self._closing = False
         self._tender = asyncio.create_task(self._tend_graph(), name="edge-index-graph")
 
     @classmethod
@@ -143,8 +147,11 @@ class EdgeIndex:
 
     async def close(self) -> None:
         """Ends a build at once, with its process, and removes the folder."""
+        self._closing = True
         self._tender.cancel()
         await asyncio.gather(self._tender, return_exceptions=True)
+        if self.building is not None:
+            os.kill(self.building, signal.SIGKILL)
         async with self._building:
             self._shard.close()
         self._lock.close()
@@ -227,18 +234,21 @@ class EdgeIndex:
     # -- the search graph --------------------------------------------------------------------------------------------
 
     async def _tend_graph(self) -> None:
+        not_before_s = 0.0
         while True:
             await asyncio.sleep(min(1.0, self._policy.quiet_s))
             now_s = asyncio.get_running_loop().time()
-            if self._policy.is_due(
-                self._outside, self._within, now_s - self._last_put_s, now_s - self._last_build_s
+            quiet_s, since_last_s = now_s - self._last_put_s, now_s - self._last_build_s
+            if now_s < not_before_s or not self._policy.is_due(
+                self._outside, self._within, quiet_s, since_last_s
             ):
-                try:
-                    await self.build_graph()
-                except (OSError, RuntimeError, ValueError, TimeoutError) as problem:
-                    # Without a graph every search is a scan: slower, never wrong.
-                    log.warning("no new search graph, searches stay as they are: %s", problem)
-                    self._last_put_s = now_s + self._policy.patience_s
+                continue
+            try:
+                await self.build_graph()
+            except Exception as problem:  # noqa: BLE001 - the engine's errors have no type of their own
+                # Without a graph every search is a scan: slower, never wrong.
+                log.warning("no new search graph, searches stay as they are: %s", problem)
+                not_before_s = now_s + self._policy.patience_s
 
     async def build_graph(self) -> None:
         """Builds a graph over the present items in a child process, and swaps it in with what was put meanwhile."""
@@ -246,6 +256,7 @@ class EdgeIndex:
             self._builds += 1
             path = self._folder / f"shard-{self._builds}"
             self._last_build_s = asyncio.get_running_loop().time()
+            outside = self._outside
             try:
                 async with self._writing:
                     self._shard.flush()
@@ -256,7 +267,7 @@ class EdgeIndex:
                 await self._swap(engine.EdgeShard.load(str(path)), path)
                 self._within = within
             except BaseException:
-                self._outside += within
+                self._outside += outside
                 shutil.rmtree(path, ignore_errors=True)
                 raise
             finally:
@@ -270,9 +281,13 @@ class EdgeIndex:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the parent, which ends the child itself
         )
+        self.building = child.pid
         try:
+            if self._closing:
+                raise RuntimeError("the index is closing")
             _, problem = await asyncio.wait_for(child.communicate(), self._policy.timeout_s)
         finally:
+            self.building = None
             if child.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     child.kill()

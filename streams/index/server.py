@@ -107,7 +107,7 @@ class ServerIndex:
         try:
             await index._check_server()
             await index._open_collection(shards, replicas)
-            if alias is not None and alias not in await index._aliases():
+            if alias is not None and await index.live(alias) is None:
                 await index.make_live(alias)
         except AioRpcError as problem:
             await client.close()
@@ -182,10 +182,15 @@ class ServerIndex:
         """Points the alias at this collection, in one step with taking it from another."""
         create = models.CreateAlias(collection_name=self._collection, alias_name=alias)
         changes: list[models.AliasOperations] = [models.CreateAliasOperation(create_alias=create)]
-        if alias in await self._aliases():
+        if await self.live(alias) is not None:
             delete = models.DeleteAlias(alias_name=alias)
             changes.insert(0, models.DeleteAliasOperation(delete_alias=delete))
         await self._call(self._client.update_collection_aliases, changes)
+
+    async def live(self, alias: str) -> str | None:
+        """The collection that the alias names, or None."""
+        aliases = (await self._call(self._client.get_aliases)).aliases
+        return next((each.collection_name for each in aliases if each.alias_name == alias), None)
 
     async def drop(self) -> None:
         """Deletes the collection: a bundle that is no longer served."""
@@ -327,9 +332,6 @@ class ServerIndex:
         await self._call(self._client.create_payload_index, self._collection, field, kind, wait=True)
         if kind is models.PayloadSchemaType.FLOAT:
             self._indexed_fields.add(field)
-
-    async def _aliases(self) -> set[str]:
-        return {each.alias_name for each in (await self._call(self._client.get_aliases)).aliases}
 
     # -- calling -----------------------------------------------------------------------------------------------------
 

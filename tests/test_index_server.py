@@ -1,0 +1,121 @@
+"""What is the server's own: its collection, passing faults, and writers that meet."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from streams.features import item_key
+from streams.index import IndexUnavailable, Point, Query
+from streams.index.server import ServerIndex
+from tests.contract import qdrant_stand_in
+from tests.contract.qdrant_stand_in import StandIn
+
+DIM = 4
+ONE = np.ones(DIM, dtype=np.float32)
+
+
+@pytest.fixture
+async def stand_in() -> AsyncIterator[StandIn]:
+    async with qdrant_stand_in.serving() as serving:
+        yield serving
+
+
+def connecting(stand_in: StandIn, **options: Any) -> Any:
+    return partial(
+        ServerIndex.connect, stand_in.url, None, "items-test", DIM, grpc_port=stand_in.port, **options
+    )()
+
+
+@pytest.fixture
+async def index(stand_in: StandIn) -> AsyncIterator[ServerIndex]:
+    connected = await connecting(stand_in)
+    yield connected
+    await connected.close()
+
+
+def item(item_id: str, *, version: int | None = None, offset: int = 0, **payload: Any) -> Point:
+    return Point(item_key(item_id), item_id, ONE, payload, version, 0, offset)
+
+
+async def test_collection_is_created_for_small_vectors_with_its_indexes(
+    stand_in: StandIn, index: ServerIndex
+) -> None:
+    [request] = stand_in.created
+    assert request.optimizers_config.indexing_threshold == 2000
+    assert request.vectors_config.params.size == DIM
+    assert stand_in.indexes == {"words": "FieldTypeKeyword", "price": "FieldTypeFloat"}
+    assert await index.live("items") == "items-test"
+
+
+async def test_numbers_of_an_attribute_get_an_index_when_its_name_first_appears(
+    stand_in: StandIn, index: ServerIndex
+) -> None:
+    await index.put(
+        [item("a", attributes={"weight": 5, "colour": "red"}), item("b", attributes={"weight": 6})]
+    )
+    assert sorted(stand_in.indexes.values()) == ["FieldTypeFloat", "FieldTypeFloat", "FieldTypeKeyword"]
+    await index.put([item(f"item {i}", attributes={f"n{i}": i}) for i in range(100)])
+    assert sum(field.startswith("number_") for field in stand_in.indexes) == 64
+
+
+async def test_another_connection_leaves_the_live_alias_alone(stand_in: StandIn, index: ServerIndex) -> None:
+    other = await ServerIndex.connect(stand_in.url, None, "items-next", DIM, grpc_port=stand_in.port)
+    assert await other.live("items") == "items-test"
+    await other.close()
+
+
+async def test_passing_faults_are_tried_again(stand_in: StandIn, index: ServerIndex) -> None:
+    stand_in.fail_next = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
+    await index.put([item("a")])
+    stand_in.fail_next = [grpc.StatusCode.UNAVAILABLE] * 2
+    [[hit]] = await index.search([Query(ONE, 5)])
+    assert hit.item_id == "a"
+
+
+async def test_lasting_fault_is_reported_after_a_bounded_number_of_tries(
+    stand_in: StandIn, index: ServerIndex
+) -> None:
+    stand_in.fail_next = [grpc.StatusCode.UNAVAILABLE] * 10
+    with pytest.raises(
+        IndexUnavailable, match=r"did not answer in 3 tries of 5.0 s: UNAVAILABLE: told to fail"
+    ):
+        await index.search([Query(ONE, 5)])
+    assert len(stand_in.fail_next) == 7
+
+
+async def test_fault_that_will_not_pass_is_not_tried_again(stand_in: StandIn, index: ServerIndex) -> None:
+    stand_in.fail_next = [grpc.StatusCode.INVALID_ARGUMENT] * 2
+    with pytest.raises(grpc.aio.AioRpcError):
+        await index.search([Query(ONE, 5)])
+    assert len(stand_in.fail_next) == 1
+
+
+async def test_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(IndexUnavailable, match=r"Qdrant at http://127.0.0.1:6333 did not answer in 2 tries"):
+        await ServerIndex.connect(
+            "http://127.0.0.1:6333", None, "items", DIM, grpc_port=1, timeout_s=1.0, tries=2
+        )
+
+
+async def test_server_too_old_for_conditional_writes_is_refused(stand_in: StandIn) -> None:
+    stand_in.version = "1.15.4"
+    with pytest.raises(ValueError, match=r"is version 1.15.4, expected 1.18 or newer; update the server"):
+        await connecting(stand_in)
+
+
+async def test_newer_version_wins_over_a_writer_that_inserts_first(
+    stand_in: StandIn, index: ServerIndex
+) -> None:
+    """Both have seen that the item is absent; the other one's insert arrives before ours."""
+    other = await connecting(stand_in)
+    stand_in.before_upsert = partial(other.put, [item("a", version=1, title="older")])
+    await index.put([item("a", version=2, title="newer")])
+    assert (await index.items([item_key("a")]))[item_key("a")]["title"] == "newer"
+    stand_in.before_upsert = partial(other.put, [item("b", version=2, title="newer")])
+    await index.put([item("b", version=1, title="older")])
+    assert (await index.items([item_key("b")]))[item_key("b")]["title"] == "newer"
+    await other.close()
