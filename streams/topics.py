@@ -4,6 +4,8 @@ Nothing relies on a broker that creates topics by itself: such a topic has the b
 click and the request of the same user would then meet on different workers.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
@@ -29,6 +31,7 @@ _DEAD_LETTERS_MS = 28 * _DAY_MS
 _DEAD_LETTER_BYTES = 2_200_000
 # Only closed segments are compacted: with Kafka's 1 GiB, a worker would read that much of old states at each start.
 _CHANGELOG_SEGMENT_BYTES = 100 * 1024 * 1024
+_READY_S = 30
 # Matters of cost, not of right or wrong; `check` leaves them to the operator.
 _NOT_CHECKED = ("segment.ms", "segment.bytes")
 
@@ -111,13 +114,14 @@ def specs(settings: Settings) -> list[Spec]:
 async def create(settings: Settings) -> list[str]:
     """Creates the topics that are missing and returns their names; may be called by several at once.
 
-    Raises TopicsError. Existing topics are left as they are: see `check`.
+    They are ready for use when it returns. Raises TopicsError. Existing topics are left as they are: see `check`.
     """
     async with _admin(settings) as admin:
         existing = set(await admin.list_topics())
         missing = [spec for spec in specs(settings) if spec.name not in existing]
         if not missing:
             return []
+        created = []
         response = await admin.create_topics(
             [
                 NewTopic(spec.name, spec.partitions, settings.replication_factor, topic_configs=spec.config)
@@ -125,7 +129,6 @@ async def create(settings: Settings) -> list[str]:
             ],
             timeout_ms=30_000,
         )
-        created = []
         for name, code, *message in response.topic_errors:
             error = for_code(code)
             if code == 0:
@@ -136,6 +139,7 @@ async def create(settings: Settings) -> list[str]:
                     f"the broker refused to create {name}: {error.__name__}{detail}; check the rights of this user, "
                     f"and that there are {settings.replication_factor} brokers for HEADWATER_REPLICATION_FACTOR"
                 )
+        await _wait_until_led(admin, {spec.name for spec in missing})
         return created
 
 
@@ -147,7 +151,7 @@ async def check(settings: Settings) -> list[Problem]:
             topic["topic"]: len(topic["partitions"])
             # All topics, not ours by name: a broker that creates topics by itself creates those one asks it about.
             for topic in await admin.describe_topics()
-            if topic["topic"] in wanted and not topic["error_code"]
+            if topic["topic"] in wanted
         }
         configs = await _configs(admin, [name for name in wanted if name in counts])
     problems: list[Problem] = []
@@ -164,6 +168,25 @@ async def check(settings: Settings) -> list[Problem]:
 def _deleted_after(age_ms: int) -> dict[str, str]:
     segment_ms = max(_MINUTE_MS, min(age_ms, _DAY_MS))
     return {"cleanup.policy": "delete", "retention.ms": str(age_ms), "segment.ms": str(segment_ms)}
+
+
+async def _wait_until_led(admin: AIOKafkaAdminClient, names: set[str]) -> None:
+    """Kafka answers before its brokers know the new topics; a client that comes at once would not find them."""
+    deadline = time.monotonic() + _READY_S
+    while True:
+        led = {
+            topic["topic"]
+            for topic in await admin.describe_topics()
+            if not topic["error_code"] and not any(part["error_code"] for part in topic["partitions"])
+        }
+        if names <= led:
+            return
+        if time.monotonic() > deadline:
+            raise TopicsError(
+                f"{', '.join(sorted(names - led))} created, but without a leader after {_READY_S} s: expected all "
+                "brokers to be up; look at the broker's log"
+            )
+        await asyncio.sleep(0.05)
 
 
 def _missing(spec: Spec) -> Problem:

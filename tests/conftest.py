@@ -1,6 +1,7 @@
 """Fixtures of all tests: real brokers, shared by the whole session; every test has its own topics on them."""
 
 import asyncio
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,13 @@ def topic_prefix() -> str:
 def settings(broker: str, topic_prefix: str, tmp_path: Path) -> Settings:
     """Settings of a system of its own on `broker`; the topics are not created yet."""
     return Settings(kafka_bootstrap_servers=broker, topic_prefix=topic_prefix, data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return int(held.getsockname()[1])
 
 
 async def _delete_our_topics(servers: str) -> None:

@@ -1,0 +1,161 @@
+"""Settings: where they come from, what a wrong one says, and that secrets stay secret."""
+
+import os
+import ssl
+from pathlib import Path
+
+import pytest
+
+from streams.settings import LOCAL_BROKER, Settings, SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in os.environ:
+        if variable.startswith("HEADWATER_"):
+            monkeypatch.delenv(variable)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults_suit_a_laptop() -> None:
+    settings = Settings.load()
+    assert settings.kafka_options() == {
+        "bootstrap_servers": LOCAL_BROKER,
+        "security_protocol": "PLAINTEXT",
+    }
+    assert (settings.partitions, settings.catalog_partitions, settings.replication_factor) == (4, 4, 1)
+    assert settings.web_host == "127.0.0.1"
+    assert settings.model_fields_set == set()
+
+
+def test_given_wins_over_environment_and_environment_over_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "headwater.toml").write_text("partitions = 2\ncatalog_partitions = 3\nmax_parked = 5\n")
+    monkeypatch.setenv("HEADWATER_CATALOG_PARTITIONS", "6")
+    monkeypatch.setenv("HEADWATER_MAX_PARKED", "7")
+    settings = Settings.load(max_parked=9)
+    assert (settings.partitions, settings.catalog_partitions, settings.max_parked) == (2, 6, 9)
+
+
+def test_the_file_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text('topic_prefix = "shop"\nreply_topics = ["a", "b"]\n')
+    monkeypatch.setenv("HEADWATER_CONFIG", "other.toml")
+    settings = Settings.load()
+    assert settings.topic_prefix == "shop."
+    assert settings.reply_topics == ("a", "b")
+
+
+def test_a_named_file_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_CONFIG", "/nowhere/x.toml")
+    with pytest.raises(SettingsError, match=r"HEADWATER_CONFIG is '/nowhere/x\.toml': expected"):
+        Settings.load()
+
+
+def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "headwater.toml").write_text("partitions 4")
+    with pytest.raises(SettingsError, match=r"headwater\.toml cannot be read: expected a TOML file"):
+        Settings.load()
+
+
+def test_an_unknown_setting_in_the_file_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "headwater.toml").write_text("partition = 4")
+    with pytest.raises(SettingsError, match=r"^partition is no setting: expected partitions$"):
+        Settings.load()
+
+
+def test_a_misspelt_variable_is_an_error_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_PARTITION", "8")
+    with pytest.raises(
+        SettingsError, match="HEADWATER_PARTITION is no setting: expected HEADWATER_PARTITIONS"
+    ):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("PARTITIONS", "many", "a valid integer"),
+        ("PARTITIONS", "0", "greater than or equal to 1"),
+        ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("TOPIC_PREFIX", "a b", "letters, digits"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "localhost", "host:port"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:99999", "host:port"),
+        ("QDRANT_URL", "qdrant:6334", "a URL such as"),
+        ("BUNDLE", "/nowhere", "the path of a bundle's folder"),
+        ("KAFKA_SSL_CA_FILE", "/nowhere.pem", "the path of an existing file"),
+        ("USER_TTL_DAYS", "-1", "greater than 0"),
+        ("WEB_PORT", "70000", "less than or equal to 65535"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_with_setting_value_and_expectation(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    monkeypatch.setenv(f"HEADWATER_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load()
+    message = str(caught.value)
+    assert message.startswith(f"HEADWATER_{name} is '{value}': expected ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_QDRANT_URL", "")
+    monkeypatch.setenv("HEADWATER_PARTITIONS", "")
+    settings = Settings.load()
+    assert settings.qdrant_url is None
+    assert settings.partitions == 4
+
+
+def test_secrets_are_in_no_repr_and_no_error() -> None:
+    settings = Settings.load(
+        kafka_security_protocol="SASL_PLAINTEXT",
+        kafka_sasl_username="me",
+        kafka_sasl_password="hunter2",
+        qdrant_api_key="hunter3",
+    )
+    assert "hunter" not in repr(settings)
+    assert "hunter" not in str(settings)
+    assert settings.kafka_options()["sasl_plain_password"] == "hunter2"
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(kafka_sasl_password=["hunter4"])
+    assert "hunter" not in str(caught.value)
+    assert "HEADWATER_KAFKA_SASL_PASSWORD is not shown" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"kafka_security_protocol": "SASL_SSL"}, "HEADWATER_KAFKA_SASL_USERNAME"),
+        ({"kafka_sasl_username": "me", "kafka_sasl_password": "x"}, "expected SASL_SSL or SASL_PLAINTEXT"),
+        ({"kafka_ssl_cert_file": __file__}, "expected both or neither"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(given: dict[str, str], expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
+        Settings.load(**given)
+
+
+def test_tls_gives_every_client_a_context_that_verifies_the_broker() -> None:
+    context = Settings.load(kafka_security_protocol="SSL").kafka_options()["ssl_context"]
+    assert context.verify_mode == ssl.CERT_REQUIRED
+
+
+def test_settings_cannot_be_changed_once_built() -> None:
+    settings = Settings.load()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.partitions = 8
+
+
+@pytest.mark.parametrize(("prefix", "stored"), [("shop", "shop."), ("shop.", "shop."), ("a-b_", "a-b_")])
+def test_groups_are_named_after_the_prefix(prefix: str, stored: str) -> None:
+    settings = Settings.load(topic_prefix=prefix)
+    assert settings.topic_prefix == stored
+    assert settings.interests_group == f"{prefix.rstrip('._')}-interests"
+    assert settings.catalog_group == f"{prefix.rstrip('._')}-catalog"
+
+
+def test_reply_topics_are_a_comma_separated_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_REPLY_TOPICS", "answers.v1, other.v1,")
+    assert Settings.load().reply_topics == ("answers.v1", "other.v1")
