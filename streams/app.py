@@ -168,7 +168,7 @@ class Worker:
             key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
             try:
                 index = await ServerIndex.connect(
-                    settings.qdrant_url, key, f"{settings.topic_prefix}items-{encoder.id}", encoder.dim
+                    settings.qdrant_url, key, f"items-{encoder.id}", encoder.dim
                 )
             except (IndexUnavailable, ValueError) as error:
                 raise WorkerError(f"HEADWATER_QDRANT_URL is {settings.qdrant_url}: {error}") from error
@@ -223,7 +223,7 @@ class Worker:
             popular=self._trends.popular,
             catalog=lambda: self._catalog_offsets,
             is_index_ready=items_tail.caught_up.is_set,
-            spawn=self._guard,
+            guard=self._guard,
         )
         self._tails = [items_tail, trends_tail]
         for tail in self._tails:
@@ -253,6 +253,7 @@ class Worker:
             requests.drop_parked()
 
         app.on_assigned(assigned)
+        app.on_interrupt(profiles.interrupt)
         app.on_revoked(revoked)
         self._spawn(self._publish_trends(producer, index))
         return app
@@ -284,6 +285,7 @@ class Worker:
             catalog.freeze()
 
         app.on_assigned(assigned)
+        app.on_interrupt(catalog.interrupt)
         app.on_revoked(revoked)
         return app
 
@@ -296,13 +298,16 @@ class Worker:
 
     async def _on_vectors(self, records: Sequence[ConsumerRecord]) -> None:
         index, vectors = self._index, self._vectors
-        assert index is not None and vectors is not None
+        assert index is not None
+        assert vectors is not None
         points = []
         for record in records:
             try:
                 point = point_of_vector(record)
             except BadMessage as error:
-                log.error("bad_vector_record", partition=record.partition, offset=record.offset, error=str(error))
+                log.error(
+                    "bad_vector_record", partition=record.partition, offset=record.offset, error=str(error)
+                )
                 continue
             if point is None or (point.vector is not None and len(point.vector) != vectors.dim):
                 continue  # of another bundle, which has another dimension
@@ -362,7 +367,7 @@ class Worker:
 
     def _health(self) -> dict[str, Any]:
         partitions = self._profiles.partitions.values() if self._profiles else ()
-        opening = [each.number for each in partitions if each.owned and not each.opened.is_set()]
+        opening = [each.number for each in partitions if each.owned and not each.gate.is_open]
         return {
             "ok": not self._failed.done(),
             "ready": self.ready.is_set(),
@@ -409,7 +414,7 @@ class Worker:
         }
 
     async def _announce_ready(self, started: float) -> None:
-        while not self._is_complete():
+        while not self._is_complete():  # noqa: ASYNC110 - it is a sum of many states, not one event
             await asyncio.sleep(0.02)
         self.ready.set()
         log.info("worker_ready", role=self._role, seconds=round(time.monotonic() - started, 2))
@@ -419,7 +424,7 @@ class Worker:
             if not app.consumer.assignment() and not app.unassigned:
                 return False
         partitions = self._profiles.partitions.values() if self._profiles else ()
-        opened = all(each.opened.is_set() for each in partitions if each.owned)
+        opened = all(each.gate.is_open for each in partitions if each.owned)
         return opened and all(tail.caught_up.is_set() for tail in self._tails)
 
     async def _gauges(self) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
-from streams.engine import Batch, Lost, StopWorker
+from streams.engine import Batch, Gate, Lost, StopWorker
 from streams.features import item_key, item_text
 from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, Point, Stamp, newer
 from streams.messages import (
@@ -64,7 +64,7 @@ class _Versions:
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.stamps: dict[int, Stamp] = {}
-        self.opened = asyncio.Event()
+        self.gate = Gate()
 
 
 class CatalogPath:
@@ -98,6 +98,11 @@ class CatalogPath:
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
 
+    def interrupt(self) -> None:
+        """A rebalance or stop begins: whoever waits for a partition to be opened is sent away."""
+        for versions in self._partitions.values():
+            versions.gate.interrupt()
+
     def freeze(self) -> None:
         self._partitions = {}
 
@@ -116,7 +121,7 @@ class CatalogPath:
         versions = self._partitions.get(batch.partition)
         if versions is None:
             raise Lost
-        await asyncio.wait_for(versions.opened.wait(), _OPEN_TIMEOUT_S)
+        await versions.gate.passed(_OPEN_TIMEOUT_S)
         letters: list[DeadLetter] = []
         changes = self._decode(batch.records, versions.stamps, letters)
         slices = [changes[start : start + _SLICE] for start in range(0, len(changes), _SLICE)]
@@ -177,7 +182,9 @@ class CatalogPath:
 
         def run() -> NDArray[np.float32]:
             started = time.perf_counter()
-            vectors = self._encoder.encode_items([_text(item) for item in items], [item.item_id for item in items])
+            vectors = self._encoder.encode_items(
+                [_text(item) for item in items], [item.item_id for item in items]
+            )
             self._encode_seconds.observe(time.perf_counter() - started)
             return vectors
 
@@ -242,7 +249,9 @@ class CatalogPath:
                 raise StopWorker(f"the index refused a checked vector: {error}") from error
             except IndexUnavailable as error:
                 if time.monotonic() > deadline:
-                    raise StopWorker(f"the index did not answer for {_INDEX_PATIENCE_S:.0f} s: {error}") from error
+                    raise StopWorker(
+                        f"the index did not answer for {_INDEX_PATIENCE_S:.0f} s: {error}"
+                    ) from error
                 log.warning("index_unavailable", error=str(error))
                 await asyncio.sleep(_INDEX_RETRY_S)
                 continue
@@ -269,7 +278,7 @@ class CatalogPath:
                     if await consumer.position(tp) >= ends[tp]:
                         remaining.discard(tp)
                         consumer.pause(tp)
-                        tps[tp].opened.set()
+                        tps[tp].gate.open()
                 if not remaining:
                     break
                 fetched = await consumer.getmany(*remaining, timeout_ms=500, max_records=5_000)
@@ -281,7 +290,9 @@ class CatalogPath:
                             tps[tp].stamps[stamp[0]] = stamp[1]
                     await asyncio.sleep(0)
                 if time.monotonic() - healthy_s > _READ_TIMEOUT_S:
-                    raise StopWorker(f"{self._topics.vectors}: no record for {_READ_TIMEOUT_S:.0f} s while reading it")
+                    raise StopWorker(
+                        f"{self._topics.vectors}: no record for {_READ_TIMEOUT_S:.0f} s while reading it"
+                    )
         except StopWorker as error:
             self._fail(str(error))
         except Exception as error:
@@ -304,9 +315,7 @@ def point_of_vector(record: ConsumerRecord) -> Point | None:
         if deleted is None:
             return None
         item_id = record.key.decode()
-        return Point(
-            item_key(item_id), item_id, None, {}, deleted.version, deleted.partition, deleted.offset
-        )
+        return Point(item_key(item_id), item_id, None, {}, deleted.version, deleted.partition, deleted.offset)
     item = decode_item_vector(record.value)
     return Point(
         item_key(item.item_id),

@@ -45,7 +45,7 @@ class Decoded(NamedTuple):
 
     def part(self, start: int, stop: int) -> "Decoded":
         return Decoded(
-            Clicks(*(column[start:stop] for column in self.clicks)),
+            self.clicks.take(slice(start, stop)),
             self.records[start:stop],
             self.event_ids[start:stop],
             self.strays if start == 0 else [],
@@ -95,7 +95,7 @@ class ClickPath:
         partition = self._profiles.partition(batch.partition)
         if partition is None:
             raise Lost
-        await asyncio.wait_for(partition.opened.wait(), _OPEN_TIMEOUT_S)
+        await partition.gate.passed(_OPEN_TIMEOUT_S)
         async with partition.lock:
             partition.require(batch.generation)
             started = time.perf_counter()

@@ -1,6 +1,6 @@
 """The profiles of one partition as numpy columns, one row a user: what lets a batch be applied without a loop."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,22 @@ class Log(NamedTuple):
     item: U64  # (users, L)
     action: U8  # (users, L)
 
+    def take(self, which: I64 | slice, width: int | None = None) -> "Log":
+        """Some of the users, and of their entries only the first ``width`` places."""
+        return Log(
+            self.n[which],
+            self.at_ms[which, :width],
+            self.event[which, :width],
+            self.item[which, :width],
+            self.action[which, :width],
+        )
+
     def events(self, index: int) -> list[Event]:
         n = int(self.n[index])
         columns = (self.at_ms, self.event, self.item, self.action)
-        return [Event(*entry) for entry in zip(*(column[index, :n].tolist() for column in columns), strict=True)]
+        return [
+            Event(*entry) for entry in zip(*(column[index, :n].tolist() for column in columns), strict=True)
+        ]
 
     def write(self, index: int, events: list[Event]) -> None:
         self.n[index] = len(events)
@@ -33,6 +45,21 @@ class Log(NamedTuple):
             self.event[index, place] = event.event
             self.item[index, place] = event.item
             self.action[index, place] = event.action
+
+
+_COLUMNS = (
+    "n",
+    "at_ms",
+    "event",
+    "item",
+    "action",
+    "offset",
+    "state",
+    "state_at_ms",
+    "pending",
+    "stale",
+    "forgotten_ms",
+)
 
 
 class Columns:
@@ -52,7 +79,7 @@ class Columns:
     def _allocate(self, capacity: int) -> None:
         length, size = self.log_length, self.state_size
         old = getattr(self, "n", None)
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "n": ((capacity,), np.int64),
             "at_ms": ((capacity, length), np.int64),
             "event": ((capacity, length), np.uint64),
@@ -66,10 +93,11 @@ class Columns:
             "forgotten_ms": ((capacity,), np.int64),  # events up to this time were erased
         }
         for name, (shape, kind) in shapes.items():
-            array = np.zeros(shape, dtype=kind)
+            array: NDArray[Any] = np.zeros(shape, dtype=kind)
             if old is not None:
                 array[: len(old)] = getattr(self, name)
             setattr(self, name, array)
+        assert tuple(shapes) == _COLUMNS
         if old is None:
             self.users: list[bytes] = []
             self.last_event: list[bytes] = []
@@ -109,10 +137,8 @@ class Columns:
     def remove(self, user: bytes) -> None:
         """Erase a user: the row is zeroed at once and may be handed out again."""
         row = self.rows.pop(user)
-        for column in (self.n, self.at_ms, self.event, self.item, self.action, self.offset, self.state):
-            column[row] = 0
-        for column in (self.state_at_ms, self.pending, self.stale, self.forgotten_ms):
-            column[row] = 0
+        for name in _COLUMNS:
+            getattr(self, name)[row] = 0
         self.users[row] = b""
         self.last_event[row] = b""
         self.strays.pop(row, None)

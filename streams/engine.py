@@ -7,6 +7,7 @@ Faust acknowledges what failed.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
-from faust.types.tuples import Message
+from faust.types.tuples import ConsumerMessage, Message
 
 from streams.settings import Settings
 
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 # How long a fetch may wait while a partition is busy: its next batch must be picked up soon after it is released.
 _BUSY_FETCH_S: Final = 0.005
 _IDLE_FETCH_S: Final = 1.0
+# With every partition busy there is nothing to fetch until one is released (which ends this wait).
+_IDLE_WAIT_S: Final = 0.5
 # A batch in hand at a rebalance or stop gets so long to finish; then it is dropped uncommitted and replayed.
 _DRAIN_S: Final = 5.0
 
@@ -37,6 +40,43 @@ class StopWorker(Exception):
 
 class Lost(Exception):
     """The partition of this batch has been revoked: drop it, its new owner will read it again."""
+
+
+class Gate:
+    """What a partition's batches wait at until its state is there; broken when the partition is about to go."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._is_open = False
+        self._is_broken = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    def open(self) -> None:
+        self._is_open = True
+        self._changed.set()
+
+    def close(self) -> None:
+        """Shut again, for the next generation; whoever still waits is sent away."""
+        self.interrupt()
+        self._is_open = self._is_broken = False
+        self._changed = asyncio.Event()
+
+    def interrupt(self) -> None:
+        """Send away whoever waits; an open gate stays open."""
+        self._is_broken = not self._is_open
+        self._changed.set()
+
+    async def passed(self, timeout_s: float) -> None:
+        """Raises Lost when the partition goes first, TimeoutError after ``timeout_s``."""
+        if self._is_open:
+            return
+        changed = self._changed
+        await asyncio.wait_for(changed.wait(), timeout_s)
+        if changed is not self._changed or self._is_broken:
+            raise Lost
 
 
 class Batch:
@@ -108,13 +148,14 @@ class BatchConsumer(driver.Consumer):
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """One message per partition batch, only of partitions that may take more work, requests first."""
         if not self.flow_active:
-            await self.wait(self.can_resume_flow)
+            await self.wait(self.can_resume_flow.wait())
         if self.should_stop:
             return
         wanted = self._get_active_partitions() - self._held
         if not wanted:
             self._freed.clear()
-            await asyncio.wait({asyncio.ensure_future(self._freed.wait())}, timeout=0.05)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), _IDLE_WAIT_S)
             return
         app = cast(EngineApp, self.app)
         generation = app.consumer_generation_id
@@ -122,7 +163,7 @@ class BatchConsumer(driver.Consumer):
         fetched = await self._getmany(active_partitions=wanted, timeout=wait_s)
         for tp in sorted(fetched, key=app.priority):
             # After a rebalance the fetch positions are reset to the committed offsets: nothing is skipped.
-            if self.should_stop or not self.flow_active or app.consumer_generation_id != generation:
+            if not self._may_deliver(generation):
                 return
             key = TP(tp.topic, tp.partition)
             batch = Batch(self, key, fetched[tp], generation)
@@ -130,14 +171,19 @@ class BatchConsumer(driver.Consumer):
             self._held.add(key)
             yield key, self._as_message(key, batch)
 
+    def _may_deliver(self, generation: int) -> bool:
+        app = cast(EngineApp, self.app)
+        return not self.should_stop and self.flow_active and app.consumer_generation_id == generation
+
     def _as_message(self, tp: TP, batch: Batch) -> Message:
         return cast(
             Message,
-            driver.ConsumerMessage(
-                tp.topic, tp.partition, batch.last_offset, time.time(), 0, [], None, batch, None, 0, 0, tp,
+            ConsumerMessage(
+                *(tp.topic, tp.partition, batch.last_offset, time.time(), 0, []),
+                *(None, cast(Any, batch), None, 0, 0, tp),
                 generation_id=batch.generation,
             ),
-        )  # fmt: skip
+        )
 
     def release(self, batch: Batch) -> None:
         queue = self._outstanding.get(TP(batch.topic, batch.partition))
@@ -173,7 +219,9 @@ class BatchConsumer(driver.Consumer):
 
     async def wait_empty(self) -> None:
         """At a rebalance or stop: let the batches in hand finish, commit, forget the rest."""
-        await cast(EngineApp, self.app).drain(_DRAIN_S)
+        app = cast(EngineApp, self.app)
+        app.interrupt()
+        await app.drain(_DRAIN_S)
         await self.commit()
         self._forget()
 
@@ -208,6 +256,7 @@ class EngineApp(faust.App):
         self.engine_settings = settings
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._urgent: set[str] = set()
+        self._on_interrupt: list[Callable[[], None]] = []
         self._in_hand: set[asyncio.Task[None]] = set()
         super().__init__(
             group,
@@ -226,8 +275,9 @@ class EngineApp(faust.App):
             broker_request_timeout=max(60.0, settings.session_timeout_s + 10),
             producer_request_timeout=60.0,
         )
-        self.transport.Consumer = BatchConsumer
-        self.transport.Producer = _Producer
+        transport: Any = self.transport
+        transport.Consumer = BatchConsumer
+        transport.Producer = _Producer
 
     def _create_directories(self) -> None:
         """Faust keeps no tables here, so it needs no folders."""
@@ -270,6 +320,14 @@ class EngineApp(faust.App):
         if not self.failed.done():
             self.failed.set_result(reason)
 
+    def interrupt(self) -> None:
+        """A rebalance or stop begins: batches that only wait for their partition's state give up."""
+        for callback in self._on_interrupt:
+            callback()
+
+    def on_interrupt(self, callback: Callable[[], None]) -> None:
+        self._on_interrupt.append(callback)
+
     async def drain(self, timeout_s: float) -> None:
         """Wait for the batches in hand, at most ``timeout_s``."""
         tasks = {task for task in self._in_hand if not task.done()}
@@ -279,18 +337,18 @@ class EngineApp(faust.App):
     def on_assigned(self, callback: Callable[[set[TP]], Awaitable[None]]) -> None:
         """Call ``callback`` with the whole new assignment at every rebalance, before fetching goes on."""
 
-        async def assigned(sender: Any, partitions: Iterable[TP], **kwargs: Any) -> None:
+        async def assigned(sender: Any, /, partitions: Iterable[TP], **kwargs: Any) -> None:
             await callback({TP(tp.topic, tp.partition) for tp in partitions})
 
-        self.on_partitions_assigned.connect(assigned, weak=False)
+        cast(Any, self.on_partitions_assigned).connect(assigned, weak=False)
 
     def on_revoked(self, callback: Callable[[set[TP]], Awaitable[None]]) -> None:
         """Call ``callback`` once the batches in hand are finished and committed, before others take over."""
 
-        async def revoked(sender: Any, partitions: Iterable[TP], **kwargs: Any) -> None:
+        async def revoked(sender: Any, /, partitions: Iterable[TP], **kwargs: Any) -> None:
             await callback({TP(tp.topic, tp.partition) for tp in partitions})
 
-        self.on_partitions_revoked.connect(revoked, weak=False)
+        cast(Any, self.on_partitions_revoked).connect(revoked, weak=False)
 
 
 class _Producer(driver.Producer):

@@ -23,7 +23,9 @@ _CODES: Final = max(ACTION_CODES.values()) + 1
 
 
 def _by_code(chosen: Callable[[str], bool]) -> Bools:
-    return np.array([code in {ACTION_CODES[name] for name in ACTIONS if chosen(name)} for code in range(_CODES)])
+    return np.array(
+        [code in {ACTION_CODES[name] for name in ACTIONS if chosen(name)} for code in range(_CODES)]
+    )
 
 
 STEPS: Final = _by_code(lambda name: ACTIONS[name].steps_encoder)
@@ -42,6 +44,16 @@ class Clicks(NamedTuple):
     event: U64
     item: U64
     action: U8
+
+    def take(self, which: I64 | slice) -> "Clicks":
+        return Clicks(
+            self.row[which],
+            self.offset[which],
+            self.at_ms[which],
+            self.event[which],
+            self.item[which],
+            self.action[which],
+        )
 
 
 class Change(NamedTuple):
@@ -130,7 +142,7 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
         refold=refold,
         evicted=evicted,
         steps_user=user[steps],
-        steps=Clicks(*(column[chosen] for column in clicks)),
+        steps=clicks.take(chosen),
         erased=erased,
         forgotten_ms=forgotten,
         newest=newest,
@@ -159,7 +171,9 @@ def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, ac
     twice = (np.diff(whose[by_event]) == 0) & (np.diff(event[by_event]) == 0)
     care = ~rising | known | (action >= RETRACT) | (at_ms <= forgotten[whose])
     care[by_event[1:][twice]] = True
-    return np.bincount(whose, weights=care, minlength=users) > 0
+    careful = np.zeros(users, dtype=np.bool_)
+    careful[whose[care]] = True
+    return careful
 
 
 def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8) -> Bools:
@@ -180,7 +194,8 @@ def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8)
     log.at_ms[at], log.event[at] = at_ms[fits], event[fits]
     log.item[at], log.action[at] = item[fits], action[fits]
     np.minimum(log.n + count, width, out=log.n)
-    return shift > 0
+    lost: Bools = shift > 0
+    return lost
 
 
 class StepInput(NamedTuple):

@@ -83,7 +83,10 @@ async def interests_of(
         state_at[behind], pending[behind] = again.state_at_ms[behind], again.pending[behind]
     sessions_job = _session_job(sessions, state_at, vectors, columns.log_length)
     if again is None and not sessions_job.calls and not (state_at > 0).any():
-        return [_nobody(log, index, int(pending[index]), last_events[index], encoder.dim) for index in range(count)]
+        return [
+            _nobody(log, index, int(pending[index]), last_events[index], encoder.dim)
+            for index in range(count)
+        ]
 
     def run() -> tuple[F32, F32]:
         if again is not None:
@@ -96,7 +99,7 @@ async def interests_of(
 
     interests, weights = await asyncio.get_running_loop().run_in_executor(threads, run)
     return [
-        UserInterests(interests[i], weights[i], int(pending[i]), _one(log, i), last_events[i])
+        UserInterests(interests[i], weights[i], int(pending[i]), log.take(slice(i, i + 1)), last_events[i])
         if sessions_job.state_at_ms[i] > 0
         else _nobody(log, i, int(pending[i]), last_events[i], encoder.dim)
         for i in range(count)
@@ -113,7 +116,9 @@ def _session_job(sessions: Sequence[Session], state_at: I64, vectors: ItemVector
     calls = gathered(vectors, users[known], found[known], actions[known], at_ms[known], state_at, length)
     after = state_at.copy()
     after[users[known]] = at_ms[known]
-    return Job(np.zeros((len(sessions), 0), dtype=np.float32), calls, after, np.zeros(len(sessions), dtype=np.int64))
+    return Job(
+        np.zeros((len(sessions), 0), dtype=np.float32), calls, after, np.zeros(len(sessions), dtype=np.int64)
+    )
 
 
 async def _by_window(
@@ -144,7 +149,9 @@ async def _by_window(
         rows = np.concatenate([found[mine], extra[real]])[-length:]
         n = len(rows)
         items[i, :n] = vectors.matrix[rows]
-        codes[i, :n] = np.concatenate([actions[mine], np.array(session.actions, dtype=np.int64)[real]])[-length:]
+        codes[i, :n] = np.concatenate([actions[mine], np.array(session.actions, dtype=np.int64)[real]])[
+            -length:
+        ]
         times[i, :n] = np.concatenate([at_ms[mine], np.array(session.at_ms, dtype=np.int64)[real]])[-length:]
         mask[i, :n] = 1.0
     events = mask.sum(axis=1).astype(np.int64)
@@ -156,17 +163,13 @@ async def _by_window(
         threads, encoder.window, items, codes, gaps.astype(np.float32), mask, gap_to_now
     )
     return [
-        UserInterests(interests[i], weights[i], int(pending[i]), _one(log, i), last_events[i])
+        UserInterests(interests[i], weights[i], int(pending[i]), log.take(slice(i, i + 1)), last_events[i])
         if events[i]
         else _nobody(log, i, int(pending[i]), last_events[i], encoder.dim)
         for i in range(count)
     ]
 
 
-def _one(log: Log, index: int) -> Log:
-    return Log(*(column[index : index + 1] for column in log))
-
-
 def _nobody(log: Log, index: int, pending: int, last_event: bytes, dim: int) -> UserInterests:
     nothing = np.zeros((0, dim), dtype=np.float32)
-    return UserInterests(nothing, nothing[:, 0], pending, _one(log, index), last_event)
+    return UserInterests(nothing, nothing[:, 0], pending, log.take(slice(index, index + 1)), last_event)

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.errors import KafkaError
 
 from streams.columns import I64, Columns
-from streams.engine import Lost, StopWorker
+from streams.engine import Gate, Lost, StopWorker
 from streams.metrics import Metrics
 from streams.publish import Outgoing, write_all
 from streams.settings import Settings
@@ -47,7 +47,7 @@ class Partition:
         self.generation = -1
         self.watermark = -1  # every clicks record at or below it is applied and stored
         self.changelog_next = 0  # the changelog has been read or written up to here
-        self.opened = asyncio.Event()
+        self.gate = Gate()
         self.owned = False
         self.lock = asyncio.Lock()
         self.listeners: list[Callable[[Partition], None]] = []
@@ -122,11 +122,16 @@ class Profiles:
         partition = self.partitions.get(number)
         return partition if partition is not None and partition.owned else None
 
+    def interrupt(self) -> None:
+        """A rebalance or stop begins: whoever waits for a partition to be opened is sent away."""
+        for partition in self.partitions.values():
+            partition.gate.interrupt()
+
     def freeze(self) -> None:
         """A rebalance begins: nothing is applied until partitions are assigned again."""
         for partition in self.partitions.values():
             partition.owned = False
-            partition.opened.clear()
+            partition.gate.close()
 
     def assign(self, numbers: Iterable[int], generation: int) -> None:
         """A rebalance ended: keep what came back, drop what others have, open what is new."""
@@ -138,7 +143,7 @@ class Profiles:
                 number, Partition(number, self._log_length, self._state_size)
             )
             partition.owned, partition.generation = True, generation
-            partition.opened.clear()
+            partition.gate.close()
         self._metrics.rebalances_total.inc()
         if wanted:
             self._spawn(self._open([self.partitions[number] for number in sorted(wanted)], generation))
@@ -177,7 +182,7 @@ class Profiles:
         for partition in partitions:
             if partition.owned and partition.generation == generation:
                 users += len(partition.columns)
-                partition.opened.set()
+                partition.gate.open()
                 partition.advance(partition.watermark)
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
@@ -260,9 +265,9 @@ class Profiles:
         partition.require(generation)
         for written in await write_all(self._producer, self._topics.profiles, partition.number, records):
             hole = partition.changelog_next
-            partition.changelog_next = written.offset + written.count
-            if written.offset > hole:
-                self._spawn(self._repair(partition, hole, written.offset, generation))
+            partition.changelog_next = written.stop
+            if written.start > hole:
+                self._spawn(self._repair(partition, hole, written.start, generation))
         self._metrics.changelog_records_total.inc(len(records))
 
     async def _audit(self) -> None:
@@ -270,7 +275,7 @@ class Profiles:
         while True:
             await asyncio.sleep(_AUDIT_S)
             for partition in list(self.partitions.values()):
-                if not partition.owned or not partition.opened.is_set():
+                if not partition.owned or not partition.gate.is_open:
                     continue
                 async with partition.lock:
                     tp = TopicPartition(self._topics.profiles, partition.number)
@@ -279,8 +284,9 @@ class Profiles:
                     except KafkaError as error:
                         log.warning("changelog_audit_failed", partition=partition.number, error=str(error))
                         continue
-                    hole, partition.changelog_next = partition.changelog_next, max(
-                        end, partition.changelog_next
+                    hole, partition.changelog_next = (
+                        partition.changelog_next,
+                        max(end, partition.changelog_next),
                     )
                 if end > hole:
                     await self._repair(partition, hole, end, partition.generation)
@@ -314,7 +320,9 @@ class Profiles:
                 log.warning("foreign_writes_repaired", partition=partition.number, users=len(rows))
                 await self.write(partition, rows, generation)
             gone = {user: partition.forgotten[user] for user in overwritten if user in partition.forgotten}
-            await self.erase(partition, {user: at for user, at in gone.items() if user not in known}, generation)
+            await self.erase(
+                partition, {user: at for user, at in gone.items() if user not in known}, generation
+            )
 
     def _is_ours(self, record: ConsumerRecord) -> bool:
         return stamp_of(record.value).writer == self.writer

@@ -43,10 +43,10 @@ def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
 
 
 class Written(NamedTuple):
-    """Where a run of records landed."""
+    """The offsets that a run of records landed at, ``stop`` excluded."""
 
-    offset: int
-    count: int
+    start: int
+    stop: int
 
 
 async def write_all(
@@ -89,7 +89,7 @@ async def write_all(
             f"{topic}: the broker did not acknowledge a write to partition {partition} "
             f"({type(error).__name__}: {error}); nothing past it is committed. Look at the broker, then start again"
         ) from error
-    return [Written(meta.offset, count) for meta, (_, count) in zip(done, pending, strict=True)]
+    return [Written(meta.offset, meta.offset + count) for meta, (_, count) in zip(done, pending, strict=True)]
 
 
 async def write_scattered(producer: AIOKafkaProducer, topic: str, records: Iterable[Outgoing]) -> None:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaProducer, ConsumerRecord
+from numpy.typing import NDArray
 
 from streams.columns import Log
 from streams.dead_letters import DeadLetter, DeadLetters
@@ -85,10 +86,11 @@ class _Held:
     unanswered: _Unanswered
     timings: dict[str, float] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
+    expired: bool = False  # its click did not come in time
 
     @property
     def left_ms(self) -> float:
-        return self.asked_ms + self.request.deadline_ms - time.time() * 1000.0
+        return 0.0 if self.expired else self.asked_ms + self.request.deadline_ms - time.time() * 1000.0
 
 
 class _Reply(NamedTuple):
@@ -116,7 +118,7 @@ class RequestPath:
         popular: Callable[[], Sequence[PopularItem]],
         catalog: Callable[[], Mapping[int, int]],
         is_index_ready: Callable[[], bool],
-        spawn: Callable[[asyncio.Future[None]], None],
+        guard: Callable[[asyncio.Future[None]], None],
     ) -> None:
         self._profiles, self._vectors, self._encoder, self._threads = profiles, vectors, encoder, threads
         self._recall, self._producer, self._dead_letters = recall, producer, dead_letters
@@ -124,14 +126,13 @@ class RequestPath:
         self._popular, self._catalog, self._is_index_ready = popular, catalog, is_index_ready
         self._router = Router(settings.partitions)
         self._lots: dict[int, _ParkingLot] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._stage = {
             name: metrics.request_stage_seconds.labels(name)
             for name in ("decode", "park", "read", "index", "publish")
         }
         self._batch_size = metrics.batch_size.labels("requests")
         self._strays = metrics.strays_total.labels(topics.requests)
-        self._guard = spawn
+        self._guard = guard
 
     async def handle(self, batch: Batch) -> None:
         """Answer what can be answered now, park the rest, and let the next batch come.
@@ -252,7 +253,7 @@ class RequestPath:
         after = held.request.after
         if after is None:
             return True
-        if not partition.opened.is_set():
+        if not partition.gate.is_open:
             return False
         if after.partition == partition.number:
             return partition.watermark >= after.offset
@@ -273,12 +274,15 @@ class RequestPath:
 
     def _wake(self, partition: Partition) -> None:
         lot = self._lots.get(partition.number)
-        if lot and partition.opened.is_set():
-            self._leave(lot.take(partition.watermark, lambda held: self._may_answer(held, partition)), partition)
+        if lot and partition.gate.is_open:
+            self._leave(
+                lot.take(partition.watermark, lambda held: self._may_answer(held, partition)), partition
+            )
 
     def _expire(self, held: _Held, partition: Partition) -> None:
         lot = self._lots.get(partition.number)
         if lot is not None and lot.remove(held):
+            held.expired = True
             self._leave([held], partition)
 
     def _leave(self, held: list[_Held], partition: Partition) -> None:
@@ -316,12 +320,14 @@ class RequestPath:
 
     async def _replies(self, held: list[_Held], partition: Partition) -> list[_Reply]:
         late = [each for each in held if each.left_ms <= 0]
-        replies = [self._refusal(each, partition, "expired", "deadline", _late(each, partition)) for each in late]
+        replies = [
+            self._refusal(each, partition, "expired", "deadline", _late(each, partition)) for each in late
+        ]
         live = [each for each in held if each.left_ms > 0]
         if not live:
             return replies
         started = time.perf_counter()
-        is_open = partition.opened.is_set()
+        is_open = partition.gate.is_open
         # Read before the states: they may be newer than what the answer claims, never older.
         watermark = partition.watermark
         users = await self._interests(live, partition, is_open)
@@ -329,9 +335,7 @@ class RequestPath:
         self._stage["read"].observe(read_s)
         reflects = [_reflects(partition.number, watermark, user) for user in users]
         texts = await self._text_vectors(live)
-        asks = [
-            self._ask(each, user, text) for each, user, text in zip(live, users, texts, strict=True)
-        ]
+        asks = [self._ask(each, user, text) for each, user, text in zip(live, users, texts, strict=True)]
         left_ms = min(each.left_ms for each in live)
         started = time.perf_counter()
         answers = await self._recall.candidates(
@@ -367,12 +371,19 @@ class RequestPath:
             # Vectors for pending items or a session cannot be had: answer from the states as they are.
             empty = [Session([], [], [])] * len(held)
             return await interests_of(
-                partition.columns, rows, empty, now_ms, self._vectors, self._encoder, self._threads, fetch=False
+                partition.columns,
+                rows,
+                empty,
+                now_ms,
+                self._vectors,
+                self._encoder,
+                self._threads,
+                fetch=False,
             )
 
-    async def _text_vectors(self, held: Sequence[_Held]) -> list[np.ndarray[tuple[int], np.dtype[np.float32]] | None]:
+    async def _text_vectors(self, held: Sequence[_Held]) -> list[NDArray[np.float32] | None]:
         asked = [index for index, each in enumerate(held) if each.request.query.strip()]
-        vectors: list[np.ndarray[tuple[int], np.dtype[np.float32]] | None] = [None] * len(held)
+        vectors: list[NDArray[np.float32] | None] = [None] * len(held)
         if asked and self._encoder.item_inputs == "text":
             texts = [held[index].request.query for index in asked]
             loop = asyncio.get_running_loop()
@@ -381,9 +392,7 @@ class RequestPath:
                 vectors[index] = vector
         return vectors
 
-    def _ask(
-        self, held: _Held, user: UserInterests, text: np.ndarray[tuple[int], np.dtype[np.float32]] | None
-    ) -> Ask:
+    def _ask(self, held: _Held, user: UserInterests, text: NDArray[np.float32] | None) -> Ask:
         request = held.request
         exclude = {item_key(item_id) for item_id in request.exclude}
         if request.exclude_seen:
@@ -402,7 +411,7 @@ class RequestPath:
             where=held.where,
             exclude=frozenset(exclude),
             diversity=request.diversity,
-            sources=request.sources,
+            sources={str(name): weight for name, weight in request.sources.items()},
             events=events,
         )
 
@@ -551,5 +560,3 @@ def _late(held: _Held, partition: Partition) -> str:
         f"after: offset {after.offset} of partition {after.partition} was not applied within "
         f"{held.request.deadline_ms} ms; partition {partition.number} is at {partition.watermark}"
     )
-
-

@@ -176,7 +176,7 @@ def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, 
     # A record of a longer log than ours: only the newest entries fit.
     for index in np.flatnonzero(n > length).tolist():
         log.write(index, log.events(index)[-length:])
-    columns.put_log(rows, Log(log.n, *(column[:, :length] for column in log[1:])))
+    columns.put_log(rows, log.take(slice(None), length))
 
 
 def _wide(part: NDArray[np.uint8]) -> NDArray[np.uint64]:
