@@ -149,6 +149,19 @@ async def test_excluded_items_are_not_found(index: Index) -> None:
     assert [hit.item_id for hit in unknown] == ["item 1199", "item 1198"]
 
 
+@pytest.mark.parametrize("excluded", [1, 100, 101, 1024, 1025, 1300])
+async def test_exclusions_never_shorten_the_answer(index: Index, excluded: int) -> None:
+    await index.put(
+        [item(f"item {i}", (i + 1) * unit(0), category="even" * (i % 2 == 0)) for i in range(1400)]
+    )
+    exclude = frozenset(item_key(f"item {i}") for i in range(1400 - excluded, 1400))
+    even = parse({"category": "even"})
+    [hits, evens] = await index.search([Query(unit(0), 40, None, exclude), Query(unit(0), 40, even, exclude)])
+    left = range(1400 - excluded - 1, -1, -1)
+    assert [hit.item_id for hit in hits] == [f"item {i}" for i in left][:40]
+    assert [hit.item_id for hit in evens] == [f"item {i}" for i in left if i % 2 == 0][:40]
+
+
 async def test_unavailable_items_are_found_only_where_the_filter_asks(index: Index) -> None:
     await index.put([item("here", available=True), item("gone", available=False), item("unsaid")])
     keys = [item_key(name) for name in ("here", "gone", "unsaid", "unknown")]
