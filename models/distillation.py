@@ -34,12 +34,24 @@ class Teacher:
         self.tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         self.model = AutoModel.from_pretrained(str(path), local_files_only=True).eval()
 
+    def encode(self, texts: Sequence[str], report: Callable[[int, int], None]) -> Floats:
+        """f32[texts, teacher dim]"""
+        return self._encode_ids(
+            self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"], report
+        )
+
+    def encode_tokens(self, count: int, report: Callable[[int, int], None]) -> Floats:
+        """Each token of the vocabulary as a text of its own: f32[count, teacher dim]"""
+        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return self._encode_ids([[first, token, last] for token in range(count)], report, batch=256)
+
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], report: Callable[[int, int], None], batch: int = 64) -> Floats:
-        """f32[texts, teacher dim]. Texts of like length together, so that little of the work is padding."""
-        ids = self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"]
+    def _encode_ids(
+        self, ids: list[list[int]], report: Callable[[int, int], None], batch: int = 64
+    ) -> Floats:
+        # Texts of like length together, so that little of the work is padding.
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
-        out = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        out = np.empty((len(ids), self.model.config.hidden_size), dtype=np.float32)
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             width = max(len(ids[n]) for n in rows)
@@ -60,21 +72,21 @@ def generic_texts(teacher: Teacher, count: int, seed: int) -> list[str]:
 
     Other people's catalogs are about other things than groceries: these keep the tower's geometry general.
     """
-    words = [word for word in teacher.tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 3]
+    words = [
+        word for word in teacher.tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 3
+    ]
     words.sort()
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(words, rng.integers(2, 5))) for _ in range(count)]
 
 
-def token_bags(texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All texts' token ids in a row, and where each text starts: what torch's embedding_bag reads."""
-    ids = tokenize(texts)
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])[:-1]])
-    return torch.tensor([token for row in ids for token in row]), torch.tensor(starts)
-
-
 def distil(
-    tokens_by_teacher: Floats, texts_by_teacher: Floats, ids: list[list[int]], dim: int, epochs: int, seed: int
+    tokens_by_teacher: Floats,
+    texts_by_teacher: Floats,
+    ids: list[list[int]],
+    dim: int,
+    epochs: int,
+    seed: int,
 ) -> TokenTable:
     """Fit the token table on texts that the teacher has encoded.
 

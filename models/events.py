@@ -1,7 +1,7 @@
 """The event log as arrays: order, time splits and histories, the same for training and evaluation."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,9 @@ def in_order(frame: pl.DataFrame) -> pl.DataFrame:
     rank = pl.int_range(pl.len()).over("user_id")
     # at' = rank + running max of (at - rank): the least strictly increasing sequence that is nowhere earlier.
     moved = (pl.col("at_ms") - rank).cum_max().over("user_id") + rank
-    return frame.sort("at_ms", maintain_order=True).with_columns(at_ms=moved).sort("at_ms", maintain_order=True)
+    return (
+        frame.sort("at_ms", maintain_order=True).with_columns(at_ms=moved).sort("at_ms", maintain_order=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -61,26 +63,30 @@ def split(log: Log, at_ms: int) -> tuple[Log, Log]:
     return _subset(log, log.at_ms < at_ms), _subset(log, log.at_ms >= at_ms)
 
 
+def of_items(log: Log, items: int) -> Log:
+    """The events of the first `items` items only."""
+    return _subset(log, log.items < items)
+
+
 def _subset(log: Log, keep: NDArray[np.bool_]) -> Log:
     counts = np.bincount(log.owners[keep], minlength=len(log.users))
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Log(log.users, starts, log.items[keep], log.actions[keep], log.at_ms[keep])
 
 
-def newest(log: Log, ends: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows of the `length` events before each end of one user's, oldest first, padding after them: (n, length) and mask.
+def newest(
+    log: Log, users: NDArray[np.int64], ends: NDArray[np.int64], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows of the `length` events of each user before row `ends` (exclusive), oldest first, and their mask.
 
-    `ends` are row numbers (exclusive) inside a user's range or at its end; an end at a user's start gives padding only
-    and needs `owners_of_ends`: pass ends > start.
+    Both are (users, length), with padding (row 0, mask 0) after the events.
     """
-    owners = np.searchsorted(log.starts, ends - 1, side="right") - 1
-    counts = np.minimum(ends - log.starts[owners], length)
+    counts = np.minimum(ends - log.starts[users], length)
     offsets = np.arange(length)
-    rows = (ends - counts)[:, None] + offsets
     mask = offsets < counts[:, None]
-    return np.where(mask, rows, 0), mask.astype(np.float32)
+    return np.where(mask, (ends - counts)[:, None] + offsets, 0), mask.astype(np.float32)
 
 
 def epoch_ms(moment: datetime) -> int:
-    """Milliseconds since 1970 of a naive moment taken as UTC."""
-    return int(moment.replace(tzinfo=UTC).timestamp() * 1000)
+    """Milliseconds since 1970."""
+    return int(moment.timestamp() * 1000)

@@ -1,12 +1,9 @@
-"""Folders that `streams.encoder` loads: writing the manifest, and language models through optimum."""
+"""Folders that `streams.encoder` loads: writing graphs and manifest, and showing that they compute what torch does."""
 
 import hashlib
 import importlib.metadata
-import importlib.util
-import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +12,12 @@ from typing import Literal
 import msgspec
 import numpy as np
 import onnx
-import onnx.helper
 from numpy.typing import NDArray
 
 from models import mean
-from streams.encoder import (
+from streams.bundle import (
     FORMAT,
-    Encoder,
+    Figures,
     FileCheck,
     Graphs,
     ItemRows,
@@ -29,10 +25,9 @@ from streams.encoder import (
     Origin,
     Probe,
     TextInput,
-    fold,
-    load,
     opset_of,
 )
+from streams.encoder import Encoder, fold, load
 from streams.features import ACTION_CODES
 
 # Six purchases and clicks of a coffee drinker, spread over two days: every bundle answers for them.
@@ -66,7 +61,9 @@ class Parts:
     forgets: bool = False
     text: TextInput | None = None
     rows: ItemRows | None = None
-    graphs: Graphs = field(default_factory=lambda: Graphs(item="item.onnx", step="step.onnx", read="read.onnx"))
+    graphs: Graphs = field(
+        default_factory=lambda: Graphs(item="item.onnx", step="step.onnx", read="read.onnx")
+    )
     probe_item_ids: Sequence[str] = ()
     tolerance: float = 1e-3
 
@@ -79,7 +76,9 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
         if file.name != "bundle.json"
     }
     item_ids = [*parts.probe_item_ids, *(f"unknown-{n}" for n in range(len(PROBE_TEXTS)))][: len(PROBE_TEXTS)]
-    probe = Probe(PROBE_TEXTS, item_ids, PROBE_ACTIONS, PROBE_GAPS_S, PROBE_GAP_TO_NOW_S, [], [], parts.tolerance)
+    probe = Probe(
+        PROBE_TEXTS, item_ids, PROBE_ACTIONS, PROBE_GAPS_S, PROBE_GAP_TO_NOW_S, [], [], parts.tolerance
+    )
     manifest = Manifest(
         format=FORMAT,
         name=parts.name,
@@ -154,7 +153,32 @@ def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of the packages that took part."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def with_figures(folder: Path, figures: dict[str, dict[str, Figures]]) -> Encoder:
+    """Write what an evaluation found into the manifest. The bundle's id changes with it."""
+    manifest = load(folder, device="cpu").manifest
+    origin = msgspec.structs.replace(manifest.origin, figures=figures)
+    _write(folder, msgspec.structs.replace(manifest, origin=origin))
+    return load(folder, device="cpu")
+
+
+def move_bundle(made: Path, out: Path) -> Encoder:
+    """Put a finished bundle in its place, over an older one; anything else that lies there is an error."""
+    if out.exists() and any(out.iterdir()) and not (out / "bundle.json").exists():
+        raise FileExistsError(
+            f"{out} is not empty and holds no bundle: name a new folder, or the bundle to replace"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.iterdir():
+        old.unlink()
+    for file in made.iterdir():
+        shutil.copyfile(file, out / file.name)
+    return load(out, device="cpu")
 
 
 def make_mean(bundle: Path, out: Path, command: str, config: mean.MeanConfig | None = None) -> Encoder:

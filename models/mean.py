@@ -61,8 +61,8 @@ def step_graph(dim: int, config: MeanConfig) -> onnx.ModelProto:
         """,
         cooling_per_s=np.float32(-np.log(2) / config.half_life_s),
         log_keep_per_event=np.float32(np.log(config.keep)),
-        weights=np.float32(config.weights()),
-        events_axis=np.int64([1]),
+        weights=np.array(config.weights(), np.float32),
+        events_axis=np.array([1]),
     )
 
 
@@ -84,8 +84,8 @@ def read_graph(dim: int) -> onnx.ModelProto:
             weights = Add(one_if_any, column)
         }}
         """,
-        last_axis=np.int64([1]),
-        first_axis=np.int64([1]),
+        last_axis=np.array([1]),
+        first_axis=np.array([1]),
         tiny=np.float32(1e-6),
         zero=np.float32(0),
     )
@@ -113,7 +113,9 @@ def write_user_graphs(folder: Path, dim: int, config: MeanConfig) -> None:
 
 def _model(text: str, **constants: object) -> onnx.ModelProto:
     graph = onnx.parser.parse_graph(text)
-    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
     # IR version 9 goes with opset 18 to 20: older ONNX Runtimes refuse newer ones.
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)

@@ -6,116 +6,31 @@ trained or training-free, is served by this one path, and torch is never needed 
 
 import hashlib
 import logging
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from streams.bundle import (
+    OPSETS,
+    BundleError,
+    Manifest,
+    check_files,
+    manifest_bytes,
+    manifest_of,
+    opset_of,
+    row_keys,
+)
 from streams.features import ACTION_CODES, item_key
-
-FORMAT = 1
-OPSETS = range(17, 22)  # what the oldest ONNX Runtime we support (1.17) can run, and not older than we test
 
 Floats = NDArray[np.float32]
 Device = Literal["cpu", "cuda", "auto"]
 log = logging.getLogger(__name__)
-
-
-class BundleError(Exception):
-    """A bundle that must not be served: the message names the file, what was seen, what was expected and the remedy."""
-
-
-class TextInput(msgspec.Struct, frozen=True):
-    """How texts become token ids."""
-
-    tokenizer: str  # a tokenizers file
-    max_tokens: int  # longer texts are cut, special tokens included
-    special_tokens: bool  # [CLS] and [SEP] around the text
-    pad_id: int
-
-
-class ItemRows(msgspec.Struct, frozen=True):
-    """Items that the item graph knows by name: row i + 1 of its table is key i of the file, row 0 any other item."""
-
-    keys: str  # little-endian unsigned 64-bit item keys, ascending
-    count: int
-
-
-class Graphs(msgspec.Struct, frozen=True):
-    item: str
-    step: str | None = None
-    read: str | None = None
-    window: str | None = None
-
-
-class FileCheck(msgspec.Struct, frozen=True):
-    bytes: int
-    sha256: str
-
-
-class Probe(msgspec.Struct, frozen=True):
-    """One user's events and what came out of the encoder where it was exported."""
-
-    texts: list[str]
-    item_ids: list[str]
-    actions: list[str]
-    gaps_s: list[float]
-    gap_to_now_s: float
-    vectors: list[list[float]]  # (events, dim)
-    interests: list[list[float]]  # (interests, dim)
-    tolerance: float  # of the largest absolute value expected
-
-
-class Figures(msgspec.Struct, frozen=True):
-    """Quality of this very bundle on one set of targets, with full ranking."""
-
-    targets: int
-    hit_at_20: float
-    ndcg_at_20: float
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Where a bundle comes from: enough to make it again and to judge it."""
-
-    data: str  # what it was trained on, in words
-    data_sha256: str | None
-    command: str
-    seed: int | None
-    seconds: float
-    versions: dict[str, str]
-    figures: dict[str, dict[str, Figures]]  # method -> set of targets -> figures
-    notes: list[str] = []
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """bundle.json"""
-
-    format: int
-    name: str
-    summary: str
-    kind: Literal["recurrent", "windowed"]
-    item_inputs: Literal["text", "item_id"]
-    dim: int
-    state_size: int
-    log_length: int
-    interests: int
-    normalised: bool  # item vectors have length one, so that a dot product is a cosine
-    forgets: bool  # the export showed that the fold over 4 L events and over the newest L agree
-    opset: int
-    actions: dict[str, int]
-    text: TextInput | None
-    rows: ItemRows | None
-    graphs: Graphs
-    files: dict[str, FileCheck]
-    probe: Probe
-    origin: Origin
 
 
 class Encoder:
@@ -123,8 +38,8 @@ class Encoder:
 
     def __init__(self, path: Path, threads: int, device: Device) -> None:
         self.path = path
-        raw = _read(path / "bundle.json")
-        self.manifest = _manifest(path, raw)
+        raw = manifest_bytes(path)
+        self.manifest = manifest_of(path, raw)
         self.id = f"{self.manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
         self.name = self.manifest.name
         self.dim = self.manifest.dim
@@ -134,17 +49,19 @@ class Encoder:
         self.kind = self.manifest.kind
         self.item_inputs = self.manifest.item_inputs
         self.forgets = self.manifest.forgets
-        _check_files(path, self.manifest)
+        check_files(path, self.manifest)
 
         graphs = self.manifest.graphs
         self._item = _session(path, graphs.item, threads, device, self.manifest)
         # The recurrence is a few microseconds of arithmetic a user: a trip to an accelerator costs more than it saves.
         self._step = _session(path, graphs.step, threads, "cpu", self.manifest) if graphs.step else None
         self._read = _session(path, graphs.read, threads, "cpu", self.manifest) if graphs.read else None
-        self._window = _session(path, graphs.window, threads, device, self.manifest) if graphs.window else None
+        self._window = (
+            _session(path, graphs.window, threads, device, self.manifest) if graphs.window else None
+        )
         self._item_names = {given.name for given in self._item.get_inputs()}
         self._tokenizer = _tokenizer(path, self.manifest, threads)
-        self._keys = _row_keys(path, self.manifest)
+        self._keys = row_keys(path, self.manifest)
         self.providers: list[str] = (self._window or self._item).get_providers()
         _check_shapes(self.manifest, self._item, self._step, self._read, self._window)
 
@@ -162,7 +79,7 @@ class Encoder:
             for chunk in _chunks(np.arange(count), 4096):
                 (vectors[chunk],) = self._item.run(["vectors"], {"item_row": rows[chunk]})
             return vectors
-        tokens = [found.ids for found in self._tokenizer.encode_batch_fast(list(texts), self._special_tokens)]
+        tokens = self.tokens(texts)
         lengths = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=count)
         # Texts of like length together, so that little of the work is padding; ~8k tokens keep a batch inside the cache.
         for chunk in _even_chunks(lengths, budget=8192):
@@ -172,14 +89,25 @@ class Encoder:
             (vectors[chunk],) = self._item.run(["vectors"], feed)
         return vectors
 
-    def step(self, state: Floats, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats) -> Floats:
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, cut to the bundle's length, unpadded."""
+        if self._tokenizer is None or self.manifest.text is None:
+            raise ValueError(f"bundle {self.id} encodes item ids and has no tokenizer")
+        found = self._tokenizer.encode_batch_fast(list(texts), self.manifest.text.special_tokens)
+        return [one.ids for one in found]
+
+    def step(
+        self, state: Floats, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats
+    ) -> Floats:
         """States after the masked events of each row, events in order of time and padding (mask 0) after them.
 
         state (users, S), items (users, events, D), the rest (users, events) -> (users, S). A row of padding only keeps
         its state bit for bit.
         """
         if self._step is None:
-            raise BundleError(f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events")
+            raise BundleError(
+                f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events"
+            )
         feed = {"state": state, "items": items, "actions": actions, "gaps_s": gaps_s, "mask": mask}
         (new_state,) = self._step.run(["new_state"], feed)
         return np.asarray(new_state)
@@ -187,8 +115,12 @@ class Encoder:
     def read(self, state: Floats, gap_to_now_s: Floats) -> tuple[Floats, Floats]:
         """Interests (users, K, D) and their weights (users, K) at `gap_to_now_s` seconds after the last event."""
         if self._read is None:
-            raise BundleError(f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events")
-        interests, weights = self._read.run(["interests", "weights"], {"state": state, "gap_to_now_s": gap_to_now_s})
+            raise BundleError(
+                f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events"
+            )
+        interests, weights = self._read.run(
+            ["interests", "weights"], {"state": state, "gap_to_now_s": gap_to_now_s}
+        )
         return interests, weights
 
     def window(
@@ -197,17 +129,19 @@ class Encoder:
         """Interests (users, K, D) and weights (users, K) from the newest events, padding (mask 0) after them."""
         if self._window is None:
             raise BundleError(f"bundle {self.id} is {self.kind}, not windowed: use step() and read()")
-        feed = {"items": items, "actions": actions, "gaps_s": gaps_s, "mask": mask, "gap_to_now_s": gap_to_now_s}
+        feed = {
+            "items": items,
+            "actions": actions,
+            "gaps_s": gaps_s,
+            "mask": mask,
+            "gap_to_now_s": gap_to_now_s,
+        }
         interests, weights = self._window.run(["interests", "weights"], feed)
         return interests, weights
 
     def initial_state(self, users: int) -> Floats:
         """The state of users without events."""
         return np.zeros((users, self.state_size), dtype=np.float32)
-
-    @property
-    def _special_tokens(self) -> bool:
-        return self.manifest.text is not None and self.manifest.text.special_tokens
 
     def _rows(self, item_ids: Sequence[str] | None, count: int) -> NDArray[np.int64]:
         if item_ids is None or self._keys.size == 0:
@@ -223,7 +157,9 @@ class Encoder:
         width = max(1, int(lengths[chunk].max()))
         mask = (np.arange(width) < lengths[chunk, None]).astype(np.int64)
         ids = np.full(mask.shape, self.manifest.text.pad_id, dtype=np.int64)
-        ids[mask == 1] = np.fromiter((i for row in chunk for i in tokens[row]), np.int64, count=int(mask.sum()))
+        ids[mask == 1] = np.fromiter(
+            (i for row in chunk for i in tokens[row]), np.int64, count=int(mask.sum())
+        )
         feed = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._item_names:
             feed["token_type_ids"] = np.zeros_like(ids)
@@ -241,63 +177,6 @@ def load(path: Path, *, threads: int = 1, device: Device = "auto") -> Encoder:
     return encoder
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"cannot read {path} ({error.strerror}): a bundle is a folder with a bundle.json; "
-            "make one with `headwater train` or `headwater export`"
-        ) from error
-
-
-def _manifest(path: Path, raw: bytes) -> Manifest:
-    try:
-        form = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format")
-        if form is not None and bytes(form) != str(FORMAT).encode():
-            raise BundleError(f"{path} has bundle format {bytes(form).decode()}, this version reads {FORMAT}: export it again")
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path / 'bundle.json'} is not a manifest of format {FORMAT}: {error}; export the bundle again") from error
-    if manifest.actions != ACTION_CODES:
-        raise BundleError(
-            f"{path} was trained with action codes {manifest.actions}, this version has {ACTION_CODES}: export it again"
-        )
-    graphs = manifest.graphs
-    wanted = ("step", "read") if manifest.kind == "recurrent" else ("window",)
-    for name in wanted:
-        if getattr(graphs, name) is None:
-            raise BundleError(f"{path} is {manifest.kind} but names no {name} graph: export it again")
-    if manifest.item_inputs == "text" and manifest.text is None:
-        raise BundleError(f"{path} takes text but names no tokenizer: export it again")
-    if manifest.item_inputs == "item_id" and manifest.rows is None:
-        raise BundleError(f"{path} takes item ids but names no file of item keys: export it again")
-    named = [graphs.item, graphs.step, graphs.read, graphs.window]
-    named += [manifest.text.tokenizer if manifest.text else None, manifest.rows.keys if manifest.rows else None]
-    for file in named:
-        if file is not None and file not in manifest.files:
-            raise BundleError(f"{path} uses {file} but lists no checksum for it: export it again")
-    return manifest
-
-
-def _check_files(path: Path, manifest: Manifest) -> None:
-    for name, check in manifest.files.items():
-        if Path(name).name != name:
-            raise BundleError(f"{path} lists the file {name!r}: a bundle's files lie in its own folder, without a path")
-        file = path / name
-        try:
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                size = stream.tell()
-        except OSError as error:
-            raise BundleError(f"cannot read {file} ({error.strerror}), which bundle.json lists: copy the bundle again") from error
-        if digest != check.sha256:
-            raise BundleError(
-                f"{file} ({size} bytes) has SHA-256 {digest}, bundle.json says {check.sha256} ({check.bytes} bytes): "
-                "the file is damaged or was changed; copy or export the bundle again"
-            )
-
-
 def _session(path: Path, file: str, threads: int, device: Device, manifest: Manifest) -> ort.InferenceSession:
     opset = opset_of(path / file)
     if opset != manifest.opset or opset not in OPSETS:
@@ -313,7 +192,9 @@ def _session(path: Path, file: str, threads: int, device: Device, manifest: Mani
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))  # the probe compares with full precision
+        providers.insert(
+            0, ("CUDAExecutionProvider", {"use_tf32": "0"})
+        )  # the probe compares with full precision
     try:
         session = ort.InferenceSession(str(path / file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common class below Exception
@@ -324,50 +205,6 @@ def _session(path: Path, file: str, threads: int, device: Device, manifest: Mani
             "CUDA it supports, or use device cpu"
         )
     return session
-
-
-def opset_of(path: Path) -> int:
-    """The version of the default operator set that an ONNX file imports.
-
-    Read straight from the protobuf (ModelProto.opset_import, field 8), since ONNX Runtime does not tell and the `onnx`
-    package is not part of serving.
-    """
-    try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for field, start, end in _fields(data, 0, len(data)):
-                if field == 8:
-                    found = {number: (a, b) for number, a, b in _fields(data, start, end)}
-                    if 1 not in found or found[1][0] == found[1][1]:  # domain "" is the default one
-                        return _varint(data, found[2][0])[0]
-    except (IndexError, KeyError, ValueError) as error:
-        raise BundleError(f"{path} is not an ONNX model ({error or type(error).__name__}): export the bundle again") from error
-    raise BundleError(f"{path} imports no operator set: export the bundle again")
-
-
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    while at < end:
-        tag, at = _varint(data, at)
-        start, kind = at, tag & 7
-        if kind == 0:
-            _, at = _varint(data, at)
-        elif kind == 2:
-            length, start = _varint(data, at)
-            at = start + length
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-        yield tag >> 3, start, at
-
-
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
 
 
 def _tokenizer(path: Path, manifest: Manifest, threads: int) -> Tokenizer | None:
@@ -384,19 +221,9 @@ def _tokenizer(path: Path, manifest: Manifest, threads: int) -> Tokenizer | None
     return tokenizer
 
 
-def _row_keys(path: Path, manifest: Manifest) -> NDArray[np.uint64]:
-    if manifest.rows is None:
-        return np.empty(0, dtype=np.uint64)
-    keys = np.fromfile(path / manifest.rows.keys, dtype="<u8").astype(np.uint64)
-    if keys.size != manifest.rows.count or (keys[1:] <= keys[:-1]).any():
-        raise BundleError(
-            f"{path / manifest.rows.keys} holds {keys.size} keys, expected {manifest.rows.count} in ascending order: "
-            "export the bundle again"
-        )
-    return keys
-
-
-def _check_shapes(manifest: Manifest, item: ort.InferenceSession, *users: ort.InferenceSession | None) -> None:
+def _check_shapes(
+    manifest: Manifest, item: ort.InferenceSession, *users: ort.InferenceSession | None
+) -> None:
     """Where a graph has fixed sizes, they are those of the manifest."""
     dim, state, interests = manifest.dim, manifest.state_size, manifest.interests
     sizes = {
@@ -413,7 +240,9 @@ def _check_shapes(manifest: Manifest, item: ort.InferenceSession, *users: ort.In
             if wanted is None:
                 continue
             given = tuple(size if isinstance(size, int) else None for size in port.shape)
-            if len(given) != len(wanted) or any(a and b and a != b for a, b in zip(given, wanted, strict=True)):
+            if len(given) != len(wanted) or any(
+                a and b and a != b for a, b in zip(given, wanted, strict=True)
+            ):
                 raise BundleError(
                     f"{port.name} of bundle {manifest.name} has shape {list(port.shape)}, its manifest says {list(wanted)} "
                     f"(dim {dim}, state_size {state}, interests {interests}): export it again"
@@ -426,7 +255,11 @@ def _check_probe(encoder: Encoder) -> None:
         vectors = encoder.encode_items(probe.texts, probe.item_ids)
         _agree(encoder, "item vectors", vectors, probe.vectors, probe.tolerance)
         interests, weights = fold(
-            encoder, vectors[None], [probe.actions], np.array([probe.gaps_s], np.float32), np.float32([probe.gap_to_now_s])
+            encoder,
+            vectors[None],
+            [probe.actions],
+            np.array([probe.gaps_s], np.float32),
+            np.array([probe.gap_to_now_s], np.float32),
         )
         _agree(encoder, "interests", interests[0], probe.interests, probe.tolerance)
     except BundleError:
@@ -434,7 +267,9 @@ def _check_probe(encoder: Encoder) -> None:
     except Exception as error:  # a graph with wrong inputs fails inside ONNX Runtime, in no particular class
         raise BundleError(f"bundle {encoder.id} cannot run its own probe: {error}") from error
     if not np.isfinite(weights).all():
-        raise BundleError(f"bundle {encoder.id} gives weights {weights.tolist()} for its probe: export it again")
+        raise BundleError(
+            f"bundle {encoder.id} gives weights {weights.tolist()} for its probe: export it again"
+        )
 
 
 def fold(
@@ -445,13 +280,17 @@ def fold(
     mask = np.ones(codes.shape, dtype=np.float32)
     if encoder.kind == "windowed":
         return encoder.window(items, codes, gaps_s, mask, gap_to_now_s)
-    return encoder.read(encoder.step(encoder.initial_state(len(items)), items, codes, gaps_s, mask), gap_to_now_s)
+    return encoder.read(
+        encoder.step(encoder.initial_state(len(items)), items, codes, gaps_s, mask), gap_to_now_s
+    )
 
 
 def _agree(encoder: Encoder, what: str, got: Floats, expected: list[list[float]], tolerance: float) -> None:
     wanted = np.array(expected, dtype=np.float32)
     if got.shape != wanted.shape:
-        raise BundleError(f"bundle {encoder.id} gives {what} of shape {got.shape}, its probe says {wanted.shape}: export it again")
+        raise BundleError(
+            f"bundle {encoder.id} gives {what} of shape {got.shape}, its probe says {wanted.shape}: export it again"
+        )
     if not np.isfinite(got).all():
         raise BundleError(f"bundle {encoder.id} gives NaN or infinite {what} for its probe: export it again")
     worst, allowed = float(np.abs(got - wanted).max()), tolerance * float(np.abs(wanted).max())

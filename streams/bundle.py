@@ -1,0 +1,236 @@
+"""What a bundle is: the manifest of an exported encoder, and the checks that need no ONNX Runtime.
+
+A bundle is a folder: `bundle.json` (class Manifest) and the files it names, each with its SHA-256.
+"""
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.features import ACTION_CODES
+
+FORMAT = 1
+OPSETS = range(17, 22)  # what the oldest ONNX Runtime we support (1.17) can run, and not older than we test
+
+
+class BundleError(Exception):
+    """A bundle that must not be served: the message names the file, what was seen, what was expected and the remedy."""
+
+
+class TextInput(msgspec.Struct, frozen=True):
+    """How texts become token ids."""
+
+    tokenizer: str  # a tokenizers file
+    max_tokens: int  # longer texts are cut, special tokens included
+    special_tokens: bool  # [CLS] and [SEP] around the text
+    pad_id: int
+
+
+class ItemRows(msgspec.Struct, frozen=True):
+    """Items that the item graph knows by name: row i + 1 of its table is key i of the file, row 0 any other item."""
+
+    keys: str  # little-endian unsigned 64-bit item keys, ascending
+    count: int
+
+
+class Graphs(msgspec.Struct, frozen=True):
+    item: str
+    step: str | None = None
+    read: str | None = None
+    window: str | None = None
+
+
+class FileCheck(msgspec.Struct, frozen=True):
+    bytes: int
+    sha256: str
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """One user's events and what came out of the encoder where it was exported."""
+
+    texts: list[str]
+    item_ids: list[str]
+    actions: list[str]
+    gaps_s: list[float]
+    gap_to_now_s: float
+    vectors: list[list[float]]  # (events, dim)
+    interests: list[list[float]]  # (interests, dim)
+    tolerance: float  # of the largest absolute value expected
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Quality of this very bundle on one set of targets, with full ranking."""
+
+    targets: int
+    hit_at_20: float
+    ndcg_at_20: float
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a bundle comes from: enough to make it again and to judge it."""
+
+    data: str  # what it was trained on, in words
+    data_sha256: str | None
+    command: str
+    seed: int | None
+    seconds: float
+    versions: dict[str, str]
+    figures: dict[str, dict[str, Figures]]  # method -> set of targets -> figures
+    notes: list[str] = []
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """bundle.json"""
+
+    format: int
+    name: str
+    summary: str
+    kind: Literal["recurrent", "windowed"]
+    item_inputs: Literal["text", "item_id"]
+    dim: int
+    state_size: int
+    log_length: int
+    interests: int
+    normalised: bool  # item vectors have length one, so that a dot product is a cosine
+    forgets: bool  # the export showed that the fold over 4 L events and over the newest L agree
+    opset: int
+    actions: dict[str, int]
+    text: TextInput | None
+    rows: ItemRows | None
+    graphs: Graphs
+    files: dict[str, FileCheck]
+    probe: Probe
+    origin: Origin
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    path = folder / "bundle.json"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {path} ({error.strerror}): a bundle is a folder with a bundle.json; "
+            "make one with `headwater train` or `headwater export`"
+        ) from error
+
+
+def manifest_of(path: Path, raw: bytes) -> Manifest:
+    try:
+        form = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format")
+        if form is not None and bytes(form) != str(FORMAT).encode():
+            raise BundleError(
+                f"{path} has bundle format {bytes(form).decode()}, this version reads {FORMAT}: export it again"
+            )
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{path / 'bundle.json'} is not a manifest of format {FORMAT}: {error}; export the bundle again"
+        ) from error
+    if manifest.actions != ACTION_CODES:
+        raise BundleError(
+            f"{path} was trained with action codes {manifest.actions}, this version has {ACTION_CODES}: export it again"
+        )
+    graphs = manifest.graphs
+    wanted = ("step", "read") if manifest.kind == "recurrent" else ("window",)
+    for name in wanted:
+        if getattr(graphs, name) is None:
+            raise BundleError(f"{path} is {manifest.kind} but names no {name} graph: export it again")
+    if manifest.item_inputs == "text" and manifest.text is None:
+        raise BundleError(f"{path} takes text but names no tokenizer: export it again")
+    if manifest.item_inputs == "item_id" and manifest.rows is None:
+        raise BundleError(f"{path} takes item ids but names no file of item keys: export it again")
+    named = [graphs.item, graphs.step, graphs.read, graphs.window]
+    named += [
+        manifest.text.tokenizer if manifest.text else None,
+        manifest.rows.keys if manifest.rows else None,
+    ]
+    for file in named:
+        if file is not None and file not in manifest.files:
+            raise BundleError(f"{path} uses {file} but lists no checksum for it: export it again")
+    return manifest
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    for name, check in manifest.files.items():
+        if Path(name).name != name:
+            raise BundleError(
+                f"{path} lists the file {name!r}: a bundle's files lie in its own folder, without a path"
+            )
+        file = path / name
+        try:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                size = stream.tell()
+        except OSError as error:
+            raise BundleError(
+                f"cannot read {file} ({error.strerror}), which bundle.json lists: copy the bundle again"
+            ) from error
+        if digest != check.sha256:
+            raise BundleError(
+                f"{file} ({size} bytes) has SHA-256 {digest}, bundle.json says {check.sha256} ({check.bytes} bytes): "
+                "the file is damaged or was changed; copy or export the bundle again"
+            )
+
+
+def opset_of(path: Path) -> int:
+    """The version of the default operator set that an ONNX file imports.
+
+    Read straight from the protobuf (ModelProto.opset_import, field 8), since ONNX Runtime does not tell and the `onnx`
+    package is not part of serving.
+    """
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for field, start, end in _fields(data, 0, len(data)):
+                if field == 8:
+                    found = {number: (a, b) for number, a, b in _fields(data, start, end)}
+                    if 1 not in found or found[1][0] == found[1][1]:  # domain "" is the default one
+                        return _varint(data, found[2][0])[0]
+    except (IndexError, KeyError, ValueError) as error:
+        raise BundleError(
+            f"{path} is not an ONNX model ({type(error).__name__} while reading it): export the bundle again"
+        ) from error
+    raise BundleError(f"{path} imports no operator set: export the bundle again")
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    while at < end:
+        tag, at = _varint(data, at)
+        start, kind = at, tag & 7
+        if kind == 0:
+            _, at = _varint(data, at)
+        elif kind == 2:
+            length, start = _varint(data, at)
+            at = start + length
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        yield tag >> 3, start, at
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def row_keys(path: Path, manifest: Manifest) -> NDArray[np.uint64]:
+    if manifest.rows is None:
+        return np.empty(0, dtype=np.uint64)
+    keys = np.fromfile(path / manifest.rows.keys, dtype="<u8").astype(np.uint64)
+    if keys.size != manifest.rows.count or (keys[1:] <= keys[:-1]).any():
+        raise BundleError(
+            f"{path / manifest.rows.keys} holds {keys.size} keys, expected {manifest.rows.count} in ascending order: "
+            "export the bundle again"
+        )
+    return keys
