@@ -142,7 +142,7 @@ class Worker:
         for app in self._apps:
             app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
             self._stack.push_async_callback(app.stop)
-            await app.start()
+            await app.join()
         watchdog.start()
         self._stack.push_async_callback(watchdog.stop)
         await web.start(settings.web_host, settings.web_port)
@@ -303,15 +303,17 @@ class Worker:
         points = []
         for record in records:
             try:
-                point = point_of_vector(record)
+                found = point_of_vector(record)
             except BadMessage as error:
                 log.error(
                     "bad_vector_record", partition=record.partition, offset=record.offset, error=str(error)
                 )
                 continue
-            if point is None or (point.vector is not None and len(point.vector) != vectors.dim):
-                continue  # of another bundle, which has another dimension
-            points.append(point)
+            if found is not None and found[1] in (
+                "",
+                self.bundle_id,
+            ):  # vectors of another bundle mean nothing here
+                points.append(found[0])
         if self._settings.qdrant_url is None:
             try:
                 await index.put(points)

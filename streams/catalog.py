@@ -6,7 +6,7 @@ vectors, and knows from them which version of each item is the newest.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final, NamedTuple
 
@@ -122,8 +122,13 @@ class CatalogPath:
         if versions is None:
             raise Lost
         await versions.gate.passed(_OPEN_TIMEOUT_S)
+        await self._apply(batch.partition, versions, batch.records)
+        batch.finish()
+        self._batch_size.observe(len(batch.records))
+
+    async def _apply(self, partition: int, versions: _Versions, records: Sequence[ConsumerRecord]) -> None:
         letters: list[DeadLetter] = []
-        changes = self._decode(batch.records, versions.stamps, letters)
+        changes = self._decode(records, versions.stamps, letters)
         slices = [changes[start : start + _SLICE] for start in range(0, len(changes), _SLICE)]
         # One slice is encoded in a thread while the one before is indexed and written.
         encoding = self._encoded(slices[0]) if slices else None
@@ -131,13 +136,11 @@ class CatalogPath:
             assert encoding is not None
             vectors = await encoding
             encoding = self._encoded(slices[index + 1]) if index + 1 < len(slices) else None
-            if self._partitions.get(batch.partition) is not versions:
+            if self._partitions.get(partition) is not versions:
                 raise Lost
-            await self._publish(batch.partition, part, vectors, letters)
+            await self._publish(partition, part, vectors, letters)
             versions.stamps.update((change.key, change.stamp) for change in part)
         await self._dead_letters.put(letters)
-        batch.finish()
-        self._batch_size.observe(len(batch.records))
 
     def _decode(
         self, records: Sequence[ConsumerRecord], stamps: dict[int, Stamp], letters: list[DeadLetter]
@@ -258,7 +261,7 @@ class CatalogPath:
             return
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
-        """Read the versions of the assigned partitions from the vectors topic."""
+        """Read the versions of the assigned partitions; encode again what another bundle encoded."""
         consumer = AIOKafkaConsumer(
             **self._settings.kafka_options(),
             enable_auto_commit=False,
@@ -268,31 +271,33 @@ class CatalogPath:
         )
         try:
             await consumer.start()
-            tps = {TopicPartition(self._topics.vectors, number): each for number, each in partitions.items()}
-            consumer.assign(list(tps))
-            ends = await consumer.end_offsets(list(tps))
-            await consumer.seek_to_beginning(*tps)
-            remaining, healthy_s = set(tps), time.monotonic()
-            while True:
-                for tp in list(remaining):
-                    if await consumer.position(tp) >= ends[tp]:
-                        remaining.discard(tp)
-                        consumer.pause(tp)
-                        tps[tp].gate.open()
-                if not remaining:
-                    break
-                fetched = await consumer.getmany(*remaining, timeout_ms=500, max_records=5_000)
-                for tp, records in fetched.items():
-                    healthy_s = time.monotonic()
-                    for record in records:
-                        stamp = stamp_of_vector(record)
-                        if stamp is not None:
-                            tps[tp].stamps[stamp[0]] = stamp[1]
-                    await asyncio.sleep(0)
-                if time.monotonic() - healthy_s > _READ_TIMEOUT_S:
-                    raise StopWorker(
-                        f"{self._topics.vectors}: no record for {_READ_TIMEOUT_S:.0f} s while reading it"
-                    )
+            foreign: dict[int, set[int]] = {number: set() for number in partitions}
+            async for number, records in _whole(consumer, self._topics.vectors, partitions):
+                stamps = partitions[number].stamps
+                for record in records:
+                    found = point_of_vector(record)
+                    if found is None:
+                        continue
+                    point, bundle = found
+                    stamps[point.key] = newer(point, None) or Stamp(0, point.offset)
+                    if bundle in ("", self._encoder.id):
+                        foreign[number].discard(point.key)
+                    else:
+                        foreign[number].add(point.key)
+            for number, keys in foreign.items():
+                for key in keys:
+                    del partitions[number].stamps[key]
+                if not keys:
+                    partitions[number].gate.open()
+            behind = [number for number, keys in foreign.items() if keys]
+            if behind:
+                log.info("encoding_again", bundle=self._encoder.id, items=sum(map(len, foreign.values())))
+                async for number, records in _whole(consumer, self._topics.catalog, behind):
+                    await self._apply(number, partitions[number], records)
+            for number in behind:
+                partitions[number].gate.open()
+        except Lost:
+            pass
         except StopWorker as error:
             self._fail(str(error))
         except Exception as error:
@@ -302,22 +307,53 @@ class CatalogPath:
             await consumer.stop()
 
 
-def stamp_of_vector(record: ConsumerRecord) -> tuple[int, Stamp] | None:
-    """The item key and the place in its order of versions of a record on the vectors topic."""
-    point = point_of_vector(record)
-    return (point.key, newer(point, None) or Stamp(0, point.offset)) if point is not None else None
+async def _whole(
+    consumer: AIOKafkaConsumer, topic: str, partitions: Iterable[int]
+) -> AsyncIterator[tuple[int, Sequence[ConsumerRecord]]]:
+    """Everything that is in these partitions now, in order of offsets within each.
+
+    Raises:
+        StopWorker: the broker stopped giving records.
+    """
+    tps = [TopicPartition(topic, number) for number in partitions]
+    consumer.assign(tps)
+    ends = await consumer.end_offsets(tps)
+    await consumer.seek_to_beginning(*tps)
+    remaining, healthy_s = set(tps), time.monotonic()
+    while True:
+        for tp in list(remaining):
+            if await consumer.position(tp) >= ends[tp]:
+                remaining.discard(tp)
+                consumer.pause(tp)
+        if not remaining:
+            return
+        for tp, records in (await consumer.getmany(*remaining, timeout_ms=500, max_records=5_000)).items():
+            healthy_s = time.monotonic()
+            yield tp.partition, records
+            await asyncio.sleep(0)
+        if time.monotonic() - healthy_s > _READ_TIMEOUT_S:
+            raise StopWorker(
+                f"{topic}: no record for {_READ_TIMEOUT_S:.0f} s while reading it, look at the broker"
+            )
 
 
-def point_of_vector(record: ConsumerRecord) -> Point | None:
-    """A record of the vectors topic as the index takes it; None for one that nobody of ours wrote."""
+def point_of_vector(record: ConsumerRecord) -> tuple[Point, str] | None:
+    """A record of the vectors topic as the index takes it, with its bundle ("" for a delete).
+
+    None for a null value that nobody of ours wrote.
+
+    Raises:
+        BadMessage: it is no item vector.
+    """
     if record.value is None:
         deleted = decode_delete(record.headers)
         if deleted is None:
             return None
         item_id = record.key.decode()
-        return Point(item_key(item_id), item_id, None, {}, deleted.version, deleted.partition, deleted.offset)
+        key = item_key(item_id)
+        return Point(key, item_id, None, {}, deleted.version, deleted.partition, deleted.offset), ""
     item = decode_item_vector(record.value)
-    return Point(
+    point = Point(
         item_key(item.item_id),
         item.item_id,
         item.array(),
@@ -326,6 +362,7 @@ def point_of_vector(record: ConsumerRecord) -> Point | None:
         item.partition,
         item.offset,
     )
+    return point, item.bundle
 
 
 def _text(item: Item) -> str:

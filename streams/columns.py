@@ -59,6 +59,7 @@ _COLUMNS = (
     "pending",
     "stale",
     "forgotten_ms",
+    "generation",
 )
 
 
@@ -91,6 +92,7 @@ class Columns:
             "pending": ((capacity,), np.int64),  # events not in the state because their item had no vector
             "stale": ((capacity,), np.bool_),  # the state is of another bundle: fold the log again before use
             "forgotten_ms": ((capacity,), np.int64),  # events up to this time were erased
+            "generation": ((capacity,), np.int32),  # of the group, when the user was last written
         }
         for name, (shape, kind) in shapes.items():
             array: NDArray[Any] = np.zeros(shape, dtype=kind)
@@ -114,6 +116,7 @@ class Columns:
     pending: I64
     stale: NDArray[np.bool_]
     forgotten_ms: I64
+    generation: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -21,6 +21,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage, Message
 
+from streams.broker import client_id, expel_dead_members
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -116,7 +117,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         self._assignor = RangePartitionAssignor
         return AIOKafkaConsumer(
             **settings.kafka_options(),
-            client_id=f"{app.conf.id}-worker",
+            client_id=client_id(app.conf.id),
             group_id=app.conf.id,
             partition_assignment_strategy=[RangePartitionAssignor],
             enable_auto_commit=False,
@@ -278,6 +279,11 @@ class EngineApp(faust.App):
         transport: Any = self.transport
         transport.Consumer = BatchConsumer
         transport.Producer = _Producer
+
+    async def join(self) -> None:
+        """Start consuming. The embedded broker never expires members that were killed, so they are expelled first."""
+        await expel_dead_members(self.engine_settings, self.conf.id)
+        await self.start()
 
     def _create_directories(self) -> None:
         """Faust keeps no tables here, so it needs no folders."""

@@ -53,7 +53,9 @@ def item_text(
     'Filter coffee. coffee. grocery. size 12 OZ'
     """
     parts = [title, ", ".join(tags), category, description]
-    parts += [f"{name} {value}" for name, value in sorted((attributes or {}).items()) if isinstance(value, str)]
+    parts += [
+        f"{name} {value}" for name, value in sorted((attributes or {}).items()) if isinstance(value, str)
+    ]
     return ". ".join(part for part in parts if part)
 
 

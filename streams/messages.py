@@ -264,7 +264,9 @@ def _decoding(message_type: type[MessageT]) -> Callable[[bytes | None], MessageT
 
     def decoded(raw: bytes | None) -> MessageT:
         if raw is None:
-            raise BadMessage("null_value", f"null value: expected a JSON object with a {message_type.__name__}")
+            raise BadMessage(
+                "null_value", f"null value: expected a JSON object with a {message_type.__name__}"
+            )
         try:
             return decode(raw)
         except msgspec.ValidationError as error:
@@ -274,7 +276,9 @@ def _decoding(message_type: type[MessageT]) -> Callable[[bytes | None], MessageT
         except UnicodeDecodeError as error:
             raise BadMessage("bad_utf8", f"not UTF-8: {error.reason} at byte {error.start}") from None
         except RecursionError:
-            raise BadMessage("bad_json", "nested too deeply: expected an object without deep nesting") from None
+            raise BadMessage(
+                "bad_json", "nested too deeply: expected an object without deep nesting"
+            ) from None
 
     return decoded
 
@@ -420,5 +424,3 @@ class Deleted(Struct, frozen=True):
 def decode_delete(headers: Headers) -> Deleted | None:
     found = header(headers, "headwater-delete")
     return msgspec.json.decode(found[1], type=Deleted) if found else None
-
-

@@ -23,7 +23,7 @@ from streams.engine import Gate, Lost, StopWorker
 from streams.metrics import Metrics
 from streams.publish import Outgoing, write_all
 from streams.settings import Settings
-from streams.state_records import RecordError, Stamp, pack, stamp_of, unpack
+from streams.state_records import RecordError, Stamp, generation_of, pack, stamp_of, unpack
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,6 @@ class Partition:
         self.columns = Columns(log_length, state_size)
         # Users erased by `forget`, who have no row: events up to that time are dropped.
         self.forgotten: dict[bytes, int] = {}
-        self.generations: dict[bytes, int] = {}
         self.generation = -1
         self.watermark = -1  # every clicks record at or below it is applied and stored
         self.changelog_next = 0  # the changelog has been read or written up to here
@@ -208,13 +207,16 @@ class Profiles:
     def _load(self, partition: Partition, records: list[ConsumerRecord]) -> None:
         """Apply changelog records: the last of the newest generation wins."""
         newest: dict[bytes, ConsumerRecord] = {}
-        generations = partition.generations
+        columns = partition.columns
         for record in records:
-            generation = _generation_of(record)
-            if generation < generations.get(record.key, -1):
-                continue  # written late by a worker that had lost the partition
-            generations[record.key] = generation
-            newest[record.key] = record
+            held = newest.get(record.key)
+            if held is not None:
+                known = _generation_of(held)
+            else:
+                row = columns.rows.get(record.key)
+                known = int(columns.generation[row]) if row is not None else -1
+            if _generation_of(record) >= known:  # else written late by a worker that had lost the partition
+                newest[record.key] = record
         kept = []
         for user, record in newest.items():
             if record.value is not None:
@@ -249,7 +251,7 @@ class Profiles:
         await self._write(
             partition, [Outgoing(*pair) for pair in zip(users, records, strict=True)], generation
         )
-        partition.generations.update(dict.fromkeys(users, generation))
+        partition.columns.generation[rows] = generation
 
     async def erase(self, partition: Partition, users: dict[bytes, int], generation: int) -> None:
         """Write a tombstone for each user, with the time up to which events of theirs are dropped."""
@@ -346,6 +348,6 @@ class Profiles:
 
 def _generation_of(record: ConsumerRecord) -> int:
     if record.value is not None:
-        return stamp_of(record.value).generation if len(record.value) >= 64 else -1
+        return generation_of(record.value)
     forgot = next((value for name, value in record.headers if name == _FORGOT_HEADER), None)
     return int(msgspec.json.decode(forgot)[1]) if forgot is not None else -1

@@ -36,6 +36,8 @@ _HEADER: Final = np.dtype(
 _ENTRY: Final = 21
 _STRAY: Final = np.dtype([("partition", "<i4"), ("offset", "<i8")])
 MAX_STRAYS: Final = 8
+# After format, n, pending, strays (1 byte each), two sizes (2), log_length (1) and writer (8).
+_GENERATION: Final = slice(17, 21)
 
 
 class RecordError(Exception):
@@ -57,6 +59,11 @@ def header_size() -> int:
 def record_size(log_entries: int, state_size: int) -> int:
     """Bytes of a record without strays and event id."""
     return _HEADER.itemsize + 2 * state_size + _ENTRY * log_entries
+
+
+def generation_of(record: bytes) -> int:
+    """The generation that wrote a record: all that fencing looks at, of every record that is read. -1: too short."""
+    return int.from_bytes(record[_GENERATION], "little", signed=True) if len(record) >= header_size() else -1
 
 
 def stamp_of(record: bytes) -> Stamp:
@@ -144,6 +151,7 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
     columns.state_at_ms[rows] = header["state_at_ms"]
     columns.forgotten_ms[rows] = header["forgotten_ms"]
     columns.pending[rows] = header["pending"]
+    columns.generation[rows] = header["generation"]
     ours = (header["state_size"] == columns.state_size) & (header["bundle"] == bundle)
     columns.stale[rows] = ~ours
     kept = np.flatnonzero(ours)

@@ -47,7 +47,9 @@ def fuse(rankings: Sequence[Ranking]) -> list[Fused]:
     return [Fused(key, best[key][1], scores[key], best[key][2]) for key in order]
 
 
-def diversify(items: Sequence[Fused], vectors: NDArray[np.float32], diversity: float, limit: int) -> list[Fused]:
+def diversify(
+    items: Sequence[Fused], vectors: NDArray[np.float32], diversity: float, limit: int
+) -> list[Fused]:
     """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
     Args:

@@ -71,9 +71,7 @@ class Recall:
             answers.append(Answer(chosen, [[] for _ in chosen], rung))
         return await self._explain(asks, answers, vectors, deadline)
 
-    async def _by_vector(
-        self, asks: Sequence[Ask], deadline: float
-    ) -> tuple[list[list[Ranking]], bool]:
+    async def _by_vector(self, asks: Sequence[Ask], deadline: float) -> tuple[list[list[Ranking]], bool]:
         queries: list[Query] = []
         votes: list[tuple[int, str, float]] = []  # (ask, source, weight) of each query
         for index, ask in enumerate(asks):

@@ -25,7 +25,9 @@ class Share(NamedTuple):
     share: float
 
 
-def reasons(item: NDArray[np.float32], events: Sequence[PastEvent], vectors: NDArray[np.float32]) -> list[Share]:
+def reasons(
+    item: NDArray[np.float32], events: Sequence[PastEvent], vectors: NDArray[np.float32]
+) -> list[Share]:
     """The events behind one item, largest share first; of several events of one item the newest stands for all.
 
     Args:
