@@ -27,6 +27,7 @@ from streams.features import ACTION_CODES
 from streams.index import BadVector, Index, IndexUnavailable, KeyCollision
 from streams.index.edge import EdgeIndex
 from streams.index.server import ServerIndex
+from streams.index.timed import TimedIndex
 from streams.logs import configure_logging
 from streams.messages import BadMessage, Trend, decode_trend, encode
 from streams.metrics import Metrics
@@ -80,6 +81,7 @@ class Worker:
         self._trends = Trends()
         self._tails: list[Tail] = []
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._watchdog = Watchdog(self._progress, self.fail)
         self._profiles: Profiles | None = None
         self._clicks: ClickPath | None = None
         self._requests: RequestPath | None = None
@@ -137,7 +139,7 @@ class Worker:
             self._apps.append(await self._open_interests(encoder, producer, dead_letters))
         if self._role in ("all", "catalog"):
             self._apps.append(await self._open_catalog(encoder, producer, dead_letters))
-        watchdog = Watchdog(self._progress, self.fail)
+        watchdog = self._watchdog
         web = Web(self.metrics, self._health, self._describe_user)
         for app in self._apps:
             app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
@@ -173,7 +175,7 @@ class Worker:
             except (IndexUnavailable, ValueError) as error:
                 raise WorkerError(f"HEADWATER_QDRANT_URL is {settings.qdrant_url}: {error}") from error
         self._stack.push_async_callback(index.close)
-        return index
+        return TimedIndex(index, self.metrics)
 
     async def _open_interests(
         self, encoder: Encoder, producer: AIOKafkaProducer, dead_letters: DeadLetters
@@ -319,6 +321,10 @@ class Worker:
                 await index.put(points)
             except (BadVector, KeyCollision) as error:
                 log.error("vector_refused", error=str(error))
+        if self._tails[0].caught_up.is_set():
+            # The records carry the time of the catalog change they came from.
+            ages_ms = time.time() * 1000.0 - np.array([record.timestamp for record in records])
+            self.metrics.catalog_to_indexed_seconds.observe_all(np.maximum(ages_ms, 0.0) / 1000.0)
         for point in points:
             if point.vector is None:
                 vectors.remove(point.key)
@@ -433,6 +439,9 @@ class Worker:
         while True:
             for each in self._progress():
                 self.metrics.lag.labels(each.topic, str(each.partition)).set(max(each.lag, 0))
+                if each.topic == self._topics.clicks:
+                    age_s = self._watchdog.still_s(each.topic, each.partition)
+                    self.metrics.watermark_age_seconds.labels(str(each.partition)).set(age_s)
             if self._profiles is not None:
                 partitions = list(self._profiles.partitions.values())
                 self.metrics.store_users.set(sum(len(each.columns) for each in partitions))

@@ -223,7 +223,7 @@ class CatalogPath:
             key = change.item_id.encode()
             if vector is None:
                 headers = headers_of_delete(version, partition, record.offset)
-                outgoing.append(Outgoing(key, None, headers))
+                outgoing.append(Outgoing(key, None, headers, record.timestamp))
             else:
                 value = ItemVector(
                     change.item_id,
@@ -234,7 +234,7 @@ class CatalogPath:
                     record.offset,
                     version,
                 )
-                outgoing.append(Outgoing(key, encode(value)))
+                outgoing.append(Outgoing(key, encode(value), (), record.timestamp))
         if self._index is not None:
             await self._put(self._index, points)
         await write_all(self._producer, self._topics.vectors, partition, outgoing)

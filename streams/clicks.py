@@ -82,6 +82,7 @@ class ClickPath:
             name: metrics.click_batch_stage_seconds.labels(name)
             for name in ("decode", "apply", "encode", "changelog")
         }
+        self._step_seconds = metrics.encoder_seconds.labels("step")
         self._batch_size = metrics.batch_size.labels("clicks")
         self._strays = metrics.strays_total.labels(topic)
 
@@ -208,7 +209,10 @@ class ClickPath:
     async def _run(self, job: Job) -> NDArray[np.float16]:
         if not job.calls:
             return job.state.astype(np.float16)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, job.run, self._encoder)
+        started = time.perf_counter()
+        state = await asyncio.get_running_loop().run_in_executor(self._threads, job.run, self._encoder)
+        self._step_seconds.observe(time.perf_counter() - started)
+        return state
 
     def _commit(
         self,

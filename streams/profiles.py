@@ -321,6 +321,7 @@ class Profiles:
             if len(rows):
                 log.warning("foreign_writes_repaired", partition=partition.number, users=len(rows))
                 await self.write(partition, rows, generation)
+                self._metrics.fenced_records_total.inc(len(rows))
             gone = {user: partition.forgotten[user] for user in overwritten if user in partition.forgotten}
             await self.erase(
                 partition, {user: at for user, at in gone.items() if user not in known}, generation

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
 from streams.engine import StopWorker
@@ -15,8 +16,6 @@ from streams.settings import Settings
 _ACK_TIMEOUT_S: Final = 40.0
 # A whole partition batch's changelog fits a few of these; Kafka's default limit of a request is 1 MB.
 MAX_BATCH_BYTES: Final = 256 * 1024
-# Records above this go alone by `send`, which checks them against the topic's limit with a clear error.
-_ROOM_FOR_OVERHEAD: Final = 1024
 
 Header = tuple[str, bytes]
 
@@ -27,6 +26,7 @@ class Outgoing(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Sequence[Header] = ()
+    timestamp_ms: int | None = None  # None: now
 
 
 def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
@@ -61,21 +61,18 @@ async def write_all(
     try:
         builder, count = producer.create_batch(), 0
         for record in records:
-            appended = builder.append(
-                key=record.key, value=record.value, timestamp=None, headers=list(record.headers)
-            )
+            appended = _appended(builder, record)
             if appended is None and count:
                 pending.append((await producer.send_batch(builder, topic, partition=partition), count))
                 builder, count = producer.create_batch(), 0
-                appended = builder.append(
-                    key=record.key, value=record.value, timestamp=None, headers=list(record.headers)
-                )
+                appended = _appended(builder, record)
             if appended is None:
                 future = await producer.send(
                     topic,
                     key=record.key,
                     value=record.value,
                     partition=partition,
+                    timestamp_ms=record.timestamp_ms,
                     headers=list(record.headers),
                 )
                 pending.append((future, 1))
@@ -90,6 +87,13 @@ async def write_all(
             f"({type(error).__name__}: {error}); nothing past it is committed. Look at the broker, then start again"
         ) from error
     return [Written(meta.offset, meta.offset + count) for meta, (_, count) in zip(done, pending, strict=True)]
+
+
+def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:
+    """None: the batch has no room for it."""
+    return builder.append(
+        key=record.key, value=record.value, timestamp=record.timestamp_ms, headers=list(record.headers)
+    )
 
 
 async def write_scattered(producer: AIOKafkaProducer, topic: str, records: Iterable[Outgoing]) -> None:

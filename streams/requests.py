@@ -130,6 +130,8 @@ class RequestPath:
             name: metrics.request_stage_seconds.labels(name)
             for name in ("decode", "park", "read", "index", "publish")
         }
+        graph = "read" if encoder.kind == "recurrent" else "window"
+        self._read_seconds = metrics.encoder_seconds.labels(graph)
         self._batch_size = metrics.batch_size.labels("requests")
         self._strays = metrics.strays_total.labels(topics.requests)
         self._guard = guard
@@ -333,6 +335,7 @@ class RequestPath:
         users = await self._interests(live, partition, is_open)
         read_s = time.perf_counter() - started
         self._stage["read"].observe(read_s)
+        self._read_seconds.observe(read_s)
         reflects = [_reflects(partition.number, watermark, user) for user in users]
         texts = await self._text_vectors(live)
         asks = [self._ask(each, user, text) for each, user, text in zip(live, users, texts, strict=True)]

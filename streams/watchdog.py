@@ -59,6 +59,11 @@ class Watchdog:
                 )
         return None
 
+    def still_s(self, topic: str, partition: int) -> float:
+        """For how long a partition with lag has not moved; 0 where there is nothing to do."""
+        seen = self._moved.get((topic, partition))
+        return max(self._beat_s - seen[1], 0.0) if seen is not None else 0.0
+
     async def _look(self) -> None:
         while True:
             self._beat_s = time.monotonic()
@@ -79,4 +84,6 @@ class Watchdog:
             blocked_s = time.monotonic() - self._beat_s
             if blocked_s > STALL_S:
                 log.critical("loop_blocked", seconds=round(blocked_s), remedy="start the worker again")
-                os._exit(EXIT_STALLED)  # nothing can be awaited on a blocked loop; what is unfinished is uncommitted
+                os._exit(
+                    EXIT_STALLED
+                )  # nothing can be awaited on a blocked loop; what is unfinished is uncommitted
