@@ -19,7 +19,7 @@ from streams.fold import Change, Clicks, plan
 from streams.index import IndexUnavailable
 from streams.messages import BadMessage, Click, decode_click
 from streams.metrics import Metrics
-from streams.profile import EVENT_KEY_MASK, Outcome
+from streams.profile import EVENT_KEY_MASK, RETRACT, Outcome
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, write_scattered
 from streams.routing import Router, forwarded, origin_of
@@ -186,10 +186,13 @@ class ClickPath:
                 )
                 return [DeadLetter(record, "internal_error", f"{type(error).__name__}: {error}")]
             middle = len(decoded.records) // 2
+            rest = decoded.part(middle, len(decoded.records))
+            users = [partition.columns.users[row] for row in rest.clicks.row.tolist()]
             letters = await self._apply(partition, decoded.part(0, middle), generation)
-            return letters + await self._apply(
-                partition, decoded.part(middle, len(decoded.records)), generation
-            )
+            # The first half may have erased users, whose rows are then gone.
+            rows = np.array([partition.row_of(user) for user in users], dtype=np.int64)
+            rest = rest._replace(clicks=rest.clicks._replace(row=rows))
+            return letters + await self._apply(partition, rest, generation)
         partition.require(generation)
         erased = self._commit(partition, decoded, change, job, state)
         started = time.perf_counter()
@@ -259,7 +262,7 @@ class ClickPath:
 
 def _drop_stale_id(last_event: list[bytes], row: int, change: Change, index: int) -> None:
     """After a retraction the newest event is another one, whose id string is no longer known."""
-    n = int(change.log.n[index])
-    newest = int(change.log.event[index, n - 1]) if n else -1
+    events = change.log.events(index)
+    newest = next((event.event for event in reversed(events) if event.action != RETRACT), -1)
     if event_key(last_event[row].decode()) & EVENT_KEY_MASK != newest:
         last_event[row] = b""

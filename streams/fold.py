@@ -110,12 +110,13 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
         index = int(whose[group[0]])
         events = log.events(index)
         before = list(events)
+        places: dict[int, int] = {}  # in the batch, of each event of it that came into the log
         for place in group.tolist():
             new = Event(int(at_ms[place]), int(event[place]), int(item[place]), int(action[place]))
             if new.action == FORGET:
                 forgotten[index] = max(int(forgotten[index]), new.at_ms)
                 events = [kept for kept in events if kept.at_ms > new.at_ms]
-                newest[index], outcome = -1, Outcome.APPLIED
+                outcome = Outcome.APPLIED
             elif new.at_ms <= forgotten[index]:
                 outcome = Outcome.FORGOTTEN
             else:
@@ -123,8 +124,10 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
             outcomes[outcome] += 1
             if outcome is Outcome.APPLIED and new.action < RETRACT:
                 applied[used[place]] = True
-                if events[-1] == new:
-                    newest[index] = order[used[place]]
+                places[new.event] = place
+        last = next((entry for entry in reversed(events) if entry.action != RETRACT), None)
+        if last is not None and last.event in places:
+            newest[index] = order[used[places[last.event]]]
         erased[index] = not events and forgotten[index] > 0
         if events != before:
             refold[index] = True
@@ -134,11 +137,11 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
     chosen = order[steps]
     was_applied = np.zeros(len(order), dtype=np.bool_)
     was_applied[order] = applied
-    last = np.cumsum(counts) - 1
+    ends = np.cumsum(counts) - 1
     return Change(
         rows=rows,
         log=log,
-        offset=np.maximum(offset, offsets[last]),
+        offset=np.maximum(offset, offsets[ends]),
         refold=refold,
         evicted=evicted,
         steps_user=user[steps],
