@@ -1,0 +1,303 @@
+"""Batches against columns: the vectorised way and the plain rules must give the same logs."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.columns import Columns
+from streams.features import ACTION_CODES, MAX_GAP_S
+from streams.fold import POPULARITY, SEEN, STEPS, plan, step_inputs
+from streams.messages import ACTIONS
+from streams.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+from tests.histories import (
+    CLICK,
+    DIM,
+    START_MS,
+    ForgetfulEncoder,
+    History,
+    apply,
+    apply_in_batches,
+    canonical_log,
+    clicks_of,
+    histories,
+    item_vectors,
+    user_events,
+)
+
+ANN = b"ann"
+
+
+def log_of(columns: Columns, user: bytes) -> list[Event]:
+    row = columns.rows[user]
+    return columns.log(np.array([row])).events(0)
+
+
+def click(seconds: int, event: int, item: int = 1, action: int = CLICK) -> Event:
+    return Event(START_MS + seconds * 1000, event, item, action)
+
+
+def retract(seconds: int, event: int) -> Event:
+    return Event(START_MS + seconds * 1000, event, 0, RETRACT)
+
+
+def forget(seconds: int, event: int = 99) -> Event:
+    return Event(START_MS + seconds * 1000, event, 0, FORGET)
+
+
+def columns_after(*batches: list[Event], length: int = 4) -> Columns:
+    columns, offset = Columns(length, DIM), 0
+    for batch in batches:
+        apply(columns, [(ANN, event) for event in batch], ForgetfulEncoder(), item_vectors(), offset)
+        offset += len(batch)
+    return columns
+
+
+def planned(columns: Columns, *events: Event, first_offset: int = 100):  # type: ignore[no-untyped-def]
+    return plan(columns, clicks_of(columns, [(ANN, event) for event in events], first_offset))
+
+
+@given(histories(), st.integers(1, 9))
+def test_any_order_repetition_and_batching_gives_the_log_of_the_set_of_events(
+    history: History, length: int
+) -> None:
+    columns = Columns(length, DIM, capacity=2)
+    apply_in_batches(columns, history.stream, history.cuts, ForgetfulEncoder(), item_vectors())
+    for user, events in history.events.items():
+        assert log_of(columns, user) == canonical_log(events, length)
+
+
+@given(histories(take_back=False), st.integers(1, 9))
+def test_the_vectorised_way_and_the_plain_rules_agree_event_by_event(history: History, length: int) -> None:
+    columns = Columns(length, DIM, capacity=2)
+    changes = apply_in_batches(columns, history.stream, history.cuts, ForgetfulEncoder(), item_vectors())
+    plain: dict[bytes, list[Event]] = {user: [] for user in history.events}
+    outcomes = np.zeros(len(Outcome), dtype=np.int64)
+    applied = []
+    for user, event in history.stream:
+        outcome = Outcome.UNLOGGED
+        if event.action != IMPRESSION:
+            outcome = insert(plain[user], event, length)
+        outcomes[outcome] += 1
+        applied.append(outcome is Outcome.APPLIED)
+    assert {user: log_of(columns, user) for user in plain} == plain
+    assert sum(change.outcomes for change in changes).tolist() == outcomes.tolist()
+    assert np.concatenate([change.applied for change in changes]).tolist() == applied
+
+
+@given(user_events(take_back=False), st.integers(1, 9))
+def test_a_users_events_in_order_need_no_care_and_leave_the_same_log(
+    events: list[Event], length: int
+) -> None:
+    """The fast path alone: in order, nothing twice, nothing taken back, whatever the room in the log."""
+    in_order = sorted(event for event in events if event.action != IMPRESSION)
+    columns = Columns(length, DIM, capacity=1)
+    for cut in (len(in_order) // 2, len(in_order)):
+        done = columns.n[columns.rows[ANN]] if ANN in columns.rows else 0
+        batch = in_order[0 if cut < len(in_order) or not len(in_order) // 2 else len(in_order) // 2 : cut]
+        if not batch:
+            continue
+        change = apply(columns, [(ANN, event) for event in batch], ForgetfulEncoder(), item_vectors(), cut)
+        assert not change.refold.any()
+        assert change.evicted.tolist() == [bool(done + len(batch) > length)]
+    if in_order:
+        assert log_of(columns, ANN) == in_order[-length:]
+
+
+def test_planning_touches_nothing() -> None:
+    columns = columns_after([click(1, 1), click(2, 2)])
+    before = {
+        name: getattr(columns, name).copy() for name in ("n", "at_ms", "event", "item", "action", "offset")
+    }
+    planned(columns, click(3, 3), click(0, 4), retract(9, 1))
+    for name, was in before.items():
+        assert (getattr(columns, name) == was).all(), name
+
+
+def test_an_offset_at_or_below_the_applied_one_is_not_applied_again() -> None:
+    columns = columns_after([click(1, 1), click(2, 2)])  # offsets 0 and 1
+    change = planned(columns, click(3, 3), click(4, 4), first_offset=1)
+    assert change.outcomes[Outcome.REPLAYED] == 1
+    assert change.outcomes[Outcome.APPLIED] == 1
+    assert change.applied.tolist() == [False, True]
+    assert change.offset.tolist() == [2]
+
+
+def test_a_batch_replayed_whole_still_names_its_users_so_that_they_are_written_again() -> None:
+    columns = columns_after([click(1, 1), click(2, 2)])
+    change = planned(columns, click(1, 1), click(2, 2), first_offset=0)
+    assert change.rows.tolist() == [columns.rows[ANN]]
+    assert change.outcomes[Outcome.REPLAYED] == 2
+    assert not change.refold.any()
+
+
+def test_an_event_older_than_a_full_log_is_counted_too_late_and_not_applied() -> None:
+    columns = columns_after([click(second, second) for second in (10, 11, 12, 13)])
+    change = planned(columns, click(5, 5))
+    assert change.outcomes[Outcome.TOO_LATE] == 1
+    assert change.applied.tolist() == [False]
+    assert not change.refold.any()
+
+
+def test_an_impression_evicts_nothing_and_counts_for_nothing() -> None:
+    columns = columns_after([click(second, second) for second in (10, 11, 12, 13)])
+    before = log_of(columns, ANN)
+    change = apply(columns, [(ANN, click(20, 20, action=IMPRESSION))], ForgetfulEncoder(), item_vectors(), 50)
+    assert log_of(columns, ANN) == before
+    assert change.outcomes[Outcome.UNLOGGED] == 1
+    assert change.applied.tolist() == [False]
+    assert change.newest.tolist() == [-1]
+    assert columns.offset[columns.rows[ANN]] == 50
+
+
+def test_a_late_event_is_folded_in_and_the_events_after_it_are_not() -> None:
+    columns = columns_after([click(1, 1), click(5, 5)])
+    assert planned(columns, click(3, 3)).refold.tolist() == [True]
+    assert planned(columns, click(6, 6)).refold.tolist() == [False]
+
+
+def test_a_retraction_takes_its_event_out_and_keeps_its_copies_out() -> None:
+    columns = columns_after([click(1, 1), click(2, 2)], [retract(3, 1)], [click(1, 1)])
+    assert log_of(columns, ANN) == [click(2, 2), retract(3, 1)]
+
+
+def test_a_retraction_may_come_before_its_event() -> None:
+    columns = columns_after([retract(3, 1)], [click(1, 1), click(2, 2)])
+    assert log_of(columns, ANN) == [click(2, 2), retract(3, 1)]
+
+
+def test_forget_erases_what_happened_up_to_its_time_and_keeps_out_what_arrives_late() -> None:
+    columns = columns_after([click(1, 1), click(2, 2), click(5, 5)], [forget(3)])
+    assert log_of(columns, ANN) == [click(5, 5)]
+    change = planned(columns, click(2, 7), click(3, 8), click(4, 9))
+    assert change.outcomes[Outcome.FORGOTTEN] == 2
+    assert change.log.events(0) == [click(4, 9), click(5, 5)]
+    assert not change.erased.any()
+
+
+def test_forget_that_leaves_nothing_erases_the_user() -> None:
+    columns = columns_after([click(1, 1), click(2, 2)])
+    change = planned(columns, forget(3))
+    assert change.erased.tolist() == [True]
+    assert change.forgotten_ms.tolist() == [START_MS + 3000]
+
+
+def test_events_after_forget_in_the_same_batch_begin_a_new_user() -> None:
+    columns = columns_after([click(1, 1)])
+    change = planned(columns, forget(3), click(4, 4))
+    assert change.log.events(0) == [click(4, 4)]
+    assert not change.erased.any()
+
+
+def test_the_newest_event_of_a_batch_is_named_so_that_its_id_can_be_kept() -> None:
+    columns = columns_after([click(1, 1)])
+    assert planned(columns, click(2, 2), click(3, 3)).newest.tolist() == [1]
+    assert planned(columns, click(3, 3), click(2, 2)).newest.tolist() == [0]
+    assert planned(columns, click(0, 9)).newest.tolist() == [-1]
+    assert planned(columns, click(1, 1)).newest.tolist() == [-1]
+
+
+def test_a_retracted_event_is_not_the_newest() -> None:
+    columns = columns_after([click(1, 1)])
+    assert planned(columns, click(3, 3), retract(4, 3)).newest.tolist() == [-1]
+    assert planned(columns, click(2, 2), click(3, 3), retract(4, 3)).newest.tolist() == [0]
+
+
+def test_the_newest_event_is_the_newest_beside_marks_of_retractions_and_an_older_forget() -> None:
+    columns = columns_after([click(1, 1)], [retract(9, 1)])
+    assert planned(columns, click(2, 2)).newest.tolist() == [0]
+    assert planned(columns, click(2, 2), forget(1)).newest.tolist() == [0]
+
+
+def test_more_than_a_log_in_one_batch_leaves_the_newest() -> None:
+    columns = columns_after([click(1, 1)], [click(second, second) for second in range(2, 20)])
+    assert log_of(columns, ANN) == [click(second, second) for second in (16, 17, 18, 19)]
+
+
+def test_every_action_of_the_table_has_its_code_and_its_meaning_by_code() -> None:
+    assert set(ACTIONS) == set(ACTION_CODES)
+    for name, action in ACTIONS.items():
+        code = ACTION_CODES[name]
+        assert (STEPS[code], SEEN[code], POPULARITY[code]) == action, name
+    assert not STEPS[0]
+    assert not SEEN[0]
+
+
+def test_only_positive_actions_step_the_encoder_and_are_popular() -> None:
+    positive = {"click", "view", "like", "add_to_cart", "purchase"}
+    assert {name for name, action in ACTIONS.items() if action.steps_encoder} == positive
+    assert {name for name, action in ACTIONS.items() if action.popularity > 0} == positive
+
+
+# Calls of the step graph
+
+
+def calls_of(users: list[int], at_s: list[int], start_s: list[int], newest: int = 50):  # type: ignore[no-untyped-def]
+    count = len(users)
+    return list(
+        step_inputs(
+            np.array(users, dtype=np.int64),
+            np.arange(1, count + 1, dtype=np.int64),
+            np.full(count, CLICK, dtype=np.int64),
+            np.array(at_s, dtype=np.int64) * 1000,
+            np.array(start_s, dtype=np.int64) * 1000,
+            newest,
+        )
+    )
+
+
+def test_gaps_count_from_the_event_before_and_from_the_last_folded_one() -> None:
+    (call,) = calls_of([0, 0, 0], [110, 115, 135], [100])
+    assert call.gaps_s[0, :3].tolist() == [10.0, 5.0, 20.0]
+
+
+def test_the_first_gap_of_a_user_without_events_is_zero() -> None:
+    (call,) = calls_of([0, 0], [110, 115], [0])
+    assert call.gaps_s[0].tolist() == [0.0, 5.0]
+
+
+def test_gaps_stop_at_thirty_days() -> None:
+    (call,) = calls_of([0], [100 + 40 * 86_400], [100])
+    assert call.gaps_s[0, 0] == MAX_GAP_S
+
+
+def test_calls_are_padded_at_the_end_and_padding_points_at_the_zero_vector() -> None:
+    (call,) = calls_of([0, 0, 0], [1, 2, 3], [0])
+    assert call.mask.tolist() == [[1.0, 1.0, 1.0, 0.0]]
+    assert call.vector_rows.tolist() == [[1, 2, 3, 0]]
+    assert call.actions.tolist() == [[CLICK, CLICK, CLICK, 0]]
+    assert call.gaps_s[0, 3] == 0.0
+
+
+def test_only_a_logs_worth_of_the_newest_events_is_stepped() -> None:
+    (call,) = calls_of([0] * 5, [1, 2, 3, 4, 5], [0], newest=2)
+    assert call.vector_rows.tolist() == [[4, 5]]
+    assert call.gaps_s.tolist() == [[1.0, 1.0]]
+
+
+def test_users_with_few_events_do_not_pay_for_those_with_many() -> None:
+    calls = calls_of([0, *[1] * 30, 2], [*range(1, 33)], [0, 0, 0])
+    assert {tuple(call.users.tolist()): call.mask.shape[1] for call in calls} == {(0, 2): 1, (1,): 32}
+
+
+def test_no_events_make_no_calls() -> None:
+    assert calls_of([], [], [0, 0]) == []
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_every_event_is_stepped_once_and_in_order(counts: list[int]) -> None:
+    users = [user for user, count in enumerate(counts) for _ in range(count)]
+    calls = calls_of(users, list(range(1, len(users) + 1)), [0] * len(counts))
+    seen: dict[int, list[int]] = {}
+    for call in calls:
+        for place, user in enumerate(call.users.tolist()):
+            seen[user] = call.vector_rows[place][call.mask[place] > 0].tolist()
+    expected = {user: [i + 1 for i, other in enumerate(users) if other == user] for user in set(users)}
+    assert seen == expected
+
+
+@pytest.mark.parametrize("count", [513, 1100])
+def test_a_call_holds_a_bounded_number_of_users(count: int) -> None:
+    calls = calls_of(list(range(count)), list(range(1, count + 1)), [0] * count)
+    assert max(len(call.users) for call in calls) == 512
+    assert sorted(user for call in calls for user in call.users.tolist()) == list(range(count))
