@@ -109,6 +109,15 @@ async def test_changes_made_during_a_build_are_in_the_new_graph(index: EdgeIndex
     assert not any(gone & set(keys) for keys in await answers(index, limit=1000))
 
 
+async def test_indexes_opened_at_once_do_not_take_each_others_folders(tmp_path: Path) -> None:
+    opened = await asyncio.gather(*(EdgeIndex.open(tmp_path, DIM) for _ in range(8)))
+    assert len(names(tmp_path)) == 8
+    for index in opened:
+        await index.close()
+        await index.close()  # twice is once
+    assert names(tmp_path) == []
+
+
 async def test_second_build_covers_what_came_after_the_first(index: EdgeIndex) -> None:
     points = items(2000)
     await index.put(points[:1000])
@@ -207,13 +216,13 @@ async def test_folders_of_dead_processes_are_removed_and_those_of_living_ones_ke
     dead, living = tmp_path / "edge-dead", tmp_path / "edge-living"
     for folder in (dead, living):
         (folder / "shard-0").mkdir(parents=True)
-    (dead / "lock").touch()
-    with (living / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        index = await EdgeIndex.open(tmp_path, DIM)
-        assert not dead.exists()
-        assert living.exists()
-        await index.close()
+    lock = os.open(living, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    index = await EdgeIndex.open(tmp_path, DIM)
+    assert "edge-dead" not in names(tmp_path)
+    assert "edge-living" in names(tmp_path)
+    await index.close()
+    os.close(lock)
 
 
 async def test_filters_stay_right_beyond_the_indexed_number_fields(index: EdgeIndex) -> None:

@@ -33,8 +33,6 @@ from streams.recall.filters import (
 MAX_NUMBER_FIELDS = 64
 _PLAIN_FIELDS = ("category", "tags", "price", "available")
 
-DELETED = "5:state=deleted"  # the only word of a mark; `state` is no field that a filter knows
-
 
 class Document(NamedTuple):
     """The searchable part of an item's payload: nothing that an engine could not compare."""
@@ -91,10 +89,9 @@ def document(payload: Mapping[str, Any]) -> Document:
 def condition(where: Filter | None, exclude: frozenset[int] = frozenset()) -> Group:
     """A whole search condition: the filter, the ids left out, and the rule on items that are not available."""
     must = () if where is None or where == And(()) else (_lower(where),)
-    must_not: tuple[Condition, ...] = (HasKey(exclude),) if exclude else ()
-    if where is not None and names_available(where):
-        return Group(must=must, must_not=(*must_not, HasWord((DELETED,))))
-    return Group(must=(*must, HasWord((_word("available", True),))), must_not=must_not)
+    if where is None or not names_available(where):
+        must = (*must, HasWord((_word("available", True),)))
+    return Group(must=must, must_not=(HasKey(exclude),) if exclude else ())
 
 
 def number_field(field: str) -> str:

@@ -17,6 +17,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -39,9 +40,11 @@ from streams.index import (
     fields,
     newer,
 )
-from streams.recall.filters import Filter
+from streams.recall.filters import Filter, names_available
 
 OLDEST_SERVER = (1, 18)  # insert-only and conditional upserts; an older one would ignore them in silence
+
+DELETED = "5:state=deleted"  # the one word of a mark; no filter knows a field `state`
 
 # A batch of 64 queries takes a server some 40 ms; 500 points of 64 dimensions are about 300 KB.
 SEARCH_SLICE = 64
@@ -156,7 +159,7 @@ class ServerIndex:
     async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
         found: set[int] = set()
         for part in _slices(keys, READ_SLICE):
-            group = fields.condition(where)
+            group = _condition_on_items(where)
             wanted = _filter(
                 fields.Group((*group.must, fields.HasKey(frozenset(part))), group.should, group.must_not)
             )
@@ -172,7 +175,7 @@ class ServerIndex:
         return found
 
     async def count(self) -> int:
-        live = _filter(fields.Group(must_not=(fields.HasWord((fields.DELETED,)),)))
+        live = _filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
         return (await self._call(self._client.count, self._collection, live, exact=True)).count
 
     async def close(self) -> None:
@@ -199,7 +202,7 @@ class ServerIndex:
     async def sweep(self, before_s: float) -> None:
         """Removes the marks of deletions set before this time (Unix, s); older versions must be gone from the topics."""
         old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
-        marks = models.Filter(must=[_condition(fields.HasWord((fields.DELETED,))), old])
+        marks = models.Filter(must=[_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
         await self._call(self._client.delete, self._collection, selector, wait=True)
 
@@ -269,7 +272,7 @@ class ServerIndex:
             "partition": point.partition,
         }
         if document is None or point.vector is None:
-            payload |= {"words": [fields.DELETED], "marked_at_s": time.time()}
+            payload |= {"words": [DELETED], "marked_at_s": time.time()}
             return models.PointStruct(id=point.key, vector=[0.0] * self._dim, payload=payload)
         payload |= {"item": point.payload, "words": document.words, **document.numbers}
         return models.PointStruct(id=point.key, vector=point.vector.tolist(), payload=payload)
@@ -402,11 +405,19 @@ def _older(item_id: str, stamp: Stamp) -> models.Filter:
 def _request(query: Query) -> models.QueryRequest:
     return models.QueryRequest(
         query=models.NearestQuery(nearest=query.vector.tolist()),
-        filter=_filter(fields.condition(query.where, query.exclude)),
+        filter=_filter(_condition_on_items(query.where, query.exclude)),
         params=models.SearchParams(hnsw_ef=SEARCH_EF),
         limit=query.limit,
         with_payload=["item_id"],
     )
+
+
+def _condition_on_items(where: Filter | None, exclude: frozenset[int] = frozenset()) -> fields.Group:
+    """The rule on availability keeps marks out as well; without it they are left out by their word."""
+    group = fields.condition(where, exclude)
+    if where is None or not names_available(where):
+        return group
+    return replace(group, must_not=(*group.must_not, fields.HasWord((DELETED,))))
 
 
 def _filter(group: fields.Group) -> models.Filter:
@@ -435,7 +446,7 @@ def _condition(condition: fields.Condition) -> models.Condition:
 
 
 def _is_mark(record: models.Record) -> bool:
-    return fields.DELETED in (record.payload or {})["words"]
+    return DELETED in (record.payload or {})["words"]
 
 
 def _slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
