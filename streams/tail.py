@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from streams.engine import StopWorker
 from streams.settings import Settings
@@ -39,7 +39,9 @@ class Tail:
     ) -> None:
         self._topic, self._on_records, self._fail, self._from_end = topic, on_records, fail, from_end
         self.caught_up = asyncio.Event()
+        # Named here and not assigned later: only then does the client fetch the partitions of the topic.
         self._consumer = AIOKafkaConsumer(
+            topic,
             **settings.kafka_options(),
             group_id=None,
             enable_auto_commit=False,
@@ -51,13 +53,14 @@ class Tail:
 
     async def start(self) -> None:
         """Raises StopWorker when the topic cannot be read."""
-        await self._consumer.start()
-        numbers = self._consumer.partitions_for_topic(self._topic)
-        if not numbers:
+        try:
+            await self._consumer.start()
+        except UnknownTopicOrPartitionError:
             await self._consumer.stop()
-            raise StopWorker(f"{self._topic}: the topic does not exist; run `headwater topics create`")
-        tps = [TopicPartition(self._topic, number) for number in sorted(numbers)]
-        self._consumer.assign(tps)
+            raise StopWorker(
+                f"{self._topic}: the topic does not exist; run `headwater topics create`"
+            ) from None
+        tps = sorted(self._consumer.assignment())
         async with asyncio.timeout(_START_TIMEOUT_S):
             ends = await self._consumer.end_offsets(tps)
             starts = ends if self._from_end else await self._consumer.beginning_offsets(tps)
