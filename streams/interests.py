@@ -38,7 +38,7 @@ class UserInterests(NamedTuple):
 
 async def interests_of(
     columns: Columns,
-    rows: Sequence[int],
+    users: Sequence[bytes],
     sessions: Sequence[Session],
     now_ms: I64,
     vectors: ItemVectors,
@@ -47,37 +47,31 @@ async def interests_of(
     *,
     fetch: bool = True,
 ) -> list[UserInterests]:
-    """Interests of the users in ``rows`` (-1: nothing is known of them), each as of its ``now_ms``.
+    """Interests of ``users`` (who need not be known), each as of its ``now_ms``.
 
     A state that lacks events whose items have meanwhile got a vector, or is of another bundle, is folded again.
 
     Raises:
         IndexUnavailable: vectors have to be fetched and cannot be.
     """
-    count = len(rows)
-    row = np.array(rows, dtype=np.int64)
-    known = row >= 0
-    log = columns.log(np.maximum(row, 0))
-    log.n[~known] = 0
-    last_events = [columns.last_event[each] if each >= 0 else b"" for each in rows]
-    everything = np.arange(count)
-    if encoder.kind == "windowed":
-        behind = everything
-    else:
-        behind = np.flatnonzero(known & (columns.stale[row] | (columns.pending[row] > 0)))
     if fetch:
-        _, wanted, _, _ = folded_entries(log, behind)
+        rows, known = _rows(columns, users)
+        _, wanted, _, _ = folded_entries(columns.log(rows), _behind(columns, rows, known, encoder))
         await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])
-        # Fetching let other batches run: take the users as they are now, with the vectors as they are now.
-        log = columns.log(np.maximum(row, 0))
-        log.n[~known] = 0
+    # Fetching let other batches run: from here on nothing is awaited until the users are copied.
+    rows, known = _rows(columns, users)
+    count = len(users)
+    log = columns.log(rows)
+    log.n[~known] = 0
+    last_events = [columns.last_event[row] if row >= 0 else b"" for row in np.where(known, rows, -1).tolist()]
     if encoder.kind == "windowed":
         return await _by_window(log, sessions, now_ms, vectors, encoder, threads, last_events)
     initial = encoder.initial_state(1)[0]
-    state = np.where(known[:, None], columns.state[np.maximum(row, 0)].astype(np.float32), initial)
-    state_at = np.where(known, columns.state_at_ms[np.maximum(row, 0)], 0)
+    state = columns.state[rows].astype(np.float32)
+    state_at = np.where(known, columns.state_at_ms[rows], 0)
     state[state_at == 0] = initial
-    pending = np.where(known, columns.pending[np.maximum(row, 0)], 0)
+    pending = np.where(known, columns.pending[rows], 0)
+    behind = _behind(columns, rows, known, encoder)
     again = fold_again(log, behind, vectors, initial) if len(behind) else None
     if again is not None:
         state_at[behind], pending[behind] = again.state_at_ms[behind], again.pending[behind]
@@ -104,6 +98,19 @@ async def interests_of(
         else _nobody(log, i, int(pending[i]), last_events[i], encoder.dim)
         for i in range(count)
     ]
+
+
+def _rows(columns: Columns, users: Sequence[bytes]) -> tuple[I64, NDArray[np.bool_]]:
+    """The row of each user, and whether it has one (else row 0 stands in, to be masked)."""
+    rows = np.array([columns.rows.get(user, -1) for user in users], dtype=np.int64)
+    return np.maximum(rows, 0), rows >= 0
+
+
+def _behind(columns: Columns, rows: I64, known: NDArray[np.bool_], encoder: Encoder) -> I64:
+    """Whose log has to be looked at again; a windowed encoder always reads the log."""
+    if encoder.kind == "windowed":
+        return np.flatnonzero(known)
+    return np.flatnonzero(known & (columns.stale[rows] | (columns.pending[rows] > 0)))
 
 
 def _session_job(sessions: Sequence[Session], state_at: I64, vectors: ItemVectors, length: int) -> Job:

@@ -356,7 +356,8 @@ class RequestPath:
     async def _interests(
         self, held: Sequence[_Held], partition: Partition, is_open: bool
     ) -> list[UserInterests]:
-        rows = [partition.columns.rows.get(each.user, -1) if is_open else -1 for each in held]
+        # While the partition is being read nothing of it is shown: half a state would be a wrong answer.
+        users = [each.user if is_open else b"" for each in held]
         now_ms = np.array([each.request.at_ms or int(each.asked_ms) for each in held], dtype=np.int64)
         sessions = [
             Session(
@@ -368,14 +369,14 @@ class RequestPath:
         ]
         try:
             return await interests_of(
-                partition.columns, rows, sessions, now_ms, self._vectors, self._encoder, self._threads
+                partition.columns, users, sessions, now_ms, self._vectors, self._encoder, self._threads
             )
         except IndexUnavailable:
             # Vectors for pending items or a session cannot be had: answer from the states as they are.
             empty = [Session([], [], [])] * len(held)
             return await interests_of(
                 partition.columns,
-                rows,
+                users,
                 empty,
                 now_ms,
                 self._vectors,
