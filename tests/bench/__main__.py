@@ -1,0 +1,87 @@
+"""Runs the benchmarks: python -m tests.bench [MEASURE ...] [--quick] [--lm-bundle FOLDER] [--json FILE]."""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+
+from streams.settings import Settings
+from tests.bench import catalog, clicks, freshness, requests
+from tests.bench.processes import BenchError
+from tests.bench.report import RESULTS, Report
+from tests.bench.system import FULL, QUICK, System
+from tests.kafka_server import CannotRunError, KafkaFailedError, kafka_server
+
+# In the order they run: each leaves behind what the next ones need.
+MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
+    "catalog": catalog.measure,
+    "freshness": freshness.measure,
+    "clicks": clicks.measure,
+    "requests": requests.measure,
+}
+# What is published is measured on two cores, broker included.
+_CORES = 2
+
+
+def main() -> int:
+    """0: all targets met. 1: some were missed. 2: it could not be measured."""
+    options = _options()
+    cores = sorted(os.sched_getaffinity(0))[:_CORES]
+    os.sched_setaffinity(0, cores)  # the broker, the workers and the baselines inherit it
+    report = Report(options.quick, cores)
+    console = Console(stderr=True)
+    out = (
+        options.json or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}{'-quick' if options.quick else ''}.json"
+    )
+    try:
+        with kafka_server() as servers, tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder:
+            uvloop.run(_measure(options, servers, Path(folder), report, console))
+    except (BenchError, CannotRunError, KafkaFailedError) as error:
+        console.print(f"[red]not measured:[/] {error}")
+        return 2
+    finally:
+        if report.figures:
+            report.write(out)
+    report.show(Console(width=max(Console().width, 150)))
+    console.print(f"written to {out}")
+    for figure in report.missed():
+        console.print(f"[red]missed:[/] {figure.name}")
+    return 1 if report.missed() else 0
+
+
+async def _measure(
+    options: argparse.Namespace, servers: str, folder: Path, report: Report, console: Console
+) -> None:
+    settings = Settings(
+        kafka_bootstrap_servers=servers,
+        topic_prefix=f"bench-{uuid.uuid4().hex[:8]}.",
+        data_dir=folder / "data",
+    )
+    system = System(settings, folder, QUICK if options.quick else FULL, report, options.lm_bundle)
+    await system.open()
+    for name in MEASURES:
+        if name in (options.measures or MEASURES):
+            with console.status(f"measuring: {name}"):
+                await MEASURES[name](system)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument(
+        "measures", nargs="*", choices=[[], *MEASURES], metavar="MEASURE", help=", ".join(MEASURES)
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer items, clicks and rounds")
+    parser.add_argument("--lm-bundle", type=Path, metavar="FOLDER", help="an exported language model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"default: a new file in {RESULTS}")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

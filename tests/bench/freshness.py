@@ -1,0 +1,131 @@
+"""From sending a click to the answer that reflects it, on an idle system, beside an echo through a plain Faust agent.
+
+Rounds take turns: an echo, then a click with its request, so that both see the same machine.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from streams.client import HeadwaterClient
+from tests.bench import catalog
+from tests.bench.processes import BenchError, python, worker
+from tests.bench.report import Figure
+from tests.bench.system import System
+
+_WARM_UP = 20
+_PAUSE_S = 0.01
+_TIMEOUT_S = 30.0
+
+
+class Echo:
+    """One message at a time to the echo agent and back, by the means of our own client: no linger, consumer ready."""
+
+    def __init__(self, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer, asked: str) -> None:
+        self._producer, self._consumer, self._asked = producer, consumer, asked
+        self._waiting: dict[bytes, asyncio.Future[None]] = {}
+
+    async def read(self) -> None:
+        async for record in self._consumer:
+            if waiting := self._waiting.pop(record.value, None):
+                waiting.set_result(None)
+
+    async def round_ms(self, number: int) -> float:
+        message = b"%08d" % number + bytes(120)  # the size of a request
+        waiting = self._waiting[message] = asyncio.get_running_loop().create_future()
+        started = time.perf_counter()
+        await self._producer.send(self._asked, message, key=b"%d" % (number % 50))
+        await asyncio.wait_for(waiting, _TIMEOUT_S)
+        return (time.perf_counter() - started) * 1000.0
+
+
+async def measure(system: System) -> None:
+    """p50 and p99 of both."""
+    await catalog.fill(system)
+    users = [f"fresh-{number % 50}" for number in range(system.scale.rounds + _WARM_UP)]
+    echoes: list[float] = []
+    rounds: list[tuple[float, float]] = []
+    stages: dict[str, list[float]] = {}
+    async with (
+        worker("interests", system.folder, system.environment),
+        echo(system) as round_trip,
+        HeadwaterClient(system.settings) as client,
+    ):
+        for number, user in enumerate(users):
+            echoed = await round_trip.round_ms(number)
+            await asyncio.sleep(_PAUSE_S)
+            item = system.items[(number * 7919) % len(system.items)]
+            started = time.perf_counter()
+            clicked = await client.click(user, item.item_id)
+            acknowledged = time.perf_counter()
+            answer = await client.recall(user, limit=20)
+            ended = time.perf_counter()
+            if answer.reflects is None or answer.reflects.offset < clicked.offset or answer.status != "ok":
+                raise BenchError(
+                    f"an answer does not reflect its click at {clicked}: {answer.status}, {answer.reflects}"
+                )
+            await asyncio.sleep(_PAUSE_S)
+            if number >= _WARM_UP:
+                echoes.append(echoed)
+                rounds.append(((ended - started) * 1000.0, (acknowledged - started) * 1000.0))
+                for name, ms in answer.timings_ms.items():
+                    stages.setdefault(name, []).append(ms)
+    whole = [total for total, _ in rounds]
+    for percentile, at_most in ((50, 2.0), (99, 3.0)):
+        ours, baseline = float(np.percentile(whole, percentile)), float(np.percentile(echoes, percentile))
+        note = (
+            f"{len(whole)} rounds of click, acknowledgement, request with `after`, answer"
+            if percentile == 50
+            else ""
+        )
+        system.report.add(
+            Figure(
+                f"click to answer, p{percentile}",
+                ours,
+                "ms",
+                baseline,
+                "Faust echo",
+                ours / baseline,
+                at_most=at_most,
+                note=note,
+            )
+        )
+    system.report.details["freshness_ms"] = {
+        "click_acknowledged_p50": float(np.percentile([ack for _, ack in rounds], 50)),
+        "worker_p50": {name: float(np.percentile(values, 50)) for name, values in stages.items()},
+    }
+
+
+@asynccontextmanager
+async def echo(system: System) -> AsyncIterator[Echo]:
+    """A running echo agent with topics of its own."""
+    settings = system.settings
+    asked, answered = (f"{settings.topic_prefix}echo-{name}" for name in ("asked", "answered"))
+    admin = AIOKafkaAdminClient(**settings.kafka_options())
+    await admin.start()
+    await admin.create_topics([NewTopic(name, settings.partitions, 1) for name in (asked, answered)])
+    await admin.close()
+    arguments = ["-m", "tests.bench.echo_agent", settings.bootstrap_servers, asked, answered]
+    consumer = AIOKafkaConsumer(**settings.kafka_options())
+    producer = AIOKafkaProducer(**settings.kafka_options(), linger_ms=0, acks="all")
+    async with python(arguments, system.folder, "echo-agent"):
+        await consumer.start()
+        await producer.start()
+        tps = [TopicPartition(answered, number) for number in range(settings.partitions)]
+        consumer.assign(tps)
+        await consumer.seek_to_end(*tps)
+        agent = Echo(producer, consumer, asked)
+        reading = asyncio.ensure_future(agent.read())
+        try:
+            await agent.round_ms(0)  # the agent is up when the first answer comes
+            yield agent
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await producer.stop()
+            await consumer.stop()

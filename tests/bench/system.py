@@ -1,0 +1,74 @@
+"""The system under measurement: one broker, one set of topics, filled once and shared by all measures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streams import topics
+from streams.messages import Item, encode
+from streams.publish import Outgoing
+from streams.settings import Settings
+from streams.topics import Topics
+from tests.bench import dataset
+from tests.bench.report import Report
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is fed. The full run is what is published; `--quick` is for a look."""
+
+    items: int
+    users: int
+    clicks: int
+    naive_clicks: int
+    rounds: int
+    request_s: float
+
+
+FULL = Scale(items=92_331, users=100_000, clicks=400_000, naive_clicks=30_000, rounds=500, request_s=15.0)
+QUICK = Scale(items=20_000, users=100_000, clicks=100_000, naive_clicks=8_000, rounds=150, request_s=5.0)
+
+
+@dataclass
+class System:
+    """Settings, topics and data of one run."""
+
+    settings: Settings
+    folder: Path
+    scale: Scale
+    report: Report
+    lm_bundle: Path | None
+    items: list[Item] = field(default_factory=list)
+    filled: bool = False  # the catalog is encoded
+    clicked: bool = False  # the clicks are applied
+
+    @property
+    def topics(self) -> Topics:
+        return Topics.named(self.settings.topic_prefix)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.environment_of(self.settings)
+
+    def environment_of(self, settings: Settings) -> dict[str, str]:
+        """What tells a worker's process to be part of this system."""
+        return {
+            "HEADWATER_KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+            "HEADWATER_TOPIC_PREFIX": settings.topic_prefix,
+            "HEADWATER_DATA_DIR": str(settings.data_dir),
+            # A worker is held still while its backlog is published.
+            "HEADWATER_SESSION_TIMEOUT_S": "120",
+            "HEADWATER_LOG_LEVEL": "warning",
+        }
+
+    async def open(self) -> None:
+        self.items = dataset.items(self.scale.items)
+        await self.create(self.settings)
+
+    async def create(self, settings: Settings) -> None:
+        await topics.create(settings)
+
+    async def publish_items(self, settings: Settings, count: int) -> None:
+        """The first ``count`` items into the catalog topic."""
+        records = (Outgoing(item.item_id.encode(), encode(item)) for item in self.items[:count])
+        name = Topics.named(settings.topic_prefix).catalog
+        await dataset.publish(settings, name, settings.catalog_partitions, records)
