@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.columns import I64, Columns, Log
-from streams.fold import Change, StepInput, counts_by_user, folded_entries, last_time, step_inputs
+from streams.fold import STEPS, Change, StepInput, counts_by_user, folded_entries, last_time, step_inputs
 from streams.vectors import ItemVectors
 
 F32 = NDArray[np.float32]
@@ -36,9 +36,14 @@ class Job(NamedTuple):
 
 
 def needs_refold(columns: Columns, change: Change, forgets: bool) -> NDArray[np.bool_]:
-    """Whose state cannot simply be stepped on: the log changed inside, or the state lacks some of it."""
+    """Whose state cannot simply be stepped on: the log changed inside, or the state lacks or exceeds it.
+
+    That an encoder forgets is shown for a log's worth of events that step it. A log with others among them (a
+    dislike, a mark) holds fewer, and what it has lost would still be heard.
+    """
     behind = columns.stale[change.rows] | (columns.pending[change.rows] > 0)
-    lost = change.evicted & (not forgets)
+    heard = ~STEPS[change.log.action].all(axis=1) | (not forgets)
+    lost = change.evicted & heard
     return (change.refold | behind | lost) & ~change.erased
 
 
@@ -60,7 +65,12 @@ def advance(
     users, steps = change.steps_user[stepping], change.steps
     found = vectors.rows(steps.item[stepping].tolist())
     known = found >= 0
-    pending = counts_by_user(users[~known], len(rows))
+    lacking = users[~known]
+    # Of more than a log's worth at once, only what the log holds can be waited for.
+    oldest_at, oldest = change.log.at_ms[lacking, 0], change.log.event[lacking, 0]
+    at_ms, event = steps.at_ms[stepping][~known], steps.event[stepping][~known]
+    held = (at_ms > oldest_at) | ((at_ms == oldest_at) & (event >= oldest))
+    pending = counts_by_user(lacking[held], len(rows))
     calls = gathered(
         vectors,
         users[known],

@@ -30,6 +30,7 @@ class ItemVectors:
         self._fetch = fetch
         self._bound = bound
         self._absent: dict[int, None] = {}
+        self._asked: list[frozenset[int]] = []  # what is being fetched
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -63,23 +64,34 @@ class ItemVectors:
 
     def changed(self, key: int, vector: F32) -> None:
         """News from the vectors topic: with ``fetch``, only what is held or was missed before is kept."""
-        if self._fetch is None or key in self._rows or key in self._absent:
+        wanted = key in self._rows or key in self._absent or any(key in asked for asked in self._asked)
+        if self._fetch is None or wanted:
             self.put(key, vector)
 
     async def ensure(self, keys: Iterable[int]) -> None:
         """Bring in what is missing; read :meth:`rows` and :attr:`matrix` right after, before the next await."""
         if self._fetch is None:
             return
-        missing = list({key for key in keys if key not in self._rows and key not in self._absent})
+        needed = frozenset(keys)
+        missing = frozenset(key for key in needed if key not in self._rows and key not in self._absent)
         if not missing:
             return
-        found = await self._fetch(missing)
+        self._asked.append(missing)
+        try:
+            found = await self._fetch(list(missing))
+        finally:
+            self._asked.remove(missing)
         if len(self._rows) + len(found) > self._bound:
             # Oldest first: dicts keep insertion order. Half at once, so that this is rare.
-            for key in list(self._rows)[: len(self._rows) // 2]:
+            for key in [key for key in self._rows if key not in needed][: len(self._rows) // 2]:
                 self.remove(key)
-        for key, vector in found.items():
-            self.put(key, vector)
         if len(self._absent) > _MAX_ABSENT:
             self._absent.clear()
-        self._absent.update(dict.fromkeys(key for key in missing if key not in found))
+        for key in missing:
+            # What came from the vectors topic meanwhile is newer than the answer.
+            if key in self._rows:
+                continue
+            if key in found:
+                self.put(key, found[key])
+            else:
+                self._absent[key] = None

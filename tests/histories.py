@@ -5,6 +5,7 @@ and the state of it have to be.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +102,9 @@ def apply(
     columns.pending[change.rows] = job.pending
     columns.stale[change.rows] = False
     columns.forgotten_ms[change.rows] = change.forgotten_ms
+    # The click path gives these rows back and keeps the time of the forget elsewhere.
+    erased = change.rows[change.erased]
+    columns.state[erased], columns.state_at_ms[erased] = 0, 0
     return change
 
 
@@ -114,7 +118,7 @@ def apply_in_batches(
     bounds = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     return [
         apply(columns, stream[start:stop], encoder, vectors, start)
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in pairwise(bounds)
         if stop > start
     ]
 
@@ -193,8 +197,8 @@ def user_events(draw: st.DrawFn, most: int = 14, take_back: bool = True) -> list
         for key in keys
     ]
     if take_back:
-        for event in draw(st.lists(st.sampled_from(events), max_size=3)):
-            events.append(Event(event.at_ms + draw(st.integers(0, 3)) * 1000, event.event, 0, RETRACT))
+        taken_back = draw(st.lists(st.tuples(st.sampled_from(events), st.integers(0, 3)), max_size=3))
+        events += [Event(event.at_ms + s * 1000, event.event, 0, RETRACT) for event, s in taken_back]
         if draw(st.integers(0, 3)) == 0:
             events.append(Event(START_MS + draw(st.integers(0, 12)) * 1000, 99, 0, FORGET))
     return events

@@ -1,0 +1,80 @@
+"""Rows of users: handed out, given back empty, and kept through growth."""
+
+import numpy as np
+
+from streams.columns import Columns, Log
+from streams.profile import Event
+from tests.histories import DIM
+
+EVENTS = [Event(10, 1, 2**64 - 1, 1), Event(20, 2**48 - 1, 5, 9)]
+
+
+def log_of(events: list[Event], length: int = 4) -> Log:
+    empty = Columns(length, DIM, capacity=1)
+    log = empty.log(np.array([0]))
+    log.write(0, events)
+    return log
+
+
+def test_a_log_gives_back_the_events_that_were_written() -> None:
+    assert log_of(EVENTS).events(0) == EVENTS
+
+
+def test_a_new_row_is_empty_and_has_no_applied_offset() -> None:
+    columns = Columns(4, DIM)
+    row = columns.add(b"ann")
+    assert (columns.n[row], columns.offset[row], columns.last_event[row]) == (0, -1, b"")
+    assert not columns.state[row].any()
+    assert columns.rows == {b"ann": row}
+
+
+def test_rows_survive_growth() -> None:
+    columns = Columns(4, DIM, capacity=1)
+    row = columns.add(b"ann")
+    columns.put_log(np.array([row]), log_of(EVENTS))
+    columns.state[row] = 1.5
+    for number in range(100):
+        columns.add(f"user {number}".encode())
+    assert columns.log(np.array([columns.rows[b"ann"]])).events(0) == EVENTS
+    assert (columns.state[columns.rows[b"ann"]] == 1.5).all()
+    assert len(columns) == 101
+    assert sorted(columns.rows.values()) == list(range(101))
+
+
+def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again() -> None:
+    columns = Columns(4, DIM)
+    row = columns.add(b"ann")
+    columns.put_log(np.array([row]), log_of(EVENTS))
+    for name in ("state", "state_at_ms", "pending", "stale", "forgotten_ms", "offset", "generation"):
+        getattr(columns, name)[row] = 1
+    columns.last_event[row] = b"e1"
+    columns.strays[row] = {3: 7}
+    columns.remove(b"ann")
+    assert b"ann" not in columns.rows
+    again = columns.add(b"bob")
+    fresh = Columns(4, DIM)
+    never_used = fresh.add(b"bob")
+    assert again == row
+    for name in ("n", "at_ms", "event", "item", "action", "offset", "state", "state_at_ms", "pending"):
+        assert (getattr(columns, name)[again] == getattr(fresh, name)[never_used]).all(), name
+    assert not columns.stale[again]
+    assert columns.forgotten_ms[again] == 0
+    assert columns.generation[again] == 0
+    assert columns.last_event[again] == b""
+    assert again not in columns.strays
+
+
+def test_a_log_that_is_read_is_a_copy() -> None:
+    columns = Columns(4, DIM)
+    row = columns.add(b"ann")
+    columns.log(np.array([row])).write(0, EVENTS)
+    assert columns.n[row] == 0
+
+
+def test_some_users_and_places_of_a_log_can_be_taken() -> None:
+    columns = Columns(4, DIM)
+    rows = np.array([columns.add(b"ann"), columns.add(b"bob")])
+    log = columns.log(rows)
+    log.write(1, EVENTS)
+    assert log.take(slice(1, 2), 2).events(0) == EVENTS
+    assert log.take(np.array([1, 0])).events(1) == []
