@@ -1,6 +1,5 @@
 """States of users: whatever the order, repetition and batching of events, the fold over their newest log."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,8 @@ CLOSE = 1 - 1e-6
 
 
 @pytest.fixture(scope="module")
-def starter() -> Iterator[Encoder]:
-    yield encoders.load(Path("models/starter"))
+def starter() -> Encoder:
+    return encoders.load(Path("models/starter"))
 
 
 def check_states(columns: Columns, history: History, vectors: ItemVectors, encoder: StepEncoder) -> None:

@@ -1,0 +1,188 @@
+"""The value of a user on the profiles topic: whole, small, and refused when it cannot be understood."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams import encoder as encoders
+from streams.columns import Columns
+from streams.profile import EVENT_KEY_MASK, Event
+from streams.state_records import (
+    MAX_STRAYS,
+    RecordError,
+    Stamp,
+    generation_of,
+    header_size,
+    pack,
+    record_size,
+    stamp_of,
+    unpack,
+)
+from tests.histories import DIM, START_MS
+
+STAMP = Stamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
+
+events = st.builds(
+    Event,
+    st.integers(1, 2**48 - 1),
+    st.integers(0, EVENT_KEY_MASK),
+    st.integers(0, 2**64 - 1),
+    st.integers(1, 9),
+)
+
+
+def filled(
+    users: list[list[Event]], length: int = 6, state_size: int = DIM, first_state: float = 0.5
+) -> tuple[Columns, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    columns = Columns(length, state_size, capacity=2)
+    for number, log in enumerate(users):
+        row = columns.add(f"user {number}".encode())
+        rows = np.array([row])
+        held = columns.log(rows)
+        held.write(0, log)
+        columns.put_log(rows, held)
+        columns.state[row] = first_state + number
+        columns.state_at_ms[row] = START_MS + number
+        columns.pending[row] = number % 5
+        columns.offset[row] = 1000 + number
+        columns.forgotten_ms[row] = number
+        columns.last_event[row] = f"event {number} ☕".encode()
+    return columns, np.array(list(columns.rows.values()), dtype=np.int64)
+
+
+def restored(
+    records: list[bytes], length: int = 6, state_size: int = DIM, bundle: int = STAMP.bundle
+) -> Columns:
+    columns = Columns(length, state_size, capacity=1)
+    rows = np.array([columns.add(f"user {number}".encode()) for number in range(len(records))])
+    unpack(columns, rows, records, bundle)
+    return columns
+
+
+@given(st.lists(st.lists(events, max_size=6), min_size=1, max_size=5), st.data())
+def test_what_is_packed_comes_back(users: list[list[Event]], data: st.DataObject) -> None:
+    columns, rows = filled(users)
+    for row in rows.tolist():
+        strays = data.draw(
+            st.dictionaries(st.integers(0, 2**31 - 1), st.integers(0, 2**62), max_size=MAX_STRAYS)
+        )
+        if strays:
+            columns.strays[row] = strays
+        columns.last_event[row] = data.draw(st.text(max_size=200)).encode(errors="ignore")[:512]
+    again = restored(pack(columns, rows, STAMP))
+    for user, row in columns.rows.items():
+        other = again.rows[user]
+        assert again.log(np.array([other])).events(0) == columns.log(np.array([row])).events(0)
+        assert (again.state[other] == columns.state[row]).all()
+        for name in ("state_at_ms", "pending", "offset", "forgotten_ms"):
+            assert getattr(again, name)[other] == getattr(columns, name)[row], name
+        assert again.last_event[other] == columns.last_event[row]
+        assert again.strays.get(other, {}) == columns.strays.get(row, {})
+        assert not again.stale[other]
+        assert again.generation[other] == STAMP.generation
+
+
+def test_a_record_says_who_wrote_it() -> None:
+    (record,) = pack(*filled([[]]), STAMP)
+    assert stamp_of(record) == STAMP
+    assert generation_of(record) == 7
+    assert generation_of(record[: header_size() - 1]) == -1
+    (older,) = pack(*filled([[]]), STAMP._replace(generation=-1))
+    assert generation_of(older) == -1
+
+
+def test_fifty_events_and_the_starters_state_take_at_most_1280_bytes() -> None:
+    starter = encoders.load(Path("models/starter"))
+    log = [Event(START_MS + number, EVENT_KEY_MASK - number, 2**64 - 1, 9) for number in range(50)]
+    assert starter.log_length == 50
+    (record,) = pack(*filled([log], length=50, state_size=starter.state_size), STAMP)
+    assert len(record) == record_size(50, starter.state_size) + len("event 0 ☕".encode())
+    assert len(record) <= 1_280
+
+
+def test_only_what_the_log_holds_is_written() -> None:
+    short, long = pack(*filled([[Event(1, 1, 1, 1)], [Event(n, n, 1, 1) for n in range(1, 6)]]), STAMP)
+    assert len(long) - len(short) == 4 * (record_size(1, 0) - record_size(0, 0))
+
+
+def test_a_state_of_another_bundle_is_stale_and_not_taken() -> None:
+    columns, rows = filled([[Event(1, 1, 1, 1)]])
+    other = restored(pack(columns, rows, STAMP), bundle=99)
+    assert other.stale.tolist() == [True]
+    assert not other.state[0].any()
+    assert other.log(np.array([0])).events(0) == [Event(1, 1, 1, 1)]
+    assert other.offset[0] == 1000
+
+
+def test_a_state_of_another_size_is_stale_and_the_log_is_kept() -> None:
+    columns, rows = filled([[Event(1, 1, 1, 1)], [Event(2, 2, 2, 2)]], state_size=DIM + 3)
+    other = restored(pack(columns, rows, STAMP), state_size=DIM)
+    assert other.stale.tolist()[:2] == [True, True]
+    assert other.log(np.array([1])).events(0) == [Event(2, 2, 2, 2)]
+    assert other.last_event[1] == columns.last_event[1]
+
+
+def test_records_of_several_bundles_can_lie_side_by_side() -> None:
+    columns, rows = filled([[Event(1, 1, 1, 1)], [Event(2, 2, 2, 2)]])
+    ours, theirs = pack(columns, rows[:1], STAMP) + pack(columns, rows[1:], STAMP._replace(bundle=1))
+    other = restored([theirs, ours])
+    assert other.stale.tolist()[:2] == [True, False]
+    assert (other.state[1] == 0.5).all()
+
+
+@pytest.mark.parametrize("length", [2, 3, 10])
+def test_a_log_of_another_length_keeps_its_newest_events(length: int) -> None:
+    log = [Event(number, number, number, 1) for number in range(1, 6)]
+    columns, rows = filled([log, log[:1]])
+    other = restored(pack(columns, rows, STAMP), length=length)
+    assert other.log(np.array([0])).events(0) == log[-length:]
+    assert other.log(np.array([1])).events(0) == log[:1]
+
+
+def test_of_many_stray_origins_the_newest_are_kept() -> None:
+    columns, rows = filled([[]])
+    columns.strays[0] = {partition: 100 + partition for partition in range(12)}
+    other = restored(pack(columns, rows, STAMP))
+    assert other.strays[0] == {partition: 100 + partition for partition in range(4, 12)}
+
+
+def test_no_records_change_nothing() -> None:
+    columns = Columns(4, DIM)
+    unpack(columns, np.array([], dtype=np.int64), [], 1)
+    assert len(columns) == 0
+
+
+def test_a_record_of_a_newer_format_is_refused_with_the_remedy() -> None:
+    (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
+    newer = bytes([2]) + record[1:]
+    with pytest.raises(
+        RecordError, match=r"got format 2 .* expected format 1 .* run the version that wrote it"
+    ):
+        restored([record, newer])
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, -1])
+def test_a_record_that_is_cut_short_is_refused(cut: int) -> None:
+    (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
+    with pytest.raises(RecordError, match="expected"):
+        restored([record[:cut]])
+
+
+def test_a_record_with_more_than_it_announces_is_refused() -> None:
+    (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
+    with pytest.raises(RecordError, match=rf"got {len(record) + 1} bytes, expected {len(record)}"):
+        restored([record + b"x"])
+
+
+def test_a_refused_record_leaves_the_columns_as_they_were() -> None:
+    good, rows = filled([[Event(1, 1, 1, 1)]])
+    (record,) = pack(good, rows, STAMP)
+    columns = Columns(6, DIM)
+    row = columns.add(b"ann")
+    with pytest.raises(RecordError):
+        unpack(columns, np.array([row, columns.add(b"bob")]), [record, record[:-2]], STAMP.bundle)
+    assert columns.n[row] == 0
+    assert columns.offset[row] == -1

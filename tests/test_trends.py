@@ -1,0 +1,131 @@
+"""Decayed popularity: the sum must be the definition's, whatever the order and the span of time."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.features import ACTION_CODES, item_key
+from streams.fold import POPULARITY
+from streams.messages import Trend
+from streams.trends import HALF_LIFE_S, TOP, Counts, Trends
+from tests.histories import CLICK, START_MS
+
+HALF_LIFE_MS = int(HALF_LIFE_S * 1000)
+A, B, C = (item_key(name) for name in "abc")
+
+
+def counted(*events: tuple[int, int, int], batch: int = 1000) -> Counts:
+    """Counts after (item key, action, time) each, in batches."""
+    counts = Counts()
+    for start in range(0, len(events), batch):
+        part = events[start : start + batch]
+        counts.add(
+            np.array([key for key, _, _ in part], dtype=np.uint64),
+            np.array([action for _, action, _ in part], dtype=np.uint8),
+            np.array([at for _, _, at in part], dtype=np.int64),
+        )
+    return counts
+
+
+def test_an_event_a_half_life_old_weighs_half() -> None:
+    top = counted((A, CLICK, START_MS), (B, CLICK, START_MS + HALF_LIFE_MS)).top()
+    assert [key for key, _ in top] == [B, A]
+    assert top[0][1] / top[1][1] == pytest.approx(2.0)
+
+
+def test_weights_are_as_of_the_stated_time() -> None:
+    counts = counted((A, CLICK, START_MS), (A, CLICK, START_MS - HALF_LIFE_MS), (A, CLICK, START_MS))
+    assert counts.at_ms == START_MS
+    assert dict(counts.top())[A] == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("action", ["dislike", "hide", "impression"])
+def test_what_is_not_positive_does_not_count(action: str) -> None:
+    counts = counted((A, ACTION_CODES[action], START_MS))
+    assert len(counts) == 0
+    assert not counts.changed
+
+
+def test_a_purchase_counts_more_than_a_click_and_a_click_more_than_a_view() -> None:
+    top = counted(
+        *((key, ACTION_CODES[name], START_MS) for key, name in ((A, "view"), (B, "click"), (C, "purchase")))
+    ).top()
+    assert [key for key, _ in top] == [C, B, A]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([A, B, C]), st.sampled_from([1, 2, 5, 6]), st.integers(0, 300)),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(1, 20),
+)
+def test_any_order_span_and_batching_gives_the_sum_of_the_definition(
+    events: list[tuple[int, int, int]], batch: int
+) -> None:
+    """Up to 300 half-lives apart, beyond where the origin of time moves."""
+    stamped = [(key, action, START_MS + half_lives * HALF_LIFE_MS) for key, action, half_lives in events]
+    counts = counted(*stamped, batch=batch)
+    found = {key: weight for key, weight in counts.top() if weight > 0}
+    expected: dict[int, float] = {}
+    for key, action, at_ms in stamped:
+        if not POPULARITY[action]:
+            continue
+        weight = float(POPULARITY[action]) * 2.0 ** ((at_ms - counts.at_ms) / HALF_LIFE_MS)
+        expected[key] = expected.get(key, 0.0) + weight
+    assert found == {key: pytest.approx(weight, rel=1e-9) for key, weight in expected.items() if weight > 0}
+
+
+def test_counts_go_on_from_what_was_published() -> None:
+    before = counted((A, CLICK, START_MS), (B, CLICK, START_MS), (B, CLICK, START_MS))
+    names = {A: "a", B: "b"}
+    trend = Trend(0, before.at_ms, HALF_LIFE_S, [(names[key], weight) for key, weight in before.top()])
+    after = Counts()
+    after.restore(trend)
+    after.add(
+        np.array([A], dtype=np.uint64),
+        np.array([CLICK], dtype=np.uint8),
+        np.array([START_MS + HALF_LIFE_MS], dtype=np.int64),
+    )
+    relative = 2.0 ** ((after.at_ms - START_MS) / HALF_LIFE_MS)
+    assert dict(after.top()) == {A: pytest.approx(3.0 * relative), B: pytest.approx(2.0 * relative)}
+
+
+def test_only_the_top_is_published() -> None:
+    events = [(key, CLICK, START_MS) for key in range(1, TOP + 500)]
+    assert len(counted(*events).top()) == TOP
+
+
+def test_the_number_of_items_is_bounded_and_the_popular_ones_stay() -> None:
+    counts = Counts()
+    keys = np.arange(1, 250_001, dtype=np.uint64)
+    for part in (np.full(5, 7, dtype=np.uint64), keys):
+        counts.add(part, np.full(len(part), CLICK, np.uint8), np.full(len(part), START_MS, np.int64))
+    assert len(counts) <= 200_000
+    assert counts.top()[0] == (7, 6.0)
+
+
+def test_popularity_is_summed_over_partitions_as_of_the_newest() -> None:
+    trends = Trends()
+    trends.put(Trend(0, START_MS, 100.0, [("old", 8.0), ("both", 2.0)]))
+    trends.put(Trend(1, START_MS + 100_000, 100.0, [("new", 3.0), ("both", 3.0)]))
+    popular = [(item.item_id, item.weight) for item in trends.popular()]
+    assert popular == [("old", 4.0), ("both", 4.0), ("new", 3.0)]
+    assert trends.popular()[0].key == item_key("old")
+
+
+def test_a_newer_trend_of_a_partition_takes_the_place_of_the_older() -> None:
+    trends = Trends()
+    trends.put(Trend(0, START_MS, 100.0, [("a", 8.0)]))
+    assert [item.item_id for item in trends.popular()] == ["a"]
+    newer = Trend(0, START_MS, 100.0, [("b", 1.0)])
+    trends.put(newer)
+    assert [item.item_id for item in trends.popular()] == ["b"]
+    assert trends.of(0) == newer
+    assert trends.of(1) is None
+
+
+def test_nothing_is_popular_before_anything_happened() -> None:
+    assert Trends().popular() == []
