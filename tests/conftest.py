@@ -50,6 +50,11 @@ def broker(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def topic_prefix() -> str:
     """Different for each test, so that one broker serves all."""
+    return new_topic_prefix()
+
+
+def new_topic_prefix() -> str:
+    """One that this session has not used yet; on a cluster that is not ours, its topics are deleted at the end."""
     return f"{_SESSION}-{uuid.uuid4().hex[:8]}."
 
 

@@ -1,0 +1,272 @@
+"""A program that knows nothing of Headwater but its topics: it publishes JSON, and reads answers and dead letters."""
+
+import asyncio
+import json
+import time
+import uuid
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import jsonschema
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka.partitioner import murmur2
+from aiokafka.structs import RecordMetadata
+
+from streams.messages import schemas
+from streams.settings import Settings
+from streams.topics import Topics
+
+# No answer takes so long; it bounds a test that fails.
+PATIENCE_S = 40.0
+# As long as a request may wait, for those that must not expire on a busy machine.
+LONG_MS = 30_000
+
+Headers = Sequence[tuple[str, bytes]]
+Answer = dict[str, Any]
+T = TypeVar("T")
+
+
+class Outside:
+    """Open it with `async with`. Every user and item that a test names gets this conversation's own suffix by `own`."""
+
+    def __init__(self, settings: Settings, check_alive: Callable[[], None] = lambda: None) -> None:
+        self.settings, self.topics = settings, Topics.named(settings.topic_prefix)
+        self._check_alive = check_alive
+        self._suffix = uuid.uuid4().hex[:8]
+        self._numbers = 0
+        self._last_ms = int(time.time() * 1000)
+        self._is_response = jsonschema.Draft202012Validator(schemas()["Response"]).validate
+        self._records: dict[str, list[ConsumerRecord]] = {}
+        self._arrived = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        options = self.settings.kafka_options()
+        self._producer = AIOKafkaProducer(**options, acks="all")
+        watched = (self.topics.responses, self.topics.dead_letters, *self.settings.reply_topics)
+        self._consumer = AIOKafkaConsumer(*watched, **options, fetch_max_wait_ms=100)
+        await self._producer.start()
+        await self._consumer.start()
+        places = sorted(self._consumer.assignment())
+        for place, end in (await self._consumer.end_offsets(places)).items():
+            self._consumer.seek(place, end)
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._consumer.stop()
+        await self._producer.stop()
+
+    async def _read(self) -> None:
+        async for record in self._consumer:
+            self._records.setdefault(record.topic, []).append(record)
+            self._arrived.set()
+
+    # Names and times
+
+    def own(self, name: str) -> str:
+        return f"{name}-{self._suffix}"
+
+    def next_ms(self) -> int:
+        """A time after all given before, and now or a little ahead."""
+        self._last_ms = max(self._last_ms + 1, int(time.time() * 1000))
+        return self._last_ms
+
+    def home(self, user: str) -> int:
+        """The partition that Java and Python clients choose."""
+        return int((murmur2(user.encode()) & 0x7FFFFFFF) % self.settings.partitions)
+
+    def wrong_home(self, user: str) -> int:
+        """The partition that librdkafka chooses unless told otherwise."""
+        return zlib.crc32(user.encode()) % self.settings.partitions
+
+    def stray_user(self, name: str) -> str:
+        """A user whom CRC32 puts elsewhere than murmur2."""
+        names = (self.own(f"{name}{number}") for number in range(1000))
+        return next(user for user in names if self.home(user) != self.wrong_home(user))
+
+    def user_at(self, partition: int, name: str) -> str:
+        names = (self.own(f"{name}{number}") for number in range(1000))
+        return next(user for user in names if self.home(user) == partition)
+
+    # What is published
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
+    ) -> RecordMetadata:
+        return await asyncio.wait_for(
+            self._producer.send_and_wait(topic, value, key=key, partition=partition, headers=list(headers)),
+            PATIENCE_S,
+        )
+
+    async def send_all(self, topic: str, messages: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Many JSON messages with their keys, in order."""
+        sent = [
+            await self._producer.send(topic, json.dumps(message).encode(), key=key.encode())
+            for key, message in messages
+        ]
+        await asyncio.wait_for(asyncio.gather(*sent), PATIENCE_S)
+
+    def click_message(self, user: str, item: str, action: str = "click", **fields: Any) -> dict[str, Any]:
+        message = {"event_id": uuid.uuid4().hex, "user_id": user, "at_ms": self.next_ms(), "action": action}
+        return {**message, "item_id": item, **fields}
+
+    async def click(
+        self,
+        user: str,
+        item: str,
+        action: str = "click",
+        *,
+        partition: int | None = None,
+        headers: Headers = (),
+        **fields: Any,
+    ) -> dict[str, int]:
+        """Publish one event; its place, as `after` takes it."""
+        value = json.dumps(self.click_message(user, item, action, **fields)).encode()
+        sent = await self.send(
+            self.topics.clicks, value, key=user.encode(), partition=partition, headers=headers
+        )
+        return {"partition": sent.partition, "offset": sent.offset}
+
+    async def put(self, item: str, **fields: Any) -> RecordMetadata:
+        value = json.dumps({"item_id": item, **fields}).encode()
+        return await self.send(self.topics.catalog, value, key=item.encode())
+
+    async def delete(self, item: str) -> RecordMetadata:
+        return await self.send(self.topics.catalog, None, key=item.encode())
+
+    async def put_and_wait(self, item: str, **fields: Any) -> None:
+        await self.catalog_applied([await self.put(item, **fields)])
+
+    async def catalog_applied(self, places: Iterable[RecordMetadata]) -> None:
+        """Wait until answers say that these changes, whatever became of them, are behind them."""
+        wanted: dict[int, int] = {}
+        for partition in {place.partition for place in places}:
+            # A change that was refused leaves no trace in `catalog`; one that is taken after it does.
+            names = (self.own(f"marker-{uuid.uuid4().hex}") for _ in range(10_000))
+            marker = next(
+                name
+                for name in names
+                if (murmur2(name.encode()) & 0x7FFFFFFF) % self.settings.catalog_partitions == partition
+            )
+            sent = await self.put(marker, title="marker", available=False)
+            assert sent.partition == partition
+            wanted[partition] = sent.offset
+
+        async def reached() -> bool:
+            catalog = (await self.ask(self.own("nobody"), limit=1))["catalog"]
+            return all(catalog.get(str(number), -1) >= offset for number, offset in wanted.items())
+
+        await self.until(f"the catalog reaches {wanted}", reached)
+
+    # What is asked
+
+    async def request(
+        self,
+        user: str,
+        *,
+        partition: int | None = None,
+        headers: Headers = (),
+        **fields: Any,
+    ) -> str:
+        """Publish a request, do not wait; its id. Fields replace those that a valid request has."""
+        self._numbers += 1
+        message = {"request_id": self.own(f"r{self._numbers}"), "user_id": user, "deadline_ms": LONG_MS, **fields}
+        await self.send(
+            self.topics.requests,
+            json.dumps(message).encode(),
+            key=user.encode(),
+            partition=partition,
+            headers=headers,
+        )
+        return str(message["request_id"])
+
+    async def ask(self, user: str, **fields: Any) -> Answer:
+        """One request and its answer."""
+        return await self.answer(await self.request(user, **fields))
+
+    async def items(self, user: str, **fields: Any) -> list[str]:
+        """The recommended items, best first, of an answer that has to be a full one."""
+        answer = await self.ask(user, **fields)
+        assert answer["status"] == "ok", answer
+        return [item["item_id"] for item in answer["items"]]
+
+    async def answer(self, request_id: str) -> Answer:
+        record = await self.answer_record(request_id)
+        found: Answer = json.loads(record.value)
+        return found
+
+    async def answer_record(self, request_id: str, topic: str | None = None) -> ConsumerRecord:
+        def find() -> ConsumerRecord | None:
+            return next(iter(self.answer_records(request_id, topic)), None)
+
+        record = await self._seen(f"an answer to {request_id}", find)
+        self._is_response(json.loads(record.value))
+        return record
+
+    def answer_records(self, request_id: str, topic: str | None = None) -> list[ConsumerRecord]:
+        """Those that have come so far."""
+        mark = json.dumps(request_id).encode()
+        found = self._records.get(topic or self.topics.responses, [])
+        return [record for record in found if mark in record.value]
+
+    async def dead_letter(self, topic: str, place: RecordMetadata) -> tuple[dict[str, str], ConsumerRecord]:
+        """The dead letter of the record at `place`: its headers as text, and itself."""
+        headers = {"topic": topic, "partition": str(place.partition), "offset": str(place.offset)}
+
+        def find() -> tuple[dict[str, str], ConsumerRecord] | None:
+            for record in self._records.get(self.topics.dead_letters, []):
+                held = {name: value.decode() for name, value in record.headers}
+                if headers.items() <= held.items():
+                    return held, record
+            return None
+
+        return await self._seen(f"a dead letter for {headers}", find)
+
+    async def _seen(self, what: str, find: Callable[[], T | None]) -> T:
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := find()) is None:
+            self._check_alive()
+            if self._reading.done():
+                self._reading.result()
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {PATIENCE_S:g} s for {what}")
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), 1.0)
+            except TimeoutError:
+                continue
+        return found
+
+    async def until(self, what: str, is_true: Callable[[], Awaitable[bool]]) -> None:
+        """Ask again and again."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not await is_true():
+            self._check_alive()
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {PATIENCE_S:g} s until {what}")
+            await asyncio.sleep(0.05)
+
+    async def records_of(self, topic: str) -> list[ConsumerRecord]:
+        """Everything on a topic now."""
+        async with AIOKafkaConsumer(topic, **self.settings.kafka_options(), fetch_max_wait_ms=100) as consumer:
+            places = sorted(consumer.assignment())
+            ends = await consumer.end_offsets(places)
+            await consumer.seek_to_beginning(*places)
+            records: list[ConsumerRecord] = []
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                behind = [place for place in places if await consumer.position(place) < ends[place]]
+                if not behind:
+                    return records
+                assert time.monotonic() < deadline, f"{topic} is not read to its end"
+                for found in (await consumer.getmany(*behind, timeout_ms=500)).values():
+                    records += found

@@ -1,0 +1,177 @@
+"""A worker as its own process, as a service manager would run it: environment in, exit code out, HTTP in between."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from streams.broker import dying_with_us
+
+ROOT = Path(__file__).resolve().parents[2]
+# Generous, since two cores may be shared with a compiler; a worker that is well needs four seconds.
+READY_S = 90.0
+STOP_S = 15.0
+# A worker that was killed holds its partitions until its session times out; brokers refuse less than this.
+SESSION_TIMEOUT_S = 6.0
+
+
+def command(*arguments: str) -> list[str]:
+    if importlib.util.find_spec("streams.cli") is None:  # TEMPORARY
+        code = (
+            "import uvloop,sys; from streams.app import serve, configure_logging; from streams.settings import Settings;"
+            f"s=Settings.load(); configure_logging(s); sys.exit(uvloop.run(serve(s,{arguments[-1]!r})))"
+        )
+        return [sys.executable, "-c", code]
+    return [sys.executable, "-m", "streams.cli", *arguments]
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """This process's environment with these settings, and no others of Headwater's."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
+    ours = {f"HEADWATER_{name.upper()}": str(value) for name, value in settings.items()}
+    return {**inherited, **ours, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+class WorkerProcess:
+    """One worker; `home` is its own folder (working directory, data, log). Settings are names of `Settings`."""
+
+    def __init__(self, home: Path, role: str = "all", **settings: object) -> None:
+        self.home, self.role, self.settings = home, role, settings
+        self.log = home / "worker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start, and return once it is ready."""
+        self.launch()
+        self.wait_until("it is ready", lambda: self.health()["ready"])
+
+    def launch(self) -> None:
+        """Start, and return at once."""
+        assert self._process is None, "it runs already"
+        self.home.mkdir(parents=True, exist_ok=True)
+        with socket.create_server(("127.0.0.1", 0)) as held:
+            self._port = int(held.getsockname()[1])
+        given = {"data_dir": self.home / "data", "session_timeout_s": SESSION_TIMEOUT_S, **self.settings}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                dying_with_us(command("worker", "--role", self.role)),
+                cwd=self.home,
+                env=environment(web_port=self._port, **given),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is finished, committed or closed. Harmless when it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=10)
+            self._process = None
+
+    def ask_to_stop(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    def exit_code(self, timeout_s: float = STOP_S) -> int:
+        """Wait for its end."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the worker still runs after {timeout_s:g} s\n{self.last_words()}") from None
+        self._process = None
+        return code
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        self.ask_to_stop()
+        return self.exit_code()
+
+    def check_alive(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            raise AssertionError(f"the worker ended with {self._process.returncode}\n{self.last_words()}")
+
+    def health(self) -> dict[str, Any]:
+        return dict(json.loads(self._get("/healthz")))
+
+    def watermarks(self) -> dict[int, int]:
+        """Of the partitions that it owns."""
+        return {int(number): offset for number, offset in self.health()["partitions"].items()}
+
+    def user(self, user_id: str) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads(self._get(f"/users/{user_id}")))
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code != 404:
+                    raise
+            return None
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics by name and labels as they are written there."""
+        lines = [line for line in self._get("/metrics").splitlines() if line and not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        samples = self.metrics().items()
+        found = [value for sample, value in samples if sample.partition("{")[0] == name]
+        assert found, f"no metric {name}"
+        return sum(found)
+
+    def wait_until(self, what: str, is_true: Callable[[], object], timeout_s: float = READY_S) -> None:
+        """Poll; while the worker does not answer over HTTP, the condition counts as false."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.check_alive()
+            with contextlib.suppress(OSError):
+                if is_true():
+                    return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {timeout_s:g} s until {what}\n{self.last_words()}")
+            time.sleep(0.02)
+
+    def last_words(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10) as response:
+            return str(response.read().decode())
+
+
+def finished(home: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run a command of Headwater's to its end."""
+    home.mkdir(parents=True, exist_ok=True)
+    return subprocess.run(
+        command(*arguments),
+        cwd=home,
+        env=environment(data_dir=home / "data", **settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=READY_S,
+    )
