@@ -1,0 +1,421 @@
+"""What a user's code imports: publish clicks, items and requests, and await the answers.
+
+    async with HeadwaterClient() as client:
+        await client.click("ann", "coffee-1")
+        answer = await client.recall("ann", limit=10)  # reflects the click, or raises RequestExpired
+
+With no settings it finds the system that `headwater up` or `headwater demo` runs in this folder. Reading one's own
+writes is the default: the client remembers the last click of each user and demands it in the user's next request.
+"""
+
+import asyncio
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self, cast
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
+
+from streams import runfile
+from streams.messages import (
+    CORRELATION_HEADERS,
+    DEFAULT_DEADLINE_MS,
+    ActionName,
+    BadMessage,
+    Click,
+    Item,
+    Position,
+    Request,
+    Response,
+    SessionEvent,
+    decode_click,
+    decode_item,
+    decode_response,
+    encode,
+)
+from streams.settings import Settings
+from streams.topics import Topics
+
+# A broker that is there answers in milliseconds; one that is not must not hold a program for minutes.
+CONNECT_TIMEOUT_S: Final = 10.0
+# Longer than a leader election takes, which the producer rides out by itself.
+PUBLISH_TIMEOUT_S: Final = 30.0
+# What an answer may need beyond its deadline: the way to the worker and back, on a busy machine.
+ANSWER_MARGIN_S: Final = 3.0
+_STOP_TIMEOUT_S: Final = 5.0
+_POLL_MS: Final = 500
+
+SourceName = Literal["interests", "query", "popular"]
+
+
+class ClientError(Exception):
+    """Something between this program and the workers failed. The message is one sentence with the remedy."""
+
+
+class NotPublished(ClientError):
+    """The broker did not acknowledge a message in time; it may or may not have been stored."""
+
+
+class RecallTimeout(ClientError):
+    """No answer came in time."""
+
+
+class RequestRejected(ClientError):
+    """The request is invalid, or the worker is overloaded; `response.error` says what is allowed."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(f"request {response.request_id} was rejected: {_reason(response)}")
+        self.response = response
+
+
+class RequestExpired(ClientError):
+    """The demanded click was not applied by the deadline."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(f"request {response.request_id} expired: {_reason(response)}")
+        self.response = response
+
+
+def running_system(settings: Settings | None = None) -> Settings:
+    """The settings with which to reach the system that runs in this folder, by `up` or else by `demo`.
+
+    What is set in the environment or the file wins; where nothing runs, `settings` come back as they are.
+    """
+    given = settings or Settings.load()
+    for data_dir in (given.data_dir, demo_dir(given)):
+        here = given.model_copy(update={"data_dir": data_dir})
+        run = runfile.read(here)
+        if run is not None and given.kafka_bootstrap_servers in ("", run.bootstrap_servers):
+            return runfile.resolve(here)
+    return given
+
+
+def demo_dir(settings: Settings) -> Path:
+    """The demo's own data folder: it runs beside an `up` and leaves nothing in it."""
+    return settings.data_dir / "demo"
+
+
+class HeadwaterClient:
+    """An async context manager, for one event loop. All methods may run many times at once.
+
+    `remembered_users` bounds the memory of last clicks; a forgotten user's request just carries no `after`.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, remembered_users: int = 100_000) -> None:
+        self._settings = settings or running_system()
+        self._topics = Topics.named(self._settings.topic_prefix)
+        self._remembered_users = remembered_users
+        self._last_clicks: OrderedDict[str, Position] = OrderedDict()
+        self._waiting: dict[str, asyncio.Future[Response]] = {}
+        self._producer: AIOKafkaProducer | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await asyncio.wait_for(self._connect(), CONNECT_TIMEOUT_S)
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self.close()
+            raise ClientError(
+                f"no answer from the Kafka broker at {self._settings.bootstrap_servers} within "
+                f"{CONNECT_TIMEOUT_S:g} s ({str(error) or type(error).__name__}): expected a running broker; start "
+                "one (`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
+            ) from error
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Sends what is still buffered, and stops; whoever waits for an answer gets a ClientError."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+            self._reader = None
+        self._give_up(ClientError("the client was closed while this request waited for its answer"))
+        producer, self._producer = self._producer, None
+        consumer, self._consumer = self._consumer, None
+        for part in (producer, consumer):
+            if part is not None:
+                with suppress(KafkaError, TimeoutError):
+                    await asyncio.wait_for(part.stop(), _STOP_TIMEOUT_S)
+
+    # Publishing
+
+    async def click(
+        self,
+        user_id: str,
+        item_id: str = "",
+        action: ActionName = "click",
+        *,
+        at_ms: int | None = None,
+        event_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Position:
+        """Publish one event of a user and wait until the broker has stored it.
+
+        The position is what a request's `after` demands. `event_id` makes a repeated event harmless: give the id
+        your system knows it by, where there is one. For `retract` it names the event to take back.
+
+        Raises BadMessage (a field is not allowed) or NotPublished.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        raw_context = msgspec.Raw(msgspec.json.encode(dict(context or {})))
+        click = Click(
+            event_id or uuid.uuid4().hex,
+            user_id,
+            now_ms if at_ms is None else at_ms,
+            item_id,
+            action,
+            raw_context,
+        )
+        value = _encoded(click)
+        decode_click(None, value, now_ms)
+        position = await self._publish(self._topics.clicks, user_id, value)
+        self._remember(user_id, position)
+        return position
+
+    async def put_item(self, item: Item) -> Position:
+        """Publish a catalog entry, new or changed; the position is one of the catalog topic.
+
+        `response.catalog` has reached the position once answers can contain the item.
+
+        Raises BadMessage (a field is not allowed) or NotPublished.
+        """
+        value = _encoded(item)
+        decode_item(None, value)
+        return await self._publish(self._topics.catalog, item.item_id, value)
+
+    async def delete_item(self, item_id: str) -> Position:
+        """Take an item out of the catalog. Raises BadMessage (no item can have this id) or NotPublished."""
+        decode_item(None, _encoded(Item(item_id)))
+        return await self._publish(self._topics.catalog, item_id, None)
+
+    # Asking
+
+    async def recall(
+        self,
+        user_id: str,
+        *,
+        limit: int = 20,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002 - the name of the message's field
+        exclude: Sequence[str] = (),
+        exclude_seen: bool = True,
+        diversity: float = 0.0,
+        query: str = "",
+        session: Sequence[SessionEvent] = (),
+        sources: Mapping[SourceName, float] | None = None,
+        explain: bool = False,
+        at_ms: int | None = None,
+        after: Position | None = None,
+        read_own_clicks: bool = True,
+        deadline_ms: int = DEFAULT_DEADLINE_MS,
+        timeout_s: float | None = None,
+    ) -> Response:
+        """Ask for items for a user; the answer's status is `ok` or `degraded`. Fields: see `messages.Request`.
+
+        `after` demands a click of another program; without it, the last click that this client published for the
+        user is demanded, unless `read_own_clicks` is off. `timeout_s`: how long to wait for the answer, by
+        default the deadline and 3 s.
+
+        Raises RequestRejected, RequestExpired, RecallTimeout or NotPublished.
+        """
+        if after is None and read_own_clicks:
+            after = self.last_click(user_id)
+        request = Request(
+            request_id=uuid.uuid4().hex,
+            user_id=user_id,
+            limit=limit,
+            filter=dict(filter) if filter is not None else None,
+            exclude=list(exclude),
+            exclude_seen=exclude_seen,
+            diversity=diversity,
+            query=query,
+            session=list(session),
+            after=after,
+            deadline_ms=deadline_ms,
+            at_ms=at_ms,
+            sources=dict(sources or {}),
+            explain=explain,
+        )
+        response = await self.answer(request, timeout_s=timeout_s)
+        if response.status == "rejected":
+            raise RequestRejected(response)
+        if response.status == "expired":
+            raise RequestExpired(response)
+        return response
+
+    async def answer(self, request: Request, *, timeout_s: float | None = None) -> Response:
+        """Send a request as it is, and await its answer, whatever its status.
+
+        Raises RecallTimeout or NotPublished.
+        """
+        if self._producer is None or self._reader is None or self._reader.done():
+            raise ClientError(
+                "the client is not connected: expected `async with HeadwaterClient() as client`"
+            )
+        if request.request_id in self._waiting:
+            raise ClientError(f"request {request.request_id} waits already: expected a new request_id")
+        limit_s = timeout_s if timeout_s is not None else request.deadline_ms / 1000.0 + ANSWER_MARGIN_S
+        value = _encoded(request)
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._waiting[request.request_id] = future
+        try:
+            async with asyncio.timeout(limit_s):
+                sent = await self._producer.send(
+                    self._topics.requests,
+                    value,
+                    key=_key(request.user_id),
+                    # Echoed by the worker: answers to others are then told apart without being decoded.
+                    headers=[(CORRELATION_HEADERS[0], request.request_id.encode())],
+                )
+                sent.add_done_callback(lambda done: _pass_failure(done, future))
+                return await future
+        except TimeoutError as error:
+            raise RecallTimeout(
+                f"request {request.request_id} was not answered on {self._topics.responses} within {limit_s:g} s: "
+                "expected a worker of the role interests (or all) that runs and keeps up; see `headwater doctor`"
+            ) from error
+        except KafkaError as error:
+            raise NotPublished(
+                f"request {request.request_id} could not be sent to {self._topics.requests} "
+                f"({type(error).__name__}: {error}): look at the broker, then ask again"
+            ) from error
+        finally:
+            del self._waiting[request.request_id]
+
+    def last_click(self, user_id: str) -> Position | None:
+        """Where the last click of this user went that this client published and still remembers."""
+        return self._last_clicks.get(user_id)
+
+    # Connection
+
+    async def _connect(self) -> None:
+        options = self._settings.kafka_options()
+        self._consumer = AIOKafkaConsumer(
+            **options,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="latest",
+            request_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
+        )
+        await self._consumer.start()
+        # All topics, not ours by name: a broker that creates topics by itself creates those it is asked about.
+        existing = await self._consumer.topics()
+        wanted = (self._topics.clicks, self._topics.catalog, self._topics.requests, self._topics.responses)
+        if missing := [name for name in wanted if name not in existing]:
+            raise ClientError(
+                f"the broker at {self._settings.bootstrap_servers} has no topic {', '.join(missing)}: run "
+                "`headwater topics create`, or set HEADWATER_TOPIC_PREFIX to the prefix in use"
+            )
+        # Naming one partition makes the client learn of all; a topic made a moment ago takes one or two rounds.
+        self._consumer.assign([TopicPartition(self._topics.responses, 0)])
+        while not (numbers := self._consumer.partitions_for_topic(self._topics.responses)):
+            await asyncio.sleep(0.02)
+        partitions = [TopicPartition(self._topics.responses, number) for number in sorted(numbers)]
+        self._consumer.assign(partitions)
+        # A position that is only "the end, whenever first fetched" would miss an answer that is faster.
+        for partition, end in (await self._consumer.end_offsets(partitions)).items():
+            self._consumer.seek(partition, end)
+        # No lingering: a lone click goes out at once, and what comes while one is on its way shares the next batch.
+        self._producer = AIOKafkaProducer(
+            **options, acks="all", linger_ms=0, request_timeout_ms=int(PUBLISH_TIMEOUT_S * 1000)
+        )
+        await self._producer.start()
+        self._reader = asyncio.create_task(self._read(self._consumer), name="headwater-answers")
+
+    async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            try:
+                fetched = await consumer.getmany(timeout_ms=_POLL_MS)
+            except KafkaError as error:
+                if not error.retriable:
+                    self._give_up(
+                        ClientError(
+                            f"reading {self._topics.responses} failed ({type(error).__name__}: {error}): look at "
+                            "the broker and at this user's rights, then connect again"
+                        )
+                    )
+                    raise
+                await asyncio.sleep(_POLL_MS / 1000.0)
+                continue
+            for records in fetched.values():
+                for record in records:
+                    self._take(record.value, record.headers)
+
+    def _take(self, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
+        """Hand an answer to whoever waits for it; answers to others, and repeated ones, are left alone."""
+        for name, correlation in headers:
+            if name == CORRELATION_HEADERS[0] and correlation.decode(errors="replace") not in self._waiting:
+                return
+        try:
+            response = decode_response(value)
+        except BadMessage:
+            return  # not written by a worker; whoever waits for it gets its timeout
+        future = self._waiting.get(response.request_id)
+        if future is not None and not future.done():
+            future.set_result(response)
+
+    def _give_up(self, error: ClientError) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+    async def _publish(self, topic: str, key: str, value: bytes | None) -> Position:
+        if self._producer is None:
+            raise ClientError(
+                "the client is not connected: expected `async with HeadwaterClient() as client`"
+            )
+        sending = cast("Awaitable[RecordMetadata]", self._producer.send_and_wait(topic, value, key=_key(key)))
+        try:
+            written = await asyncio.wait_for(sending, PUBLISH_TIMEOUT_S)
+        except (KafkaError, TimeoutError) as error:
+            raise NotPublished(
+                f"{topic}: the broker at {self._settings.bootstrap_servers} did not acknowledge a message for "
+                f"{key!r} within {PUBLISH_TIMEOUT_S:g} s ({type(error).__name__}: {error}); look at the broker, "
+                "then publish it again with the same id"
+            ) from error
+        return Position(written.partition, written.offset)
+
+    def _remember(self, user_id: str, position: Position) -> None:
+        known = self._last_clicks.pop(user_id, None)
+        # Clicks of one user may be acknowledged in any order when they are published at once.
+        if known is not None and known.partition == position.partition and known.offset > position.offset:
+            position = known
+        self._last_clicks[user_id] = position
+        while len(self._last_clicks) > self._remembered_users:
+            self._last_clicks.popitem(last=False)
+
+
+def _encoded(message: msgspec.Struct) -> bytes:
+    try:
+        return encode(message)
+    except UnicodeEncodeError as error:
+        raise BadMessage(
+            "bad_field", f"{ascii(error.object)[:80]}: expected valid Unicode, without lone surrogates"
+        ) from None
+
+
+def _key(text: str) -> bytes:
+    return text.encode()
+
+
+def _pass_failure(done: "asyncio.Future[RecordMetadata]", waiting: "asyncio.Future[Response]") -> None:
+    if not done.cancelled() and (error := done.exception()) is not None and not waiting.done():
+        waiting.set_exception(error)
+
+
+def _reason(response: Response) -> str:
+    return response.error.message if response.error else "the worker gave no reason"

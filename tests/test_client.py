@@ -1,0 +1,331 @@
+"""The Python client against real brokers; a small fake stands in for the worker where its timing is the matter."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from streams import runfile, topics
+from streams.client import (
+    ClientError,
+    HeadwaterClient,
+    RecallTimeout,
+    RequestExpired,
+    RequestRejected,
+    demo_dir,
+    running_system,
+)
+from streams.messages import (
+    BadMessage,
+    ErrorDetail,
+    Item,
+    Position,
+    Reflects,
+    Request,
+    Response,
+    decode_click,
+    decode_item,
+    decode_request,
+    encode,
+)
+from streams.routing import Router
+from streams.settings import Settings
+from streams.topics import Topics
+
+Answering = Callable[[Request], list[Response]]
+# A broker that was just given nine topics by a busy machine may take its time; nothing here is about speed.
+LONG_MS = 30_000
+
+
+def echo(request: Request) -> list[Response]:
+    reflects = Reflects(request.after.partition, request.after.offset) if request.after else None
+    return [Response(request.request_id, request.user_id, "ok", reflects=reflects)]
+
+
+class FakeWorker:
+    """Answers requests from the moment it is entered on, as `answering` says."""
+
+    def __init__(self, settings: Settings, answering: Answering) -> None:
+        self._settings, self._topics = settings, Topics.named(settings.topic_prefix)
+        self.answering = answering
+        self.asked: list[Request] = []
+
+    async def run(self, ready: asyncio.Event) -> None:
+        options = self._settings.kafka_options()
+        partitions = [TopicPartition(self._topics.requests, n) for n in range(self._settings.partitions)]
+        async with AIOKafkaConsumer(**options) as consumer, AIOKafkaProducer(**options) as producer:
+            consumer.assign(partitions)
+            for partition, end in (await consumer.end_offsets(partitions)).items():
+                consumer.seek(partition, end)
+            ready.set()
+            async for record in consumer:
+                request = decode_request(record.key, record.value, record.timestamp)
+                self.asked.append(request)
+                for response in self.answering(request):
+                    await producer.send_and_wait(
+                        self._topics.responses,
+                        encode(response),
+                        key=response.user_id.encode(),
+                        headers=list(record.headers),
+                    )
+
+
+@asynccontextmanager
+async def answering(settings: Settings, answers: Answering = echo) -> AsyncIterator[FakeWorker]:
+    worker, ready = FakeWorker(settings, answers), asyncio.Event()
+    task = asyncio.create_task(worker.run(ready))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+    assert ready.is_set(), task
+    try:
+        yield worker
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task  # raises what the fake itself failed with
+
+
+@pytest_asyncio.fixture
+async def system(settings: Settings) -> Settings:
+    await topics.create(settings)
+    return settings
+
+
+async def last_record(settings: Settings, topic: str, position: Position) -> tuple[bytes, bytes | None]:
+    partition = TopicPartition(topic, position.partition)
+    async with AIOKafkaConsumer(**settings.kafka_options()) as consumer:
+        consumer.assign([partition])
+        consumer.seek(partition, position.offset)
+        record = await asyncio.wait_for(consumer.getone(), 30)
+        return record.key, record.value
+
+
+async def test_a_click_is_published_to_the_users_partition_and_its_place_returned(system: Settings) -> None:
+    async with HeadwaterClient(system) as client:
+        position = await client.click(
+            "ann", "coffee-1", "purchase", at_ms=1_700_000_000_000, event_id="e1", context={"page": 3}
+        )
+    assert position.partition == Router(system.partitions).partition_of(b"ann")
+    key, value = await last_record(system, Topics.named(system.topic_prefix).clicks, position)
+    click = decode_click(key, value, 1_700_000_000_000)
+    assert (click.event_id, click.user_id, click.item_id, click.action) == (
+        "e1",
+        "ann",
+        "coffee-1",
+        "purchase",
+    )
+    assert msgspec.json.decode(click.context) == {"page": 3}
+
+
+async def test_an_item_is_published_and_deleted_by_a_null_value(system: Settings) -> None:
+    catalog = Topics.named(system.topic_prefix).catalog
+    async with HeadwaterClient(system) as client:
+        put = await client.put_item(Item("coffee-1", title="Filter coffee", price=4.5))
+        deleted = await client.delete_item("coffee-1")
+    key, value = await last_record(system, catalog, put)
+    assert value is not None
+    assert decode_item(key, value) == Item("coffee-1", title="Filter coffee", price=4.5)
+    assert await last_record(system, catalog, deleted) == (b"coffee-1", None)
+    assert put.partition == deleted.partition
+
+
+async def test_a_request_demands_the_last_click_of_its_user_and_no_other(system: Settings) -> None:
+    async with answering(system), HeadwaterClient(system) as client:
+        assert (await client.recall("ann", deadline_ms=LONG_MS)).reflects is None
+        await client.click("ann", "coffee-1")
+        last = await client.click("ann", "coffee-2")
+        await client.click("ben", "tea-1")
+        answer = await client.recall("ann", deadline_ms=LONG_MS)
+        assert answer.reflects is not None
+        assert (answer.reflects.partition, answer.reflects.offset) == (last.partition, last.offset)
+
+
+async def test_reading_own_clicks_can_be_turned_off_or_replaced(system: Settings) -> None:
+    async with answering(system) as worker, HeadwaterClient(system) as client:
+        await client.click("ann", "coffee-1")
+        await client.recall("ann", deadline_ms=LONG_MS, read_own_clicks=False)
+        await client.recall("ann", deadline_ms=LONG_MS, after=Position(1, 77))
+    assert [request.after for request in worker.asked] == [None, Position(1, 77)]
+
+
+async def test_the_client_forgets_the_users_it_heard_of_longest_ago(system: Settings) -> None:
+    async with HeadwaterClient(system, remembered_users=2) as client:
+        for user in ("ann", "ben", "cat"):
+            await client.click(user, "coffee-1")
+        assert client.last_click("ann") is None
+        assert client.last_click("ben") is not None
+        assert client.last_click("cat") is not None
+
+
+async def test_of_clicks_published_at_once_the_last_one_stored_is_demanded(system: Settings) -> None:
+    async with HeadwaterClient(system) as client:
+        places = await asyncio.gather(*(client.click("ann", f"coffee-{n}") for n in range(50)))
+        assert client.last_click("ann") == max(places, key=lambda place: place.offset)
+
+
+async def test_many_requests_in_flight_each_get_their_own_answer(system: Settings) -> None:
+    held: list[Request] = []
+
+    def last_first(request: Request) -> list[Response]:
+        held.append(request)
+        return (
+            [Response(each.request_id, each.user_id, "ok") for each in reversed(held)]
+            if len(held) == 40
+            else []
+        )
+
+    async with answering(system, last_first), HeadwaterClient(system) as client:
+        answers = await asyncio.gather(*(client.recall(f"user-{n}", deadline_ms=LONG_MS) for n in range(40)))
+    assert [answer.user_id for answer in answers] == [f"user-{n}" for n in range(40)]
+
+
+async def test_a_repeated_answer_and_answers_to_others_are_ignored(system: Settings) -> None:
+    def noisy(request: Request) -> list[Response]:
+        mine = Response(request.request_id, request.user_id, "ok", model="first")
+        again = Response(request.request_id, request.user_id, "ok", model="second")
+        return [Response("of somebody else", "eve", "ok"), mine, again]
+
+    async with answering(system, noisy), HeadwaterClient(system) as client:
+        assert [(await client.recall("ann", deadline_ms=LONG_MS)).model for _ in range(3)] == ["first"] * 3
+
+
+async def test_an_answer_that_is_already_there_when_the_client_comes_is_not_taken(system: Settings) -> None:
+    request = Request("fixed-id", "ann", deadline_ms=1)
+    async with answering(system), HeadwaterClient(system) as client:
+        await client.answer(request, timeout_s=20)
+    async with HeadwaterClient(system) as client:
+        with pytest.raises(RecallTimeout):
+            await client.answer(request, timeout_s=1)
+
+
+async def test_no_answer_is_a_timeout_that_names_the_request_the_seconds_and_what_to_check(
+    system: Settings,
+) -> None:
+    async with HeadwaterClient(system) as client:
+        with pytest.raises(
+            RecallTimeout, match=r"^request \w{32} was not answered .* within 0\.2 s: .*doctor"
+        ):
+            await client.recall("ann", timeout_s=0.2)
+
+
+async def test_a_rejected_request_raises_with_the_workers_reason(system: Settings) -> None:
+    def refuse(request: Request) -> list[Response]:
+        error = ErrorDetail("bad_field", "limit: got 0, expected >= 1")
+        return [Response(request.request_id, request.user_id, "rejected", error)]
+
+    async with answering(system, refuse), HeadwaterClient(system) as client:
+        with pytest.raises(RequestRejected, match="limit: got 0, expected >= 1") as caught:
+            await client.recall("ann", deadline_ms=LONG_MS, limit=7)
+    assert caught.value.response.status == "rejected"
+
+
+async def test_an_expired_request_raises_with_the_workers_reason(system: Settings) -> None:
+    def expire(request: Request) -> list[Response]:
+        return [
+            Response(
+                request.request_id, request.user_id, "expired", ErrorDetail("deadline", "after: not yet")
+            )
+        ]
+
+    async with answering(system, expire), HeadwaterClient(system) as client:
+        with pytest.raises(RequestExpired, match="after: not yet"):
+            await client.recall("ann", deadline_ms=LONG_MS, after=Position(0, 10**6))
+
+
+async def test_a_degraded_answer_is_an_answer(system: Settings) -> None:
+    def degrade(request: Request) -> list[Response]:
+        return [Response(request.request_id, request.user_id, "degraded", rung="popular")]
+
+    async with answering(system, degrade), HeadwaterClient(system) as client:
+        assert (await client.recall("ann", deadline_ms=LONG_MS)).rung == "popular"
+
+
+async def test_a_request_that_waits_when_the_client_closes_is_told(system: Settings) -> None:
+    async with HeadwaterClient(system) as client:
+        waiting = asyncio.create_task(client.recall("ann", timeout_s=60))
+        while not client._waiting:
+            await asyncio.sleep(0.01)
+    with pytest.raises(ClientError, match="closed"):
+        await waiting
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "at_ms", "reason"),
+    [
+        ("", "coffee-1", None, "user_id"),
+        ("a" * 513, "coffee-1", None, "user_id: got 513 bytes"),
+        ("ann", "", None, "item_id"),
+        ("ann", "coffee-1", 1_700_000_000, "at_ms: got 1700000000"),
+        ("ann", "coffee-\ud800", None, "surrogates"),
+    ],
+)
+async def test_a_click_that_a_worker_would_refuse_is_refused_before_it_is_sent(
+    embedded_broker: str, topic_prefix: str, user: str, item: str, at_ms: int | None, reason: str
+) -> None:
+    settings = Settings(kafka_bootstrap_servers=embedded_broker, topic_prefix=topic_prefix)
+    await topics.create(settings)
+    async with HeadwaterClient(settings) as client:
+        with pytest.raises(BadMessage, match=reason):
+            await client.click(user, item, at_ms=at_ms)
+        assert client.last_click(user) is None
+
+
+async def test_ids_with_emoji_go_through(system: Settings) -> None:
+    async with answering(system), HeadwaterClient(system) as client:
+        place = await client.click("ann 🦊", "☕")
+        answer = await client.recall("ann 🦊", deadline_ms=LONG_MS)
+    assert answer.user_id == "ann 🦊"
+    assert answer.reflects is not None
+    assert answer.reflects.offset == place.offset
+
+
+async def test_topics_that_do_not_exist_are_named_with_the_remedy_and_not_created(
+    broker: str, topic_prefix: str
+) -> None:
+    settings = Settings(kafka_bootstrap_servers=broker, topic_prefix=topic_prefix)
+    with pytest.raises(
+        ClientError, match=rf"no topic {re.escape(topic_prefix)}clicks.*headwater topics create"
+    ):
+        await HeadwaterClient(settings).__aenter__()
+    assert [problem.found for problem in await topics.check(settings)] == ["missing"] * 9
+
+
+async def test_a_broker_that_is_down_is_said_so_with_the_remedy() -> None:
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+    with pytest.raises(ClientError, match=r"127\.0\.0\.1:1 .*HEADWATER_KAFKA_BOOTSTRAP_SERVERS"):
+        await HeadwaterClient(settings).__aenter__()
+
+
+async def test_a_client_that_was_not_entered_says_how() -> None:
+    client = HeadwaterClient(Settings())
+    with pytest.raises(ClientError, match="async with"):
+        await client.click("ann", "coffee-1")
+    with pytest.raises(ClientError, match="async with"):
+        await client.recall("ann", deadline_ms=LONG_MS)
+
+
+def test_without_settings_the_running_system_is_found(tmp_path: Path) -> None:
+    mine = Settings(data_dir=tmp_path)
+    assert running_system(mine) == mine
+    demo = Settings(
+        data_dir=demo_dir(mine), kafka_bootstrap_servers="127.0.0.1:7001", topic_prefix="demo.", partitions=3
+    )
+    with runfile.written(demo):
+        found = running_system(mine)
+        assert (found.bootstrap_servers, found.topic_prefix, found.partitions) == (
+            "127.0.0.1:7001",
+            "demo.",
+            3,
+        )
+        up = Settings(data_dir=tmp_path, kafka_bootstrap_servers="127.0.0.1:7002")
+        with runfile.written(up):
+            assert running_system(mine).bootstrap_servers == "127.0.0.1:7002"
+        elsewhere = Settings(data_dir=tmp_path, kafka_bootstrap_servers="kafka:9092")
+        assert running_system(elsewhere) == elsewhere
+    assert running_system(mine) == mine
