@@ -64,6 +64,7 @@ ACTIONS: Final[dict[str, Action]] = {
 }
 assert set(get_args(ActionName)) == set(ACTIONS)
 SESSION_ACTIONS: Final = tuple(name for name, action in ACTIONS.items() if action.steps_encoder)
+SourceName = Literal["interests", "query", "popular"]
 
 
 class Click(Struct, frozen=True):
@@ -125,7 +126,10 @@ class Request(Struct, frozen=True):
     after: Position | None = None
     deadline_ms: Annotated[int, Meta(ge=1, le=MAX_DEADLINE_MS)] = DEFAULT_DEADLINE_MS
     at_ms: AtMs | None = None
-    sources: dict[Literal["interests", "query", "popular"], Annotated[float, Meta(ge=0, le=100)]] = {}
+    sources: Annotated[
+        dict[SourceName, Annotated[float, Meta(ge=0, le=100)]],
+        Meta(extra_json_schema={"propertyNames": {"enum": list(get_args(SourceName))}}),
+    ] = {}
     explain: bool = False
 
 
@@ -225,6 +229,12 @@ _ENCODER: Final = msgspec.json.Encoder()
 _PATH: Final = re.compile(r" - at (?:`key` in )?`\$?\.?(?P<path>[^`]*)`$")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 _LIST_CAP: Final = 80
+# msgspec refuses a name without saying which ones there are.
+_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "action": tuple(ACTIONS),
+    "session[].action": SESSION_ACTIONS,
+    "sources": get_args(SourceName),
+}
 
 
 def encode(message: Struct) -> bytes:
@@ -243,14 +253,20 @@ def _explain(raw: bytes, error: msgspec.ValidationError) -> str:
     text = str(error)
     missing = _MISSING.search(text)
     path = _PATH.search(text)
-    where = path.group("path") if path else ""
+    # The value of a mapping has no path of its own: the mapping is shown.
+    where = path.group("path").partition("[...]")[0] if path else ""
     if missing:
         return f"{where + '.' if where else ''}{missing.group('field')}: missing, expected a value"
     expected = _PATH.sub("", text)
+    names = _NAMES.get(re.sub(r"\[\d+\]", "[]", where))
+    if expected.startswith("Invalid enum value") and names:
+        expected = f"Expected one of {', '.join(names)}"
+    elif where.endswith("at_ms") and "`int` >=" in expected:
+        expected += ", in milliseconds since 1970"
     try:
         value: Any = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return f"{where or 'message'}: {expected}"
+        return f"{where or 'message'}: {expected}; got {shown(raw[:60])}"
     for step in re.findall(r"[^.\[\]]+|\[[^\]]*\]", where):
         try:
             value = value[int(step[1:-1])] if step.startswith("[") else value[step]
