@@ -96,3 +96,20 @@ def new_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Wor
             return worker
 
         yield make
+
+
+@pytest_asyncio.fixture
+async def own_topics(settings: Settings) -> Settings:
+    """The test's own topics, without a worker."""
+    await topics.create(settings)
+    return settings
+
+
+@pytest_asyncio.fixture
+async def new_system(own_topics: Settings, new_worker: Callable[..., WorkerProcess]) -> Callable[..., System]:
+    """Makes a worker for the test's own topics that is not started yet."""
+
+    def make(role: str = "all", **given: object) -> System:
+        return System(own_topics, new_worker(role, **given))
+
+    return make

@@ -179,7 +179,12 @@ class Outside:
     ) -> str:
         """Publish a request, do not wait; its id. Fields replace those that a valid request has."""
         self._numbers += 1
-        message = {"request_id": self.own(f"r{self._numbers}"), "user_id": user, "deadline_ms": LONG_MS, **fields}
+        message = {
+            "request_id": self.own(f"r{self._numbers}"),
+            "user_id": user,
+            "deadline_ms": LONG_MS,
+            **fields,
+        }
         await self.send(
             self.topics.requests,
             json.dumps(message).encode(),
@@ -257,7 +262,9 @@ class Outside:
 
     async def records_of(self, topic: str) -> list[ConsumerRecord]:
         """Everything on a topic now."""
-        async with AIOKafkaConsumer(topic, **self.settings.kafka_options(), fetch_max_wait_ms=100) as consumer:
+        async with AIOKafkaConsumer(
+            topic, **self.settings.kafka_options(), fetch_max_wait_ms=100
+        ) as consumer:
             places = sorted(consumer.assignment())
             ends = await consumer.end_offsets(places)
             await consumer.seek_to_beginning(*places)

@@ -102,7 +102,9 @@ class WorkerProcess:
         try:
             code = self._process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the worker still runs after {timeout_s:g} s\n{self.last_words()}") from None
+            raise AssertionError(
+                f"the worker still runs after {timeout_s:g} s\n{self.last_words()}"
+            ) from None
         self._process = None
         return code
 
