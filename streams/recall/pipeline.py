@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streams.index import Index, IndexUnavailable, Query
 from streams.recall.filters import Filter
-from streams.recall.fusion import Fused, Ranking, diversify, fuse
+from streams.recall.fusion import RRF_K, Fused, Ranking, diversify, fuse
 from streams.recall.reasons import PastEvent, Share, reasons
 from streams.trends import PopularItem
 
@@ -59,7 +59,7 @@ class Recall:
         """Answers in the order of ``asks``; each in at most about ``timeout_s``."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         rankings, failed = await self._by_vector(asks, deadline)
-        rungs: list[str | None] = ["popular" if failed else None] * len(asks)
+        rungs = ["popular" if index in failed else None for index in range(len(asks))]
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
@@ -71,7 +71,8 @@ class Recall:
             answers.append(Answer(chosen, [[] for _ in chosen], rung))
         return await self._explain(asks, answers, vectors, deadline)
 
-    async def _by_vector(self, asks: Sequence[Ask], deadline: float) -> tuple[list[list[Ranking]], bool]:
+    async def _by_vector(self, asks: Sequence[Ask], deadline: float) -> tuple[list[list[Ranking]], set[int]]:
+        """What the index found for each ask; and the asks that it should have found something for, but failed."""
         queries: list[Query] = []
         votes: list[tuple[int, str, float]] = []  # (ask, source, weight) of each query
         for index, ask in enumerate(asks):
@@ -87,11 +88,11 @@ class Recall:
                 votes.append((index, "query", weights["query"]))
         rankings: list[list[Ranking]] = [[] for _ in asks]
         if not queries:
-            return rankings, False
+            return rankings, set()
         found = await _in_time(self._index.search(queries), deadline)
         for (index, source, weight), hits in zip(votes, found or (), strict=False):
             rankings[index].append(Ranking(source, weight, [(hit.key, hit.item_id) for hit in hits]))
-        return rankings, found is None
+        return rankings, {index for index, _, _ in votes} if found is None else set()
 
     async def _add_popular(
         self,
@@ -120,10 +121,10 @@ class Recall:
             items = [
                 (item.key, item.item_id)
                 for item in popular
-                if item.key in live and item.key not in ask.exclude
+                if item.key in live and item.key not in ask.exclude and (weight > 0 or item.key not in found)
             ]
-            # A filler never outranks a source that was asked for: its best vote is below their worst.
-            rankings[index].append(Ranking("popular", weight or 0.01, items[: _pool(ask)]))
+            weight = weight or _filler_weight(rankings[index])
+            rankings[index].append(Ranking("popular", weight, items[: _pool(ask)]))
 
     async def _vectors(
         self, asks: Sequence[Ask], fused: Sequence[list[Fused]], deadline: float
@@ -160,6 +161,12 @@ class Recall:
 
 def _pool(ask: Ask) -> int:
     return min(ask.limit * _POOL_FACTOR, _MAX_POOL) if ask.diversity > 0 else ask.limit
+
+
+def _filler_weight(rankings: Sequence[Ranking]) -> float:
+    """A filler never outranks a source that was asked for: its best vote is below their worst."""
+    worst = (found.weight / (RRF_K + len(found.items)) for found in rankings if found.items)
+    return RRF_K * min(worst, default=1.0 / RRF_K)
 
 
 def _rows(vectors: Mapping[int, F32], keys: Iterable[int]) -> F32:

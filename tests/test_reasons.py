@@ -1,0 +1,70 @@
+"""Which of the user's own events brought an item."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.recall.reasons import MAX_REASONS, PastEvent, reasons
+
+COFFEE, TEA, SOAP = np.eye(3, dtype=np.float32)
+
+
+def event(item_id: str, at_ms: int = 1, action: str = "click") -> PastEvent:
+    return PastEvent(item_id, at_ms, action)
+
+
+def test_the_event_nearest_to_the_item_has_the_largest_share() -> None:
+    events = [event("soap"), event("coffee"), event("tea")]
+    found = reasons(0.9 * COFFEE + 0.1 * TEA, events, np.stack([SOAP, COFFEE, TEA]))
+    assert [share.event.item_id for share in found] == ["coffee", "tea", "soap"]
+    assert found[0].share > 0.9
+
+
+def test_shares_sum_to_one_and_fall() -> None:
+    found = reasons(COFFEE + TEA, [event("coffee"), event("tea")], np.stack([COFFEE, TEA]))
+    assert sum(share.share for share in found) == pytest.approx(1.0)
+    assert [share.share for share in found] == pytest.approx([0.5, 0.5])
+
+
+def test_a_single_event_has_the_whole_share() -> None:
+    (share,) = reasons(COFFEE, [event("soap")], SOAP[None])
+    assert share.share == 1.0
+
+
+def test_without_events_there_are_no_reasons() -> None:
+    assert reasons(COFFEE, [], np.zeros((0, 3), np.float32)) == []
+
+
+def test_of_several_events_of_one_item_the_newest_stands_for_all() -> None:
+    events = [event("coffee", 5), event("coffee", 9, "purchase"), event("coffee", 7), event("tea", 1)]
+    found = reasons(COFFEE, events, np.stack([COFFEE, COFFEE, COFFEE, TEA]))
+    assert [share.event for share in found] == [event("coffee", 9, "purchase"), event("tea", 1)]
+
+
+def test_no_more_reasons_than_a_reader_takes_in() -> None:
+    vectors = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
+    assert len(reasons(COFFEE, [event(str(number)) for number in range(20)], vectors)) == MAX_REASONS
+
+
+def test_lengths_of_vectors_do_not_matter() -> None:
+    events = [event("coffee"), event("tea")]
+    item = 0.7 * COFFEE + 0.3 * TEA
+    short, long = (
+        reasons(item * scale, events, np.stack([COFFEE * scale, TEA / scale])) for scale in (0.01, 100.0)
+    )
+    assert [share.event for share in short] == [share.event for share in long]
+    assert [share.share for share in short] == pytest.approx([share.share for share in long], rel=1e-4)
+
+
+@given(st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_the_largest_share_is_always_that_of_the_largest_cosine(count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    item, vectors = random.normal(size=4), random.normal(size=(count, 4))
+    cosines = vectors @ item / np.linalg.norm(vectors, axis=1) / np.linalg.norm(item)
+    events = [event(str(number)) for number in range(count)]
+    found = reasons(item.astype(np.float32), events, vectors.astype(np.float32))
+    assert found[0].event.item_id == str(int(cosines.argmax()))
+    assert sum(share.share for share in found) == pytest.approx(1.0)
+    shares = [share.share for share in found]
+    assert shares == sorted(shares, reverse=True)
