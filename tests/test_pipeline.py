@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from numpy.typing import NDArray
 
 from streams.features import item_key
@@ -15,6 +16,8 @@ from streams.index.edge import EdgeIndex
 from streams.recall.filters import Filter, parse
 from streams.recall.pipeline import Answer, Ask, Recall
 from streams.trends import PopularItem
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 F32 = NDArray[np.float32]
 DIM = 4
@@ -67,10 +70,10 @@ class Fallible:
         await self._index.close()
 
 
-@pytest.fixture
-async def index(tmp_path: Path) -> AsyncIterator[Fallible]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def items(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EdgeIndex]:
     """Five items of each theme; the last of each is not available."""
-    edge = await EdgeIndex.open(tmp_path / "index", DIM)
+    edge = await EdgeIndex.open(tmp_path_factory.mktemp("index"), DIM)
     points = []
     for theme in THEMES:
         for number in range(5):
@@ -80,8 +83,13 @@ async def index(tmp_path: Path) -> AsyncIterator[Fallible]:
                 Point(item_key(item_id), item_id, vector_of(theme, number), payload, None, 0, len(points))
             )
     await edge.put(points)
-    yield Fallible(edge)
+    yield edge
     await edge.close()
+
+
+@pytest.fixture
+def index(items: EdgeIndex) -> Fallible:
+    return Fallible(items)
 
 
 def ask(
