@@ -322,7 +322,7 @@ class HeadwaterClient:
             )
         # Naming one partition makes the client learn of all; a topic made a moment ago takes one or two rounds.
         self._consumer.assign([TopicPartition(self._topics.responses, 0)])
-        while not (numbers := self._consumer.partitions_for_topic(self._topics.responses)):
+        while not (numbers := self._consumer.partitions_for_topic(self._topics.responses)):  # noqa: ASYNC110 - no event says so
             await asyncio.sleep(0.02)
         partitions = [TopicPartition(self._topics.responses, number) for number in sorted(numbers)]
         self._consumer.assign(partitions)

@@ -22,6 +22,7 @@ from streams.client import (
     running_system,
 )
 from streams.messages import (
+    CORRELATION_HEADERS,
     BadMessage,
     ErrorDetail,
     Item,
@@ -72,7 +73,7 @@ class FakeWorker:
                         self._topics.responses,
                         encode(response),
                         key=response.user_id.encode(),
-                        headers=list(record.headers),
+                        headers=[(CORRELATION_HEADERS[0], response.request_id.encode())],
                     )
 
 
