@@ -1,0 +1,187 @@
+"""The interests side of a worker without Kafka: real profiles, paths and encoder; batches in by hand, writes recorded."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from aiokafka import ConsumerRecord
+from faust.types import TP
+from prometheus_client.parser import text_string_to_metric_families
+
+from streams import encoder as encoders
+from streams.clicks import ClickPath
+from streams.dead_letters import DeadLetters
+from streams.encoder import Encoder
+from streams.engine import Batch
+from streams.features import item_key
+from streams.metrics import Metrics
+from streams.profile import Event
+from streams.profiles import Partition, Profiles
+from streams.settings import Settings
+from streams.topics import Topics
+from streams.vectors import ItemVectors
+from tests.recording_producer import RecordingProducer
+
+GENERATION = 4
+STARTER = Path("models/starter")
+
+
+class Committed:
+    """What the engine's consumer is told of batches."""
+
+    def __init__(self) -> None:
+        self.released: list[Batch] = []
+        self.finished: list[Batch] = []
+
+    def release(self, batch: Batch) -> None:
+        self.released.append(batch)
+
+    def finish(self, batch: Batch) -> None:
+        batch.finished = True
+        self.finished.append(batch)
+
+
+class InterestsWorker:
+    """Owns ``owned`` of ``partitions`` clicks partitions, open and empty."""
+
+    def __init__(
+        self,
+        texts: Mapping[str, str],
+        *,
+        encoder: Encoder | None = None,
+        partitions: int = 1,
+        owned: Iterable[int] = (0,),
+        **settings: Any,
+    ) -> None:
+        self.settings = Settings(partitions=partitions, kafka_bootstrap_servers="127.0.0.1:1", **settings)
+        self.topics = Topics.named(self.settings.topic_prefix)
+        self.encoder = encoder or encoders.load(STARTER)
+        self.metrics = Metrics()
+        self.producer = RecordingProducer(partitions)
+        self.threads = ThreadPoolExecutor(1)
+        self.consumer = Committed()
+        self.failures: list[str] = []
+        producer = cast(Any, self.producer)
+        self.dead_letters = DeadLetters(producer, self.topics.dead_letters, self.metrics)
+        self.profiles = Profiles(
+            self.settings,
+            self.topics,
+            producer,
+            self.metrics,
+            writer=77,
+            bundle_id=self.encoder.id,
+            log_length=self.encoder.log_length,
+            state_size=self.encoder.state_size,
+            fail=self.failures.append,
+        )
+        for number in owned:
+            self.own(number)
+        self.vectors = ItemVectors(self.encoder.dim)
+        for item_id, vector in zip(texts, self.encoder.encode_items(list(texts.values())), strict=True):
+            self.vectors.put(item_key(item_id), vector)
+        self.clicks = ClickPath(
+            self.profiles,
+            self.vectors,
+            self.encoder,
+            self.threads,
+            producer,
+            self.dead_letters,
+            self.metrics,
+            topic=self.topics.clicks,
+            partitions=partitions,
+        )
+        self._offsets: dict[tuple[str, int], int] = {}
+
+    def own(self, number: int, *, is_open: bool = True) -> Partition:
+        partition = Partition(number, self.encoder.log_length, self.encoder.state_size)
+        partition.owned, partition.generation = True, GENERATION
+        if is_open:
+            partition.gate.open()
+        self.profiles.partitions[number] = partition
+        return partition
+
+    def partition(self, number: int = 0) -> Partition:
+        return self.profiles.partitions[number]
+
+    def record(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        *,
+        partition: int = 0,
+        offset: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+    ) -> ConsumerRecord:
+        """A record as it is fetched; offsets follow each other unless one is given."""
+        place = (topic, partition)
+        if offset is None:
+            offset = self._offsets.get(place, 0)
+        self._offsets[place] = max(offset + 1, self._offsets.get(place, 0))
+        at_ms = now_ms() if timestamp_ms is None else timestamp_ms
+        return ConsumerRecord(topic, partition, offset, at_ms, 0, key, value, None, 0, 0, tuple(headers))
+
+    def click(self, user: str, item: str = "", **fields: Any) -> ConsumerRecord:
+        """A click's record. ``partition``, ``offset``, ``headers`` are the record's, the rest the message's."""
+        place = {name: fields.pop(name) for name in ("partition", "offset", "headers") if name in fields}
+        offset = place.get("offset", self._offsets.get((self.topics.clicks, place.get("partition", 0)), 0))
+        message = {
+            "event_id": f"event {offset}",
+            "user_id": user,
+            "item_id": item,
+            "at_ms": now_ms() - 60_000 + offset,
+            **fields,
+        }
+        return self.record(self.topics.clicks, user.encode(), json.dumps(message).encode(), **place)
+
+    def batch(self, records: Sequence[ConsumerRecord], generation: int = GENERATION) -> Batch:
+        tp = TP(records[0].topic, records[0].partition)
+        return Batch(cast(Any, self.consumer), tp, records, generation)
+
+    async def apply(self, *records: ConsumerRecord) -> Batch:
+        """Clicks of one partition, as one batch."""
+        batch = self.batch(records)
+        await self.clicks.handle(batch)
+        return batch
+
+    def log(self, user: str, partition: int = 0) -> list[Event]:
+        columns = self.partition(partition).columns
+        row = columns.rows[user.encode()]
+        return columns.log(np.array([row])).events(0)
+
+    def letters(self) -> list[tuple[str, int, str]]:
+        """Of each dead letter: reason, offset, message."""
+        return [
+            (headers["reason"].decode(), int(headers["offset"]), headers["message"].decode())
+            for record in self.producer.records(self.topics.dead_letters)
+            for headers in [dict(record.headers)]
+        ]
+
+    def measured(self, name: str, **labels: str) -> float:
+        """A metric's value as it is exposed."""
+        for family in text_string_to_metric_families(self.metrics.exposition().decode()):
+            for sample in family.samples:
+                if sample.name == f"headwater_{name}" and sample.labels == labels:
+                    return sample.value
+        raise LookupError(f"headwater_{name} {labels} is not exposed")
+
+    async def close(self) -> None:
+        await self.profiles.stop()
+        self.threads.shutdown()
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+async def until(condition: Any) -> None:
+    """Wait for something that the loop is about to do; the limit is for a test that is wrong."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)

@@ -1,0 +1,408 @@
+"""A batch of clicks, from records to logs, states, changelog, dead letters and watermark."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from aiokafka import ConsumerRecord
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams import encoder as encoders
+from streams.encoder import Encoder
+from streams.engine import Lost, StopWorker
+from streams.features import ACTION_CODES, event_key, item_key
+from streams.profile import EVENT_KEY_MASK, FORGET, RETRACT, Event
+from streams.profiles import Partition
+from streams.routing import Origin, Router, forwarded, origin_of
+from streams.state_records import stamp_of
+from tests.histories import History, canonical_log, canonical_state, cosine, histories
+from tests.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms
+
+TEXTS = {
+    "coffee": "Ground coffee, dark roast",
+    "espresso": "Espresso beans",
+    "tea": "Green tea bags",
+    "soap": "Hand soap, lavender",
+    **{f"item {number}": f"Product number {number}" for number in range(12)},
+}
+NAMES = {code: name for name, code in ACTION_CODES.items()}
+
+
+@pytest.fixture(scope="module")
+def starter() -> Encoder:
+    return encoders.load(STARTER)
+
+
+@pytest.fixture
+async def worker(starter: Encoder) -> AsyncIterator[InterestsWorker]:
+    worker = InterestsWorker(TEXTS, encoder=starter)
+    yield worker
+    await worker.close()
+
+
+def entry(record: ConsumerRecord) -> Event:
+    """The log entry that a click's record makes."""
+    click = json.loads(record.value)
+    action = ACTION_CODES[click["action"]] if "action" in click else ACTION_CODES["click"]
+    item = 0 if action == RETRACT else item_key(click["item_id"])
+    return Event(click["at_ms"], event_key(click["event_id"]) & EVENT_KEY_MASK, item, action)
+
+
+async def test_clicks_are_in_the_log_and_the_state_when_the_batch_is_finished(
+    worker: InterestsWorker,
+) -> None:
+    records = [
+        worker.click("ann", "coffee"),
+        worker.click("bob", "tea"),
+        worker.click("ann", "espresso", action="purchase"),
+    ]
+    batch = await worker.apply(*records)
+    assert worker.log("ann") == [entry(records[0]), entry(records[2])]
+    assert worker.log("bob") == [entry(records[1])]
+    columns = worker.partition().columns
+    state, _ = canonical_state(worker.log("ann"), worker.vectors, worker.encoder, worker.encoder.state_size)
+    assert cosine(columns.state[columns.rows[b"ann"]], state) >= 1 - 1e-6
+    assert columns.last_event[columns.rows[b"ann"]] == b"event 2"
+    assert worker.consumer.finished == [batch]
+    assert worker.partition().watermark == 2
+    assert worker.measured("clicks_total") == 3
+
+
+async def test_the_changelog_has_one_record_for_each_user_that_was_touched(worker: InterestsWorker) -> None:
+    await worker.apply(*(worker.click(user, "coffee") for user in ("ann", "bob", "ann", "ann")))
+    records = worker.producer.records(worker.topics.profiles)
+    assert sorted(record.key for record in records) == [b"ann", b"bob"]
+    assert {stamp_of(record.value) for record in records} == {(77, GENERATION, worker.profiles.bundle)}
+
+
+async def test_a_worker_that_reads_the_changelog_knows_what_the_writer_knew(worker: InterestsWorker) -> None:
+    await worker.apply(*(worker.click(user, item) for user, item in (("ann", "coffee"), ("bob", "tea"))))
+    await worker.apply(worker.click("ann", "soap"), worker.click("bob", action="forget", at_ms=now_ms()))
+    fresh = Partition(0, worker.encoder.log_length, worker.encoder.state_size)
+    worker.profiles._load(fresh, worker.producer.records(worker.topics.profiles))
+    ours, theirs = worker.partition().columns, fresh.columns
+    assert set(theirs.rows) == {b"ann"}
+    assert fresh.forgotten == worker.partition().forgotten
+    one, other = np.array([ours.rows[b"ann"]]), np.array([theirs.rows[b"ann"]])
+    assert theirs.log(other).events(0) == ours.log(one).events(0)
+    assert (theirs.state[other] == ours.state[one]).all()
+    assert theirs.offset[other] == ours.offset[one]
+    assert theirs.last_event[other[0]] == b"event 2"
+
+
+async def test_a_batch_that_comes_again_changes_nothing_but_writes_its_users_again(
+    worker: InterestsWorker,
+) -> None:
+    records = [worker.click("ann", "coffee"), worker.click("ann", "tea")]
+    await worker.apply(*records)
+    before = worker.producer.latest(worker.topics.profiles)[b"ann"].value
+    await worker.apply(*records)
+    assert worker.producer.latest(worker.topics.profiles)[b"ann"].value == before
+    assert len(worker.producer.records(worker.topics.profiles)) == 2
+    assert worker.measured("clicks_total") == 2
+    assert worker.measured("duplicates_total") == 2
+
+
+async def test_a_repeated_event_id_is_counted_and_not_applied(worker: InterestsWorker) -> None:
+    at_ms = now_ms()
+    await worker.apply(worker.click("ann", "coffee", event_id="e1", at_ms=at_ms))
+    await worker.apply(worker.click("ann", "coffee", event_id="e1", at_ms=at_ms))
+    assert len(worker.log("ann")) == 1
+    assert worker.measured("duplicates_total") == 1
+
+
+async def test_an_event_older_than_a_full_log_is_counted_too_late(worker: InterestsWorker) -> None:
+    await worker.apply(*(worker.click("ann", "coffee") for _ in range(worker.encoder.log_length)))
+    before = worker.log("ann")
+    await worker.apply(worker.click("ann", "soap", at_ms=now_ms() - 86_400_000))
+    assert worker.log("ann") == before
+    assert worker.measured("too_late_total") == 1
+    assert worker.partition().watermark == worker.encoder.log_length
+
+
+async def test_bad_clicks_go_to_the_dead_letters_with_their_reason_and_the_others_are_applied(
+    worker: InterestsWorker,
+) -> None:
+    topic = worker.topics.clicks
+    batch = await worker.apply(
+        worker.click("ann", "coffee"),
+        worker.record(topic, b"ann", b"{"),
+        worker.record(topic, b"ann", None),
+        worker.record(topic, b"bob", worker.click("ann", "tea").value),
+        worker.click("ann", "tea", at_ms=1_700_000_000),
+        worker.click("ann", "tea", action="buy"),
+        worker.click("bob", "tea"),
+    )
+    assert [(reason, offset) for reason, offset, _ in worker.letters()] == [
+        ("bad_json", 1),
+        ("null_value", 2),
+        ("key_mismatch", 4),
+        ("bad_field", 5),
+        ("bad_field", 6),
+    ]
+    assert "at_ms: got 1700000000" in worker.letters()[3][2]
+    originals = worker.producer.records(worker.topics.dead_letters)
+    assert (originals[0].key, originals[0].value) == (b"ann", b"{")
+    assert originals[1].value is None
+    assert len(worker.log("ann")) == len(worker.log("bob")) == 1
+    assert worker.partition().watermark == batch.last_offset
+    assert worker.measured("dead_letters_total", reason="bad_field") == 2
+
+
+async def test_a_batch_of_nothing_but_bad_clicks_moves_the_watermark(worker: InterestsWorker) -> None:
+    batch = await worker.apply(worker.record(worker.topics.clicks, b"ann", b"{", offset=40))
+    assert worker.partition().watermark == 40
+    assert worker.consumer.finished == [batch]
+    assert worker.producer.records(worker.topics.profiles) == []
+
+
+async def test_forget_erases_the_user_and_what_arrives_late_stays_out(worker: InterestsWorker) -> None:
+    await worker.apply(worker.click("ann", "coffee"))
+    forgotten_ms = now_ms()
+    await worker.apply(worker.click("ann", action="forget", at_ms=forgotten_ms))
+    assert b"ann" not in worker.partition().columns.rows
+    assert worker.producer.latest(worker.topics.profiles)[b"ann"].value is None
+    await worker.apply(worker.click("ann", "tea", at_ms=forgotten_ms - 5))
+    assert b"ann" not in worker.partition().columns.rows
+    assert worker.measured("too_late_total") == 1
+    await worker.apply(worker.click("ann", "soap", at_ms=forgotten_ms + 5))
+    assert [event.item for event in worker.log("ann")] == [item_key("soap")]
+
+
+async def test_after_a_retraction_the_last_event_is_one_that_still_counts(worker: InterestsWorker) -> None:
+    await worker.apply(
+        worker.click("ann", "coffee", event_id="e1"), worker.click("ann", "tea", event_id="e2")
+    )
+    columns = worker.partition().columns
+    await worker.apply(worker.click("ann", action="retract", event_id="e1"))
+    assert columns.last_event[columns.rows[b"ann"]] == b"e2"
+    await worker.apply(worker.click("ann", action="retract", event_id="e2"))
+    assert columns.last_event[columns.rows[b"ann"]] == b""
+    await worker.apply(worker.click("ann", "soap", event_id="e3", at_ms=now_ms() - 600_000))
+    assert columns.last_event[columns.rows[b"ann"]] == b"e3"
+
+
+async def test_popularity_counts_what_was_applied_and_not_its_copies(worker: InterestsWorker) -> None:
+    record = worker.click("ann", "coffee", event_id="e1")
+    await worker.apply(record, worker.click("bob", "coffee"), worker.click("bob", "tea", action="dislike"))
+    await worker.apply(worker.click("ann", "coffee", event_id="e1", at_ms=entry(record).at_ms))
+    assert dict(worker.clicks.counts[0].top()).keys() == {item_key("coffee")}
+    assert dict(worker.clicks.counts[0].top())[item_key("coffee")] == pytest.approx(2.0, rel=1e-3)
+
+
+# Strays
+
+PARTITIONS = 4
+
+
+@pytest.fixture
+async def wide(starter: Encoder) -> AsyncIterator[InterestsWorker]:
+    worker = InterestsWorker(TEXTS, encoder=starter, partitions=PARTITIONS, owned=range(PARTITIONS))
+    yield worker
+    await worker.close()
+
+
+def away_from_home(user: str) -> tuple[int, int]:
+    home = Router(PARTITIONS).partition_of(user.encode())
+    return home, (home + 1) % PARTITIONS
+
+
+async def test_a_stray_is_forwarded_home_with_its_origin_and_is_not_applied_here(
+    wide: InterestsWorker,
+) -> None:
+    home, away = away_from_home("ann")
+    record = wide.click("ann", "coffee", partition=away, offset=12, headers=[("trace", b"1")])
+    await wide.apply(record)
+    assert b"ann" not in wide.partition(away).columns.rows
+    assert wide.partition(away).watermark == 12
+    (sent,) = wide.producer.records(wide.topics.clicks)
+    assert (sent.partition, sent.key, sent.value) == (home, record.key, record.value)
+    assert origin_of(sent) == Origin(away, 12, record.timestamp)
+    assert wide.measured("strays_total", topic=wide.topics.clicks) == 1
+
+
+async def test_a_forwarded_click_is_applied_and_its_origin_is_kept_with_the_user(
+    wide: InterestsWorker,
+) -> None:
+    home, away = away_from_home("ann")
+    columns = wide.partition(home).columns
+    for offset in (12, 30, 20):
+        outgoing = forwarded(wide.click("ann", "coffee", partition=away, offset=offset), b"ann")
+        await wide.apply(
+            wide.record(wide.topics.clicks, b"ann", outgoing.value, partition=home, headers=outgoing.headers)
+        )
+    assert columns.strays[columns.rows[b"ann"]] == {away: 30}
+    assert len(wide.log("ann", home)) == 3
+
+
+async def test_a_forwarded_click_that_still_does_not_belong_here_is_dead_lettered(
+    wide: InterestsWorker,
+) -> None:
+    _, away = away_from_home("ann")
+    outgoing = forwarded(wide.click("ann", "coffee", partition=away), b"ann")
+    await wide.apply(
+        wide.record(wide.topics.clicks, b"ann", outgoing.value, partition=away, headers=outgoing.headers)
+    )
+    assert wide.letters()[0][0] == "misrouted"
+    assert wide.producer.records(wide.topics.clicks) == []
+
+
+# Faults
+
+
+class Brittle:
+    """The starter, failing wherever a poisoned item is stepped on, as a bug of ours would."""
+
+    def __init__(self, encoder: Encoder, poison: str) -> None:
+        self._encoder = encoder
+        self._poison = encoder.encode_items([TEXTS[poison]])[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def step(self, state: Any, items: Any, actions: Any, gaps_s: Any, mask: Any) -> Any:
+        if (np.abs(items - self._poison).max(axis=-1) < 1e-6).any():
+            raise ArithmeticError("this item breaks the encoder")
+        return self._encoder.step(state, items, actions, gaps_s, mask)
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+async def test_of_a_batch_that_our_own_code_fails_on_the_culprit_alone_is_dead_lettered(
+    starter: Encoder, place: int
+) -> None:
+    worker = InterestsWorker(TEXTS, encoder=Brittle(starter, "soap"))  # type: ignore[arg-type]
+    users = ["ann", "bob", "cy", "ann", "dee", "bob", "eve"]
+    records = [worker.click(user, "soap" if index == place else "tea") for index, user in enumerate(users)]
+    batch = await worker.apply(*records)
+    assert [(reason, offset) for reason, offset, _ in worker.letters()] == [("internal_error", place)]
+    assert "ArithmeticError: this item breaks the encoder" in worker.letters()[0][2]
+    for user in sorted(set(users)):
+        kept = [
+            entry(record) for index, record in enumerate(records) if users[index] == user and index != place
+        ]
+        if kept:
+            assert worker.log(user) == kept
+            assert user.encode() in worker.producer.latest(worker.topics.profiles)
+    assert worker.consumer.finished == [batch]
+    assert worker.partition().watermark == 6
+    assert worker.measured("clicks_total") == 6
+    await worker.close()
+
+
+async def test_a_forget_in_the_same_batch_as_a_culprit_does_not_mix_up_users(starter: Encoder) -> None:
+    """Halving the batch gives the row of the erased user away before the second half is applied."""
+    worker = InterestsWorker(TEXTS, encoder=Brittle(starter, "soap"))  # type: ignore[arg-type]
+    later = now_ms() + 1_000
+    await worker.apply(worker.click("ann", "tea"))
+    await worker.apply(
+        worker.click("ann", action="forget", at_ms=later),
+        worker.click("new", "tea"),
+        worker.click("ann", "coffee", at_ms=later + 1),
+        worker.click("bob", "soap"),
+    )
+    assert [event.item for event in worker.log("ann")] == [item_key("coffee")]
+    assert [event.item for event in worker.log("new")] == [item_key("tea")]
+    assert set(worker.producer.latest(worker.topics.profiles)) == {b"ann", b"new"}
+    assert [reason for reason, _, _ in worker.letters()] == ["internal_error"]
+    await worker.close()
+
+
+async def test_a_broker_that_takes_no_writes_stops_the_worker_unacknowledged(worker: InterestsWorker) -> None:
+    worker.producer.down = True
+    with pytest.raises(StopWorker, match="did not acknowledge"):
+        await worker.apply(worker.click("ann", "coffee"))
+    assert worker.consumer.finished == []
+    assert worker.partition().watermark == -1
+
+
+async def test_a_partition_that_was_taken_away_applies_nothing(worker: InterestsWorker) -> None:
+    records = [worker.click("ann", "coffee")]
+    worker.partition().generation = GENERATION + 1
+    with pytest.raises(Lost):
+        await worker.apply(*records)
+    worker.partition().owned = False
+    with pytest.raises(Lost):
+        await worker.apply(*records)
+    assert worker.consumer.finished == []
+    assert worker.producer.records(worker.topics.profiles) == []
+
+
+async def test_a_click_on_an_unknown_item_waits_for_its_vector(worker: InterestsWorker) -> None:
+    await worker.apply(worker.click("ann", "coffee"), worker.click("ann", "novelty"))
+    columns = worker.partition().columns
+    row = columns.rows[b"ann"]
+    assert columns.pending[row] == 1
+    assert len(worker.log("ann")) == 2
+    worker.vectors.changed(item_key("novelty"), worker.encoder.encode_items(["Something new"])[0])
+    await worker.apply(worker.click("ann", "tea"))
+    assert columns.pending[row] == 0
+    state, _ = canonical_state(worker.log("ann"), worker.vectors, worker.encoder, worker.encoder.state_size)
+    assert cosine(columns.state[row], state) >= 1 - 1e-6
+
+
+# The whole path keeps what the pure core promises
+
+
+def as_record(worker: InterestsWorker, user: bytes, event: Event, offset: int) -> ConsumerRecord:
+    return worker.click(
+        user.decode(),
+        "" if event.action in (RETRACT, FORGET) else f"item {event.item}",
+        event_id=f"e{event.event}",
+        action=NAMES[event.action],
+        at_ms=event.at_ms,
+        offset=offset,
+    )
+
+
+@settings(max_examples=25)
+@given(histories(), st.integers(0, 40), st.integers(0, 40))
+def test_any_order_repetition_batching_and_restart_gives_the_canonical_users(
+    starter: Encoder, history: History, crash: int, replay: int
+) -> None:
+    """A worker crashes somewhere, another one restores from the changelog and reads some of the clicks again."""
+
+    async def run() -> None:
+        first, second = (InterestsWorker(TEXTS, encoder=starter) for _ in range(2))
+        records = [
+            as_record(first, user, event, offset) for offset, (user, event) in enumerate(history.stream)
+        ]
+        crashed = min(crash, len(records))
+        bounds = sorted({0, crashed, *(cut for cut in history.cuts if cut < crashed)})
+        for start, stop in pairwise(bounds):
+            await first.apply(*records[start:stop])
+        second.profiles._load(second.partition(), first.producer.records(first.topics.profiles))
+        again = records[max(crashed - replay, 0) :]
+        for start in range(0, len(again), 5):
+            await second.apply(*again[start : start + 5])
+        columns = second.partition().columns
+        for user, events in history.events.items():
+            named = [
+                Event(
+                    event.at_ms,
+                    event_key(f"e{event.event}") & EVENT_KEY_MASK,
+                    item_key(f"item {event.item}"),
+                    event.action,
+                )
+                for event in events
+            ]
+            log = canonical_log(named, starter.log_length)
+            if not log and any(event.action == FORGET for event in events):
+                assert user not in columns.rows
+                continue
+            assert second.log(user.decode()) == log
+            state, _ = canonical_state(log, second.vectors, starter, starter.state_size)
+            row = columns.rows[user]
+            if columns.state_at_ms[row]:
+                assert cosine(columns.state[row], state) >= 1 - 1e-6
+            else:
+                assert not state.any()
+        assert first.letters() == second.letters() == []
+        await first.close()
+        await second.close()
+
+    asyncio.run(run())
