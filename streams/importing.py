@@ -1,0 +1,481 @@
+"""`headwater import`: CSV, Parquet or JSON lines into the catalog and clicks topics.
+
+A file is read as a table, each column checked at once, and the good rows go out as whole record batches. What is
+wrong with a row is data: counted, with the first few shown; nothing about one row stops the others.
+"""
+
+import asyncio
+import difflib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+import polars as pl
+import xxhash
+from aiokafka.errors import KafkaError
+
+from models.events import in_order
+from streams.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
+from streams.publish import Outgoing, producer_of, write_all
+from streams.routing import Router
+from streams.settings import Settings
+from streams.topics import Topics
+
+Kind = Literal["catalog", "clicks"]
+TimeUnit = Literal["auto", "iso", "seconds", "ms"]
+Done = Callable[[int], None]  # called with the number of rows published so far
+
+CLICK_FIELDS: Final = ("user_id", "item_id", "at_ms", "action", "event_id")
+ITEM_FIELDS: Final = (
+    "item_id", "title", "description", "tags", "category", "price", "available", "image", "version", "attributes",
+)  # fmt: skip
+_REQUIRED: Final = {"clicks": ("user_id", "item_id", "at_ms"), "catalog": ("item_id",)}
+_OPEN_ENDED: Final = {"clicks": "context.", "catalog": "attributes."}  # fields of any name behind this prefix
+_CONNECT_TIMEOUT_S: Final = 10.0
+# Encoding a chunk holds the event loop for some 50 ms; its batches then fill 256 KiB each on a few partitions.
+_CHUNK: Final = 20_000
+_SHOWN: Final = 5
+_NOTE: Final = "__problem"
+_ROW: Final = "__row"
+
+
+class ImportFileError(Exception):
+    """The file or the mapping cannot be used: one sentence with what is there and what is expected."""
+
+
+class BadRow(NamedTuple):
+    """A row that is not published. Rows count from 1, without a header line."""
+
+    number: int
+    reason: str
+
+
+@dataclass
+class Report:
+    """What an import did."""
+
+    rows: int = 0
+    published: int = 0
+    bad: int = 0
+    first_bad: list[BadRow] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Prepared(NamedTuple):
+    """The good rows as message fields, in the order of publishing, and what is wrong with the others."""
+
+    rows: pl.DataFrame
+    total: int
+    bad: int
+    first_bad: list[BadRow]
+
+
+async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done = lambda _: None) -> Report:
+    """Publish the good rows; all of them are acknowledged on return.
+
+    Raises ImportFileError (no broker, no topic) or StopWorker (the broker stopped acknowledging).
+    """
+    topics = Topics.named(settings.topic_prefix)
+    topic = topics.clicks if kind == "clicks" else topics.catalog
+    started = time.perf_counter()
+    producer = producer_of(settings)
+    try:
+        try:
+            await asyncio.wait_for(producer.start(), _CONNECT_TIMEOUT_S)
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise ImportFileError(
+                f"no answer from the Kafka broker at {settings.bootstrap_servers} ({error or 'timeout'}): start one "
+                "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
+            ) from error
+        existing = (await producer.client.fetch_all_metadata()).topics()
+        if topic not in existing:
+            raise ImportFileError(
+                f"the broker at {settings.bootstrap_servers} has no topic {topic}: run `headwater topics create`"
+            )
+        router = Router(len(await producer.partitions_for(topic)))
+        published = 0
+        writing: asyncio.Future[Any] | None = None
+        for chunk in records(kind, prepared.rows):
+            lots: dict[int, list[Outgoing]] = {}
+            for record in chunk:
+                lots.setdefault(router.partition_of(record.key or b""), []).append(record)
+            if writing is not None:
+                await writing  # one chunk at a time, so that a partition keeps the order of the file
+                done(published)
+            writing = asyncio.gather(*(write_all(producer, topic, lot, lots[lot]) for lot in sorted(lots)))
+            published += len(chunk)
+            await asyncio.sleep(0)
+        if writing is not None:
+            await writing
+            done(published)
+    finally:
+        await producer.stop()
+    return Report(
+        prepared.total, published, prepared.bad, prepared.first_bad, round(time.perf_counter() - started, 3)
+    )
+
+
+# From file to table
+
+
+def read(path: Path) -> pl.DataFrame:
+    """A file as a table; the columns of CSV files are all text. Raises ImportFileError."""
+    if not path.is_file():
+        near = (
+            [other.name for other in sorted(path.parent.glob("*")) if other.is_file()][:20]
+            if path.parent.is_dir()
+            else []
+        )
+        there = f"; in {path.parent} there is {', '.join(near)}" if near else ""
+        raise ImportFileError(f"{path} is no file: expected a CSV, Parquet or JSON lines file{there}")
+    suffix = "".join(path.suffixes).lower().removesuffix(".gz").removesuffix(".zst")
+    try:
+        if suffix.endswith((".parquet", ".pq")):
+            return pl.read_parquet(path)
+        if suffix.endswith((".jsonl", ".ndjson", ".json")):
+            return pl.read_ndjson(path, infer_schema_length=None)
+        if suffix.endswith((".csv", ".tsv", ".txt")):
+            separator = "\t" if suffix.endswith(".tsv") else ","
+            return pl.read_csv(path, infer_schema=False, separator=separator)
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ImportFileError(f"{path} cannot be read ({reason}): expected what its name says") from error
+    raise ImportFileError(
+        f"{path}: got the ending {path.suffix or 'none'!r}, expected .csv, .tsv, .parquet, .jsonl or .ndjson"
+    )
+
+
+def mapping(kind: Kind, columns: Sequence[str], given: Iterable[str]) -> dict[str, str]:
+    """Which column gives which field: columns named as fields, and `field=column` of `given` on top.
+
+    >>> mapping("clicks", ["user", "item_id", "at_ms"], ["user_id=user"])
+    {'item_id': 'item_id', 'at_ms': 'at_ms', 'user_id': 'user'}
+
+    Raises ImportFileError.
+    """
+    fields, prefix = (CLICK_FIELDS if kind == "clicks" else ITEM_FIELDS), _OPEN_ENDED[kind]
+    found = {name: name for name in columns if name in fields or (name.startswith(prefix) and name != prefix)}
+    for pair in given:
+        name, equals, column = pair.partition("=")
+        if not equals or not name or not column:
+            raise ImportFileError(f"--map {pair}: expected field=column, such as --map item_id=sku")
+        if name not in fields and not (name.startswith(prefix) and name != prefix):
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ImportFileError(
+                f"--map {pair}: {name} is no field of {kind}{hint}; expected one of {', '.join(fields)} or {prefix}NAME"
+            )
+        if column not in columns:
+            raise ImportFileError(f"--map {pair}: no column {column}; the file has {', '.join(columns)}")
+        found[name] = column
+    if missing := [name for name in _REQUIRED[kind] if name not in found]:
+        raise ImportFileError(
+            f"no column for {', '.join(missing)}: the file has {', '.join(columns)}; name it with "
+            f"--map {missing[0]}=COLUMN"
+        )
+    return found
+
+
+# From table to message fields
+
+
+def prepared_clicks(
+    table: pl.DataFrame, columns: dict[str, str], *, now_ms: int, unit: TimeUnit = "auto"
+) -> Prepared:
+    """Clicks in order of time, file order among equals, tied times of a user 1 ms apart.
+
+    A row without an event id gets one that depends on its place and content only: a repeated import changes nothing.
+    """
+    rows = table.select(
+        pl.int_range(1, pl.len() + 1).alias(_ROW),
+        _text(table, columns["user_id"], "user_id"),
+        _text(table, columns["item_id"], "item_id"),
+        _at_ms(table[columns["at_ms"]], unit).alias("at_ms"),
+        table[columns["at_ms"]].cast(pl.String, strict=False).alias("__at"),
+        (
+            _text(table, columns["action"], "action")
+            if "action" in columns
+            else pl.lit("click").alias("action")
+        ),
+        (
+            _text(table, columns["event_id"], "event_id")
+            if "event_id" in columns
+            else pl.lit("").alias("event_id")
+        ),
+        _context(table, columns),
+    ).with_columns(pl.col("action").replace("", "click"))
+    without_item = pl.col("action").is_in(["retract", "forget"])
+    latest = now_ms + MAX_AHEAD_MS
+    rows = rows.with_columns(
+        _first_problem(
+            *_bad_id("user_id"),
+            (~pl.col("action").is_in(list(ACTIONS)), _got("action", f"one of {', '.join(ACTIONS)}")),
+            *((condition & ~without_item, text) for condition, text in _bad_id("item_id")),
+            (
+                pl.col("event_id").str.len_bytes() > MAX_ID_BYTES,
+                _got("event_id", f"at most {MAX_ID_BYTES} bytes"),
+            ),
+            (
+                (pl.col("action") == "retract") & (pl.col("event_id") == ""),
+                pl.lit("event_id: got '', expected the id of the event to retract"),
+            ),
+            (
+                pl.col("at_ms").is_null(),
+                pl.format(
+                    "at_ms: got '{}', expected an ISO time, seconds or milliseconds",
+                    pl.col("__at").fill_null(""),
+                ),
+            ),
+            (
+                ~pl.col("at_ms").is_between(MIN_AT_MS, latest),
+                pl.format(
+                    "at_ms: got '{}', expected a time from 1973 to two days from now",
+                    pl.col("__at").fill_null(""),
+                ),
+            ),
+        )
+    )
+    good, total, bad, first = _parted(rows)
+    missing = good["event_id"] == ""
+    if missing.any():
+        content = good.select(
+            pl.concat_str(_ROW, "user_id", "item_id", "action", "at_ms", separator="\x1f")
+        ).to_series()
+        made = [xxhash.xxh3_128_hexdigest(text.encode()) for text in content]
+        good = good.with_columns(
+            pl.when(missing)
+            .then(pl.Series(made, dtype=pl.String))
+            .otherwise(pl.col("event_id"))
+            .alias("event_id")
+        )
+    ordered = in_order(good) if len(good) else good
+    return Prepared(ordered.drop(_ROW, _NOTE, "__at"), total, bad, first)
+
+
+def prepared_items(table: pl.DataFrame, columns: dict[str, str]) -> Prepared:
+    """Catalog entries in file order."""
+    given = [name for name in columns if name in ("title", "description", "category", "image")]
+    chosen: list[pl.Expr | pl.Series] = [
+        pl.int_range(1, pl.len() + 1).alias(_ROW),
+        _text(table, columns["item_id"], "item_id"),
+    ]
+    problems = list(_bad_id("item_id"))
+    chosen += [_text(table, columns[name], name) for name in given]
+    if "tags" in columns:
+        chosen.append(_tags(table[columns["tags"]]).alias("tags"))
+    for name, dtype, expected in (
+        ("price", pl.Float64, "a number >= 0"),
+        ("version", pl.Int64, "a whole number >= 0"),
+    ):
+        if name in columns:
+            source = table[columns[name]]
+            if source.dtype == pl.String:
+                source = source.str.strip_chars().replace("", None)
+            chosen += [
+                source.cast(dtype, strict=False).alias(name),
+                source.cast(pl.String, strict=False).alias(f"__{name}"),
+            ]
+            wrong = pl.col(f"__{name}").is_not_null() & (
+                pl.col(name).is_null() | ~(pl.col(name) >= 0) | ~pl.col(name).cast(pl.Float64).is_finite()
+            )
+            problems.append((wrong, pl.format(f"{name}: got '{{}}', expected {expected}", f"__{name}")))
+    if "available" in columns:
+        chosen += [
+            _flag(table[columns["available"]]).alias("available"),
+            table[columns["available"]].cast(pl.String, strict=False).fill_null("").alias("__available"),
+        ]
+        problems.append(
+            (
+                pl.col("available").is_null(),
+                pl.format("available: got '{}', expected true or false", "__available"),
+            )
+        )
+    extra = {
+        name.removeprefix("attributes."): columns[name] for name in columns if name.startswith("attributes.")
+    }
+    attributes = [_attribute(table[column]).alias(f"attributes.{name}") for name, column in extra.items()]
+    if "attributes" in columns:
+        whole = table[columns["attributes"]]
+        if not isinstance(whole.dtype, pl.Struct):
+            raise ImportFileError(
+                f"column {columns['attributes']}: got {whole.dtype}, expected an object for attributes; map single "
+                "columns with --map attributes.NAME=COLUMN"
+            )
+        attributes += [
+            _attribute(part).alias(f"attributes.{part.name}") for part in whole.struct.unnest().get_columns()
+        ]
+    rows = table.select(*chosen, *attributes).with_columns(_first_problem(*problems))
+    good, total, bad, first = _parted(rows)
+    hidden = [name for name in good.columns if name.startswith("__")]
+    return Prepared(good.drop(hidden), total, bad, first)
+
+
+# From message fields to records
+
+
+def records(kind: Kind, rows: pl.DataFrame) -> Iterator[list[Outgoing]]:
+    """The records of prepared rows, in chunks."""
+    of_slice = _click_records if kind == "clicks" else _item_records
+    for part in rows.iter_slices(_CHUNK):
+        yield of_slice(part)
+
+
+def _click_records(rows: pl.DataFrame) -> list[Outgoing]:
+    contexts: Iterable[str | None] = rows["context"]
+    names = ("event_id", "user_id", "at_ms", "item_id", "action")
+    empty = msgspec.Raw(b"{}")
+    return [
+        Outgoing(
+            user_id.encode(),
+            encode(
+                Click(
+                    event_id,
+                    user_id,
+                    at_ms,
+                    item_id,
+                    action,
+                    msgspec.Raw(context.encode()) if context else empty,
+                )
+            ),
+        )
+        for event_id, user_id, at_ms, item_id, action, context in zip(
+            *(rows[name].to_list() for name in names), contexts, strict=True
+        )
+    ]
+
+
+def _item_records(rows: pl.DataFrame) -> list[Outgoing]:
+    found = []
+    for row in rows.iter_rows(named=True):
+        attributes = {
+            name.removeprefix("attributes."): row.pop(name)
+            for name in list(row)
+            if name.startswith("attributes.")
+        }
+        present = {name: value for name, value in row.items() if value is not None}
+        item = Item(
+            **present, attributes={name: value for name, value in attributes.items() if value is not None}
+        )
+        found.append(Outgoing(item.item_id.encode(), encode(item)))
+    return found
+
+
+# Columns
+
+
+def _text(table: pl.DataFrame, column: str, name: str) -> pl.Series:
+    source = table[column]
+    if source.dtype.is_float():  # ids read as floats, since some were missing: 7.0 means 7
+        whole = source.cast(pl.Int64, strict=False)
+        if (whole.cast(pl.Float64) == source).all():
+            source = whole
+    try:
+        return source.cast(pl.String).fill_null("").alias(name)
+    except pl.exceptions.PolarsError as error:
+        raise ImportFileError(
+            f"column {column}: got {source.dtype}, expected text or numbers for {name}"
+        ) from error
+
+
+def _tags(source: pl.Series) -> pl.Series:
+    if isinstance(source.dtype, pl.List):
+        return source.cast(pl.List(pl.String)).list.drop_nulls().fill_null([])
+    split = source.cast(pl.String).fill_null("").str.split("|").list.eval(pl.element().str.strip_chars())
+    return split.list.eval(pl.element().filter(pl.element() != ""))
+
+
+def _flag(source: pl.Series) -> pl.Series:
+    """True or false; nothing means available."""
+    if source.dtype == pl.Boolean:
+        return source.fill_null(True)
+    text = source.cast(pl.String).fill_null("").str.strip_chars().str.to_lowercase()
+    words = {"": True, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    return text.replace_strict(words, default=None, return_dtype=pl.Boolean)
+
+
+def _attribute(source: pl.Series) -> pl.Series:
+    """Text, a number or a flag. A text column of numbers becomes numbers, unless one is a code like 007."""
+    if source.dtype == pl.Boolean:
+        return source
+    if source.dtype.is_numeric():
+        return source.cast(pl.Float64)
+    text = source.cast(pl.String)
+    values = text.drop_nulls().filter(text.drop_nulls() != "")
+    if len(values) and values.str.contains(r"^-?(0|[1-9]\d*)(\.\d+)?$").all():
+        return text.replace("", None).cast(pl.Float64)
+    return text
+
+
+def _at_ms(source: pl.Series, unit: TimeUnit) -> pl.Series:
+    """Milliseconds since 1970; null where a value is no time. Times without a zone are UTC.
+
+    With `auto`, one unit is chosen for the whole column, by its median: seconds stay below 10^11 until the year 5138.
+    """
+    if isinstance(source.dtype, pl.Datetime | pl.Date):
+        return source.cast(pl.Datetime("ms")).dt.epoch("ms")
+    number = (
+        source.cast(pl.Float64, strict=False)
+        if unit != "iso"
+        else pl.Series([None] * len(source), dtype=pl.Float64)
+    )
+    if number.is_not_null().any():
+        median = number.median()
+        assert isinstance(median, float)
+        seconds = unit == "seconds" or (unit == "auto" and abs(median) < MIN_AT_MS)
+        scaled = number * 1000.0 if seconds else number
+        exact = scaled.round(0).clip(-(2.0**62), 2.0**62).cast(pl.Int64, strict=False)
+        if not seconds and source.dtype.is_integer():
+            exact = source.cast(pl.Int64, strict=False)
+        return exact
+    text = source.cast(pl.String).str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00")
+    text = text.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.replace(r"(?i)(z| ?utc)$", "+00:00")
+    text = text.str.replace(r"([+-]\d\d):?(\d\d)$", "${1}:${2}").str.replace(
+        r"^(.{10}T\d\d:\d\d)($|[+-])", "${1}:00${2}"
+    )
+    zoned = text.str.contains(r"T.*[+-]\d\d:\d\d$").fill_null(False)
+    whole = text.zip_with(zoned, text + "+00:00")
+    return whole.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="ms", strict=False).dt.epoch("ms")
+
+
+def _context(table: pl.DataFrame, columns: dict[str, str]) -> pl.Series | pl.Expr:
+    """The `context.x` columns of each row as one JSON object."""
+    parts = {
+        name.removeprefix("context."): column
+        for name, column in columns.items()
+        if name.startswith("context.")
+    }
+    if not parts:
+        return pl.lit(None, dtype=pl.String).alias("context")
+    objects = table.select(**{name: table[column] for name, column in parts.items()})
+    return pl.Series("context", [msgspec.json.encode(row).decode() for row in objects.iter_rows(named=True)])
+
+
+# Rows that are wrong
+
+
+def _got(name: str, expected: str) -> pl.Expr:
+    return pl.format(f"{name}: got '{{}}', expected {expected}", pl.col(name).str.slice(0, 60))
+
+
+def _bad_id(name: str) -> list[tuple[pl.Expr, pl.Expr]]:
+    size = pl.col(name).str.len_bytes()
+    return [
+        (size == 0, pl.lit(f"{name}: empty, expected an id")),
+        (size > MAX_ID_BYTES, pl.format(f"{name}: got {{}} bytes, expected at most {MAX_ID_BYTES}", size)),
+    ]
+
+
+def _first_problem(*problems: tuple[pl.Expr, pl.Expr]) -> pl.Expr:
+    """The text of the first condition that holds, null where none does."""
+    return pl.coalesce(
+        *(pl.when(condition).then(text) for condition, text in problems), pl.lit(None, dtype=pl.String)
+    ).alias(_NOTE)
+
+
+def _parted(rows: pl.DataFrame) -> tuple[pl.DataFrame, int, int, list[BadRow]]:
+    bad = rows.filter(pl.col(_NOTE).is_not_null())
+    first = [BadRow(number, reason) for number, reason in bad.head(_SHOWN).select(_ROW, _NOTE).iter_rows()]
+    return rows.filter(pl.col(_NOTE).is_null()), len(rows), len(bad), first
