@@ -160,7 +160,8 @@ class ClickPath:
             np.array(rows, dtype=np.int64),
             np.array([record.offset for record in kept], dtype=np.int64),
             np.array([click.at_ms for click in clicks], dtype=np.int64),
-            np.array([event_key(click.event_id) & EVENT_KEY_MASK for click in clicks], dtype=np.uint64),
+            np.array([event_key(click.event_id) for click in clicks], dtype=np.uint64)
+            & np.uint64(EVENT_KEY_MASK),
             np.array([item_key(click.item_id) for click in clicks], dtype=np.uint64),
             np.array([ACTION_CODES[click.action] for click in clicks], dtype=np.uint8),
         )
