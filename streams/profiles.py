@@ -32,6 +32,9 @@ _READ_RECORDS: Final = 20_000
 _READ_TIMEOUT_S: Final = 60.0
 # How often an idle partition's changelog is looked at for writes that are not ours.
 _AUDIT_S: Final = 5.0
+# Users past HEADWATER_USER_TTL_DAYS: looked for so often, and erased so many at a time, so that clicks go on.
+_EXPIRE_S: Final = 10.0
+_EXPIRE_USERS: Final = 2_000
 _FORGOT_HEADER: Final = "headwater-forgot-ms"
 
 
@@ -109,6 +112,8 @@ class Profiles:
     async def start(self) -> None:
         await self._reader.start()
         self._spawn(self._audit())
+        if self._settings.user_ttl_days is not None:
+            self._spawn(self._expire(self._settings.user_ttl_days * 86_400_000.0))
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -271,6 +276,26 @@ class Profiles:
             if written.start > hole:
                 self._spawn(self._repair(partition, hole, written.start, generation))
         self._metrics.changelog_records_total.inc(len(records))
+
+    async def _expire(self, ttl_ms: float) -> None:
+        """Erase users without an event for ``ttl_ms``, a slice of a partition at a time."""
+        while True:
+            await asyncio.sleep(_EXPIRE_S)
+            for partition in list(self.partitions.values()):
+                if not partition.owned or not partition.gate.is_open:
+                    continue
+                async with partition.lock:
+                    columns, generation = partition.columns, partition.generation
+                    rows = np.array(list(columns.rows.values()), dtype=np.int64)
+                    newest_ms = columns.at_ms[rows, np.maximum(columns.n[rows] - 1, 0)]
+                    old = np.flatnonzero((columns.n[rows] > 0) & (newest_ms < time.time() * 1000.0 - ttl_ms))
+                    gone = {
+                        columns.users[int(rows[i])]: int(newest_ms[i]) for i in old[:_EXPIRE_USERS].tolist()
+                    }
+                    for user, erased_ms in gone.items():
+                        columns.remove(user)
+                        partition.forgotten[user] = erased_ms
+                    await self.erase(partition, gone, generation)
 
     async def _audit(self) -> None:
         """Look for foreign writes at the end of partitions that have been quiet since."""
