@@ -26,9 +26,9 @@ class Web:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._exposition)
         app.router.add_get("/users/{user_id}", self._user)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, shutdown_timeout=1.0).start()
+        await web.TCPSite(self._runner, host, port).start()
         bound = self._runner.addresses[0]
         self.address = f"{bound[0]}:{bound[1]}"
 

@@ -1,0 +1,133 @@
+"""Nothing hangs in silence: seen with a clock in the test's hands."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from streams import watchdog
+from streams.watchdog import EXIT_STALLED, STALL_S, Progress, Watchdog
+from tests.interests_worker import until
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1_000.0
+        monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        monkeypatch.setattr(watchdog, "_BEAT_S", 0.001)
+        # To the watching thread a leap of this clock may look like a blocked loop, before the loop beats again.
+        monkeypatch.setattr(watchdog, "os", SimpleNamespace(_exit=lambda code: None))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+class Watched:
+    """A watchdog over one partition, with what it was told and what it said."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.looks, self.failures = clock, 0, list[str]()
+        self.progress = [Progress("clicks", 2, 10, 5)]
+        self.dog = Watchdog(self._look, self.failures.append)
+
+    def _look(self) -> list[Progress]:
+        self.looks += 1
+        return self.progress
+
+    async def after(self, seconds: float, done: int | None = None, lag: int = 5) -> None:
+        """Let time pass, and the watchdog look at what is there then."""
+        if done is not None:
+            self.progress = [Progress("clicks", 2, done, lag)]
+        self.clock.now_s += seconds
+        seen = self.looks
+        await until(lambda: self.looks > seen + 1)
+
+
+async def watched(clock: Clock, test: Callable[[Watched], object]) -> None:
+    one = Watched(clock)
+    one.dog.start()
+    try:
+        await test(one)  # type: ignore[misc]
+    finally:
+        await one.dog.stop()
+
+
+async def test_a_partition_with_lag_that_does_not_move_is_reported_with_place_and_remedy(
+    clock: Clock,
+) -> None:
+    async def test(one: Watched) -> None:
+        await one.after(0)
+        await one.after(STALL_S - 1)
+        assert one.dog.stalled() is None
+        assert one.failures == []
+        await one.after(2)
+        assert "clicks-2: no progress past offset 10 for 31 s" in one.failures[0]
+        assert "started again" in one.failures[0]
+
+    await watched(clock, test)
+
+
+async def test_progress_starts_the_count_again(clock: Clock) -> None:
+    async def test(one: Watched) -> None:
+        await one.after(0)
+        for done in range(11, 16):
+            await one.after(STALL_S - 1, done)
+        assert one.failures == []
+
+    await watched(clock, test)
+
+
+async def test_a_partition_with_nothing_to_do_may_stand_still(clock: Clock) -> None:
+    async def test(one: Watched) -> None:
+        await one.after(0, 10, lag=0)
+        await one.after(10 * STALL_S, 10, lag=0)
+        assert one.failures == []
+        assert one.dog.still_s("clicks", 2) == 0
+        await one.after(STALL_S - 1, 10, lag=1)  # the first look that sees a lag: counted from the one before
+        assert one.dog.still_s("clicks", 2) == STALL_S - 1
+        assert one.failures == []
+
+    await watched(clock, test)
+
+
+async def test_a_partition_that_is_taken_away_is_not_missed(clock: Clock) -> None:
+    async def test(one: Watched) -> None:
+        await one.after(0)
+        one.progress = []
+        await one.after(10 * STALL_S)
+        assert one.failures == []
+        assert one.dog.still_s("clicks", 2) == 0
+
+    await watched(clock, test)
+
+
+async def test_a_blocked_loop_ends_the_process_from_a_thread(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    dog = Watchdog(list, lambda reason: None)
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        dog._stopped.set()
+
+    monkeypatch.setattr(watchdog, "os", SimpleNamespace(_exit=leave))
+    clock.now_s += STALL_S + 1  # and nobody beats: the loop never comes round
+    await asyncio.to_thread(dog._watch_loop)
+    assert codes == [EXIT_STALLED]
+
+
+async def test_after_stop_nothing_is_looked_at(clock: Clock) -> None:
+    one = Watched(clock)
+    one.dog.start()
+    await one.after(0)
+    await one.dog.stop()
+    seen = one.looks
+    await asyncio.sleep(0.01)
+    assert one.looks == seen
+    assert one.dog._stopped.is_set()

@@ -1,0 +1,84 @@
+"""What a worker says of itself over HTTP."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+
+from streams.metrics import Metrics
+from streams.web import Web
+
+
+class Site:
+    def __init__(self) -> None:
+        self.health: dict[str, Any] = {"ok": True, "lag": 3}
+        self.asked: list[str] = []
+        self.metrics = Metrics()
+        self.web = Web(self.metrics, lambda: self.health, self.describe)
+
+    async def describe(self, user_id: str) -> dict[str, Any] | None:
+        self.asked.append(user_id)
+        return {"user_id": user_id, "events": 2} if user_id != "nobody" else None
+
+    async def get(self, path: str) -> tuple[int, Mapping[str, str], str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://{self.web.address}{path}") as response,
+        ):
+            return response.status, response.headers, await response.text()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    await site.web.start("127.0.0.1", 0)
+    yield site
+    await site.web.stop()
+
+
+async def test_a_healthy_worker_says_so(site: Site) -> None:
+    status, headers, body = await site.get("/healthz")
+    assert (status, body) == (200, '{"ok":true,"lag":3}')
+    assert headers["Content-Type"].startswith("application/json")
+
+
+async def test_a_worker_that_is_not_well_answers_503_with_the_reason(site: Site) -> None:
+    site.health = {"ok": False, "reason": "clicks-2 stands still"}
+    status, _, body = await site.get("/healthz")
+    assert status == 503
+    assert "clicks-2 stands still" in body
+
+
+async def test_metrics_are_those_of_this_worker_in_prometheus_format(site: Site) -> None:
+    site.metrics.clicks_total.inc(7)
+    status, headers, body = await site.get("/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain")
+    assert "\nheadwater_clicks_total 7.0\n" in body
+
+
+async def test_a_user_is_described_under_any_id(site: Site) -> None:
+    status, _, body = await site.get("/users/caf%C3%A9%20%E2%98%95%2F1")
+    assert status == 200
+    assert site.asked == ["café ☕/1"]
+    assert '"events":2' in body
+
+
+async def test_an_unknown_user_is_a_404_that_names_the_user(site: Site) -> None:
+    status, _, body = await site.get("/users/nobody")
+    assert status == 404
+    assert "nobody" in body
+
+
+async def test_a_taken_port_is_an_error_and_not_a_silence(site: Site) -> None:
+    assert site.web.address is not None
+    port = int(site.web.address.rsplit(":", 1)[1])
+    other = Web(Metrics(), dict, site.describe)
+    with pytest.raises(OSError, match="address already in use"):
+        await other.start("127.0.0.1", port)
+    await other.stop()
+
+
+async def test_stopping_what_was_never_started_is_harmless() -> None:
+    await Site().web.stop()
