@@ -321,11 +321,15 @@ class RequestPath:
             each.unanswered.answered()
 
     async def _replies(self, held: list[_Held], partition: Partition) -> list[_Reply]:
-        late = [each for each in held if each.left_ms <= 0]
-        replies = [
-            self._refusal(each, partition, "expired", "deadline", _late(each, partition)) for each in late
-        ]
-        live = [each for each in held if each.left_ms > 0]
+        replies: list[_Reply] = []
+        live: list[_Held] = []
+        for (
+            each
+        ) in held:  # the clock is asked once: a request that falls between two looks would go unanswered
+            if each.left_ms > 0:
+                live.append(each)
+            else:
+                replies.append(self._refusal(each, partition, "expired", "deadline", _late(each, partition)))
         if not live:
             return replies
         started = time.perf_counter()

@@ -1,0 +1,548 @@
+"""A batch of requests, from records to answers: waiting for clicks, deadlines, refusals, proofs."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, cast
+
+import jsonschema
+import pytest
+import pytest_asyncio
+from aiokafka import ConsumerRecord
+
+from streams import encoder as encoders
+from streams import requests
+from streams.encoder import Encoder
+from streams.engine import Batch, Lost, StopWorker
+from streams.features import item_key
+from streams.index import Point
+from streams.index.edge import EdgeIndex
+from streams.messages import Response, decode_response, schemas
+from streams.recall.pipeline import Recall
+from streams.requests import RequestPath
+from streams.routing import Router, forwarded
+from streams.trends import PopularItem
+from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TEXTS = {
+    "dark roast": "Ground coffee, dark roast, 12 oz",
+    "espresso": "Espresso coffee beans, whole bean",
+    "decaf": "Decaf ground coffee, medium roast",
+    "filters": "Paper coffee filters, 100 ct",
+    "green tea": "Green tea bags, 20 ct",
+    "shampoo": "Shampoo for dry hair",
+    "dog food": "Dry dog food, chicken, 20 lb",
+    "cat litter": "Clumping cat litter",
+    "batteries": "Alkaline batteries, AA, 8 pack",
+}
+CATEGORIES = {"shampoo": "care", "dog food": "pets", "cat litter": "pets"}
+LONG_MS = 30_000
+PARTITIONS = 4
+
+
+@pytest.fixture(scope="module")
+def starter() -> Encoder:
+    return encoders.load(STARTER)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def index(starter: Encoder, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EdgeIndex]:
+    edge = await EdgeIndex.open(tmp_path_factory.mktemp("index"), starter.dim)
+    vectors = starter.encode_items(list(TEXTS.values()))
+    await edge.put(
+        [
+            Point(
+                item_key(item_id),
+                item_id,
+                vector,
+                {"item_id": item_id, "category": CATEGORIES.get(item_id, "grocery"), "available": True},
+                None,
+                0,
+                offset,
+            )
+            for offset, (item_id, vector) in enumerate(zip(TEXTS, vectors, strict=True))
+        ]
+    )
+    yield edge
+    await edge.close()
+
+
+class Asked(InterestsWorker):
+    """An interests worker that also answers requests."""
+
+    def __init__(self, encoder: Encoder, index: EdgeIndex, **options: Any) -> None:
+        super().__init__(TEXTS, encoder=encoder, **options)
+        self.tasks: set[asyncio.Future[None]] = set()
+        self.index_ready = True
+        self.requests = RequestPath(
+            self.profiles,
+            self.vectors,
+            self.encoder,
+            self.threads,
+            Recall(index),
+            cast(Any, self.producer),
+            self.dead_letters,
+            self.metrics,
+            settings=self.settings,
+            topics=self.topics,
+            popular=lambda: [PopularItem(item_key("batteries"), "batteries", 3.0)],
+            catalog=lambda: {0: 8},
+            is_index_ready=lambda: self.index_ready,
+            guard=self.tasks.add,
+        )
+
+    def request(self, user: str, request_id: str = "r1", **fields: Any) -> ConsumerRecord:
+        names = ("partition", "offset", "headers", "timestamp_ms")
+        place = {name: fields.pop(name) for name in names if name in fields}
+        message = {"request_id": request_id, "user_id": user, "deadline_ms": LONG_MS, **fields}
+        return self.record(self.topics.requests, user.encode(), json.dumps(message).encode(), **place)
+
+    async def ask(self, *records: ConsumerRecord) -> Batch:
+        batch = self.batch(records)
+        await self.requests.handle(batch)
+        return batch
+
+    def responses(self) -> dict[str, Response]:
+        return {
+            response.request_id: response
+            for record in self.producer.records(self.topics.responses)
+            for response in [decode_response(record.value)]
+        }
+
+    async def answer(self, user: str, **fields: Any) -> Response:
+        request_id = f"r{len(self.responses())}"
+        await self.ask(self.request(user, request_id, **fields))
+        return self.responses()[request_id]
+
+    async def close(self) -> None:
+        await asyncio.gather(*self.tasks)
+        self.requests.drop_parked()
+        await super().close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def worker(starter: Encoder, index: EdgeIndex) -> AsyncIterator[Asked]:
+    worker = Asked(starter, index)
+    yield worker
+    await worker.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def wide(starter: Encoder, index: EdgeIndex) -> AsyncIterator[Asked]:
+    worker = Asked(
+        starter, index, partitions=PARTITIONS, owned=range(PARTITIONS), reply_topics=("shop.replies",)
+    )
+    yield worker
+    await worker.close()
+
+
+def after(offset: int, partition: int = 0) -> dict[str, int]:
+    return {"partition": partition, "offset": offset}
+
+
+# What an answer holds
+
+
+async def test_a_user_who_clicks_coffee_gets_coffee_and_what_was_clicked_is_left_out(worker: Asked) -> None:
+    await worker.apply(worker.click("ann", "dark roast"))
+    response = await worker.answer("ann", limit=2)
+    assert response.status == "ok"
+    assert {item.item_id for item in response.items} <= {"espresso", "decaf", "filters"}
+    seen = await worker.answer("ann", limit=1, exclude_seen=False)
+    assert seen.items[0].item_id == "dark roast"
+
+
+async def test_the_answer_proves_what_it_reflects(worker: Asked) -> None:
+    await worker.apply(worker.click("ann", "dark roast"), worker.click("bob", "green tea"))
+    record = worker.click("ann", "no such item", event_id="the last")
+    await worker.apply(record)
+    response = await worker.answer("ann")
+    assert response.reflects is not None
+    proof = response.reflects
+    assert (proof.partition, proof.offset, proof.events, proof.pending) == (0, 2, 2, 1)
+    assert proof.last_event_id == "the last"
+    assert proof.last_event_at_ms == json.loads(record.value)["at_ms"]
+    assert response.model == worker.encoder.id
+    assert response.catalog == {0: 8}
+    assert {"read", "recall", "total"} <= set(response.timings_ms)
+
+
+async def test_marks_of_retractions_are_no_events_of_the_proof(worker: Asked) -> None:
+    await worker.apply(
+        worker.click("ann", "dark roast", event_id="e1"), worker.click("ann", "shampoo", event_id="e2")
+    )
+    await worker.apply(worker.click("ann", action="retract", event_id="e1"))
+    response = await worker.answer("ann")
+    assert response.reflects is not None
+    assert response.reflects.events == 1
+    assert response.reflects.last_event_id == "e2"
+
+
+async def test_an_unknown_user_gets_what_is_popular(worker: Asked) -> None:
+    response = await worker.answer("nobody")
+    assert (response.status, [item.item_id for item in response.items]) == ("ok", ["batteries"])
+    assert response.reflects is not None
+    assert (response.reflects.events, response.reflects.last_event_id) == (0, None)
+
+
+async def test_what_if_events_count_for_one_answer_and_are_stored_nowhere(worker: Asked) -> None:
+    response = await worker.answer(
+        "ann", limit=2, session=[{"item_id": "dark roast"}, {"item_id": "espresso"}]
+    )
+    assert {item.item_id for item in response.items} <= {"decaf", "filters"}
+    assert b"ann" not in worker.partition().columns.rows
+    again = await worker.answer("ann")
+    assert [item.item_id for item in again.items] == ["batteries"]
+
+
+async def test_a_text_query_needs_no_history(worker: Asked) -> None:
+    response = await worker.answer("ann", query="food for my dog", limit=1, sources={"query": 1.0})
+    assert (response.items[0].item_id, response.items[0].source) == ("dog food", "query")
+
+
+async def test_filter_exclusion_and_limit_hold(worker: Asked) -> None:
+    await worker.apply(worker.click("ann", "dark roast"))
+    response = await worker.answer("ann", filter={"category": "pets"}, exclude=["cat litter"], limit=5)
+    assert [item.item_id for item in response.items] == ["dog food"]
+
+
+async def test_reasons_name_the_users_own_events_only_when_asked_for(worker: Asked) -> None:
+    await worker.apply(worker.click("ann", "dark roast", action="purchase"), worker.click("ann", "dog food"))
+    explained = await worker.answer("ann", limit=1, explain=True, filter={"category": "grocery"})
+    because = explained.items[0].because
+    assert because[0].item_id == "dark roast"
+    assert because[0].action == "purchase"
+    assert sum(reason.share for reason in because) == pytest.approx(1.0, abs=1e-3)
+    assert (await worker.answer("ann", limit=1)).items[0].because == []
+
+
+async def test_every_answer_fits_the_printed_schema(worker: Asked) -> None:
+    await worker.apply(worker.click("ann", "dark roast"))
+    await worker.answer("ann", explain=True)
+    await worker.answer("ann", limit=0)
+    await worker.answer("ann", deadline_ms=1, timestamp_ms=now_ms() - 5)
+    worker.index_ready = False
+    await worker.answer("ann")
+    records = worker.producer.records(worker.topics.responses)
+    statuses = set()
+    for record in records:
+        message = json.loads(record.value)
+        jsonschema.validate(message, schemas()["Response"], jsonschema.Draft202012Validator)
+        statuses.add(message["status"])
+        assert record.key == b"ann"
+    assert statuses == {"ok", "rejected", "expired", "degraded"}
+
+
+# Waiting for a click
+
+
+async def test_a_request_waits_for_its_click_and_holds_nobody_up(worker: Asked) -> None:
+    parked = await worker.ask(worker.request("ann", "waits", after=after(0)))
+    assert worker.responses() == {}
+    assert parked in worker.consumer.released
+    assert parked not in worker.consumer.finished
+    assert worker.measured("parked_requests") == 1
+    other = await worker.ask(worker.request("bob", "goes"))
+    assert set(worker.responses()) == {"goes"}
+    assert other in worker.consumer.finished
+    await worker.apply(worker.click("ann", "dark roast"))
+    await until(lambda: "waits" in worker.responses())
+    response = worker.responses()["waits"]
+    assert response.status == "ok"
+    assert response.reflects is not None
+    assert (response.reflects.offset, response.reflects.events) == (0, 1)
+    await until(lambda: parked in worker.consumer.finished)
+    assert worker.measured("parked_requests") == 0
+
+
+async def test_a_click_that_is_applied_already_is_not_waited_for(worker: Asked) -> None:
+    await worker.apply(worker.click("ann", "dark roast"))
+    assert (await worker.answer("ann", after=after(0))).status == "ok"
+
+
+async def test_a_bad_click_wakes_who_waits_for_its_offset(worker: Asked) -> None:
+    await worker.ask(worker.request("ann", after=after(0)))
+    await worker.apply(worker.record(worker.topics.clicks, b"ann", b"{"))
+    await until(worker.responses)
+    assert worker.responses()["r1"].status == "ok"
+
+
+async def test_a_batch_is_finished_with_the_last_of_its_requests(worker: Asked) -> None:
+    batch = await worker.ask(
+        worker.request("ann", "now"),
+        worker.request("ann", "second", after=after(1)),
+        worker.request("ann", "first", after=after(0)),
+    )
+    await worker.apply(worker.click("ann", "dark roast"))
+    await until(lambda: "first" in worker.responses())
+    assert set(worker.responses()) == {"now", "first"}
+    assert batch not in worker.consumer.finished
+    await worker.apply(worker.click("ann", "decaf"))
+    await until(lambda: batch in worker.consumer.finished)
+    assert set(worker.responses()) == {"now", "first", "second"}
+
+
+async def test_a_click_that_does_not_come_lets_the_request_expire_with_where_things_are(
+    worker: Asked,
+) -> None:
+    batch = await worker.ask(worker.request("ann", after=after(7), deadline_ms=30))
+    await until(worker.responses)
+    response = worker.responses()["r1"]
+    assert response.status == "expired"
+    assert response.error is not None
+    assert "offset 7 of partition 0 was not applied within 30 ms" in response.error.message
+    assert "partition 0 is at -1" in response.error.message
+    assert response.items == []
+    await until(lambda: batch in worker.consumer.finished)
+    assert worker.requests.parked == 0
+
+
+async def test_a_request_read_after_its_deadline_expires(worker: Asked) -> None:
+    response = await worker.answer("ann", deadline_ms=1_000, timestamp_ms=now_ms() - 5_000)
+    assert response.status == "expired"
+    assert response.error is not None
+    assert "1000 ms were over before the request was read" in response.error.message
+
+
+async def test_a_request_whose_deadline_passes_between_two_looks_is_answered(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([1.0])
+    monkeypatch.setattr(requests._Held, "left_ms", property(lambda held: next(looks, -1.0)))
+    assert (await worker.answer("ann")).status in ("ok", "degraded")
+
+
+async def test_beyond_the_bound_of_parked_requests_others_are_refused_and_told_so(
+    starter: Encoder, index: EdgeIndex
+) -> None:
+    worker = Asked(starter, index, max_parked=2)
+    await worker.ask(*(worker.request("ann", f"r{number}", after=after(5)) for number in range(4)))
+    assert {name: response.status for name, response in worker.responses().items()} == {
+        "r2": "rejected",
+        "r3": "rejected",
+    }
+    error = worker.responses()["r2"].error
+    assert error is not None
+    assert (error.code, "2 requests wait already, expected at most 2" in error.message) == (
+        "overloaded",
+        True,
+    )
+    assert (await worker.answer("ann")).status == "ok"
+    await worker.close()
+
+
+async def test_at_a_rebalance_the_parked_are_dropped_unanswered(worker: Asked) -> None:
+    batch = await worker.ask(worker.request("ann", after=after(0), deadline_ms=50))
+    worker.requests.drop_parked()
+    await worker.apply(worker.click("ann", "dark roast"))
+    await asyncio.sleep(0.1)  # past the deadline: its timer is gone too
+    assert worker.responses() == {}
+    assert batch not in worker.consumer.finished
+    assert worker.measured("parked_requests") == 0
+
+
+async def test_while_the_partition_is_read_requests_with_after_wait_and_others_say_restoring(
+    starter: Encoder, index: EdgeIndex
+) -> None:
+    worker = Asked(starter, index, owned=())
+    partition = worker.own(0, is_open=False)
+    await worker.ask(worker.request("ann", "waits", after=after(3)), worker.request("ann", "now"))
+    assert {name: (each.status, each.rung) for name, each in worker.responses().items()} == {
+        "now": ("degraded", "restoring")
+    }
+    partition.watermark = 3
+    partition.gate.open()
+    partition.advance(3)
+    await until(lambda: "waits" in worker.responses())
+    assert worker.responses()["waits"].status == "ok"
+    await worker.close()
+
+
+async def test_while_the_index_is_read_answers_say_restoring(worker: Asked) -> None:
+    worker.index_ready = False
+    response = await worker.answer("ann")
+    assert (response.status, response.rung) == ("degraded", "restoring")
+
+
+# Strays
+
+
+def away_from_home(user: str) -> tuple[int, int]:
+    home = Router(PARTITIONS).partition_of(user.encode())
+    return home, (home + 1) % PARTITIONS
+
+
+async def test_a_stray_request_is_forwarded_and_answered_at_home_by_its_first_deadline(wide: Asked) -> None:
+    home, away = away_from_home("ann")
+    sent_ms = now_ms() - 10_000
+    record = wide.request("ann", partition=away, timestamp_ms=sent_ms, deadline_ms=5_000)
+    batch = await wide.ask(record)
+    assert wide.responses() == {}
+    assert batch in wide.consumer.finished
+    (sent,) = wide.producer.records(wide.topics.requests)
+    assert sent.partition == home
+    await wide.ask(
+        wide.record(wide.topics.requests, b"ann", sent.value, partition=home, headers=sent.headers)
+    )
+    assert wide.responses()["r1"].status == "expired"
+    assert wide.measured("strays_total", topic=wide.topics.requests) == 1
+
+
+async def test_after_in_stray_coordinates_waits_for_the_forwarded_click(wide: Asked) -> None:
+    home, away = away_from_home("ann")
+    await wide.ask(wide.request("ann", partition=home, after=after(12, away)))
+    await wide.apply(wide.click("ann", "green tea", partition=home))
+    await asyncio.gather(*wide.tasks)
+    assert wide.responses() == {}
+    outgoing = forwarded(wide.click("ann", "dark roast", partition=away, offset=12), b"ann")
+    await wide.apply(
+        wide.record(wide.topics.clicks, b"ann", outgoing.value, partition=home, headers=outgoing.headers)
+    )
+    await until(wide.responses)
+    response = wide.responses()["r1"]
+    assert response.status == "ok"
+    assert response.reflects is not None
+    assert response.reflects.events == 2
+
+
+async def test_a_request_that_is_misrouted_twice_is_dead_lettered(wide: Asked) -> None:
+    _, away = away_from_home("ann")
+    outgoing = forwarded(wide.request("ann", partition=away), b"ann")
+    await wide.ask(
+        wide.record(wide.topics.requests, b"ann", outgoing.value, partition=away, headers=outgoing.headers)
+    )
+    assert [reason for reason, _, _ in wide.letters()] == ["misrouted"]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "said"),
+    [
+        ({"limit": "10"}, "bad_field", "limit: got '10', expected `int`"),
+        ({"limit": 10**9}, "bad_field", "limit: got 1000000000"),
+        ({"filter": {"colour": "red"}}, "bad_filter", "colour"),
+        ({"filter": {"or": [{"category": str(n)} for n in range(1000)]}}, "bad_filter", "64"),
+        (
+            {"after": {"partition": 9, "offset": 0}},
+            "unknown_partition",
+            "after.partition: got 9, expected 0 to 0",
+        ),
+        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular"),
+        ({"at_ms": now_ms() + 10**11}, "time_in_future", "at_ms: got"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_an_invalid_request_is_rejected_with_the_reason(
+    worker: Asked, fields: Mapping[str, Any], code: str, said: str
+) -> None:
+    batch = await worker.ask(worker.request("ann", **fields), worker.request("bob", "good"))
+    response = worker.responses()["r1"]
+    assert response.status == "rejected"
+    assert response.error is not None
+    assert response.error.code == code
+    assert said in response.error.message
+    assert worker.responses()["good"].status == "ok"
+    assert worker.letters() == []
+    assert batch in worker.consumer.finished
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b'{"user_id":"ann"}', b'{"a":' * 10_000])
+async def test_a_request_without_a_readable_id_goes_to_the_dead_letters(
+    worker: Asked, value: bytes | None
+) -> None:
+    batch = await worker.ask(
+        worker.record(worker.topics.requests, b"ann", value), worker.request("bob", "good")
+    )
+    assert len(worker.letters()) == 1
+    assert set(worker.responses()) == {"good"}
+    assert batch in worker.consumer.finished
+
+
+async def test_a_batch_of_nothing_but_bad_requests_is_finished(worker: Asked) -> None:
+    batch = await worker.ask(worker.record(worker.topics.requests, b"ann", b"{"))
+    assert batch in worker.consumer.finished
+
+
+@pytest.mark.parametrize(
+    ("correlation", "reply"),
+    [
+        ("correlation_id", "reply_to"),
+        ("kafka_correlationId", "kafka_replyTopic"),
+        ("Faust-Ag-CorrelationId", "Faust-Ag-ReplyTo"),
+    ],
+)
+async def test_answers_go_where_the_headers_say_with_the_correlation_echoed(
+    wide: Asked, correlation: str, reply: str
+) -> None:
+    home, _ = away_from_home("ann")
+    headers = [(correlation, b"\x00\x07"), (reply, b"shop.replies")]
+    await wide.ask(wide.request("ann", partition=home, headers=headers))
+    assert wide.responses() == {}
+    (record,) = wide.producer.records("shop.replies")
+    assert list(record.headers) == [(correlation, b"\x00\x07")]
+
+
+async def test_a_reply_topic_that_is_not_allowed_is_refused_on_the_responses_topic(wide: Asked) -> None:
+    home, _ = away_from_home("ann")
+    headers = [("correlation_id", b"7"), ("reply_to", b"secrets")]
+    await wide.ask(wide.request("ann", partition=home, headers=headers))
+    response = wide.responses()["r1"]
+    assert response.error is not None
+    assert response.error.code == "reply_topic_not_allowed"
+    assert "'secrets'" in response.error.message
+    assert "shop.replies" in response.error.message
+    assert wide.producer.records("secrets") == []
+    assert wide.producer.records(wide.topics.responses)[0].headers == (("correlation_id", b"7"),)
+
+
+# Faults
+
+
+async def test_of_a_batch_that_our_own_code_fails_on_the_culprit_alone_is_refused(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = worker.encoder.encode_items
+
+    def brittle(texts: list[str], item_ids: list[str] | None = None) -> Any:
+        if "poison" in texts:
+            raise ArithmeticError("secret details")
+        return encode(texts, item_ids)
+
+    monkeypatch.setattr(worker.encoder, "encode_items", brittle)
+    queries = ["tea", "coffee", "poison", "dog", "cat"]
+    batch = await worker.ask(*(worker.request("ann", query, query=query) for query in queries))
+    statuses = {name: response.status for name, response in worker.responses().items()}
+    assert statuses == {query: "rejected" if query == "poison" else "ok" for query in queries}
+    error = worker.responses()["poison"].error
+    assert error is not None
+    assert error.code == "internal_error"
+    assert "secret details" not in error.message
+    assert batch in worker.consumer.finished
+
+
+async def test_a_broker_that_takes_no_answers_stops_the_worker_unacknowledged(worker: Asked) -> None:
+    worker.producer.down = True
+    with pytest.raises(StopWorker, match="did not acknowledge"):
+        await worker.ask(worker.request("ann"))
+    assert worker.consumer.finished == []
+
+
+async def test_requests_of_a_partition_that_is_not_ours_are_left_to_its_owner(worker: Asked) -> None:
+    worker.partition().owned = False
+    with pytest.raises(Lost):
+        await worker.ask(worker.request("ann"))
+    assert worker.responses() == {}
+
+
+async def test_many_requests_of_one_batch_get_their_own_answers(worker: Asked) -> None:
+    users = [f"user {number}" for number in range(40)]
+    liked = ["dark roast", "shampoo", "dog food", "green tea"]
+    await worker.apply(*(worker.click(user, liked[n % 4]) for n, user in enumerate(users)))
+    await worker.ask(*(worker.request(user, user, limit=1, exclude_seen=False) for user in users))
+    got = {name: response.items[0].item_id for name, response in worker.responses().items()}
+    assert got == {user: liked[n % 4] for n, user in enumerate(users)}
+    assert worker.measured("requests_total", status="ok") == 40
