@@ -113,6 +113,7 @@ class HeadwaterClient:
         self._topics = Topics.named(self._settings.topic_prefix)
         self._remembered_users = remembered_users
         self._last_clicks: OrderedDict[str, Position] = OrderedDict()
+        self._last_at_ms: OrderedDict[str, int] = OrderedDict()
         self._waiting: dict[str, asyncio.Future[Response]] = {}
         self._producer: AIOKafkaProducer | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -167,7 +168,8 @@ class HeadwaterClient:
         """Publish one event of a user and wait until the broker has stored it.
 
         The position is what a request's `after` demands. `event_id` makes a repeated event harmless: give the id
-        your system knows it by, where there is one. For `retract` it names the event to take back.
+        your system knows it by, where there is one. For `retract` it names the event to take back. Without `at_ms`
+        it is now, and later than the clicks of the same user before it: events of one millisecond have no order.
 
         Raises BadMessage (a field is not allowed) or NotPublished.
         """
@@ -176,7 +178,7 @@ class HeadwaterClient:
         click = Click(
             event_id or uuid.uuid4().hex,
             user_id,
-            now_ms if at_ms is None else at_ms,
+            self._next_at_ms(user_id, now_ms) if at_ms is None else at_ms,
             item_id,
             action,
             raw_context,
@@ -388,6 +390,13 @@ class HeadwaterClient:
                 "then publish it again with the same id"
             ) from error
         return Position(written.partition, written.offset)
+
+    def _next_at_ms(self, user_id: str, now_ms: int) -> int:
+        at_ms = max(now_ms, self._last_at_ms.pop(user_id, 0) + 1)
+        self._last_at_ms[user_id] = at_ms
+        while len(self._last_at_ms) > self._remembered_users:
+            self._last_at_ms.popitem(last=False)
+        return at_ms
 
     def _remember(self, user_id: str, position: Position) -> None:
         known = self._last_clicks.pop(user_id, None)

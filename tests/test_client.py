@@ -170,6 +170,17 @@ async def test_of_clicks_published_at_once_the_last_one_stored_is_demanded(syste
         assert client.last_click("ann") == max(places, key=lambda place: place.offset)
 
 
+async def test_clicks_of_one_user_keep_their_order_within_a_millisecond(
+    system: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.client.time.time_ns", lambda: 1_700_000_000_000_000_000)
+    clicks = Topics.named(system.topic_prefix).clicks
+    async with HeadwaterClient(system) as client:
+        places = [await client.click("ann", f"coffee-{n}") for n in range(3)]
+    found = [decode_click(*await last_record(system, clicks, place), 1_700_000_000_000) for place in places]
+    assert [click.at_ms - 1_700_000_000_000 for click in found] == [0, 1, 2]
+
+
 async def test_many_requests_in_flight_each_get_their_own_answer(system: Settings) -> None:
     held: list[Request] = []
 
