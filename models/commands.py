@@ -29,10 +29,13 @@ def train_starter(
     *,
     steps: int | None = None,
     seed: int = 0,
-    threads: int = 2,
+    threads: int = 1,
     command: str = "headwater train starter",
 ) -> Encoder:
-    """Data -> model -> bundle -> figures. Needs torch and transformers (the extras `train` and `export`)."""
+    """Data -> model -> bundle -> figures. Needs torch and transformers (the extras `train` and `export`).
+
+    One thread by default: on cores that others use too, torch's threads wait for each other most of the time.
+    """
     import torch
 
     from models.export import with_figures
@@ -119,7 +122,7 @@ def _interests(encoder: Encoder, vectors: Floats, log: Log, now_ms: int, report:
     """Interests of all users at one moment, from their newest L events, through the bundle's own graphs."""
     users = len(log.users)
     interests = np.zeros((users, encoder.interests, encoder.dim), dtype=np.float32)
-    known: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1)
+    known = np.asarray(np.isfinite(vectors).all(axis=1))
     for start in range(0, users, 256):
         chosen = np.arange(start, min(start + 256, users))
         rows, mask = newest(log, chosen, log.starts[chosen + 1], encoder.log_length)

@@ -94,7 +94,7 @@ def catalog(data: Path | None = None) -> pl.DataFrame:
     kinds = _readable(products["product_type"])
     categories = _readable(products["product_category"])
     departments = _readable(products["department"])
-    names = pl.coalesce("kind", "category", "department")
+    names = pl.coalesce("kind", "category", "department", pl.format("product {}", "product_id"))
     return (
         products.select(
             "product_id", "package_size", "price", "manufacturer_id", brand=pl.col("brand").str.to_lowercase()

@@ -96,7 +96,7 @@ def dot_products(interests: Floats, vectors: Floats) -> Scorer:
 
     Rows of NaN in `vectors` are items that were never encoded.
     """
-    missing: NDArray[np.bool_] = np.isnan(vectors).any(axis=1)
+    missing = np.asarray(np.isnan(vectors).any(axis=1))
     known = np.where(missing[:, None], np.float32(0), vectors)
 
     def scores(users: NDArray[np.int64]) -> Floats:

@@ -73,12 +73,16 @@ class Recurrent(nn.Module):
         exponential of a sum of logarithms (all of them negative, so nothing can overflow).
         """
         log_event = F.logsigmoid(self.keep) + math.log(self.config.keep_max)  # (S,)
-        log_keep = (log_event - gaps_s[..., None] * self.cooling.exp()) * mask[..., None]  # (users, T, S)
-        total = log_keep.sum(1, keepdim=True)
-        left = torch.exp(total - log_keep.cumsum(1))
+        # At e^-30 nothing is left in single precision; the bound keeps the sums below exact.
+        log_keep = (log_event - gaps_s[..., None] * self.cooling.exp()).clamp(min=-30.0) * mask[..., None]
+        # From the last event backwards, so that recent events, which count, are sums of few terms: (users, T, S)
+        log_left = log_keep.flip(1).cumsum(1).flip(1) - log_keep
+        left = torch.exp(log_left)
+        total = log_keep.sum(1)
         values = self.into(items) * torch.sigmoid(self.gate(items))
         values = values * (self.gain[actions] * mask)[..., None]
-        return state * torch.exp(total[:, 0]) + (values * left).sum(1)
+        new_state: Tensor = state * torch.exp(total) + (values * left).sum(1)
+        return new_state
 
     def read(self, state: Tensor, gap_to_now_s: Tensor) -> tuple[Tensor, Tensor]:
         """(users, S), (users,) -> interests (users, K, dim), weights (users, K)"""

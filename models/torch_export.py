@@ -1,5 +1,7 @@
 """From trained torch modules to ONNX graphs, and the proof that both compute the same."""
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,15 +107,19 @@ def _save(
     outputs: list[str],
     shapes: tuple[dict[int, Dim], ...],
 ) -> None:
-    torch.onnx.export(
-        module.eval(),
-        given,
-        path,
-        input_names=inputs,
-        output_names=outputs,
-        opset_version=OPSET,
-        dynamic_shapes=shapes,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    # The exporter warns of its own deprecated calls and of torchvision, which nothing here uses.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            given,
+            path,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )

