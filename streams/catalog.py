@@ -21,6 +21,7 @@ from streams.engine import Batch, Gate, Lost, StopWorker
 from streams.features import item_key, item_text
 from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, Point, Stamp, newer
 from streams.messages import (
+    MAX_ID_BYTES,
     BadMessage,
     Item,
     ItemVector,
@@ -134,11 +135,11 @@ class CatalogPath:
         encoding = self._encoded(slices[0]) if slices else None
         for index, part in enumerate(slices):
             assert encoding is not None
-            vectors = await encoding
+            kept, vectors = await self._without_culprits(part, encoding, letters)
             encoding = self._encoded(slices[index + 1]) if index + 1 < len(slices) else None
             if self._partitions.get(partition) is not versions:
                 raise Lost
-            await self._publish(partition, part, vectors, letters)
+            await self._publish(partition, kept, vectors, letters)
             versions.stamps.update((change.key, change.stamp) for change in part)
         await self._dead_letters.put(letters)
 
@@ -167,6 +168,11 @@ class CatalogPath:
         if record.value is None:
             if not record.key:
                 raise BadMessage("null_key", "key: got none, expected the id of the item to delete")
+            if len(record.key) > MAX_ID_BYTES:
+                raise BadMessage(
+                    "bad_field",
+                    f"key: got {len(record.key)} bytes, expected 1 to {MAX_ID_BYTES} bytes of UTF-8",
+                )
             try:
                 return record.key.decode(), None
             except UnicodeDecodeError:
@@ -196,6 +202,27 @@ class CatalogPath:
             nothing.set_result(np.zeros((0, self._encoder.dim), dtype=np.float32))
             return nothing
         return loop.run_in_executor(self._threads, run)
+
+    async def _without_culprits(
+        self,
+        changes: Sequence[_Change],
+        encoding: asyncio.Future[NDArray[np.float32]],
+        letters: list[DeadLetter],
+    ) -> tuple[list[_Change], NDArray[np.float32]]:
+        """The changes with the vectors of their items; what our own code fails on is halved out of them."""
+        try:
+            return list(changes), await encoding
+        except Exception as error:
+            if len(changes) == 1:
+                record = changes[0].record
+                log.exception(
+                    "item_failed", topic=record.topic, partition=record.partition, offset=record.offset
+                )
+                letters.append(DeadLetter(record, "internal_error", f"{type(error).__name__}: {error}"))
+                return [], np.zeros((0, self._encoder.dim), dtype=np.float32)
+            halves = (changes[: len(changes) // 2], changes[len(changes) // 2 :])
+            done = [await self._without_culprits(half, self._encoded(half), letters) for half in halves]
+            return [*done[0][0], *done[1][0]], np.concatenate([done[0][1], done[1][1]])
 
     async def _publish(
         self,

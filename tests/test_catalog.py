@@ -1,0 +1,350 @@
+"""A batch of catalog changes, from records to index and vectors topic, in the order of versions."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+from pathlib import Path
+from typing import Any, cast
+
+import jsonschema
+import numpy as np
+import pytest
+import pytest_asyncio
+from aiokafka import ConsumerRecord
+from faust.types import TP
+
+from streams import encoder as encoders
+from streams.catalog import CatalogPath, _Versions, point_of_vector
+from streams.dead_letters import DeadLetters
+from streams.encoder import Encoder
+from streams.engine import Batch, Lost, StopWorker
+from streams.features import item_key
+from streams.index import Query, Stamp, newer
+from streams.index.edge import EdgeIndex
+from streams.messages import decode_item_vector, schemas
+from streams.metrics import Metrics
+from streams.settings import Settings
+from streams.topics import Topics
+from tests.interests_worker import STARTER, Committed
+from tests.recording_producer import RecordingProducer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TEA, COFFEE = "tea", "coffee"
+
+
+@pytest.fixture(scope="module")
+def starter() -> Encoder:
+    return encoders.load(STARTER)
+
+
+class CatalogWorker:
+    """The catalog side of a worker without Kafka: real path, encoder and index; writes recorded."""
+
+    def __init__(self, encoder: Encoder, index: EdgeIndex | None) -> None:
+        self.topics = Topics.named("test.")
+        self.encoder, self.index = encoder, index
+        self.producer, self.metrics, self.consumer = RecordingProducer(1), Metrics(), Committed()
+        self.threads = ThreadPoolExecutor(1)
+        self.failures: list[str] = []
+        self.path = CatalogPath(
+            Settings(kafka_bootstrap_servers="127.0.0.1:1", catalog_partitions=1),
+            self.topics,
+            encoder,
+            self.threads,
+            cast(Any, self.producer),
+            index,
+            DeadLetters(cast(Any, self.producer), self.topics.dead_letters, self.metrics),
+            self.metrics,
+            self.failures.append,
+        )
+        self.own()
+        self._offset = 0
+
+    def own(self) -> None:
+        """Partition 0, opened on what the vectors topic says."""
+        versions = _Versions(1)
+        for record in self.producer.latest(self.topics.vectors).values():
+            found = point_of_vector(record)
+            assert found is not None
+            point = found[0]
+            versions.stamps[point.key] = newer(point, None) or Stamp(0, point.offset)
+        versions.gate.open()
+        self.path._partitions = {0: versions}
+
+    def record(self, key: str | bytes | None, value: bytes | None) -> ConsumerRecord:
+        self._offset += 1
+        raw = key.encode() if isinstance(key, str) else key
+        return ConsumerRecord(
+            self.topics.catalog, 0, self._offset, 1_700_000_000_000, 0, raw, value, None, 0, 0, ()
+        )
+
+    def item(self, item_id: str, **fields: Any) -> ConsumerRecord:
+        fields = {"item_id": item_id, "title": item_id, **fields}
+        return self.record(item_id, json.dumps(fields).encode())
+
+    def delete(self, item_id: str) -> ConsumerRecord:
+        return self.record(item_id, None)
+
+    async def apply(self, *records: ConsumerRecord) -> Batch:
+        batch = Batch(cast(Any, self.consumer), TP(self.topics.catalog, 0), records, 1)
+        await self.path.handle(batch)
+        return batch
+
+    async def title(self, item_id: str) -> str | None:
+        """As the index has it; None for no live item."""
+        assert self.index is not None
+        found = await self.index.items([item_key(item_id)])
+        return found[item_key(item_id)]["title"] if found else None
+
+    def published_title(self, item_id: str) -> str | None:
+        """As a worker that reads the vectors topic has it."""
+        record = self.producer.latest(self.topics.vectors)[item_id.encode()]
+        return decode_item_vector(record.value).payload["title"] if record.value is not None else None
+
+    def reasons(self) -> list[str]:
+        return [
+            dict(record.headers)["reason"].decode()
+            for record in self.producer.records(self.topics.dead_letters)
+        ]
+
+    async def close(self) -> None:
+        if self.index is not None:
+            await self.index.close()
+        self.threads.shutdown()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def worker(starter: Encoder, tmp_path: Path) -> AsyncIterator[CatalogWorker]:
+    worker = CatalogWorker(starter, await EdgeIndex.open(tmp_path / "index", starter.dim))
+    yield worker
+    await worker.close()
+
+
+async def test_an_item_is_found_by_its_text_once_its_batch_is_finished(worker: CatalogWorker) -> None:
+    batch = await worker.apply(
+        worker.item(TEA, title="Green tea bags", category="grocery", tags=["tea"], price=3.5),
+        worker.item("soap", title="Hand soap, lavender"),
+    )
+    assert worker.index is not None
+    (vector,) = worker.encoder.encode_items(["Green tea"])
+    ((best, *_),) = await worker.index.search([Query(vector, 2)])
+    assert best.item_id == TEA
+    assert worker.consumer.finished == [batch]
+    payload = (await worker.index.items([item_key(TEA)]))[item_key(TEA)]
+    assert (payload["category"], payload["tags"], payload["price"], payload["available"]) == (
+        *("grocery", ["tea"], 3.5, True),
+    )
+
+
+async def test_what_is_published_carries_vector_bundle_and_source_and_fits_its_schema(
+    worker: CatalogWorker,
+) -> None:
+    record = worker.item(TEA, title="Green tea bags", version=4)
+    await worker.apply(record)
+    (published,) = worker.producer.records(worker.topics.vectors)
+    jsonschema.validate(json.loads(published.value), schemas()["ItemVector"], jsonschema.Draft202012Validator)
+    message = decode_item_vector(published.value)
+    assert (message.bundle, message.partition, message.offset, message.version) == (
+        *(worker.encoder.id, 0, record.offset, 4),
+    )
+    (expected,) = worker.encoder.encode_items(["Green tea bags"], [TEA])
+    assert np.allclose(message.array(), expected, atol=1e-6)
+    assert published.timestamp == record.timestamp
+
+
+async def test_a_deleted_item_is_gone_and_its_delete_is_published(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, version=4))
+    gone = worker.delete(TEA)
+    await worker.apply(gone)
+    assert await worker.title(TEA) is None
+    published = worker.producer.latest(worker.topics.vectors)[b"tea"]
+    assert published.value is None
+    found = point_of_vector(published)
+    assert found is not None
+    assert (found[0].vector, found[0].version, found[0].offset) == (None, 4, gone.offset)
+
+
+async def test_deleted_stays_deleted_when_an_older_version_arrives_late(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, version=5))
+    await worker.apply(worker.delete(TEA))
+    await worker.apply(worker.item(TEA, version=4, title="an old one"))
+    assert await worker.title(TEA) is None
+    assert worker.published_title(TEA) is None
+    await worker.apply(worker.item(TEA, version=5, title="the same version, published after the delete"))
+    assert await worker.title(TEA) is not None
+
+
+async def test_an_older_version_never_overrides_a_newer_one(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, version=2, title="two"))
+    await worker.apply(worker.item(TEA, version=1, title="one"))
+    assert await worker.title(TEA) == worker.published_title(TEA) == "two"
+    await worker.apply(worker.item(TEA, title="no version: inherits, so the offset decides"))
+    assert "inherits" in str(await worker.title(TEA))
+    await worker.apply(worker.item(TEA, version=1, title="one again"))
+    assert "inherits" in str(worker.published_title(TEA))
+
+
+Step = tuple[str, int | None]  # what happens, and the version it carries
+STORY: tuple[Step, ...] = (("item", 3), ("delete", None), ("item", 2), ("item", None))
+
+
+@pytest.mark.parametrize(
+    "story", [*permutations(STORY)], ids=lambda story: ",".join(f"{w}{v or ''}" for w, v in story)
+)
+async def test_one_batch_and_many_end_in_the_same_place(starter: Encoder, story: tuple[Step, ...]) -> None:
+    ends = []
+    for one_batch in (True, False):
+        worker = CatalogWorker(starter, None)
+        records = [
+            worker.delete(TEA)
+            if what == "delete"
+            else worker.item(TEA, title=f"{what} {number}", version=version)
+            for number, (what, version) in enumerate(story)
+        ]
+        for batch in [records] if one_batch else [[record] for record in records]:
+            await worker.apply(*batch)
+        ends.append((worker.published_title(TEA), worker.path._partitions[0].stamps))
+        await worker.close()
+    assert ends[0] == ends[1]
+
+
+async def test_a_worker_that_takes_over_knows_the_versions_from_the_vectors_topic(
+    worker: CatalogWorker,
+) -> None:
+    await worker.apply(worker.item(TEA, version=5), worker.item(COFFEE, version=2), worker.item("none"))
+    await worker.apply(worker.delete(TEA))
+    before = dict(worker.path._partitions[0].stamps)
+    worker.own()
+    assert worker.path._partitions[0].stamps == before
+    await worker.apply(worker.item(TEA, version=4), worker.item(COFFEE, version=1))
+    assert worker.published_title(TEA) is None
+    assert len(worker.producer.records(worker.topics.vectors)) == 4
+
+
+async def test_a_batch_that_comes_again_writes_nothing(worker: CatalogWorker) -> None:
+    records = [worker.item(TEA), worker.item(COFFEE), worker.delete(TEA)]
+    await worker.apply(*records)
+    written = len(worker.producer.records(worker.topics.vectors))
+    assert written == 2  # of several changes of one item only the newest
+    await worker.apply(*records)
+    assert len(worker.producer.records(worker.topics.vectors)) == written
+
+
+async def test_more_items_than_a_slice_all_arrive_with_their_own_vectors(starter: Encoder) -> None:
+    worker = CatalogWorker(starter, None)
+    names = [f"product number {number}" for number in range(1_100)]
+    await worker.apply(*(worker.item(name) for name in names))
+    published = {
+        record.key.decode(): decode_item_vector(record.value).array()
+        for record in worker.producer.records(worker.topics.vectors)
+    }
+    assert set(published) == set(names)
+    expected = starter.encode_items(names)
+    for place in (0, 511, 512, 1_099):
+        assert np.allclose(published[names[place]], expected[place], atol=1e-5)
+    await worker.close()
+
+
+# Bad input and faults
+
+
+async def test_bad_items_go_to_the_dead_letters_and_the_others_are_indexed(worker: CatalogWorker) -> None:
+    batch = await worker.apply(
+        worker.item(TEA),
+        worker.record(None, b"{"),
+        worker.record(TEA, b"{}"),
+        worker.record("other", json.dumps({"item_id": TEA, "title": "x"}).encode()),
+        worker.item("bare", title=""),
+        worker.item("dots", title=" . "),
+        worker.record(None, None),
+        worker.record(b"\xff", None),
+        worker.record("x" * 10_000, None),
+        worker.item("x" * 10_000),
+        worker.item(COFFEE),
+    )
+    assert worker.reasons() == [
+        *("bad_json", "bad_field", "key_mismatch", "no_text", "no_text"),
+        *("null_key", "bad_utf8", "bad_field", "bad_field"),
+    ]
+    assert await worker.title(TEA) == TEA
+    assert await worker.title(COFFEE) == COFFEE
+    assert worker.consumer.finished == [batch]
+
+
+class Broken:
+    """The starter with a bug: not finite for one text, failing on another."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Any:
+        if "poison" in texts:
+            raise ArithmeticError("this text breaks the encoder")
+        vectors = self._encoder.encode_items(texts, item_ids)
+        vectors[[text == "not a number" for text in texts]] = np.nan
+        return vectors
+
+
+async def test_a_vector_that_is_not_finite_reaches_neither_index_nor_topic(starter: Encoder) -> None:
+    worker = CatalogWorker(Broken(starter), None)  # type: ignore[arg-type]
+    await worker.apply(worker.item(TEA), worker.item("broken", title="not a number"), worker.item(COFFEE))
+    assert worker.reasons() == ["bad_vector"]
+    assert set(worker.producer.latest(worker.topics.vectors)) == {b"tea", b"coffee"}
+    await worker.close()
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+async def test_of_a_batch_that_our_own_code_fails_on_the_culprit_alone_is_dead_lettered(
+    starter: Encoder, place: int
+) -> None:
+    worker = CatalogWorker(Broken(starter), None)  # type: ignore[arg-type]
+    await worker.apply(worker.item("old"))
+    titles = [f"product {number}" for number in range(6)]
+    records = [
+        worker.item(f"item {n}", title="poison" if n == place else title) for n, title in enumerate(titles)
+    ]
+    batch = await worker.apply(*records[:3], worker.delete("old"), *records[3:])
+    assert worker.reasons() == ["internal_error"]
+    published = worker.producer.latest(worker.topics.vectors)
+    assert set(published) == {b"old", *(f"item {n}".encode() for n in range(6) if n != place)}
+    assert published[b"old"].value is None
+    for number, title in enumerate(titles):
+        if number != place:
+            message = decode_item_vector(published[f"item {number}".encode()].value)
+            assert np.allclose(message.array(), starter.encode_items([title])[0], atol=1e-5)
+    assert batch in worker.consumer.finished
+    await worker.close()
+
+
+async def test_a_broker_that_takes_no_writes_stops_the_worker_unacknowledged(starter: Encoder) -> None:
+    worker = CatalogWorker(starter, None)
+    worker.producer.down = True
+    with pytest.raises(StopWorker, match="did not acknowledge"):
+        await worker.apply(worker.item(TEA))
+    assert worker.consumer.finished == []
+    assert worker.path._partitions[0].stamps == {}
+    await worker.close()
+
+
+async def test_a_partition_that_was_taken_away_writes_nothing(worker: CatalogWorker) -> None:
+    worker.path.freeze()
+    with pytest.raises(Lost):
+        await worker.apply(worker.item(TEA))
+    assert worker.producer.records(worker.topics.vectors) == []
+
+
+async def test_whoever_waits_for_a_partition_to_open_is_sent_away_at_a_rebalance(
+    worker: CatalogWorker,
+) -> None:
+    worker.path._partitions = {0: _Versions(2)}
+    waiting = asyncio.ensure_future(worker.apply(worker.item(TEA)))
+    await asyncio.sleep(0)
+    worker.path.interrupt()
+    with pytest.raises(Lost):
+        await waiting
