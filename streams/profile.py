@@ -3,6 +3,10 @@
 A log holds the newest ``capacity`` entries ordered by (time, event key), so that any order, duplication or
 batching of the same events gives the same log. A retraction leaves a mark in it, so that a later copy of the
 retracted event is not applied.
+
+What one log cannot remember is the limit of that: a retraction dated *before* its event, and come before it, is lost
+if ``capacity`` newer events (or a forget) push its mark out before the event arrives. So a retraction should carry
+the time at which it was made.
 """
 
 from bisect import insort

@@ -125,6 +125,14 @@ def test_a_state_of_another_size_is_stale_and_the_log_is_kept() -> None:
     assert other.last_event[1] == columns.last_event[1]
 
 
+def test_a_windowed_encoders_record_is_the_log_without_a_state() -> None:
+    columns, rows = filled([[Event(1, 1, 1, 1)], []], state_size=0)
+    other = restored(pack(columns, rows, STAMP), state_size=0)
+    assert other.log(np.array([0])).events(0) == [Event(1, 1, 1, 1)]
+    assert not other.stale.any()
+    assert other.last_event[1] == columns.last_event[1]
+
+
 def test_records_of_several_bundles_can_lie_side_by_side() -> None:
     columns, rows = filled([[Event(1, 1, 1, 1)], [Event(2, 2, 2, 2)]])
     ours, theirs = pack(columns, rows[:1], STAMP) + pack(columns, rows[1:], STAMP._replace(bundle=1))
