@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import faust
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage, Message
@@ -131,6 +133,34 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             heartbeat_interval_ms=int(min(3.0, settings.session_timeout_s / 5) * 1000),
             metadata_max_age_ms=30_000,
         )
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit what is still ours. Runs in the consumer's thread.
+
+        Faust takes a refusal for a crash and ends its consumer for good, without a word to the process. A group that
+        has begun its next generation refuses every late commit, and that harms nothing: what is not committed is
+        read again, and skipped by the applied offsets of its users.
+        """
+        app = cast(EngineApp, self.app)
+        assigned = self.assignment()
+        mine = {
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, "")
+            for tp, offset in offsets.items()
+            if tp in assigned
+        }
+        try:
+            await self._ensure_consumer().commit(mine)
+        except (CommitFailedError, IllegalStateError) as error:
+            log.info("commit_refused", group=app.conf.id, error=type(error).__name__)
+            return False
+        except KafkaError as error:
+            app.loop.call_soon_threadsafe(
+                app.fail,
+                f"group {app.conf.id}: the broker refused a commit for good ({type(error).__name__}: {error}); "
+                "look at the rights of this user and at the broker's log",
+            )
+            return False
+        return True
 
 
 class BatchConsumer(driver.Consumer):
@@ -325,6 +355,13 @@ class EngineApp(faust.App):
         """Make the worker stop, unacknowledged, for ``reason``."""
         if not self.failed.done():
             self.failed.set_result(reason)
+
+    def _crash(self, reason: BaseException) -> None:
+        """Faust's services end themselves in silence when one of them fails; the process has to end with them."""
+        super()._crash(reason)
+        self.loop.call_soon_threadsafe(
+            self.fail, f"Faust's consumer ended: {type(reason).__name__}: {reason}"
+        )
 
     def interrupt(self) -> None:
         """A rebalance or stop begins: batches that only wait for their partition's state give up."""
