@@ -214,7 +214,10 @@ class ClickPath:
         if not job.calls:
             return job.state.astype(np.float16)
         started = time.perf_counter()
-        state = await asyncio.get_running_loop().run_in_executor(self._threads, job.run, self._encoder)
+        if job.is_small:
+            state = job.run(self._encoder)
+        else:
+            state = await asyncio.get_running_loop().run_in_executor(self._threads, job.run, self._encoder)
         self._step_seconds.observe(time.perf_counter() - started)
         return state
 

@@ -1,6 +1,6 @@
 """Encoder states of users: which calls of the step graph bring them up to date, prepared here, run in a thread."""
 
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,11 @@ from streams.fold import STEPS, Change, StepInput, counts_by_user, folded_entrie
 from streams.vectors import ItemVectors
 
 F32 = NDArray[np.float32]
+
+
+# Steps are microseconds of arithmetic on the CPU. A trip to a thread costs half a millisecond, or more on busy
+# cores, and is worth it only for what would hold the loop as long.
+_IN_PLACE_EVENTS: Final = 64
 
 
 class StepEncoder(Protocol):
@@ -27,6 +32,11 @@ class Job(NamedTuple):
     calls: list[tuple[StepInput, F32]]  # with the gathered item vectors (B, T, D)
     state_at_ms: I64  # (users,), after
     pending: I64  # (users,), after
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is better run where it stands than in another thread."""
+        return sum(call.mask.size for call, _ in self.calls) <= _IN_PLACE_EVENTS
 
     def run(self, encoder: StepEncoder) -> NDArray[np.float16]:
         state = self.state

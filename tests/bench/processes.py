@@ -1,6 +1,7 @@
 """Processes under measurement: a worker or a baseline, each on its own, watched from outside."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -111,16 +112,24 @@ class Worker:
         self.ready_s = 0.0  # from the start of its process
 
     async def health(self) -> dict[str, Any]:
-        async with self._http.get(f"{self.address}/healthz") as answer:
-            found: dict[str, Any] = await answer.json()
-            return found
+        found: dict[str, Any] = json.loads(await self._get("/healthz"))
+        return found
 
     async def metrics(self) -> dict[str, float]:
         """Every sample by its whole name, labels included: `headwater_lag{partition="0",topic="x"}`."""
-        async with self._http.get(f"{self.address}/metrics") as answer:
-            text = await answer.text()
+        text = await self._get("/metrics")
         lines = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
+
+    async def _get(self, path: str) -> str:
+        """Raises BenchError, with the worker's last words, when it does not answer."""
+        try:
+            async with self._http.get(f"{self.address}{path}") as answer:
+                return await answer.text()
+        except aiohttp.ClientError as error:
+            raise BenchError(
+                f"the worker does not answer ({error}):\n{self.process.last_words()}"
+            ) from error
 
     async def wait_ready(self) -> None:
         while True:
@@ -128,8 +137,8 @@ class Worker:
             try:
                 if (await self.health())["ready"]:
                     break
-            except aiohttp.ClientError:
-                pass
+            except BenchError:
+                pass  # it does not listen yet
             if time.monotonic() - self.process.started_s > START_S:
                 raise BenchError(
                     f"the worker was not ready after {START_S:.0f} s:\n{self.process.last_words()}"
