@@ -46,7 +46,7 @@ _USER_ERRORS: Final = (
     ("streams.settings", "SettingsError"),
     ("streams.topics", "TopicsError"),
     ("streams.broker", "BrokerError"),
-    ("streams.encoder", "BundleError"),
+    ("streams.bundle", "BundleError"),
     ("streams.importing", "ImportFileError"),
     ("streams.client", "ClientError"),
     ("streams.messages", "BadMessage"),

@@ -125,9 +125,9 @@ class HeadwaterClient:
         except (KafkaError, OSError, TimeoutError) as error:
             await self.close()
             raise ClientError(
-                f"no answer from the Kafka broker at {self._settings.bootstrap_servers} within "
-                f"{CONNECT_TIMEOUT_S:g} s ({str(error) or type(error).__name__}): expected a running broker; start "
-                "one (`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
+                f"no answer from the Kafka broker at {self._settings.bootstrap_servers} "
+                f"({str(error) or f'waited {CONNECT_TIMEOUT_S:g} s'}): expected a running broker; start one "
+                "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
             ) from error
         except BaseException:
             await self.close()

@@ -12,10 +12,16 @@ from urllib.parse import urlsplit
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+)
 
 from streams import topics
-from streams.encoder import BundleError, load
+from streams.bundle import BundleError
+from streams.encoder import load
 from streams.settings import Settings
 from streams.topics import Topics, TopicsError
 
@@ -112,7 +118,7 @@ def _of_group(group: str, behind: dict[str, int], members: int | None) -> Findin
     if members == 0:
         remedy = f"no worker; start one: `headwater worker --role {role}` (or `headwater up`)"
         return Finding(f"group {group}", False, f"{remedy}; {lag}")
-    who = f"{members} workers" if members else "workers unknown"
+    who = "workers unknown" if members is None else "1 worker" if members == 1 else f"{members} workers"
     if any(count > _LAG for count in behind.values()):
         return Finding(
             f"group {group}",
@@ -126,7 +132,7 @@ async def _behind(
     admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, group: str, names: tuple[str, ...]
 ) -> dict[str, int]:
     """Published and not yet committed, by topic."""
-    committed = await admin.list_consumer_group_offsets(group)
+    committed = await _committed(admin, group)
     behind = {}
     for name in names:
         places = await _places(consumer, name)
@@ -139,6 +145,16 @@ async def _behind(
         }
         behind[name] = sum(max(ends[place] - done[place], 0) for place in places)
     return behind
+
+
+async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartition, Any]:
+    """A broker that never had a group makes the topic of their offsets when it is first asked, and then needs a moment."""
+    while True:
+        try:
+            found: dict[TopicPartition, Any] = await admin.list_consumer_group_offsets(group)
+            return found
+        except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError, GroupLoadInProgressError):
+            await asyncio.sleep(0.2)
 
 
 async def _count(consumer: AIOKafkaConsumer, name: str) -> int:
