@@ -56,6 +56,7 @@ class _Change(NamedTuple):
     key: int
     item_id: str
     item: Item | None
+    text: str  # of the item, as the encoder reads it
     stamp: Stamp
 
 
@@ -150,7 +151,7 @@ class CatalogPath:
         newest: dict[int, _Change] = {}
         for record in records:
             try:
-                item_id, item = self._item(record)
+                item_id, item, text = self._item(record)
             except BadMessage as error:
                 letters.append(DeadLetter(record, error.reason, str(error)))
                 continue
@@ -161,10 +162,10 @@ class CatalogPath:
             stamp = newer(point, known)
             if stamp is not None:
                 newest.pop(key, None)  # so that the order of the changes is that of their records
-                newest[key] = _Change(record, key, item_id, item, stamp)
+                newest[key] = _Change(record, key, item_id, item, text, stamp)
         return list(newest.values())
 
-    def _item(self, record: ConsumerRecord) -> tuple[str, Item | None]:
+    def _item(self, record: ConsumerRecord) -> tuple[str, Item | None, str]:
         if record.value is None:
             if not record.key:
                 raise BadMessage("null_key", "key: got none, expected the id of the item to delete")
@@ -174,25 +175,26 @@ class CatalogPath:
                     f"key: got {len(record.key)} bytes, expected 1 to {MAX_ID_BYTES} bytes of UTF-8",
                 )
             try:
-                return record.key.decode(), None
+                return record.key.decode(), None, ""
             except UnicodeDecodeError:
                 raise BadMessage("bad_utf8", f"key: got {shown(record.key)}, expected UTF-8") from None
         item = decode_item(record.key, record.value)
-        if self._encoder.item_inputs == "text" and not _text(item).strip(" ."):
+        text = _text(item)
+        if self._encoder.item_inputs == "text" and not text.strip(" ."):
             raise BadMessage(
                 "no_text",
                 f"title: got {shown(item.title)} and no other text, expected some: bundle {self._encoder.id} encodes text",
             )
-        return item.item_id, item
+        return item.item_id, item, text
 
     def _encoded(self, changes: Sequence[_Change]) -> asyncio.Future[NDArray[np.float32]]:
-        items = [change.item for change in changes if change.item is not None]
+        items = [change for change in changes if change.item is not None]
         loop = asyncio.get_running_loop()
 
         def run() -> NDArray[np.float32]:
             started = time.perf_counter()
             vectors = self._encoder.encode_items(
-                [_text(item) for item in items], [item.item_id for item in items]
+                [item.text for item in items], [item.item_id for item in items]
             )
             self._encode_seconds.observe(time.perf_counter() - started)
             return vectors
@@ -231,13 +233,14 @@ class CatalogPath:
         vectors: NDArray[np.float32],
         letters: list[DeadLetter],
     ) -> None:
-        fresh = iter(vectors)
+        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()
+        fresh = iter(zip(vectors, finite, strict=True))
         points: list[Point] = []
         outgoing: list[Outgoing] = []
         for change in changes:
             record, item = change.record, change.item
-            vector = None if item is None else next(fresh)
-            if vector is not None and not np.isfinite(vector).all():
+            vector, is_finite = (None, True) if item is None else next(fresh)
+            if not is_finite:
                 message = f"the vector of item {change.item_id!r} is not finite: bundle {self._encoder.id} is broken"
                 letters.append(DeadLetter(record, "bad_vector", message))
                 continue
