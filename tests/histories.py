@@ -200,7 +200,8 @@ def user_events(draw: st.DrawFn, most: int = 14, take_back: bool = True) -> list
         taken_back = draw(st.lists(st.tuples(st.sampled_from(events), st.integers(0, 3)), max_size=3))
         events += [Event(event.at_ms + s * 1000, event.event, 0, RETRACT) for event, s in taken_back]
         if draw(st.integers(0, 3)) == 0:
-            events.append(Event(START_MS + draw(st.integers(0, 12)) * 1000, 99, 0, FORGET))
+            forgets = draw(st.lists(st.integers(0, 12), min_size=1, max_size=2))
+            events += [Event(START_MS + s * 1000, 98 + n, 0, FORGET) for n, s in enumerate(forgets)]
     return events
 
 

@@ -161,6 +161,18 @@ def test_a_retraction_takes_its_event_out_and_keeps_its_copies_out() -> None:
     assert log_of(columns, ANN) == [click(2, 2), retract(3, 1)]
 
 
+def test_an_event_id_that_comes_again_with_a_later_time_is_still_a_repetition() -> None:
+    columns = columns_after([click(1, 1), click(2, 2)])
+    change = planned(columns, click(5, 1))
+    assert change.outcomes[Outcome.DUPLICATE] == 1
+    assert change.log.events(0) == [click(1, 1), click(2, 2)]
+
+
+def test_of_two_forgets_the_later_holds_whichever_comes_last() -> None:
+    columns = columns_after([click(1, 1), forget(5, 98), forget(3, 99), click(9, 9)])
+    assert planned(columns, click(4, 4)).outcomes[Outcome.FORGOTTEN] == 1
+
+
 def test_a_retraction_may_come_before_its_event() -> None:
     columns = columns_after([retract(3, 1)], [click(1, 1), click(2, 2)])
     assert log_of(columns, ANN) == [click(2, 2), retract(3, 1)]

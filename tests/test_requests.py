@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jsonschema
@@ -297,6 +299,21 @@ async def test_a_click_that_does_not_come_lets_the_request_expire_with_where_thi
     assert response.items == []
     await until(lambda: batch in worker.consumer.finished)
     assert worker.requests.parked == 0
+
+
+async def test_a_timer_that_is_early_by_the_wall_clock_expires_its_request_all_the_same(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop's clock and the records' are two; an answer without the demanded click would break the promise."""
+    record = worker.request("ann", after=after(7), deadline_ms=30)
+    monkeypatch.setattr(
+        requests,
+        "time",
+        SimpleNamespace(time=lambda: record.timestamp / 1000, perf_counter=time.perf_counter),
+    )
+    await worker.ask(record)
+    await until(worker.responses)
+    assert worker.responses()["r1"].status == "expired"
 
 
 async def test_a_request_read_after_its_deadline_expires(worker: Asked) -> None:
