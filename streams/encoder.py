@@ -93,7 +93,9 @@ class Encoder:
         """Token ids of each text, cut to the bundle's length, unpadded."""
         if self._tokenizer is None or self.manifest.text is None:
             raise ValueError(f"bundle {self.id} encodes item ids and has no tokenizer")
-        found = self._tokenizer.encode_batch_fast(list(texts), self.manifest.text.special_tokens)
+        found = self._tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=self.manifest.text.special_tokens
+        )
         return [one.ids for one in found]
 
     def step(

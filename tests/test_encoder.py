@@ -70,6 +70,14 @@ def test_items_get_one_finite_vector_each_whatever_their_text(starter: Encoder) 
     assert starter.encode_items([]).shape == (0, starter.dim)
 
 
+def test_a_text_is_its_own_tokens_only_and_cut_where_the_manifest_says(starter: Encoder) -> None:
+    coffee, nothing, long = starter.tokens(["coffee", "", "coffee " * 500])
+    assert len(coffee) == 1  # without [CLS] and [SEP], which this tower was not trained on
+    assert nothing == []
+    assert starter.manifest.text is not None
+    assert long == coffee * starter.manifest.text.max_tokens
+
+
 def test_an_items_vector_does_not_depend_on_its_batch(starter: Encoder) -> None:
     alone = np.concatenate([starter.encode_items([text]) for text in TEXTS])
     together = starter.encode_items(TEXTS * 400)
