@@ -233,7 +233,7 @@ class CatalogPath:
         vectors: NDArray[np.float32],
         letters: list[DeadLetter],
     ) -> None:
-        finite: list[bool] = np.isfinite(vectors).all(axis=1).tolist()
+        finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(vectors), axis=1)
         fresh = iter(zip(vectors, finite, strict=True))
         points: list[Point] = []
         outgoing: list[Outgoing] = []

@@ -20,16 +20,6 @@ from streams.broker import dying_with_us
 START_S = 120.0
 _STOP_S = 20.0
 
-# What `headwater worker` does, without its checks of the environment.
-_WORKER = """
-import sys, uvloop
-from streams.app import configure_logging, serve
-from streams.settings import Settings
-settings = Settings.load()
-configure_logging(settings)
-sys.exit(uvloop.run(serve(settings, sys.argv[1])))
-"""
-
 
 class BenchError(Exception):
     """A measurement cannot be made: one sentence that says why."""
@@ -127,9 +117,7 @@ class Worker:
             async with self._http.get(f"{self.address}{path}") as answer:
                 return await answer.text()
         except aiohttp.ClientError as error:
-            raise BenchError(
-                f"the worker does not answer ({error}):\n{self.process.last_words()}"
-            ) from error
+            raise BenchError(f"the worker does not answer ({error}):\n{self.process.last_words()}") from error
 
     async def wait_ready(self) -> None:
         while True:
@@ -155,7 +143,7 @@ async def worker(role: str, folder: Path, environment: Mapping[str, str]) -> Asy
     given = {**environment, "HEADWATER_WEB_PORT": str(port)}
     async with (
         aiohttp.ClientSession() as http,
-        python(["-c", _WORKER, role], folder, role, given) as process,
+        python(["-m", "streams.cli", "worker", "--role", role], folder, role, given) as process,
     ):
         running = Worker(process, f"http://127.0.0.1:{port}", http)
         await running.wait_ready()
