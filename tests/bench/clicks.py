@@ -114,6 +114,8 @@ async def _rate(running: Worker, counts: list[int]) -> float:
 
 async def _detail(running: Worker) -> dict[str, Any]:
     found = await running.metrics()
+    if lost := [name for name, value in found.items() if "dead_letters_total{" in name and value]:
+        raise BenchError(f"clicks became dead letters ({', '.join(lost)}):\n{running.process.last_words()}")
     batches = found['headwater_batch_size_count{path="clicks"}']
     seconds = {name: found[f'headwater_click_batch_stage_seconds_sum{{stage="{name}"}}'] for name in _STAGES}
     total = sum(seconds.values())
@@ -141,7 +143,8 @@ async def _state_bytes(system: System) -> tuple[float, float, int]:
         tps = [TopicPartition(name, number) for number in range(system.settings.partitions)]
         consumer.assign(tps)
         ends = await consumer.end_offsets(tps)
-        await consumer.seek_to_beginning(*tps)
+        for tp, start in (await consumer.beginning_offsets(tps)).items():
+            consumer.seek(tp, start)
         newest: dict[bytes, tuple[int, int]] = {}
         while any([await consumer.position(tp) < ends[tp] for tp in tps]):
             for records in (await consumer.getmany(*tps, timeout_ms=500)).values():
