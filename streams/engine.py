@@ -172,6 +172,7 @@ class BatchConsumer(driver.Consumer):
         self._held: set[TP] = set()
         self._next: dict[TP, int] = {}
         self._freed = asyncio.Event()
+        self._dropped: set[TP] = set()
 
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -182,6 +183,7 @@ class BatchConsumer(driver.Consumer):
             await self.wait(self.can_resume_flow.wait())
         if self.should_stop:
             return
+        await self._rewind()
         wanted = self._get_active_partitions() - self._held
         if not wanted:
             self._freed.clear()
@@ -192,15 +194,34 @@ class BatchConsumer(driver.Consumer):
         generation = app.consumer_generation_id
         wait_s = _BUSY_FETCH_S if self._held else _IDLE_FETCH_S
         fetched = await self._getmany(active_partitions=wanted, timeout=wait_s)
+        self._dropped = {TP(tp.topic, tp.partition) for tp in fetched}
         for tp in sorted(fetched, key=app.priority):
-            # After a rebalance the fetch positions are reset to the committed offsets: nothing is skipped.
             if not self._may_deliver(generation):
                 return
             key = TP(tp.topic, tp.partition)
             batch = Batch(self, key, fetched[tp], generation)
             self._outstanding.setdefault(key, deque()).append(batch)
             self._held.add(key)
+            self._dropped.discard(key)
             yield key, self._as_message(key, batch)
+
+    async def _rewind(self) -> None:
+        """Go back to what was fetched and then not handed out.
+
+        A fetch may last longer than a whole rebalance. Its records are then those of the new assignment, and nothing
+        else would ever read them again; or those of the old one, and going back does no harm.
+        """
+        dropped, self._dropped = self._dropped & self.assignment(), set()
+        for tp in dropped:
+            queue = self._outstanding.get(tp)
+            offset = queue[-1].last_offset + 1 if queue else self.done(tp)
+            if offset is None:
+                offset = (await self.earliest_offsets(tp))[tp]
+            if not self.flow_active:
+                self._dropped |= dropped
+                return
+            with contextlib.suppress(IllegalStateError):  # revoked: it will be read from its committed offset
+                await self._seek(tp, offset)
 
     def _may_deliver(self, generation: int) -> bool:
         app = cast(EngineApp, self.app)
