@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from streams import encoder as encoders
 from streams.columns import Columns
+from streams.features import ACTION_CODES
+from streams.messages import MAX_AHEAD_MS
 from streams.profile import EVENT_KEY_MASK, Event
 from streams.state_records import (
     MAX_STRAYS,
@@ -27,10 +29,10 @@ STAMP = Stamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
 
 events = st.builds(
     Event,
-    st.integers(1, 2**48 - 1),
+    st.integers(1, 2**44 - 1),
     st.integers(0, EVENT_KEY_MASK),
     st.integers(0, 2**64 - 1),
-    st.integers(1, 9),
+    st.integers(1, 10),
 )
 
 
@@ -94,13 +96,20 @@ def test_a_record_says_who_wrote_it() -> None:
     assert generation_of(older) == -1
 
 
+def test_times_and_actions_fit_their_bits() -> None:
+    assert max(ACTION_CODES.values()) < 2**4
+    assert 4 * 10**12 + MAX_AHEAD_MS < 2**44  # the year 2096
+
+
 def test_fifty_events_and_the_starters_state_take_at_most_1280_bytes() -> None:
+    """Beside them come the header and the newest event's id, of the producer's choosing."""
     starter = encoders.load(Path("models/starter"))
     log = [Event(START_MS + number, EVENT_KEY_MASK - number, 2**64 - 1, 9) for number in range(50)]
     assert starter.log_length == 50
     (record,) = pack(*filled([log], length=50, state_size=starter.state_size), STAMP)
     assert len(record) == record_size(50, starter.state_size) + len("event 0 ☕".encode())
-    assert len(record) <= 1_280
+    assert len(record) - header_size() - len("event 0 ☕".encode()) <= 1_280
+    assert header_size() <= 64
 
 
 def test_only_what_the_log_holds_is_written() -> None:
