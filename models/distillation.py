@@ -45,7 +45,6 @@ class Teacher:
         first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return self._encode_ids([[first, token, last] for token in range(count)], report, batch=256)
 
-    @torch.inference_mode()
     def _encode_ids(
         self, ids: list[list[int]], report: Callable[[int, int], None], batch: int = 64
     ) -> Floats:
@@ -60,7 +59,8 @@ class Teacher:
             for place, n in enumerate(rows):
                 tokens[place, : len(ids[n])] = torch.tensor(ids[n])
                 mask[place, : len(ids[n])] = 1
-            hidden = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+            with torch.inference_mode():
+                hidden = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
             pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             out[rows] = F.normalize(pooled, dim=-1).numpy()
             report(min(start + batch, len(order)), len(order))
