@@ -88,6 +88,11 @@ class Summary(msgspec.Struct, frozen=True):
     bundle: str
     households: list[Shown]
 
+    @property
+    def is_complete(self) -> bool:
+        """Every ask was answered, and every answer after a purchase proves that the purchase counts."""
+        return self.asks == self.answered and self.after_click == self.reflected > 0
+
 
 async def run(settings: Settings, *, once: bool, as_json: bool, events: int | None) -> int:
     """Run the demo; the exit code. ``events`` None means all of them.
@@ -147,8 +152,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
                     _report(console, summary)
                     if not once:
                         await _go_on(client, console, titles, live[_HOUSEHOLDS + _MEASURED :])
-    complete = summary.asks == summary.answered and summary.after_click == summary.reflected > 0
-    return 0 if complete else 1
+    return 0 if summary.is_complete else 1
 
 
 # The data
@@ -179,7 +183,7 @@ def _baskets(events: pl.DataFrame) -> Iterator[Basket]:
     baskets: dict[str, list[str]] = {}
     order: list[tuple[str, list[str]]] = []
     for user_id, item_id, at_ms in events.select("user_id", "item_id", "at_ms").iter_rows():
-        if at_ms - ends.get(user_id, 0) > _BASKET_GAP_MS:
+        if user_id not in ends or at_ms - ends[user_id] > _BASKET_GAP_MS:
             baskets[user_id] = []
             order.append((user_id, baskets[user_id]))
         baskets[user_id].append(item_id)
