@@ -259,11 +259,13 @@ class Worker:
         async def revoked(partitions: set[TP]) -> None:
             profiles.freeze()
             requests.drop_parked()
+            await self._publish_last_trends(producer, index)
 
         app.on_assigned(assigned)
         app.on_interrupt(profiles.interrupt)
         app.on_revoked(revoked)
-        self._spawn(self._publish_trends(producer, index))
+        self._spawn(self._keep_publishing_trends(producer, index))
+        self._stack.push_async_callback(self._publish_last_trends, producer, index)
         return app
 
     async def _open_catalog(
@@ -347,30 +349,40 @@ class Worker:
             except BadMessage as error:
                 log.error("bad_trend_record", offset=record.offset, error=str(error))
 
-    async def _publish_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
+    async def _keep_publishing_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
         """What is popular in each of our partitions, every few seconds, where it changed."""
-        assert self._clicks is not None
-        names = self._item_names
         while True:
             await asyncio.sleep(_TRENDS_S)
-            if len(names) > _MAX_NAMES:
-                names.clear()
-            outgoing = []
-            for number, counts in list(self._clicks.counts.items()):
-                if not counts.changed:
-                    continue
-                top = counts.top()
-                try:
-                    payloads = await index.items([key for key, _ in top if key not in names])
-                except IndexUnavailable:
-                    break
-                names.update((key, payload["item_id"]) for key, payload in payloads.items())
-                counts.changed = False
-                named = [(names[key], weight) for key, weight in top if key in names]
-                trend = Trend(number, counts.at_ms, HALF_LIFE_S, named)
-                outgoing.append(Outgoing(str(number).encode(), encode(trend)))
-            if outgoing:
-                await write_all(producer, self._topics.trends, 0, outgoing)
+            await self._publish_trends(producer, index)
+
+    async def _publish_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
+        assert self._clicks is not None
+        names = self._item_names
+        if len(names) > _MAX_NAMES:
+            names.clear()
+        outgoing = []
+        for number, counts in list(self._clicks.counts.items()):
+            if not counts.changed:
+                continue
+            top = counts.top()
+            try:
+                payloads = await index.items([key for key, _ in top if key not in names])
+            except IndexUnavailable:
+                break
+            names.update((key, payload["item_id"]) for key, payload in payloads.items())
+            counts.changed = False
+            named = [(names[key], weight) for key, weight in top if key in names]
+            trend = Trend(number, counts.at_ms, HALF_LIFE_S, named)
+            outgoing.append(Outgoing(str(number).encode(), encode(trend)))
+        if outgoing:
+            await write_all(producer, self._topics.trends, 0, outgoing)
+
+    async def _publish_last_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
+        """The clicks of the last seconds are committed and will not be counted again."""
+        try:
+            await self._publish_trends(producer, index)
+        except StopWorker as error:
+            log.warning("last_trends_lost", error=str(error))
 
     # What is said of the worker
 
