@@ -55,6 +55,8 @@ _ACTION_NAMES: Final = {code: name for name, code in ACTION_CODES.items()}
 
 _TRENDS_S: Final = 2.0
 _GAUGES_S: Final = 1.0
+# Reading the vectors of a million items takes a minute; a topic that cannot be read fails by itself before.
+_TAILS_S: Final = 900.0
 _MAX_NAMES: Final = 100_000
 # Python looks for garbage cycles after every 700 new objects; a batch makes ten thousand and no cycle, and that
 # search took a fifth of the time of a click.
@@ -92,6 +94,7 @@ class Worker:
         self._clicks: ClickPath | None = None
         self._requests: RequestPath | None = None
         self._index: Index | None = None
+        self._edge: EdgeIndex | None = None
         self._vectors: ItemVectors | None = None
 
     def fail(self, reason: str) -> None:
@@ -137,6 +140,11 @@ class Worker:
         fatal = [problem for problem in await topics.check(settings) if problem.fatal]
         if fatal:
             raise WorkerError("; ".join(str(problem) for problem in fatal))
+        # First, so that /healthz tells how far the start has come.
+        web = Web(self.metrics, self._health, self._describe_user)
+        await web.start(settings.web_host, settings.web_port)
+        self._stack.push_async_callback(web.stop)
+        self.web_address = web.address
         producer = await self._stack.enter_async_context(_started(producer_of(settings)))
         dead_letters = DeadLetters(producer, self._topics.dead_letters, self.metrics)
         if self._role != "catalog" or settings.qdrant_url is not None:
@@ -146,16 +154,12 @@ class Worker:
         if self._role in ("all", "catalog"):
             self._apps.append(await self._open_catalog(encoder, producer, dead_letters))
         watchdog = self._watchdog
-        web = Web(self.metrics, self._health, self._describe_user)
         for app in self._apps:
             app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
             self._stack.push_async_callback(app.stop)
             await app.join()
         watchdog.start()
         self._stack.push_async_callback(watchdog.stop)
-        await web.start(settings.web_host, settings.web_port)
-        self._stack.push_async_callback(web.stop)
-        self.web_address = web.address
         self.metrics.worker.info(
             {
                 "version": __version__,
@@ -171,7 +175,7 @@ class Worker:
         settings = self._settings
         index: Index
         if settings.qdrant_url is None:
-            index = await EdgeIndex.open(settings.data_dir / "index", encoder.dim)
+            index = self._edge = await EdgeIndex.open(settings.data_dir / "index", encoder.dim)
         else:
             key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
             try:
@@ -237,8 +241,10 @@ class Worker:
         for tail in self._tails:
             await tail.start()
             self._stack.push_async_callback(tail.stop)
-        async with asyncio.timeout(60.0):
-            await trends_tail.caught_up.wait()
+        # Clicks that come before the vectors would all be pending, and folded again later: first the vectors.
+        async with asyncio.timeout(_TAILS_S):
+            for tail in self._tails:
+                await tail.caught_up.wait()
         await profiles.start()
         self._stack.push_async_callback(profiles.stop)
         app = EngineApp(settings.interests_group, settings)
@@ -409,6 +415,7 @@ class Worker:
             "opening": opening,
             "users": sum(len(each.columns) for each in partitions),
             "items": len(self._vectors) if self._vectors is not None else None,
+            "graph": self._edge.graph_covers if self._edge is not None else None,
         }
 
     async def _describe_user(self, user_id: str) -> dict[str, Any] | None:
@@ -518,11 +525,15 @@ async def serve(settings: Settings, role: Role) -> int:
         loop.add_signal_handler(number, stopping.set)
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
     worker = Worker(settings, role)
-    await worker.start()
-    gc.freeze()  # what was made so far stays: never look through it again
+    # A broker may keep a worker waiting at its start too, for as long as it likes.
+    starting = asyncio.ensure_future(worker.start())
     stop = asyncio.ensure_future(stopping.wait())
     failed = asyncio.ensure_future(worker.failed())
-    await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({starting, stop, failed}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        gc.freeze()  # what was made so far stays: never look through it again
+        await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if failed.done():
         log.critical("worker_failed", reason=failed.result())
@@ -530,7 +541,12 @@ async def serve(settings: Settings, role: Role) -> int:
     failed.cancel()
     stop.cancel()
     try:
-        await asyncio.wait_for(worker.stop(), _STOP_S)
+        async with asyncio.timeout(_STOP_S):
+            if starting.done():
+                await worker.stop()
+            else:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)  # it closes what it has opened
     except TimeoutError:
         log.error("stop_timed_out", seconds=_STOP_S)
         os._exit(code or EXIT_FAILED)  # everything unfinished is uncommitted and will be read again

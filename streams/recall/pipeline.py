@@ -23,6 +23,7 @@ DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0}
 # Maximal marginal relevance needs something to choose from.
 _POOL_FACTOR: Final = 3
 _MAX_POOL: Final = 1_000
+_SEARCH_SHARE: Final = 0.7
 
 
 class Ask(NamedTuple):
@@ -58,7 +59,8 @@ class Recall:
     ) -> list[Answer]:
         """Answers in the order of ``asks``; each in at most about ``timeout_s``."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        rankings, failed = await self._by_vector(asks, deadline)
+        # A search that hangs must leave time to see which popular items may stand in.
+        rankings, failed = await self._by_vector(asks, deadline - (1 - _SEARCH_SHARE) * timeout_s)
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         fused = [fuse(found) for found in rankings]

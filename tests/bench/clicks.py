@@ -70,6 +70,7 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
     records = dataset.clicks(ids, system.scale.users, system.scale.clicks, seed=1)
     async with worker("interests", system.folder, system.environment) as running:
         await _items_known(system, running)
+        await running.wait_graph()
         running.process.hold()
         counts = await dataset.publish(
             system.settings, system.topics.clicks, system.settings.partitions, records

@@ -52,10 +52,11 @@ async def measure(system: System) -> None:
     rounds: list[tuple[float, float]] = []
     stages: dict[str, list[float]] = {}
     async with (
-        worker("interests", system.folder, system.environment),
+        worker("interests", system.folder, system.environment) as running,
         echo(system) as round_trip,
         HeadwaterClient(system.settings) as client,
     ):
+        await running.wait_graph()
         for number, user in enumerate(users):
             echoed = await round_trip.round_ms(number)
             await asyncio.sleep(_PAUSE_S)

@@ -18,6 +18,8 @@ import aiohttp
 from streams.broker import dying_with_us
 
 START_S = 120.0
+GRAPH_S = 300.0
+GRAPH_ITEMS = 10_000  # the edge index scans smaller collections
 _STOP_S = 20.0
 
 
@@ -133,6 +135,14 @@ class Worker:
                 )
             await asyncio.sleep(0.02)
         self.ready_s = time.monotonic() - self.process.started_s
+
+    async def wait_graph(self) -> None:
+        """Until the edge index has built its search graph, which takes a core for as long; small ones have none."""
+        deadline = time.monotonic() + GRAPH_S
+        while (health := await self.health())["items"] >= GRAPH_ITEMS and not health["graph"]:
+            if time.monotonic() > deadline:
+                raise BenchError(f"the search graph was not built after {GRAPH_S:.0f} s: {health}")
+            await asyncio.sleep(0.5)
 
 
 @asynccontextmanager

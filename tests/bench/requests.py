@@ -32,6 +32,7 @@ async def measure(system: System) -> None:
             ),
             Figure("memory, after a restart", running.process.memory_mib(), "MiB"),
         )
+        await running.wait_graph()
         async with HeadwaterClient(system.settings) as client:
             await _as_many(client, who, 2.0)
             rate, full = await _as_many(client, who, system.scale.request_s)
