@@ -65,6 +65,7 @@ _EXTRA_OF: Final = {
     "transformers": "export",
     "onnxruntime": "cpu",
 }
+_BROKER_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 4.0
 Result = TypeVar("Result")
 
@@ -197,9 +198,12 @@ def create() -> int:
     settings = _settings()
 
     async def creating() -> tuple[list[str], list[Any]]:
+        await _soon(
+            topics.check(settings), settings
+        )  # a broker that is silent is told at once; creating may take long
         return await topics.create(settings), await topics.check(settings)
 
-    created, problems = _run(_soon(creating(), settings, 60.0))
+    created, problems = _run(creating())
     for name in created:
         print(f"created {name}")
     if not created:
@@ -213,7 +217,7 @@ def check() -> int:
     from streams import topics
 
     settings = _settings()
-    problems = _run(_soon(topics.check(settings), settings, 60.0))
+    problems = _run(_soon(topics.check(settings), settings))
     if not problems:
         print("all topics are as they have to be")
     return _told(problems)
@@ -774,12 +778,12 @@ def _quiet_aiokafka() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
-async def _soon(work: Coroutine[Any, Any, Result], settings: "Settings", limit_s: float) -> Result:
+async def _soon(work: Coroutine[Any, Any, Result], settings: "Settings") -> Result:
     try:
-        return await asyncio.wait_for(work, limit_s)
+        return await asyncio.wait_for(work, _BROKER_TIMEOUT_S)
     except TimeoutError as error:
         raise CommandError(
-            f"no answer from the Kafka broker at {settings.bootstrap_servers} within {limit_s:g} s: start one "
+            f"no answer from the Kafka broker at {settings.bootstrap_servers} within {_BROKER_TIMEOUT_S:g} s: start one "
             "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
         ) from error
 

@@ -87,7 +87,7 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
             await asyncio.wait_for(producer.start(), _CONNECT_TIMEOUT_S)
         except (KafkaError, OSError, TimeoutError) as error:
             raise ImportFileError(
-                f"no answer from the Kafka broker at {settings.bootstrap_servers} ({error or 'timeout'}): start one "
+                f"no answer from the Kafka broker at {settings.bootstrap_servers} ({str(error) or f'waited {_CONNECT_TIMEOUT_S:g} s'}): start one "
                 "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
             ) from error
         existing = (await producer.client.fetch_all_metadata()).topics()

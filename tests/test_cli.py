@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,6 +158,20 @@ def test_a_broker_that_is_down_is_one_sentence_with_its_remedy(tmp_path: Path, a
     sentence = terminal.fails(*arguments)
     assert "127.0.0.1:1" in sentence
     assert "HEADWATER_KAFKA_BOOTSTRAP_SERVERS" in sentence
+
+
+@pytest.mark.parametrize(
+    "arguments", [["topics", "create"], ["click", "ann", "x"], ["import", "clicks", "c.csv"]], ids=" ".join
+)
+def test_a_broker_that_takes_connections_and_says_nothing_is_told_too(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "c.csv").write_text("user_id,item_id,at_ms\nann,x,1700000000\n")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        sentence = Terminal(tmp_path, HEADWATER_KAFKA_BOOTSTRAP_SERVERS=address).fails(*arguments)
+    assert f"no answer from the Kafka broker at {address}" in sentence
+    assert "10 s" in sentence
 
 
 def test_the_doctor_says_that_the_broker_is_down(tmp_path: Path) -> None:
