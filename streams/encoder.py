@@ -194,6 +194,7 @@ def _session(path: Path, file: str, threads: int, device: Device, manifest: Mani
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
+        ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the loader does not look by itself
         providers.insert(
             0, ("CUDAExecutionProvider", {"use_tf32": "0"})
         )  # the probe compares with full precision
