@@ -35,6 +35,7 @@ _IDLE_FETCH_S: Final = 1.0
 _IDLE_WAIT_S: Final = 0.5
 # A batch in hand at a rebalance or stop gets so long to finish; then it is dropped uncommitted and replayed.
 _DRAIN_S: Final = 5.0
+_MEMBERSHIP_S: Final = 1.0
 
 
 class StopWorker(Exception):
@@ -334,7 +335,23 @@ class EngineApp(faust.App):
     async def join(self) -> None:
         """Start consuming. The embedded broker never expires members that were killed, so they are expelled first."""
         await expel_dead_members(self.engine_settings, self.conf.id)
+        self.add_future(self._watch_membership())
         await self.start()
+
+    async def _watch_membership(self) -> None:
+        """Fail when aiokafka has given up on the group, which Faust is not told: it would wait for partitions for ever."""
+        while not self.failed.done():
+            await asyncio.sleep(_MEMBERSHIP_S)
+            thread = getattr(self.consumer, "_thread", None)
+            coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)
+            task = getattr(coordinator, "_coordination_task", None)
+            if task is None or not task.done() or task.cancelled() or task.exception() is None:
+                continue
+            self.fail(
+                f"group {self.conf.id}: the client has given up joining it ({task.exception()}); expected a broker that "
+                f"admits this user with a session timeout of {self.engine_settings.session_timeout_s:g} s "
+                "(HEADWATER_SESSION_TIMEOUT_S)"
+            )
 
     def _create_directories(self) -> None:
         """Faust keeps no tables here, so it needs no folders."""

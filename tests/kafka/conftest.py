@@ -13,7 +13,6 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from streams import topics
 from streams.settings import Settings
 from tests.conftest import new_topic_prefix
-from tests.kafka import shop
 from tests.kafka.outside import Outside
 from tests.kafka.worker_process import WorkerProcess
 
@@ -49,16 +48,12 @@ def shared_system(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     async def fill() -> None:
         async with system.outside() as outside:
-            await outside.catalog_applied([await outside.put(**item) for item in _shop()])
+            await outside.stock()
 
     asyncio.run(prepare())
     with worker:
         asyncio.run(fill())
         yield system
-
-
-def _shop() -> list[dict[str, object]]:
-    return [{"item": item.pop("item_id"), **item} for item in shop.items()]
 
 
 async def _create(settings: Settings, topic: str) -> None:

@@ -16,6 +16,7 @@ from aiokafka.structs import RecordMetadata
 from streams.messages import schemas
 from streams.settings import Settings
 from streams.topics import Topics
+from tests.kafka import shop
 
 # No answer takes so long; it bounds a test that fails.
 PATIENCE_S = 40.0
@@ -145,6 +146,11 @@ class Outside:
 
     async def put_and_wait(self, item: str, **fields: Any) -> None:
         await self.catalog_applied([await self.put(item, **fields)])
+
+    async def stock(self) -> None:
+        """Put the whole shop into the catalog, and wait for it."""
+        places = [await self.put(item.pop("item_id"), **item) for item in shop.items()]
+        await self.catalog_applied(places)
 
     async def catalog_applied(self, places: Iterable[RecordMetadata]) -> None:
         """Wait until answers say that these changes, whatever became of them, are behind them."""

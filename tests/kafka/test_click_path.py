@@ -2,29 +2,13 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
 
 import pytest
 
 from tests.kafka.conftest import System
 from tests.kafka.outside import Outside
 from tests.kafka.shop import THEMES, theme_of
-
-# A user's taste is compared through the order of all sixty items of the shop: a state kept as 16-bit floats may swap
-# two neighbours that are as good as equal, while one event more or less moves items by whole places.
-ALL = {"limit": 60, "exclude_seen": False, "filter": {"category": {"any": list(THEMES)}}}
-SAME_PLACES = 0.5
-
-
-def places_moved(one: Sequence[str], other: Sequence[str]) -> float:
-    """How many places an item moved between two rankings of the same items, on average."""
-    assert sorted(one) == sorted(other)
-    assert len(one) == 60
-    return sum(abs(place - other.index(item)) for place, item in enumerate(one)) / len(one)
-
-
-async def taste(outside: Outside, user: str, at_ms: int, after: dict[str, int] | None = None) -> list[str]:
-    return await outside.items(user, at_ms=at_ms, after=after, **ALL)
+from tests.kafka.taste import SAME_PLACES, places_moved, taste
 
 
 @pytest.mark.parametrize("theme", ["coffee", "dog", "baby", "paint"])

@@ -1,7 +1,6 @@
 """A worker as its own process, as a service manager would run it: environment in, exit code out, HTTP in between."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -26,12 +25,6 @@ SESSION_TIMEOUT_S = 6.0
 
 
 def command(*arguments: str) -> list[str]:
-    if importlib.util.find_spec("streams.cli") is None:  # TEMPORARY
-        code = (
-            "import uvloop,sys; from streams.app import serve, configure_logging; from streams.settings import Settings;"
-            f"s=Settings.load(); configure_logging(s); sys.exit(uvloop.run(serve(s,{arguments[-1]!r})))"
-        )
-        return [sys.executable, "-c", code]
     return [sys.executable, "-m", "streams.cli", *arguments]
 
 
@@ -50,6 +43,7 @@ class WorkerProcess:
         self.log = home / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self._may_end = False
 
     def __enter__(self) -> Self:
         try:
@@ -75,6 +69,7 @@ class WorkerProcess:
             self._port = int(held.getsockname()[1])
         given = {"data_dir": self.home / "data", "session_timeout_s": SESSION_TIMEOUT_S, **self.settings}
         with self.log.open("ab") as log:
+            self._may_end = False
             self._process = subprocess.Popen(
                 dying_with_us(command("worker", "--role", self.role)),
                 cwd=self.home,
@@ -88,12 +83,14 @@ class WorkerProcess:
     def kill(self) -> None:
         """SIGKILL: nothing is finished, committed or closed. Harmless when it does not run."""
         if self._process is not None:
+            self._may_end = True
             self._process.kill()
             self._process.wait(timeout=10)
             self._process = None
 
     def ask_to_stop(self) -> None:
         assert self._process is not None
+        self._may_end = True
         self._process.send_signal(signal.SIGTERM)
 
     def exit_code(self, timeout_s: float = STOP_S) -> int:
@@ -114,7 +111,8 @@ class WorkerProcess:
         return self.exit_code()
 
     def check_alive(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
+        """Fail with its last words when it has ended by itself."""
+        if self._process is not None and self._process.poll() is not None and not self._may_end:
             raise AssertionError(f"the worker ended with {self._process.returncode}\n{self.last_words()}")
 
     def health(self) -> dict[str, Any]:

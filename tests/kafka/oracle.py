@@ -1,0 +1,69 @@
+"""Whether a system knows of every user exactly what a story told."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tests.kafka.outside import Outside
+from tests.kafka.story import Story
+from tests.kafka.taste import SAME_PLACES, places_moved, taste
+from tests.kafka.worker_process import WorkerProcess
+
+TWINS = 10
+
+
+async def publish(outside: Outside, messages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """In parts, as acknowledged."""
+    for start in range(0, len(messages), 500):
+        await outside.send_all(outside.topics.clicks, messages[start : start + 500])
+
+
+async def applied(outside: Outside) -> None:
+    """Wait until every click published so far has been applied, as a request can: by its place."""
+    for number in range(outside.settings.partitions):
+        after = await outside.click(outside.user_at(number, "last"), "coffee-1")
+        answer = await outside.ask(outside.user_at(number, "last"), after=after, limit=1)
+        assert answer["status"] == "ok", answer
+
+
+async def check_answers(outside: Outside, story: Story) -> None:
+    """Each user's answer rests on the events of the story and names the last of them."""
+    asked = [await outside.request(user, limit=1) for user in story.users]
+    for user, request_id in zip(story.users, asked, strict=True):
+        answer, events = await outside.answer(request_id), story.events(user)
+        reflects = answer["reflects"]
+        expected = (
+            (len(events), events[-1]["event_id"], events[-1]["at_ms"], 0) if events else (0, None, None, 0)
+        )
+        found = tuple(reflects[name] for name in ("events", "last_event_id", "last_event_at_ms", "pending"))
+        assert found == expected, f"{user}: {found}, expected {expected}"
+
+
+async def check_logs(workers: Sequence[WorkerProcess], story: Story) -> None:
+    """Each user's log, as the worker that owns it tells, is that of the story."""
+
+    def find() -> list[str]:
+        wrong = []
+        for user in story.users:
+            found = next((known for worker in workers if (known := worker.user(user))), {"events": []})
+            log = [(event["item_id"], event["action"], event["at_ms"]) for event in found["events"]]
+            if log != [(each["item_id"], each["action"], each["at_ms"]) for each in story.events(user)]:
+                wrong.append(user)
+        return wrong
+
+    assert await asyncio.to_thread(find) == []
+
+
+async def check_states(outside: Outside, story: Story) -> None:
+    """Some users have the taste of a newcomer who does the same events at once."""
+    told = [user for user in story.users if story.events(user)][:TWINS]
+    twins = {user: outside.own(f"twin-of-{user}") for user in told}
+    for user, twin in twins.items():
+        copies = [{**event, "user_id": twin} for event in story.events(user)]
+        await outside.send_all(outside.topics.clicks, [(twin, copy) for copy in copies])
+    await applied(outside)
+    now = outside.next_ms()
+    for user, twin in twins.items():
+        moved = places_moved(await taste(outside, user, now), await taste(outside, twin, now))
+        assert moved < SAME_PLACES, (user, json.dumps(story.events(user)))

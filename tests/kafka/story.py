@@ -1,0 +1,55 @@
+"""Clicks of many users as life has them, and the oracle: what each user's log must be after them."""
+
+import random
+import uuid
+from typing import Any
+
+from tests.kafka import shop
+
+LOG_LENGTH = 50
+
+
+class Story:
+    """Told in parts by `tell`. One click in twenty is late; a share of them, `repeated`, was sent before."""
+
+    def __init__(self, users: list[str], now_ms: int, *, repeated: float = 0.05) -> None:
+        self.users = users
+        self._random, self._repeated = random.Random(1), repeated
+        self._items = [item["item_id"] for item in shop.items()]
+        self._now_ms = now_ms - 1_000_000
+        self._told: dict[str, dict[str, dict[str, Any]]] = {user: {} for user in users}
+        self._times: set[int] = set()
+
+    def tell(self, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """The next clicks, with their keys."""
+        told = []
+        for _ in range(count):
+            user = self._random.choice(self.users)
+            before = self._told[user]
+            if before and self._random.random() < self._repeated:
+                told.append((user, self._random.choice(list(before.values()))))
+                continue
+            message = {
+                "event_id": str(uuid.UUID(int=self._random.getrandbits(128))),
+                "user_id": user,
+                "item_id": self._random.choice(self._items),
+                "action": self._random.choice(["click", "view", "purchase", "like"]),
+                "at_ms": self._next_ms(),
+            }
+            before[message["event_id"]] = message
+            told.append((user, message))
+        return told
+
+    def _next_ms(self) -> int:
+        self._now_ms += 2
+        late_ms = self._random.randrange(1, 10_001, 2) if self._random.random() < 0.05 else 0
+        at_ms = self._now_ms - late_ms
+        while at_ms in self._times:  # equal times would leave the order to the hash of the event id
+            at_ms -= 2
+        self._times.add(at_ms)
+        return at_ms
+
+    def events(self, user: str) -> list[dict[str, Any]]:
+        """The user's newest events, oldest first."""
+        told = sorted(self._told[user].values(), key=lambda message: int(message["at_ms"]))
+        return told[-LOG_LENGTH:]

@@ -1,0 +1,23 @@
+"""What a user's state is, seen from outside: the order in which all items of the shop are recommended."""
+
+from collections.abc import Sequence
+
+from tests.kafka.outside import Outside
+from tests.kafka.shop import THEMES
+
+_ALL = {"limit": 60, "exclude_seen": False, "filter": {"category": {"any": list(THEMES)}}}
+# A state kept as 16-bit floats may swap two neighbours that are as good as equal, while one event more or less moves
+# items by whole places.
+SAME_PLACES = 0.5
+
+
+async def taste(outside: Outside, user: str, at_ms: int) -> list[str]:
+    """All items of the shop, best first, as of `at_ms`."""
+    return await outside.items(user, at_ms=at_ms, **_ALL)
+
+
+def places_moved(one: Sequence[str], other: Sequence[str]) -> float:
+    """How many places an item moved between two rankings of the same items, on average."""
+    assert sorted(one) == sorted(other)
+    assert len(one) == 60
+    return sum(abs(place - other.index(item)) for place, item in enumerate(one)) / len(one)

@@ -1,0 +1,121 @@
+"""A worker that starts again continues exactly where it was, however it ended."""
+
+import asyncio
+from collections.abc import Callable
+
+from tests.kafka.conftest import System
+from tests.kafka.oracle import applied, check_answers, check_logs, check_states, publish
+from tests.kafka.outside import Outside
+from tests.kafka.story import Story
+from tests.kafka.worker_process import WorkerProcess
+
+CLICKS, USERS = 20_000, 300
+
+
+def clicks_applied(worker: WorkerProcess) -> int:
+    """Records of the clicks topic at or below the watermarks."""
+    return sum(offset + 1 for offset in worker.watermarks().values())
+
+
+async def popular(outside: Outside, category: str) -> list[str]:
+    answer = await outside.ask(outside.own("nobody"), filter={"category": category})
+    return [item["item_id"] for item in answer["items"]]
+
+
+async def test_after_kills_in_the_middle_of_20000_clicks_every_user_is_as_if_nothing_had_happened(
+    new_system: Callable[..., System],
+) -> None:
+    system = new_system(max_poll_records=25)
+    worker = system.worker
+    await asyncio.to_thread(worker.start)
+    async with system.outside() as outside:
+        await outside.stock()
+        story = Story([outside.own(f"u{number}") for number in range(USERS)], outside.next_ms())
+        publishing = asyncio.create_task(publish(outside, story.tell(CLICKS)))
+        for enough in (4_000, 9_000):
+            await asyncio.to_thread(
+                worker.wait_until,
+                f"{enough} are applied",
+                lambda least=enough: clicks_applied(worker) >= least,
+            )
+            at_the_kill = clicks_applied(worker)
+            await asyncio.to_thread(worker.kill)
+            assert at_the_kill < CLICKS, "nothing was left to be interrupted"
+            await asyncio.to_thread(worker.start)
+        await publishing
+        await applied(outside)
+        await check_answers(outside, story)
+        await check_logs([worker], story)
+        await check_states(outside, story)
+
+
+async def test_a_worker_asked_to_stop_finishes_what_it_has_and_replays_nothing(
+    new_system: Callable[..., System],
+) -> None:
+    system = new_system()
+    worker = system.worker
+    await asyncio.to_thread(worker.start)
+    async with system.outside() as outside:
+        await outside.stock()
+        users = [outside.own(f"u{number}") for number in range(50)]
+        story = Story(users, outside.next_ms(), repeated=0.0)  # so that only a replay is a duplicate
+        await publish(outside, story.tell(4_000))
+        user = outside.own("waiting")
+        last = await outside.click(user, "coffee-1")
+        parked = await outside.request(user, after={**last, "offset": last["offset"] + 1})
+        assert await asyncio.to_thread(worker.stop) == 0
+        assert not outside.answer_records(parked)
+        await asyncio.to_thread(worker.start)
+        await outside.click(user, "coffee-2")
+        await applied(outside)
+        assert await asyncio.to_thread(worker.metric, "headwater_duplicates_total") == 0
+        await check_answers(outside, story)
+        await check_logs([worker], story)
+        answer = await outside.answer(parked)
+        assert (answer["status"], answer["reflects"]["events"]) == ("ok", 2)
+
+
+async def test_what_is_popular_survives_a_stop_and_a_kill(new_system: Callable[..., System]) -> None:
+    system = new_system()
+    worker = system.worker
+    await asyncio.to_thread(worker.start)
+    async with system.outside() as outside:
+        await outside.stock()
+        for item, buyers in (("dog-3", 3), ("dog-1", 2)):
+            for number in range(buyers):
+                user = outside.own(f"{item}-buyer{number}")
+                after = await outside.click(user, item, "purchase")
+        assert (await outside.ask(user, after=after))["status"] == "ok"
+        assert await asyncio.to_thread(worker.stop) == 0
+        await asyncio.to_thread(worker.start)
+        assert await popular(outside, "dog") == ["dog-3", "dog-1"]
+        for number in range(4):
+            await outside.click(outside.own(f"late-buyer{number}"), "dog-5", "purchase")
+
+        async def counted() -> bool:
+            return await popular(outside, "dog") == ["dog-5", "dog-3", "dog-1"]
+
+        await outside.until("the new purchases are counted", counted)
+        await asyncio.to_thread(worker.kill)
+        await asyncio.to_thread(worker.start)
+        assert await popular(outside, "dog") == ["dog-5", "dog-3", "dog-1"]
+
+
+async def test_deleted_items_and_their_versions_survive_a_restart(new_system: Callable[..., System]) -> None:
+    system = new_system()
+    worker = system.worker
+    await asyncio.to_thread(worker.start)
+    async with system.outside() as outside:
+        shelf = {"category": "shelf"}
+        await outside.put_and_wait("kept", title="garden hose", version=3, price=3, **shelf)
+        await outside.put_and_wait("gone", title="garden hose", version=3, **shelf)
+        await outside.catalog_applied([await outside.delete("gone")])
+        assert await asyncio.to_thread(worker.stop) == 0
+        await asyncio.to_thread(worker.start)
+        assert await outside.items("ann", query="hose", filter=shelf) == ["kept"]
+        await outside.put_and_wait("gone", title="garden hose", version=2, **shelf)
+        await outside.put_and_wait("kept", title="garden hose", version=2, price=2, **shelf)
+        assert await outside.items("ann", query="hose", filter={**shelf, "price": 3}) == ["kept"]
+        assert await outside.items("ann", query="hose", filter=shelf) == ["kept"]
+        await outside.put_and_wait("gone", title="garden hose", version=4, **shelf)
+        assert set(await outside.items("ann", query="hose", filter=shelf)) == {"kept", "gone"}
