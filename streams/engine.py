@@ -345,10 +345,14 @@ class EngineApp(faust.App):
             thread = getattr(self.consumer, "_thread", None)
             coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)
             task = getattr(coordinator, "_coordination_task", None)
-            if task is None or not task.done() or task.cancelled() or task.exception() is None:
+            # An error that waits for somebody to ask for records, which nobody does without partitions.
+            error = getattr(coordinator, "_pending_exception", None)
+            if error is None and task is not None and task.done() and not task.cancelled():
+                error = task.exception()
+            if error is None:
                 continue
             self.fail(
-                f"group {self.conf.id}: the client has given up joining it ({task.exception()}); expected a broker that "
+                f"group {self.conf.id}: the client has given up joining it ({error}); expected a broker that "
                 f"admits this user with a session timeout of {self.engine_settings.session_timeout_s:g} s "
                 "(HEADWATER_SESSION_TIMEOUT_S)"
             )
