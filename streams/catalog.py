@@ -15,6 +15,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from numpy.typing import NDArray
 
+from streams.consumer import Consumer
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Gate, Lost, StopWorker
@@ -292,7 +293,7 @@ class CatalogPath:
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
         """Read the versions of the assigned partitions; encode again what another bundle encoded."""
-        consumer = AIOKafkaConsumer(
+        consumer = Consumer(
             **self._settings.kafka_options(),
             enable_auto_commit=False,
             auto_offset_reset="earliest",

@@ -24,6 +24,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from streams import runfile
+from streams.consumer import Consumer
 from streams.messages import (
     CORRELATION_HEADERS,
     DEFAULT_DEADLINE_MS,
@@ -306,7 +307,7 @@ class HeadwaterClient:
 
     async def _connect(self) -> None:
         options = self._settings.kafka_options()
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = Consumer(
             **options,
             group_id=None,
             enable_auto_commit=False,

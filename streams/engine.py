@@ -24,6 +24,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage, Message
 
 from streams.broker import client_id, expel_dead_members
+from streams.consumer import Consumer
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -118,7 +119,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         # Range gives partition n of co-partitioned topics to the same worker; Faust's default without tables is
         # round-robin, which does not as soon as the workers do not divide the partitions.
         self._assignor = RangePartitionAssignor
-        return AIOKafkaConsumer(
+        return Consumer(
             **settings.kafka_options(),
             client_id=client_id(app.conf.id),
             group_id=app.conf.id,

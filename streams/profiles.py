@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 import structlog
 import xxhash
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streams.columns import I64, Columns
+from streams.consumer import Consumer
 from streams.engine import Gate, Lost, StopWorker
 from streams.metrics import Metrics
 from streams.publish import Outgoing, write_all
@@ -98,7 +99,7 @@ class Profiles:
         self._log_length, self._state_size = log_length, state_size
         self._fail = fail
         self.partitions: dict[int, Partition] = {}
-        self._reader = AIOKafkaConsumer(
+        self._reader = Consumer(
             **settings.kafka_options(),
             group_id=settings.interests_group,
             enable_auto_commit=False,

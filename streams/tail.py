@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
+from streams.consumer import Consumer
 from streams.engine import StopWorker
 from streams.settings import Settings
 
@@ -40,7 +41,7 @@ class Tail:
         self._topic, self._on_records, self._fail, self._from_end = topic, on_records, fail, from_end
         self.caught_up = asyncio.Event()
         # Named here and not assigned later: only then does the client fetch the partitions of the topic.
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = Consumer(
             topic,
             **settings.kafka_options(),
             group_id=None,

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import jsonschema
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.partitioner import murmur2
 from aiokafka.structs import RecordMetadata
 
+from streams.consumer import Consumer
 from streams.messages import schemas
 from streams.settings import Settings
 from streams.topics import Topics
@@ -45,7 +46,7 @@ class Outside:
         options = self.settings.kafka_options()
         self._producer = AIOKafkaProducer(**options, acks="all")
         watched = (self.topics.responses, self.topics.dead_letters, *self.settings.reply_topics)
-        self._consumer = AIOKafkaConsumer(*watched, **options, fetch_max_wait_ms=100)
+        self._consumer = Consumer(*watched, **options, fetch_max_wait_ms=100)
         await self._producer.start()
         await self._consumer.start()
         places = sorted(self._consumer.assignment())
@@ -268,9 +269,7 @@ class Outside:
 
     async def records_of(self, topic: str) -> list[ConsumerRecord]:
         """Everything on a topic now."""
-        async with AIOKafkaConsumer(
-            topic, **self.settings.kafka_options(), fetch_max_wait_ms=100
-        ) as consumer:
+        async with Consumer(topic, **self.settings.kafka_options(), fetch_max_wait_ms=100) as consumer:
             places = sorted(consumer.assignment())
             ends = await consumer.end_offsets(places)
             await consumer.seek_to_beginning(*places)
