@@ -1,0 +1,71 @@
+"""Pauses between fetches that bring nothing; the same consumer reads from both brokers in tests/kafka."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from streams import consumer
+
+
+class Fetcher:
+    """Answers fetches as told: (seconds that the broker takes, whether there are records)."""
+
+    def __init__(self, clock: SimpleNamespace, took_s: float, has_news: bool) -> None:
+        self._clock, self._took_s, self._has_news = clock, took_s, has_news
+
+    async def _proc_fetch_request(self, *_: object) -> bool:
+        self._clock.now_s += self._took_s
+        return self._has_news
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now_s=0.0, pauses=[])
+
+    async def sleep(seconds: float) -> None:
+        clock.pauses.append(seconds)
+
+    fake_asyncio = SimpleNamespace(sleep=sleep, CancelledError=asyncio.CancelledError)
+    monkeypatch.setattr(consumer, "asyncio", fake_asyncio)
+    monkeypatch.setattr(consumer, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    return clock
+
+
+async def fetched(monkeypatch: pytest.MonkeyPatch, fetcher: Fetcher) -> bool:
+    async def start(self: AIOKafkaConsumer) -> None:
+        self._fetcher = fetcher
+
+    monkeypatch.setattr(AIOKafkaConsumer, "start", start)
+    paced = consumer.Consumer(bootstrap_servers="127.0.0.1:9")
+    await paced.start()
+    result: bool = await fetcher._proc_fetch_request(None, 0, None)
+    paced._closed = True  # it never was open: nothing to close
+    return result
+
+
+async def test_a_fetch_that_brings_nothing_at_once_is_followed_by_a_pause(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
+) -> None:
+    assert not await fetched(monkeypatch, Fetcher(clock, took_s=0.0002, has_news=False))
+    assert clock.pauses == [0.01]
+
+
+@pytest.mark.parametrize(("took_s", "has_news"), [(0.0002, True), (0.5, False), (0.5, True)])
+async def test_records_and_fetches_that_the_broker_held_back_are_not_delayed(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace, took_s: float, has_news: bool
+) -> None:
+    assert await fetched(monkeypatch, Fetcher(clock, took_s, has_news)) is has_news
+    assert clock.pauses == []
+
+
+async def test_a_pause_that_is_cancelled_by_the_closing_fetcher_ends_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(consumer, "_PAUSE_S", 60.0)
+    pausing = asyncio.create_task(fetched(monkeypatch, Fetcher(clock, took_s=0.0, has_news=False)))
+    await asyncio.sleep(0.01)
+    pausing.cancel()
+    assert await pausing is False
