@@ -24,7 +24,7 @@ from streams.columns import Columns
 from streams.dead_letters import DeadLetters
 from streams.encoder import Encoder, load
 from streams.engine import EngineApp, StopWorker
-from streams.features import ACTION_CODES
+from streams.features import ACTION_NAMES
 from streams.index import BadVector, Index, IndexUnavailable, KeyCollision
 from streams.index.edge import EdgeIndex
 from streams.index.server import ServerIndex
@@ -51,7 +51,6 @@ __all__ = ["Role", "Worker", "WorkerError", "configure_logging", "serve"]
 log = structlog.get_logger(__name__)
 
 Role = Literal["all", "interests", "catalog"]
-_ACTION_NAMES: Final = {code: name for name, code in ACTION_CODES.items()}
 
 _TRENDS_S: Final = 2.0
 _GAUGES_S: Final = 1.0
@@ -153,13 +152,12 @@ class Worker:
             self._apps.append(await self._open_interests(encoder, producer, dead_letters))
         if self._role in ("all", "catalog"):
             self._apps.append(await self._open_catalog(encoder, producer, dead_letters))
-        watchdog = self._watchdog
         for app in self._apps:
             app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
             self._stack.push_async_callback(app.stop)
             await app.join()
-        watchdog.start()
-        self._stack.push_async_callback(watchdog.stop)
+        self._watchdog.start()
+        self._stack.push_async_callback(self._watchdog.stop)
         self.metrics.worker.info(
             {
                 "version": __version__,
@@ -325,10 +323,8 @@ class Worker:
                     "bad_vector_record", partition=record.partition, offset=record.offset, error=str(error)
                 )
                 continue
-            if found is not None and found[1] in (
-                "",
-                self.bundle_id,
-            ):  # vectors of another bundle mean nothing here
+            # Vectors of another bundle mean nothing here.
+            if found is not None and found[1] in ("", self.bundle_id):
                 points.append(found[0])
         if self._settings.qdrant_url is None:
             try:
@@ -437,7 +433,7 @@ class Worker:
                 "item_id": payloads.get(event.item, {}).get("item_id"),
                 "title": payloads.get(event.item, {}).get("title"),
                 "at_ms": event.at_ms,
-                "action": _ACTION_NAMES[event.action],
+                "action": ACTION_NAMES[event.action],
                 "pending": event.item not in payloads,
             }
             for event in events

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import faust
 import structlog
@@ -91,7 +91,7 @@ class Batch:
     to be committed as soon as all earlier batches are finished too, and releases it if need be.
     """
 
-    __slots__ = ("_consumer", "fetched_s", "finished", "generation", "partition", "records", "topic")
+    __slots__ = ("_consumer", "finished", "generation", "partition", "records", "topic")
 
     def __init__(self, consumer: "BatchConsumer", tp: TP, records: Sequence[ConsumerRecord], generation: int):
         self._consumer = consumer
@@ -99,7 +99,6 @@ class Batch:
         self.records = records
         self.generation = generation
         self.finished = False
-        self.fetched_s = time.monotonic()
 
     @property
     def last_offset(self) -> int:
@@ -295,12 +294,6 @@ class BatchConsumer(driver.Consumer):
 
 
 Handler = Callable[[Batch], Awaitable[None]]
-
-
-class _Subscription(NamedTuple):
-    topic: str
-    handler: Handler
-    urgent: bool
 
 
 class EngineApp(faust.App):

@@ -26,6 +26,8 @@ ACTION_CODES: dict[str, int] = {
     "forget": 10,
 }
 
+ACTION_NAMES: dict[int, str] = {code: name for name, code in ACTION_CODES.items()}
+
 
 def item_key(item_id: str) -> int:
     """The unsigned 64-bit key of an item: its name in the event log, in the index and in the residual tables.

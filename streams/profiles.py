@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from streams.columns import I64, Columns
 from streams.consumer import Consumer
 from streams.engine import Gate, Lost, StopWorker
+from streams.messages import header
 from streams.metrics import Metrics
 from streams.publish import Outgoing, write_all
 from streams.settings import Settings
@@ -230,9 +231,9 @@ class Profiles:
                 continue
             if user in partition.columns.rows:
                 partition.columns.remove(user)
-            forgot = next((value for name, value in record.headers if name == _FORGOT_HEADER), None)
-            if forgot is not None:
-                partition.forgotten[user] = msgspec.json.decode(forgot)[0]
+            erasure = _erasure_of(record)
+            if erasure is not None:
+                partition.forgotten[user] = erasure[0]
         rows = np.array([partition.row_of(record.key) for record in kept], dtype=np.int64)
         try:
             unpack(partition.columns, rows, [record.value for record in kept], self.bundle)
@@ -376,5 +377,11 @@ class Profiles:
 def _generation_of(record: ConsumerRecord) -> int:
     if record.value is not None:
         return generation_of(record.value)
-    forgot = next((value for name, value in record.headers if name == _FORGOT_HEADER), None)
-    return int(msgspec.json.decode(forgot)[1]) if forgot is not None else -1
+    erasure = _erasure_of(record)
+    return erasure[1] if erasure is not None else -1
+
+
+def _erasure_of(tombstone: ConsumerRecord) -> tuple[int, int] | None:
+    """(time up to which events are dropped, generation) of a tombstone; None for one that is not ours."""
+    forgot = header(tombstone.headers, _FORGOT_HEADER)
+    return msgspec.json.decode(forgot[1], type=tuple[int, int]) if forgot is not None else None

@@ -22,7 +22,7 @@ from streams.columns import Log
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
-from streams.features import ACTION_CODES, item_key
+from streams.features import ACTION_CODES, ACTION_NAMES, item_key
 from streams.fold import SEEN, STEPS
 from streams.index import IndexUnavailable
 from streams.interests import Session, UserInterests, interests_of
@@ -56,7 +56,6 @@ from streams.vectors import ItemVectors
 
 log = structlog.get_logger(__name__)
 
-_ACTION_NAMES: Final = {code: name for name, code in ACTION_CODES.items()}
 # What is left to an answer after recall: fusing, encoding, writing.
 _ANSWER_MS: Final = 20.0
 
@@ -323,9 +322,8 @@ class RequestPath:
     async def _replies(self, held: list[_Held], partition: Partition) -> list[_Reply]:
         replies: list[_Reply] = []
         live: list[_Held] = []
-        for (
-            each
-        ) in held:  # the clock is asked once: a request that falls between two looks would go unanswered
+        # The clock is asked once: a request that falls between two looks would go unanswered.
+        for each in held:
             if each.left_ms > 0:
                 live.append(each)
             else:
@@ -407,7 +405,7 @@ class RequestPath:
             exclude.update(item_key(event.item_id) for event in request.session)
             exclude.update(key for key, _, action in _entries(user.log) if SEEN[action])
         events = [
-            (key, at_ms, _ACTION_NAMES[action])
+            (key, at_ms, ACTION_NAMES[action])
             for key, at_ms, action in (_entries(user.log) if request.explain else ())
             if STEPS[action]
         ]
