@@ -62,6 +62,8 @@ _MAX_NAMES: Final = 100_000
 _GARBAGE_THRESHOLDS: Final = (100_000, 50, 100)
 # A worker that has to stop gets so long to close; then the process ends, since everything unfinished is uncommitted.
 _STOP_S: Final = 12.0
+_ABANDON_S: Final = 5.0
+_LEFTOVERS_S: Final = 1.0
 EXIT_FAILED: Final = 1
 
 
@@ -117,7 +119,7 @@ class Worker:
         try:
             await self._open()
         except BaseException:
-            await self._stack.aclose()
+            await self.stop()
             raise
         log.info("worker_started", role=self._role, seconds=round(time.monotonic() - started, 2))
         self._spawn(self._announce_ready(started))
@@ -536,14 +538,31 @@ async def serve(settings: Settings, role: Role) -> int:
         code = EXIT_FAILED
     failed.cancel()
     stop.cancel()
-    try:
-        async with asyncio.timeout(_STOP_S):
-            if starting.done():
-                await worker.stop()
-            else:
-                starting.cancel()
-                await asyncio.gather(starting, return_exceptions=True)  # it closes what it has opened
-    except TimeoutError:
-        log.error("stop_timed_out", seconds=_STOP_S)
-        os._exit(code or EXIT_FAILED)  # everything unfinished is uncommitted and will be read again
+    if starting.done():
+        closing, timeout_s = asyncio.ensure_future(worker.stop()), _STOP_S
+    else:
+        # It closes what it has opened. Nothing has been promised to anybody yet, so nothing is worth a long wait.
+        closing, timeout_s = starting, _ABANDON_S
+        starting.cancel()
+    # Not `asyncio.timeout` nor `gather`: both wait for what they cancel, and Faust's services may swallow that.
+    await asyncio.wait({closing}, timeout=timeout_s)
+    if not closing.done():
+        log.error("stop_timed_out", seconds=timeout_s)
+        # Everything unfinished is uncommitted and will be read again.
+        os._exit(code if closing is starting else code or EXIT_FAILED)
+    if closing is not starting:
+        closing.result()
+    await _end_what_is_left(code)
     return code
+
+
+async def _end_what_is_left(code: int) -> None:
+    """The loop would wait without a limit for tasks that somebody forgot and that will not be cancelled."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        _, left = await asyncio.wait(left, timeout=_LEFTOVERS_S)
+    if left:
+        log.warning("tasks_left", tasks=sorted(repr(task.get_coro()) for task in left))
+        os._exit(code)
