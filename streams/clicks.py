@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 import structlog
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
-from streams.features import ACTION_CODES, event_key, item_key
+from streams.features import ACTION_CODES, event_key, keys_of
 from streams.fold import Change, Clicks, plan
 from streams.index import IndexUnavailable
-from streams.messages import BadMessage, Click, decode_click
+from streams.messages import BadMessage, Click, decode_clicks
 from streams.metrics import Metrics
 from streams.profile import EVENT_KEY_MASK, RETRACT, Outcome
 from streams.profiles import Partition, Profiles
-from streams.publish import Outgoing, write_scattered
+from streams.publish import Outgoing, Sent, write_scattered
 from streams.routing import Router, forwarded, origin_of
 from streams.states import Job, advance, keys_needed, needs_refold
 from streams.trends import Counts
@@ -104,14 +104,32 @@ class ClickPath:
             strays: list[Outgoing] = []
             decoded = await self._decode(partition, batch.records, letters, strays)
             self._stage["decode"].observe(time.perf_counter() - started)
+            sent: list[Sent] = []
             if decoded.records:
-                letters += await self._apply(partition, decoded, batch.generation)
+                letters += await self._apply(partition, decoded, batch.generation, sent)
+            before, settled = partition.settled, asyncio.get_running_loop().create_future()
+            partition.settled = settled
+        applied = time.perf_counter()
+        try:
+            # The next batch is applied while this one is on its way to the changelog: two of a partition at most.
+            await asyncio.wait({before})
+            if not before.result():
+                raise Lost
+            batch.release()
+            for each in sent:
+                await self._profiles.settle(partition, each, batch.generation)
             await self._dead_letters.put(letters)
             if strays:
                 await write_scattered(self._producer, self._topic, strays)
                 self._strays.inc(len(strays))
+            partition.require(batch.generation)
             partition.advance(batch.last_offset)
-        batch.finish()
+            batch.finish()
+            settled.set_result(True)
+        finally:
+            if not settled.done():
+                settled.set_result(False)
+        self._stage["changelog"].observe(time.perf_counter() - applied)
         self._batch_size.observe(len(batch.records))
         now_ms = time.time() * 1000.0
         self._metrics.click_to_applied_seconds.observe_all(
@@ -121,27 +139,35 @@ class ClickPath:
     async def _decode(
         self,
         partition: Partition,
-        records: Iterable[ConsumerRecord],
+        records: Sequence[ConsumerRecord],
         letters: list[DeadLetter],
         strays: list[Outgoing],
     ) -> Decoded:
-        rows: list[int] = []
-        kept: list[ConsumerRecord] = []
-        clicks: list[Click] = []
-        origins: list[tuple[int, int, int]] = []
-        known = partition.columns.rows
-        for count, record in enumerate(records, 1):
-            if count % _SLICE == 0:
+        found: list[Click | BadMessage] = []
+        for start in range(0, len(records), _SLICE):
+            if start:
                 await asyncio.sleep(0)
-            try:
-                click = decode_click(record.key, record.value, record.timestamp)
-            except BadMessage as error:
-                letters.append(DeadLetter(record, error.reason, str(error)))
+            found += decode_clicks(records[start : start + _SLICE])
+        known = partition.columns.rows
+        # A key is the user's id, or there is none.
+        rows = [
+            known.get(record.key or click.user_id.encode(), -1) if type(click) is Click else -1
+            for record, click in zip(records, found, strict=True)
+        ]
+        origins: list[tuple[int, int, int]] = []
+        dropped: set[int] = set()
+        for index, record in enumerate(records):
+            row = rows[index]
+            if row >= 0 and not record.headers:
+                continue
+            click = found[index]
+            if isinstance(click, BadMessage):
+                letters.append(DeadLetter(record, click.reason, str(click)))
+                dropped.add(index)
                 continue
             user = click.user_id.encode()
-            row = known.get(user)
             origin = origin_of(record) if record.headers else None
-            if row is None:
+            if row < 0:
                 home = self._router.partition_of(user)
                 if home != partition.number:
                     if origin is None:
@@ -149,26 +175,29 @@ class ClickPath:
                     else:
                         message = f"forwarded to partition {partition.number}, but its user belongs to {home}"
                         letters.append(DeadLetter(record, "misrouted", message))
+                    dropped.add(index)
                     continue
-                row = partition.row_of(user)
+                rows[index] = partition.row_of(user)
             if origin is not None:
-                origins.append((row, origin.partition, origin.offset))
-            rows.append(row)
-            kept.append(record)
-            clicks.append(click)
+                origins.append((rows[index], origin.partition, origin.offset))
+        kept = [index for index in range(len(records)) if index not in dropped] if dropped else None
+        clicks = cast(list[Click], found if kept is None else [found[index] for index in kept])
+        kept_records = list(records) if kept is None else [records[index] for index in kept]
+        event_ids = [click.event_id for click in clicks]
         columns = Clicks(
-            np.array(rows, dtype=np.int64),
-            np.array([record.offset for record in kept], dtype=np.int64),
+            np.array(rows if kept is None else [rows[index] for index in kept], dtype=np.int64),
+            np.array([record.offset for record in kept_records], dtype=np.int64),
             np.array([click.at_ms for click in clicks], dtype=np.int64),
-            np.array([event_key(click.event_id) for click in clicks], dtype=np.uint64)
-            & np.uint64(EVENT_KEY_MASK),
-            np.array([item_key(click.item_id) for click in clicks], dtype=np.uint64),
+            keys_of(event_ids) & np.uint64(EVENT_KEY_MASK),
+            keys_of([click.item_id for click in clicks]),
             np.array([ACTION_CODES[click.action] for click in clicks], dtype=np.uint8),
         )
-        return Decoded(columns, kept, [click.event_id for click in clicks], origins)
+        return Decoded(columns, kept_records, event_ids, origins)
 
-    async def _apply(self, partition: Partition, decoded: Decoded, generation: int) -> list[DeadLetter]:
-        """Apply what was decoded; if our own code fails on it, halve it until the culprit stands alone."""
+    async def _apply(
+        self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent]
+    ) -> list[DeadLetter]:
+        """Apply what was decoded and send it; if our own code fails on it, halve it until the culprit stands alone."""
         try:
             started = time.perf_counter()
             change = plan(partition.columns, decoded.clicks)
@@ -189,21 +218,20 @@ class ClickPath:
             middle = len(decoded.records) // 2
             rest = decoded.part(middle, len(decoded.records))
             users = [partition.columns.users[row] for row in rest.clicks.row.tolist()]
-            letters = await self._apply(partition, decoded.part(0, middle), generation)
+            letters = await self._apply(partition, decoded.part(0, middle), generation, sent)
             # The first half may have erased users, whose rows are then gone.
             rows = np.array([partition.row_of(user) for user in users], dtype=np.int64)
             rest = rest._replace(clicks=rest.clicks._replace(row=rows))
-            return letters + await self._apply(partition, rest, generation)
+            return letters + await self._apply(partition, rest, generation, sent)
         partition.require(generation)
         erased = self._commit(partition, decoded, change, job, state)
-        started = time.perf_counter()
-        await self._profiles.write(partition, change.rows[~change.erased], generation)
-        await self._profiles.erase(partition, erased, generation)
-        self._stage["changelog"].observe(time.perf_counter() - started)
+        sent.append(await self._profiles.send(partition, change.rows[~change.erased], erased, generation))
         self._count(partition, decoded, change)
         return []
 
     async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_]) -> None:
+        if not self._vectors.can_fetch:
+            return
         try:
             await self._vectors.ensure(keys_needed(change, refold))
         except IndexUnavailable as error:
@@ -238,8 +266,9 @@ class ClickPath:
         columns.pending[rows] = job.pending
         columns.stale[rows] = False
         columns.forgotten_ms[rows] = change.forgotten_ms
-        for index in np.flatnonzero(change.newest >= 0).tolist():
-            columns.last_event[int(rows[index])] = decoded.event_ids[int(change.newest[index])].encode()
+        newer = change.newest >= 0
+        for row, newest in zip(rows[newer].tolist(), change.newest[newer].tolist(), strict=True):
+            columns.last_event[row] = decoded.event_ids[newest].encode()
         for index in np.flatnonzero(change.refold).tolist():
             _drop_stale_id(columns.last_event, int(rows[index]), change, index)
         for row, origin, offset in decoded.strays:

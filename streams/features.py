@@ -3,7 +3,7 @@
 Everything here is numpy and plain strings, so that `models` can train on exactly what `streams` will feed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import xxhash
@@ -40,6 +40,12 @@ def item_key(item_id: str) -> int:
 def event_key(event_id: str) -> int:
     """The unsigned 64-bit key of an event id, for deduplication within one user's log."""
     return xxhash.xxh3_64_intdigest(event_id.encode())
+
+
+def keys_of(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """:func:`item_key` or :func:`event_key` of each id, in a third of the time."""
+    digest = xxhash.xxh3_64_digest
+    return np.frombuffer(b"".join([digest(each.encode()) for each in ids]), dtype=">u8").astype(np.uint64)
 
 
 def item_text(

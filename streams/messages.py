@@ -6,7 +6,8 @@ allowed. Unknown extra fields are ignored, so that old and new workers can meet 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, get_args
+from operator import attrgetter
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -346,19 +347,75 @@ def decode_click(key: bytes | None, raw: bytes | None, record_ms: int) -> Click:
     """
     click = _decode_click(raw)
     user_id, event_id, item_id = click.user_id, click.event_id, click.item_id
-    # Nearly all ids are ASCII within the bound: they are told apart here without a call for each.
-    if not (user_id.isascii() and len(user_id) <= MAX_ID_BYTES and user_id.encode() == key):
-        _check_key("user_id", key, _check_id("user_id", user_id))
-    if not (event_id.isascii() and len(event_id) <= MAX_ID_BYTES):
-        _check_id("event_id", event_id)
-    named = item_id or click.action not in ("retract", "forget")
-    if named and not (item_id.isascii() and 0 < len(item_id) <= MAX_ID_BYTES):
+    _check_key("user_id", key, _check_id("user_id", user_id))
+    _check_id("event_id", event_id)
+    if item_id or click.action not in ("retract", "forget"):
         _check_id("item_id", item_id)
-    if bytes(click.context)[:1] not in (b"{", b"n"):
+    if bytes(click.context)[:1] not in _CONTEXT_STARTS:
         raise BadMessage("bad_field", f"context: got {shown(bytes(click.context)[:60])}, expected an object")
-    if click.at_ms > record_ms + MAX_AHEAD_MS:
-        check_at_ms(click.at_ms, record_ms)
+    check_at_ms(click.at_ms, record_ms)
     return click
+
+
+class ClickRecord(Protocol):
+    """What is read of a Kafka record with a click."""
+
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+
+
+def decode_clicks(records: Sequence[ClickRecord]) -> list[Click | BadMessage]:
+    """:func:`decode_click` of each record, with what is wrong in the place of those that are.
+
+    Nearly all clicks are as they should be, and looking at a few dozen at once takes a third of the time.
+    """
+    found: list[Click | BadMessage] = []
+    for start in range(0, len(records), _CHUNK):
+        chunk = records[start : start + _CHUNK]
+        clicks = _decode_plain(chunk)
+        found += map(_decode_one, chunk) if clicks is None else clicks
+    return found
+
+
+# A bad click sends so many neighbours the long way round.
+_CHUNK: Final = 64
+_event_ids, _user_ids = attrgetter("event_id"), attrgetter("user_id")
+_item_ids, _times = attrgetter("item_id"), attrgetter("at_ms")
+
+
+def _decode_plain(records: Sequence[ClickRecord]) -> list[Click] | None:
+    """Clicks that pass every check by a wide margin, or None if any of them has to be looked at by itself."""
+    try:
+        clicks = [_plain_click(record.value) for record in records]  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return None
+    ids = [*map(_event_ids, clicks), *map(_item_ids, clicks)]
+    sizes = list(map(len, ids))
+    text = "".join(ids) + "".join(map(_user_ids, clicks))
+    newest_allowed = min(record.timestamp for record in records) + MAX_AHEAD_MS
+    is_plain = (
+        text.isascii()
+        and min(sizes) > 0
+        and max(sizes) <= MAX_ID_BYTES
+        and max(map(_times, clicks)) <= newest_allowed
+        # So the ids of users are those of the keys; an over-long key is refused with its id.
+        and [click.user_id.encode() for click in clicks] == [record.key for record in records]
+        and max(map(len, map(_user_ids, clicks))) <= MAX_ID_BYTES
+        and {bytes(click.context)[:1] for click in clicks} <= _CONTEXT_STARTS
+    )
+    return clicks if is_plain else None
+
+
+_plain_click: Final = msgspec.json.Decoder(Click).decode
+_CONTEXT_STARTS: Final = {b"{", b"n"}
+
+
+def _decode_one(record: ClickRecord) -> Click | BadMessage:
+    try:
+        return decode_click(record.key, record.value, record.timestamp)
+    except BadMessage as error:
+        return error
 
 
 def decode_item(key: bytes | None, raw: bytes) -> Item:

@@ -8,7 +8,7 @@ they are read, and what an older generation overwrote is written again.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +23,7 @@ from streams.consumer import Consumer
 from streams.engine import Gate, Lost, StopWorker
 from streams.messages import header
 from streams.metrics import Metrics
-from streams.publish import Outgoing, write_all
+from streams.publish import Outgoing, Sent, send_all
 from streams.settings import Settings
 from streams.state_records import RecordError, Stamp, generation_of, pack, stamp_of, unpack
 from streams.topics import Topics
@@ -37,7 +37,14 @@ _AUDIT_S: Final = 5.0
 # Users past HEADWATER_USER_TTL_DAYS: looked for so often, and erased so many at a time, so that clicks go on.
 _EXPIRE_S: Final = 10.0
 _EXPIRE_USERS: Final = 2_000
+_NOBODY: Final = np.zeros(0, dtype=np.int64)
 _FORGOT_HEADER: Final = "headwater-forgot-ms"
+
+
+def _settled(value: bool) -> asyncio.Future[bool]:
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
 
 
 class Partition:
@@ -54,6 +61,8 @@ class Partition:
         self.gate = Gate()
         self.owned = False
         self.lock = asyncio.Lock()
+        # Of the newest batch: True once it and all before it are in the changelog, False when one was given up.
+        self.settled: asyncio.Future[bool] = _settled(True)
         self.listeners: list[Callable[[Partition], None]] = []
 
     def row_of(self, user: bytes) -> int:
@@ -137,6 +146,7 @@ class Profiles:
         """A rebalance begins: nothing is applied until partitions are assigned again."""
         for partition in self.partitions.values():
             partition.owned = False
+            partition.settled = _settled(True)
             partition.gate.close()
 
     def assign(self, numbers: Iterable[int], generation: int) -> None:
@@ -243,41 +253,49 @@ class Profiles:
                 f"{error}"
             ) from error
 
-    async def write(self, partition: Partition, rows: I64, generation: int) -> None:
-        """Write the users of ``rows`` to the changelog and wait for it.
+    async def send(
+        self, partition: Partition, rows: I64, erased: Mapping[bytes, int], generation: int
+    ) -> Sent:
+        """Hand the users of ``rows`` to the changelog, and a tombstone for each one erased, with the time up to which
+        events of theirs are dropped. Call it under the partition's lock and :meth:`settle` what it returns, in order.
+
+        Raises:
+            Lost: the partition is not ours any more.
+            StopWorker: the broker does not take records.
+        """
+        partition.require(generation)
+        columns = partition.columns
+        columns.generation[rows] = generation
+        users = [columns.users[row] for row in rows.tolist()]
+        values = pack(columns, rows, Stamp(self.writer, generation, self.bundle)) if users else []
+        records = [Outgoing(*pair) for pair in zip(users, values, strict=True)]
+        records += [
+            Outgoing(user, None, [(_FORGOT_HEADER, msgspec.json.encode([erased_ms, generation]))])
+            for user, erased_ms in erased.items()
+        ]
+        return await send_all(self._producer, self._topics.profiles, partition.number, records)
+
+    async def settle(self, partition: Partition, sent: Sent, generation: int) -> None:
+        """Wait until what was sent is acknowledged; what others wrote in between shows as a hole, and is repaired.
 
         Raises:
             Lost: the partition is not ours any more.
             StopWorker: the broker did not take the records.
         """
-        if not len(rows):
-            return
-        stamp = Stamp(self.writer, generation, self.bundle)
-        users = [partition.columns.users[row] for row in rows.tolist()]
-        records = pack(partition.columns, rows, stamp)
-        await self._write(
-            partition, [Outgoing(*pair) for pair in zip(users, records, strict=True)], generation
-        )
-        partition.columns.generation[rows] = generation
-
-    async def erase(self, partition: Partition, users: dict[bytes, int], generation: int) -> None:
-        """Write a tombstone for each user, with the time up to which events of theirs are dropped."""
-        records = [
-            Outgoing(user, None, [(_FORGOT_HEADER, msgspec.json.encode([erased_ms, generation]))])
-            for user, erased_ms in users.items()
-        ]
-        await self._write(partition, records, generation)
-
-    async def _write(self, partition: Partition, records: list[Outgoing], generation: int) -> None:
-        if not records:
-            return
+        written = await sent.acknowledged()
         partition.require(generation)
-        for written in await write_all(self._producer, self._topics.profiles, partition.number, records):
-            hole = partition.changelog_next
-            partition.changelog_next = written.stop
-            if written.start > hole:
-                self._spawn(self._repair(partition, hole, written.start, generation))
-        self._metrics.changelog_records_total.inc(len(records))
+        for start, stop in written:
+            hole, partition.changelog_next = partition.changelog_next, max(stop, partition.changelog_next)
+            if start > hole:
+                self._spawn(self._repair(partition, hole, start, generation))
+        self._metrics.changelog_records_total.inc(len(sent))
+
+    async def _write(
+        self, partition: Partition, rows: I64, erased: Mapping[bytes, int], generation: int
+    ) -> None:
+        """Send and settle after all batches that are on their way. Call it under the partition's lock."""
+        await asyncio.wait({partition.settled})
+        await self.settle(partition, await self.send(partition, rows, erased, generation), generation)
 
     async def _expire(self, ttl_ms: float) -> None:
         """Erase users without an event for ``ttl_ms``, a slice of a partition at a time."""
@@ -297,7 +315,8 @@ class Profiles:
                     for user, erased_ms in gone.items():
                         columns.remove(user)
                         partition.forgotten[user] = erased_ms
-                    await self.erase(partition, gone, generation)
+                    if gone:
+                        await self._write(partition, _NOBODY, gone, generation)
 
     async def _audit(self) -> None:
         """Look for foreign writes at the end of partitions that have been quiet since."""
@@ -307,6 +326,8 @@ class Profiles:
                 if not partition.owned or not partition.gate.is_open:
                     continue
                 async with partition.lock:
+                    if not partition.settled.done():
+                        continue  # it is not quiet: its own writes will show a hole
                     tp = TopicPartition(self._topics.profiles, partition.number)
                     try:
                         end = (await self._reader.end_offsets([tp]))[tp]
@@ -345,14 +366,17 @@ class Profiles:
         async with partition.lock:
             known = partition.columns.rows
             rows = np.array([known[user] for user in overwritten if user in known], dtype=np.int64)
-            if len(rows):
-                log.warning("foreign_writes_repaired", partition=partition.number, users=len(rows))
-                await self.write(partition, rows, generation)
+            gone = {
+                user: partition.forgotten[user]
+                for user in overwritten
+                if user in partition.forgotten and user not in known
+            }
+            if len(rows) or gone:
+                log.warning(
+                    "foreign_writes_repaired", partition=partition.number, users=len(rows) + len(gone)
+                )
+                await self._write(partition, rows, gone, generation)
                 self._metrics.fenced_records_total.inc(len(rows))
-            gone = {user: partition.forgotten[user] for user in overwritten if user in partition.forgotten}
-            await self.erase(
-                partition, {user: at for user, at in gone.items() if user not in known}, generation
-            )
 
     def _is_ours(self, record: ConsumerRecord) -> bool:
         return stamp_of(record.value).writer == self.writer

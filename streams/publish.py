@@ -15,7 +15,7 @@ from streams.settings import Settings
 # aiokafka retries until its request timeout; a little more, so that its own error says what went wrong.
 _ACK_TIMEOUT_S: Final = 40.0
 # A whole partition batch's changelog fits a few of these; Kafka's default limit of a request is 1 MB.
-MAX_BATCH_BYTES: Final = 256 * 1024
+MAX_BATCH_BYTES: Final = 900 * 1024
 
 Header = tuple[str, bytes]
 
@@ -49,21 +49,58 @@ class Written(NamedTuple):
     stop: int
 
 
-async def write_all(
+class Sent:
+    """Records on their way to one partition, in order; nothing counts before :meth:`acknowledged` returns."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self._topic, self._partition = topic, partition
+        self._pending: list[tuple[asyncio.Future[RecordMetadata], int]] = []
+
+    def add(self, future: asyncio.Future[RecordMetadata], count: int) -> None:
+        self._pending.append((future, count))
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self._pending)
+
+    async def acknowledged(self) -> list[Written]:
+        """Wait until all replicas have everything.
+
+        Raises:
+            StopWorker: the broker did not take them in time.
+        """
+        futures = [future for future, _ in self._pending]
+        try:
+            done = await asyncio.wait_for(asyncio.gather(*futures), _ACK_TIMEOUT_S)
+        except (KafkaError, TimeoutError) as error:
+            raise _refused(self._topic, self._partition, error) from error
+        return [
+            Written(meta.offset, meta.offset + count)
+            for meta, (_, count) in zip(done, self._pending, strict=True)
+        ]
+
+
+def _refused(topic: str, partition: int, error: Exception) -> StopWorker:
+    return StopWorker(
+        f"{topic}: the broker did not acknowledge a write to partition {partition} "
+        f"({type(error).__name__}: {error}); nothing past it is committed. Look at the broker, then start again"
+    )
+
+
+async def send_all(
     producer: AIOKafkaProducer, topic: str, partition: int, records: Iterable[Outgoing]
-) -> list[Written]:
-    """Write ``records`` to one partition in order and wait until all are acknowledged.
+) -> Sent:
+    """Hand ``records`` to the producer, in order, as whole record batches of one partition.
 
     Raises:
-        StopWorker: the broker did not take them in time.
+        StopWorker: the producer did not take them in time.
     """
-    pending: list[tuple[asyncio.Future[RecordMetadata], int]] = []
+    sent = Sent(topic, partition)
     try:
         builder, count = producer.create_batch(), 0
         for record in records:
             appended = _appended(builder, record)
             if appended is None and count:
-                pending.append((await producer.send_batch(builder, topic, partition=partition), count))
+                sent.add(await producer.send_batch(builder, topic, partition=partition), count)
                 builder, count = producer.create_batch(), 0
                 appended = _appended(builder, record)
             if appended is None:
@@ -75,18 +112,21 @@ async def write_all(
                     timestamp_ms=record.timestamp_ms,
                     headers=list(record.headers),
                 )
-                pending.append((future, 1))
+                sent.add(future, 1)
             else:
                 count += 1
         if count:
-            pending.append((await producer.send_batch(builder, topic, partition=partition), count))
-        done = await asyncio.wait_for(asyncio.gather(*(future for future, _ in pending)), _ACK_TIMEOUT_S)
+            sent.add(await producer.send_batch(builder, topic, partition=partition), count)
     except (KafkaError, TimeoutError) as error:
-        raise StopWorker(
-            f"{topic}: the broker did not acknowledge a write to partition {partition} "
-            f"({type(error).__name__}: {error}); nothing past it is committed. Look at the broker, then start again"
-        ) from error
-    return [Written(meta.offset, meta.offset + count) for meta, (_, count) in zip(done, pending, strict=True)]
+        raise _refused(topic, partition, error) from error
+    return sent
+
+
+async def write_all(
+    producer: AIOKafkaProducer, topic: str, partition: int, records: Iterable[Outgoing]
+) -> list[Written]:
+    """:func:`send_all`, and wait until everything is acknowledged. Raises StopWorker as both do."""
+    return await (await send_all(producer, topic, partition, records)).acknowledged()
 
 
 def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:

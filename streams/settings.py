@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     )
     commit_interval_s: float = Field(default=1.0, gt=0, le=60)
     max_poll_records: int = Field(
-        default=2000, ge=1, le=100_000, description="records in one partition batch, at most"
+        default=4000, ge=1, le=100_000, description="records in one partition batch, at most"
     )
 
     # Topics

@@ -76,14 +76,16 @@ def stamp_of(record: bytes) -> Stamp:
 def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     """The records of ``rows``, in order."""
     count, length = len(rows), columns.log_length
-    tails = [_tail(columns, row) for row in rows.tolist()]
+    places = rows.tolist()
+    event_ids = [columns.last_event[row] for row in places]
+    strays = [_strays(columns, row) for row in places] if columns.strays else [b""] * count
     header = np.zeros(count, dtype=_HEADER)
     header["format"] = FORMAT
     header["n"] = columns.n[rows]
     header["pending"] = columns.pending[rows]
-    header["strays"] = [strays for strays, _ in tails]
+    header["strays"] = [len(each) // _STRAY.itemsize for each in strays] if columns.strays else 0
     header["state_size"] = columns.state_size
-    header["event_id_size"] = [len(columns.last_event[row]) for row in rows.tolist()]
+    header["event_id_size"] = list(map(len, event_ids))
     header["log_length"] = length
     header["writer"], header["generation"], header["bundle"] = stamp
     header["offset"] = columns.offset[rows]
@@ -92,7 +94,7 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     matrix = np.empty((count, record_size(length, columns.state_size)), dtype=np.uint8)
     log_at = record_size(0, columns.state_size)
     matrix[:, : _HEADER.itemsize] = header.view(np.uint8).reshape(count, -1)
-    state = np.ascontiguousarray(columns.state[rows].astype("<f2"))
+    state = columns.state[rows].astype("<f2", copy=False)
     matrix[:, _HEADER.itemsize : log_at] = state.view(np.uint8).reshape(count, -1)
     entries = matrix[:, log_at:].reshape(count, length, _ENTRY)
     log = columns.log(rows)
@@ -103,23 +105,24 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     whole, sizes = matrix.tobytes(), (log_at + _ENTRY * log.n).tolist()
     stride = matrix.shape[1]
     return [
-        whole[start : start + size] + tail
-        for start, size, (_, tail) in zip(range(0, count * stride, stride), sizes, tails, strict=True)
+        whole[start : start + size] + stray + event_id
+        for start, size, stray, event_id in zip(
+            range(0, count * stride, stride), sizes, strays, event_ids, strict=True
+        )
     ]
 
 
 def _bytes_of(column: NDArray[np.int64] | NDArray[np.uint64], kind: str) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(column.astype(kind)).view(np.uint8).reshape(*column.shape, 8)
+    return np.ascontiguousarray(column.astype(kind, copy=False)).view(np.uint8).reshape(*column.shape, 8)
 
 
-def _tail(columns: Columns, row: int) -> tuple[int, bytes]:
-    event_id = columns.last_event[row]
+def _strays(columns: Columns, row: int) -> bytes:
     strays = columns.strays.get(row)
     if not strays:
-        return 0, event_id
+        return b""
     # Only the newest origins are kept: a user's client sends to one stray partition, or it is misconfigured.
     newest = sorted(strays.items(), key=lambda pair: -pair[1])[:MAX_STRAYS]
-    return len(newest), np.array(newest, dtype=_STRAY).tobytes() + event_id
+    return np.array(newest, dtype=_STRAY).tobytes()
 
 
 def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streams.columns import I64, U64
 from streams.features import item_key
@@ -23,6 +24,8 @@ TOP: Final = 1_000
 _MAX_ITEMS: Final = 200_000
 # 2^30 half-lives fit a float's exponent; the origin moves long before.
 _REBASE_HALF_LIVES: Final = 100.0
+# Events that wait to be summed up: some ten milliseconds of work.
+_MAX_WAITING: Final = 20_000
 
 
 class Counts:
@@ -32,32 +35,46 @@ class Counts:
         self._half_life_ms = half_life_s * 1000.0
         self._weights: dict[int, float] = {}
         self._origin_ms = 0
+        self._waiting: list[tuple[U64, NDArray[np.float64], I64]] = []
+        self._waiting_events = 0
         self.changed = False
 
     def __len__(self) -> int:
+        self._sum_up()
         return len(self._weights)
 
     def add(self, items: U64, actions: np.ndarray[tuple[int], np.dtype[np.uint8]], at_ms: I64) -> None:
-        """Count events; each item's share is summed once per call."""
+        """Count events."""
         weights = POPULARITY[actions]
         counted = weights > 0
         if not counted.any():
             return
-        newest = int(at_ms[counted].max())
+        # Summed up later: the more events at once, the fewer items for each of them.
+        self._waiting.append((items[counted], weights[counted], at_ms[counted]))
+        self._waiting_events += len(self._waiting[-1][0])
+        self.changed = True
+        if self._waiting_events >= _MAX_WAITING:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        if not self._waiting:
+            return
+        items, weights, at_ms = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._waiting_events = [], 0
+        newest = int(at_ms.max())
         if not self._weights:
             self._origin_ms = newest
         elif newest - self._origin_ms > _REBASE_HALF_LIVES * self._half_life_ms:
             self._rebase(newest)
-        ages = (at_ms[counted] - self._origin_ms) / self._half_life_ms
-        grown = weights[counted] * np.exp2(np.clip(ages, -1000, 2 * _REBASE_HALF_LIVES))
-        unique, place = np.unique(items[counted], return_inverse=True)
+        ages = (at_ms - self._origin_ms) / self._half_life_ms
+        grown = weights * np.exp2(np.clip(ages, -1000, 2 * _REBASE_HALF_LIVES))
+        unique, place = np.unique(items, return_inverse=True)
         sums = np.bincount(place, weights=grown)
         held = self._weights
         for key, weight in zip(unique.tolist(), sums.tolist(), strict=True):
             held[key] = held.get(key, 0.0) + weight
         if len(held) > _MAX_ITEMS:
             self._weights = dict(heapq.nlargest(_MAX_ITEMS // 2, held.items(), key=lambda pair: pair[1]))
-        self.changed = True
 
     def _rebase(self, origin_ms: int) -> None:
         factor = 2.0 ** ((self._origin_ms - origin_ms) / self._half_life_ms)
@@ -66,15 +83,18 @@ class Counts:
 
     def top(self) -> list[tuple[int, float]]:
         """The heaviest items: (item key, weight as of :attr:`at_ms`)."""
+        self._sum_up()
         return heapq.nlargest(TOP, self._weights.items(), key=lambda pair: pair[1])
 
     @property
     def at_ms(self) -> int:
+        self._sum_up()
         return self._origin_ms
 
     def restore(self, trend: Trend) -> None:
         """Go on from what was published, by whichever worker had the partition."""
         self._origin_ms = trend.at_ms
+        self._waiting, self._waiting_events = [], 0
         self._weights = {item_key(item_id): weight for item_id, weight in trend.counts}
 
 

@@ -38,6 +38,11 @@ class ItemVectors:
     def __contains__(self, key: int) -> bool:
         return key in self._rows
 
+    @property
+    def can_fetch(self) -> bool:
+        """Whether :meth:`ensure` can bring in anything."""
+        return self._fetch is not None
+
     def rows(self, keys: Iterable[int]) -> NDArray[np.int64]:
         """Row of each key in :attr:`matrix`, -1 where it has no vector."""
         find = self._rows.get

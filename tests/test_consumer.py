@@ -14,6 +14,11 @@ class Fetcher:
 
     def __init__(self, clock: SimpleNamespace, took_s: float, has_news: bool) -> None:
         self._clock, self._took_s, self._has_news = clock, took_s, has_news
+        self._records: dict[str, object] = {}
+        self._fetch_max_wait_ms = 500
+
+    def _get_actions_per_node(self, _: object) -> int:
+        return self._fetch_max_wait_ms
 
     async def _proc_fetch_request(self, *_: object) -> bool:
         self._clock.now_s += self._took_s
@@ -50,6 +55,18 @@ async def test_a_fetch_that_brings_nothing_at_once_is_followed_by_a_pause(
 ) -> None:
     assert not await fetched(monkeypatch, Fetcher(clock, took_s=0.0002, has_news=False))
     assert clock.pauses == [0.01]
+
+
+async def test_a_fetch_without_the_partitions_that_wait_to_be_taken_is_not_held_back(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
+) -> None:
+    fetcher = Fetcher(clock, took_s=0.5, has_news=True)
+    await fetched(monkeypatch, fetcher)
+    assert fetcher._get_actions_per_node(None) == 500
+    fetcher._records["clicks 0"] = object()
+    assert fetcher._get_actions_per_node(None) == 10
+    fetcher._records.clear()
+    assert fetcher._get_actions_per_node(None) == 500
 
 
 @pytest.mark.parametrize(("took_s", "has_news"), [(0.0002, True), (0.5, False), (0.5, True)])
