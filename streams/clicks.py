@@ -109,6 +109,7 @@ class ClickPath:
                 letters += await self._apply(partition, decoded, batch.generation, sent)
             before, settled = partition.settled, asyncio.get_running_loop().create_future()
             partition.settled = settled
+            partition.mark_applied(batch.last_offset)
         applied = time.perf_counter()
         try:
             # The next batch is applied while this one is on its way to the changelog: two of a partition at most.

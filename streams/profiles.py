@@ -56,7 +56,8 @@ class Partition:
         # Users erased by `forget`, who have no row: events up to that time are dropped.
         self.forgotten: dict[bytes, int] = {}
         self.generation = -1
-        self.watermark = -1  # every clicks record at or below it is applied and stored
+        self.applied = -1  # every clicks record at or below it is in the columns
+        self.watermark = -1  # and in the changelog too, for good
         self.changelog_next = 0  # the changelog has been read or written up to here
         self.gate = Gate()
         self.owned = False
@@ -64,6 +65,7 @@ class Partition:
         # Of the newest batch: True once it and all before it are in the changelog, False when one was given up.
         self.settled: asyncio.Future[bool] = _settled(True)
         self.listeners: list[Callable[[Partition], None]] = []
+        self._advanced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def row_of(self, user: bytes) -> int:
         """The user's row, made if there is none."""
@@ -75,11 +77,37 @@ class Partition:
                 self.columns.forgotten_ms[row] = erased_ms
         return row
 
-    def advance(self, offset: int) -> None:
-        """Move the watermark and tell whoever waits for it."""
-        self.watermark = max(self.watermark, offset)
+    def mark_applied(self, offset: int) -> None:
+        """Tell whoever waits for it that the columns hold the clicks up to ``offset``."""
+        self.applied = max(self.applied, offset)
         for listener in self.listeners:
             listener(self)
+
+    def advance(self, offset: int) -> None:
+        """Move the watermark."""
+        self.watermark = max(self.watermark, offset)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have everyone in :meth:`reached` look again."""
+        advanced, self._advanced = self._advanced, asyncio.get_running_loop().create_future()
+        advanced.set_result(None)
+
+    async def reached(self, offset: int, timeout_s: float) -> bool:
+        """Wait until the watermark is at ``offset``; False if that takes longer.
+
+        Raises:
+            Lost: the partition was revoked first.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.watermark < offset:
+            if not self.owned:
+                raise Lost
+            left_s = deadline - time.monotonic()
+            if left_s <= 0.0:
+                return False
+            await asyncio.wait({self._advanced}, timeout=left_s)
+        return True
 
     def require(self, generation: int) -> None:
         """Raises Lost unless this worker still owns the partition in that generation."""
@@ -147,6 +175,7 @@ class Profiles:
         for partition in self.partitions.values():
             partition.owned = False
             partition.settled = _settled(True)
+            partition.wake()
             partition.gate.close()
 
     def assign(self, numbers: Iterable[int], generation: int) -> None:
@@ -199,7 +228,7 @@ class Profiles:
             if partition.owned and partition.generation == generation:
                 users += len(partition.columns)
                 partition.gate.open()
-                partition.advance(partition.watermark)
+                partition.mark_applied(partition.watermark)
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
         log.info(
@@ -219,7 +248,9 @@ class Profiles:
                     f"end of the topic, {ends[tp]}: the topic was re-created. Start with a new "
                     "HEADWATER_TOPIC_PREFIX, or delete the profiles topic and the group's offsets with it"
                 )
-            partition.watermark = (committed if committed is not None else beginnings[tp]) - 1
+            partition.watermark = partition.applied = (
+                committed if committed is not None else beginnings[tp]
+            ) - 1
 
     def _load(self, partition: Partition, records: list[ConsumerRecord]) -> None:
         """Apply changelog records: the last of the newest generation wins."""

@@ -257,7 +257,7 @@ class RequestPath:
         if not partition.gate.is_open:
             return False
         if after.partition == partition.number:
-            return partition.watermark >= after.offset
+            return partition.applied >= after.offset
         row = partition.columns.rows.get(held.user)
         strays = partition.columns.strays.get(row, {}) if row is not None else {}
         return strays.get(after.partition, -1) >= after.offset
@@ -277,7 +277,7 @@ class RequestPath:
         lot = self._lots.get(partition.number)
         if lot and partition.gate.is_open:
             self._leave(
-                lot.take(partition.watermark, lambda held: self._may_answer(held, partition)), partition
+                lot.take(partition.applied, lambda held: self._may_answer(held, partition)), partition
             )
 
     def _expire(self, held: _Held, partition: Partition) -> None:
@@ -302,8 +302,11 @@ class RequestPath:
 
     async def _answer(self, held: list[_Held], partition: Partition) -> None:
         """Answer all of ``held``; where our own code fails, halve until the culprit stands alone."""
+        later: list[_Held] = []
         try:
-            replies = await self._replies(held, partition)
+            replies, later = await self._replies(held, partition)
+        except Lost:
+            return  # their new owner reads them again
         except Exception as error:
             if len(held) > 1:
                 middle = len(held) // 2
@@ -316,10 +319,13 @@ class RequestPath:
         await self._send(replies)
         now_ms = time.time() * 1000.0
         for each in held:
+            if each in later:
+                continue
             self._metrics.request_seconds.observe(max(now_ms - each.asked_ms, 0.0) / 1000.0)
             each.unanswered.answered()
 
-    async def _replies(self, held: list[_Held], partition: Partition) -> list[_Reply]:
+    async def _replies(self, held: list[_Held], partition: Partition) -> tuple[list[_Reply], list[_Held]]:
+        """The replies, and who is answered later, by another task."""
         replies: list[_Reply] = []
         live: list[_Held] = []
         # The clock is asked once: a request that falls between two looks would go unanswered.
@@ -329,16 +335,15 @@ class RequestPath:
             else:
                 replies.append(self._refusal(each, partition, "expired", "deadline", _late(each, partition)))
         if not live:
-            return replies
+            return replies, []
         started = time.perf_counter()
         is_open = partition.gate.is_open
         # Read before the states: they may be newer than what the answer claims, never older.
-        watermark = partition.watermark
+        applied = partition.applied
         users = await self._interests(live, partition, is_open)
         read_s = time.perf_counter() - started
         self._stage["read"].observe(read_s)
         self._read_seconds.observe(read_s)
-        reflects = [_reflects(partition.number, watermark, user) for user in users]
         texts = await self._text_vectors(live)
         asks = [self._ask(each, user, text) for each, user, text in zip(live, users, texts, strict=True)]
         left_ms = min(each.left_ms for each in live)
@@ -348,12 +353,25 @@ class RequestPath:
         )
         index_s = time.perf_counter() - started
         self._stage["index"].observe(index_s)
+        # What was found rests on clicks that may still be on their way to the changelog. Nobody hears of it before.
+        needed = [_needed(each, applied, partition) for each in live]
+        await partition.reached(max(needed), min(each.left_ms for each in live) / 1000.0)
+        stored = min(partition.watermark, applied)
         restoring = not is_open or not self._is_index_ready()
-        for each, answer, proof in zip(live, answers, reflects, strict=True):
+        again: list[_Held] = []
+        for each, user, answer, offset in zip(live, users, answers, needed, strict=True):
             each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
-            rung = answer.rung or ("restoring" if restoring else None)
-            replies.append(self._reply(each, answer, proof, rung))
-        return replies
+            if offset <= stored:
+                rung = answer.rung or ("restoring" if restoring else None)
+                reflects = _reflects(partition.number, stored, user)
+                replies.append(self._reply(each, answer, reflects, rung))
+            elif each.left_ms > 0:
+                again.append(each)
+            else:
+                replies.append(self._refusal(each, partition, "expired", "deadline", _late(each, partition)))
+        if again:  # the changelog took longer than the most impatient of them would wait
+            self._guard(asyncio.ensure_future(self._answer(again, partition)))
+        return replies, again
 
     async def _interests(
         self, held: Sequence[_Held], partition: Partition, is_open: bool
@@ -556,6 +574,15 @@ def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:
         last_event_id=last_id,
         last_event_at_ms=entries[-1][1] if entries else None,
     )
+
+
+def _needed(held: _Held, applied: int, partition: Partition) -> int:
+    """What of this partition has to be stored before ``held`` may be answered from what is ``applied``."""
+    after = held.request.after
+    if after is None:
+        return -1
+    # A stray's own coordinates say nothing of this partition; its click is among what is applied.
+    return after.offset if after.partition == partition.number else applied
 
 
 def _late(held: _Held, partition: Partition) -> str:

@@ -14,12 +14,24 @@ from aiokafka.structs import RecordMetadata
 
 
 class RecordingProducer:
-    """Takes what an AIOKafkaProducer takes. ``down`` makes every write fail as a broker that is away does."""
+    """Takes what an AIOKafkaProducer takes. ``down`` makes every write fail as a broker that is away does; writes to
+    the topics in ``slow`` are acknowledged by :meth:`acknowledge`."""
 
     def __init__(self, partitions: int = 4, batch_bytes: int = 256 * 1024) -> None:
         self._partitions, self._batch_bytes = partitions, batch_bytes
         self._written: dict[TopicPartition, list[ConsumerRecord]] = defaultdict(list)
         self.down = False
+        self.slow: set[str] = set()
+        self._unacknowledged: list[tuple[asyncio.Future[RecordMetadata], RecordMetadata]] = []
+
+    def acknowledge(self) -> None:
+        """Acknowledge the oldest write that waits for it."""
+        done, written = self._unacknowledged.pop(0)
+        done.set_result(written)
+
+    def refuse(self) -> None:
+        """Fail the oldest write that waits to be acknowledged."""
+        self._unacknowledged.pop(0)[0].set_exception(KafkaTimeoutError())
 
     def records(self, topic: str, partition: int | None = None) -> list[ConsumerRecord]:
         """Everything written to the topic, or to one of its partitions, in order."""
@@ -70,5 +82,9 @@ class RecordingProducer:
             held.append(
                 ConsumerRecord(topic, partition, offset, timestamp, 0, key, value, None, 0, 0, tuple(headers))
             )
-        done.set_result(RecordMetadata(topic, partition, tp, first, 0, 0, 0))
+        written = RecordMetadata(topic, partition, tp, first, 0, 0, 0)
+        if topic in self.slow:
+            self._unacknowledged.append((done, written))
+        else:
+            done.set_result(written)
         return done

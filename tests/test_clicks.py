@@ -21,7 +21,7 @@ from streams.profiles import Partition
 from streams.routing import Origin, Router, forwarded, origin_of
 from streams.state_records import stamp_of
 from tests.histories import History, canonical_log, canonical_state, cosine, histories
-from tests.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms
+from tests.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
 
 TEXTS = {
     "coffee": "Ground coffee, dark roast",
@@ -316,6 +316,43 @@ async def test_a_broker_that_takes_no_writes_stops_the_worker_unacknowledged(wor
     worker.producer.down = True
     with pytest.raises(StopWorker, match="did not acknowledge"):
         await worker.apply(worker.click("ann", "coffee"))
+    assert worker.consumer.finished == []
+    assert worker.partition().watermark == -1
+
+
+async def test_the_next_batch_is_applied_while_one_is_stored_and_finishes_after_it(
+    worker: InterestsWorker,
+) -> None:
+    worker.producer.slow = {worker.topics.profiles}
+    partition = worker.partition()
+    first, second, third = (worker.batch([worker.click(user, "coffee")]) for user in ("ann", "ann", "bob"))
+    tasks = [asyncio.create_task(worker.clicks.handle(batch)) for batch in (first, second)]
+    await until(lambda: partition.applied == second.last_offset)
+    assert len(worker.log("ann")) == 2
+    assert partition.watermark == -1
+    assert worker.consumer.released == [first]  # two at most: the second holds the partition
+    worker.producer.acknowledge()
+    await until(lambda: worker.consumer.released == [first, second])
+    assert worker.consumer.finished == [first]
+    assert partition.watermark == first.last_offset
+    tasks.append(asyncio.create_task(worker.clicks.handle(third)))
+    worker.producer.acknowledge()
+    await until(lambda: partition.applied == third.last_offset)
+    worker.producer.acknowledge()
+    await asyncio.gather(*tasks)
+    assert worker.consumer.finished == [first, second, third]
+    assert partition.watermark == third.last_offset
+
+
+async def test_a_batch_whose_predecessor_was_not_stored_is_not_finished(worker: InterestsWorker) -> None:
+    worker.producer.slow = {worker.topics.profiles}
+    batches = [worker.batch([worker.click(user, "coffee")]) for user in ("ann", "bob")]
+    tasks = [asyncio.create_task(worker.clicks.handle(batch)) for batch in batches]
+    await until(lambda: worker.partition().applied == batches[1].last_offset)
+    worker.producer.refuse()
+    worker.producer.acknowledge()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(each) for each in done] == [StopWorker, Lost]
     assert worker.consumer.finished == []
     assert worker.partition().watermark == -1
 

@@ -371,10 +371,72 @@ async def test_while_the_partition_is_read_requests_with_after_wait_and_others_s
     }
     partition.watermark = 3
     partition.gate.open()
-    partition.advance(3)
+    partition.mark_applied(3)
     await until(lambda: "waits" in worker.responses())
     assert worker.responses()["waits"].status == "ok"
     await worker.close()
+
+
+async def unstored(worker: Asked, *clicks: str) -> "asyncio.Task[Any]":
+    """Have clicks of Ann's applied that the changelog has not acknowledged yet."""
+    worker.producer.slow = {worker.topics.profiles}
+    records = [worker.click("ann", item) for item in clicks]
+    applying = asyncio.create_task(worker.apply(*records))
+    await until(lambda: worker.partition().applied == records[-1].offset)
+    return applying
+
+
+async def test_nobody_is_told_of_a_click_before_it_is_stored(worker: Asked) -> None:
+    applying = await unstored(worker, "dark roast")
+    asking = asyncio.create_task(worker.ask(worker.request("ann", after=after(0))))
+    await asyncio.sleep(0.1)
+    assert worker.responses() == {}
+    worker.producer.acknowledge()
+    await asyncio.gather(applying, asking)
+    (response,) = worker.responses().values()
+    assert response.reflects is not None
+    assert (response.status, response.reflects.offset, response.reflects.events) == ("ok", 0, 1)
+
+
+async def test_a_request_without_after_claims_only_what_is_stored(worker: Asked) -> None:
+    applying = await unstored(worker, "dark roast")
+    reflects = (await worker.answer("ann")).reflects
+    assert reflects is not None
+    assert reflects.offset == -1
+    worker.producer.acknowledge()
+    await applying
+
+
+async def test_a_click_that_is_not_stored_in_time_makes_only_the_impatient_expire(worker: Asked) -> None:
+    applying = await unstored(worker, "dark roast")
+    batch = await worker.ask(
+        worker.request("ann", "soon", after=after(0), deadline_ms=60),
+        worker.request("ann", "later", after=after(0), deadline_ms=30_000),
+    )
+    await until(lambda: "soon" in worker.responses())
+    assert worker.responses()["soon"].status == "expired"
+    assert "later" not in worker.responses()
+    assert batch not in worker.consumer.finished
+    worker.producer.acknowledge()
+    await applying
+    await until(lambda: batch in worker.consumer.finished)
+    assert worker.responses()["later"].status == "ok"
+
+
+async def test_an_answer_that_waits_for_its_click_to_be_stored_is_dropped_at_a_rebalance(
+    worker: Asked,
+) -> None:
+    applying = await unstored(worker, "dark roast")
+    asking = asyncio.create_task(worker.ask(worker.request("ann", after=after(0))))
+    await asyncio.sleep(0.1)
+    worker.profiles.freeze()
+    batch = await asking
+    worker.producer.acknowledge()
+    with pytest.raises(Lost):
+        await applying
+    assert worker.responses() == {}
+    assert worker.consumer.finished == []
+    assert not batch.finished
 
 
 async def test_while_the_index_is_read_answers_say_restoring(worker: Asked) -> None:
