@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 import faust
 import structlog
+import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
@@ -176,7 +177,12 @@ class BatchConsumer(driver.Consumer):
         self._dropped: set[TP] = set()
 
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
-        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+        # mode would make a plain asyncio loop; every record and every call to the consumer passes through this one.
+        thread = _ConsumerThread(
+            self, loop=self.loop, beacon=self.beacon, thread_loop=uvloop.new_event_loop()
+        )
+        thread._close_thread_loop_on_stop = True  # as it does with one of its own
+        return thread
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """One message per partition batch, only of partitions that may take more work, requests first."""

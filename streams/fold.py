@@ -237,10 +237,10 @@ def step_inputs(
     skip = np.maximum(count - newest, 0)
     keep = rank >= np.repeat(skip, count)
     place, width_of = rank - np.repeat(skip, count), np.minimum(count, newest)
-    lower = 0
-    for width in _WIDTHS:
-        fitting = np.flatnonzero((width_of > lower) & (width_of <= width))
-        lower = width
+    class_of = np.searchsorted(_WIDTHS, width_of)
+    for each in np.flatnonzero(np.bincount(class_of)).tolist():
+        width = _WIDTHS[each]
+        fitting = np.flatnonzero(class_of == each)
         for cut in range(0, len(fitting), _MAX_USERS_PER_CALL):
             chosen = fitting[cut : cut + _MAX_USERS_PER_CALL]
             slot = np.full(len(unique), -1, dtype=np.int64)

@@ -34,7 +34,7 @@ _HEADER: Final = np.dtype(
 )
 # item key 8, event key 6, time and action 6: 44 bits of milliseconds reach the year 2527, 4 bits hold 15 actions.
 # So the log of 50 and a state of 128 numbers take 1,256 bytes.
-_ENTRY: Final = 20
+ENTRY_BYTES: Final = 20
 _TIME_BITS: Final = 44
 _STRAY: Final = np.dtype([("partition", "<i4"), ("offset", "<i8")])
 MAX_STRAYS: Final = 8
@@ -60,7 +60,7 @@ def header_size() -> int:
 
 def record_size(log_entries: int, state_size: int) -> int:
     """Bytes of a record without strays and event id."""
-    return _HEADER.itemsize + 2 * state_size + _ENTRY * log_entries
+    return _HEADER.itemsize + 2 * state_size + ENTRY_BYTES * log_entries
 
 
 def generation_of(record: bytes) -> int:
@@ -96,13 +96,13 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     matrix[:, : _HEADER.itemsize] = header.view(np.uint8).reshape(count, -1)
     state = columns.state[rows].astype("<f2", copy=False)
     matrix[:, _HEADER.itemsize : log_at] = state.view(np.uint8).reshape(count, -1)
-    entries = matrix[:, log_at:].reshape(count, length, _ENTRY)
+    entries = matrix[:, log_at:].reshape(count, length, ENTRY_BYTES)
     log = columns.log(rows)
     entries[:, :, 0:8] = _bytes_of(log.item, "<u8")
     entries[:, :, 8:14] = _bytes_of(log.event, "<u8")[:, :, :6]
     stamps = log.at_ms | (log.action.astype(np.int64) << _TIME_BITS)
     entries[:, :, 14:20] = _bytes_of(stamps, "<i8")[:, :, :6]
-    whole, sizes = matrix.tobytes(), (log_at + _ENTRY * log.n).tolist()
+    whole, sizes = matrix.tobytes(), (log_at + ENTRY_BYTES * log.n).tolist()
     stride = matrix.shape[1]
     return [
         whole[start : start + size] + stray + event_id
@@ -143,7 +143,7 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
     header = np.frombuffer(b"".join(record[:size] for record in records), dtype=_HEADER)
     log_at = size + 2 * header["state_size"].astype(np.int64)
     n = header["n"].astype(np.int64)
-    strays_at = log_at + n * _ENTRY
+    strays_at = log_at + n * ENTRY_BYTES
     event_at = strays_at + header["strays"].astype(np.int64) * _STRAY.itemsize
     whole_size = event_at + header["event_id_size"]
     lengths = np.array([len(record) for record in records])
@@ -175,10 +175,10 @@ def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, 
     length = columns.log_length
     widest = max(int(n.max()), length)
     raw = b"".join(
-        record[start : start + count * _ENTRY].ljust(widest * _ENTRY, b"\0")
+        record[start : start + count * ENTRY_BYTES].ljust(widest * ENTRY_BYTES, b"\0")
         for record, start, count in zip(records, log_at.tolist(), n.tolist(), strict=True)
     )
-    entries = np.frombuffer(raw, dtype=np.uint8).reshape(len(records), widest, _ENTRY)
+    entries = np.frombuffer(raw, dtype=np.uint8).reshape(len(records), widest, ENTRY_BYTES)
     stamps = _wide(entries[:, :, 14:20]).view(np.int64)
     log = Log(
         n,

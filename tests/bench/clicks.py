@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from streams.encoder import load
+from streams.state_records import ENTRY_BYTES, record_size
 from tests.bench import catalog, dataset
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure
@@ -18,13 +20,14 @@ _POLL_S = 0.05
 _STALLED_S = 120.0
 _STAGES = ("decode", "apply", "encode", "changelog")
 _LOG_LENGTH = 50
+_EVENT_ID_BYTES = 21  # as `dataset.clicks` makes them
 
 
 async def measure(system: System) -> None:
     """Clicks a second of both; the stages of our worker; what a user's state takes."""
     ours, detail = await _apply(system)
     record_bytes, full_bytes, users = await _state_bytes(system)
-    naive, naive_cpu_us = await _naive(system, int(record_bytes))
+    naive, naive_cpu_us = await _naive(system)
     scale, report = system.scale, system.report
     report.details["clicks"] = {
         **detail,
@@ -158,11 +161,12 @@ async def _state_bytes(system: System) -> tuple[float, float, int]:
     return float(sizes[:, 0].mean()), float(full.mean()) if len(full) else 0.0, len(sizes)
 
 
-async def _naive(system: System, value_bytes: int) -> tuple[float, float]:
+async def _naive(system: System) -> tuple[float, float]:
     """Clicks a second, and microseconds of processor time for each."""
+    head_bytes = record_size(0, load(system.settings.bundle_path).state_size) + _EVENT_ID_BYTES
     arguments = [
         *("-m", "tests.bench.naive_agent", system.settings.bootstrap_servers, system.topics.clicks),
-        *(str(system.settings.partitions), str(value_bytes), str(system.scale.naive_clicks)),
+        *(str(system.settings.partitions), str(head_bytes), str(ENTRY_BYTES), str(system.scale.naive_clicks)),
     ]
     async with python(arguments, system.folder, "naive-agent") as agent:
         per_s, cpu_us = (await asyncio.wait_for(agent.finished(), 300.0)).split()
