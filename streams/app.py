@@ -180,7 +180,11 @@ class Worker:
             key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
             try:
                 index = await ServerIndex.connect(
-                    settings.qdrant_url, key, f"items-{encoder.id}", encoder.dim
+                    settings.qdrant_url,
+                    key,
+                    f"items-{encoder.id}",
+                    encoder.dim,
+                    grpc_port=settings.qdrant_grpc_port,
                 )
             except (IndexUnavailable, ValueError) as error:
                 raise WorkerError(f"HEADWATER_QDRANT_URL is {settings.qdrant_url}: {error}") from error

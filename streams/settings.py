@@ -89,6 +89,9 @@ class Settings(BaseSettings):
         default=None, description="none = the edge engine in this process, under data_dir"
     )
     qdrant_api_key: SecretStr | None = None
+    qdrant_grpc_port: int = Field(
+        default=6334, ge=1, le=65535, description="of the host that qdrant_url names"
+    )
     data_dir: Path = Path(".headwater")
     bundle: Path | None = Field(default=None, description="a bundle's folder; none = the shipped starter")
     device: Literal["auto", "cpu", "cuda"] = "auto"

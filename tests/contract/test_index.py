@@ -44,7 +44,8 @@ async def server(kind: str) -> AsyncIterator[Connect]:
             )
     else:
         api_key = os.environ.get("HEADWATER_TEST_QDRANT_API_KEY")
-        yield partial(ServerIndex.connect, URL or "", api_key, dim=DIM, alias=None)
+        grpc_port = int(os.environ.get("HEADWATER_TEST_QDRANT_GRPC_PORT", "6334"))
+        yield partial(ServerIndex.connect, URL or "", api_key, dim=DIM, alias=None, grpc_port=grpc_port)
 
 
 @asynccontextmanager
