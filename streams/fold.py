@@ -77,7 +77,7 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
     """Work out what ``clicks`` do, without touching ``columns``."""
     capacity = columns.log_length
     order = np.argsort(clicks.row, kind="stable")
-    rows, counts = np.unique(clicks.row, return_counts=True)
+    rows, counts = _runs(clicks.row[order])
     user = np.repeat(np.arange(len(rows)), counts)  # of each event in `order`
     log = columns.log(rows)
     offset = columns.offset[rows]
@@ -156,7 +156,7 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
 
 def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, action: U8) -> Bools:
     """Which users' events do not simply append: out of order, repeated, or taking something back."""
-    users, width = len(log.n), log.at_ms.shape[1]
+    users = len(log.n)
     if not len(whose):
         return np.zeros(users, dtype=np.bool_)
     has_log = log.n > 0
@@ -168,8 +168,8 @@ def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, ac
     before_at = np.where(first, last_at[whose], np.roll(at_ms, 1))
     before_event = np.where(first, last_event[whose], np.roll(event, 1))
     rising = (at_ms > before_at) | ((at_ms == before_at) & (event > before_event))
-    real = np.arange(width) < log.n[whose][:, None]
-    known = ((log.event[whose] == event[:, None]) & real).any(axis=1)
+    # What an entry beyond the end once was may be found too; looking twice at its user does no harm.
+    known = (log.event[whose] == event[:, None]).any(axis=1)
     by_event = np.lexsort((event, whose))
     twice = (np.diff(whose[by_event]) == 0) & (np.diff(event[by_event]) == 0)
     care = ~rising | known | (action >= RETRACT) | (at_ms <= forgotten[whose])
@@ -229,7 +229,7 @@ def step_inputs(
     """
     if not len(users):
         return
-    unique, count = np.unique(users, return_counts=True)
+    unique, count = _runs(users)
     starts = np.cumsum(count) - count
     rank = np.arange(len(users)) - np.repeat(starts, count)
     before = np.where(rank == 0, start_ms[users], np.roll(at_ms, 1))
@@ -259,6 +259,12 @@ def step_inputs(
             call.vector_rows[at], call.actions[at] = vector_rows[taken], actions[taken]
             call.gaps_s[at], call.mask[at] = gaps[taken], 1.0
             yield call
+
+
+def _runs(ascending: I64) -> tuple[I64, I64]:
+    """The distinct values of a sorted array, and how often each occurs."""
+    starts = np.flatnonzero(np.diff(ascending, prepend=-1))
+    return ascending[starts], np.diff(starts, append=len(ascending))
 
 
 def folded_entries(log: Log, chosen: I64) -> tuple[I64, U64, I64, I64]:

@@ -84,7 +84,13 @@ class Counts:
     def top(self) -> list[tuple[int, float]]:
         """The heaviest items: (item key, weight as of :attr:`at_ms`)."""
         self._sum_up()
-        return heapq.nlargest(TOP, self._weights.items(), key=lambda pair: pair[1])
+        weights = np.fromiter(self._weights.values(), dtype=np.float64, count=len(self._weights))
+        if len(weights) <= TOP:
+            least = -np.inf
+        else:
+            least = float(np.partition(weights, len(weights) - TOP)[len(weights) - TOP])
+        heavy = (pair for pair in self._weights.items() if pair[1] >= least)
+        return sorted(heavy, key=lambda pair: -pair[1])[:TOP]
 
     @property
     def at_ms(self) -> int:
