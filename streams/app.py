@@ -72,7 +72,10 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """One worker of a role. ``start`` returns once it consumes; ``ready`` is set once its state is complete."""
+    """One worker of a role. ``start`` returns once it consumes; ``ready`` is set once its state is complete.
+
+    It has the process to itself: starting it sets up Python's garbage collector for its kind of work.
+    """
 
     def __init__(self, settings: Settings, role: Role) -> None:
         self._settings, self._role = settings, role
@@ -116,11 +119,13 @@ class Worker:
             TopicsError: the broker cannot be reached.
         """
         started = time.monotonic()
+        gc.set_threshold(*_GARBAGE_THRESHOLDS)
         try:
             await self._open()
         except BaseException:
             await self.stop()
             raise
+        gc.freeze()  # what was made so far stays: never look through it again
         log.info("worker_started", role=self._role, seconds=round(time.monotonic() - started, 2))
         self._spawn(self._announce_ready(started))
 
@@ -525,7 +530,6 @@ async def serve(settings: Settings, role: Role) -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    gc.set_threshold(*_GARBAGE_THRESHOLDS)
     worker = Worker(settings, role)
     # A broker may keep a worker waiting at its start too, for as long as it likes.
     starting = asyncio.ensure_future(worker.start())
@@ -534,7 +538,6 @@ async def serve(settings: Settings, role: Role) -> int:
     await asyncio.wait({starting, stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
-        gc.freeze()  # what was made so far stays: never look through it again
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if failed.done():

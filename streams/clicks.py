@@ -22,7 +22,7 @@ from streams.metrics import Metrics
 from streams.profile import EVENT_KEY_MASK, RETRACT, Outcome
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, Sent, write_scattered
-from streams.routing import Router, forwarded, origin_of
+from streams.routing import Router, origin_of
 from streams.states import Job, advance, keys_needed, needs_refold
 from streams.trends import Counts
 from streams.vectors import ItemVectors
@@ -167,18 +167,12 @@ class ClickPath:
                 dropped.add(index)
                 continue
             user = click.user_id.encode()
-            origin = origin_of(record) if record.headers else None
             if row < 0:
-                home = self._router.partition_of(user)
-                if home != partition.number:
-                    if origin is None:
-                        strays.append(forwarded(record, user))
-                    else:
-                        message = f"forwarded to partition {partition.number}, but its user belongs to {home}"
-                        letters.append(DeadLetter(record, "misrouted", message))
+                if not self._router.is_at_home(record, user, strays, letters):
                     dropped.add(index)
                     continue
                 rows[index] = partition.row_of(user)
+            origin = origin_of(record)
             if origin is not None:
                 origins.append((rows[index], origin.partition, origin.offset))
         kept = [index for index in range(len(records)) if index not in dropped] if dropped else None

@@ -6,6 +6,7 @@ Then the last two days are bought again, basket by basket, and the answers befor
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -19,7 +20,6 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 import polars as pl
-from aiokafka import AIOKafkaProducer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -29,8 +29,8 @@ from streams import runfile, topics
 from streams.broker import EmbeddedBroker, dying_with_us
 from streams.client import HeadwaterClient, demo_dir
 from streams.messages import Click, Item, Response, encode
-from streams.publish import Outgoing, producer_of, write_all
-from streams.routing import Router
+from streams.publish import Outgoing, producer_of
+from streams.routing import Router, write_keyed
 from streams.settings import PREFIX, Settings
 
 DEFAULT_EVENTS: Final = 300_000
@@ -304,12 +304,12 @@ async def _publish(
         bars.append(progress.add_task("catalog searchable", total=len(catalog)))
         items = (Item(**row) for row in catalog.iter_rows(named=True))
         published = asyncio.ensure_future(
-            _write(
+            write_keyed(
                 producer,
                 names.catalog,
                 Router(settings.catalog_partitions),
-                ((item.item_id.encode(), encode(item)) for item in items),
-                lambda count: progress.update(bars[0], advance=count),
+                _chunks(Outgoing(item.item_id.encode(), encode(item)) for item in items),
+                lambda count: progress.update(bars[0], completed=count),
             )
         )
         await _until(web, lambda state: state["items"], len(catalog), progress, bars[1], published)
@@ -325,12 +325,12 @@ async def _publish(
             )
         )
         published = asyncio.ensure_future(
-            _write(
+            write_keyed(
                 producer,
                 names.clicks,
                 Router(settings.partitions),
-                ((click.user_id.encode(), encode(click)) for click in clicks),
-                lambda count: progress.update(bars[0], advance=count),
+                _chunks(Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
+                lambda count: progress.update(bars[0], completed=count),
             )
         )
 
@@ -343,30 +343,13 @@ async def _publish(
         await producer.stop()
 
 
-async def _write(
-    producer: AIOKafkaProducer,
-    topic: str,
-    router: Router,
-    records: Iterator[tuple[bytes, bytes]],
-    done: Any,
-) -> None:
-    """Write in order, a chunk at a time, every partition's part as record batches."""
-    while True:
-        parts: dict[int, list[Outgoing]] = {}
-        count = 0
-        for key, value in records:
-            parts.setdefault(router.partition_of(key), []).append(Outgoing(key, value))
-            count += 1
-            if count == _CHUNK:
-                break
-        if not count:
-            return
-        await asyncio.gather(*(write_all(producer, topic, number, part) for number, part in parts.items()))
-        done(count)
+def _chunks(records: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:
+    while chunk := list(itertools.islice(records, _CHUNK)):
+        yield chunk
 
 
 async def _until(
-    web: str, value: Any, target: int, progress: Progress, bar: Any, published: asyncio.Future[None]
+    web: str, value: Any, target: int, progress: Progress, bar: Any, published: asyncio.Future[int]
 ) -> None:
     """Show how far the worker is until it has come to ``target``."""
     deadline = time.monotonic() + _APPLY_TIMEOUT_S

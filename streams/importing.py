@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 import polars as pl
@@ -19,8 +19,8 @@ from aiokafka.errors import KafkaError
 
 from models.events import in_order
 from streams.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
-from streams.publish import Outgoing, producer_of, write_all
-from streams.routing import Router
+from streams.publish import Outgoing, producer_of
+from streams.routing import Router, write_keyed
 from streams.settings import Settings
 from streams.topics import Topics
 
@@ -96,21 +96,7 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
                 f"the broker at {settings.bootstrap_servers} has no topic {topic}: run `headwater topics create`"
             )
         router = Router(len(await producer.partitions_for(topic)))
-        published = 0
-        writing: asyncio.Future[Any] | None = None
-        for chunk in records(kind, prepared.rows):
-            lots: dict[int, list[Outgoing]] = {}
-            for record in chunk:
-                lots.setdefault(router.partition_of(record.key or b""), []).append(record)
-            if writing is not None:
-                await writing  # one chunk at a time, so that a partition keeps the order of the file
-                done(published)
-            writing = asyncio.gather(*(write_all(producer, topic, lot, lots[lot]) for lot in sorted(lots)))
-            published += len(chunk)
-            await asyncio.sleep(0)
-        if writing is not None:
-            await writing
-            done(published)
+        published = await write_keyed(producer, topic, router, records(kind, prepared.rows), done)
     finally:
         await producer.stop()
     return Report(

@@ -5,12 +5,9 @@ request whose id can be read gets an answer; the others go to the dead letters.
 """
 
 import asyncio
-import heapq
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -34,7 +31,6 @@ from streams.messages import (
     ErrorDetail,
     Reason,
     Reflects,
-    Request,
     Response,
     decode_request,
     encode,
@@ -43,12 +39,13 @@ from streams.messages import (
     shown,
 )
 from streams.metrics import Metrics
+from streams.parking import Held, ParkingLot, Unanswered
 from streams.profile import RETRACT
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, write_scattered
 from streams.recall import filters
 from streams.recall.pipeline import Answer, Ask, Recall
-from streams.routing import Router, forwarded, origin_of
+from streams.routing import Router, origin_of
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.trends import PopularItem
@@ -58,38 +55,6 @@ log = structlog.get_logger(__name__)
 
 # What is left to an answer after recall: fusing, encoding, writing.
 _ANSWER_MS: Final = 20.0
-
-
-class _Unanswered:
-    """How many requests of a batch are still unanswered; the batch is finished with the last."""
-
-    def __init__(self, batch: Batch, count: int) -> None:
-        self.batch, self._count = batch, count
-
-    def answered(self, count: int = 1) -> None:
-        self._count -= count
-        if self._count == 0:
-            self.batch.finish()
-
-
-@dataclass(eq=False)
-class _Held:
-    """One valid request in hand."""
-
-    request: Request
-    user: bytes
-    where: filters.Filter | None
-    reply_topic: str
-    reply_headers: list[tuple[str, bytes]]
-    asked_ms: float  # the record's timestamp (the original's, if it was forwarded)
-    unanswered: _Unanswered
-    timings: dict[str, float] = field(default_factory=dict)
-    timer: asyncio.TimerHandle | None = None
-    expired: bool = False  # its click did not come in time
-
-    @property
-    def left_ms(self) -> float:
-        return 0.0 if self.expired else self.asked_ms + self.request.deadline_ms - time.time() * 1000.0
 
 
 class _Reply(NamedTuple):
@@ -124,7 +89,7 @@ class RequestPath:
         self._metrics, self._settings, self._topics = metrics, settings, topics
         self._popular, self._catalog, self._is_index_ready = popular, catalog, is_index_ready
         self._router = Router(settings.partitions)
-        self._lots: dict[int, _ParkingLot] = {}
+        self._lots: dict[int, ParkingLot] = {}
         self._stage = {
             name: metrics.request_stage_seconds.labels(name)
             for name in ("decode", "park", "read", "index", "publish")
@@ -146,8 +111,8 @@ class RequestPath:
         if partition is None:
             raise Lost
         started = time.perf_counter()
-        unanswered = _Unanswered(batch, len(batch.records))
-        ready: list[_Held] = []
+        unanswered = Unanswered(batch, len(batch.records))
+        ready: list[Held] = []
         replies: list[_Reply] = []
         letters: list[DeadLetter] = []
         strays: list[Outgoing] = []
@@ -193,11 +158,11 @@ class RequestPath:
         self,
         record: ConsumerRecord,
         partition: Partition,
-        unanswered: _Unanswered,
+        unanswered: Unanswered,
         replies: list[_Reply],
         letters: list[DeadLetter],
         strays: list[Outgoing],
-    ) -> _Held | None:
+    ) -> Held | None:
         reply_topic, reply_headers = self._topics.responses, []
         correlation = header(record.headers, *CORRELATION_HEADERS)
         if correlation is not None:
@@ -222,18 +187,12 @@ class RequestPath:
                 replies.append(_Reply(reply_topic, reply_headers, response))
             return None
         user = request.user_id.encode()
+        is_known = user in partition.columns.rows
+        if not is_known and not self._router.is_at_home(record, user, strays, letters):
+            return None
         origin = origin_of(record)
-        if user not in partition.columns.rows:
-            home = self._router.partition_of(user)
-            if home != partition.number:
-                if origin is None:
-                    strays.append(forwarded(record, user))
-                else:
-                    message = f"forwarded to partition {partition.number}, but its user belongs to {home}"
-                    letters.append(DeadLetter(record, "misrouted", message))
-                return None
         asked_ms = origin.timestamp_ms if origin else record.timestamp
-        return _Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered)
+        return Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered)
 
     def _reply_topic(self, record: ConsumerRecord) -> str:
         asked = header(record.headers, *REPLY_HEADERS)
@@ -250,7 +209,7 @@ class RequestPath:
 
     # Waiting for the demanded click
 
-    def _may_answer(self, held: _Held, partition: Partition) -> bool:
+    def _may_answer(self, held: Held, partition: Partition) -> bool:
         after = held.request.after
         if after is None:
             return True
@@ -262,10 +221,10 @@ class RequestPath:
         strays = partition.columns.strays.get(row, {}) if row is not None else {}
         return strays.get(after.partition, -1) >= after.offset
 
-    def _park(self, held: _Held, partition: Partition) -> None:
+    def _park(self, held: Held, partition: Partition) -> None:
         lot = self._lots.get(partition.number)
         if lot is None:
-            lot = self._lots[partition.number] = _ParkingLot()
+            lot = self._lots[partition.number] = ParkingLot()
             if self._wake not in partition.listeners:
                 partition.listeners.append(self._wake)
         lot.add(held, partition.number)
@@ -280,13 +239,13 @@ class RequestPath:
                 lot.take(partition.applied, lambda held: self._may_answer(held, partition)), partition
             )
 
-    def _expire(self, held: _Held, partition: Partition) -> None:
+    def _expire(self, held: Held, partition: Partition) -> None:
         lot = self._lots.get(partition.number)
         if lot is not None and lot.remove(held):
             held.expired = True
             self._leave([held], partition)
 
-    def _leave(self, held: list[_Held], partition: Partition) -> None:
+    def _leave(self, held: list[Held], partition: Partition) -> None:
         if not held:
             return
         now_ms = time.time() * 1000.0
@@ -300,9 +259,9 @@ class RequestPath:
 
     # From request to answer
 
-    async def _answer(self, held: list[_Held], partition: Partition) -> None:
+    async def _answer(self, held: list[Held], partition: Partition) -> None:
         """Answer all of ``held``; where our own code fails, halve until the culprit stands alone."""
-        later: list[_Held] = []
+        later: list[Held] = []
         try:
             replies, later = await self._replies(held, partition)
         except Lost:
@@ -324,10 +283,10 @@ class RequestPath:
             self._metrics.request_seconds.observe(max(now_ms - each.asked_ms, 0.0) / 1000.0)
             each.unanswered.answered()
 
-    async def _replies(self, held: list[_Held], partition: Partition) -> tuple[list[_Reply], list[_Held]]:
+    async def _replies(self, held: list[Held], partition: Partition) -> tuple[list[_Reply], list[Held]]:
         """The replies, and who is answered later, by another task."""
         replies: list[_Reply] = []
-        live: list[_Held] = []
+        live: list[Held] = []
         # The clock is asked once: a request that falls between two looks would go unanswered.
         for each in held:
             if each.left_ms > 0:
@@ -358,7 +317,7 @@ class RequestPath:
         await partition.reached(max(needed), min(each.left_ms for each in live) / 1000.0)
         stored = min(partition.watermark, applied)
         restoring = not is_open or not self._is_index_ready()
-        again: list[_Held] = []
+        again: list[Held] = []
         for each, user, answer, offset in zip(live, users, answers, needed, strict=True):
             each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
             if offset <= stored:
@@ -374,7 +333,7 @@ class RequestPath:
         return replies, again
 
     async def _interests(
-        self, held: Sequence[_Held], partition: Partition, is_open: bool
+        self, held: Sequence[Held], partition: Partition, is_open: bool
     ) -> list[UserInterests]:
         # While the partition is being read nothing of it is shown: half a state would be a wrong answer.
         users = [each.user if is_open else b"" for each in held]
@@ -405,7 +364,7 @@ class RequestPath:
                 fetch=False,
             )
 
-    async def _text_vectors(self, held: Sequence[_Held]) -> list[NDArray[np.float32] | None]:
+    async def _text_vectors(self, held: Sequence[Held]) -> list[NDArray[np.float32] | None]:
         asked = [index for index, each in enumerate(held) if each.request.query.strip()]
         vectors: list[NDArray[np.float32] | None] = [None] * len(held)
         if asked and self._encoder.item_inputs == "text":
@@ -416,7 +375,7 @@ class RequestPath:
                 vectors[index] = vector
         return vectors
 
-    def _ask(self, held: _Held, user: UserInterests, text: NDArray[np.float32] | None) -> Ask:
+    def _ask(self, held: Held, user: UserInterests, text: NDArray[np.float32] | None) -> Ask:
         request = held.request
         exclude = {item_key(item_id) for item_id in request.exclude}
         if request.exclude_seen:
@@ -439,7 +398,7 @@ class RequestPath:
             events=events,
         )
 
-    def _reply(self, held: _Held, answer: Answer, reflects: Reflects, rung: str | None) -> _Reply:
+    def _reply(self, held: Held, answer: Answer, reflects: Reflects, rung: str | None) -> _Reply:
         request = held.request
         items = [
             Candidate(
@@ -469,7 +428,7 @@ class RequestPath:
             self._metrics.index_fallbacks_total.labels(rung).inc()
         return _Reply(held.reply_topic, held.reply_headers, response)
 
-    def _refusal(self, held: _Held, partition: Partition, status: str, code: str, message: str) -> _Reply:
+    def _refusal(self, held: Held, partition: Partition, status: str, code: str, message: str) -> _Reply:
         request = held.request
         response = Response(
             request.request_id,
@@ -499,60 +458,6 @@ class RequestPath:
             self._stage["publish"].observe(time.perf_counter() - started)
 
 
-class _ParkingLot:
-    """Requests of one partition that wait: by offset of that partition, or for a stray's own coordinates."""
-
-    def __init__(self) -> None:
-        self._by_offset: list[tuple[int, int, _Held]] = []
-        self._strays: list[_Held] = []
-        self._gone: set[_Held] = set()
-        self._order = itertools.count()
-
-    def __len__(self) -> int:
-        return len(self._by_offset) - len(self._gone) + len(self._strays)
-
-    def add(self, held: _Held, partition: int) -> None:
-        after = held.request.after
-        assert after is not None
-        if after.partition == partition:
-            heapq.heappush(self._by_offset, (after.offset, next(self._order), held))
-        else:
-            self._strays.append(held)
-
-    def take(self, watermark: int, may_answer: Callable[[_Held], bool]) -> list[_Held]:
-        """Remove and return those whose click has been applied."""
-        taken = []
-        while self._by_offset and self._by_offset[0][0] <= watermark:
-            held = heapq.heappop(self._by_offset)[2]
-            if held in self._gone:
-                self._gone.discard(held)
-            else:
-                taken.append(held)
-        if self._strays:
-            arrived = [held for held in self._strays if may_answer(held)]
-            self._strays = [held for held in self._strays if held not in arrived]
-            taken += arrived
-        return taken
-
-    def remove(self, held: _Held) -> bool:
-        """Whether it still waited. The heap lets go of it when its turn comes."""
-        if held in self._strays:
-            self._strays.remove(held)
-            return True
-        if held in self._gone or not any(entry[2] is held for entry in self._by_offset):
-            return False
-        self._gone.add(held)
-        return True
-
-    def clear(self) -> None:
-        for held in (*self._strays, *(entry[2] for entry in self._by_offset)):
-            if held.timer is not None:
-                held.timer.cancel()
-        self._by_offset.clear()
-        self._strays.clear()
-        self._gone.clear()
-
-
 def _entries(log_: Log | None) -> list[tuple[int, int, int]]:
     """(item key, time, action) of a one-user log."""
     if log_ is None:
@@ -576,7 +481,7 @@ def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:
     )
 
 
-def _needed(held: _Held, applied: int, partition: Partition) -> int:
+def _needed(held: Held, applied: int, partition: Partition) -> int:
     """What of this partition has to be stored before ``held`` may be answered from what is ``applied``."""
     after = held.request.after
     if after is None:
@@ -585,7 +490,7 @@ def _needed(held: _Held, applied: int, partition: Partition) -> int:
     return after.offset if after.partition == partition.number else applied
 
 
-def _late(held: _Held, partition: Partition) -> str:
+def _late(held: Held, partition: Partition) -> str:
     after = held.request.after
     if after is None:
         return f"deadline_ms: {held.request.deadline_ms} ms were over before the request was read"

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +12,7 @@ import pytest_asyncio
 from aiokafka import ConsumerRecord
 
 from streams import encoder as encoders
-from streams import requests
+from streams import parking
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost, StopWorker
 from streams.features import item_key
@@ -306,11 +305,7 @@ async def test_a_timer_that_is_early_by_the_wall_clock_expires_its_request_all_t
 ) -> None:
     """The loop's clock and the records' are two; an answer without the demanded click would break the promise."""
     record = worker.request("ann", after=after(7), deadline_ms=30)
-    monkeypatch.setattr(
-        requests,
-        "time",
-        SimpleNamespace(time=lambda: record.timestamp / 1000, perf_counter=time.perf_counter),
-    )
+    monkeypatch.setattr(parking, "time", SimpleNamespace(time=lambda: record.timestamp / 1000))
     await worker.ask(record)
     await until(worker.responses)
     assert worker.responses()["r1"].status == "expired"
@@ -327,7 +322,7 @@ async def test_a_request_whose_deadline_passes_between_two_looks_is_answered(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter([1.0])
-    monkeypatch.setattr(requests._Held, "left_ms", property(lambda held: next(looks, -1.0)))
+    monkeypatch.setattr(parking.Held, "left_ms", property(lambda held: next(looks, -1.0)))
     assert (await worker.answer("ann")).status in ("ok", "degraded")
 
 

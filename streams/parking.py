@@ -1,0 +1,98 @@
+"""Requests in hand: those that wait for their click, and how many of a batch are still unanswered."""
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from streams.engine import Batch
+from streams.messages import Request
+from streams.recall import filters
+
+
+class Unanswered:
+    """How many requests of a batch are still unanswered; the batch is finished with the last."""
+
+    def __init__(self, batch: Batch, count: int) -> None:
+        self.batch, self._count = batch, count
+
+    def answered(self, count: int = 1) -> None:
+        self._count -= count
+        if self._count == 0:
+            self.batch.finish()
+
+
+@dataclass(eq=False)
+class Held:
+    """One valid request in hand."""
+
+    request: Request
+    user: bytes
+    where: filters.Filter | None
+    reply_topic: str
+    reply_headers: list[tuple[str, bytes]]
+    asked_ms: float  # the record's timestamp (the original's, if it was forwarded)
+    unanswered: Unanswered
+    timings: dict[str, float] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+    expired: bool = False  # its click did not come in time
+
+    @property
+    def left_ms(self) -> float:
+        return 0.0 if self.expired else self.asked_ms + self.request.deadline_ms - time.time() * 1000.0
+
+
+class ParkingLot:
+    """Requests of one partition that wait: by offset of that partition, or for a stray's own coordinates."""
+
+    def __init__(self) -> None:
+        self._by_offset: list[tuple[int, int, Held]] = []
+        self._strays: list[Held] = []
+        self._gone: set[Held] = set()
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._by_offset) - len(self._gone) + len(self._strays)
+
+    def add(self, held: Held, partition: int) -> None:
+        after = held.request.after
+        assert after is not None
+        if after.partition == partition:
+            heapq.heappush(self._by_offset, (after.offset, next(self._order), held))
+        else:
+            self._strays.append(held)
+
+    def take(self, watermark: int, may_answer: Callable[[Held], bool]) -> list[Held]:
+        """Remove and return those whose click has been applied."""
+        taken = []
+        while self._by_offset and self._by_offset[0][0] <= watermark:
+            held = heapq.heappop(self._by_offset)[2]
+            if held in self._gone:
+                self._gone.discard(held)
+            else:
+                taken.append(held)
+        if self._strays:
+            arrived = [held for held in self._strays if may_answer(held)]
+            self._strays = [held for held in self._strays if held not in arrived]
+            taken += arrived
+        return taken
+
+    def remove(self, held: Held) -> bool:
+        """Whether it still waited. The heap lets go of it when its turn comes."""
+        if held in self._strays:
+            self._strays.remove(held)
+            return True
+        if held in self._gone or not any(entry[2] is held for entry in self._by_offset):
+            return False
+        self._gone.add(held)
+        return True
+
+    def clear(self) -> None:
+        for held in (*self._strays, *(entry[2] for entry in self._by_offset)):
+            if held.timer is not None:
+                held.timer.cancel()
+        self._by_offset.clear()
+        self._strays.clear()
+        self._gone.clear()
