@@ -142,7 +142,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
             with runfile.written(own, web=web, bundle_id=health["bundle"]):
                 async with HeadwaterClient(own) as client:
                     titles = dict(zip(catalog["item_id"], catalog["title"], strict=True))
-                    shown, measured = await _replay(client, console, titles, live)
+                    shown, measured = await _replay(client, console, titles, live, web)
                     seconds["first_answer"] = measured.first_answer_s - started
                     seconds["total"] = time.monotonic() - started
                     summary = _summary(len(catalog), len(history), shown, measured, seconds, health["bundle"])
@@ -151,7 +151,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
                         sys.stdout.flush()
                     _report(console, summary)
                     if not once:
-                        await _go_on(client, console, titles, live[_HOUSEHOLDS + _MEASURED :])
+                        await _go_on(client, console, titles, live[_HOUSEHOLDS + _MEASURED :], web)
     return 0 if summary.is_complete else 1
 
 
@@ -270,6 +270,12 @@ async def _health(session: aiohttp.ClientSession, web: str) -> dict[str, Any]:
     return state
 
 
+async def _require_worker(web: str) -> None:
+    """An ask went unanswered: go on if that was chance, end if there is nobody to answer. Raises DemoError."""
+    async with aiohttp.ClientSession() as session:
+        await _health(session, web)
+
+
 async def _ready(web: str) -> dict[str, Any]:
     deadline = time.monotonic() + _START_TIMEOUT_S
     async with aiohttp.ClientSession() as session:
@@ -378,7 +384,7 @@ class _Measured:
 
 
 async def _replay(
-    client: HeadwaterClient, console: Console, titles: dict[str, str], live: Sequence[Basket]
+    client: HeadwaterClient, console: Console, titles: dict[str, str], live: Sequence[Basket], web: str
 ) -> tuple[list[Shown], _Measured]:
     measured = _Measured()
     shown: list[Shown] = []
@@ -386,7 +392,9 @@ async def _replay(
     for basket in live[: _HOUSEHOLDS + _MEASURED]:
         is_shown = len(shown) < _HOUSEHOLDS and basket.user_id not in households
         found = await _bought(client, basket, titles, measured)
-        if found is not None and is_shown:
+        if found is None:
+            await _require_worker(web)
+        elif is_shown:
             shown.append(found)
             households.add(basket.user_id)
             _show(console, found)
@@ -451,7 +459,7 @@ async def _ask(client: HeadwaterClient, user_id: str, measured: _Measured) -> Re
 
 
 async def _go_on(
-    client: HeadwaterClient, console: Console, titles: dict[str, str], live: Sequence[Basket]
+    client: HeadwaterClient, console: Console, titles: dict[str, str], live: Sequence[Basket], web: str
 ) -> None:
     """Live answers, one basket a second, until the demo is stopped (or two days of shopping are over)."""
     console.print("\n[bold]live[/bold]: a basket a second; Ctrl-C stops everything. In a second terminal:")
@@ -461,7 +469,9 @@ async def _go_on(
     measured = _Measured()
     for basket in live:
         found = await _bought(client, basket, titles, measured)
-        if found is not None:
+        if found is None:
+            await _require_worker(web)
+        else:
             bought, answer = "; ".join(found.bought[:2]), "; ".join(found.after[:3])
             console.print(f"[cyan]{found.household:>5}[/cyan] {found.ms:6.1f} ms  {bought} -> {answer}")
         await asyncio.sleep(_LIVE_PAUSE_S)

@@ -9,10 +9,22 @@ from pathlib import Path
 import msgspec
 import polars as pl
 import pytest
+from rich.console import Console
 
 from streams import runfile
 from streams.client import ClientError, HeadwaterClient, demo_dir
-from streams.demo import Basket, Shown, Summary, _baskets, _bought, _data, _Measured, _summary
+from streams.demo import (
+    Basket,
+    DemoError,
+    Shown,
+    Summary,
+    _baskets,
+    _bought,
+    _data,
+    _Measured,
+    _replay,
+    _summary,
+)
 from streams.messages import Candidate, Position, Reflects, Response
 from streams.settings import Settings
 from tests.test_cli import Terminal, children_of
@@ -123,6 +135,14 @@ async def test_an_ask_without_an_answer_makes_the_demo_fail() -> None:
     _, summary = await counted(None)
     assert (summary.asks, summary.answered) == (2, 0)
     assert not summary.is_complete
+
+
+async def test_a_demo_whose_worker_is_gone_ends_and_says_so(unused_port: int) -> None:
+    live = [Basket("ann", ["milk"])] * 3
+    with pytest.raises(DemoError, match=f"the worker at http://127.0.0.1:{unused_port} does not answer"):
+        await _replay(
+            FakeClient(None), Console(quiet=True), {"milk": "Milk"}, live, f"http://127.0.0.1:{unused_port}"
+        )
 
 
 # The whole of it
