@@ -1,4 +1,4 @@
-# One command each: make install | demo | test | check | bench | topics | lock | clean. `make` alone lists them.
+# One command each: make install | demo | test | faults | check | bench | topics | lock | clean. `make` alone lists them.
 #
 # Standard output belongs to the program that a target runs: `make demo ARGS="--once --json" | jq .` works, so
 # whatever is said while installing goes to standard error and no recipe is echoed.
@@ -22,12 +22,13 @@ endif
 
 export PYTHON
 
-.PHONY: help install demo test check bench topics lock clean
+.PHONY: help install demo test faults check bench topics lock clean
 
 help:
 	@echo 'make install   the serving install in .venv (EXTRA=gpu for CUDA); then .venv/bin/headwater --help'
 	@echo 'make demo      everything on real data with embedded parts (ARGS="--once --json")'
 	@echo 'make test      lint, format, types and all tests (ARGS="-k parking" goes to pytest)'
+	@echo 'make faults    the fault suite in full, for many minutes (`make test` has it in short)'
 	@echo 'make check     lint, format and types alone'
 	@echo 'make bench     the published figures on this machine'
 	@echo 'make topics    creates what is missing on HEADWATER_KAFKA_BOOTSTRAP_SERVERS'
@@ -61,6 +62,9 @@ topics: .venv/installed-$(EXTRA)
 
 test: check
 	@exec .venv-dev/bin/python -m pytest $(ARGS)
+
+faults: .venv-dev/installed
+	@FAULTS=full exec .venv-dev/bin/python -m pytest tests/faults $(ARGS)
 
 check: .venv-dev/installed
 	@.venv-dev/bin/ruff check .

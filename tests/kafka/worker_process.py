@@ -88,6 +88,10 @@ class WorkerProcess:
             self._process.wait(timeout=10)
             self._process = None
 
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def ask_to_stop(self) -> None:
         assert self._process is not None
         self._may_end = True

@@ -1,0 +1,20 @@
+"""How much is done to the system: `make faults` in full (FAULTS=full), `make test` in short."""
+
+import os
+from typing import Final, NamedTuple
+
+
+class Scale(NamedTuple):
+    kills: int
+    clicks: int
+    users: int
+    stops: int
+    rebalances: int
+
+
+_FULL: Final = Scale(kills=20, clicks=200_000, users=2_000, stops=20, rebalances=20)
+_SHORT: Final = Scale(kills=3, clicks=12_000, users=200, stops=2, rebalances=3)
+
+SCALE: Final = _FULL if os.environ.get("FAULTS") == "full" else _SHORT
+# The whole suite takes minutes; a single test of it, too.
+TIMEOUT_S: Final = 1_800

@@ -1,0 +1,168 @@
+"""Workers are killed, stopped, frozen and shuffled under load: every click counts once, every request is answered."""
+
+import asyncio
+import random
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.faults.ledger import check_every_user
+from tests.faults.scale import SCALE, TIMEOUT_S
+from tests.kafka.conftest import System
+from tests.kafka.oracle import applied, check_answers, publish
+from tests.kafka.outside import Outside
+from tests.kafka.story import Story
+from tests.kafka.worker_process import SESSION_TIMEOUT_S, WorkerProcess
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
+
+# Small, so that a fault meets batches in every stage.
+_BATCH = 50
+_ASKERS = 4
+
+
+def progress(worker: WorkerProcess) -> int:
+    """Records of the clicks topic at or below the watermarks."""
+    return sum(offset + 1 for offset in worker.watermarks().values())
+
+
+@asynccontextmanager
+async def asking(outside: Outside, story: Story) -> AsyncIterator[list[str]]:
+    """Publish requests while the block runs; their ids. At its end each of them has been answered."""
+    ids: list[str] = []
+    stopping = asyncio.Event()
+    chosen = random.Random(3)
+
+    async def ask() -> None:
+        while not stopping.is_set():
+            ids.append(await outside.request(chosen.choice(story.users), limit=3, deadline_ms=60_000))
+            await asyncio.sleep(0.1)
+
+    askers = [asyncio.create_task(ask()) for _ in range(_ASKERS)]
+    try:
+        yield ids
+    finally:
+        stopping.set()
+        await asyncio.gather(*askers)
+    for request_id in ids:
+        await outside.answer(request_id)
+
+
+async def begin(system: System, outside: Outside, *, repeated: float) -> Story:
+    await outside.stock()
+    return Story(
+        [outside.own(f"u{number}") for number in range(SCALE.users)], outside.next_ms(), repeated=repeated
+    )
+
+
+@pytest.mark.parametrize("local_state", ["kept", "wiped"])
+async def test_killed_again_and_again(new_system: Callable[..., System], local_state: str) -> None:
+    system = new_system(max_poll_records=_BATCH)
+    worker = system.worker
+    await asyncio.to_thread(worker.start)
+    chosen = random.Random(4)
+    async with system.outside() as outside:
+        story = await begin(system, outside, repeated=0.02)
+        part = SCALE.clicks // (SCALE.kills + 1)
+        async with asking(outside, story) as ids:
+            for _ in range(SCALE.kills):
+                publishing = asyncio.create_task(publish(outside, story.tell(part)))
+                least = await asyncio.to_thread(progress, worker) + int(part * chosen.uniform(0.05, 0.9))
+                await asyncio.to_thread(
+                    worker.wait_until, f"{least} are applied", lambda least=least: progress(worker) >= least
+                )
+                await asyncio.to_thread(worker.kill)
+                if local_state == "wiped":
+                    shutil.rmtree(worker.home / "data", ignore_errors=True)
+                await publishing
+                await asyncio.to_thread(worker.start)
+            await publish(outside, story.tell(part))
+            await applied(outside)
+        assert len(ids) > SCALE.kills
+        await check_answers(outside, story)
+        await check_every_user(outside, story)
+
+
+async def test_asked_to_stop_again_and_again(new_system: Callable[..., System]) -> None:
+    system = new_system(max_poll_records=_BATCH)
+    worker = system.worker
+    await asyncio.to_thread(worker.start)
+    async with system.outside() as outside:
+        story = await begin(system, outside, repeated=0.0)  # so that only a replay is a duplicate
+        part = SCALE.clicks // (SCALE.stops + 1) // 2
+        async with asking(outside, story):
+            for _ in range(SCALE.stops):
+                publishing = asyncio.create_task(publish(outside, story.tell(part)))
+                least = await asyncio.to_thread(progress, worker) + part // 2
+                await asyncio.to_thread(
+                    worker.wait_until, f"{least} are applied", lambda least=least: progress(worker) >= least
+                )
+                replayed = await asyncio.to_thread(worker.metric, "headwater_duplicates_total")
+                assert await asyncio.to_thread(worker.stop) == 0
+                assert replayed == 0
+                await publishing
+                await asyncio.to_thread(worker.start)
+            await applied(outside)
+        assert await asyncio.to_thread(worker.metric, "headwater_duplicates_total") == 0
+        await check_every_user(outside, story)
+
+
+async def test_workers_that_come_and_go_all_the_time(
+    new_system: Callable[..., System], new_worker: Callable[..., WorkerProcess]
+) -> None:
+    system = new_system(max_poll_records=_BATCH)
+    await asyncio.to_thread(system.worker.start)
+    others = [new_worker("interests", max_poll_records=_BATCH) for _ in range(2)]
+    running: list[WorkerProcess] = []
+    async with system.outside() as outside:
+        story = await begin(system, outside, repeated=0.02)
+        part = SCALE.clicks // (SCALE.rebalances + 1) // 2
+        async with asking(outside, story):
+            for number in range(SCALE.rebalances):
+                publishing = asyncio.create_task(publish(outside, story.tell(part)))
+                if len(running) < len(others) and (not running or number % 2 == 0):
+                    joining = next(worker for worker in others if worker not in running)
+                    await asyncio.to_thread(joining.launch)
+                    running.append(joining)
+                elif number % 3 == 0:
+                    await asyncio.to_thread(running.pop(0).kill)
+                else:
+                    assert await asyncio.to_thread(running.pop(0).stop) == 0
+                await publishing
+                await asyncio.sleep(5.0)
+            await applied(outside)
+        await check_answers(outside, story)
+        await check_every_user(outside, story)
+
+
+async def test_frozen_until_others_have_its_partitions(
+    new_system: Callable[..., System], new_worker: Callable[..., WorkerProcess]
+) -> None:
+    """What the frozen one had in its producer's buffer must not survive what its successor writes."""
+    system = new_system(max_poll_records=_BATCH)
+    zombie, heir = system.worker, new_worker("interests", max_poll_records=_BATCH)
+    await asyncio.to_thread(zombie.start)
+    # The frozen one is not looked after: where it finds that others have written, it has to leave.
+    async with Outside(system.settings, heir.check_alive) as outside:
+        story = await begin(system, outside, repeated=0.02)
+        await asyncio.to_thread(heir.start)
+        part = SCALE.clicks // 4
+        publishing = asyncio.create_task(publish(outside, story.tell(part)))
+        await asyncio.sleep(0.5)
+        zombie.signal(signal.SIGSTOP)
+        await asyncio.sleep(SESSION_TIMEOUT_S + 2.0)
+        await publishing
+        await publish(outside, story.tell(part))
+        await asyncio.to_thread(
+            heir.wait_until, "the heir has all", lambda: len(heir.watermarks()) == 4, SESSION_TIMEOUT_S + 30
+        )
+        zombie.signal(signal.SIGCONT)
+        await publish(outside, story.tell(part))
+        await applied(outside)
+        # A foreign write at the quiet end of a changelog is looked for every five seconds.
+        await asyncio.sleep(8.0)
+        await check_answers(outside, story)
+        await check_every_user(outside, story)
