@@ -107,11 +107,12 @@ class ClickPath:
             sent: list[Sent] = []
             if decoded.records:
                 letters += await self._apply(partition, decoded, batch.generation, sent)
+            partition.require(batch.generation)
             before, settled = partition.settled, asyncio.get_running_loop().create_future()
             partition.settled = settled
-            partition.mark_applied(batch.last_offset)
         applied = time.perf_counter()
         try:
+            partition.mark_applied(batch.last_offset)
             # The next batch is applied while this one is on its way to the changelog: two of a partition at most.
             await asyncio.wait({before})
             if not before.result():

@@ -7,6 +7,7 @@ they are read, and what an older generation overwrote is written again.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
@@ -108,6 +109,10 @@ class Partition:
                 return False
             await asyncio.wait({self._advanced}, timeout=left_s)
         return True
+
+    def is_serving(self) -> bool:
+        """Whether it is ours and opened."""
+        return self.owned and self.gate.is_open
 
     def require(self, generation: int) -> None:
         """Raises Lost unless this worker still owns the partition in that generation."""
@@ -304,7 +309,9 @@ class Profiles:
             Outgoing(user, None, [(_FORGOT_HEADER, msgspec.json.encode([erased_ms, generation]))])
             for user, erased_ms in erased.items()
         ]
-        return await send_all(self._producer, self._topics.profiles, partition.number, records)
+        sent = await send_all(self._producer, self._topics.profiles, partition.number, records)
+        partition.require(generation)  # the producer may have kept us waiting through a whole rebalance
+        return sent
 
     async def settle(self, partition: Partition, sent: Sent, generation: int) -> None:
         """Wait until what was sent is acknowledged; what others wrote in between shows as a hole, and is repaired.
@@ -333,9 +340,12 @@ class Profiles:
         while True:
             await asyncio.sleep(_EXPIRE_S)
             for partition in list(self.partitions.values()):
-                if not partition.owned or not partition.gate.is_open:
+                if not partition.is_serving():
                     continue
                 async with partition.lock:
+                    await asyncio.wait({partition.settled})
+                    if not partition.is_serving():
+                        continue  # it was taken away meanwhile
                     columns, generation = partition.columns, partition.generation
                     rows = np.array(list(columns.rows.values()), dtype=np.int64)
                     newest_ms = columns.at_ms[rows, np.maximum(columns.n[rows] - 1, 0)]
@@ -347,30 +357,37 @@ class Profiles:
                         columns.remove(user)
                         partition.forgotten[user] = erased_ms
                     if gone:
-                        await self._write(partition, _NOBODY, gone, generation)
+                        with contextlib.suppress(Lost):
+                            await self._write(partition, _NOBODY, gone, generation)
 
     async def _audit(self) -> None:
         """Look for foreign writes at the end of partitions that have been quiet since."""
         while True:
             await asyncio.sleep(_AUDIT_S)
             for partition in list(self.partitions.values()):
-                if not partition.owned or not partition.gate.is_open:
+                if not partition.is_serving():
                     continue
                 async with partition.lock:
                     if not partition.settled.done():
                         continue  # it is not quiet: its own writes will show a hole
+                    if not partition.is_serving():
+                        continue  # it was taken away meanwhile
+                    generation = partition.generation
                     tp = TopicPartition(self._topics.profiles, partition.number)
                     try:
                         end = (await self._reader.end_offsets([tp]))[tp]
                     except KafkaError as error:
                         log.warning("changelog_audit_failed", partition=partition.number, error=str(error))
                         continue
+                    if not partition.is_serving() or partition.generation != generation:
+                        continue
                     hole, partition.changelog_next = (
                         partition.changelog_next,
                         max(end, partition.changelog_next),
                     )
                 if end > hole:
-                    await self._repair(partition, hole, end, partition.generation)
+                    with contextlib.suppress(Lost):
+                        await self._repair(partition, hole, end, generation)
 
     async def _repair(self, partition: Partition, start: int, end: int, generation: int) -> None:
         """Read foreign changelog records and write again what they overwrote."""
@@ -387,6 +404,7 @@ class Profiles:
                         if record.offset >= end or (record.value and self._is_ours(record)):
                             continue
                         if _generation_of(record) > generation:
+                            partition.require(generation)
                             raise StopWorker(
                                 f"{tp.topic}-{tp.partition}: offset {record.offset} was written by generation "
                                 f"{_generation_of(record)}, expected at most ours, {generation}: another worker owns "

@@ -57,6 +57,8 @@ class Sent:
         self._pending: list[tuple[asyncio.Future[RecordMetadata], int]] = []
 
     def add(self, future: asyncio.Future[RecordMetadata], count: int) -> None:
+        # Of a batch that is given up nobody asks what became of its writes.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._pending.append((future, count))
 
     def __len__(self) -> int:

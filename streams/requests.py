@@ -63,6 +63,17 @@ class _Reply(NamedTuple):
     response: Response
 
 
+class _Found(NamedTuple):
+    """Candidates for one request, to be told as soon as what they rest on is stored."""
+
+    held: Held
+    user: UserInterests
+    answer: Answer
+    rung: str | None
+    applied: int  # they rest on the partition's clicks up to here
+    needed: int  # and the request demands them up to here
+
+
 class RequestPath:
     """Answers request batches of the partitions whose clicks this worker applies."""
 
@@ -136,6 +147,13 @@ class RequestPath:
         await self._send(replies)
         if settled:
             unanswered.answered(settled)
+        # Those whose click is on its way to the changelog do not hold up the others, nor the next batch.
+        unproven = [
+            each for each in ready if _needed(each, partition.applied, partition) > partition.watermark
+        ]
+        if unproven:
+            self._guard(asyncio.ensure_future(self._answer(unproven, partition)))
+            ready = [each for each in ready if each not in unproven]
         if ready:
             await self._answer(ready, partition)
         batch.release()
@@ -261,11 +279,8 @@ class RequestPath:
 
     async def _answer(self, held: list[Held], partition: Partition) -> None:
         """Answer all of ``held``; where our own code fails, halve until the culprit stands alone."""
-        later: list[Held] = []
         try:
-            replies, later = await self._replies(held, partition)
-        except Lost:
-            return  # their new owner reads them again
+            late, found = await self._find(held, partition)
         except Exception as error:
             if len(held) > 1:
                 middle = len(held) // 2
@@ -274,27 +289,48 @@ class RequestPath:
                 return
             log.exception("request_failed", partition=partition.number)
             message = f"this request made the worker fail ({type(error).__name__}); it is in its log"
-            replies = [self._refusal(held[0], partition, "rejected", "internal_error", message)]
-        await self._send(replies)
-        now_ms = time.time() * 1000.0
-        for each in held:
-            if each in later:
-                continue
-            self._metrics.request_seconds.observe(max(now_ms - each.asked_ms, 0.0) / 1000.0)
-            each.unanswered.answered()
+            reply = self._refusal(held[0], partition, "rejected", "internal_error", message)
+            await self._deliver([(held[0], reply)])
+            return
+        await self._deliver([(each, self._expired(each, partition)) for each in late])
+        # What was found rests on clicks that may still be on their way to the changelog. Who asked for them hears
+        # nothing of it before.
+        while found:
+            most, soonest_ms = max(each.needed for each in found), min(each.held.left_ms for each in found)
+            try:
+                await partition.reached(most, soonest_ms / 1000.0)
+            except Lost:
+                return  # their new owner reads them again
+            settled: list[tuple[Held, _Reply]] = []
+            waiting: list[_Found] = []
+            for each in found:
+                stored = min(partition.watermark, each.applied)
+                if each.needed <= stored:
+                    reflects = _reflects(partition.number, stored, each.user)
+                    settled.append((each.held, self._reply(each.held, each.answer, reflects, each.rung)))
+                elif each.held.left_ms > 0:
+                    waiting.append(each)
+                else:
+                    settled.append((each.held, self._expired(each.held, partition)))
+            found = waiting
+            await self._deliver(settled)
 
-    async def _replies(self, held: list[Held], partition: Partition) -> tuple[list[_Reply], list[Held]]:
-        """The replies, and who is answered later, by another task."""
-        replies: list[_Reply] = []
+    async def _deliver(self, replies: Sequence[tuple[Held, _Reply]]) -> None:
+        await self._send([reply for _, reply in replies])
+        now_ms = time.time() * 1000.0
+        for held, _ in replies:
+            self._metrics.request_seconds.observe(max(now_ms - held.asked_ms, 0.0) / 1000.0)
+            held.unanswered.answered()
+
+    async def _find(self, held: list[Held], partition: Partition) -> tuple[list[Held], list[_Found]]:
+        """Candidates for those whose time is not over, and the others."""
         live: list[Held] = []
+        late: list[Held] = []
         # The clock is asked once: a request that falls between two looks would go unanswered.
         for each in held:
-            if each.left_ms > 0:
-                live.append(each)
-            else:
-                replies.append(self._refusal(each, partition, "expired", "deadline", _late(each, partition)))
+            (live if each.left_ms > 0 else late).append(each)
         if not live:
-            return replies, []
+            return late, []
         started = time.perf_counter()
         is_open = partition.gate.is_open
         # Read before the states: they may be newer than what the answer claims, never older.
@@ -312,25 +348,20 @@ class RequestPath:
         )
         index_s = time.perf_counter() - started
         self._stage["index"].observe(index_s)
-        # What was found rests on clicks that may still be on their way to the changelog. Nobody hears of it before.
-        needed = [_needed(each, applied, partition) for each in live]
-        await partition.reached(max(needed), min(each.left_ms for each in live) / 1000.0)
-        stored = min(partition.watermark, applied)
         restoring = not is_open or not self._is_index_ready()
-        again: list[Held] = []
-        for each, user, answer, offset in zip(live, users, answers, needed, strict=True):
+        for each in live:
             each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
-            if offset <= stored:
-                rung = answer.rung or ("restoring" if restoring else None)
-                reflects = _reflects(partition.number, stored, user)
-                replies.append(self._reply(each, answer, reflects, rung))
-            elif each.left_ms > 0:
-                again.append(each)
-            else:
-                replies.append(self._refusal(each, partition, "expired", "deadline", _late(each, partition)))
-        if again:  # the changelog took longer than the most impatient of them would wait
-            self._guard(asyncio.ensure_future(self._answer(again, partition)))
-        return replies, again
+        return late, [
+            _Found(
+                each,
+                user,
+                answer,
+                answer.rung or ("restoring" if restoring else None),
+                applied,
+                _needed(each, applied, partition),
+            )
+            for each, user, answer in zip(live, users, answers, strict=True)
+        ]
 
     async def _interests(
         self, held: Sequence[Held], partition: Partition, is_open: bool
@@ -427,6 +458,9 @@ class RequestPath:
         if rung is not None:
             self._metrics.index_fallbacks_total.labels(rung).inc()
         return _Reply(held.reply_topic, held.reply_headers, response)
+
+    def _expired(self, held: Held, partition: Partition) -> _Reply:
+        return self._refusal(held, partition, "expired", "deadline", _late(held, partition))
 
     def _refusal(self, held: Held, partition: Partition, status: str, code: str, message: str) -> _Reply:
         request = held.request

@@ -108,17 +108,21 @@ async def write_keyed(
     """
     written = 0
     writing: asyncio.Future[list[object]] | None = None
-    for chunk in chunks:
-        parts: dict[int, list[Outgoing]] = {}
-        for record in chunk:
-            parts.setdefault(router.partition_of(record.key or b""), []).append(record)
+    try:
+        for chunk in chunks:
+            parts: dict[int, list[Outgoing]] = {}
+            for record in chunk:
+                parts.setdefault(router.partition_of(record.key or b""), []).append(record)
+            if writing is not None:
+                await writing  # one chunk at a time, so that a partition keeps the order
+                done(written)
+            writing = asyncio.gather(*(write_all(producer, topic, *part) for part in sorted(parts.items())))
+            written += len(chunk)
+            await asyncio.sleep(0)
         if writing is not None:
-            await writing  # one chunk at a time, so that a partition keeps the order
+            await writing
             done(written)
-        writing = asyncio.gather(*(write_all(producer, topic, *part) for part in sorted(parts.items())))
-        written += len(chunk)
-        await asyncio.sleep(0)
-    if writing is not None:
-        await writing
-        done(written)
+    finally:
+        if writing is not None:
+            await asyncio.gather(writing, return_exceptions=True)
     return written
