@@ -7,7 +7,7 @@ import hashlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from streams.features import ACTION_CODES
 
 FORMAT = 1
+# A user's record counts the entries of its log in one byte.
+MAX_LOG_LENGTH = 255
 OPSETS = range(17, 22)  # what the oldest ONNX Runtime we support (1.17) can run, and not older than we test
 
 
@@ -95,7 +97,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     item_inputs: Literal["text", "item_id"]
     dim: int
     state_size: int
-    log_length: int
+    log_length: Annotated[int, msgspec.Meta(ge=1, le=MAX_LOG_LENGTH)]
     interests: int
     normalised: bool  # item vectors have length one, so that a dot product is a cosine
     forgets: bool  # the export showed that the fold over 4 L events and over the newest L agree

@@ -238,6 +238,13 @@ def test_a_wrong_opset_is_refused_with_both_numbers(copy: Path) -> None:
         encoder.load(copy)
 
 
+@pytest.mark.parametrize("length", [0, 256])
+def test_a_log_that_no_record_can_hold_is_refused(copy: Path, length: int) -> None:
+    rewritten(copy, log_length=length)
+    with pytest.raises(BundleError, match=r"`int` .*log_length"):
+        encoder.load(copy)
+
+
 def test_other_action_codes_are_refused(copy: Path) -> None:
     rewritten(copy, actions={"click": 3})
     with pytest.raises(BundleError, match="action codes"):
