@@ -281,7 +281,9 @@ class BatchConsumer(driver.Consumer):
         app = cast(EngineApp, self.app)
         app.interrupt()
         await app.drain(_DRAIN_S)
-        await self.commit()
+        # Where one is under way, Faust waits for that and does nothing more; what was finished since would be replayed.
+        if not await self.commit():
+            await self.commit()
         self._forget()
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -415,9 +417,13 @@ class EngineApp(faust.App):
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for the batches in hand, at most ``timeout_s``."""
-        tasks = {task for task in self._in_hand if not task.done()}
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        await asyncio.sleep(0)  # what a stream has just taken becomes a task
+        while tasks := {task for task in self._in_hand if not task.done()}:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0.0:
+                return
+            await asyncio.wait(tasks, timeout=left_s)
 
     def on_assigned(self, callback: Callable[[set[TP]], Awaitable[None]]) -> None:
         """Call ``callback`` with the whole new assignment at every rebalance, before fetching goes on."""

@@ -40,8 +40,12 @@ async def check_every_user(outside: Outside, story: Story) -> None:
             wrong.append(f"{user}: {len(found)} events, expected {len(expected)}")
         elif row is not None:
             state, pending = canonical_state(expected, vectors, encoder, encoder.state_size)
-            if pending or cosine(columns.state[row], state.astype(np.float16)) < _SAME:
-                wrong.append(f"{user}: another state")
+            alike = cosine(columns.state[row], state.astype(np.float16))
+            if pending or alike < _SAME:
+                wrong.append(
+                    f"{user}: another state, cosine {alike:.7f}; {pending} of its items have no vector, "
+                    f"{columns.pending[row]} by its record"
+                )
     assert not wrong, f"{len(wrong)} of {len(story.users)} users: {'; '.join(wrong[:10])}"
 
 

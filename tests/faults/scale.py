@@ -15,6 +15,7 @@ class Scale(NamedTuple):
 _FULL: Final = Scale(kills=20, clicks=200_000, users=2_000, stops=20, rebalances=20)
 _SHORT: Final = Scale(kills=3, clicks=12_000, users=200, stops=2, rebalances=3)
 
-SCALE: Final = _FULL if os.environ.get("FAULTS") == "full" else _SHORT
+IS_FULL: Final = os.environ.get("FAULTS") == "full"
+SCALE: Final = _FULL if IS_FULL else _SHORT
 # The whole suite takes minutes; a single test of it, too.
 TIMEOUT_S: Final = 1_800
