@@ -313,6 +313,7 @@ class EngineApp(faust.App):
         self._urgent: set[str] = set()
         self._on_interrupt: list[Callable[[], None]] = []
         self._in_hand: set[asyncio.Task[None]] = set()
+        self._draining = False  # from the begin of a rebalance or stop to the next assignment
         super().__init__(
             group,
             broker=[f"kafka://{server}" for server in settings.bootstrap_servers.split(",")],
@@ -376,6 +377,8 @@ class EngineApp(faust.App):
 
         async def consume(stream: Any) -> None:
             async for event in stream.noack().events():
+                if self._draining:
+                    continue  # begun now it would end after the last commit, and be replayed: it is read again
                 task = asyncio.ensure_future(self._guarded(handler, event.value))
                 self._in_hand.add(task)
                 task.add_done_callback(self._in_hand.discard)
@@ -418,7 +421,7 @@ class EngineApp(faust.App):
     async def drain(self, timeout_s: float) -> None:
         """Wait for the batches in hand, at most ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        await asyncio.sleep(0)  # what a stream has just taken becomes a task
+        self._draining = True
         while tasks := {task for task in self._in_hand if not task.done()}:
             left_s = deadline - time.monotonic()
             if left_s <= 0.0:
@@ -429,6 +432,7 @@ class EngineApp(faust.App):
         """Call ``callback`` with the whole new assignment at every rebalance, before fetching goes on."""
 
         async def assigned(sender: Any, /, partitions: Iterable[TP], **kwargs: Any) -> None:
+            self._draining = False
             await callback({TP(tp.topic, tp.partition) for tp in partitions})
 
         cast(Any, self.on_partitions_assigned).connect(assigned, weak=False)
