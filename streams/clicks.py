@@ -176,19 +176,22 @@ class ClickPath:
             origin = origin_of(record)
             if origin is not None:
                 origins.append((rows[index], origin.partition, origin.offset))
-        kept = [index for index in range(len(records)) if index not in dropped] if dropped else None
-        clicks = cast(list[Click], found if kept is None else [found[index] for index in kept])
-        kept_records = list(records) if kept is None else [records[index] for index in kept]
+        if dropped:
+            kept = [index for index in range(len(records)) if index not in dropped]
+            records = [records[index] for index in kept]
+            found = [found[index] for index in kept]
+            rows = [rows[index] for index in kept]
+        clicks = cast(list[Click], found)
         event_ids = [click.event_id for click in clicks]
         columns = Clicks(
-            np.array(rows if kept is None else [rows[index] for index in kept], dtype=np.int64),
-            np.array([record.offset for record in kept_records], dtype=np.int64),
+            np.array(rows, dtype=np.int64),
+            np.array([record.offset for record in records], dtype=np.int64),
             np.array([click.at_ms for click in clicks], dtype=np.int64),
             keys_of(event_ids) & np.uint64(EVENT_KEY_MASK),
             keys_of([click.item_id for click in clicks]),
             np.array([ACTION_CODES[click.action] for click in clicks], dtype=np.uint8),
         )
-        return Decoded(columns, kept_records, event_ids, origins)
+        return Decoded(columns, list(records), event_ids, origins)
 
     async def _apply(
         self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent]

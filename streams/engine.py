@@ -419,7 +419,7 @@ class EngineApp(faust.App):
         self._on_interrupt.append(callback)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait for the batches in hand, at most ``timeout_s``."""
+        """Begin no batch until the next assignment, and wait for those in hand, at most ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         self._draining = True
         while tasks := {task for task in self._in_hand if not task.done()}:

@@ -35,7 +35,7 @@ ITEM_FIELDS: Final = (
 _REQUIRED: Final = {"clicks": ("user_id", "item_id", "at_ms"), "catalog": ("item_id",)}
 _OPEN_ENDED: Final = {"clicks": "context.", "catalog": "attributes."}  # fields of any name behind this prefix
 _CONNECT_TIMEOUT_S: Final = 10.0
-# Encoding a chunk holds the event loop for some 50 ms; its batches then fill 256 KiB each on a few partitions.
+# Encoding a chunk holds the event loop for some 50 ms and makes some 256 KiB for each of a few partitions.
 _CHUNK: Final = 20_000
 _SHOWN: Final = 5
 _NOTE: Final = "__problem"

@@ -368,7 +368,7 @@ class ClickRecord(Protocol):
 def decode_clicks(records: Sequence[ClickRecord]) -> list[Click | BadMessage]:
     """:func:`decode_click` of each record, with what is wrong in the place of those that are.
 
-    Nearly all clicks are as they should be, and looking at a few dozen at once takes a third of the time.
+    Nearly all clicks are as they should be, and looking at a few dozen at once takes three quarters of the time.
     """
     found: list[Click | BadMessage] = []
     for start in range(0, len(records), _CHUNK):

@@ -15,7 +15,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import structlog
-import xxhash
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -26,7 +25,7 @@ from streams.messages import header
 from streams.metrics import Metrics
 from streams.publish import Outgoing, Sent, send_all
 from streams.settings import Settings
-from streams.state_records import RecordError, Stamp, generation_of, pack, stamp_of, unpack
+from streams.state_records import RecordError, Stamp, bundle_key, generation_of, pack, stamp_of, unpack
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -138,7 +137,7 @@ class Profiles:
     ) -> None:
         self._settings, self._topics, self._producer, self._metrics = settings, topics, producer, metrics
         self.writer = writer
-        self.bundle = xxhash.xxh3_64_intdigest(bundle_id.encode())
+        self.bundle = bundle_key(bundle_id)
         self._log_length, self._state_size = log_length, state_size
         self._fail = fail
         self.partitions: dict[int, Partition] = {}
@@ -340,12 +339,10 @@ class Profiles:
         while True:
             await asyncio.sleep(_EXPIRE_S)
             for partition in list(self.partitions.values()):
-                if not partition.is_serving():
-                    continue
                 async with partition.lock:
                     await asyncio.wait({partition.settled})
                     if not partition.is_serving():
-                        continue  # it was taken away meanwhile
+                        continue
                     columns, generation = partition.columns, partition.generation
                     rows = np.array(list(columns.rows.values()), dtype=np.int64)
                     newest_ms = columns.at_ms[rows, np.maximum(columns.n[rows] - 1, 0)]
@@ -365,13 +362,11 @@ class Profiles:
         while True:
             await asyncio.sleep(_AUDIT_S)
             for partition in list(self.partitions.values()):
-                if not partition.is_serving():
-                    continue
                 async with partition.lock:
+                    if not partition.is_serving():
+                        continue
                     if not partition.settled.done():
                         continue  # it is not quiet: its own writes will show a hole
-                    if not partition.is_serving():
-                        continue  # it was taken away meanwhile
                     generation = partition.generation
                     tp = TopicPartition(self._topics.profiles, partition.number)
                     try:

@@ -14,7 +14,7 @@ from streams.settings import Settings
 
 # aiokafka retries until its request timeout; a little more, so that its own error says what went wrong.
 _ACK_TIMEOUT_S: Final = 40.0
-# A whole partition batch's changelog fits a few of these; Kafka's default limit of a request is 1 MB.
+# A whole partition batch's changelog fits one or two of these; Kafka's default limit of a record batch is 1 MB.
 MAX_BATCH_BYTES: Final = 900 * 1024
 
 Header = tuple[str, bytes]
@@ -30,7 +30,7 @@ class Outgoing(NamedTuple):
 
 
 def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
-    """A producer that waits for all replicas and takes batches of 256 KiB."""
+    """A producer that waits for all replicas and fills whole record batches."""
     return AIOKafkaProducer(
         **settings.kafka_options(),
         acks="all",

@@ -148,14 +148,15 @@ class RequestPath:
         if settled:
             unanswered.answered(settled)
         # Those whose click is on its way to the changelog do not hold up the others, nor the next batch.
-        unproven = [
-            each for each in ready if _needed(each, partition.applied, partition) > partition.watermark
-        ]
-        if unproven:
-            self._guard(asyncio.ensure_future(self._answer(unproven, partition)))
-            ready = [each for each in ready if each not in unproven]
-        if ready:
-            await self._answer(ready, partition)
+        stored: list[Held] = []
+        unstored: list[Held] = []
+        for held in ready:
+            needed = _needed(held, partition.applied, partition)
+            (stored if needed <= partition.watermark else unstored).append(held)
+        if unstored:
+            self._guard(asyncio.ensure_future(self._answer(unstored, partition)))
+        if stored:
+            await self._answer(stored, partition)
         batch.release()
         self._batch_size.observe(len(batch.records))
 
@@ -329,12 +330,15 @@ class RequestPath:
         # The clock is asked once: a request that falls between two looks would go unanswered.
         for each in held:
             (live if each.left_ms > 0 else late).append(each)
+        is_open = partition.gate.is_open
+        if not is_open:
+            # Those that demand a click have met a rebalance since it was there: their next owner reads them again.
+            live = [each for each in live if each.request.after is None]
         if not live:
             return late, []
         started = time.perf_counter()
-        is_open = partition.gate.is_open
         # Read before the states: they may be newer than what the answer claims, never older.
-        applied = partition.applied
+        applied = partition.applied if is_open else -1
         users = await self._interests(live, partition, is_open)
         read_s = time.perf_counter() - started
         self._stage["read"].observe(read_s)

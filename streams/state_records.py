@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from streams.columns import I64, Columns, Log
@@ -52,6 +53,11 @@ class Stamp(NamedTuple):
     writer: int
     generation: int
     bundle: int
+
+
+def bundle_key(bundle_id: str) -> int:
+    """The name of a bundle in records."""
+    return xxhash.xxh3_64_intdigest(bundle_id.encode())
 
 
 def header_size() -> int:

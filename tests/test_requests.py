@@ -355,6 +355,17 @@ async def test_at_a_rebalance_the_parked_are_dropped_unanswered(worker: Asked) -
     assert worker.measured("parked_requests") == 0
 
 
+async def test_a_rebalance_between_a_click_and_the_answer_that_waited_for_it_leaves_it_to_the_next_owner(
+    worker: Asked,
+) -> None:
+    batch = await worker.ask(worker.request("ann", after=after(0)))
+    worker.partition().mark_applied(0)  # it leaves the parking lot
+    worker.profiles.freeze()
+    await asyncio.gather(*worker.tasks)
+    assert worker.responses() == {}
+    assert batch not in worker.consumer.finished
+
+
 async def test_while_the_partition_is_read_requests_with_after_wait_and_others_say_restoring(
     starter: Encoder, index: EdgeIndex
 ) -> None:
@@ -364,6 +375,9 @@ async def test_while_the_partition_is_read_requests_with_after_wait_and_others_s
     assert {name: (each.status, each.rung) for name, each in worker.responses().items()} == {
         "now": ("degraded", "restoring")
     }
+    claimed = worker.responses()["now"].reflects
+    assert claimed is not None
+    assert (claimed.offset, claimed.events) == (-1, 0)
     partition.watermark = 3
     partition.gate.open()
     partition.mark_applied(3)

@@ -1,7 +1,6 @@
 """The oracle: every user's record in the changelog against what was published, computed in plain Python."""
 
 import numpy as np
-import xxhash
 
 from streams import encoder as encoders
 from streams.catalog import point_of_vector
@@ -9,7 +8,7 @@ from streams.columns import Columns
 from streams.encoder import Encoder
 from streams.features import ACTION_CODES, event_key, item_key
 from streams.profile import EVENT_KEY_MASK, Event
-from streams.state_records import unpack
+from streams.state_records import bundle_key, unpack
 from streams.vectors import ItemVectors
 from tests.histories import canonical_state, cosine
 from tests.kafka.outside import Outside
@@ -55,8 +54,7 @@ async def _stored(outside: Outside, encoder: Encoder) -> Columns:
     live = {user: value for user, value in newest.items() if value is not None}
     columns = Columns(encoder.log_length, encoder.state_size)
     rows = np.array([columns.add(user) for user in live], dtype=np.int64)
-    bundle = xxhash.xxh3_64_intdigest(encoder.id.encode())
-    unpack(columns, rows, list(live.values()), bundle)
+    unpack(columns, rows, list(live.values()), bundle_key(encoder.id))
     return columns
 
 

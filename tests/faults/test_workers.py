@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.faults.ledger import check_every_user
-from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
+from tests.faults.scale import SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
+from tests.kafka.oracle import all_the_time, applied, check_answers, publish
 from tests.kafka.outside import Outside
 from tests.kafka.story import Story
 from tests.kafka.worker_process import SESSION_TIMEOUT_S, WorkerProcess
@@ -21,32 +21,19 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S
 
 # Small, so that a fault meets batches in every stage.
 _BATCH = 50
-_ASKERS = 4
-
-
-def progress(worker: WorkerProcess) -> int:
-    """Records of the clicks topic at or below the watermarks."""
-    return sum(offset + 1 for offset in worker.watermarks().values())
 
 
 @asynccontextmanager
 async def asking(outside: Outside, story: Story) -> AsyncIterator[list[str]]:
     """Publish requests while the block runs; their ids. At its end each of them has been answered."""
     ids: list[str] = []
-    stopping = asyncio.Event()
     chosen = random.Random(3)
 
     async def ask() -> None:
-        while not stopping.is_set():
-            ids.append(await outside.request(chosen.choice(story.users), limit=3, deadline_ms=60_000))
-            await asyncio.sleep(0.1)
+        ids.append(await outside.request(chosen.choice(story.users), limit=3, deadline_ms=60_000))
 
-    askers = [asyncio.create_task(ask()) for _ in range(_ASKERS)]
-    try:
+    async with all_the_time(ask, pause_s=0.1):
         yield ids
-    finally:
-        stopping.set()
-        await asyncio.gather(*askers)
     for request_id in ids:
         await outside.answer(request_id)
 
@@ -70,9 +57,11 @@ async def test_killed_again_and_again(new_system: Callable[..., System], local_s
         async with asking(outside, story) as ids:
             for _ in range(SCALE.kills):
                 publishing = asyncio.create_task(publish(outside, story.tell(part)))
-                least = await asyncio.to_thread(progress, worker) + int(part * chosen.uniform(0.05, 0.9))
+                least = await asyncio.to_thread(worker.clicks_applied) + int(part * chosen.uniform(0.05, 0.9))
                 await asyncio.to_thread(
-                    worker.wait_until, f"{least} are applied", lambda least=least: progress(worker) >= least
+                    worker.wait_until,
+                    f"{least} are applied",
+                    lambda least=least: worker.clicks_applied() >= least,
                 )
                 await asyncio.to_thread(worker.kill)
                 if local_state == "wiped":
@@ -96,9 +85,11 @@ async def test_asked_to_stop_again_and_again(new_system: Callable[..., System]) 
         async with asking(outside, story):
             for _ in range(SCALE.stops):
                 publishing = asyncio.create_task(publish(outside, story.tell(part)))
-                least = await asyncio.to_thread(progress, worker) + part // 2
+                least = await asyncio.to_thread(worker.clicks_applied) + part // 2
                 await asyncio.to_thread(
-                    worker.wait_until, f"{least} are applied", lambda least=least: progress(worker) >= least
+                    worker.wait_until,
+                    f"{least} are applied",
+                    lambda least=least: worker.clicks_applied() >= least,
                 )
                 replayed = await asyncio.to_thread(worker.metric, "headwater_duplicates_total")
                 assert await asyncio.to_thread(worker.stop) == 0
@@ -138,9 +129,6 @@ async def test_workers_that_come_and_go_all_the_time(
         await check_every_user(outside, story)
 
 
-@pytest.mark.skipif(
-    not IS_FULL, reason="in `make faults` only: it failed once in six runs, and nobody knows why yet"
-)
 async def test_frozen_until_others_have_its_partitions(
     new_system: Callable[..., System], new_worker: Callable[..., WorkerProcess]
 ) -> None:

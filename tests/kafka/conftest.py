@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,14 @@ class System:
 
     def outside(self) -> Outside:
         return Outside(self.settings, self.worker.check_alive)
+
+    @asynccontextmanager
+    async def stocked(self) -> AsyncIterator[Outside]:
+        """The worker started, and the whole shop in its catalog."""
+        await asyncio.to_thread(self.worker.start)
+        async with self.outside() as outside:
+            await outside.stock()
+            yield outside
 
 
 @pytest.fixture(scope="session")

@@ -269,7 +269,9 @@ class Outside:
 
     async def records_of(self, topic: str) -> list[ConsumerRecord]:
         """Everything on a topic now."""
-        async with Consumer(topic, **self.settings.kafka_options(), fetch_max_wait_ms=100) as consumer:
+        # "latest", the default, may still be on its way when the seek is made, and would then be its answer.
+        options = {**self.settings.kafka_options(), "auto_offset_reset": "earliest", "fetch_max_wait_ms": 100}
+        async with Consumer(topic, **options) as consumer:
             places = sorted(consumer.assignment())
             ends = await consumer.end_offsets(places)
             await consumer.seek_to_beginning(*places)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, check_logs, check_states, publish
+from tests.kafka.oracle import all_the_time, applied, check_answers, check_logs, check_states, publish
 from tests.kafka.outside import Answer, Outside
 from tests.kafka.story import Story
 from tests.kafka.worker_process import WorkerProcess
@@ -34,20 +34,13 @@ def shared_out(*workers: WorkerProcess) -> bool:
 async def asking_all_the_time(outside: Outside, story: Story) -> AsyncIterator[list[Answer]]:
     """Ask for random users while the block runs; at its end every answer has come."""
     answers: list[Answer] = []
-    stopping = asyncio.Event()
     chosen = random.Random(2)
 
     async def ask() -> None:
-        while not stopping.is_set():
-            answers.append(await outside.ask(chosen.choice(story.users), limit=3))
-            await asyncio.sleep(0.02)
+        answers.append(await outside.ask(chosen.choice(story.users), limit=3))
 
-    asking = [asyncio.create_task(ask()) for _ in range(4)]
-    try:
+    async with all_the_time(ask, pause_s=0.02):
         yield answers
-    finally:
-        stopping.set()
-        await asyncio.gather(*asking)
 
 
 async def test_partitions_are_shared_handed_over_and_taken_back_with_all_they_know(

@@ -7,14 +7,8 @@ from tests.kafka.conftest import System
 from tests.kafka.oracle import applied, check_answers, check_logs, check_states, publish
 from tests.kafka.outside import Outside
 from tests.kafka.story import Story
-from tests.kafka.worker_process import WorkerProcess
 
 CLICKS, USERS = 20_000, 300
-
-
-def clicks_applied(worker: WorkerProcess) -> int:
-    """Records of the clicks topic at or below the watermarks."""
-    return sum(offset + 1 for offset in worker.watermarks().values())
 
 
 async def popular(outside: Outside, category: str) -> list[str]:
@@ -27,18 +21,16 @@ async def test_after_kills_in_the_middle_of_20000_clicks_every_user_is_as_if_not
 ) -> None:
     system = new_system(max_poll_records=25)
     worker = system.worker
-    await asyncio.to_thread(worker.start)
-    async with system.outside() as outside:
-        await outside.stock()
+    async with system.stocked() as outside:
         story = Story([outside.own(f"u{number}") for number in range(USERS)], outside.next_ms())
         publishing = asyncio.create_task(publish(outside, story.tell(CLICKS)))
         for enough in (4_000, 9_000):
             await asyncio.to_thread(
                 worker.wait_until,
                 f"{enough} are applied",
-                lambda least=enough: clicks_applied(worker) >= least,
+                lambda least=enough: worker.clicks_applied() >= least,
             )
-            at_the_kill = clicks_applied(worker)
+            at_the_kill = worker.clicks_applied()
             await asyncio.to_thread(worker.kill)
             assert at_the_kill < CLICKS, "nothing was left to be interrupted"
             await asyncio.to_thread(worker.start)
@@ -54,9 +46,7 @@ async def test_a_worker_asked_to_stop_finishes_what_it_has_and_replays_nothing(
 ) -> None:
     system = new_system()
     worker = system.worker
-    await asyncio.to_thread(worker.start)
-    async with system.outside() as outside:
-        await outside.stock()
+    async with system.stocked() as outside:
         users = [outside.own(f"u{number}") for number in range(50)]
         story = Story(users, outside.next_ms(), repeated=0.0)  # so that only a replay is a duplicate
         await publish(outside, story.tell(4_000))
@@ -80,9 +70,7 @@ async def test_what_is_popular_and_what_is_deleted_survive_a_stop_and_a_kill(
 ) -> None:
     system = new_system()
     worker = system.worker
-    await asyncio.to_thread(worker.start)
-    async with system.outside() as outside:
-        await outside.stock()
+    async with system.stocked() as outside:
         shelf = {"category": "shelf"}
         await outside.put_and_wait("kept", title="garden hose", version=3, price=3, **shelf)
         await outside.put_and_wait("gone", title="garden hose", version=3, **shelf)

@@ -126,6 +126,10 @@ class WorkerProcess:
         """Of the partitions that it owns."""
         return {int(number): offset for number, offset in self.health()["partitions"].items()}
 
+    def clicks_applied(self) -> int:
+        """Records of the clicks topic at or below the watermarks."""
+        return sum(offset + 1 for offset in self.watermarks().values())
+
     def user(self, user_id: str) -> dict[str, Any] | None:
         try:
             return dict(json.loads(self._get(f"/users/{user_id}")))
