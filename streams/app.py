@@ -37,7 +37,7 @@ from streams.profiles import Profiles
 from streams.publish import Outgoing, producer_of, write_all
 from streams.recall.pipeline import Recall
 from streams.requests import RequestPath
-from streams.routing import Router
+from streams.routing import partition_of
 from streams.settings import Settings
 from streams.tail import Tail
 from streams.topics import Topics
@@ -429,7 +429,7 @@ class Worker:
         if self._profiles is None or self._index is None or self._vectors is None:
             return None
         user = user_id.encode()
-        number = Router(self._settings.partitions).partition_of(user)
+        number = partition_of(user, self._settings.partitions)
         partition = self._profiles.partition(number)
         row = partition.columns.rows.get(user) if partition is not None else None
         if partition is None or row is None:

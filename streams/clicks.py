@@ -4,25 +4,27 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Final, NamedTuple, cast
+from itertools import repeat
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from numpy.typing import NDArray
 
+from streams.columns import I64
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
 from streams.features import ACTION_CODES, event_key, keys_of
 from streams.fold import Change, Clicks, plan
 from streams.index import IndexUnavailable
-from streams.messages import BadMessage, Click, decode_clicks
+from streams.messages import ReadClicks
 from streams.metrics import Metrics
 from streams.profile import EVENT_KEY_MASK, RETRACT, Outcome
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, Sent, write_scattered
-from streams.routing import Router, origin_of
+from streams.routing import origin_of, partitions_of, redirect
 from streams.states import Job, advance, keys_needed, needs_refold
 from streams.trends import Counts
 from streams.vectors import ItemVectors
@@ -40,7 +42,8 @@ class Decoded(NamedTuple):
 
     clicks: Clicks
     records: list[ConsumerRecord]
-    event_ids: list[str]
+    event_ids: list[bytes]
+    sent_ms: I64  # timestamps of the records
     strays: list[tuple[int, int, int]]  # (row, origin partition, origin offset)
 
     def part(self, start: int, stop: int) -> "Decoded":
@@ -48,6 +51,7 @@ class Decoded(NamedTuple):
             self.clicks.take(slice(start, stop)),
             self.records[start:stop],
             self.event_ids[start:stop],
+            self.sent_ms[start:stop],
             self.strays if start == 0 else [],
         )
 
@@ -75,7 +79,7 @@ class ClickPath:
             metrics,
             topic,
         )
-        self._router = Router(partitions)
+        self._partitions = partitions
         self._initial = encoder.initial_state(1)[0]
         self.counts: dict[int, Counts] = {}
         self._stage = {
@@ -134,9 +138,7 @@ class ClickPath:
         self._stage["changelog"].observe(time.perf_counter() - applied)
         self._batch_size.observe(len(batch.records))
         now_ms = time.time() * 1000.0
-        self._metrics.click_to_applied_seconds.observe_all(
-            np.maximum(now_ms - np.array([record.timestamp for record in batch.records]), 0.0) / 1000.0
-        )
+        self._metrics.click_to_applied_seconds.observe_all(np.maximum(now_ms - decoded.sent_ms, 0.0) / 1000.0)
 
     async def _decode(
         self,
@@ -145,53 +147,40 @@ class ClickPath:
         letters: list[DeadLetter],
         strays: list[Outgoing],
     ) -> Decoded:
-        found: list[Click | BadMessage] = []
+        read: ReadClicks[ConsumerRecord] = ReadClicks()
         for start in range(0, len(records), _SLICE):
             if start:
                 await asyncio.sleep(0)
-            found += decode_clicks(records[start : start + _SLICE])
+            bad = read.add(records[start : start + _SLICE])
+            letters += [DeadLetter(record, error.reason, str(error)) for record, error in bad]
         known = partition.columns.rows
-        # A key is the user's id, or there is none.
-        rows = [
-            known.get(record.key or click.user_id.encode(), -1) if type(click) is Click else -1
-            for record, click in zip(records, found, strict=True)
+        rows = np.fromiter(map(known.get, read.users, repeat(-1)), dtype=np.int64, count=len(read))
+        strange = np.flatnonzero(rows < 0).tolist()
+        kept = np.ones(len(read), dtype=np.bool_)
+        homes = partitions_of([read.users[index] for index in strange], self._partitions)
+        for index, home in zip(strange, homes, strict=True):
+            if home == partition.number:
+                rows[index] = partition.row_of(read.users[index])
+            else:
+                redirect(read.records[index], read.users[index], home, strays, letters)
+                kept[index] = False
+        if not kept.all():
+            rows, read = rows[kept], read.take(np.flatnonzero(kept).tolist())
+        origins = [
+            (int(rows[index]), origin.partition, origin.offset)
+            for index, headers in enumerate(read.headers if any(read.headers) else ())
+            if headers and (origin := origin_of(read.records[index])) is not None
         ]
-        origins: list[tuple[int, int, int]] = []
-        dropped: set[int] = set()
-        for index, record in enumerate(records):
-            row = rows[index]
-            if row >= 0 and not record.headers:
-                continue
-            click = found[index]
-            if isinstance(click, BadMessage):
-                letters.append(DeadLetter(record, click.reason, str(click)))
-                dropped.add(index)
-                continue
-            user = click.user_id.encode()
-            if row < 0:
-                if not self._router.is_at_home(record, user, strays, letters):
-                    dropped.add(index)
-                    continue
-                rows[index] = partition.row_of(user)
-            origin = origin_of(record)
-            if origin is not None:
-                origins.append((rows[index], origin.partition, origin.offset))
-        if dropped:
-            kept = [index for index in range(len(records)) if index not in dropped]
-            records = [records[index] for index in kept]
-            found = [found[index] for index in kept]
-            rows = [rows[index] for index in kept]
-        clicks = cast(list[Click], found)
-        event_ids = [click.event_id for click in clicks]
         columns = Clicks(
-            np.array(rows, dtype=np.int64),
-            np.array([record.offset for record in records], dtype=np.int64),
-            np.array([click.at_ms for click in clicks], dtype=np.int64),
-            keys_of(event_ids) & np.uint64(EVENT_KEY_MASK),
-            keys_of([click.item_id for click in clicks]),
-            np.array([ACTION_CODES[click.action] for click in clicks], dtype=np.uint8),
+            rows,
+            np.array(read.offsets, dtype=np.int64),
+            np.array(read.at_ms, dtype=np.int64),
+            keys_of(read.event_ids) & np.uint64(EVENT_KEY_MASK),
+            keys_of(read.item_ids),
+            np.array([ACTION_CODES[action] for action in read.actions], dtype=np.uint8),
         )
-        return Decoded(columns, list(records), event_ids, origins)
+        sent_ms = np.array(read.sent_ms, dtype=np.int64)
+        return Decoded(columns, read.records, read.event_ids, sent_ms, origins)
 
     async def _apply(
         self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent]
@@ -267,7 +256,7 @@ class ClickPath:
         columns.forgotten_ms[rows] = change.forgotten_ms
         newer = change.newest >= 0
         for row, newest in zip(rows[newer].tolist(), change.newest[newer].tolist(), strict=True):
-            columns.last_event[row] = decoded.event_ids[newest].encode()
+            columns.last_event[row] = decoded.event_ids[newest]
         for index in np.flatnonzero(change.refold).tolist():
             _drop_stale_id(columns.last_event, int(rows[index]), change, index)
         for row, origin, offset in decoded.strays:

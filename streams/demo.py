@@ -30,7 +30,7 @@ from streams.broker import EmbeddedBroker, dying_with_us
 from streams.client import HeadwaterClient, demo_dir
 from streams.messages import Click, Item, Response, encode
 from streams.publish import Outgoing, producer_of
-from streams.routing import Router, write_keyed
+from streams.routing import write_keyed
 from streams.settings import PREFIX, Settings
 
 DEFAULT_EVENTS: Final = 300_000
@@ -313,7 +313,7 @@ async def _publish(
             write_keyed(
                 producer,
                 names.catalog,
-                Router(settings.catalog_partitions),
+                settings.catalog_partitions,
                 _chunks(Outgoing(item.item_id.encode(), encode(item)) for item in items),
                 lambda count: progress.update(bars[0], completed=count),
             )
@@ -334,7 +334,7 @@ async def _publish(
             write_keyed(
                 producer,
                 names.clicks,
-                Router(settings.partitions),
+                settings.partitions,
                 _chunks(Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
                 lambda count: progress.update(bars[0], completed=count),
             )

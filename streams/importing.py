@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 from models.events import in_order
 from streams.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
 from streams.publish import Outgoing, producer_of
-from streams.routing import Router, write_keyed
+from streams.routing import write_keyed
 from streams.settings import Settings
 from streams.topics import Topics
 
@@ -95,8 +95,8 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
             raise ImportFileError(
                 f"the broker at {settings.bootstrap_servers} has no topic {topic}: run `headwater topics create`"
             )
-        router = Router(len(await producer.partitions_for(topic)))
-        published = await write_keyed(producer, topic, router, records(kind, prepared.rows), done)
+        partitions = len(await producer.partitions_for(topic))
+        published = await write_keyed(producer, topic, partitions, records(kind, prepared.rows), done)
     finally:
         await producer.stop()
     return Report(

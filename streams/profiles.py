@@ -303,7 +303,7 @@ class Profiles:
         columns.generation[rows] = generation
         users = [columns.users[row] for row in rows.tolist()]
         values = pack(columns, rows, Stamp(self.writer, generation, self.bundle)) if users else []
-        records = [Outgoing(*pair) for pair in zip(users, values, strict=True)]
+        records = list(map(Outgoing, users, values))
         records += [
             Outgoing(user, None, [(_FORGOT_HEADER, msgspec.json.encode([erased_ms, generation]))])
             for user, erased_ms in erased.items()

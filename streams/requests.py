@@ -45,7 +45,7 @@ from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, write_scattered
 from streams.recall import filters
 from streams.recall.pipeline import Answer, Ask, Recall
-from streams.routing import Router, origin_of
+from streams.routing import origin_of, partition_of, redirect
 from streams.settings import Settings
 from streams.topics import Topics
 from streams.trends import PopularItem
@@ -99,7 +99,6 @@ class RequestPath:
         self._recall, self._producer, self._dead_letters = recall, producer, dead_letters
         self._metrics, self._settings, self._topics = metrics, settings, topics
         self._popular, self._catalog, self._is_index_ready = popular, catalog, is_index_ready
-        self._router = Router(settings.partitions)
         self._lots: dict[int, ParkingLot] = {}
         self._stage = {
             name: metrics.request_stage_seconds.labels(name)
@@ -190,10 +189,10 @@ class RequestPath:
             request = decode_request(record.key, record.value, record.timestamp)
             where = filters.parse(request.filter) if request.filter else None
             reply_topic = self._reply_topic(record)
-            if request.after is not None and request.after.partition >= self._router.partitions:
+            if request.after is not None and request.after.partition >= self._settings.partitions:
                 raise BadMessage(
                     "unknown_partition",
-                    f"after.partition: got {request.after.partition}, expected 0 to {self._router.partitions - 1}",
+                    f"after.partition: got {request.after.partition}, expected 0 to {self._settings.partitions - 1}",
                 )
         except (BadMessage, filters.FilterError) as error:
             reason = error.reason if isinstance(error, BadMessage) else "bad_filter"
@@ -206,9 +205,11 @@ class RequestPath:
                 replies.append(_Reply(reply_topic, reply_headers, response))
             return None
         user = request.user_id.encode()
-        is_known = user in partition.columns.rows
-        if not is_known and not self._router.is_at_home(record, user, strays, letters):
-            return None
+        if user not in partition.columns.rows:
+            home = partition_of(user, self._settings.partitions)
+            if home != partition.number:
+                redirect(record, user, home, strays, letters)
+                return None
         origin = origin_of(record)
         asked_ms = origin.timestamp_ms if origin else record.timestamp
         return Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered)

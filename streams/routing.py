@@ -5,19 +5,23 @@ partition would look like a user without a past, so it is forwarded once, with w
 """
 
 import asyncio
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka.partitioner import murmur2
+from numpy.typing import NDArray
 
 from streams.dead_letters import DeadLetter
 from streams.publish import Outgoing, write_all
 
 _ORIGIN_HEADER: Final = "headwater-origin"
-# So many keys are kept whose partition is known: a look-up is a tenth of a hash.
-_MAX_REMEMBERED: Final = 200_000
+# Kafka's variant of MurmurHash2.
+_U32: Final = np.uint32
+_SEED: Final = _U32(0x9747B28C)
+_M: Final = _U32(0x5BD1E995)
 
 
 class Origin(NamedTuple):
@@ -28,50 +32,43 @@ class Origin(NamedTuple):
     timestamp_ms: int
 
 
-class Router:
-    """Partitions of keys among ``partitions``, remembered."""
-
-    def __init__(self, partitions: int) -> None:
-        self.partitions = partitions
-        self._known: dict[bytes, int] = {}
-
-    def partition_of(self, key: bytes) -> int:
-        found = self._known.get(key)
-        if found is None:
-            if len(self._known) >= _MAX_REMEMBERED:
-                self._known.clear()
-            found = self._known[key] = (murmur2(key) & 0x7FFFFFFF) % self.partitions
-        return found
-
-    def is_at_home(
-        self, record: ConsumerRecord, user: bytes, strays: list[Outgoing], letters: list[DeadLetter]
-    ) -> bool:
-        """Whether ``record`` lies on the partition of ``user``. If not it is added to ``strays``, to be forwarded, or
-        to ``letters`` if it has been forwarded before."""
-        home = self.partition_of(user)
-        if home == record.partition:
-            return True
-        if origin_of(record) is None:
-            strays.append(forwarded(record, user))
-        else:
-            message = f"forwarded to partition {record.partition}, but its user belongs to {home}"
-            letters.append(DeadLetter(record, "misrouted", message))
-        return False
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where Kafka's default partitioner puts a key among ``partitions``."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
-def murmur2(key: bytes) -> int:
-    """Kafka's hash of a key, as an unsigned number, in half the time of aiokafka's own."""
-    size = len(key)
-    words, odd = divmod(size, 4)
-    h = 0x9747B28C ^ size
-    for k in struct.unpack_from(f"<{words}I", key):
-        k = k * 0x5BD1E995 & 0xFFFFFFFF
-        k = (k ^ k >> 24) * 0x5BD1E995 & 0xFFFFFFFF
-        h = (h * 0x5BD1E995 & 0xFFFFFFFF) ^ k
-    if odd:
-        h = (h ^ int.from_bytes(key[-odd:], "little")) * 0x5BD1E995 & 0xFFFFFFFF
-    h = (h ^ h >> 13) * 0x5BD1E995 & 0xFFFFFFFF
-    return h ^ h >> 15
+def partitions_of(keys: Sequence[bytes], partitions: int) -> list[int]:
+    """:func:`partition_of` each key; of hundreds at once, in a tenth of the time."""
+    if not keys:
+        return []
+    sizes = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys))
+    whole, odd = sizes // 4, sizes % 4
+    width = int(whole.max()) + 1  # with a word for what is left over, and zeros after it
+    text = b"".join(key.ljust(4 * width, b"\0") for key in keys)
+    words = np.frombuffer(text, dtype="<u4").reshape(len(keys), width)
+    h: NDArray[np.uint32] = _SEED ^ sizes.astype(np.uint32)
+    for place in range(width - 1):
+        k = words[:, place] * _M
+        k = (k ^ k >> _U32(24)) * _M
+        h = np.where(place < whole, h * _M ^ k, h)
+    left_over = words[np.arange(len(keys)), whole]
+    h = np.where(odd > 0, (h ^ left_over) * _M, h)
+    h = (h ^ h >> _U32(13)) * _M
+    h ^= h >> _U32(15)
+    found: list[int] = ((h & _U32(0x7FFFFFFF)) % _U32(partitions)).tolist()
+    return found
+
+
+def redirect(
+    record: ConsumerRecord, user: bytes, home: int, strays: list[Outgoing], letters: list[DeadLetter]
+) -> None:
+    """Add a record that lies elsewhere than its user's ``home`` to ``strays``, to be forwarded, or to ``letters`` if it
+    has been forwarded before."""
+    if origin_of(record) is None:
+        strays.append(forwarded(record, user))
+    else:
+        message = f"forwarded to partition {record.partition}, but its user belongs to {home}"
+        letters.append(DeadLetter(record, "misrouted", message))
 
 
 def origin_of(record: ConsumerRecord) -> Origin | None:
@@ -95,7 +92,7 @@ def forwarded(record: ConsumerRecord, user: bytes) -> Outgoing:
 async def write_keyed(
     producer: AIOKafkaProducer,
     topic: str,
-    router: Router,
+    partitions: int,
     chunks: Iterable[Sequence[Outgoing]],
     done: Callable[[int], None],
 ) -> int:
@@ -111,8 +108,9 @@ async def write_keyed(
     try:
         for chunk in chunks:
             parts: dict[int, list[Outgoing]] = {}
-            for record in chunk:
-                parts.setdefault(router.partition_of(record.key or b""), []).append(record)
+            homes = partitions_of([record.key or b"" for record in chunk], partitions)
+            for record, home in zip(chunk, homes, strict=True):
+                parts.setdefault(home, []).append(record)
             if writing is not None:
                 await writing  # one chunk at a time, so that a partition keeps the order
                 done(written)

@@ -2,7 +2,7 @@
 
     header 57 bytes | state float16[S] | log, n entries of 20 bytes | strays, 12 bytes each | newest event id
 
-The log and all that precedes it have fixed places, so whole batches are packed as one byte matrix.
+The log and all that precedes it have fixed places, so whole batches are packed and unpacked by numpy.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,16 @@ _HEADER: Final = np.dtype(
 # So the log of 50 and a state of 128 numbers take 1,256 bytes.
 ENTRY_BYTES: Final = 20
 _TIME_BITS: Final = 44
+_ENTRY: Final = np.dtype(
+    [
+        ("item", "<u8"),
+        ("event_low", "<u4"),
+        ("event_high", "<u2"),
+        ("stamp_low", "<u4"),
+        ("stamp_high", "<u2"),
+    ]
+)
+assert _ENTRY.itemsize == ENTRY_BYTES
 _STRAY: Final = np.dtype([("partition", "<i4"), ("offset", "<i8")])
 MAX_STRAYS: Final = 8
 # After format, n, pending, strays (1 byte each), two sizes (2), log_length (1) and writer (8).
@@ -97,29 +107,35 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     header["offset"] = columns.offset[rows]
     header["state_at_ms"] = columns.state_at_ms[rows]
     header["forgotten_ms"] = columns.forgotten_ms[rows]
-    matrix = np.empty((count, record_size(length, columns.state_size)), dtype=np.uint8)
-    log_at = record_size(0, columns.state_size)
-    matrix[:, : _HEADER.itemsize] = header.view(np.uint8).reshape(count, -1)
+    heads = np.empty((count, record_size(0, columns.state_size)), dtype=np.uint8)
+    heads[:, : _HEADER.itemsize] = header.view(np.uint8).reshape(count, -1)
     state = columns.state[rows].astype("<f2", copy=False)
-    matrix[:, _HEADER.itemsize : log_at] = state.view(np.uint8).reshape(count, -1)
-    entries = matrix[:, log_at:].reshape(count, length, ENTRY_BYTES)
-    log = columns.log(rows)
-    entries[:, :, 0:8] = _bytes_of(log.item, "<u8")
-    entries[:, :, 8:14] = _bytes_of(log.event, "<u8")[:, :, :6]
-    stamps = log.at_ms | (log.action.astype(np.int64) << _TIME_BITS)
-    entries[:, :, 14:20] = _bytes_of(stamps, "<i8")[:, :, :6]
-    whole, sizes = matrix.tobytes(), (log_at + ENTRY_BYTES * log.n).tolist()
-    stride = matrix.shape[1]
+    heads[:, _HEADER.itemsize :] = state.view(np.uint8).reshape(count, -1)
+    head_bytes, log_bytes = heads.tobytes(), _packed_logs(columns, rows)
+    size = heads.shape[1]
+    head_ends = range(size, count * size + 1, size)
+    log_ends = np.cumsum(columns.n[rows] * ENTRY_BYTES)
+    log_starts = log_ends - columns.n[rows] * ENTRY_BYTES
     return [
-        whole[start : start + size] + stray + event_id
-        for start, size, stray, event_id in zip(
-            range(0, count * stride, stride), sizes, strays, event_ids, strict=True
+        b"".join((head_bytes[end - size : end], log_bytes[start:stop], stray, event_id))
+        for end, start, stop, stray, event_id in zip(
+            head_ends, log_starts.tolist(), log_ends.tolist(), strays, event_ids, strict=True
         )
     ]
 
 
-def _bytes_of(column: NDArray[np.int64] | NDArray[np.uint64], kind: str) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(column.astype(kind, copy=False)).view(np.uint8).reshape(*column.shape, 8)
+def _packed_logs(columns: Columns, rows: I64) -> bytes:
+    """The real entries of the users' logs, one after the other: most logs are far from full."""
+    n = columns.n[rows]
+    ends = np.cumsum(n)
+    place = np.arange(int(ends[-1])) - np.repeat(ends - n - rows * columns.log_length, n)
+    stamps = columns.at_ms.take(place) | (columns.action.take(place).astype(np.int64) << _TIME_BITS)
+    events = columns.event.take(place)
+    entries = np.empty(len(place), dtype=_ENTRY)
+    entries["item"] = columns.item.take(place)
+    entries["event_low"], entries["event_high"] = events & 0xFFFFFFFF, events >> 32
+    entries["stamp_low"], entries["stamp_high"] = stamps & 0xFFFFFFFF, stamps >> 32
+    return entries.tobytes()
 
 
 def _strays(columns: Columns, row: int) -> bytes:

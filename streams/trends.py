@@ -11,10 +11,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.columns import I64, U64
+from streams.columns import I64, U8, U64
 from streams.features import item_key
 from streams.fold import POPULARITY
 from streams.messages import Trend
+
+F64 = NDArray[np.float64]
 
 # A week: long enough for a quiet shop, short enough that last month's season is gone.
 HALF_LIFE_S: Final = 7 * 86_400.0
@@ -24,7 +26,7 @@ TOP: Final = 1_000
 _MAX_ITEMS: Final = 200_000
 # 2^30 half-lives fit a float's exponent; the origin moves long before.
 _REBASE_HALF_LIVES: Final = 100.0
-# Events that wait to be summed up: some ten milliseconds of work.
+# Events that wait to be summed up: some milliseconds of work.
 _MAX_WAITING: Final = 20_000
 
 
@@ -33,17 +35,18 @@ class Counts:
 
     def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
         self._half_life_ms = half_life_s * 1000.0
-        self._weights: dict[int, float] = {}
+        self._keys: U64 = np.zeros(0, dtype=np.uint64)  # ascending
+        self._weights: F64 = np.zeros(0, dtype=np.float64)
         self._origin_ms = 0
-        self._waiting: list[tuple[U64, NDArray[np.float64], I64]] = []
+        self._waiting: list[tuple[U64, F64, I64]] = []
         self._waiting_events = 0
         self.changed = False
 
     def __len__(self) -> int:
         self._sum_up()
-        return len(self._weights)
+        return len(self._keys)
 
-    def add(self, items: U64, actions: np.ndarray[tuple[int], np.dtype[np.uint8]], at_ms: I64) -> None:
+    def add(self, items: U64, actions: U8, at_ms: I64) -> None:
         """Count events."""
         weights = POPULARITY[actions]
         counted = weights > 0
@@ -62,35 +65,34 @@ class Counts:
         items, weights, at_ms = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
         self._waiting, self._waiting_events = [], 0
         newest = int(at_ms.max())
-        if not self._weights:
+        if not len(self._keys):
             self._origin_ms = newest
         elif newest - self._origin_ms > _REBASE_HALF_LIVES * self._half_life_ms:
             self._rebase(newest)
         ages = (at_ms - self._origin_ms) / self._half_life_ms
         grown = weights * np.exp2(np.clip(ages, -1000, 2 * _REBASE_HALF_LIVES))
-        unique, place = np.unique(items, return_inverse=True)
+        keys, place = np.unique(items, return_inverse=True)
         sums = np.bincount(place, weights=grown)
-        held = self._weights
-        for key, weight in zip(unique.tolist(), sums.tolist(), strict=True):
-            held[key] = held.get(key, 0.0) + weight
-        if len(held) > _MAX_ITEMS:
-            self._weights = dict(heapq.nlargest(_MAX_ITEMS // 2, held.items(), key=lambda pair: pair[1]))
+        at = np.searchsorted(self._keys, keys)
+        held = np.zeros(len(keys), dtype=np.bool_)
+        inside = at < len(self._keys)
+        held[inside] = self._keys[at[inside]] == keys[inside]
+        self._weights[at[held]] += sums[held]
+        self._keys = np.insert(self._keys, at[~held], keys[~held])
+        self._weights = np.insert(self._weights, at[~held], sums[~held])
+        if len(self._keys) > _MAX_ITEMS:
+            kept = np.sort(_heaviest(self._weights, _MAX_ITEMS // 2))
+            self._keys, self._weights = self._keys[kept], self._weights[kept]
 
     def _rebase(self, origin_ms: int) -> None:
-        factor = 2.0 ** ((self._origin_ms - origin_ms) / self._half_life_ms)
-        self._weights = {key: weight * factor for key, weight in self._weights.items()}
+        self._weights *= 2.0 ** ((self._origin_ms - origin_ms) / self._half_life_ms)
         self._origin_ms = origin_ms
 
     def top(self) -> list[tuple[int, float]]:
         """The heaviest items: (item key, weight as of :attr:`at_ms`)."""
         self._sum_up()
-        weights = np.fromiter(self._weights.values(), dtype=np.float64, count=len(self._weights))
-        if len(weights) <= TOP:
-            least = -np.inf
-        else:
-            least = float(np.partition(weights, len(weights) - TOP)[len(weights) - TOP])
-        heavy = (pair for pair in self._weights.items() if pair[1] >= least)
-        return sorted(heavy, key=lambda pair: -pair[1])[:TOP]
+        heavy = _heaviest(self._weights, TOP)
+        return list(zip(self._keys[heavy].tolist(), self._weights[heavy].tolist(), strict=True))
 
     @property
     def at_ms(self) -> int:
@@ -101,7 +103,17 @@ class Counts:
         """Go on from what was published, by whichever worker had the partition."""
         self._origin_ms = trend.at_ms
         self._waiting, self._waiting_events = [], 0
-        self._weights = {item_key(item_id): weight for item_id, weight in trend.counts}
+        keys = np.array([item_key(item_id) for item_id, _ in trend.counts], dtype=np.uint64)
+        weights = np.array([weight for _, weight in trend.counts], dtype=np.float64)
+        self._keys, first = np.unique(keys, return_index=True)
+        self._weights = weights[first]
+
+
+def _heaviest(weights: F64, count: int) -> I64:
+    """Where the ``count`` largest are, heaviest first."""
+    least = max(len(weights) - count, 0)
+    places = np.argpartition(weights, least)[least:] if least else np.arange(len(weights))
+    return places[np.argsort(-weights[places], kind="stable")]
 
 
 class PopularItem(NamedTuple):

@@ -1,6 +1,7 @@
 """The item vectors that user encoders step on: one matrix, keys in a dict, misses fetched from the index."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -45,8 +46,7 @@ class ItemVectors:
 
     def rows(self, keys: Iterable[int]) -> NDArray[np.int64]:
         """Row of each key in :attr:`matrix`, -1 where it has no vector."""
-        find = self._rows.get
-        return np.array([find(key, -1) for key in keys], dtype=np.int64)
+        return np.fromiter(map(self._rows.get, keys, repeat(-1)), dtype=np.int64)
 
     def put(self, key: int, vector: F32) -> None:
         row = self._rows.get(key)

@@ -18,7 +18,7 @@ from streams.engine import Lost, StopWorker
 from streams.features import ACTION_CODES, event_key, item_key
 from streams.profile import EVENT_KEY_MASK, FORGET, RETRACT, Event
 from streams.profiles import Partition
-from streams.routing import Origin, Router, forwarded, origin_of
+from streams.routing import Origin, forwarded, origin_of, partition_of
 from streams.state_records import stamp_of
 from tests.histories import History, canonical_log, canonical_state, cosine, histories
 from tests.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
@@ -208,7 +208,7 @@ async def wide(starter: Encoder) -> AsyncIterator[InterestsWorker]:
 
 
 def away_from_home(user: str) -> tuple[int, int]:
-    home = Router(PARTITIONS).partition_of(user.encode())
+    home = partition_of(user.encode(), PARTITIONS)
     return home, (home + 1) % PARTITIONS
 
 

@@ -35,7 +35,7 @@ from streams.messages import (
     decode_request,
     encode,
 )
-from streams.routing import Router
+from streams.routing import partition_of
 from streams.settings import Settings
 from streams.topics import Topics
 
@@ -112,7 +112,7 @@ async def test_a_click_is_published_to_the_users_partition_and_its_place_returne
         position = await client.click(
             "ann", "coffee-1", "purchase", at_ms=1_700_000_000_000, event_id="e1", context={"page": 3}
         )
-    assert position.partition == Router(system.partitions).partition_of(b"ann")
+    assert position.partition == partition_of(b"ann", system.partitions)
     key, value = await last_record(system, Topics.named(system.topic_prefix).clicks, position)
     click = decode_click(key, value, 1_700_000_000_000)
     assert (click.event_id, click.user_id, click.item_id, click.action) == (

@@ -23,7 +23,7 @@ from streams.importing import (
     records,
 )
 from streams.messages import MAX_AHEAD_MS, BadMessage, Click, Item, decode_click, decode_item
-from streams.routing import Router
+from streams.routing import partition_of
 from streams.settings import Settings
 from streams.topics import Topics
 
@@ -320,11 +320,10 @@ async def test_every_click_lands_once_on_its_users_partition_in_the_order_of_the
     assert (report.rows, report.published, report.bad) == (size, size, 0)
     assert progress == sorted(progress)
     assert progress[-1] == size
-    router = Router(settings.partitions)
     by_user: dict[str, list[int]] = defaultdict(list)
     for record in await everything(settings, Topics.named(settings.topic_prefix).clicks, settings.partitions):
         click = decode_click(record.key, record.value, record.timestamp)
-        assert record.partition == router.partition_of(record.key)
+        assert record.partition == partition_of(record.key, settings.partitions)
         by_user[click.user_id].append(int(click.item_id))
     assert sum(map(len, by_user.values())) == size
     for found in by_user.values():

@@ -21,7 +21,7 @@ from streams.index.edge import EdgeIndex
 from streams.messages import Response, decode_response, schemas
 from streams.recall.pipeline import Recall
 from streams.requests import RequestPath
-from streams.routing import Router, forwarded
+from streams.routing import forwarded, partition_of
 from streams.trends import PopularItem
 from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
 
@@ -458,7 +458,7 @@ async def test_while_the_index_is_read_answers_say_restoring(worker: Asked) -> N
 
 
 def away_from_home(user: str) -> tuple[int, int]:
-    home = Router(PARTITIONS).partition_of(user.encode())
+    home = partition_of(user.encode(), PARTITIONS)
     return home, (home + 1) % PARTITIONS
 
 

@@ -3,8 +3,10 @@
 import msgspec
 import pytest
 from aiokafka import ConsumerRecord
+from hypothesis import given
+from hypothesis import strategies as st
 
-from streams.routing import Origin, Router, forwarded, origin_of
+from streams.routing import Origin, forwarded, origin_of, partition_of, partitions_of
 
 # From UtilsTest of Apache Kafka: what every Java producer computes.
 JAVA_MURMUR2 = {
@@ -33,15 +35,14 @@ def as_published(outgoing: object, partition: int = 1, offset: int = 9) -> Consu
 @pytest.mark.parametrize(("key", "hashed"), JAVA_MURMUR2.items(), ids=lambda value: str(value)[:30])
 @pytest.mark.parametrize("partitions", [1, 4, 7])
 def test_users_belong_where_javas_partitioner_puts_them(key: bytes, hashed: int, partitions: int) -> None:
-    assert Router(partitions).partition_of(key) == (hashed & 0x7FFFFFFF) % partitions
+    expected = (hashed & 0x7FFFFFFF) % partitions
+    assert partition_of(key, partitions) == expected
+    assert partitions_of([b"another", key], partitions)[1] == expected
 
 
-def test_a_remembered_key_keeps_its_partition() -> None:
-    router = Router(16)
-    keys = [f"user {number}".encode() for number in range(500)]
-    first = [router.partition_of(key) for key in keys]
-    assert [router.partition_of(key) for key in keys] == first
-    assert set(first) == set(range(16))
+@given(st.lists(st.binary(max_size=40)), st.integers(1, 100))
+def test_many_keys_belong_where_each_belongs(keys: list[bytes], partitions: int) -> None:
+    assert partitions_of(keys, partitions) == [partition_of(key, partitions) for key in keys]
 
 
 def test_a_forwarded_record_carries_where_it_came_from_and_is_otherwise_the_same() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from models import complete_journey
 from streams.messages import Click, Item, encode
 from streams.publish import Outgoing, producer_of, write_all
-from streams.routing import Router
+from streams.routing import partitions_of
 from streams.settings import Settings
 
 _NO_CONTEXT = msgspec.Raw(b"{}")
@@ -57,11 +57,11 @@ def clicks(
 
 async def publish(settings: Settings, topic: str, partitions: int, records: Iterator[Outgoing]) -> list[int]:
     """Write keyed records to the partitions of their keys as whole record batches; the count of each partition."""
-    router = Router(partitions)
     by_partition: list[list[Outgoing]] = [[] for _ in range(partitions)]
-    for record in records:
-        assert record.key is not None
-        by_partition[router.partition_of(record.key)].append(record)
+    chosen = list(records)
+    homes = partitions_of([record.key or b"" for record in chosen], partitions)
+    for record, home in zip(chosen, homes, strict=True):
+        by_partition[home].append(record)
     producer = producer_of(settings)
     await producer.start()
     try:
