@@ -93,7 +93,6 @@ class Worker:
         self._item_names: dict[int, str] = {}  # of popular items that are live
         self._tails: list[Tail] = []
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._watchdog = Watchdog(self._progress, self.fail)
         self._profiles: Profiles | None = None
         self._clicks: ClickPath | None = None
         self._requests: RequestPath | None = None
@@ -123,7 +122,8 @@ class Worker:
         try:
             await self._open()
         except BaseException:
-            await self.stop()
+            # What was opened closes now, or with the process: the reason does not wait for it for long.
+            await asyncio.wait({asyncio.ensure_future(self.stop())}, timeout=_ABANDON_S)
             raise
         gc.freeze()  # what was made so far stays: never look through it again
         log.info("worker_started", role=self._role, seconds=round(time.monotonic() - started, 2))
@@ -163,8 +163,9 @@ class Worker:
             app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
             self._stack.push_async_callback(app.stop)
             await app.join()
-        self._watchdog.start()
-        self._stack.push_async_callback(self._watchdog.stop)
+        watchdog = Watchdog(self._progress, self.fail, producer.client.fetch_all_metadata)
+        watchdog.start()
+        self._stack.push_async_callback(watchdog.stop)
         self.metrics.worker.info(
             {
                 "version": __version__,
@@ -174,7 +175,7 @@ class Worker:
                 "index": "server" if settings.qdrant_url else "edge",
             }
         )
-        self._spawn(self._gauges())
+        self._spawn(self._gauges(watchdog))
 
     async def _open_index(self, encoder: Encoder) -> Index:
         settings = self._settings
@@ -472,12 +473,12 @@ class Worker:
         opened = all(each.gate.is_open for each in partitions if each.owned)
         return opened and all(tail.caught_up.is_set() for tail in self._tails)
 
-    async def _gauges(self) -> None:
+    async def _gauges(self, watchdog: Watchdog) -> None:
         while True:
             for each in self._progress():
                 self.metrics.lag.labels(each.topic, str(each.partition)).set(max(each.lag, 0))
                 if each.topic == self._topics.clicks:
-                    age_s = self._watchdog.still_s(each.topic, each.partition)
+                    age_s = watchdog.still_s(each.topic, each.partition)
                     self.metrics.watermark_age_seconds.labels(str(each.partition)).set(age_s)
             if self._profiles is not None:
                 partitions = list(self._profiles.partitions.values())
@@ -537,7 +538,9 @@ async def serve(settings: Settings, role: Role) -> int:
     failed = asyncio.ensure_future(worker.failed())
     await asyncio.wait({starting, stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
-        starting.result()
+        if (error := starting.exception()) is not None:
+            await _end_what_is_left(EXIT_FAILED, str(error))
+            raise error
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if failed.done():
@@ -559,11 +562,11 @@ async def serve(settings: Settings, role: Role) -> int:
         os._exit(code if closing is starting else code or EXIT_FAILED)
     if closing is not starting:
         closing.result()
-    await _end_what_is_left(code)
+    await _end_what_is_left(code, "stopped")
     return code
 
 
-async def _end_what_is_left(code: int) -> None:
+async def _end_what_is_left(code: int, reason: str) -> None:
     """The loop would wait without a limit for tasks that somebody forgot and that will not be cancelled."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
@@ -571,5 +574,5 @@ async def _end_what_is_left(code: int) -> None:
     if left:
         _, left = await asyncio.wait(left, timeout=_LEFTOVERS_S)
     if left:
-        log.warning("tasks_left", tasks=sorted(repr(task.get_coro()) for task in left))
+        log.warning("tasks_left", reason=reason, tasks=sorted(repr(task.get_coro()) for task in left))
         os._exit(code)

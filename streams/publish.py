@@ -13,8 +13,10 @@ from msgspec import Struct
 from streams.engine import StopWorker
 from streams.settings import Settings
 
-# aiokafka retries until its request timeout; a little more, so that its own error says what went wrong.
-_ACK_TIMEOUT_S: Final = 40.0
+# A broker that is started again, or whose partitions move to another, is away for less.
+_DELIVERY_TIMEOUT_S: Final = 120.0
+# A little more, so that aiokafka's own error says what went wrong.
+_ACK_TIMEOUT_S: Final = _DELIVERY_TIMEOUT_S + 40.0
 # A whole partition batch's changelog fits one or two of these; Kafka's default limit of a record batch is 1 MB.
 MAX_BATCH_BYTES: Final = 900 * 1024
 
@@ -33,8 +35,8 @@ class Outgoing(Struct, frozen=True, gc=False):
 
 
 def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
-    """A producer that waits for all replicas and fills whole record batches."""
-    return AIOKafkaProducer(
+    """A producer that waits for all replicas, two minutes for a broker that is away, and fills whole record batches."""
+    producer = AIOKafkaProducer(
         **settings.kafka_options(),
         acks="all",
         linger_ms=0,
@@ -43,6 +45,9 @@ def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
         request_timeout_ms=30_000,
         **options,
     )
+    # Java's delivery.timeout.ms. In aiokafka a record lives no longer than one request may take.
+    producer._message_accumulator._batch_ttl = _DELIVERY_TIMEOUT_S
+    return producer
 
 
 class Written(NamedTuple):

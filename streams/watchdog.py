@@ -1,21 +1,24 @@
 """Nothing hangs in silence: a thread that sees a blocked loop, and a look at every partition that should move.
 
-Faust's own stall check compares monotonic with epoch time and cannot fire.
+Faust's own stall check compares monotonic with epoch time and cannot fire. A broker that is silent is no stall of ours:
+to leave would help nobody, and who is started again meets the same silence.
 """
 
 import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
 import structlog
+from aiokafka.errors import KafkaError
 
 log = structlog.get_logger(__name__)
 
 STALL_S: Final = 30.0
 _BEAT_S: Final = 1.0
+_ANSWER_S: Final = 5.0
 EXIT_STALLED: Final = 70  # EX_SOFTWARE
 
 
@@ -29,10 +32,18 @@ class Progress(NamedTuple):
 
 
 class Watchdog:
-    """``progress`` is asked every second; ``fail`` is called once a partition with lag has not moved for 30 s."""
+    """``progress`` is asked every second; ``fail`` is called once a partition with lag has not moved for 30 s.
 
-    def __init__(self, progress: Callable[[], Iterable[Progress]], fail: Callable[[str], None]) -> None:
-        self._progress, self._fail = progress, fail
+    ``ask_broker`` is awaited meanwhile: whenever it raises, or says nothing for 5 s, the count starts again.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[[], Iterable[Progress]],
+        fail: Callable[[str], None],
+        ask_broker: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._progress, self._fail, self._ask_broker = progress, fail, ask_broker
         self._moved: dict[tuple[str, int], tuple[int, float]] = {}
         self._beat_s = time.monotonic()
         self._stopped = threading.Event()
@@ -74,10 +85,26 @@ class Watchdog:
                 moved = before is None or before[0] != each.done or each.lag <= 0
                 seen[place] = (each.done, self._beat_s if moved or before is None else before[1])
             self._moved = seen
+            # Long before the end: a broker that was silent, and answers again by then, has stalled us all the same.
+            if self._longest_s() > STALL_S / 3 and not await self._broker_answers():
+                log.warning("broker_silent", stalled_s=round(self._longest_s()))
+                self._moved = {place: (done, time.monotonic()) for place, (done, _) in seen.items()}
             reason = self.stalled()
             if reason is not None:
                 self._fail(reason)
             await asyncio.sleep(_BEAT_S)
+
+    def _longest_s(self) -> float:
+        return time.monotonic() - min(
+            (since_s for _, since_s in self._moved.values()), default=time.monotonic()
+        )
+
+    async def _broker_answers(self) -> bool:
+        try:
+            await asyncio.wait_for(self._ask_broker(), _ANSWER_S)
+        except (KafkaError, OSError, TimeoutError):
+            return False
+        return True
 
     def _watch_loop(self) -> None:
         while not self._stopped.wait(_BEAT_S):

@@ -79,63 +79,86 @@ def kafka_server() -> Iterator[str]:
     if servers := external_servers():
         yield servers
         return
-    java = _java()
-    classpath = f"{_jars()}/*"
+    with own_node() as node:
+        yield node.servers
+
+
+@contextmanager
+def own_node() -> Iterator["KafkaNode"]:
+    """A Kafka of one's own that may be killed, frozen and started again. Raises as :func:`kafka_server` does."""
+    java, jars = _java(), _jars()
     with tempfile.TemporaryDirectory(prefix="headwater-kafka-") as folder:
-        process, port = _started(java, classpath, Path(folder))
+        node = _started(java, jars, Path(folder))
         try:
-            yield f"127.0.0.1:{port}"
+            yield node
         finally:
-            process.kill()  # its data go with the folder: there is nothing to shut down for
-            process.wait(timeout=10)
+            node.kill()  # its data go with the folder: there is nothing to shut down for
 
 
-def _started(java: str, classpath: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    for attempt in range(3):
-        port, controller_port = _free_ports(2)
-        home = folder / str(attempt)
+class KafkaNode:
+    """One node in a folder of its own, on ports that it keeps."""
+
+    def __init__(self, java: str, jars: Path, home: Path) -> None:
+        self._home, self._output = home, home / "kafka.log"
+        self._java = [java, "-cp", f"{jars}/*"]
+        self._properties = home / "server.properties"
+        self._port, controller_port = _free_ports(2)
+        self._process: subprocess.Popen[bytes] | None = None
         home.mkdir()
-        properties = home / "server.properties"
-        properties.write_text(
-            _PROPERTIES.format(port=port, controller_port=controller_port, log_dir=home / "logs")
+        self._properties.write_text(
+            _PROPERTIES.format(port=self._port, controller_port=controller_port, log_dir=home / "logs")
         )
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
-        formatting = [
-            java,
-            "-Xmx128m",
-            "-XX:TieredStopAtLevel=1",
-            "-cp",
-            classpath,
-            "kafka.tools.StorageTool",
-        ]
+        formatting = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
         done = subprocess.run(
-            [*formatting, "format", "-t", cluster, "-c", str(properties)], capture_output=True, text=True
+            [*self._java, "-Xmx128m", "-XX:TieredStopAtLevel=1", *formatting], capture_output=True, text=True
         )
         if done.returncode:
             raise KafkaFailedError(f"formatting Kafka's log folder failed:\n{done.stdout}{done.stderr}")
-        output = home / "kafka.log"
-        with output.open("wb") as log:
-            process = subprocess.Popen(
-                dying_with_us([java, "-Xmx512m", "-cp", classpath, "kafka.Kafka", str(properties)]),
+
+    @property
+    def servers(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start, and return once it listens."""
+        with self._output.open("wb") as log:
+            self._process = subprocess.Popen(
+                dying_with_us([*self._java, "-Xmx512m", "kafka.Kafka", str(self._properties)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         try:
-            _wait_until_ready(process, port, output)
+            _wait_until_ready(self._process, self._port, self._output)
+        except BaseException:
+            self.kill()
+            raise
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL; what it had acknowledged is in its folder."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=10)
+            self._process = None
+
+
+def _started(java: str, jars: Path, folder: Path) -> KafkaNode:
+    for attempt in range(3):
+        node = KafkaNode(java, jars, folder / str(attempt))
+        try:
+            node.start()
         except KafkaFailedError as failure:
-            process.kill()
-            process.wait(timeout=10)
             # Between our look for free ports and Kafka's bind, somebody else may take one.
             if "Address already in use" not in str(failure) or attempt == 2:
                 raise
-            continue
-        except BaseException:
-            process.kill()
-            process.wait(timeout=10)
-            raise
-        return process, port
+        else:
+            return node
     raise AssertionError("unreachable")
 
 

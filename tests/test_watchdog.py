@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 
 from streams import watchdog
 from streams.watchdog import EXIT_STALLED, STALL_S, Progress, Watchdog
@@ -33,7 +34,12 @@ class Watched:
     def __init__(self, clock: Clock) -> None:
         self.clock, self.looks, self.failures = clock, 0, list[str]()
         self.progress = [Progress("clicks", 2, 10, 5)]
-        self.dog = Watchdog(self._look, self.failures.append)
+        self.broker_is_away = False
+        self.dog = Watchdog(self._look, self.failures.append, self._ask_broker)
+
+    async def _ask_broker(self) -> None:
+        if self.broker_is_away:
+            raise KafkaConnectionError
 
     def _look(self) -> list[Progress]:
         self.looks += 1
@@ -95,6 +101,22 @@ async def test_a_partition_with_nothing_to_do_may_stand_still(clock: Clock) -> N
     await watched(clock, test)
 
 
+async def test_while_the_broker_is_silent_nothing_can_move_and_the_count_starts_again(clock: Clock) -> None:
+    async def test(one: Watched) -> None:
+        one.broker_is_away = True
+        await one.after(0)
+        for _ in range(5):
+            await one.after(STALL_S + 1)
+        assert one.failures == []
+        one.broker_is_away = False
+        await one.after(STALL_S - 1)
+        assert one.failures == []
+        await one.after(2)
+        assert len(one.failures) > 0
+
+    await watched(clock, test)
+
+
 async def test_a_partition_that_is_taken_away_is_not_missed(clock: Clock) -> None:
     async def test(one: Watched) -> None:
         await one.after(0)
@@ -110,7 +132,7 @@ async def test_a_blocked_loop_ends_the_process_from_a_thread(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes: list[int] = []
-    dog = Watchdog(list, lambda reason: None)
+    dog = Watchdog(list, lambda reason: None, lambda: asyncio.sleep(0))
 
     def leave(code: int) -> None:
         codes.append(code)

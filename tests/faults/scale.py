@@ -10,10 +10,24 @@ class Scale(NamedTuple):
     users: int
     stops: int
     rebalances: int
+    broker_kills: int
+    silence_s: float
+    backlog: int
 
 
-_FULL: Final = Scale(kills=20, clicks=200_000, users=2_000, stops=20, rebalances=20)
-_SHORT: Final = Scale(kills=3, clicks=12_000, users=200, stops=2, rebalances=3)
+_FULL: Final = Scale(
+    kills=20,
+    clicks=200_000,
+    users=2_000,
+    stops=20,
+    rebalances=20,
+    broker_kills=10,
+    silence_s=60.0,
+    backlog=400_000,
+)
+_SHORT: Final = Scale(
+    kills=3, clicks=12_000, users=200, stops=2, rebalances=3, broker_kills=2, silence_s=35.0, backlog=30_000
+)
 
 IS_FULL: Final = os.environ.get("FAULTS") == "full"
 SCALE: Final = _FULL if IS_FULL else _SHORT

@@ -4,17 +4,16 @@ import asyncio
 import random
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import pytest
 
+from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
-from tests.kafka.oracle import all_the_time, applied, check_answers, publish
+from tests.kafka.oracle import applied, check_answers, publish
 from tests.kafka.outside import Outside
-from tests.kafka.story import Story
 from tests.kafka.worker_process import SESSION_TIMEOUT_S, WorkerProcess
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
@@ -23,36 +22,13 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S
 _BATCH = 50
 
 
-@asynccontextmanager
-async def asking(outside: Outside, story: Story) -> AsyncIterator[list[str]]:
-    """Publish requests while the block runs; their ids. At its end each of them has been answered."""
-    ids: list[str] = []
-    chosen = random.Random(3)
-
-    async def ask() -> None:
-        ids.append(await outside.request(chosen.choice(story.users), limit=3, deadline_ms=60_000))
-
-    async with all_the_time(ask, pause_s=0.1):
-        yield ids
-    for request_id in ids:
-        await outside.answer(request_id)
-
-
-async def begin(system: System, outside: Outside, *, repeated: float) -> Story:
-    await outside.stock()
-    return Story(
-        [outside.own(f"u{number}") for number in range(SCALE.users)], outside.next_ms(), repeated=repeated
-    )
-
-
 @pytest.mark.parametrize("local_state", ["kept", "wiped"])
 async def test_killed_again_and_again(new_system: Callable[..., System], local_state: str) -> None:
     system = new_system(max_poll_records=_BATCH)
     worker = system.worker
-    await asyncio.to_thread(worker.start)
     chosen = random.Random(4)
-    async with system.outside() as outside:
-        story = await begin(system, outside, repeated=0.02)
+    async with system.stocked() as outside:
+        story = begin(outside, repeated=0.02)
         part = SCALE.clicks // (SCALE.kills + 1)
         async with asking(outside, story) as ids:
             for _ in range(SCALE.kills):
@@ -78,9 +54,8 @@ async def test_killed_again_and_again(new_system: Callable[..., System], local_s
 async def test_asked_to_stop_again_and_again(new_system: Callable[..., System]) -> None:
     system = new_system(max_poll_records=_BATCH)
     worker = system.worker
-    await asyncio.to_thread(worker.start)
-    async with system.outside() as outside:
-        story = await begin(system, outside, repeated=0.0)  # so that only a replay is a duplicate
+    async with system.stocked() as outside:
+        story = begin(outside, repeated=0.0)  # so that only a replay is a duplicate
         part = SCALE.clicks // (SCALE.stops + 1) // 2
         async with asking(outside, story):
             for _ in range(SCALE.stops):
@@ -105,11 +80,10 @@ async def test_workers_that_come_and_go_all_the_time(
     new_system: Callable[..., System], new_worker: Callable[..., WorkerProcess]
 ) -> None:
     system = new_system(max_poll_records=_BATCH)
-    await asyncio.to_thread(system.worker.start)
     others = [new_worker("interests", max_poll_records=_BATCH) for _ in range(2)]
     running: list[WorkerProcess] = []
-    async with system.outside() as outside:
-        story = await begin(system, outside, repeated=0.02)
+    async with system.stocked() as outside:
+        story = begin(outside, repeated=0.02)
         part = SCALE.clicks // (SCALE.rebalances + 1) // 2
         async with asking(outside, story):
             for number in range(SCALE.rebalances):
@@ -138,7 +112,8 @@ async def test_frozen_until_others_have_its_partitions(
     await asyncio.to_thread(zombie.start)
     # The frozen one is not looked after: where it finds that others have written, it has to leave.
     async with Outside(system.settings, heir.check_alive) as outside:
-        story = await begin(system, outside, repeated=0.02)
+        await outside.stock()
+        story = begin(outside, repeated=0.02)
         await asyncio.to_thread(heir.start)
         part = SCALE.clicks // 4
         publishing = asyncio.create_task(publish(outside, story.tell(part)))

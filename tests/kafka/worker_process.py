@@ -130,6 +130,12 @@ class WorkerProcess:
         """Records of the clicks topic at or below the watermarks."""
         return sum(offset + 1 for offset in self.watermarks().values())
 
+    def memory_mib(self) -> float:
+        """What it holds in memory now."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     def user(self, user_id: str) -> dict[str, Any] | None:
         try:
             return dict(json.loads(self._get(f"/users/{user_id}")))
