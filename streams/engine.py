@@ -118,7 +118,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
 
     Faust gives it one so that heartbeats go on while an agent blocks the loop. Here nothing may block it for as long as
     a session lasts (`watchdog.py`), and a thread competes with the work for the interpreter, which changes hands every
-    5 ms: it took a fifth of the throughput.
+    5 ms: it took a tenth of the processor time.
     """
 
     start, maybe_start, stop = Service.start, Service.maybe_start, Service.stop

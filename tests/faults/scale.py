@@ -26,7 +26,7 @@ _FULL: Final = Scale(
     backlog=400_000,
 )
 _SHORT: Final = Scale(
-    kills=3, clicks=12_000, users=200, stops=2, rebalances=3, broker_kills=2, silence_s=35.0, backlog=30_000
+    kills=2, clicks=12_000, users=200, stops=2, rebalances=3, broker_kills=1, silence_s=35.0, backlog=30_000
 )
 
 IS_FULL: Final = os.environ.get("FAULTS") == "full"

@@ -78,7 +78,7 @@ async def test_a_publisher_with_another_partitioner(
         await asyncio.to_thread(other.start)
         story = begin(outside, repeated=0.02)
         places: dict[str, dict[str, int]] = {}
-        for user, message in story.tell(SCALE.clicks // 4):
+        for user, message in story.tell(SCALE.clicks // 10):
             value = json.dumps(message).encode()
             sent = await outside.send(
                 outside.topics.clicks, value, key=user.encode(), partition=outside.wrong_home(user)
