@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from streams.consumer import Consumer
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
-from streams.engine import Batch, Gate, Lost, StopWorker
+from streams.engine import Batch, Gate, Lost, StopWorker, recreated
 from streams.features import item_key, item_text
 from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, Point, Stamp, newer
 from streams.messages import (
@@ -315,6 +315,11 @@ class CatalogPath:
                         foreign[number].discard(point.key)
                     else:
                         foreign[number].add(point.key)
+            tps = [TopicPartition(self._topics.catalog, number) for number in partitions]
+            for tp, end in (await consumer.end_offsets(tps)).items():
+                newest = max((stamp.offset for stamp in partitions[tp.partition].stamps.values()), default=-1)
+                if newest >= end:  # every change without a version would look older than what is known
+                    raise recreated(tp, f"changes up to offset {newest} are known", end, self._topics.vectors)
             for number, keys in foreign.items():
                 for key in keys:
                     del partitions[number].stamps[key]

@@ -45,6 +45,14 @@ class StopWorker(Exception):
     """The worker must stop without acknowledging: the message says what was found and the remedy."""
 
 
+def recreated(tp: TopicPartition, found: str, end: int, derived: str) -> StopWorker:
+    """The reason to stop where more is known of a partition than it can hold; ``derived`` is the topic that knows it."""
+    return StopWorker(
+        f"{tp.topic}-{tp.partition}: {found}, expected at most the end of the topic, {end}: the topic was re-created. "
+        f"Start with a new HEADWATER_TOPIC_PREFIX, or delete {derived} and the group's offsets with it"
+    )
+
+
 class Lost(Exception):
     """The partition of this batch has been revoked: drop it, its new owner will read it again."""
 

@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 
 from streams.columns import I64, Columns
 from streams.consumer import Consumer
-from streams.engine import Gate, Lost, StopWorker
+from streams.engine import Gate, Lost, StopWorker, recreated
 from streams.messages import header
 from streams.metrics import Metrics
 from streams.publish import Outgoing, Sent, send_all
@@ -227,6 +227,7 @@ class Profiles:
                     if tps[tp].changelog_next >= ends[tp]:
                         remaining.discard(tp)
                         self._reader.pause(tp)
+            await self._check_applied(partitions)
         users = 0
         for partition in partitions:
             if partition.owned and partition.generation == generation:
@@ -247,14 +248,26 @@ class Profiles:
         for tp, partition in tps.items():
             committed = await self._reader.committed(tp)
             if committed is not None and committed > ends[tp]:
-                raise StopWorker(
-                    f"{tp.topic}-{tp.partition}: the group's committed offset is {committed}, expected at most the "
-                    f"end of the topic, {ends[tp]}: the topic was re-created. Start with a new "
-                    "HEADWATER_TOPIC_PREFIX, or delete the profiles topic and the group's offsets with it"
+                raise recreated(
+                    tp, f"the group's committed offset is {committed}", ends[tp], self._topics.profiles
                 )
             partition.watermark = partition.applied = (
                 committed if committed is not None else beginnings[tp]
             ) - 1
+
+    async def _check_applied(self, partitions: list[Partition]) -> None:
+        """Refuse users who have been further than the topic reaches: with a topic Kafka deletes its committed offsets,
+        and every click of the new one would look as if it had been applied before."""
+        tps = {TopicPartition(self._topics.clicks, each.number): each for each in partitions}
+        # Asked for only now: whoever had the partition before may have gone on for a while.
+        for tp, end in (await self._reader.end_offsets(list(tps))).items():
+            columns = tps[tp].columns
+            rows = np.array(list(columns.rows.values()), dtype=np.int64)
+            applied = int(columns.offset[rows].max(initial=-1))
+            if applied >= end:
+                raise recreated(
+                    tp, f"clicks up to offset {applied} have been applied", end, self._topics.profiles
+                )
 
     def _load(self, partition: Partition, records: list[ConsumerRecord]) -> None:
         """Apply changelog records: the last of the newest generation wins."""

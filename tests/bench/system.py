@@ -22,10 +22,27 @@ class Scale:
     naive_clicks: int
     rounds: int
     request_s: float
+    recovered: int  # users
 
 
-FULL = Scale(items=92_331, users=100_000, clicks=400_000, naive_clicks=30_000, rounds=500, request_s=15.0)
-QUICK = Scale(items=20_000, users=100_000, clicks=100_000, naive_clicks=8_000, rounds=150, request_s=5.0)
+FULL = Scale(
+    items=92_331,
+    users=100_000,
+    clicks=400_000,
+    naive_clicks=30_000,
+    rounds=500,
+    request_s=15.0,
+    recovered=1_000_000,
+)
+QUICK = Scale(
+    items=20_000,
+    users=100_000,
+    clicks=100_000,
+    naive_clicks=8_000,
+    rounds=150,
+    request_s=5.0,
+    recovered=100_000,
+)
 
 
 @dataclass

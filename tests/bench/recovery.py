@@ -1,0 +1,102 @@
+"""How long a worker with nothing of its own takes until it serves a million users again, and what they weigh."""
+
+import numpy as np
+
+from streams.columns import Columns, Log
+from streams.encoder import load
+from streams.features import ACTION_CODES
+from streams.publish import Outgoing, producer_of, write_all
+from streams.routing import partitions_of
+from streams.state_records import Stamp, bundle_key, pack
+from streams.topics import Topics
+from tests.bench.processes import worker
+from tests.bench.report import Figure
+from tests.bench.system import System
+
+_EVENTS = 20
+_ALLOWED_S = 30.0
+_CHUNK = 20_000
+_NEWEST_MS = 1_700_000_000_000
+
+
+async def measure(system: System) -> None:
+    """Write users straight into a changelog of their own, and start a worker on it."""
+    settings = system.settings.model_copy(
+        update={
+            "topic_prefix": f"{system.settings.topic_prefix}recovery.",
+            "data_dir": system.folder / "recovery",
+        }
+    )
+    await system.create(settings)
+    written = await _write(system, settings.topic_prefix)
+    async with worker("interests", system.folder, system.environment_of(settings)) as running:
+        health, metrics = await running.health(), await running.metrics()
+        memory_mib = running.process.memory_mib()
+    assert health["users"] == system.scale.recovered, health
+    read_s = metrics["headwater_restore_seconds_sum"]
+    system.report.add(
+        Figure(
+            "recovery from the changelog alone",
+            running.ready_s,
+            "s",
+            _ALLOWED_S,
+            "s allowed",
+            running.ready_s / _ALLOWED_S,
+            at_most=1.0,
+            note=f"{health['users']:,} users with {_EVENTS} events each, {written / 1e6:,.0f} MB, from the start of "
+            f"the process; read in {read_s:.1f} s; {memory_mib:,.0f} MiB after",
+        )
+    )
+
+
+async def _write(system: System, prefix: str) -> int:
+    """The bytes of all records."""
+    encoder = load(system.settings.bundle_path)
+    names, partitions = Topics.named(prefix), system.settings.partitions
+    rng = np.random.default_rng(3)
+    written = 0
+    producer = producer_of(system.settings)
+    await producer.start()
+    try:
+        for start in range(0, system.scale.recovered, _CHUNK):
+            columns = _users(
+                start,
+                min(_CHUNK, system.scale.recovered - start),
+                encoder.log_length,
+                encoder.state_size,
+                rng,
+            )
+            values = pack(columns, np.arange(len(columns)), Stamp(1, 0, bundle_key(encoder.id)))
+            parts: dict[int, list[Outgoing]] = {}
+            homes = partitions_of(columns.users, partitions)
+            for user, value, home in zip(columns.users, values, homes, strict=True):
+                parts.setdefault(home, []).append(Outgoing(user, value))
+                written += len(user) + len(value)
+            for home, records in parts.items():
+                await write_all(producer, names.profiles, home, records)
+    finally:
+        await producer.stop()
+    return written
+
+
+def _users(start: int, count: int, log_length: int, state_size: int, rng: np.random.Generator) -> Columns:
+    columns = Columns(log_length, state_size, count)
+    rows = np.array([columns.add(b"user-%07d" % number) for number in range(start, start + count)])
+    shape = (count, log_length)
+    real = np.arange(log_length) < _EVENTS
+    at_ms = _NEWEST_MS - 60_000 * np.arange(log_length)[::-1]
+    columns.put_log(
+        rows,
+        Log(
+            np.full(count, _EVENTS),
+            np.where(real, np.broadcast_to(at_ms, shape), 0),
+            np.where(real, rng.integers(1, 2**48, shape, dtype=np.uint64), np.uint64(0)),
+            np.where(real, rng.integers(1, 2**63, shape, dtype=np.uint64), np.uint64(0)),
+            np.where(real, np.uint8(ACTION_CODES["click"]), np.uint8(0)),
+        ),
+    )
+    columns.state[:] = rng.normal(size=(count, state_size))
+    columns.state_at_ms[:] = _NEWEST_MS
+    for row in range(count):
+        columns.last_event[row] = b"event-%07d-%07d" % (start + row, _EVENTS)
+    return columns
