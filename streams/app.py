@@ -54,6 +54,8 @@ Role = Literal["all", "interests", "catalog"]
 
 _TRENDS_S: Final = 2.0
 _GAUGES_S: Final = 1.0
+# Others wait for the partitions that we give up.
+_LAST_TRENDS_S: Final = 5.0
 # Reading the vectors of a million items takes a minute; a topic that cannot be read fails by itself before.
 _TAILS_S: Final = 900.0
 _MAX_NAMES: Final = 100_000
@@ -379,12 +381,13 @@ class Worker:
             if not counts.changed:
                 continue
             top = counts.top()
+            counts.changed = False  # what is counted from here on is for the next time
             try:
                 payloads = await index.items([key for key, _ in top if key not in names])
             except IndexUnavailable:
+                counts.changed = True
                 break
             names.update((key, payload["item_id"]) for key, payload in payloads.items())
-            counts.changed = False
             named = [(names[key], weight) for key, weight in top if key in names]
             trend = Trend(number, counts.at_ms, HALF_LIFE_S, named)
             outgoing.append(Outgoing(str(number).encode(), encode(trend)))
@@ -394,9 +397,9 @@ class Worker:
     async def _publish_last_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
         """The clicks of the last seconds are committed and will not be counted again."""
         try:
-            await self._publish_trends(producer, index)
-        except StopWorker as error:
-            log.warning("last_trends_lost", error=str(error))
+            await asyncio.wait_for(self._publish_trends(producer, index), _LAST_TRENDS_S)
+        except (StopWorker, TimeoutError) as error:
+            log.warning("last_trends_lost", error=str(error) or f"not written in {_LAST_TRENDS_S:g} s")
 
     # What is said of the worker
 
@@ -539,7 +542,7 @@ async def serve(settings: Settings, role: Role) -> int:
     await asyncio.wait({starting, stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         if (error := starting.exception()) is not None:
-            await _end_what_is_left(EXIT_FAILED, str(error))
+            await _end_what_is_left(EXIT_FAILED, str(error))  # which may be the last that is heard
             raise error
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
@@ -574,5 +577,5 @@ async def _end_what_is_left(code: int, reason: str) -> None:
     if left:
         _, left = await asyncio.wait(left, timeout=_LEFTOVERS_S)
     if left:
-        log.warning("tasks_left", reason=reason, tasks=sorted(repr(task.get_coro()) for task in left))
+        log.critical("tasks_left", reason=reason, tasks=sorted(repr(task.get_coro()) for task in left))
         os._exit(code)

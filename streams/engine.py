@@ -124,13 +124,12 @@ class Batch:
 class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread, without the thread.
 
-    Faust gives it one so that heartbeats go on while an agent blocks the loop. Here nothing may block it for as long as
-    a session lasts (`watchdog.py`), and a thread competes with the work for the interpreter, which changes hands every
+    Faust gives it one so that heartbeats go on while an agent blocks the loop. Here the longest that anything holds the
+    loop is a fraction of a second, far less than a session lasts, and a thread competes with the work for the interpreter, which changes hands every
     5 ms: it took a tenth of the processor time.
     """
 
     start, maybe_start, stop = Service.start, Service.maybe_start, Service.stop
-    crash, set_shutdown = cast(Any, Service.crash), Service.set_shutdown
     _stopped_set, _stop_children = Service._stopped_set, Service._stop_children
     _stop_futures, _stop_exit_stacks = Service._stop_futures, Service._stop_exit_stacks
     wait_for_shutdown = False

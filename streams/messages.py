@@ -468,7 +468,7 @@ _CHUNK: Final = 64
 
 
 class _PlainClick(Struct, frozen=True, gc=False):
-    """A :class:`Click` about an item, in which msgspec itself checks all but the lengths in bytes."""
+    """A :class:`Click` about an item, in which msgspec itself checks what one look at it can tell."""
 
     event_id: Id
     user_id: Id

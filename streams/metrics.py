@@ -133,7 +133,7 @@ class Metrics:
     fenced_records_total: Annotated[
         Counter,
         About(
-            "Changelog records of a former owner that overwrote ours, and were written again.",
+            "Users written again because a former owner, or a late copy of our own, overwrote their changelog record.",
             "A worker was paused or cut off and came back: check for memory pressure and long pauses there.",
         ),
     ]

@@ -25,13 +25,13 @@ from streams.messages import header
 from streams.metrics import Metrics
 from streams.publish import Outgoing, Sent, send_all
 from streams.settings import Settings
-from streams.state_records import RecordError, Stamp, bundle_key, generation_of, pack, stamp_of, unpack
+from streams.state_records import RecordError, Stamp, bundle_key, generation_of, pack, unpack
 from streams.topics import Topics
 
 log = structlog.get_logger(__name__)
 
 _READ_RECORDS: Final = 20_000
-_READ_TIMEOUT_S: Final = 60.0
+_READ_TIMEOUT_S: Final = 120.0
 # How often an idle partition's changelog is looked at for writes that are not ours.
 _AUDIT_S: Final = 5.0
 # Users past HEADWATER_USER_TTL_DAYS: looked for so often, and erased so many at a time, so that clicks go on.
@@ -398,7 +398,12 @@ class Profiles:
                         await self._repair(partition, hole, end, generation)
 
     async def _repair(self, partition: Partition, start: int, end: int, generation: int) -> None:
-        """Read foreign changelog records and write again what they overwrote."""
+        """Read what lies between our own acknowledged records, and write again what it overwrote: records of others, or of
+        ours that the broker took after all, when they had long been sent again.
+
+        Raises:
+            StopWorker: it cannot be read, or a later owner has written.
+        """
         tp = TopicPartition(self._topics.profiles, partition.number)
         overwritten: set[bytes] = set()
         async with self._reading:
@@ -409,7 +414,7 @@ class Profiles:
             while position < end and time.monotonic() < deadline:
                 for records in (await self._reader.getmany(tp, timeout_ms=500)).values():
                     for record in records:
-                        if record.offset >= end or (record.value and self._is_ours(record)):
+                        if record.offset >= end:
                             continue
                         if _generation_of(record) > generation:
                             partition.require(generation)
@@ -420,6 +425,11 @@ class Profiles:
                             )
                         overwritten.add(record.key)
                 position = await self._reader.position(tp)
+            if position < end:
+                raise StopWorker(
+                    f"{tp.topic}-{tp.partition}: read up to offset {position} in {_READ_TIMEOUT_S:.0f} s, expected {end}; "
+                    "look at the broker"
+                )
         async with partition.lock:
             known = partition.columns.rows
             rows = np.array([known[user] for user in overwritten if user in known], dtype=np.int64)
@@ -429,14 +439,9 @@ class Profiles:
                 if user in partition.forgotten and user not in known
             }
             if len(rows) or gone:
-                log.warning(
-                    "foreign_writes_repaired", partition=partition.number, users=len(rows) + len(gone)
-                )
+                log.warning("overwrites_repaired", partition=partition.number, users=len(rows) + len(gone))
                 await self._write(partition, rows, gone, generation)
                 self._metrics.fenced_records_total.inc(len(rows))
-
-    def _is_ours(self, record: ConsumerRecord) -> bool:
-        return stamp_of(record.value).writer == self.writer
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:

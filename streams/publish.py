@@ -17,7 +17,7 @@ from streams.settings import Settings
 _DELIVERY_TIMEOUT_S: Final = 120.0
 # A little more, so that aiokafka's own error says what went wrong.
 _ACK_TIMEOUT_S: Final = _DELIVERY_TIMEOUT_S + 40.0
-# A whole partition batch's changelog fits one or two of these; Kafka's default limit of a record batch is 1 MB.
+# A whole partition batch's changelog fits a few of these; Kafka's default limit of a record batch is 1 MB.
 MAX_BATCH_BYTES: Final = 900 * 1024
 
 Header = tuple[str, bytes]
@@ -45,7 +45,8 @@ def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
         request_timeout_ms=30_000,
         **options,
     )
-    # Java's delivery.timeout.ms. In aiokafka a record lives no longer than one request may take.
+    # Java's delivery.timeout.ms. In aiokafka a record waits, and lives, no longer than one request may take.
+    producer._request_timeout_ms = int(_DELIVERY_TIMEOUT_S * 1000)
     producer._message_accumulator._batch_ttl = _DELIVERY_TIMEOUT_S
     return producer
 

@@ -22,9 +22,9 @@ F64 = NDArray[np.float64]
 HALF_LIFE_S: Final = 7 * 86_400.0
 # What a partition publishes, and what a worker keeps of all of them: as deep as the largest answer.
 TOP: Final = 1_000
-# Counts below this share of the largest can never reach the top again before they are refreshed.
+# With more, the lighter half is dropped: the top is far above it.
 _MAX_ITEMS: Final = 200_000
-# 2^30 half-lives fit a float's exponent; the origin moves long before.
+# A float's exponent holds a thousand half-lives; the origin moves long before.
 _REBASE_HALF_LIVES: Final = 100.0
 # Events that wait to be summed up: some milliseconds of work.
 _MAX_WAITING: Final = 20_000

@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 STALL_S: Final = 30.0
 _BEAT_S: Final = 1.0
 _ANSWER_S: Final = 5.0
+_PATIENCE_S: Final = 600.0
 EXIT_STALLED: Final = 70  # EX_SOFTWARE
 
 
@@ -34,7 +35,8 @@ class Progress(NamedTuple):
 class Watchdog:
     """``progress`` is asked every second; ``fail`` is called once a partition with lag has not moved for 30 s.
 
-    ``ask_broker`` is awaited meanwhile: whenever it raises, or says nothing for 5 s, the count starts again.
+    ``ask_broker`` is awaited meanwhile: whenever it raises, or says nothing for 5 s, the count starts again, but not for
+    more than ten minutes.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Watchdog:
         self._progress, self._fail, self._ask_broker = progress, fail, ask_broker
         self._moved: dict[tuple[str, int], tuple[int, float]] = {}
         self._beat_s = time.monotonic()
+        self._excused_s = 0.0  # no stall is counted from before
+        self._silent_since_s: float | None = None
         self._stopped = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -63,7 +67,7 @@ class Watchdog:
         """What has not moved for too long, as a sentence; None while all is well."""
         now = time.monotonic()
         for (topic, partition), (done, since_s) in self._moved.items():
-            if now - since_s > STALL_S:
+            if now - max(since_s, self._excused_s) > STALL_S:
                 return (
                     f"{topic}-{partition}: no progress past offset {done} for {now - since_s:.0f} s although there are "
                     "records to read, expected some within 30 s; the worker has to be started again"
@@ -85,19 +89,27 @@ class Watchdog:
                 moved = before is None or before[0] != each.done or each.lag <= 0
                 seen[place] = (each.done, self._beat_s if moved or before is None else before[1])
             self._moved = seen
-            # Long before the end: a broker that was silent, and answers again by then, has stalled us all the same.
-            if self._longest_s() > STALL_S / 3 and not await self._broker_answers():
-                log.warning("broker_silent", stalled_s=round(self._longest_s()))
-                self._moved = {place: (done, time.monotonic()) for place, (done, _) in seen.items()}
+            await self._excuse()
             reason = self.stalled()
             if reason is not None:
                 self._fail(reason)
             await asyncio.sleep(_BEAT_S)
 
-    def _longest_s(self) -> float:
-        return time.monotonic() - min(
-            (since_s for _, since_s in self._moved.values()), default=time.monotonic()
-        )
+    async def _excuse(self) -> None:
+        """Count anew while the broker is silent: asked long before the end, since one that was silent and answers again by
+        then has stalled us all the same."""
+        now, early_s = time.monotonic(), STALL_S / 3
+        since_s = min((since_s for _, since_s in self._moved.values()), default=now)
+        if now - since_s <= early_s:
+            self._silent_since_s = None
+        elif now - max(since_s, self._excused_s) > early_s:
+            if await self._broker_answers():
+                self._silent_since_s = None
+                return
+            self._silent_since_s = self._silent_since_s or now
+            if now - self._silent_since_s < _PATIENCE_S:
+                log.warning("broker_silent", stalled_s=round(now - since_s))
+                self._excused_s = time.monotonic()
 
     async def _broker_answers(self) -> bool:
         try:

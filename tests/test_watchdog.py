@@ -111,8 +111,23 @@ async def test_while_the_broker_is_silent_nothing_can_move_and_the_count_starts_
         one.broker_is_away = False
         await one.after(STALL_S - 1)
         assert one.failures == []
+        assert one.dog.still_s("clicks", 2) > 5 * STALL_S
         await one.after(2)
         assert len(one.failures) > 0
+
+    await watched(clock, test)
+
+
+async def test_a_broker_that_is_silent_for_more_than_ten_minutes_is_no_excuse(clock: Clock) -> None:
+    async def test(one: Watched) -> None:
+        one.broker_is_away = True
+        await one.after(0)
+        for _ in range(19):
+            await one.after(STALL_S + 1)
+        assert one.failures == []
+        for _ in range(3):
+            await one.after(STALL_S + 1)
+        assert "started again" in one.failures[0]
 
     await watched(clock, test)
 
