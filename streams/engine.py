@@ -39,6 +39,9 @@ _IDLE_WAIT_S: Final = 0.5
 # A batch in hand at a rebalance or stop gets so long to finish; then it is dropped uncommitted and replayed.
 _DRAIN_S: Final = 5.0
 _MEMBERSHIP_S: Final = 1.0
+# Where the seeks of a rebalance take longer, Faust gives it up and consumes nothing from then on, without a word: longer
+# than any outage that a worker lives through.
+_SEEK_TIMEOUT_S: Final = 3600.0
 
 
 class StopWorker(Exception):
@@ -356,7 +359,7 @@ class EngineApp(faust.App):
             stream_buffer_maxsize=64,
             broker_commit_interval=settings.commit_interval_s,
             broker_session_timeout=settings.session_timeout_s,
-            broker_request_timeout=max(60.0, settings.session_timeout_s + 10),
+            broker_request_timeout=_SEEK_TIMEOUT_S,
             producer_request_timeout=60.0,
         )
         transport: Any = self.transport
