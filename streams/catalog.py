@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
 from numpy.typing import NDArray
 
 from streams.consumer import Consumer
@@ -43,7 +44,8 @@ log = structlog.get_logger(__name__)
 
 # Texts encoded at once: enough to fill the encoder's batches, little enough to overlap with writing.
 _SLICE: Final = 512
-_READ_TIMEOUT_S: Final = 60.0
+_READ_TIMEOUT_S: Final = 120.0
+_AGAIN_S: Final = 1.0
 _OPEN_TIMEOUT_S: Final = 600.0
 # An index that does not answer is asked again so often; its own calls have retried already.
 _INDEX_RETRY_S: Final = 1.0
@@ -292,6 +294,24 @@ class CatalogPath:
             return
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
+        """:meth:`_read`, again while the broker is away: it may go in the middle of the rebalance that it has led."""
+        started = time.monotonic()
+        while True:
+            try:
+                await self._read(partitions)
+            except KafkaError as error:
+                if time.monotonic() - started > _READ_TIMEOUT_S:
+                    self._fail(
+                        f"{self._topics.vectors}: cannot be read for {_READ_TIMEOUT_S:.0f} s ({type(error).__name__}: "
+                        f"{error}); look at the broker"
+                    )
+                    return
+                log.warning("partitions_not_opened_yet", error=type(error).__name__)
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
+
+    async def _read(self, partitions: dict[int, _Versions]) -> None:
         """Read the versions of the assigned partitions; encode again what another bundle encoded."""
         consumer = Consumer(
             **self._settings.kafka_options(),
@@ -334,6 +354,8 @@ class CatalogPath:
                 partitions[number].gate.open()
         except Lost:
             pass
+        except KafkaError:
+            raise
         except StopWorker as error:
             self._fail(str(error))
         except Exception as error:

@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 _READ_RECORDS: Final = 20_000
 _READ_TIMEOUT_S: Final = 120.0
+_AGAIN_S: Final = 1.0
 # How often an idle partition's changelog is looked at for writes that are not ours.
 _AUDIT_S: Final = 5.0
 # Users past HEADWATER_USER_TTL_DAYS: looked for so often, and erased so many at a time, so that clicks go on.
@@ -199,35 +200,23 @@ class Profiles:
 
     async def _open(self, partitions: list[Partition], generation: int) -> None:
         started = time.monotonic()
-        async with self._reading:
-            await self._check_clicks(partitions)
-            tps = {TopicPartition(self._topics.profiles, each.number): each for each in partitions}
-            ends = await self._reader.end_offsets(list(tps))
-            self._reader.assign(list(tps))
-            for tp, partition in tps.items():
-                self._reader.seek(tp, partition.changelog_next)
-            read, last_read = 0, time.monotonic()
-            remaining = {tp for tp in tps if tps[tp].changelog_next < ends[tp]}
-            for tp in set(tps) - remaining:
-                self._reader.pause(tp)
-            while remaining:
-                got = await self._reader.getmany(*remaining, timeout_ms=500, max_records=_READ_RECORDS)
-                for tp, records in got.items():
-                    self._load(tps[tp], records)
-                    read += len(records)
-                    last_read = time.monotonic()
-                    await asyncio.sleep(0)
-                if time.monotonic() - last_read > _READ_TIMEOUT_S:
+        while True:
+            try:
+                async with self._reading:
+                    read = await self._read(partitions)
+            except KafkaError as error:
+                # A broker may go away in the middle of the rebalance that it has led.
+                if time.monotonic() - started > _READ_TIMEOUT_S:
                     raise StopWorker(
-                        f"{self._topics.profiles}: no record for {_READ_TIMEOUT_S:.0f} s while reading it, "
-                        "expected the changelog up to its end; look at the broker"
-                    )
-                for tp in list(remaining):
-                    tps[tp].changelog_next = await self._reader.position(tp)
-                    if tps[tp].changelog_next >= ends[tp]:
-                        remaining.discard(tp)
-                        self._reader.pause(tp)
-            await self._check_applied(partitions)
+                        f"{self._topics.profiles}: cannot be read for {_READ_TIMEOUT_S:.0f} s "
+                        f"({type(error).__name__}: {error}); look at the broker"
+                    ) from error
+                log.warning("partitions_not_opened_yet", error=type(error).__name__)
+                await asyncio.sleep(_AGAIN_S)
+                for partition in partitions:
+                    partition.require(generation)
+            else:
+                break
         users = 0
         for partition in partitions:
             if partition.owned and partition.generation == generation:
@@ -239,6 +228,38 @@ class Profiles:
         log.info(
             "partitions_opened", count=len(partitions), users=users, records=read, seconds=round(seconds, 3)
         )
+
+    async def _read(self, partitions: list[Partition]) -> int:
+        """Bring partitions up to the end of the changelog; how many records that took. Harmless when repeated."""
+        await self._check_clicks(partitions)
+        tps = {TopicPartition(self._topics.profiles, each.number): each for each in partitions}
+        ends = await self._reader.end_offsets(list(tps))
+        self._reader.assign(list(tps))
+        for tp, partition in tps.items():
+            self._reader.seek(tp, partition.changelog_next)
+        read, last_read = 0, time.monotonic()
+        remaining = {tp for tp in tps if tps[tp].changelog_next < ends[tp]}
+        for tp in set(tps) - remaining:
+            self._reader.pause(tp)
+        while remaining:
+            got = await self._reader.getmany(*remaining, timeout_ms=500, max_records=_READ_RECORDS)
+            for tp, records in got.items():
+                self._load(tps[tp], records)
+                read += len(records)
+                last_read = time.monotonic()
+                await asyncio.sleep(0)
+            if time.monotonic() - last_read > _READ_TIMEOUT_S:
+                raise StopWorker(
+                    f"{self._topics.profiles}: no record for {_READ_TIMEOUT_S:.0f} s while reading it, "
+                    "expected the changelog up to its end; look at the broker"
+                )
+            for tp in list(remaining):
+                tps[tp].changelog_next = await self._reader.position(tp)
+                if tps[tp].changelog_next >= ends[tp]:
+                    remaining.discard(tp)
+                    self._reader.pause(tp)
+        await self._check_applied(partitions)
+        return read
 
     async def _check_clicks(self, partitions: list[Partition]) -> None:
         """Set the watermark from the committed offset, and refuse offsets that this topic cannot have."""
