@@ -13,13 +13,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
 from numpy.typing import NDArray
 
 from streams.consumer import Consumer
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
-from streams.engine import Batch, Gate, Lost, StopWorker, recreated
+from streams.engine import READ_TIMEOUT_S, Batch, Gate, Lost, StopWorker, once_broker_answers, recreated
 from streams.features import item_key, item_text
 from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, Point, Stamp, newer
 from streams.messages import (
@@ -44,8 +43,6 @@ log = structlog.get_logger(__name__)
 
 # Texts encoded at once: enough to fill the encoder's batches, little enough to overlap with writing.
 _SLICE: Final = 512
-_READ_TIMEOUT_S: Final = 120.0
-_AGAIN_S: Final = 1.0
 _OPEN_TIMEOUT_S: Final = 600.0
 # An index that does not answer is asked again so often; its own calls have retried already.
 _INDEX_RETRY_S: Final = 1.0
@@ -294,22 +291,15 @@ class CatalogPath:
             return
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
-        """:meth:`_read`, again while the broker is away: it may go in the middle of the rebalance that it has led."""
-        started = time.monotonic()
-        while True:
-            try:
-                await self._read(partitions)
-            except KafkaError as error:
-                if time.monotonic() - started > _READ_TIMEOUT_S:
-                    self._fail(
-                        f"{self._topics.vectors}: cannot be read for {_READ_TIMEOUT_S:.0f} s ({type(error).__name__}: "
-                        f"{error}); look at the broker"
-                    )
-                    return
-                log.warning("partitions_not_opened_yet", error=type(error).__name__)
-                await asyncio.sleep(_AGAIN_S)
-            else:
-                return
+        try:
+            await once_broker_answers(self._topics.vectors, lambda: self._read(partitions))
+        except Lost:
+            pass
+        except StopWorker as error:
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("catalog_open_failed")
+            self._fail(f"unexpected {type(error).__name__} while reading {self._topics.vectors}: {error}")
 
     async def _read(self, partitions: dict[int, _Versions]) -> None:
         """Read the versions of the assigned partitions; encode again what another bundle encoded."""
@@ -352,15 +342,6 @@ class CatalogPath:
                     await self._apply(number, partitions[number], records)
             for number in behind:
                 partitions[number].gate.open()
-        except Lost:
-            pass
-        except KafkaError:
-            raise
-        except StopWorker as error:
-            self._fail(str(error))
-        except Exception as error:
-            log.exception("catalog_open_failed")
-            self._fail(f"unexpected {type(error).__name__} while reading {self._topics.vectors}: {error}")
         finally:
             await consumer.stop()
 
@@ -389,9 +370,9 @@ async def _whole(
             healthy_s = time.monotonic()
             yield tp.partition, records
             await asyncio.sleep(0)
-        if time.monotonic() - healthy_s > _READ_TIMEOUT_S:
+        if time.monotonic() - healthy_s > READ_TIMEOUT_S:
             raise StopWorker(
-                f"{topic}: no record for {_READ_TIMEOUT_S:.0f} s while reading it, look at the broker"
+                f"{topic}: no record for {READ_TIMEOUT_S:.0f} s while reading it, look at the broker"
             )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import faust
 import structlog
@@ -31,6 +31,8 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 # How long a fetch may wait while a partition is busy: its next batch must be picked up soon after it is released.
 _BUSY_FETCH_S: Final = 0.005
 _IDLE_FETCH_S: Final = 1.0
@@ -39,6 +41,9 @@ _IDLE_WAIT_S: Final = 0.5
 # A batch in hand at a rebalance or stop gets so long to finish; then it is dropped uncommitted and replayed.
 _DRAIN_S: Final = 5.0
 _MEMBERSHIP_S: Final = 1.0
+# So long may a topic that has to be read at an assignment give nothing.
+READ_TIMEOUT_S: Final = 120.0
+_AGAIN_S: Final = 1.0
 # Where the seeks of a rebalance take longer, Faust gives it up and consumes nothing from then on, without a word: longer
 # than any outage that a worker lives through.
 _SEEK_TIMEOUT_S: Final = 3600.0
@@ -54,6 +59,26 @@ def recreated(tp: TopicPartition, found: str, end: int, derived: str) -> StopWor
         f"{tp.topic}-{tp.partition}: {found}, expected at most the end of the topic, {end}: the topic was re-created. "
         f"Start with a new HEADWATER_TOPIC_PREFIX, or delete {derived} and the group's offsets with it"
     )
+
+
+async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T:
+    """What ``read`` returns, tried again while the broker is away: it may go in the middle of the rebalance that it leads.
+
+    Raises:
+        StopWorker: it has been away for two minutes.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return await read()
+        except KafkaError as error:
+            if time.monotonic() - started > READ_TIMEOUT_S:
+                raise StopWorker(
+                    f"{topic}: cannot be read for {READ_TIMEOUT_S:.0f} s ({type(error).__name__}: {error}); "
+                    "look at the broker"
+                ) from error
+            log.warning("partitions_not_opened_yet", error=type(error).__name__)
+        await asyncio.sleep(_AGAIN_S)
 
 
 class Lost(Exception):
@@ -128,8 +153,8 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread, without the thread.
 
     Faust gives it one so that heartbeats go on while an agent blocks the loop. Here the longest that anything holds the
-    loop is a fraction of a second, far less than a session lasts, and a thread competes with the work for the interpreter, which changes hands every
-    5 ms: it took a tenth of the processor time.
+    loop is a fraction of a second, far less than a session lasts, and a thread competes with the work for the
+    interpreter, which changes hands every 5 ms: it took a tenth of the processor time.
     """
 
     start, maybe_start, stop = Service.start, Service.maybe_start, Service.stop

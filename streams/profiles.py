@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 
 from streams.columns import I64, Columns
 from streams.consumer import Consumer
-from streams.engine import Gate, Lost, StopWorker, recreated
+from streams.engine import READ_TIMEOUT_S, Gate, Lost, StopWorker, once_broker_answers, recreated
 from streams.messages import header
 from streams.metrics import Metrics
 from streams.publish import Outgoing, Sent, send_all
@@ -31,8 +31,6 @@ from streams.topics import Topics
 log = structlog.get_logger(__name__)
 
 _READ_RECORDS: Final = 20_000
-_READ_TIMEOUT_S: Final = 120.0
-_AGAIN_S: Final = 1.0
 # How often an idle partition's changelog is looked at for writes that are not ours.
 _AUDIT_S: Final = 5.0
 # Users past HEADWATER_USER_TTL_DAYS: looked for so often, and erased so many at a time, so that clicks go on.
@@ -200,23 +198,14 @@ class Profiles:
 
     async def _open(self, partitions: list[Partition], generation: int) -> None:
         started = time.monotonic()
-        while True:
-            try:
-                async with self._reading:
-                    read = await self._read(partitions)
-            except KafkaError as error:
-                # A broker may go away in the middle of the rebalance that it has led.
-                if time.monotonic() - started > _READ_TIMEOUT_S:
-                    raise StopWorker(
-                        f"{self._topics.profiles}: cannot be read for {_READ_TIMEOUT_S:.0f} s "
-                        f"({type(error).__name__}: {error}); look at the broker"
-                    ) from error
-                log.warning("partitions_not_opened_yet", error=type(error).__name__)
-                await asyncio.sleep(_AGAIN_S)
+
+        async def read() -> int:
+            async with self._reading:
                 for partition in partitions:
                     partition.require(generation)
-            else:
-                break
+                return await self._read(partitions)
+
+        records = await once_broker_answers(self._topics.profiles, read)
         users = 0
         for partition in partitions:
             if partition.owned and partition.generation == generation:
@@ -226,7 +215,11 @@ class Profiles:
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
         log.info(
-            "partitions_opened", count=len(partitions), users=users, records=read, seconds=round(seconds, 3)
+            "partitions_opened",
+            count=len(partitions),
+            users=users,
+            records=records,
+            seconds=round(seconds, 3),
         )
 
     async def _read(self, partitions: list[Partition]) -> int:
@@ -248,9 +241,9 @@ class Profiles:
                 read += len(records)
                 last_read = time.monotonic()
                 await asyncio.sleep(0)
-            if time.monotonic() - last_read > _READ_TIMEOUT_S:
+            if time.monotonic() - last_read > READ_TIMEOUT_S:
                 raise StopWorker(
-                    f"{self._topics.profiles}: no record for {_READ_TIMEOUT_S:.0f} s while reading it, "
+                    f"{self._topics.profiles}: no record for {READ_TIMEOUT_S:.0f} s while reading it, "
                     "expected the changelog up to its end; look at the broker"
                 )
             for tp in list(remaining):
@@ -430,7 +423,7 @@ class Profiles:
         async with self._reading:
             self._reader.assign([tp])
             self._reader.seek(tp, start)
-            deadline = time.monotonic() + _READ_TIMEOUT_S
+            deadline = time.monotonic() + READ_TIMEOUT_S
             position = start
             while position < end and time.monotonic() < deadline:
                 for records in (await self._reader.getmany(tp, timeout_ms=500)).values():
@@ -448,7 +441,7 @@ class Profiles:
                 position = await self._reader.position(tp)
             if position < end:
                 raise StopWorker(
-                    f"{tp.topic}-{tp.partition}: read up to offset {position} in {_READ_TIMEOUT_S:.0f} s, expected {end}; "
+                    f"{tp.topic}-{tp.partition}: read up to offset {position} in {READ_TIMEOUT_S:.0f} s, expected {end}; "
                     "look at the broker"
                 )
         async with partition.lock:

@@ -91,18 +91,17 @@ def stamp_of(record: bytes) -> Stamp:
 
 def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     """The records of ``rows``, in order."""
-    count, length = len(rows), columns.log_length
-    places = rows.tolist()
+    count, n, places = len(rows), columns.n[rows], rows.tolist()
     event_ids = [columns.last_event[row] for row in places]
     strays = [_strays(columns, row) for row in places] if columns.strays else [b""] * count
     header = np.zeros(count, dtype=_HEADER)
     header["format"] = FORMAT
-    header["n"] = columns.n[rows]
+    header["n"] = n
     header["pending"] = columns.pending[rows]
     header["strays"] = [len(each) // _STRAY.itemsize for each in strays] if columns.strays else 0
     header["state_size"] = columns.state_size
     header["event_id_size"] = list(map(len, event_ids))
-    header["log_length"] = length
+    header["log_length"] = columns.log_length
     header["writer"], header["generation"], header["bundle"] = stamp
     header["offset"] = columns.offset[rows]
     header["state_at_ms"] = columns.state_at_ms[rows]
@@ -111,11 +110,11 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     heads[:, : _HEADER.itemsize] = header.view(np.uint8).reshape(count, -1)
     state = columns.state[rows].astype("<f2", copy=False)
     heads[:, _HEADER.itemsize :] = state.view(np.uint8).reshape(count, -1)
-    head_bytes, log_bytes = heads.tobytes(), _packed_logs(columns, rows)
+    head_bytes, log_bytes = heads.tobytes(), _packed_logs(columns, rows, n)
     size = heads.shape[1]
     head_ends = range(size, count * size + 1, size)
-    log_ends = np.cumsum(columns.n[rows] * ENTRY_BYTES)
-    log_starts = log_ends - columns.n[rows] * ENTRY_BYTES
+    log_ends = np.cumsum(n * ENTRY_BYTES)
+    log_starts = log_ends - n * ENTRY_BYTES
     return [
         b"".join((head_bytes[end - size : end], log_bytes[start:stop], stray, event_id))
         for end, start, stop, stray, event_id in zip(
@@ -124,9 +123,8 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     ]
 
 
-def _packed_logs(columns: Columns, rows: I64) -> bytes:
-    """The real entries of the users' logs, one after the other: most logs are far from full."""
-    n = columns.n[rows]
+def _packed_logs(columns: Columns, rows: I64, n: I64) -> bytes:
+    """The ``n`` real entries of each user's log, one after the other: most logs are far from full."""
     ends = np.cumsum(n)
     place = np.arange(int(ends[-1])) - np.repeat(ends - n - rows * columns.log_length, n)
     stamps = columns.at_ms.take(place) | (columns.action.take(place).astype(np.int64) << _TIME_BITS)

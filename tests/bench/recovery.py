@@ -1,12 +1,14 @@
 """How long a worker with nothing of its own takes until it serves a million users again, and what they weigh."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from streams.columns import Columns, Log
 from streams.encoder import load
 from streams.features import ACTION_CODES
-from streams.publish import Outgoing, producer_of, write_all
-from streams.routing import partitions_of
+from streams.publish import Outgoing, producer_of
+from streams.routing import write_keyed
 from streams.state_records import Stamp, bundle_key, pack
 from streams.topics import Topics
 from tests.bench.processes import worker
@@ -52,28 +54,23 @@ async def measure(system: System) -> None:
 async def _write(system: System, prefix: str) -> int:
     """The bytes of all records."""
     encoder = load(system.settings.bundle_path)
-    names, partitions = Topics.named(prefix), system.settings.partitions
     rng = np.random.default_rng(3)
     written = 0
+
+    def chunks() -> Iterator[list[Outgoing]]:
+        nonlocal written
+        for start in range(0, system.scale.recovered, _CHUNK):
+            count = min(_CHUNK, system.scale.recovered - start)
+            columns = _users(start, count, encoder.log_length, encoder.state_size, rng)
+            values = pack(columns, np.arange(count), Stamp(1, 0, bundle_key(encoder.id)))
+            written += sum(map(len, columns.users)) + sum(map(len, values))
+            yield list(map(Outgoing, columns.users, values))
+
     producer = producer_of(system.settings)
     await producer.start()
     try:
-        for start in range(0, system.scale.recovered, _CHUNK):
-            columns = _users(
-                start,
-                min(_CHUNK, system.scale.recovered - start),
-                encoder.log_length,
-                encoder.state_size,
-                rng,
-            )
-            values = pack(columns, np.arange(len(columns)), Stamp(1, 0, bundle_key(encoder.id)))
-            parts: dict[int, list[Outgoing]] = {}
-            homes = partitions_of(columns.users, partitions)
-            for user, value, home in zip(columns.users, values, homes, strict=True):
-                parts.setdefault(home, []).append(Outgoing(user, value))
-                written += len(user) + len(value)
-            for home, records in parts.items():
-                await write_all(producer, names.profiles, home, records)
+        profiles = Topics.named(prefix).profiles
+        await write_keyed(producer, profiles, system.settings.partitions, chunks(), lambda _: None)
     finally:
         await producer.stop()
     return written

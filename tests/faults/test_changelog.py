@@ -12,9 +12,19 @@ from tests.faults.asking import begin
 from tests.faults.scale import TIMEOUT_S
 from tests.kafka.conftest import System
 from tests.kafka.oracle import applied, publish
-from tests.kafka.outside import PATIENCE_S
+from tests.kafka.outside import PATIENCE_S, Outside
+from tests.kafka.story import Story
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
+
+
+async def stopped_after_clicks(system: System, outside: Outside) -> Story:
+    """The worker has applied some clicks, committed them, and ended."""
+    story = begin(outside, repeated=0.0)
+    await publish(outside, story.tell(1_000))
+    await applied(outside)
+    assert await asyncio.to_thread(system.worker.stop) == 0
+    return story
 
 
 async def test_a_state_of_a_newer_format_ends_the_worker_and_stays_as_it_is(
@@ -23,10 +33,7 @@ async def test_a_state_of_a_newer_format_ends_the_worker_and_stays_as_it_is(
     system = new_system()
     worker = system.worker
     async with system.stocked() as outside:
-        story = begin(outside, repeated=0.0)
-        await publish(outside, story.tell(1_000))
-        await applied(outside)
-        assert await asyncio.to_thread(worker.stop) == 0
+        story = await stopped_after_clicks(system, outside)
         profiles = outside.topics.profiles
         held = {record.key: record for record in await outside.records_of(profiles)}
         key, old = next(iter(held.items()))
@@ -49,10 +56,7 @@ async def test_a_topic_that_was_made_again_is_refused(new_system: Callable[..., 
     system = new_system()
     worker = system.worker
     async with system.stocked() as outside:
-        story = begin(outside, repeated=0.0)
-        await publish(outside, story.tell(1_000))
-        await applied(outside)
-        assert await asyncio.to_thread(worker.stop) == 0
+        await stopped_after_clicks(system, outside)
         topic = getattr(outside.topics, name)
         admin = AIOKafkaAdminClient(**system.settings.kafka_options())
         await admin.start()

@@ -26,11 +26,10 @@ async def test_one_bad_message_in_a_hundred_is_put_aside_once_while_the_worker_i
     system = new_system(max_poll_records=200)
     worker = system.worker
     chosen = random.Random(5)
-    unreadable = {
-        name: (lambda _, raw=raw: raw, reason) for name, (raw, reason, _) in test_bad_input.UNREADABLE.items()
-    }
-    changed = {name: (change, reason) for name, (change, reason, _) in test_bad_input.CLICKS.items()}
-    kinds = list((unreadable | changed).values())
+    kinds = [
+        *((lambda _, raw=raw: raw, reason) for raw, reason, _ in test_bad_input.UNREADABLE.values()),
+        *((change, reason) for change, reason, _ in test_bad_input.CLICKS.values()),
+    ]
     expected: dict[tuple[str, str, str], str] = {}
     async with system.stocked() as outside:
         clicks = outside.topics.clicks
@@ -48,11 +47,7 @@ async def test_one_bad_message_in_a_hundred_is_put_aside_once_while_the_worker_i
         for _ in range(2):
             publishing = asyncio.gather(publish(outside, story.tell(part)), spoil(part // 100))
             least = await asyncio.to_thread(worker.clicks_applied) + part // 2
-            await asyncio.to_thread(
-                worker.wait_until,
-                f"{least} are applied",
-                lambda least=least: worker.clicks_applied() >= least,
-            )
+            await asyncio.to_thread(worker.wait_until_applied, least)
             await asyncio.to_thread(worker.kill)
             await publishing
             await asyncio.to_thread(worker.start)

@@ -34,11 +34,7 @@ async def test_killed_again_and_again(new_system: Callable[..., System], local_s
             for _ in range(SCALE.kills):
                 publishing = asyncio.create_task(publish(outside, story.tell(part)))
                 least = await asyncio.to_thread(worker.clicks_applied) + int(part * chosen.uniform(0.05, 0.9))
-                await asyncio.to_thread(
-                    worker.wait_until,
-                    f"{least} are applied",
-                    lambda least=least: worker.clicks_applied() >= least,
-                )
+                await asyncio.to_thread(worker.wait_until_applied, least)
                 await asyncio.to_thread(worker.kill)
                 if local_state == "wiped":
                     shutil.rmtree(worker.home / "data", ignore_errors=True)
@@ -61,11 +57,7 @@ async def test_asked_to_stop_again_and_again(new_system: Callable[..., System]) 
             for _ in range(SCALE.stops):
                 publishing = asyncio.create_task(publish(outside, story.tell(part)))
                 least = await asyncio.to_thread(worker.clicks_applied) + part // 2
-                await asyncio.to_thread(
-                    worker.wait_until,
-                    f"{least} are applied",
-                    lambda least=least: worker.clicks_applied() >= least,
-                )
+                await asyncio.to_thread(worker.wait_until_applied, least)
                 replayed = await asyncio.to_thread(worker.metric, "headwater_duplicates_total")
                 assert await asyncio.to_thread(worker.stop) == 0
                 assert replayed == 0

@@ -25,11 +25,7 @@ async def test_after_kills_in_the_middle_of_20000_clicks_every_user_is_as_if_not
         story = Story([outside.own(f"u{number}") for number in range(USERS)], outside.next_ms())
         publishing = asyncio.create_task(publish(outside, story.tell(CLICKS)))
         for enough in (4_000, 9_000):
-            await asyncio.to_thread(
-                worker.wait_until,
-                f"{enough} are applied",
-                lambda least=enough: worker.clicks_applied() >= least,
-            )
+            await asyncio.to_thread(worker.wait_until_applied, enough)
             at_the_kill = worker.clicks_applied()
             await asyncio.to_thread(worker.kill)
             assert at_the_kill < CLICKS, "nothing was left to be interrupted"

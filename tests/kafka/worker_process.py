@@ -130,6 +130,10 @@ class WorkerProcess:
         """Records of the clicks topic at or below the watermarks."""
         return sum(offset + 1 for offset in self.watermarks().values())
 
+    def wait_until_applied(self, least: int) -> None:
+        """Wait for the watermarks to cover so many records of the clicks topic."""
+        self.wait_until(f"{least} are applied", lambda: self.clicks_applied() >= least)
+
     def memory_mib(self) -> float:
         """What it holds in memory now."""
         assert self._process is not None
