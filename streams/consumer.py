@@ -1,4 +1,4 @@
-"""Reading from a broker without the two waits that aiokafka's consumer leaves in, and with lighter records.
+"""Reading from a broker without the waits that aiokafka's consumer leaves in, and with lighter records.
 
 *Too few*: Kafka holds an empty fetch back for as long as the client allows. The embedded broker (0.2.3) answers at
 once, so that each idle client would ask 5,000 times a second and keep a core busy, and the broker another one. So
@@ -7,7 +7,8 @@ there are pauses between fetches that bring nothing.
 *Too many*: one fetch at a time is on its way to a broker, and it asks only for partitions whose last records have been
 taken. While some wait to be taken, aiokafka first waits 100 ms, and then asks for the others alone, for as long as
 Kafka holds that back (500 ms): whatever has been taken meanwhile is not asked for until then, however much there is.
-So it waits 2 ms, and such a fetch is not held back.
+So it waits 2 ms, and such a fetch is not held back. And whoever waits for records is woken as they arrive, not after that
+has been considered: mostly they are then taken before, and all partitions are asked for at once.
 
 *Records*: aiokafka takes 1 us to make one, of which half are fields that nobody here asks for. They keep the interpreter
 from the work beside, and each click is one.
@@ -52,7 +53,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         fetcher: Any = self._fetcher
         _pause_between_empty_fetches(fetcher)
         _hurry_partial_fetches(fetcher)
-        fetcher._records = _Fetched(fetcher._records)
+        fetcher._records = _Fetched(fetcher)
 
 
 def _pause_between_empty_fetches(fetcher: Any) -> None:
@@ -85,11 +86,17 @@ def _hurry_partial_fetches(fetcher: Any) -> None:
 class _Fetched(OrderedDict[TopicPartition, Any]):
     """What has been fetched and not yet taken: runs of records, unpacked as they are taken, and errors."""
 
+    def __init__(self, fetcher: Any) -> None:
+        super().__init__(fetcher._records)
+        self._fetcher = fetcher
+
     def __setitem__(self, tp: TopicPartition, fetched: Any) -> None:
         records = getattr(fetched, "_partition_records", None)
         if records is not None:
             records._consumer_record = _record
         super().__setitem__(tp, fetched)
+        for waiter in self._fetcher._fetch_waiters:
+            self._fetcher._notify(waiter)
 
 
 def _record(tp: TopicPartition, found: Any) -> Record:

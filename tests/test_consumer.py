@@ -15,7 +15,11 @@ class Fetcher:
     def __init__(self, clock: SimpleNamespace, took_s: float, has_news: bool) -> None:
         self._clock, self._took_s, self._has_news = clock, took_s, has_news
         self._records: dict[str, object] = {}
+        self._fetch_waiters: set[asyncio.Future[None]] = set()
         self._fetch_max_wait_ms = 500
+
+    def _notify(self, waiter: "asyncio.Future[None]") -> None:
+        waiter.set_result(None)
 
     def _get_actions_per_node(self, _: object) -> int:
         return self._fetch_max_wait_ms
@@ -67,6 +71,17 @@ async def test_a_fetch_without_the_partitions_that_wait_to_be_taken_is_not_held_
     assert fetcher._get_actions_per_node(None) == 10
     fetcher._records.clear()
     assert fetcher._get_actions_per_node(None) == 500
+
+
+async def test_who_waits_for_records_is_woken_as_they_arrive(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
+) -> None:
+    fetcher = Fetcher(clock, took_s=0.5, has_news=True)
+    await fetched(monkeypatch, fetcher)
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    fetcher._fetch_waiters.add(waiter)
+    fetcher._records["clicks 0"] = object()
+    assert waiter.done()
 
 
 @pytest.mark.parametrize(("took_s", "has_news"), [(0.0002, True), (0.5, False), (0.5, True)])
