@@ -167,6 +167,17 @@ def with_figures(folder: Path, figures: dict[str, dict[str, Figures]]) -> Encode
     return load(folder, device="cpu")
 
 
+def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> Encoder:
+    """Have the index lift item vectors to the length of the longest of these. The bundle's id changes with it.
+
+    For bundles whose items a search graph is shown to find better so: see `streams.index.lifted`.
+    """
+    encoder = load(folder, device="cpu")
+    longest = float(np.linalg.norm(encoder.encode_items(texts, item_ids), axis=1).max())
+    _write(folder, msgspec.structs.replace(encoder.manifest, radius=round(longest, 2)))
+    return load(folder, device="cpu")
+
+
 def move_bundle(made: Path, out: Path) -> Encoder:
     """Put a finished bundle in its place, over an older one; anything else that lies there is an error."""
     if out.exists() and any(out.iterdir()) and not (out / "bundle.json").exists():

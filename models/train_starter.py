@@ -108,6 +108,7 @@ def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tu
         ],
     )
     bundle = _exported(out, tower, encoder, tokenizer, [data.item_ids[item] for item in own], config, origin)
+    bundle = export.with_radius(bundle.path, data.texts, data.item_ids[: len(data.texts)])
     report("exporting", 1, 1)
     return bundle, data
 

@@ -183,7 +183,9 @@ class Worker:
         settings = self._settings
         index: Index
         if settings.qdrant_url is None:
-            index = self._edge = await EdgeIndex.open(settings.data_dir / "index", encoder.dim)
+            index = self._edge = await EdgeIndex.open(
+                settings.data_dir / "index", encoder.dim, radius=encoder.manifest.radius
+            )
         else:
             key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
             try:
@@ -192,6 +194,7 @@ class Worker:
                     key,
                     f"items-{encoder.id}",
                     encoder.dim,
+                    radius=encoder.manifest.radius,
                     grpc_port=settings.qdrant_grpc_port,
                 )
             except (IndexUnavailable, ValueError) as error:

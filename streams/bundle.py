@@ -109,6 +109,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileCheck]
     probe: Probe
     origin: Origin
+    radius: float = (
+        0.0  # a length that item vectors hardly exceed: the index lifts them to it; 0: as they come
+    )
 
 
 def manifest_bytes(folder: Path) -> bytes:

@@ -86,6 +86,31 @@ async def test_graph_answers_as_the_scan_does(index: EdgeIndex) -> None:
         assert agreeing >= 0.99 * sum(map(len, expected))
 
 
+async def test_graph_over_lifted_vectors_finds_the_greatest_products_in_tight_kinds(tmp_path: Path) -> None:
+    dim, random = 32, np.random.default_rng(1)
+    kinds = random.normal(size=(20, dim))
+    near = (kinds[np.arange(10_060) % 20] + 0.3 * random.normal(size=(10_060, dim))).astype(np.float32)
+    asked, stored = near[:60], near[60:] * random.lognormal(0, 0.3, size=(10_000, 1)).astype(np.float32)
+    best = np.argsort(-asked @ stored.T, axis=1)[:, :100]
+    found: dict[float, float] = {}
+    for radius in (0.0, float(np.linalg.norm(stored, axis=1).max())):
+        index = await EdgeIndex.open(tmp_path, dim, radius=radius, graph=BY_HAND)
+        try:
+            await index.put([Point(n, str(n), vector, {}, None, 0, 0) for n, vector in enumerate(stored)])
+            await index.build_graph()
+            hits = await index.search([Query(vector, 100) for vector in asked])
+            assert (await index.vectors([7]))[7].tolist() == stored[7].tolist()
+        finally:
+            await index.close()
+        for vector, each in zip(asked, hits, strict=True):
+            products = np.array([stored[hit.key] @ vector for hit in each])
+            assert np.allclose([hit.score for hit in each], products, atol=1e-3)
+        agreeing = [len({hit.key for hit in each} & set(row)) for each, row in zip(hits, best, strict=True)]
+        found[radius] = sum(agreeing) / best.size
+    raw, lifted = found.values()
+    assert lifted >= 0.95 > 0.8 > raw
+
+
 async def test_changes_made_during_a_build_are_in_the_new_graph(index: EdgeIndex) -> None:
     await index.put(items(1500))
     build = asyncio.create_task(index.build_graph())

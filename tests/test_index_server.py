@@ -46,7 +46,7 @@ async def test_collection_is_created_for_small_vectors_with_its_indexes(
 ) -> None:
     [request] = stand_in.created
     assert request.optimizers_config.indexing_threshold == 2000
-    assert request.vectors_config.params.size == DIM
+    assert request.vectors_config.params.size == DIM + 1
     assert stand_in.indexes == {"words": "FieldTypeKeyword", "price": "FieldTypeFloat"}
     assert await index.live("items") == "items-test"
 

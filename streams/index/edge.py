@@ -37,6 +37,7 @@ from streams.index import (
     check_vector,
     fields,
     hnsw,
+    lifted,
     newer,
 )
 from streams.recall.filters import Filter, admits
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 # 40 us a point; 3 ms a query over 92,000 items while there is no graph: a slice holds the loop for 5-12 ms.
 PUT_SLICE = 128
 SEARCH_SLICE = 4
-# Candidates that a search through the graph keeps at least: finds 99.9 % of the 20 nearest on clustered vectors.
+# Candidates that a search through the graph keeps at least: finds 99.7 % of the 20 best of the starter bundle's items.
 SEARCH_EF = 128
 # Exclusions up to so many are searched for too and then dropped. In a scan of 92,000 items 1,000 more hits cost 2 ms,
 # a condition on ids 10 ms; through the graph the condition is nearly free, and more hits widen the search.
@@ -79,16 +80,17 @@ class _Item(msgspec.Struct, gc=False):
 class EdgeIndex:
     """`open` it within a running event loop and `close` it there."""
 
-    def __init__(self, folder: Path, lock: int, dim: int, policy: GraphPolicy) -> None:
+    def __init__(self, folder: Path, lock: int, dim: int, radius: float, policy: GraphPolicy) -> None:
         self._folder = folder
         self._lock = lock
         self._dim = dim
+        self._radius = radius
         self._policy = policy
         self._items: dict[int, _Item] = {}
         self._rows = np.zeros((1024, dim), dtype=np.float32)
         self._free_rows = list(range(1023, -1, -1))
         self._path = folder / "shard-0"
-        self._shard = _create(self._path, dim)
+        self._shard = _create(self._path, dim + 1)  # see `lifted`
         self._indexed_fields = {"price"}
         self._writing = asyncio.Lock()
         self._building = asyncio.Lock()
@@ -100,10 +102,15 @@ class EdgeIndex:
         self._tender = asyncio.create_task(self._tend_graph(), name="edge-index-graph")
 
     @classmethod
-    async def open(cls, path: Path, dim: int, *, graph: GraphPolicy | None = None) -> "EdgeIndex":
-        """An empty index in a new folder under `path`, gone again after `close`. Folders of killed processes go too."""
+    async def open(
+        cls, path: Path, dim: int, *, radius: float = 0.0, graph: GraphPolicy | None = None
+    ) -> "EdgeIndex":
+        """An empty index in a new folder under `path`, gone again after `close`. Folders of killed processes go too.
+
+        `radius`: see `lifted`.
+        """
         folder, lock = await asyncio.to_thread(_own_folder, path)
-        return cls(folder, lock, dim, graph or GraphPolicy())
+        return cls(folder, lock, dim, radius, graph or GraphPolicy())
 
     @property
     def graph_covers(self) -> int:
@@ -213,7 +220,7 @@ class EdgeIndex:
         live = {key: document for key, document in documents.items() if document is not None}
         gone: list[engine.PointId] = [key for key in documents if key not in live]
         if live:
-            rows = self._rows[[self._items[key].row for key in live]].tolist()
+            rows = lifted(self._rows[[self._items[key].row for key in live]], self._radius).tolist()
             points = [engine.Point(key, row, _stored(live[key])) for key, row in zip(live, rows, strict=True)]
             shard.update(engine.UpdateOperation.upsert_points(points))
         if gone:
@@ -282,7 +289,7 @@ class EdgeIndex:
 
     async def _run_build(self, path: Path) -> None:
         child = await asyncio.create_subprocess_exec(
-            *hnsw.command(path, self._dim),
+            *hnsw.command(path, self._dim + 1),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -350,7 +357,7 @@ def _requests(queries: Sequence[Query], droppable: int) -> list[engine.QueryRequ
         shared = (query.where, frozenset() if dropped else query.exclude)
         if shared not in seen:
             seen[shared] = _filter(fields.condition(*shared))
-        nearest = engine.Query.Nearest(query.vector.tolist())
+        nearest = engine.Query.Nearest([*query.vector.tolist(), 0.0])
         limit = query.limit + dropped
         requests.append(engine.QueryRequest(limit=limit, query=nearest, filter=seen[shared], params=params))
     return requests

@@ -2,7 +2,7 @@
 
 A point of the collection is one item, or the mark of its deletion:
 
-    id       the item's key           vector   the item's, or zeros for a mark
+    id       the item's key           vector   the item's, `lifted`, or zeros for a mark
     item_id, item {payload}           what `items` gives back
     words, price, number_*            what filters look up (`fields`); a mark has the word for deleted and nothing else
     version_high, version_low, offset the item's stamp; the version in two halves, since ranges compare as doubles
@@ -38,6 +38,7 @@ from streams.index import (
     check_points,
     check_vector,
     fields,
+    lifted,
     newer,
 )
 from streams.recall.filters import Filter, names_available
@@ -68,12 +69,21 @@ class ServerIndex:
     """`connect` it. Every call has a time limit and a few tries, then raises IndexUnavailable."""
 
     def __init__(
-        self, client: AsyncQdrantClient, url: str, collection: str, dim: int, *, timeout_s: float, tries: int
+        self,
+        client: AsyncQdrantClient,
+        url: str,
+        collection: str,
+        dim: int,
+        radius: float,
+        *,
+        timeout_s: float,
+        tries: int,
     ) -> None:
         self._client = client
         self._url = url
         self._collection = collection
         self._dim = dim
+        self._radius = radius
         self._timeout_s = timeout_s
         self._tries = tries
         self._indexed_fields: set[str] = set()
@@ -86,6 +96,7 @@ class ServerIndex:
         collection: str,
         dim: int,
         *,
+        radius: float = 0.0,
         alias: str | None = "items",
         grpc_port: int = 6334,
         shards: int | None = None,
@@ -94,6 +105,8 @@ class ServerIndex:
         tries: int = 3,
     ) -> "ServerIndex":
         """Opens the collection of one bundle, creating it where it is missing; `alias` is set only where it is free.
+
+        `radius`: see `lifted`; what was stored with another one is found too, only less surely.
 
         Raises IndexUnavailable where the server does not answer or refuses us, ValueError where what is there does not
         fit: an older server, a collection of another dimension.
@@ -106,7 +119,7 @@ class ServerIndex:
             timeout=math.ceil(timeout_s),
             check_compatibility=False,  # it would ask over HTTP, from a thread; we ask over gRPC, below
         )
-        index = cls(client, url, collection, dim, timeout_s=timeout_s, tries=tries)
+        index = cls(client, url, collection, dim, radius, timeout_s=timeout_s, tries=tries)
         try:
             await index._check_server()
             await index._open_collection(shards, replicas)
@@ -146,7 +159,7 @@ class ServerIndex:
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         records = await self._read(keys, payload=["words"], vectors=True)
         live = (record for record in records if not _is_mark(record))
-        return {int(record.id): np.asarray(record.vector, dtype=np.float32) for record in live}
+        return {int(record.id): np.asarray(record.vector, dtype=np.float32)[:-1] for record in live}
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
@@ -273,9 +286,10 @@ class ServerIndex:
         }
         if document is None or point.vector is None:
             payload |= {"words": [DELETED], "marked_at_s": time.time()}
-            return models.PointStruct(id=point.key, vector=[0.0] * self._dim, payload=payload)
+            return models.PointStruct(id=point.key, vector=[0.0] * (self._dim + 1), payload=payload)
         payload |= {"item": point.payload, "words": document.words, **document.numbers}
-        return models.PointStruct(id=point.key, vector=point.vector.tolist(), payload=payload)
+        [vector] = lifted(point.vector[None], self._radius).tolist()
+        return models.PointStruct(id=point.key, vector=vector, payload=payload)
 
     async def _index_numbers(self, document: fields.Document) -> None:
         for field in document.numbers.keys() - self._indexed_fields:
@@ -304,11 +318,11 @@ class ServerIndex:
         info = await self._call(self._client.get_collection, self._collection)
         vectors = info.config.params.vectors
         if not isinstance(vectors, models.VectorParams) or (vectors.size, vectors.distance) != (
-            self._dim,
+            self._dim + 1,
             models.Distance.DOT,
         ):
             raise ValueError(
-                f"collection {self._collection!r} at {self._url} holds {vectors}, expected vectors of {self._dim} "
+                f"collection {self._collection!r} at {self._url} holds {vectors}, expected vectors of {self._dim} + 1 "
                 "dimensions compared by dot product; delete it or use another bundle name"
             )
         self._indexed_fields = {
@@ -323,7 +337,7 @@ class ServerIndex:
         await self._call(
             self._client.create_collection,
             self._collection,
-            vectors_config=models.VectorParams(size=self._dim, distance=models.Distance.DOT),
+            vectors_config=models.VectorParams(size=self._dim + 1, distance=models.Distance.DOT),
             # In KB of vectors per segment. The default, 20,000, leaves 80,000 items of 64 dimensions unindexed.
             optimizers_config=models.OptimizersConfigDiff(indexing_threshold=2000),
             hnsw_config=models.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=1000),
@@ -404,7 +418,7 @@ def _older(item_id: str, stamp: Stamp) -> models.Filter:
 
 def _request(query: Query) -> models.QueryRequest:
     return models.QueryRequest(
-        query=models.NearestQuery(nearest=query.vector.tolist()),
+        query=models.NearestQuery(nearest=[*query.vector.tolist(), 0.0]),
         filter=_filter(_condition_on_items(query.where, query.exclude)),
         params=models.SearchParams(hnsw_ef=SEARCH_EF),
         limit=query.limit,
