@@ -118,7 +118,8 @@ class ClickPath:
         try:
             partition.mark_applied(batch.last_offset)
             # The next batch is applied while this one is on its way to the changelog: two of a partition at most.
-            await asyncio.wait({before})
+            if not before.done():
+                await asyncio.wait({before})
             if not before.result():
                 raise Lost
             batch.release()
@@ -135,6 +136,7 @@ class ClickPath:
         finally:
             if not settled.done():
                 settled.set_result(False)
+        await asyncio.sleep(0)  # requests that waited for these clicks go first
         self._stage["changelog"].observe(time.perf_counter() - applied)
         self._batch_size.observe(len(batch.records))
         now_ms = time.time() * 1000.0

@@ -12,11 +12,11 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -381,9 +381,9 @@ class HeadwaterClient:
             raise ClientError(
                 "the client is not connected: expected `async with HeadwaterClient() as client`"
             )
-        sending = cast("Awaitable[RecordMetadata]", self._producer.send_and_wait(topic, value, key=_key(key)))
         try:
-            written = await asyncio.wait_for(sending, PUBLISH_TIMEOUT_S)
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                written: RecordMetadata = await self._producer.send_and_wait(topic, value, key=_key(key))
         except (KafkaError, TimeoutError) as error:
             raise NotPublished(
                 f"{topic}: the broker at {self._settings.bootstrap_servers} did not acknowledge a message for "

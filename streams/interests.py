@@ -58,7 +58,7 @@ async def interests_of(
     Raises:
         IndexUnavailable: vectors have to be fetched and cannot be.
     """
-    if fetch:
+    if fetch and vectors.can_fetch:
         rows, known = _rows(columns, users)
         _, wanted, _, _ = folded_entries(columns.log(rows), _behind(columns, rows, known, encoder))
         await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])

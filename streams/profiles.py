@@ -64,7 +64,7 @@ class Partition:
         # Of the newest batch: True once it and all before it are in the changelog, False when one was given up.
         self.settled: asyncio.Future[bool] = _settled(True)
         self.listeners: list[Callable[[Partition], None]] = []
-        self._advanced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting: list[asyncio.Future[None]] = []
 
     def row_of(self, user: bytes) -> int:
         """The user's row, made if there is none."""
@@ -89,8 +89,10 @@ class Partition:
 
     def wake(self) -> None:
         """Have everyone in :meth:`reached` look again."""
-        advanced, self._advanced = self._advanced, asyncio.get_running_loop().create_future()
-        advanced.set_result(None)
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
 
     async def reached(self, offset: int, timeout_s: float) -> bool:
         """Wait until the watermark is at ``offset``; False if that takes longer.
@@ -98,14 +100,16 @@ class Partition:
         Raises:
             Lost: the partition was revoked first.
         """
-        deadline = time.monotonic() + timeout_s
-        while self.watermark < offset:
-            if not self.owned:
-                raise Lost
-            left_s = deadline - time.monotonic()
-            if left_s <= 0.0:
-                return False
-            await asyncio.wait({self._advanced}, timeout=left_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.watermark < offset:
+                    if not self.owned:
+                        raise Lost
+                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._waiting.append(future)
+                    await future
+        except TimeoutError:
+            return False
         return True
 
     def is_serving(self) -> bool:

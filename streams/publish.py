@@ -79,9 +79,9 @@ class Sent:
         Raises:
             StopWorker: the broker did not take them in time.
         """
-        futures = [future for future, _ in self._pending]
         try:
-            done = await asyncio.wait_for(asyncio.gather(*futures), _ACK_TIMEOUT_S)
+            async with asyncio.timeout(_ACK_TIMEOUT_S):
+                done = [await future for future, _ in self._pending]
         except (KafkaError, TimeoutError) as error:
             raise _refused(self._topic, self._partition, error) from error
         return [
@@ -157,7 +157,8 @@ async def write_scattered(producer: AIOKafkaProducer, topic: str, records: Itera
             await producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
             for record in records
         ]
-        await asyncio.wait_for(asyncio.gather(*futures), _ACK_TIMEOUT_S)
+        async with asyncio.timeout(_ACK_TIMEOUT_S):
+            await asyncio.gather(*futures)
     except (KafkaError, TimeoutError) as error:
         raise StopWorker(
             f"{topic}: the broker did not acknowledge a write ({type(error).__name__}: {error}); "

@@ -146,16 +146,8 @@ class RequestPath:
         await self._send(replies)
         if settled:
             unanswered.answered(settled)
-        # Those whose click is on its way to the changelog do not hold up the others, nor the next batch.
-        stored: list[Held] = []
-        unstored: list[Held] = []
-        for held in ready:
-            needed = _needed(held, partition.applied, partition)
-            (stored if needed <= partition.watermark else unstored).append(held)
-        if unstored:
-            self._guard(asyncio.ensure_future(self._answer(unstored, partition)))
-        if stored:
-            await self._answer(stored, partition)
+        if ready:
+            await self._answer(ready, partition)
         batch.release()
         self._batch_size.observe(len(batch.records))
 
@@ -295,29 +287,44 @@ class RequestPath:
             await self._deliver([(held[0], reply)])
             return
         await self._deliver([(each, self._expired(each, partition)) for each in late])
-        # What was found rests on clicks that may still be on their way to the changelog. Who asked for them hears
-        # nothing of it before.
-        while found:
-            most, soonest_ms = max(each.needed for each in found), min(each.held.left_ms for each in found)
+        if waiting := await self._tell(found, partition):
+            # They hold up neither the others nor the next batch.
+            self._guard(asyncio.ensure_future(self._tell_when_stored(waiting, partition)))
+
+    async def _tell(self, found: Sequence[_Found], partition: Partition) -> list[_Found]:
+        """Answer with what was found, where what it rests on is stored; returns the others.
+
+        It rests on clicks that may still be on their way to the changelog. Who asked for them hears nothing of it before.
+        """
+        settled: list[tuple[Held, _Reply]] = []
+        waiting: list[_Found] = []
+        for each in found:
+            stored = min(partition.watermark, each.applied)
+            if each.needed <= stored:
+                reflects = _reflects(partition.number, stored, each.user)
+                settled.append((each.held, self._reply(each.held, each.answer, reflects, each.rung)))
+            elif each.held.left_ms > 0:
+                waiting.append(each)
+            else:
+                settled.append((each.held, self._expired(each.held, partition)))
+        await self._deliver(settled)
+        return waiting
+
+    async def _tell_when_stored(self, waiting: Sequence[_Found], partition: Partition) -> None:
+        while waiting:
+            least, soonest_ms = (
+                min(each.needed for each in waiting),
+                min(each.held.left_ms for each in waiting),
+            )
             try:
-                await partition.reached(most, soonest_ms / 1000.0)
+                await partition.reached(least, soonest_ms / 1000.0)
             except Lost:
                 return  # their new owner reads them again
-            settled: list[tuple[Held, _Reply]] = []
-            waiting: list[_Found] = []
-            for each in found:
-                stored = min(partition.watermark, each.applied)
-                if each.needed <= stored:
-                    reflects = _reflects(partition.number, stored, each.user)
-                    settled.append((each.held, self._reply(each.held, each.answer, reflects, each.rung)))
-                elif each.held.left_ms > 0:
-                    waiting.append(each)
-                else:
-                    settled.append((each.held, self._expired(each.held, partition)))
-            found = waiting
-            await self._deliver(settled)
+            waiting = await self._tell(waiting, partition)
 
     async def _deliver(self, replies: Sequence[tuple[Held, _Reply]]) -> None:
+        if not replies:
+            return
         await self._send([reply for _, reply in replies])
         now_ms = time.time() * 1000.0
         for held, _ in replies:

@@ -67,9 +67,10 @@ class Recall:
         vectors = await self._vectors(asks, fused, deadline)
         answers = []
         for ask, items, rung in zip(asks, fused, rungs, strict=True):
-            pool = items[: _pool(ask)]
-            matrix = _rows(vectors, [item.key for item in pool])
-            chosen = diversify(pool, matrix, ask.diversity, ask.limit)
+            chosen = items[: _pool(ask)]
+            if ask.diversity > 0:
+                matrix = _rows(vectors, [item.key for item in chosen])
+                chosen = diversify(chosen, matrix, ask.diversity, ask.limit)
             answers.append(Answer(chosen, [[] for _ in chosen], rung))
         return await self._explain(asks, answers, vectors, deadline)
 
@@ -105,7 +106,6 @@ class Recall:
         deadline: float,
     ) -> None:
         """Popular items where they are asked for, and to fill up what the other sources left short."""
-        keys = [item.key for item in popular]
         admitted: dict[Filter | None, set[int] | None] = {}
         for index, ask in enumerate(asks):
             weight = ask.sources.get("popular", 0.0)
@@ -114,12 +114,13 @@ class Recall:
             if weight <= 0 and not short and rungs[index] is None:
                 continue
             if ask.where not in admitted:
+                keys = [item.key for item in popular]
                 admitted[ask.where] = await _in_time(self._index.match(keys, ask.where), deadline)
             live = admitted[ask.where]
             if live is None:
                 # Nobody can say what matches now: without a filter, popular items are still better than none.
                 rungs[index] = "popular" if ask.where is None else "none"
-                live = set(keys) if ask.where is None else set()
+                live = {item.key for item in popular} if ask.where is None else set()
             items = [
                 (item.key, item.item_id)
                 for item in popular
@@ -180,8 +181,8 @@ def _rows(vectors: Mapping[int, F32], keys: Iterable[int]) -> F32:
 
 async def _in_time(call: Awaitable[T], deadline: float) -> T | None:
     """The call's result, or None where the index fails or does not answer before ``deadline``."""
-    left_s = deadline - asyncio.get_running_loop().time()
     try:
-        return await asyncio.wait_for(call, max(left_s, 0.001))
+        async with asyncio.timeout_at(deadline):
+            return await call
     except (IndexUnavailable, TimeoutError):
         return None
