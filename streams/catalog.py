@@ -110,6 +110,8 @@ class CatalogPath:
         self._partitions = {}
 
     async def stop(self) -> None:
+        """Changes that still wait for the index are left to the next owner."""
+        self.freeze()
         for task in self._opening:
             task.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)

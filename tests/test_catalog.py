@@ -369,13 +369,17 @@ async def test_changes_wait_for_an_index_that_is_away_and_say_so(
     assert await worker.title(TEA) == worker.published_title(TEA) == TEA
 
 
+@pytest.mark.parametrize("event", ["rebalance", "stop"])
 async def test_a_change_that_waits_for_the_index_is_left_to_the_next_owner_of_its_partition(
-    worker: CatalogWorker, away: _AwayIndex
+    worker: CatalogWorker, away: _AwayIndex, event: str
 ) -> None:
     """Who may have written newer versions by then, and the vectors topic keeps what comes last."""
     applying = asyncio.ensure_future(worker.apply(worker.item(TEA)))
     await until(lambda: away.refused > 0)
-    worker.path.freeze()
+    if event == "rebalance":
+        worker.path.freeze()
+    else:
+        await worker.path.stop()
     away.is_away = False
     with pytest.raises(Lost):
         await applying

@@ -167,4 +167,6 @@ async def test_closing_ends_what_is_under_way(server: Server) -> None:
     await client.close()
     with pytest.raises(asyncio.CancelledError):
         await reading
+    with pytest.raises(IndexUnavailable, match="no longer connected"):
+        await client.patient(server.read)
     assert len(asyncio.all_tasks()) == before - 3  # both reads, of which one had ended, and the look

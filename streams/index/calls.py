@@ -52,8 +52,10 @@ class Calls:
         self._timeout_s, self._tries = timeout_s, tries
         self._reads: set[asyncio.Future[Any]] = set()
         self._looking: asyncio.Task[None] | None = None  # while the server is away
+        self._is_closed = False
 
     async def close(self) -> None:
+        self._is_closed = True
         left = [*self._reads, *([self._looking] if self._looking is not None else [])]
         for each in left:
             each.cancel()
@@ -74,6 +76,8 @@ class Calls:
                 wait_jitter=0.05,
             ):
                 with attempt:
+                    if self._is_closed:
+                        raise IndexUnavailable(f"{self._server} is no longer connected: the worker stops")
                     async with asyncio.timeout(self._timeout_s):
                         return await call(*args, **kwargs)
         except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
