@@ -97,6 +97,7 @@ class Worker:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._profiles: Profiles | None = None
         self._clicks: ClickPath | None = None
+        self._catalog: CatalogPath | None = None
         self._requests: RequestPath | None = None
         self._index: Index | None = None
         self._edge: EdgeIndex | None = None
@@ -178,6 +179,8 @@ class Worker:
             }
         )
         self._spawn(self._gauges(watchdog))
+        if self._index is not None:
+            self._spawn(self._count_items(self._index))
 
     async def _open_index(self, encoder: Encoder) -> Index:
         settings = self._settings
@@ -293,7 +296,7 @@ class Worker:
         self, encoder: Encoder, producer: AIOKafkaProducer, dead_letters: DeadLetters
     ) -> EngineApp:
         settings = self._settings
-        catalog = CatalogPath(
+        catalog = self._catalog = CatalogPath(
             settings,
             self._topics,
             encoder,
@@ -414,7 +417,12 @@ class Worker:
                 end = consumer.highwater(tp)
                 parked = tp.topic == self._topics.requests
                 if done is not None and end is not None and not parked:
-                    yield Progress(tp.topic, tp.partition, done, end - done)
+                    waits = (
+                        tp.topic == self._topics.catalog
+                        and self._catalog is not None
+                        and self._catalog.waits(tp.partition)
+                    )
+                    yield Progress(tp.topic, tp.partition, done, end - done, waits)
 
     def _health(self) -> dict[str, Any]:
         partitions = self._profiles.partitions.values() if self._profiles else ()
@@ -490,9 +498,13 @@ class Worker:
                 partitions = list(self._profiles.partitions.values())
                 self.metrics.store_users.set(sum(len(each.columns) for each in partitions))
                 self.metrics.pending_clicks.set(sum(int(each.columns.pending.sum()) for each in partitions))
-            if self._index is not None:
-                with contextlib.suppress(IndexUnavailable):
-                    self.metrics.index_points.set(await self._index.count())
+            await asyncio.sleep(_GAUGES_S)
+
+    async def _count_items(self, index: Index) -> None:
+        """On its own: the other gauges must not wait for an index that is away."""
+        while True:
+            with contextlib.suppress(IndexUnavailable):
+                self.metrics.index_points.set(await index.count())
             await asyncio.sleep(_GAUGES_S)
 
     def _spawn(self, work: Any) -> None:

@@ -67,6 +67,7 @@ class _Versions:
         self.generation = generation
         self.stamps: dict[int, Stamp] = {}
         self.gate = Gate()
+        self.in_index = False  # a put is under way
 
 
 class CatalogPath:
@@ -109,9 +110,16 @@ class CatalogPath:
         self._partitions = {}
 
     async def stop(self) -> None:
+        """Changes that still wait for the index are left to the next owner."""
+        self.freeze()
         for task in self._opening:
             task.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)
+
+    def waits(self, partition: int) -> bool:
+        """Whether its changes wait for the index, which may be away for a while."""
+        versions = self._partitions.get(partition)
+        return versions is not None and versions.in_index
 
     async def handle(self, batch: Batch) -> None:
         """Encode, index and publish one partition batch, then finish it.
@@ -138,9 +146,8 @@ class CatalogPath:
             assert encoding is not None
             kept, vectors = await self._without_culprits(part, encoding, letters)
             encoding = self._encoded(slices[index + 1]) if index + 1 < len(slices) else None
-            if self._partitions.get(partition) is not versions:
-                raise Lost
-            await self._publish(partition, kept, vectors, letters)
+            self._require(partition, versions)
+            await self._publish(partition, versions, kept, vectors, letters)
             versions.stamps.update((change.key, change.stamp) for change in part)
         await self._dead_letters.put(letters)
 
@@ -229,6 +236,7 @@ class CatalogPath:
     async def _publish(
         self,
         partition: int,
+        versions: _Versions,
         changes: Sequence[_Change],
         vectors: NDArray[np.float32],
         letters: list[DeadLetter],
@@ -266,29 +274,42 @@ class CatalogPath:
                 )
                 outgoing.append(Outgoing(key, encode(value), (), record.timestamp))
         if self._index is not None:
-            await self._put(self._index, points)
+            await self._put(self._index, partition, versions, points)
         await write_all(self._producer, self._topics.vectors, partition, outgoing)
         self._metrics.catalog_items_total.inc(len(points))
 
-    async def _put(self, index: Index, points: Sequence[Point]) -> None:
+    async def _put(self, index: Index, partition: int, versions: _Versions, points: Sequence[Point]) -> None:
         """Into the index, waiting for one that is away: catalog changes wait, in order."""
         deadline = time.monotonic() + _INDEX_PATIENCE_S
-        while True:
-            try:
-                await index.put(points)
-            except KeyCollision as error:
-                log.error("key_collision", error=str(error))
-            except BadVector as error:
-                raise StopWorker(f"the index refused a checked vector: {error}") from error
-            except IndexUnavailable as error:
-                if time.monotonic() > deadline:
-                    raise StopWorker(
-                        f"the index did not answer for {_INDEX_PATIENCE_S:.0f} s: {error}"
-                    ) from error
-                log.warning("index_unavailable", error=str(error))
+        versions.in_index = True
+        try:
+            while not await self._is_put(index, points, deadline):
                 await asyncio.sleep(_INDEX_RETRY_S)
-                continue
-            return
+                self._require(partition, versions)
+        finally:
+            versions.in_index = False
+        # The vectors topic keeps what is written last, and the partition's next owner may have written.
+        self._require(partition, versions)
+
+    async def _is_put(self, index: Index, points: Sequence[Point], deadline: float) -> bool:
+        try:
+            await index.put(points)
+        except KeyCollision as error:
+            log.error("key_collision", error=str(error))
+        except BadVector as error:
+            raise StopWorker(f"the index refused a checked vector: {error}") from error
+        except IndexUnavailable as error:
+            if time.monotonic() > deadline:
+                raise StopWorker(
+                    f"the index did not answer for {_INDEX_PATIENCE_S:.0f} s: {error}"
+                ) from error
+            log.warning("index_unavailable", error=str(error))
+            return False
+        return True
+
+    def _require(self, partition: int, versions: _Versions) -> None:
+        if self._partitions.get(partition) is not versions:
+            raise Lost
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
         try:

@@ -226,7 +226,7 @@ class ClickPath:
             await self._vectors.ensure(keys_needed(change, refold))
         except IndexUnavailable as error:
             # Clicks go on: what has no vector now counts as pending, and is folded in when it has one.
-            log.warning("vectors_unavailable", error=str(error))
+            log.debug("vectors_unavailable", error=str(error))  # the index has said so itself, once
 
     async def _run(self, job: Job) -> NDArray[np.float16]:
         if not job.calls:

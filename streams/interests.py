@@ -49,19 +49,22 @@ async def interests_of(
     encoder: Encoder,
     threads: Executor,
     *,
-    fetch: bool = True,
+    fetch_s: float,
 ) -> list[UserInterests]:
     """Interests of ``users`` (who need not be known), each as of its ``now_ms``.
 
     A state that lacks events whose items have meanwhile got a vector, or is of another bundle, is folded again.
 
+    Vectors that are missing may be fetched for so long; not at all with 0.
+
     Raises:
-        IndexUnavailable: vectors have to be fetched and cannot be.
+        IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
     """
-    if fetch and vectors.can_fetch:
+    if fetch_s > 0 and vectors.can_fetch:
         rows, known = _rows(columns, users)
         _, wanted, _, _ = folded_entries(columns.log(rows), _behind(columns, rows, known, encoder))
-        await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])
+        async with asyncio.timeout(fetch_s):
+            await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])
     # Fetching let other batches run: from here on nothing is awaited until the users are copied.
     rows, known = _rows(columns, users)
     count = len(users)

@@ -55,6 +55,8 @@ log = structlog.get_logger(__name__)
 
 # What is left to an answer after recall: fusing, encoding, writing.
 _ANSWER_MS: Final = 20.0
+# Of the time that is left: vectors that a state lacks may take no longer, so that recall has its own.
+_FETCH_SHARE: Final = 0.3
 
 
 class _Reply(NamedTuple):
@@ -347,7 +349,7 @@ class RequestPath:
         started = time.perf_counter()
         # Read before the states: they may be newer than what the answer claims, never older.
         applied = partition.applied if is_open else -1
-        users = await self._interests(live, partition, is_open)
+        users, fetched = await self._interests(live, partition, is_open)
         read_s = time.perf_counter() - started
         self._stage["read"].observe(read_s)
         self._read_seconds.observe(read_s)
@@ -360,7 +362,7 @@ class RequestPath:
         )
         index_s = time.perf_counter() - started
         self._stage["index"].observe(index_s)
-        restoring = not is_open or not self._is_index_ready()
+        restoring = "restoring" if not is_open or not self._is_index_ready() else None
         for each in live:
             each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
         return late, [
@@ -368,7 +370,7 @@ class RequestPath:
                 each,
                 user,
                 answer,
-                answer.rung or ("restoring" if restoring else None),
+                answer.rung or restoring or (None if fetched else _lacking(each, user)),
                 applied,
                 _needed(each, applied, partition),
             )
@@ -377,7 +379,8 @@ class RequestPath:
 
     async def _interests(
         self, held: Sequence[Held], partition: Partition, is_open: bool
-    ) -> list[UserInterests]:
+    ) -> tuple[list[UserInterests], bool]:
+        """And whether the vectors that they lack were fetched, those that there are."""
         # While the partition is being read nothing of it is shown: half a state would be a wrong answer.
         users = [each.user if is_open else b"" for each in held]
         now_ms = np.array([each.request.at_ms or int(each.asked_ms) for each in held], dtype=np.int64)
@@ -389,23 +392,25 @@ class RequestPath:
             )
             for each, now in zip(held, now_ms, strict=True)
         ]
-        try:
-            return await interests_of(
-                partition.columns, users, sessions, now_ms, self._vectors, self._encoder, self._threads
-            )
-        except IndexUnavailable:
-            # Vectors for pending items or a session cannot be had: answer from the states as they are.
-            empty = [Session([], [], [])] * len(held)
+
+        async def read(sessions: Sequence[Session], fetch_s: float) -> list[UserInterests]:
             return await interests_of(
                 partition.columns,
                 users,
-                empty,
+                sessions,
                 now_ms,
                 self._vectors,
                 self._encoder,
                 self._threads,
-                fetch=False,
+                fetch_s=fetch_s,
             )
+
+        left_ms = min(each.left_ms for each in held)
+        try:
+            return await read(sessions, max(_FETCH_SHARE * left_ms, 1.0) / 1000.0), True
+        except (IndexUnavailable, TimeoutError):
+            # Answer from the states as they are.
+            return await read([Session([], [], [])] * len(held), 0.0), False
 
     async def _text_vectors(self, held: Sequence[Held]) -> list[NDArray[np.float32] | None]:
         asked = [index for index, each in enumerate(held) if each.request.query.strip()]
@@ -525,6 +530,11 @@ def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:
         last_event_id=last_id,
         last_event_at_ms=entries[-1][1] if entries else None,
     )
+
+
+def _lacking(held: Held, user: UserInterests) -> str | None:
+    """The rung of an answer for which no vectors could be fetched, where it has missed any."""
+    return "stored" if user.pending or held.request.session else None
 
 
 def _needed(held: Held, applied: int, partition: Partition) -> int:

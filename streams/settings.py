@@ -172,6 +172,14 @@ class Settings(BaseSettings):
             raise ValueError("a URL such as http://127.0.0.1:6334")
         return value
 
+    @field_validator("qdrant_api_key")
+    @classmethod
+    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        key = value.get_secret_value() if value is not None else ""
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("printable ASCII characters, without a line break at the end")
+        return value
+
     @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
     @classmethod
     def _file(cls, value: Path | None) -> Path | None:

@@ -30,6 +30,7 @@ class Progress(NamedTuple):
     partition: int
     done: int
     lag: int
+    waits: bool = False  # for something that has its own patience
 
 
 class Watchdog:
@@ -86,7 +87,7 @@ class Watchdog:
             for each in self._progress():
                 place = (each.topic, each.partition)
                 before = self._moved.get(place)
-                moved = before is None or before[0] != each.done or each.lag <= 0
+                moved = before is None or before[0] != each.done or each.lag <= 0 or each.waits
                 seen[place] = (each.done, self._beat_s if moved or before is None else before[1])
             self._moved = seen
             await self._excuse()

@@ -15,19 +15,20 @@ import pytest_asyncio
 from aiokafka import ConsumerRecord
 from faust.types import TP
 
+from streams import catalog
 from streams import encoder as encoders
 from streams.catalog import CatalogPath, _Versions, point_of_vector
 from streams.dead_letters import DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost, StopWorker
 from streams.features import item_key
-from streams.index import Query, Stamp, newer
+from streams.index import Index, IndexUnavailable, Point, Query, Stamp, newer
 from streams.index.edge import EdgeIndex
 from streams.messages import decode_item_vector, schemas
 from streams.metrics import Metrics
 from streams.settings import Settings
 from streams.topics import Topics
-from tests.interests_worker import STARTER, Committed
+from tests.interests_worker import STARTER, Committed, until
 from tests.recording_producer import RecordingProducer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -330,6 +331,68 @@ async def test_a_broker_that_takes_no_writes_stops_the_worker_unacknowledged(sta
     assert worker.consumer.finished == []
     assert worker.path._partitions[0].stamps == {}
     await worker.close()
+
+
+class _AwayIndex:
+    """The index of a worker, whose puts fail for as long as it is away."""
+
+    def __init__(self, index: Index) -> None:
+        self._index, self.is_away, self.refused = index, True, 0
+
+    async def put(self, points: Sequence[Point]) -> None:
+        if self.is_away:
+            self.refused += 1
+            raise IndexUnavailable("told to be away")
+        await self._index.put(points)
+
+
+@pytest.fixture
+def away(worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch) -> _AwayIndex:
+    assert worker.index is not None
+    away = _AwayIndex(worker.index)
+    monkeypatch.setattr(worker.path, "_index", away)
+    monkeypatch.setattr(catalog, "_INDEX_RETRY_S", 0.001)
+    return away
+
+
+async def test_changes_wait_for_an_index_that_is_away_and_say_so(
+    worker: CatalogWorker, away: _AwayIndex
+) -> None:
+    assert not worker.path.waits(0)
+    applying = asyncio.ensure_future(worker.apply(worker.item(TEA)))
+    await until(lambda: away.refused > 2)
+    assert worker.path.waits(0)
+    assert worker.producer.records(worker.topics.vectors) == []
+    away.is_away = False
+    assert (await applying).finished
+    assert not worker.path.waits(0)
+    assert await worker.title(TEA) == worker.published_title(TEA) == TEA
+
+
+@pytest.mark.parametrize("event", ["rebalance", "stop"])
+async def test_a_change_that_waits_for_the_index_is_left_to_the_next_owner_of_its_partition(
+    worker: CatalogWorker, away: _AwayIndex, event: str
+) -> None:
+    """Who may have written newer versions by then, and the vectors topic keeps what comes last."""
+    applying = asyncio.ensure_future(worker.apply(worker.item(TEA)))
+    await until(lambda: away.refused > 0)
+    if event == "rebalance":
+        worker.path.freeze()
+    else:
+        await worker.path.stop()
+    away.is_away = False
+    with pytest.raises(Lost):
+        await applying
+    assert worker.producer.records(worker.topics.vectors) == []
+
+
+async def test_an_index_that_is_away_for_too_long_ends_the_worker(
+    worker: CatalogWorker, away: _AwayIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_INDEX_PATIENCE_S", 0.05)
+    with pytest.raises(StopWorker, match="did not answer for 0 s: told to be away"):
+        await worker.apply(worker.item(TEA))
+    assert worker.consumer.finished == []
 
 
 async def test_a_partition_that_was_taken_away_writes_nothing(worker: CatalogWorker) -> None:

@@ -1,5 +1,6 @@
 """What is the server's own: its collection, passing faults, and writers that meet."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -105,6 +106,54 @@ async def test_server_too_old_for_conditional_writes_is_refused(stand_in: StandI
     stand_in.version = "1.15.4"
     with pytest.raises(ValueError, match=r"is version 1.15.4, expected 1.18 or newer; update the server"):
         await connecting(stand_in)
+
+
+async def test_a_key_is_sent_and_where_it_is_sent_as_it_is_the_log_says_so_without_it(
+    stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in.api_key = "the-right-key"
+    with pytest.raises(
+        IndexUnavailable, match="UNAUTHENTICATED: Invalid API key or JWT; check HEADWATER_QDRANT"
+    ):
+        await ServerIndex.connect(stand_in.url, "a-wrong-key", "items-test", DIM, grpc_port=stand_in.port)
+    index = await ServerIndex.connect(
+        stand_in.url, "the-right-key", "items-test", DIM, grpc_port=stand_in.port
+    )
+    await index.put([item("a")])
+    await index.close()
+    assert "is sent as it is" in caplog.text
+    assert "-key" not in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["silent", "closed"])
+async def test_reads_of_a_server_that_is_away_end_soon_and_begin_again_by_themselves(
+    stand_in: StandIn, index: ServerIndex, fault: str
+) -> None:
+    await index.put([item("a")])
+    stand_in.is_silent = fault == "silent"
+    if fault == "closed":
+        await stand_in.close_port()
+    reads: list[Any] = [
+        index.search([Query(ONE, 5)] * 1000),
+        index.vectors([item_key("a")]),
+        index.items(list(range(10_000))),
+        index.match([item_key("a")], None),
+    ]
+    for read in reads:
+        with pytest.raises(IndexUnavailable):
+            await asyncio.wait_for(read, 3.0)
+    stand_in.is_silent = False
+    if fault == "closed":
+        await stand_in.open_port()
+    async with asyncio.timeout(10.0):
+        while True:
+            try:
+                [hits] = await index.search([Query(ONE, 5)])
+            except IndexUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    assert [hit.item_id for hit in hits] == ["a"]
 
 
 async def test_newer_version_wins_over_a_writer_that_inserts_first(

@@ -70,7 +70,7 @@ class Shop:
         *users: bytes,
         sessions: Mapping[bytes, Session] | None = None,
         now_ms: int = NOW_MS,
-        **options: Any,
+        fetch_s: float = 10.0,
     ) -> list[UserInterests]:
         return await interests_of(
             self.columns,
@@ -80,7 +80,7 @@ class Shop:
             self.vectors,
             self.encoder,
             self.threads,
-            **options,
+            fetch_s=fetch_s,
         )
 
 
@@ -191,7 +191,7 @@ async def test_missing_vectors_are_fetched_and_a_failure_to_do_so_is_told(shop: 
     shop.vectors._fetch = fetch
     with pytest.raises(IndexUnavailable):
         await shop.of(ANN)
-    (without,) = await shop.of(ANN, fetch=False)
+    (without,) = await shop.of(ANN, fetch_s=0.0)
     assert without.pending == 1
     away = False
     (found,) = await shop.of(ANN)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,13 +16,14 @@ from streams import parking
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost, StopWorker
 from streams.features import item_key
-from streams.index import Point
+from streams.index import IndexUnavailable, Point
 from streams.index.edge import EdgeIndex
 from streams.messages import Response, decode_response, schemas
 from streams.recall.pipeline import Recall
 from streams.requests import RequestPath
 from streams.routing import forwarded, partition_of
 from streams.trends import PopularItem
+from streams.vectors import F32, Fetch
 from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -452,6 +453,26 @@ async def test_while_the_index_is_read_answers_say_restoring(worker: Asked) -> N
     worker.index_ready = False
     response = await worker.answer("ann")
     assert (response.status, response.rung) == ("degraded", "restoring")
+
+
+async def _fails(keys: Sequence[int]) -> Mapping[int, F32]:
+    raise IndexUnavailable("told to be away")
+
+
+async def _hangs(keys: Sequence[int]) -> Mapping[int, F32]:
+    await asyncio.sleep(1_000)
+    return {}
+
+
+@pytest.mark.parametrize("fetch", [_fails, _hangs])
+async def test_where_vectors_cannot_be_fetched_in_time_an_answer_rests_on_the_stored_state_and_says_so(
+    worker: Asked, fetch: Fetch
+) -> None:
+    worker.vectors._fetch = fetch
+    session = [{"item_id": "never heard of"}]
+    response = await worker.answer("ann", session=session, deadline_ms=2_000)
+    assert (response.status, response.rung) == ("degraded", "stored")
+    assert (await worker.answer("ann")).status == "ok"  # which lacks nothing
 
 
 # Strays

@@ -124,6 +124,17 @@ def test_secrets_are_in_no_repr_and_no_error() -> None:
     assert "HEADWATER_KAFKA_SASL_PASSWORD is not shown" in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["hunter3\n", "hunt\u00e9r3"])
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("HEADWATER_QDRANT_API_KEY", key)
+    with pytest.raises(SettingsError) as error:
+        Settings.load()
+    assert "HEADWATER_QDRANT_API_KEY is not shown: expected printable ASCII" in str(error.value)
+    assert "hunt" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

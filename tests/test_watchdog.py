@@ -101,6 +101,21 @@ async def test_a_partition_with_nothing_to_do_may_stand_still(clock: Clock) -> N
     await watched(clock, test)
 
 
+async def test_a_partition_that_waits_for_something_else_is_given_its_time(clock: Clock) -> None:
+    async def test(one: Watched) -> None:
+        one.progress = [Progress("catalog", 2, 10, 5, waits=True)]
+        await one.after(0)
+        await one.after(10 * STALL_S)
+        assert one.failures == []
+        one.progress = [Progress("catalog", 2, 10, 5)]
+        await one.after(STALL_S - 1)
+        assert one.failures == []
+        await one.after(2)
+        assert "catalog-2: no progress" in one.failures[0]
+
+    await watched(clock, test)
+
+
 async def test_while_the_broker_is_silent_nothing_can_move_and_the_count_starts_again(clock: Clock) -> None:
     async def test(one: Watched) -> None:
         one.broker_is_away = True

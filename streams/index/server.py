@@ -13,20 +13,18 @@ Newer wins even where two writers meet: an absent item is inserted only if it is
 while what is stored is older, and then the stored stamps are read again until nothing of the batch is newer than they.
 """
 
-import asyncio
+import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import stamina
-from grpc import StatusCode  # type: ignore[import-untyped]
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
 from streams.index import (
     Hit,
@@ -41,7 +39,10 @@ from streams.index import (
     lifted,
     newer,
 )
+from streams.index.calls import LOOK_UP_S, SEARCH_S, Calls
 from streams.recall.filters import Filter, names_available
+
+log = logging.getLogger(__name__)
 
 OLDEST_SERVER = (1, 18)  # insert-only and conditional upserts; an older one would ignore them in silence
 
@@ -54,19 +55,23 @@ READ_SLICE = 1000
 SEARCH_EF = 128
 PUT_ROUNDS = 5
 
-_PASSING = {
-    StatusCode.UNAVAILABLE,
-    StatusCode.DEADLINE_EXCEEDED,
-    StatusCode.RESOURCE_EXHAUSTED,
-    StatusCode.ABORTED,
+# gRPC waits for up to two minutes before it connects again, and gives a connection 20 s to come about. A host that has
+# vanished without a word it takes for there until TCP gives up, a quarter of an hour later; so it is pinged while a call
+# waits for it.
+_CHANNEL_OPTIONS = {
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.min_reconnect_backoff_ms": 2_000,
+    "grpc.max_reconnect_backoff_ms": 1_000,
+    "grpc.keepalive_time_ms": 5_000,
+    "grpc.keepalive_timeout_ms": 2_000,
+    "grpc.http2.max_pings_without_data": 0,
 }
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class ServerIndex:
-    """`connect` it. Every call has a time limit and a few tries, then raises IndexUnavailable."""
+    """`connect` it. Every call ends in time, be it with IndexUnavailable; see `calls`."""
 
     def __init__(
         self,
@@ -84,8 +89,7 @@ class ServerIndex:
         self._collection = collection
         self._dim = dim
         self._radius = radius
-        self._timeout_s = timeout_s
-        self._tries = tries
+        self._calls = Calls(f"Qdrant at {url}", self._look, timeout_s=timeout_s, tries=tries)
         self._indexed_fields: set[str] = set()
 
     @classmethod
@@ -111,14 +115,7 @@ class ServerIndex:
         Raises IndexUnavailable where the server does not answer or refuses us, ValueError where what is there does not
         fit: an older server, a collection of another dimension.
         """
-        client = AsyncQdrantClient(
-            url=url,
-            api_key=api_key,
-            grpc_port=grpc_port,
-            prefer_grpc=True,
-            timeout=math.ceil(timeout_s),
-            check_compatibility=False,  # it would ask over HTTP, from a thread; we ask over gRPC, below
-        )
+        client = _client(url, api_key, grpc_port, timeout_s)
         index = cls(client, url, collection, dim, radius, timeout_s=timeout_s, tries=tries)
         try:
             await index._check_server()
@@ -128,7 +125,8 @@ class ServerIndex:
         except AioRpcError as problem:
             await client.close()
             raise IndexUnavailable(
-                f"Qdrant at {url} answered {problem.code().name}: {problem.details()}; check QDRANT_URL and QDRANT_API_KEY"
+                f"Qdrant at {url} answered {problem.code().name}: {problem.details()}; "
+                "check HEADWATER_QDRANT_URL and HEADWATER_QDRANT_API_KEY"
             ) from None
         except BaseException:
             await client.close()
@@ -149,7 +147,9 @@ class ServerIndex:
         found: list[list[Hit]] = []
         for part in _slices(queries, SEARCH_SLICE):
             requests = [_request(query) for query in part]
-            answers = await self._call(self._client.query_batch_points, self._collection, requests)
+            answers = await self._calls.prompt(
+                SEARCH_S, self._client.query_batch_points, self._collection, requests
+            )
             found += [
                 [Hit(int(hit.id), (hit.payload or {})["item_id"], hit.score) for hit in each.points]
                 for each in answers
@@ -157,13 +157,13 @@ class ServerIndex:
         return found
 
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        records = await self._read(keys, payload=["words"], vectors=True)
+        records = await self._look_up(keys, payload=["words"], vectors=True)
         live = (record for record in records if not _is_mark(record))
         return {int(record.id): np.asarray(record.vector, dtype=np.float32)[:-1] for record in live}
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
-        for record in await self._read(keys, payload=["item", "item_id", "words"]):
+        for record in await self._look_up(keys, payload=["item", "item_id", "words"]):
             if not _is_mark(record):
                 payload = record.payload or {}
                 found[int(record.id)] = {**payload["item"], "item_id": payload["item_id"]}
@@ -176,7 +176,8 @@ class ServerIndex:
             wanted = _filter(
                 fields.Group((*group.must, fields.HasKey(frozenset(part))), group.should, group.must_not)
             )
-            records, _ = await self._call(
+            records, _ = await self._calls.prompt(
+                LOOK_UP_S,
                 self._client.scroll,
                 self._collection,
                 wanted,
@@ -189,9 +190,10 @@ class ServerIndex:
 
     async def count(self) -> int:
         live = _filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
-        return (await self._call(self._client.count, self._collection, live, exact=True)).count
+        return (await self._calls.patient(self._client.count, self._collection, live, exact=True)).count
 
     async def close(self) -> None:
+        await self._calls.close()
         await self._client.close()
 
     async def make_live(self, alias: str) -> None:
@@ -201,23 +203,23 @@ class ServerIndex:
         if await self.live(alias) is not None:
             delete = models.DeleteAlias(alias_name=alias)
             changes.insert(0, models.DeleteAliasOperation(delete_alias=delete))
-        await self._call(self._client.update_collection_aliases, changes)
+        await self._calls.patient(self._client.update_collection_aliases, changes)
 
     async def live(self, alias: str) -> str | None:
         """The collection that the alias names, or None."""
-        aliases = (await self._call(self._client.get_aliases)).aliases
+        aliases = (await self._calls.patient(self._client.get_aliases)).aliases
         return next((each.collection_name for each in aliases if each.alias_name == alias), None)
 
     async def drop(self) -> None:
         """Deletes the collection: a bundle that is no longer served."""
-        await self._call(self._client.delete_collection, self._collection)
+        await self._calls.patient(self._client.delete_collection, self._collection)
 
     async def sweep(self, before_s: float) -> None:
         """Removes the marks of deletions set before this time (Unix, s); older versions must be gone from the topics."""
         old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
         marks = models.Filter(must=[_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
-        await self._call(self._client.delete, self._collection, selector, wait=True)
+        await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
@@ -250,10 +252,14 @@ class ServerIndex:
     async def _stamps(self, keys: Iterable[int]) -> dict[int, tuple[str, Stamp | None]]:
         wanted = ["item_id", "version_high", "version_low", "offset"]
         stored: dict[int, tuple[str, Stamp | None]] = {}
-        for record in await self._read(list(keys), payload=wanted):
-            held = record.payload or {}
-            stamp = Stamp((held["version_high"] << 32) | held["version_low"], held["offset"])
-            stored[int(record.id)] = held["item_id"], stamp
+        for part in _slices(list(keys), READ_SLICE):
+            records = await self._calls.patient(
+                self._client.retrieve, self._collection, part, with_payload=wanted, with_vectors=False
+            )
+            for record in records:
+                held = record.payload or {}
+                stamp = Stamp((held["version_high"] << 32) | held["version_low"], held["offset"])
+                stored[int(record.id)] = held["item_id"], stamp
         return stored
 
     async def _write(self, versions: Iterable[tuple[Point, Stamp]], absent: Iterable[int]) -> None:
@@ -272,9 +278,11 @@ class ServerIndex:
                 replaces.append(models.UpsertOperation(upsert=upsert))
         if inserts:
             only = models.UpdateMode.INSERT_ONLY
-            await self._call(self._client.upsert, self._collection, inserts, wait=True, update_mode=only)
+            await self._calls.patient(
+                self._client.upsert, self._collection, inserts, wait=True, update_mode=only
+            )
         if replaces:
-            await self._call(self._client.batch_update_points, self._collection, replaces, wait=True)
+            await self._calls.patient(self._client.batch_update_points, self._collection, replaces, wait=True)
 
     def _struct(self, point: Point, stamp: Stamp, document: fields.Document | None) -> models.PointStruct:
         payload: dict[str, Any] = {
@@ -299,7 +307,7 @@ class ServerIndex:
     # -- the collection ----------------------------------------------------------------------------------------------
 
     async def _check_server(self) -> None:
-        version = (await self._call(self._client.info)).version
+        version = (await self._calls.patient(self._client.info)).version
         major, minor = (int(part) for part in version.split(".")[:2])
         if (major, minor) < OLDEST_SERVER:
             oldest = ".".join(map(str, OLDEST_SERVER))
@@ -308,14 +316,14 @@ class ServerIndex:
             )
 
     async def _open_collection(self, shards: int | None, replicas: int | None) -> None:
-        if not await self._call(self._client.collection_exists, self._collection):
+        if not await self._calls.patient(self._client.collection_exists, self._collection):
             try:
                 await self._create_collection(shards, replicas)
             except AioRpcError:
                 # Another worker may have been first.
-                if not await self._call(self._client.collection_exists, self._collection):
+                if not await self._calls.patient(self._client.collection_exists, self._collection):
                     raise
-        info = await self._call(self._client.get_collection, self._collection)
+        info = await self._calls.patient(self._client.get_collection, self._collection)
         vectors = info.config.params.vectors
         if not isinstance(vectors, models.VectorParams) or (vectors.size, vectors.distance) != (
             self._dim + 1,
@@ -334,7 +342,7 @@ class ServerIndex:
             await self._create_index("price", models.PayloadSchemaType.FLOAT)
 
     async def _create_collection(self, shards: int | None, replicas: int | None) -> None:
-        await self._call(
+        await self._calls.patient(
             self._client.create_collection,
             self._collection,
             vectors_config=models.VectorParams(size=self._dim + 1, distance=models.Distance.DOT),
@@ -346,54 +354,48 @@ class ServerIndex:
         )
 
     async def _create_index(self, field: str, kind: models.PayloadSchemaType) -> None:
-        await self._call(self._client.create_payload_index, self._collection, field, kind, wait=True)
+        await self._calls.patient(self._client.create_payload_index, self._collection, field, kind, wait=True)
         if kind is models.PayloadSchemaType.FLOAT:
             self._indexed_fields.add(field)
 
-    # -- calling -----------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def _read(
+    async def _look_up(
         self, keys: Sequence[int], *, payload: list[str], vectors: bool = False
     ) -> list[models.Record]:
         found: list[models.Record] = []
         for part in _slices(keys, READ_SLICE):
-            found += await self._call(
-                self._client.retrieve, self._collection, part, with_payload=payload, with_vectors=vectors
+            found += await self._calls.prompt(
+                LOOK_UP_S,
+                self._client.retrieve,
+                self._collection,
+                part,
+                with_payload=payload,
+                with_vectors=vectors,
             )
         return found
 
-    async def _call(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """One call within its time, again after a passing fault: all that we send can be repeated."""
-        try:
-            async for attempt in stamina.retry_context(
-                on=_is_passing,
-                attempts=self._tries,
-                timeout=self._timeout_s * self._tries,
-                wait_initial=0.05,
-                wait_max=0.5,
-                wait_jitter=0.05,
-            ):
-                with attempt:
-                    async with asyncio.timeout(self._timeout_s):
-                        return await call(*args, **kwargs)
-        except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
-            if not _is_passing(problem):
-                raise
-            said = (
-                f"{problem.code().name}: {problem.details()}"
-                if isinstance(problem, AioRpcError)
-                else repr(problem)
-            )
-            raise IndexUnavailable(
-                f"Qdrant at {self._url} did not answer in {self._tries} tries of {self._timeout_s} s: {said}"
-            ) from problem
-        raise AssertionError("stamina ends with a result or an exception")
+    async def _look(self) -> None:
+        """The least that a search can be."""
+        nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * self._dim), limit=1)
+        await self._client.query_batch_points(self._collection, [nothing])
 
 
-def _is_passing(problem: Exception) -> bool:
-    if isinstance(problem, AioRpcError):
-        return problem.code() in _PASSING
-    return isinstance(problem, ResourceExhaustedResponse | TimeoutError)
+def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> AsyncQdrantClient:
+    if api_key is not None and url.startswith("http:"):
+        log.warning("the key of Qdrant at %s is sent as it is; where others can listen, use https", url)
+    with warnings.catch_warnings():
+        # It says the same, with a line of our source.
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        return AsyncQdrantClient(
+            url=url,
+            api_key=api_key,
+            grpc_port=grpc_port,
+            prefer_grpc=True,
+            timeout=math.ceil(timeout_s),
+            grpc_options=dict(_CHANNEL_OPTIONS),
+            check_compatibility=False,  # it would ask over HTTP, from a thread; we ask over gRPC
+        )
 
 
 def _older(item_id: str, stamp: Stamp) -> models.Filter:

@@ -1,12 +1,14 @@
 """A Qdrant server for tests without one: real gRPC on a loopback port, answered by qdrant-client's own local mode.
 
 So the index's calls cross the wire in both directions and meet a second implementation of filters, conditional upserts
-and versions. What it is not: a server's storage, its search graph, its replication. It can be told to fail.
+and versions. What it is not: a server's storage, its search graph, its replication. It can be told to fail, to be slow
+or silent, to keep an answer to itself, to close its port, and to ask for a key.
 """
 
 # ruff: noqa: N802 - the methods are named by the protocol
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,9 @@ import grpc.aio
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client import grpc as wire
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+
+# gRPC's own servers end a connection whose client asks often whether they are there; Qdrant's does not.
+_TAKES_ANY_PINGS = [("grpc.http2.min_ping_interval_without_data_ms", 100), ("grpc.http2.max_ping_strikes", 0)]
 
 
 @dataclass
@@ -27,10 +32,31 @@ class StandIn:
     created: list[Any] = field(default_factory=list)  # requests that made a collection
     indexes: dict[str, str] = field(default_factory=dict)  # payload field -> kind
     before_upsert: Any = None  # called once, before the next upsert: another writer that is faster
+    # Of every call, for as long as they are set:
+    delay_s: float = 0.0
+    error: grpc.StatusCode | None = None
+    is_silent: bool = False  # it takes calls, and says nothing
+    api_key: str | None = None  # as a real server does, it asks for it in all calls but the health check
+    keep_back: list[str] = field(
+        default_factory=list
+    )  # each, the answer to one call of this name, its work done
+    kept_back: int = 0
+    _server: Any = None
+    _new_server: Callable[[], Any] = grpc.aio.server
 
     @property
     def url(self) -> str:
         return "http://127.0.0.1:6333"  # of which only the host counts
+
+    async def open_port(self) -> None:
+        """Listen: on any free port at first, then on the same again."""
+        self._server = self._new_server()
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def close_port(self) -> None:
+        """End every connection, and refuse new ones."""
+        await self._server.stop(grace=None)
 
     async def enter(self, request: Any, context: Any) -> None:
         self.calls.append(type(request).__name__)
@@ -39,20 +65,67 @@ class StandIn:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[StandIn]:
-    stand_in = StandIn()
+async def serving(**given: Any) -> AsyncIterator[StandIn]:
+    stand_in = StandIn(**given)
     local = AsyncQdrantClient(location=":memory:")
-    server = grpc.aio.server()
-    wire.add_QdrantServicer_to_server(_Root(stand_in), server)
-    wire.add_CollectionsServicer_to_server(_Collections(stand_in, local), server)
-    wire.add_PointsServicer_to_server(_Points(stand_in, local), server)
-    stand_in.port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+
+    def new_server() -> Any:
+        server = grpc.aio.server(interceptors=[_Faults(stand_in)], options=_TAKES_ANY_PINGS)
+        wire.add_QdrantServicer_to_server(_Root(stand_in), server)
+        wire.add_CollectionsServicer_to_server(_Collections(stand_in, local), server)
+        wire.add_PointsServicer_to_server(_Points(stand_in, local), server)
+        return server
+
+    stand_in._new_server = new_server
+    await stand_in.open_port()
     try:
         yield stand_in
     finally:
-        await server.stop(grace=None)
+        await stand_in.close_port()
         await local.close()
+
+
+class _Faults(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """What the stand-in was told to do, around every call."""
+
+    def __init__(self, stand_in: StandIn) -> None:
+        self._stand_in = stand_in
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        name = details.method.rpartition("/")[2]
+        key = dict(details.invocation_metadata).get("api-key")
+
+        async def faulted(request: Any, context: Any) -> Any:
+            await self._before(name, key, context)
+            answer = await handler.unary_unary(request, context)
+            await self._after(name)
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(
+            faulted, handler.request_deserializer, handler.response_serializer
+        )
+
+    async def _before(self, name: str, key: str | None, context: Any) -> None:
+        told = self._stand_in
+        if told.is_silent:
+            await _for_ever()
+        await asyncio.sleep(told.delay_s)
+        if told.error is not None:
+            await context.abort(told.error, "told to fail")
+        if told.api_key is not None and name != "HealthCheck" and key != told.api_key:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "Invalid API key or JWT")
+
+    async def _after(self, name: str) -> None:
+        if name in self._stand_in.keep_back:
+            self._stand_in.keep_back.remove(name)
+            self._stand_in.kept_back += 1
+            await _for_ever()
+
+
+async def _for_ever() -> None:
+    """Until the client gives up or the port is closed."""
+    await asyncio.get_running_loop().create_future()
 
 
 class _Root(wire.QdrantServicer):

@@ -12,6 +12,7 @@ class Scale(NamedTuple):
     rebalances: int
     broker_kills: int
     silence_s: float
+    index_away_s: float
     backlog: int
 
 
@@ -23,10 +24,19 @@ _FULL: Final = Scale(
     rebalances=20,
     broker_kills=10,
     silence_s=60.0,
+    index_away_s=60.0,
     backlog=400_000,
 )
 _SHORT: Final = Scale(
-    kills=2, clicks=12_000, users=200, stops=2, rebalances=3, broker_kills=1, silence_s=35.0, backlog=30_000
+    kills=2,
+    clicks=12_000,
+    users=200,
+    stops=2,
+    rebalances=3,
+    broker_kills=1,
+    silence_s=35.0,
+    index_away_s=3.0,
+    backlog=30_000,
 )
 
 IS_FULL: Final = os.environ.get("FAULTS") == "full"

@@ -93,6 +93,11 @@ class Outside:
         names = (self.own(f"{name}{number}") for number in range(1000))
         return next(user for user in names if self.home(user) == partition)
 
+    def item_at(self, partition: int, name: str) -> str:
+        names = (self.own(f"{name}{number}") for number in range(1000))
+        count = self.settings.catalog_partitions
+        return next(item for item in names if (murmur2(item.encode()) & 0x7FFFFFFF) % count == partition)
+
     # What is published
 
     async def send(
@@ -158,12 +163,7 @@ class Outside:
         wanted: dict[int, int] = {}
         for partition in {place.partition for place in places}:
             # A change that was refused leaves no trace in `catalog`; one that is taken after it does.
-            names = (self.own(f"marker-{uuid.uuid4().hex}") for _ in range(10_000))
-            marker = next(
-                name
-                for name in names
-                if (murmur2(name.encode()) & 0x7FFFFFFF) % self.settings.catalog_partitions == partition
-            )
+            marker = self.item_at(partition, f"marker-{uuid.uuid4().hex}-")
             sent = await self.put(marker, title="marker", available=False)
             assert sent.partition == partition
             wanted[partition] = sent.offset
