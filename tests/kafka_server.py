@@ -100,7 +100,7 @@ def own_node(
     listeners: Sequence[Listener] = (), properties: Mapping[str, object] = MappingProxyType({})
 ) -> Iterator["KafkaNode"]:
     """A Kafka of one's own that may be killed, frozen and started again. Raises as :func:`kafka_server` does."""
-    java, jars = _java(), _jars()
+    java, jars = java_tool("java"), _jars()
     with tempfile.TemporaryDirectory(prefix="headwater-kafka-") as folder:
         node = _started(java, jars, Path(folder), listeners, properties)
         try:
@@ -238,12 +238,13 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _java() -> str:
+def java_tool(name: str) -> str:
+    """The program of that name of the Java that Kafka runs on. Raises CannotRunError."""
     home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    if java is None:
-        raise CannotRunError("no KAFKA_BOOTSTRAP_SERVERS, and no Java to run Apache Kafka with")
-    return java
+    tool = str(Path(home) / "bin" / name) if home else shutil.which(name)
+    if tool is None:
+        raise CannotRunError(f"no KAFKA_BOOTSTRAP_SERVERS, and no Java ({name}) to run Apache Kafka with")
+    return tool
 
 
 def _jars() -> Path:
