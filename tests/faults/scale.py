@@ -13,6 +13,7 @@ class Scale(NamedTuple):
     broker_kills: int
     silence_s: float
     backlog: int
+    erased: int
 
 
 _FULL: Final = Scale(
@@ -24,9 +25,18 @@ _FULL: Final = Scale(
     broker_kills=10,
     silence_s=60.0,
     backlog=400_000,
+    erased=2_000,
 )
 _SHORT: Final = Scale(
-    kills=2, clicks=12_000, users=200, stops=2, rebalances=3, broker_kills=1, silence_s=35.0, backlog=30_000
+    kills=2,
+    clicks=12_000,
+    users=200,
+    stops=2,
+    rebalances=3,
+    broker_kills=1,
+    silence_s=35.0,
+    backlog=30_000,
+    erased=20,
 )
 
 IS_FULL: Final = os.environ.get("FAULTS") == "full"
