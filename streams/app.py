@@ -25,7 +25,7 @@ from streams.dead_letters import DeadLetters
 from streams.encoder import Encoder, load
 from streams.engine import EngineApp, StopWorker
 from streams.features import ACTION_NAMES
-from streams.index import BadVector, Index, IndexUnavailable, KeyCollision
+from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
 from streams.index.edge import EdgeIndex
 from streams.index.server import ServerIndex
 from streams.index.timed import TimedIndex
@@ -183,7 +183,10 @@ class Worker:
         settings = self._settings
         index: Index
         if settings.qdrant_url is None:
-            index = self._edge = await EdgeIndex.open(settings.data_dir / "index", encoder.dim)
+            try:
+                index = self._edge = await EdgeIndex.open(settings.data_dir / "index", encoder.dim)
+            except (NoRoom, OSError) as error:
+                raise WorkerError(f"HEADWATER_DATA_DIR is {settings.data_dir}: {error}") from error
         else:
             key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
             try:
@@ -345,6 +348,8 @@ class Worker:
                 await index.put(points)
             except (BadVector, KeyCollision) as error:
                 log.error("vector_refused", error=str(error))
+            except NoRoom as error:
+                raise StopWorker(f"HEADWATER_DATA_DIR is {self._settings.data_dir}: {error}") from error
         if self._tails[0].caught_up.is_set():
             # The records carry the time of the catalog change they came from.
             ages_ms = time.time() * 1000.0 - np.array([record.timestamp for record in records])
