@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ from streams.tail import Tail
 from streams.topics import Topics
 from streams.trends import HALF_LIFE_S, Counts, Trends
 from streams.vectors import ItemVectors
-from streams.watchdog import Progress, Watchdog
+from streams.watchdog import TO_COMMIT, Progress, Watchdog
 from streams.web import Web
 
 __all__ = ["Role", "Worker", "WorkerError", "configure_logging", "serve"]
@@ -165,7 +166,9 @@ class Worker:
             app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
             self._stack.push_async_callback(app.stop)
             await app.join()
-        watchdog = Watchdog(self._progress, self.fail, producer.client.fetch_all_metadata)
+        watchdog = Watchdog(
+            lambda: chain(self._progress(), self._commits()), self.fail, producer.client.fetch_all_metadata
+        )
         watchdog.start()
         self._stack.push_async_callback(watchdog.stop)
         self.metrics.worker.info(
@@ -417,6 +420,13 @@ class Worker:
                 parked = tp.topic == self._topics.requests
                 if done is not None and end is not None and not parked:
                     yield Progress(tp.topic, tp.partition, done, end - done)
+
+    def _commits(self) -> Iterator[Progress]:
+        for app in self._apps:
+            consumer: Any = app.consumer
+            for tp in consumer.assignment():
+                committed, more = consumer.committing(TP(tp.topic, tp.partition))
+                yield Progress(tp.topic, tp.partition, committed, more, TO_COMMIT)
 
     def _health(self) -> dict[str, Any]:
         partitions = self._profiles.partitions.values() if self._profiles else ()

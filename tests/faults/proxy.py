@@ -1,4 +1,4 @@
-"""A way to the broker on which writes suffer and everything else flows."""
+"""A way to the broker on which writes suffer, or commits fail, and everything else flows."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,7 @@ from tests.kafka.outside import PATIENCE_S
 _LENGTH: Final = struct.Struct(">i")
 _API_KEY: Final = struct.Struct(">h")
 _PRODUCE: Final = 0
+_OFFSET_COMMIT: Final = 8
 _PIECE: Final = 1 << 16
 
 
@@ -33,6 +34,7 @@ class ProduceProxy:
     def __init__(self) -> None:
         self.weather = Weather.FAIR
         self.port = self.broker_port = 0
+        self.commits_fail = False  # the connection of every commit is cut, too
         self.met = 0  # Produce requests that were held or refused
         self._random = random.Random(6)
         self._connections: set[asyncio.Task[None]] = set()
@@ -87,7 +89,10 @@ class ProduceProxy:
             while True:
                 head = await client.readexactly(_LENGTH.size)
                 body = await client.readexactly(*_LENGTH.unpack(head))
-                goes_on = _API_KEY.unpack_from(body)[0] != _PRODUCE or await self._is_let_pass()
+                key = _API_KEY.unpack_from(body)[0]
+                if key == _OFFSET_COMMIT and self.commits_fail:
+                    return
+                goes_on = key != _PRODUCE or await self._is_let_pass()
                 if goes_on or self._random.random() < 0.5:
                     to_broker.write(head + body)
                     await to_broker.drain()

@@ -1,17 +1,21 @@
-"""The broker takes writes late, or for a while not at all, and workers die waiting: what they committed is written."""
+"""The broker takes writes late, or for a while not at all, or no commits, and workers die of it: what they committed is
+written."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from http import HTTPStatus
 
 import pytest
 import pytest_asyncio
 
+from streams.watchdog import STALL_S
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user, check_no_commit_is_ahead
 from tests.faults.proxy import ProduceProxy, Weather
-from tests.faults.scale import SCALE, TIMEOUT_S
+from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
+from tests.kafka.oracle import all_the_time, applied, check_answers, publish
+from tests.kafka.outside import PATIENCE_S
 from tests.kafka_server import CannotRunError, KafkaNode, Listener, own_node
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
@@ -76,5 +80,30 @@ async def test_killed_while_writes_are_slow_or_refused_and_alive_after_ten_secon
             await publish(outside, story.tell(part))
             await applied(outside)
         assert await check_no_commit_is_ahead(outside) > committed
+        await check_answers(outside, story)
+        await check_every_user(outside, story)
+
+
+@pytest.mark.skipif(not IS_FULL, reason="a commit may fail for half a minute: with `make faults`")
+async def test_commits_that_fail_again_and_again_end_the_worker(
+    proxy: ProduceProxy, behind_proxy: System
+) -> None:
+    """The client would try for ever while clicks are applied: after a crash all of them would be read again."""
+    worker = behind_proxy.worker
+
+    def is_red() -> bool:
+        return worker.health_status() == HTTPStatus.SERVICE_UNAVAILABLE
+
+    async with behind_proxy.stocked() as outside:
+        story = begin(outside, repeated=0.0)
+        proxy.commits_fail = True
+        async with all_the_time(lambda: publish(outside, story.tell(5)), pause_s=0.5):
+            await asyncio.to_thread(worker.wait_until, "it is red", is_red, STALL_S + PATIENCE_S)
+        assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
+        assert "although there are finished records to commit" in worker.log.read_text()
+        await check_no_commit_is_ahead(outside)
+        proxy.commits_fail = False
+        await asyncio.to_thread(worker.start)
+        await applied(outside)
         await check_answers(outside, story)
         await check_every_user(outside, story)

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,6 +130,14 @@ class WorkerProcess:
 
     def health(self) -> dict[str, Any]:
         return dict(json.loads(self._get("/healthz")))
+
+    def health_status(self) -> int:
+        try:
+            self._get("/healthz")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        return HTTPStatus.OK
 
     def watermarks(self) -> dict[int, int]:
         """Of the partitions that it owns."""
