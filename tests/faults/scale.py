@@ -25,7 +25,7 @@ _FULL: Final = Scale(
     broker_kills=10,
     silence_s=60.0,
     backlog=400_000,
-    erased=2_000,
+    erased=400,
 )
 _SHORT: Final = Scale(
     kills=2,

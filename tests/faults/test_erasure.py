@@ -1,6 +1,7 @@
 """Users are erased, by `forget` or by their age: from the worker, its disk and the changelog; nothing late brings them back."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -147,8 +148,10 @@ async def check_nowhere(system: System, outside: Outside, users: Sequence[str]) 
     await applied(outside)
     assert await events_of(outside, users) == {0}
     assert await nobody_known(system, users)
+    names = re.compile(rf"u\d+{re.escape(outside.own(''))}".encode())
+    assert all(names.fullmatch(user.encode()) for user in users)
     files = [path for path in (system.worker.home / "data").rglob("*") if path.is_file()]
-    assert not any(user.encode() in path.read_bytes() for path in files for user in users)
+    assert [path.name for path in files if names.search(path.read_bytes())] == []
     newest = {record.key: record.value for record in await outside.records_of(outside.topics.profiles)}
     assert {newest[user.encode()] for user in users} == {None}
 
