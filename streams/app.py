@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from streams.dead_letters import DeadLetters
 from streams.encoder import Encoder, load
 from streams.engine import EngineApp, StopWorker
 from streams.features import ACTION_NAMES
-from streams.index import BadVector, Index, IndexUnavailable, KeyCollision
+from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
 from streams.index.edge import EdgeIndex
 from streams.index.server import ServerIndex
 from streams.index.timed import TimedIndex
@@ -43,7 +44,7 @@ from streams.tail import Tail
 from streams.topics import Topics
 from streams.trends import HALF_LIFE_S, Counts, Trends
 from streams.vectors import ItemVectors
-from streams.watchdog import Progress, Watchdog
+from streams.watchdog import TO_COMMIT, Progress, Watchdog
 from streams.web import Web
 
 __all__ = ["Role", "Worker", "WorkerError", "configure_logging", "serve"]
@@ -166,7 +167,9 @@ class Worker:
             app.failed.add_done_callback(lambda failed: self.fail(failed.result()))
             self._stack.push_async_callback(app.stop)
             await app.join()
-        watchdog = Watchdog(self._progress, self.fail, producer.client.fetch_all_metadata)
+        watchdog = Watchdog(
+            lambda: chain(self._progress(), self._commits()), self.fail, producer.client.fetch_all_metadata
+        )
         watchdog.start()
         self._stack.push_async_callback(watchdog.stop)
         self.metrics.worker.info(
@@ -186,9 +189,11 @@ class Worker:
         settings = self._settings
         index: Index
         if settings.qdrant_url is None:
-            index = self._edge = await EdgeIndex.open(
-                settings.data_dir / "index", encoder.dim, radius=encoder.manifest.radius
-            )
+            folder, radius = settings.data_dir / "index", encoder.manifest.radius
+            try:
+                index = self._edge = await EdgeIndex.open(folder, encoder.dim, radius=radius)
+            except (NoRoom, OSError) as error:
+                raise WorkerError(f"HEADWATER_DATA_DIR is {settings.data_dir}: {error}") from error
         else:
             key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
             try:
@@ -351,6 +356,8 @@ class Worker:
                 await index.put(points)
             except (BadVector, KeyCollision) as error:
                 log.error("vector_refused", error=str(error))
+            except NoRoom as error:
+                raise StopWorker(f"HEADWATER_DATA_DIR is {self._settings.data_dir}: {error}") from error
         if self._tails[0].caught_up.is_set():
             # The records carry the time of the catalog change they came from.
             ages_ms = time.time() * 1000.0 - np.array([record.timestamp for record in records])
@@ -422,7 +429,14 @@ class Worker:
                         and self._catalog is not None
                         and self._catalog.waits(tp.partition)
                     )
-                    yield Progress(tp.topic, tp.partition, done, end - done, waits)
+                    yield Progress(tp.topic, tp.partition, done, end - done, waits=waits)
+
+    def _commits(self) -> Iterator[Progress]:
+        for app in self._apps:
+            consumer: Any = app.consumer
+            for tp in consumer.assignment():
+                committed, more = consumer.committing(TP(tp.topic, tp.partition))
+                yield Progress(tp.topic, tp.partition, committed, more, TO_COMMIT)
 
     def _health(self) -> dict[str, Any]:
         partitions = self._profiles.partitions.values() if self._profiles else ()

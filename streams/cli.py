@@ -5,6 +5,7 @@ commands that need them, so that `headwater --help` answers at once.
 """
 
 import asyncio
+import faulthandler
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ class CommandError(Exception):
 
 def main() -> NoReturn:
     """The console script."""
+    if sys.stderr is not None:
+        faulthandler.enable()  # where native code ends the process, it ends with the place
     try:
         code = app(result_action="return_value")
     except KeyboardInterrupt:

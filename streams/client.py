@@ -41,6 +41,7 @@ from streams.messages import (
     decode_response,
     encode,
 )
+from streams.refusal import why_unreachable
 from streams.settings import Settings
 from streams.topics import Topics
 
@@ -125,11 +126,8 @@ class HeadwaterClient:
             await asyncio.wait_for(self._connect(), CONNECT_TIMEOUT_S)
         except (KafkaError, OSError, TimeoutError) as error:
             await self.close()
-            raise ClientError(
-                f"no answer from the Kafka broker at {self._settings.bootstrap_servers} "
-                f"({str(error) or f'waited {CONNECT_TIMEOUT_S:g} s'}): expected a running broker; start one "
-                "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
-            ) from error
+            failure = str(error) or f"waited {CONNECT_TIMEOUT_S:g} s"
+            raise ClientError(await why_unreachable(self._settings, failure)) from error
         except BaseException:
             await self.close()
             raise

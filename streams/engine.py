@@ -322,6 +322,12 @@ class BatchConsumer(driver.Consumer):
         done = self._next.get(tp)
         return self._committed_offset.get(tp) if done is None else done
 
+    def committing(self, tp: TP) -> tuple[int, int]:
+        """The committed offset, and how much a commit that is under way adds to it: aiokafka tries one again for ever."""
+        committed = self._committed_offset.get(tp) or 0
+        under_way = self._commit_fut is not None
+        return committed, self._next.get(tp, committed) - committed if under_way else 0
+
     # What Faust may commit: the end of the finished batches, and nothing else.
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Any:

@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError
 from models.events import in_order
 from streams.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
 from streams.publish import Outgoing, producer_of
+from streams.refusal import why_unreachable
 from streams.routing import write_keyed
 from streams.settings import Settings
 from streams.topics import Topics
@@ -86,10 +87,8 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
         try:
             await asyncio.wait_for(producer.start(), _CONNECT_TIMEOUT_S)
         except (KafkaError, OSError, TimeoutError) as error:
-            raise ImportFileError(
-                f"no answer from the Kafka broker at {settings.bootstrap_servers} ({str(error) or f'waited {_CONNECT_TIMEOUT_S:g} s'}): start one "
-                "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
-            ) from error
+            failure = str(error) or f"waited {_CONNECT_TIMEOUT_S:g} s"
+            raise ImportFileError(await why_unreachable(settings, failure)) from error
         existing = (await producer.client.fetch_all_metadata()).topics()
         if topic not in existing:
             raise ImportFileError(

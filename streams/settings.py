@@ -246,13 +246,24 @@ class Settings(BaseSettings):
         return options
 
     def _ssl_context(self) -> ssl.SSLContext:
-        password = self.kafka_ssl_key_password
-        context: ssl.SSLContext = create_ssl_context(
-            cafile=self.kafka_ssl_ca_file,
-            certfile=self.kafka_ssl_cert_file,
-            keyfile=self.kafka_ssl_key_file,
-            password=password.get_secret_value() if password else None,
-        )
+        # Without a password of ours OpenSSL would ask for that of an encrypted key at the terminal, and wait.
+        password = self.kafka_ssl_key_password or SecretStr("")
+        try:
+            context: ssl.SSLContext = create_ssl_context(
+                cafile=self.kafka_ssl_ca_file,
+                certfile=self.kafka_ssl_cert_file,
+                keyfile=self.kafka_ssl_key_file,
+                password=password.get_secret_value(),
+            )
+        except OSError as error:
+            names = ("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
+            held = [
+                f"{PREFIX}{name.upper()} is '{getattr(self, name)}'" for name in names if getattr(self, name)
+            ]
+            raise SettingsError(
+                f"{', '.join(held)}: expected readable PEM files, a key that fits the certificate, and its "
+                f"{PREFIX}KAFKA_SSL_KEY_PASSWORD if it has one ({error})"
+            ) from error
         return context
 
 

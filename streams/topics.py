@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
+from streams.refusal import why_unreachable
 from streams.settings import Settings
 
 _MINUTE_MS = 60_000
@@ -264,9 +265,6 @@ async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
         await admin.start()
         yield admin
     except (KafkaError, OSError) as error:
-        raise TopicsError(
-            f"no answer from the Kafka broker at {settings.bootstrap_servers} ({error}): expected a running broker; "
-            "start one (`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
-        ) from error
+        raise TopicsError(await why_unreachable(settings, str(error))) from error
     finally:
         await admin.close()

@@ -23,13 +23,18 @@ _PATIENCE_S: Final = 600.0
 EXIT_STALLED: Final = 70  # EX_SOFTWARE
 
 
+TO_READ: Final = "records to read"
+TO_COMMIT: Final = "finished records to commit"
+
+
 class Progress(NamedTuple):
-    """How far one partition has come, and whether there is more to do."""
+    """How far one partition has come, and whether there is more to do; ``left`` names it."""
 
     topic: str
     partition: int
     done: int
     lag: int
+    left: str = TO_READ
     waits: bool = False  # for something that has its own patience
 
 
@@ -47,7 +52,7 @@ class Watchdog:
         ask_broker: Callable[[], Awaitable[object]],
     ) -> None:
         self._progress, self._fail, self._ask_broker = progress, fail, ask_broker
-        self._moved: dict[tuple[str, int], tuple[int, float]] = {}
+        self._moved: dict[tuple[str, int, str], tuple[int, float]] = {}
         self._beat_s = time.monotonic()
         self._excused_s = 0.0  # no stall is counted from before
         self._silent_since_s: float | None = None
@@ -67,17 +72,17 @@ class Watchdog:
     def stalled(self) -> str | None:
         """What has not moved for too long, as a sentence; None while all is well."""
         now = time.monotonic()
-        for (topic, partition), (done, since_s) in self._moved.items():
+        for (topic, partition, left), (done, since_s) in self._moved.items():
             if now - max(since_s, self._excused_s) > STALL_S:
                 return (
                     f"{topic}-{partition}: no progress past offset {done} for {now - since_s:.0f} s although there are "
-                    "records to read, expected some within 30 s; the worker has to be started again"
+                    f"{left}, expected some within 30 s; the worker has to be started again"
                 )
         return None
 
     def still_s(self, topic: str, partition: int) -> float:
         """For how long a partition with lag has not moved; 0 where there is nothing to do."""
-        seen = self._moved.get((topic, partition))
+        seen = self._moved.get((topic, partition, TO_READ))
         return max(self._beat_s - seen[1], 0.0) if seen is not None else 0.0
 
     async def _look(self) -> None:
@@ -85,7 +90,7 @@ class Watchdog:
             self._beat_s = time.monotonic()
             seen = {}
             for each in self._progress():
-                place = (each.topic, each.partition)
+                place = (each.topic, each.partition, each.left)
                 before = self._moved.get(place)
                 moved = before is None or before[0] != each.done or each.lag <= 0 or each.waits
                 seen[place] = (each.done, self._beat_s if moved or before is None else before[1])

@@ -18,9 +18,11 @@ import threading
 import time
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from streams.broker import dying_with_us
 
@@ -43,8 +45,10 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map={protocols}
+listeners={listeners}
+advertised.listeners={advertised}
 log.dirs={log_dir}
 auto.create.topics.enable=false
 group.initial.rebalance.delay.ms=0
@@ -56,6 +60,14 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 log.cleaner.dedupe.buffer.size=33554432
 """
+
+
+class Listener(NamedTuple):
+    """One more way into a node, beside the plain one."""
+
+    name: str
+    protocol: str = "PLAINTEXT"
+    told_port: int | None = None  # where clients are told to go; None: to the listener itself
 
 
 class CannotRunError(Exception):
@@ -84,11 +96,13 @@ def kafka_server() -> Iterator[str]:
 
 
 @contextmanager
-def own_node() -> Iterator["KafkaNode"]:
+def own_node(
+    listeners: Sequence[Listener] = (), properties: Mapping[str, object] = MappingProxyType({})
+) -> Iterator["KafkaNode"]:
     """A Kafka of one's own that may be killed, frozen and started again. Raises as :func:`kafka_server` does."""
-    java, jars = _java(), _jars()
+    java, jars = java_tool("java"), _jars()
     with tempfile.TemporaryDirectory(prefix="headwater-kafka-") as folder:
-        node = _started(java, jars, Path(folder))
+        node = _started(java, jars, Path(folder), listeners, properties)
         try:
             yield node
         finally:
@@ -98,16 +112,33 @@ def own_node() -> Iterator["KafkaNode"]:
 class KafkaNode:
     """One node in a folder of its own, on ports that it keeps."""
 
-    def __init__(self, java: str, jars: Path, home: Path) -> None:
+    def __init__(
+        self,
+        java: str,
+        jars: Path,
+        home: Path,
+        listeners: Sequence[Listener] = (),
+        properties: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         self._home, self._output = home, home / "kafka.log"
         self._java = [java, "-cp", f"{jars}/*"]
         self._properties = home / "server.properties"
-        self._port, controller_port = _free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
         home.mkdir()
-        self._properties.write_text(
-            _PROPERTIES.format(port=self._port, controller_port=controller_port, log_dir=home / "logs")
+        clients = [Listener("PLAINTEXT"), *listeners]
+        controller_port, *ports = _free_ports(1 + len(clients))
+        self._ports = {listener.name: port for listener, port in zip(clients, ports, strict=True)}
+        configured = _PROPERTIES.format(
+            controller_port=controller_port,
+            log_dir=home / "logs",
+            protocols=",".join(
+                ["CONTROLLER:PLAINTEXT", *(f"{each.name}:{each.protocol}" for each in clients)]
+            ),
+            listeners=_addresses({**self._ports, "CONTROLLER": controller_port}),
+            advertised=_addresses({each.name: each.told_port or self._ports[each.name] for each in clients}),
         )
+        more = "".join(f"{name}={value}\n" for name, value in properties.items())
+        self._properties.write_text(configured + more)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
         formatting = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
         done = subprocess.run(
@@ -117,8 +148,19 @@ class KafkaNode:
             raise KafkaFailedError(f"formatting Kafka's log folder failed:\n{done.stdout}{done.stderr}")
 
     @property
+    def home(self) -> Path:
+        """Its log folders are under it."""
+        return self._home
+
+    @property
     def servers(self) -> str:
-        return f"127.0.0.1:{self._port}"
+        return self.address("PLAINTEXT")
+
+    def port(self, listener: str) -> int:
+        return self._ports[listener]
+
+    def address(self, listener: str) -> str:
+        return f"127.0.0.1:{self.port(listener)}"
 
     def start(self) -> None:
         """Start, and return once it listens."""
@@ -131,7 +173,7 @@ class KafkaNode:
                 start_new_session=True,
             )
         try:
-            _wait_until_ready(self._process, self._port, self._output)
+            _wait_until_ready(self._process, self.port("PLAINTEXT"), self._output)
         except BaseException:
             self.kill()
             raise
@@ -148,9 +190,15 @@ class KafkaNode:
             self._process = None
 
 
-def _started(java: str, jars: Path, folder: Path) -> KafkaNode:
+def _addresses(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
+
+
+def _started(
+    java: str, jars: Path, folder: Path, listeners: Sequence[Listener], properties: Mapping[str, object]
+) -> KafkaNode:
     for attempt in range(3):
-        node = KafkaNode(java, jars, folder / str(attempt))
+        node = KafkaNode(java, jars, folder / str(attempt), listeners, properties)
         try:
             node.start()
         except KafkaFailedError as failure:
@@ -190,12 +238,13 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _java() -> str:
+def java_tool(name: str) -> str:
+    """The program of that name of the Java that Kafka runs on. Raises CannotRunError."""
     home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    if java is None:
-        raise CannotRunError("no KAFKA_BOOTSTRAP_SERVERS, and no Java to run Apache Kafka with")
-    return java
+    tool = str(Path(home) / "bin" / name) if home else shutil.which(name)
+    if tool is None:
+        raise CannotRunError(f"no KAFKA_BOOTSTRAP_SERVERS, and no Java ({name}) to run Apache Kafka with")
+    return tool
 
 
 def _jars() -> Path:

@@ -153,6 +153,13 @@ def test_tls_gives_every_client_a_context_that_verifies_the_broker() -> None:
     assert context.verify_mode == ssl.CERT_REQUIRED
 
 
+def test_a_certificate_that_is_none_is_refused_by_the_name_of_its_setting() -> None:
+    with pytest.raises(
+        SettingsError, match=r"HEADWATER_KAFKA_SSL_CA_FILE is '.*': expected readable PEM files"
+    ):
+        Settings.load(kafka_security_protocol="SSL", kafka_ssl_ca_file=__file__).kafka_options()
+
+
 def test_settings_cannot_be_changed_once_built() -> None:
     settings = Settings.load()
     with pytest.raises(ValueError, match="frozen"):

@@ -8,7 +8,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from streams import watchdog
-from streams.watchdog import EXIT_STALLED, STALL_S, Progress, Watchdog
+from streams.watchdog import EXIT_STALLED, STALL_S, TO_COMMIT, Progress, Watchdog
 from tests.interests_worker import until
 
 
@@ -74,6 +74,18 @@ async def test_a_partition_with_lag_that_does_not_move_is_reported_with_place_an
         await one.after(2)
         assert "clicks-2: no progress past offset 10 for 31 s" in one.failures[0]
         assert "started again" in one.failures[0]
+
+    await watched(clock, test)
+
+
+async def test_a_commit_that_never_ends_is_reported_though_the_partition_is_read_on(clock: Clock) -> None:
+    async def test(one: Watched) -> None:
+        for done in range(10, 14):
+            one.progress = [Progress("clicks", 2, done, 5), Progress("clicks", 2, 7, 3, TO_COMMIT)]
+            await one.after(STALL_S / 3)
+        await one.after(2)
+        assert "clicks-2: no progress past offset 7 for" in one.failures[0]
+        assert "although there are finished records to commit" in one.failures[0]
 
     await watched(clock, test)
 

@@ -29,6 +29,10 @@ class IndexUnavailable(RuntimeError):
     """The engine did not answer within its time and tries; the same call may succeed later."""
 
 
+class NoRoom(RuntimeError):
+    """The disk has too little room for what the engine is about to write."""
+
+
 class Point(msgspec.Struct, frozen=True):
     """One version of an item, or the mark of its deletion (`vector` None, payload empty).
 

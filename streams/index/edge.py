@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from streams.index import (
     Hit,
     KeyCollision,
+    NoRoom,
     Point,
     Query,
     Stamp,
@@ -53,6 +54,10 @@ SEARCH_EF = 128
 # a condition on ids 10 ms; through the graph the condition is nearly free, and more hits widen the search.
 DROPPED_AFTER_SCAN = 1024
 DROPPED_AFTER_GRAPH = 100
+
+# The engine writes into mapped files. On a full disk the kernel ends such a process at once (SIGBUS), without a word. So
+# this much is free before every write: a new shard takes 40 MB of it, a slice or the index of a new number field 2 MB.
+ROOM_BYTES = 64 * 1024 * 1024
 
 
 class GraphPolicy(msgspec.Struct, frozen=True):
@@ -78,7 +83,7 @@ class _Item(msgspec.Struct, gc=False):
 
 
 class EdgeIndex:
-    """`open` it within a running event loop and `close` it there."""
+    """`open` it within a running event loop and `close` it there. `open` and `put` raise NoRoom when the disk is full."""
 
     def __init__(self, folder: Path, lock: int, dim: int, radius: float, policy: GraphPolicy) -> None:
         self._folder = folder
@@ -109,6 +114,8 @@ class EdgeIndex:
 
         `radius`: see `lifted`.
         """
+        path.mkdir(parents=True, exist_ok=True)
+        _require_room(path)
         folder, lock = await asyncio.to_thread(_own_folder, path)
         return cls(folder, lock, dim, radius, graph or GraphPolicy())
 
@@ -121,6 +128,7 @@ class EdgeIndex:
         check_points(points, self._dim)
         collisions: list[str] = []
         for part in _slices(points, PUT_SLICE):
+            _require_room(self._folder)
             async with self._writing:
                 self._put_slice(part, collisions)
             await asyncio.sleep(0)
@@ -230,6 +238,7 @@ class EdgeIndex:
         """Gives an attribute's numbers an index when its name first appears, before the first item that has it."""
         for field in {field for document in documents for field in document.numbers} - self._indexed_fields:
             if len(self._indexed_fields) <= fields.MAX_NUMBER_FIELDS:
+                _require_room(self._folder)
                 self._indexed_fields.add(field)
                 self._shard.update(_number_index(field))
 
@@ -268,6 +277,8 @@ class EdgeIndex:
             try:
                 async with self._writing:
                     self._shard.flush()
+                    # The copy, in which no hole stays a hole, and as much again for the graph and what is put meanwhile.
+                    _require_room(self._folder, 2 * _size(self._path))
                     self._changed = set()
                     within, self._outside = await self.count(), 0
                     indexed = frozenset(self._indexed_fields)
@@ -403,9 +414,21 @@ def _payload(item: _Item) -> dict[str, Any]:
     return decoded
 
 
+def _require_room(folder: Path, beside: int = 0) -> None:
+    free, least = shutil.disk_usage(folder).free, ROOM_BYTES + beside
+    if free < least:
+        raise NoRoom(
+            f"{free >> 20} MB are free on its disk, expected at least {least >> 20} MB for the index: make room, then "
+            "start again"
+        )
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def _own_folder(path: Path) -> tuple[Path, int]:
     """A new folder and the lock that marks it as ours, after removing those that no living process holds."""
-    path.mkdir(parents=True, exist_ok=True)
     gate = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)  # so that nobody takes our folder for abandoned before it is locked

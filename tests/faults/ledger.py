@@ -1,6 +1,11 @@
 """The oracle: every user's record in the changelog against what was published, computed in plain Python."""
 
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from aiokafka import ConsumerRecord
 
 from streams import encoder as encoders
 from streams.catalog import point_of_vector
@@ -12,7 +17,7 @@ from streams.state_records import bundle_key, unpack
 from streams.vectors import ItemVectors
 from tests.histories import canonical_state, cosine
 from tests.kafka.outside import Outside
-from tests.kafka.story import Story
+from tests.kafka.story import Story, newest_events
 
 _SAME: float = 1 - 1e-6
 
@@ -22,30 +27,66 @@ async def check_every_user(outside: Outside, story: Story) -> None:
     encoder = encoders.load(outside.settings.bundle_path)
     columns = await _stored(outside, encoder)
     vectors = await _vectors(outside, encoder)
-    wrong = []
-    for user in story.users:
-        expected = [
-            Event(
-                each["at_ms"],
-                event_key(each["event_id"]) & EVENT_KEY_MASK,
-                item_key(each["item_id"]),
-                ACTION_CODES[each["action"]],
-            )
-            for each in story.events(user)
-        ]
-        row = columns.rows.get(user.encode())
-        found = columns.log(np.array([row])).events(0) if row is not None else []
-        if found != expected:
-            wrong.append(f"{user}: {len(found)} events, expected {len(expected)}")
-        elif row is not None:
-            state, pending = canonical_state(expected, vectors, encoder, encoder.state_size)
-            alike = cosine(columns.state[row], state.astype(np.float16))
-            if pending or alike < _SAME:
-                wrong.append(
-                    f"{user}: another state, cosine {alike:.7f}; {pending} of its items have no vector, "
-                    f"{columns.pending[row]} by its record"
-                )
+    wrong = [
+        f"{user}: {found}"
+        for user in story.users
+        if (found := _difference(columns, user.encode(), story.events(user), vectors, encoder))
+    ]
     assert not wrong, f"{len(wrong)} of {len(story.users)} users: {'; '.join(wrong[:10])}"
+
+
+async def check_no_commit_is_ahead(outside: Outside) -> int:
+    """What the group has committed is in the changelog: each user's record covers all clicks of theirs below the
+    committed offset, and holds exactly those up to the offset that it names. Returns how many clicks are committed.
+    """
+    committed = await outside.committed(outside.settings.interests_group, outside.topics.clicks)
+    encoder = encoders.load(outside.settings.bundle_path)
+    columns = await _stored(outside, encoder)  # after the offsets: it may only have grown since
+    vectors = await _vectors(outside, encoder)
+    clicks: dict[bytes, list[ConsumerRecord]] = {}
+    for record in await outside.records_of(outside.topics.clicks):
+        clicks.setdefault(record.key, []).append(record)
+    wrong = []
+    for user, records in clicks.items():
+        row = columns.rows.get(user)
+        covered = int(columns.offset[row]) if row is not None else -1
+        below = [each.offset for each in records if each.offset < committed.get(each.partition, 0)]
+        events = [json.loads(each.value) for each in records if each.offset <= covered]
+        if below and below[-1] > covered:
+            wrong.append(f"{user.decode()}: covered up to {covered}, committed past {below[-1]}")
+        elif found := _difference(columns, user, newest_events(events), vectors, encoder):
+            wrong.append(f"{user.decode()} up to {covered}: {found}")
+    assert not wrong, f"{len(wrong)} of {len(clicks)} users: {'; '.join(wrong[:10])}"
+    return sum(committed.values())
+
+
+def _difference(
+    columns: Columns, user: bytes, events: Sequence[Mapping[str, Any]], vectors: ItemVectors, encoder: Encoder
+) -> str:
+    """What is stored of a user against these events; empty where it is the same."""
+    expected = [
+        Event(
+            each["at_ms"],
+            event_key(each["event_id"]) & EVENT_KEY_MASK,
+            item_key(each["item_id"]),
+            ACTION_CODES[each["action"]],
+        )
+        for each in events
+    ]
+    row = columns.rows.get(user)
+    found = columns.log(np.array([row])).events(0) if row is not None else []
+    if found != expected:
+        return f"{len(found)} events, expected {len(expected)}"
+    if row is None:
+        return ""
+    state, pending = canonical_state(expected, vectors, encoder, encoder.state_size)
+    alike = cosine(columns.state[row], state.astype(np.float16))
+    if not pending and alike >= _SAME:
+        return ""
+    return (
+        f"another state, cosine {alike:.7f}; {pending} of its items have no vector, "
+        f"{columns.pending[row]} by its record"
+    )
 
 
 async def _stored(outside: Outside, encoder: Encoder) -> Columns:

@@ -14,6 +14,7 @@ class Scale(NamedTuple):
     silence_s: float
     index_away_s: float
     backlog: int
+    erased: int
 
 
 _FULL: Final = Scale(
@@ -26,6 +27,7 @@ _FULL: Final = Scale(
     silence_s=60.0,
     index_away_s=60.0,
     backlog=400_000,
+    erased=400,
 )
 _SHORT: Final = Scale(
     kills=2,
@@ -37,6 +39,7 @@ _SHORT: Final = Scale(
     silence_s=35.0,
     index_away_s=3.0,
     backlog=30_000,
+    erased=20,
 )
 
 IS_FULL: Final = os.environ.get("FAULTS") == "full"

@@ -88,13 +88,11 @@ def new_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Wor
         def make(role: str = "all", **given: object) -> WorkerProcess:
             nonlocal count
             count += 1
-            worker = WorkerProcess(
-                tmp_path / f"worker-{count}",
-                role,
-                kafka_bootstrap_servers=settings.kafka_bootstrap_servers,
-                topic_prefix=settings.topic_prefix,
-                **given,
-            )
+            system = {
+                "kafka_bootstrap_servers": settings.kafka_bootstrap_servers,
+                "topic_prefix": settings.topic_prefix,
+            }
+            worker = WorkerProcess(tmp_path / f"worker-{count}", role, **{**system, **given})
             stack.callback(worker.kill)
             return worker
 

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import jsonschema
 from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.partitioner import murmur2
 from aiokafka.structs import RecordMetadata
 
@@ -266,6 +267,16 @@ class Outside:
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited {PATIENCE_S:g} s until {what}")
             await asyncio.sleep(0.05)
+
+    async def committed(self, group: str, topic: str) -> dict[int, int]:
+        """The offsets that a consumer group has committed of a topic, by partition."""
+        admin = AIOKafkaAdminClient(**self.settings.kafka_options())
+        await admin.start()
+        try:
+            found = await admin.list_consumer_group_offsets(group)
+        finally:
+            await admin.close()
+        return {place.partition: each.offset for place, each in found.items() if place.topic == topic}
 
     async def records_of(self, topic: str) -> list[ConsumerRecord]:
         """Everything on a topic now."""

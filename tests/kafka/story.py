@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from tests.kafka import shop
@@ -51,5 +52,10 @@ class Story:
 
     def events(self, user: str) -> list[dict[str, Any]]:
         """The user's newest events, oldest first."""
-        told = sorted(self._told[user].values(), key=lambda message: int(message["at_ms"]))
-        return told[-LOG_LENGTH:]
+        return newest_events(self._told[user].values())
+
+
+def newest_events(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a log holds after these messages of one user, oldest first; their times differ."""
+    told = {message["event_id"]: message for message in messages}
+    return sorted(told.values(), key=lambda message: int(message["at_ms"]))[-LOG_LENGTH:]

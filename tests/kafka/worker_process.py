@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +42,9 @@ class WorkerProcess:
     def __init__(self, home: Path, role: str = "all", **settings: object) -> None:
         self.home, self.role, self.settings = home, role, settings
         self.log = home / "worker.log"
+        self.within: tuple[
+            str, ...
+        ] = ()  # a command that becomes the worker, after what it does to its surroundings
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._may_end = False
@@ -71,7 +75,7 @@ class WorkerProcess:
         with self.log.open("ab") as log:
             self._may_end = False
             self._process = subprocess.Popen(
-                dying_with_us(command("worker", "--role", self.role)),
+                dying_with_us([*self.within, *command("worker", "--role", self.role)]),
                 cwd=self.home,
                 env=environment(web_port=self._port, **given),
                 stdin=subprocess.DEVNULL,
@@ -79,6 +83,11 @@ class WorkerProcess:
                 stderr=log,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """SIGKILL: nothing is finished, committed or closed. Harmless when it does not run."""
@@ -122,6 +131,14 @@ class WorkerProcess:
     def health(self) -> dict[str, Any]:
         return dict(json.loads(self._get("/healthz")))
 
+    def health_status(self) -> int:
+        try:
+            self._get("/healthz")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        return HTTPStatus.OK
+
     def watermarks(self) -> dict[int, int]:
         """Of the partitions that it owns."""
         return {int(number): offset for number, offset in self.health()["partitions"].items()}
@@ -136,8 +153,7 @@ class WorkerProcess:
 
     def memory_mib(self) -> float:
         """What it holds in memory now."""
-        assert self._process is not None
-        fields = Path(f"/proc/{self._process.pid}/statm").read_text().split()
+        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def user(self, user_id: str) -> dict[str, Any] | None:

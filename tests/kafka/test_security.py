@@ -1,0 +1,161 @@
+"""A broker that wants a login, or TLS: who comes with the right one works, everybody else is told what is wrong."""
+
+import asyncio
+import secrets
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from streams import topics
+from streams.settings import Settings
+from streams.topics import TopicsError
+from tests.kafka.outside import Outside
+from tests.kafka.test_start import check_refused
+from tests.kafka.worker_process import WorkerProcess, finished
+from tests.kafka_server import CannotRunError, KafkaNode, Listener, java_tool, own_node
+
+pytestmark = pytest.mark.kafka
+
+USER, PASSWORD, WRONG_PASSWORD = "shop", secrets.token_hex(12), secrets.token_hex(12)
+KEYSTORE_PASSWORD = secrets.token_hex(12)
+Given = Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+    keystore = tmp_path_factory.mktemp("keys") / "broker.p12"
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    properties = {
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.login.plain.sasl.jaas.config": f'{login} user_{USER}="{PASSWORD}";',
+        "ssl.keystore.location": keystore,
+        "ssl.keystore.password": KEYSTORE_PASSWORD,
+    }
+    try:
+        _make_keystore(keystore)
+        with own_node([Listener("LOGIN", "SASL_PLAINTEXT"), Listener("TLS", "SSL")], properties) as node:
+            yield node
+    except CannotRunError as error:
+        pytest.skip(str(error))
+
+
+def _make_keystore(path: Path) -> None:
+    """A key, and a certificate for this address that nobody but the key itself has signed."""
+    making = [java_tool("keytool"), "-genkeypair", "-alias", "broker", "-keyalg", "RSA", "-validity", "2"]
+    named = ["-dname", "CN=127.0.0.1", "-ext", "SAN=ip:127.0.0.1"]
+    kept = ["-storetype", "PKCS12", "-keystore", str(path), "-storepass", KEYSTORE_PASSWORD]
+    done = subprocess.run([*making, *named, *kept], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def broker(node: KafkaNode) -> str:
+    return node.servers
+
+
+@pytest.fixture(scope="module")
+def certificate(node: KafkaNode, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("trusted") / "broker.pem"
+    path.write_text(ssl.get_server_certificate(("127.0.0.1", node.port("TLS"))))
+    return str(path)
+
+
+def with_login(node: KafkaNode, password: str, **more: str) -> Given:
+    login = {"kafka_sasl_username": USER, "kafka_sasl_password": password}
+    return {**to(node, "LOGIN", "SASL_PLAINTEXT"), **login, **more}
+
+
+def with_tls(node: KafkaNode, certificate: str) -> Given:
+    return {**to(node, "TLS", "SSL"), "kafka_ssl_ca_file": certificate}
+
+
+def to(node: KafkaNode, listener: str, protocol: str) -> Given:
+    return {"kafka_bootstrap_servers": node.address(listener), "kafka_security_protocol": protocol}
+
+
+# Who comes, and what has to be said to them.
+Wrong = Callable[[KafkaNode], Given]
+REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
+    "a wrong password": (
+        lambda node: with_login(node, WRONG_PASSWORD),
+        ("refused the login", "HEADWATER_KAFKA_SASL_USERNAME", "HEADWATER_KAFKA_SASL_PASSWORD"),
+    ),
+    "plaintext to TLS": (
+        lambda node: to(node, "TLS", "PLAINTEXT"),
+        ("closed the connection", "HEADWATER_KAFKA_SECURITY_PROTOCOL", "other than PLAINTEXT"),
+    ),
+}
+ALSO_REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
+    "a mechanism that the broker has not": (
+        lambda node: with_login(node, PASSWORD, kafka_sasl_mechanism="SCRAM-SHA-512"),
+        ("refused the login", "HEADWATER_KAFKA_SASL_MECHANISM", "now SCRAM-SHA-512"),
+    ),
+    "no login where one is wanted": (
+        lambda node: to(node, "LOGIN", "PLAINTEXT"),
+        ("closed the connection", "HEADWATER_KAFKA_SECURITY_PROTOCOL", "other than PLAINTEXT"),
+    ),
+    "a login where none is wanted": (
+        lambda node: {**with_login(node, PASSWORD), "kafka_bootstrap_servers": node.servers},
+        ("closed the connection", "HEADWATER_KAFKA_SECURITY_PROTOCOL", "other than SASL_PLAINTEXT"),
+    ),
+    "a certificate that nobody vouches for": (
+        lambda node: to(node, "TLS", "SSL"),
+        ("not trusted", "self-signed", "HEADWATER_KAFKA_SSL_CA_FILE"),
+    ),
+    "TLS to plaintext": (
+        lambda node: {**to(node, "TLS", "SSL"), "kafka_bootstrap_servers": node.servers},
+        ("closed the connection", "HEADWATER_KAFKA_SECURITY_PROTOCOL", "other than SSL"),
+    ),
+}
+
+
+def check_no_secret(*texts: str) -> None:
+    for secret in (PASSWORD, WRONG_PASSWORD, KEYSTORE_PASSWORD):
+        assert not any(secret in text for text in texts), "a password is written there"
+
+
+@pytest.mark.parametrize("command", [("worker",), ("topics", "check")])
+@pytest.mark.parametrize("wrong", REFUSED)
+def test_a_command_is_refused_with_one_line(
+    node: KafkaNode, tmp_path: Path, wrong: str, command: tuple[str, ...]
+) -> None:
+    given, parts = REFUSED[wrong]
+    settings = given(node)
+    done = finished(tmp_path, *command, log_level="debug", **settings)
+    check_refused(done, f"the Kafka broker at {settings['kafka_bootstrap_servers']}", *parts)
+    check_no_secret(done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("wrong", {**REFUSED, **ALSO_REFUSED})
+async def test_every_wrong_way_in_is_named_with_its_setting(node: KafkaNode, wrong: str) -> None:
+    given, parts = {**REFUSED, **ALSO_REFUSED}[wrong]
+    with pytest.raises(TopicsError) as refused:
+        await topics.check(Settings(**given(node)))
+    assert [part for part in parts if part not in str(refused.value)] == [], refused.value
+    check_no_secret(str(refused.value))
+
+
+async def test_a_click_is_in_the_answer_and_no_password_in_the_log(
+    node: KafkaNode, certificate: str, own_topics: Settings, new_worker: Callable[..., WorkerProcess]
+) -> None:
+    by_login, by_tls = with_login(node, PASSWORD), with_tls(node, certificate)
+    prefix = {"topic_prefix": own_topics.topic_prefix}
+    interests = new_worker("interests", log_level="debug", **by_login)
+    catalog = new_worker("catalog", log_level="debug", **by_tls)
+    catalog.launch()
+    await asyncio.to_thread(interests.start)
+    async with Outside(Settings(**prefix, **by_tls), interests.check_alive) as outside:
+        await outside.put_and_wait("kept", title="garden hose")
+        after = await outside.click("ann", "kept")
+        answer = await outside.ask("ann", after=after, limit=1, exclude_seen=False)
+    assert (answer["status"], answer["reflects"]["events"]) == ("ok", 1)
+    assert [item["item_id"] for item in answer["items"]] == ["kept"]
+    done = await asyncio.to_thread(finished, interests.home / "cli", "ask", "ann", **prefix, **by_login)
+    assert done.returncode == 0, done.stderr
+    for worker in (interests, catalog):
+        assert await asyncio.to_thread(worker.stop) == 0
+        check_no_secret(worker.log.read_text())
+    check_no_secret(done.stdout, done.stderr)
