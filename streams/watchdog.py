@@ -58,16 +58,18 @@ class Watchdog:
         self._silent_since_s: float | None = None
         self._stopped = threading.Event()
         self._task: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._watch_loop, name="watchdog", daemon=True)
 
     def start(self) -> None:
         self._task = asyncio.ensure_future(self._look())
-        threading.Thread(target=self._watch_loop, name="watchdog", daemon=True).start()
+        self._thread.start()
 
     async def stop(self) -> None:
         self._stopped.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._thread.join()  # it waits for nothing but that flag
 
     def stalled(self) -> str | None:
         """What has not moved for too long, as a sentence; None while all is well."""
