@@ -273,6 +273,14 @@ class Metrics:
             buckets=RESTORE,
         ),
     ]
+    rebalance_pause_seconds: Annotated[
+        Histogram,
+        About(
+            "From when a rebalance reaches this worker to its clicks being applied again.",
+            "Long with short restores: workers are slow to join (a blocked loop, HEADWATER_SESSION_TIMEOUT_S after a crash).",
+            buckets=RESTORE,
+        ),
+    ]
     rebalances_total: Annotated[
         Counter,
         About(

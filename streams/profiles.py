@@ -153,6 +153,7 @@ class Profiles:
             fetch_max_wait_ms=100,
         )
         self._reading = asyncio.Lock()
+        self._paused_s: float | None = None  # since then, by a rebalance
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -174,6 +175,7 @@ class Profiles:
 
     def interrupt(self) -> None:
         """A rebalance or stop begins: whoever waits for a partition to be opened is sent away."""
+        self._paused_s = self._paused_s or time.monotonic()
         for partition in self.partitions.values():
             partition.gate.interrupt()
 
@@ -218,6 +220,9 @@ class Profiles:
                 partition.mark_applied(partition.watermark)
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
+        if self._paused_s is not None and all(each.gate.is_open for each in self.partitions.values()):
+            self._metrics.rebalance_pause_seconds.observe(time.monotonic() - self._paused_s)
+            self._paused_s = None
         log.info(
             "partitions_opened",
             count=len(partitions),

@@ -69,9 +69,12 @@ async def test_asked_to_stop_again_and_again(new_system: Callable[..., System]) 
 
 
 async def test_workers_that_come_and_go_all_the_time(
-    new_system: Callable[..., System], new_worker: Callable[..., WorkerProcess]
+    new_system: Callable[..., System],
+    new_worker: Callable[..., WorkerProcess],
+    record_property: Callable[[str, object], None],
 ) -> None:
     system = new_system(max_poll_records=_BATCH)
+    worker = system.worker
     others = [new_worker("interests", max_poll_records=_BATCH) for _ in range(2)]
     running: list[WorkerProcess] = []
     async with system.stocked() as outside:
@@ -93,6 +96,10 @@ async def test_workers_that_come_and_go_all_the_time(
             await applied(outside)
         await check_answers(outside, story)
         await check_every_user(outside, story)
+    pauses = await asyncio.to_thread(worker.metric, "headwater_rebalance_pause_seconds_count")
+    paused_s = await asyncio.to_thread(worker.metric, "headwater_rebalance_pause_seconds_sum")
+    assert pauses >= SCALE.rebalances // 2  # those that follow each other closely are one
+    record_property("mean pause of the worker that stayed, per rebalance, s", round(paused_s / pauses, 3))
 
 
 async def test_frozen_until_others_have_its_partitions(
