@@ -25,8 +25,8 @@ STOP_S = 15.0
 SESSION_TIMEOUT_S = 6.0
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "streams.cli", *arguments]
+def command(*arguments: str, module: str = "streams.cli") -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -47,6 +47,7 @@ class WorkerProcess:
         ] = ()  # a command that becomes the worker, after what it does to its surroundings
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self.module = "streams.cli"
         self._may_end = False
 
     def __enter__(self) -> Self:
@@ -75,7 +76,7 @@ class WorkerProcess:
         with self.log.open("ab") as log:
             self._may_end = False
             self._process = subprocess.Popen(
-                dying_with_us([*self.within, *command("worker", "--role", self.role)]),
+                dying_with_us([*self.within, *command("worker", "--role", self.role, module=self.module)]),
                 cwd=self.home,
                 env=environment(web_port=self._port, **given),
                 stdin=subprocess.DEVNULL,
