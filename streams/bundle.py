@@ -109,9 +109,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileCheck]
     probe: Probe
     origin: Origin
-    radius: float = (
-        0.0  # a length that item vectors hardly exceed: the index lifts them to it; 0: as they come
-    )
+    # A length that item vectors hardly exceed: the index lifts them to it. 0: as they come.
+    radius: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
 
 
 def manifest_bytes(folder: Path) -> bytes:

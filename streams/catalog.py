@@ -313,7 +313,11 @@ class CatalogPath:
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
         try:
-            await once_broker_answers(self._topics.vectors, lambda: self._read(partitions))
+            # Those that are open already go on by themselves.
+            await once_broker_answers(
+                self._topics.vectors,
+                lambda: self._read({n: each for n, each in partitions.items() if not each.gate.is_open}),
+            )
         except Lost:
             pass
         except StopWorker as error:

@@ -87,8 +87,8 @@ class _Fetched(OrderedDict[TopicPartition, Any]):
     """What has been fetched and not yet taken: runs of records, unpacked as they are taken, and errors."""
 
     def __init__(self, fetcher: Any) -> None:
-        super().__init__(fetcher._records)
         self._fetcher = fetcher
+        super().__init__(fetcher._records)
 
     def __setitem__(self, tp: TopicPartition, fetched: Any) -> None:
         records = getattr(fetched, "_partition_records", None)

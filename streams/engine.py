@@ -16,7 +16,7 @@ import faust
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -65,12 +65,16 @@ async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T
     Raises:
         StopWorker: it has been away for two minutes.
     """
-    started = time.monotonic()
+    away_s: float | None = None  # since then
     while True:
+        began_s = time.monotonic()
         try:
             return await read()
         except KafkaError as error:
-            if time.monotonic() - started > READ_TIMEOUT_S:
+            now_s = time.monotonic()
+            if away_s is None or now_s - began_s > READ_TIMEOUT_S:  # it has answered for a while
+                away_s = now_s
+            if now_s - away_s > READ_TIMEOUT_S:
                 raise StopWorker(
                     f"{topic}: cannot be read for {READ_TIMEOUT_S:.0f} s ({type(error).__name__}: {error}); "
                     "look at the broker"
@@ -225,7 +229,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
 
 
 class BatchConsumer(driver.Consumer):
-    """Faust's consumer with batches as messages and our own account of what may be committed."""
+    """Faust's consumer with partition batches, and our own account of what may be committed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -248,7 +252,7 @@ class BatchConsumer(driver.Consumer):
             while not (self.should_stop or fetcher.should_stop):
                 await self._begin_batches()
                 await asyncio.sleep(0)
-        except self.consumer_stopped_errors:
+        except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
 
@@ -285,17 +289,17 @@ class BatchConsumer(driver.Consumer):
         A fetch may last longer than a whole rebalance. Its records are then those of the new assignment, and nothing
         else would ever read them again; or those of the old one, and going back does no harm.
         """
-        dropped, self._dropped = self._dropped & self.assignment(), set()
-        for tp in dropped:
+        self._dropped &= self.assignment()
+        for tp in list(self._dropped):
             queue = self._outstanding.get(tp)
             offset = queue[-1].last_offset + 1 if queue else self.done(tp)
             if offset is None:
                 offset = (await self.earliest_offsets(tp))[tp]
             if not self.flow_active:
-                self._dropped |= dropped
                 return
             with contextlib.suppress(IllegalStateError):  # revoked: it will be read from its committed offset
                 await self._seek(tp, offset)
+            self._dropped.discard(tp)
 
     def _may_begin(self, generation: int) -> bool:
         app = cast(EngineApp, self.app)
@@ -389,7 +393,6 @@ class EngineApp(faust.App):
             topic_allow_declare=False,
             topic_disable_leader=True,
             stream_wait_empty=True,
-            stream_buffer_maxsize=64,
             broker_commit_interval=settings.commit_interval_s,
             broker_session_timeout=settings.session_timeout_s,
             broker_request_timeout=_SEEK_TIMEOUT_S,

@@ -57,7 +57,7 @@ class Clicks(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a batch does to R touched users. Nothing is written until :func:`commit`."""
+    """What a batch does to R touched users. Nothing is written yet."""
 
     rows: I64  # (R,) unique
     log: Log  # the new logs

@@ -148,6 +148,7 @@ class RequestPath:
         await self._send(replies)
         if settled:
             unanswered.answered(settled)
+        partition.require(batch.generation)
         if ready:
             await self._answer(ready, partition)
         batch.release()
@@ -314,10 +315,8 @@ class RequestPath:
 
     async def _tell_when_stored(self, waiting: Sequence[_Found], partition: Partition) -> None:
         while waiting:
-            least, soonest_ms = (
-                min(each.needed for each in waiting),
-                min(each.held.left_ms for each in waiting),
-            )
+            least = min(each.needed for each in waiting)
+            soonest_ms = min(each.held.left_ms for each in waiting)
             try:
                 await partition.reached(least, soonest_ms / 1000.0)
             except Lost:
@@ -341,14 +340,13 @@ class RequestPath:
         for each in held:
             (live if each.left_ms > 0 else late).append(each)
         is_open = partition.gate.is_open
-        if not is_open:
-            # Those that demand a click have met a rebalance since it was there: their next owner reads them again.
-            live = [each for each in live if each.request.after is None]
+        # Read before the states: they may be newer than what the answer claims, never older.
+        applied = partition.applied if is_open else -1
+        # Where the demanded click is gone again there was a rebalance: the next owner reads the request again.
+        live = [each for each in live if each.request.after is None or self._may_answer(each, partition)]
         if not live:
             return late, []
         started = time.perf_counter()
-        # Read before the states: they may be newer than what the answer claims, never older.
-        applied = partition.applied if is_open else -1
         users, fetched = await self._interests(live, partition, is_open)
         read_s = time.perf_counter() - started
         self._stage["read"].observe(read_s)
@@ -370,7 +368,7 @@ class RequestPath:
                 each,
                 user,
                 answer,
-                answer.rung or restoring or (None if fetched else _lacking(each, user)),
+                answer.rung or restoring or (None if fetched else self._lacking(each, user)),
                 applied,
                 _needed(each, applied, partition),
             )
@@ -409,8 +407,13 @@ class RequestPath:
         try:
             return await read(sessions, max(_FETCH_SHARE * left_ms, 1.0) / 1000.0), True
         except (IndexUnavailable, TimeoutError):
-            # Answer from the states as they are.
-            return await read([Session([], [], [])] * len(held), 0.0), False
+            # Answer from the states as they are, and from those events of a session that have a vector here.
+            return await read(sessions, 0.0), False
+
+    def _lacking(self, held: Held, user: UserInterests) -> str | None:
+        """The rung of an answer for which no vectors could be fetched, where it has missed any."""
+        session = (item_key(event.item_id) for event in held.request.session)
+        return "stored" if user.pending or any(key not in self._vectors for key in session) else None
 
     async def _text_vectors(self, held: Sequence[Held]) -> list[NDArray[np.float32] | None]:
         asked = [index for index, each in enumerate(held) if each.request.query.strip()]
@@ -530,11 +533,6 @@ def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:
         last_event_id=last_id,
         last_event_at_ms=entries[-1][1] if entries else None,
     )
-
-
-def _lacking(held: Held, user: UserInterests) -> str | None:
-    """The rung of an answer for which no vectors could be fetched, where it has missed any."""
-    return "stored" if user.pending or held.request.session else None
 
 
 def _needed(held: Held, applied: int, partition: Partition) -> int:

@@ -129,20 +129,30 @@ async def test_a_silent_server_is_noticed_even_if_nobody_has_the_time_to_wait_so
         await client.prompt(NEVER, server.read)
 
 
-async def test_an_answer_that_the_call_is_wrong_is_passed_on_and_means_that_the_server_is_there(
-    client: Calls, server: Server
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"])
+async def test_a_server_that_does_not_let_us_read_is_away_too(
+    client: Calls, server: Server, code: str
 ) -> None:
-    server.code = grpc.StatusCode.UNAUTHENTICATED
-    for _ in range(2):
-        with pytest.raises(AioRpcError, match="told to fail"):
-            await client.prompt(1.0, server.read)
-    assert (server.asked, server.looks) == (2, 0)
-    server.code = grpc.StatusCode.UNAVAILABLE
-    with pytest.raises(IndexUnavailable):
+    """A key that was changed, a collection that was dropped: no click and no request is to blame."""
+    server.code = grpc.StatusCode[code]
+    with pytest.raises(IndexUnavailable, match=f"the server: {code}"):
         await client.prompt(1.0, server.read)
-    server.code = grpc.StatusCode.UNAUTHENTICATED
+    assert server.asked == 1
+    while server.looks < 3:
+        await asyncio.sleep(0.01)
+    with pytest.raises(IndexUnavailable, match="is away"):
+        await client.prompt(1.0, server.read)
+    server.code = None
+    assert await back(client, server) == 2
+
+
+async def test_a_call_that_is_wrong_says_so_and_costs_nobody_else(client: Calls, server: Server) -> None:
+    server.code = grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(AioRpcError, match="told to fail"):
-        await back(client, server)
+        await client.prompt(1.0, server.read)
+    assert server.looks == 0
+    server.code = None
+    assert await client.prompt(1.0, server.read) == 2
 
 
 async def test_patient_calls_are_made_whether_the_server_is_away_or_not(

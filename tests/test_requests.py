@@ -655,3 +655,25 @@ async def test_many_requests_of_one_batch_get_their_own_answers(worker: Asked) -
     got = {name: response.items[0].item_id for name, response in worker.responses().items()}
     assert got == {user: liked[n % 4] for n, user in enumerate(users)}
     assert worker.measured("requests_total", status="ok") == 40
+
+
+async def test_a_request_whose_click_is_gone_again_when_it_is_looked_at_is_left_to_the_next_owner(
+    worker: Asked,
+) -> None:
+    await worker.apply(worker.click("ann", "espresso", offset=5))
+    worker.producer.slow.add(worker.topics.responses)
+    asking = asyncio.ensure_future(
+        worker.ask(
+            worker.request("bob", "bad", limit=0),
+            worker.request("ann", "lost", after={"partition": 0, "offset": 5}),
+        )
+    )
+    await until(lambda: "bad" in worker.responses())
+    partition = worker.partition()  # meanwhile it went to another worker and came back
+    partition.applied = partition.watermark = 3
+    worker.producer.acknowledge()
+    batch = await asking
+    partition.advance(10)
+    await asyncio.sleep(0)
+    assert worker.responses().keys() == {"bad"}
+    assert not batch.finished

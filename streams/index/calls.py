@@ -27,7 +27,7 @@ T = TypeVar("T")
 # says otherwise, and others wait behind it. Each is some twenty times what a server in good health takes.
 LOOK_UP_S: Final = 0.5
 SEARCH_S: Final = 1.0
-# With a look that is not answered, and one to connect again, a server is found again within three seconds.
+# Between looks. With one that is not answered, and one to connect again, a server is found again within three seconds.
 LOOK_S: Final = 0.5
 
 # What a server says of itself and not of our call. INTERNAL is what Qdrant says of a full disk.
@@ -112,8 +112,16 @@ class Calls:
         try:
             async with asyncio.timeout(within_s):
                 return await self.patient(call)
-        except (IndexUnavailable, TimeoutError) as problem:
-            said = str(problem) or f"{self._server} did not answer within {within_s} s"
+        except (IndexUnavailable, TimeoutError, AioRpcError) as problem:
+            if _is_our_fault(problem):
+                raise
+            said = f"{self._server} did not answer within {within_s} s"
+            if not isinstance(problem, TimeoutError):
+                said = (
+                    f"{self._server}: {problem.code().name}"
+                    if isinstance(problem, AioRpcError)
+                    else str(problem)
+                )
             if self._looking is None:
                 log.warning("%s; nothing is read from it until it answers", said)
                 self._looking = asyncio.create_task(self._look_for_it(), name="index-look")
@@ -134,8 +142,15 @@ class Calls:
             async with asyncio.timeout(LOOK_UP_S):
                 await self._look()
         except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
-            return not _is_passing(problem)  # whoever reads next is told what it was
+            if _is_our_fault(problem):
+                log.error("%s refuses what it is looked for with: %r", self._server, problem)
+            return False
         return True
+
+
+def _is_our_fault(problem: Exception) -> bool:
+    """Of all that can go wrong with a read, this alone is not about the server, its keys or what it holds."""
+    return isinstance(problem, AioRpcError) and problem.code() is StatusCode.INVALID_ARGUMENT
 
 
 def _is_passing(problem: Exception) -> bool:

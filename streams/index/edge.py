@@ -273,12 +273,12 @@ class EdgeIndex:
             self._builds += 1
             path = self._folder / f"shard-{self._builds}"
             self._last_build_s = asyncio.get_running_loop().time()
+            # The copy, in which no hole stays a hole, and as much again for the graph and what is put meanwhile.
+            _require_room(self._folder, 2 * _size(self._path))
             outside = self._outside
             try:
                 async with self._writing:
                     self._shard.flush()
-                    # The copy, in which no hole stays a hole, and as much again for the graph and what is put meanwhile.
-                    _require_room(self._folder, 2 * _size(self._path))
                     self._changed = set()
                     within, self._outside = await self.count(), 0
                     indexed = frozenset(self._indexed_fields)

@@ -190,7 +190,8 @@ class ServerIndex:
 
     async def count(self) -> int:
         live = _filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
-        return (await self._calls.patient(self._client.count, self._collection, live, exact=True)).count
+        found = await self._calls.prompt(SEARCH_S, self._client.count, self._collection, live, exact=True)
+        return found.count
 
     async def close(self) -> None:
         await self._calls.close()
@@ -331,7 +332,7 @@ class ServerIndex:
         ):
             raise ValueError(
                 f"collection {self._collection!r} at {self._url} holds {vectors}, expected vectors of {self._dim} + 1 "
-                "dimensions compared by dot product; delete it or use another bundle name"
+                "dimensions compared by dot product; use another bundle name, or delete it and import the catalog again"
             )
         self._indexed_fields = {
             field for field in info.payload_schema if field == "price" or field.startswith("number_")
@@ -377,7 +378,7 @@ class ServerIndex:
 
     async def _look(self) -> None:
         """The least that a search can be."""
-        nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * self._dim), limit=1)
+        nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * (self._dim + 1)), limit=1)
         await self._client.query_batch_points(self._collection, [nothing])
 
 
