@@ -27,7 +27,7 @@ from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
-from tests.faults.scale import SCALE, TIMEOUT_S
+from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
 from tests.kafka.oracle import applied, check_answers, publish
 from tests.kafka.outside import Answer, Outside
@@ -97,6 +97,8 @@ FAULTS: dict[str, Callable[[StandIn], AbstractAsyncContextManager[None]]] = {
     "unavailable": partial(told, error=grpc.StatusCode.UNAVAILABLE),
     "ill": partial(told, error=grpc.StatusCode.INTERNAL),
 }
+if not IS_FULL:
+    FAULTS = {fault: FAULTS[fault] for fault in ("unreachable", "slow", "ill")}
 
 
 class Shelf:
