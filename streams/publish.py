@@ -1,11 +1,12 @@
 """Writing to Kafka in whole record batches, every one acknowledged before the caller goes on."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 from msgspec import Struct
@@ -107,6 +108,7 @@ async def send_all(
     """
     sent = Sent(topic, partition)
     try:
+        await _known(producer, topic)
         builder, count = producer.create_batch(), 0
         for record in records:
             appended = _appended(builder, record)
@@ -140,6 +142,20 @@ async def write_all(
     return await (await send_all(producer, topic, partition, records)).acknowledged()
 
 
+async def _known(producer: AIOKafkaProducer, topic: str) -> None:
+    """Wait for a topic that has not been written to before: aiokafka itself gives a silent broker no more than a request's
+    time to say where it is."""
+    deadline = time.monotonic() + _DELIVERY_TIMEOUT_S
+    while True:
+        try:
+            await producer.partitions_for(topic)
+        except UnknownTopicOrPartitionError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
 def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:
     """None: the batch has no room for it."""
     headers = list(record.headers) if record.headers else _NO_HEADERS
@@ -153,6 +169,7 @@ async def write_scattered(producer: AIOKafkaProducer, topic: str, records: Itera
         StopWorker: the broker did not take them in time.
     """
     try:
+        await _known(producer, topic)
         futures = [
             await producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
             for record in records

@@ -46,6 +46,9 @@ class RecordingProducer:
         """The topic as compaction leaves it: the last record of each key, tombstones included."""
         return {record.key: record for record in self.records(topic)}
 
+    async def partitions_for(self, topic: str) -> set[int]:
+        return set(range(self._partitions))
+
     def create_batch(self) -> BatchBuilder:
         return BatchBuilder(self._batch_bytes, 0)
 
