@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streams.client import HeadwaterClient
 from tests.bench import catalog
@@ -107,10 +106,7 @@ async def echo(system: System) -> AsyncIterator[Echo]:
     """A running echo agent with topics of its own."""
     settings = system.settings
     asked, answered = (f"{settings.topic_prefix}echo-{name}" for name in ("asked", "answered"))
-    admin = AIOKafkaAdminClient(**settings.kafka_options())
-    await admin.start()
-    await admin.create_topics([NewTopic(name, settings.partitions, 1) for name in (asked, answered)])
-    await admin.close()
+    await system.create_plain(asked, answered)
     arguments = ["-m", "tests.bench.echo_agent", settings.bootstrap_servers, asked, answered]
     consumer = AIOKafkaConsumer(**settings.kafka_options())
     producer = AIOKafkaProducer(**settings.kafka_options(), linger_ms=0, acks="all")

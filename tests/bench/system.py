@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
 from streams import topics
 from streams.messages import Item, encode
 from streams.publish import Outgoing
@@ -83,6 +85,13 @@ class System:
 
     async def create(self, settings: Settings) -> None:
         await topics.create(settings)
+
+    async def create_plain(self, *names: str) -> None:
+        """Topics of the baselines, with as many partitions as ours."""
+        admin = AIOKafkaAdminClient(**self.settings.kafka_options())
+        await admin.start()
+        await admin.create_topics([NewTopic(name, self.settings.partitions, 1) for name in names])
+        await admin.close()
 
     async def publish_items(self, settings: Settings, count: int) -> None:
         """The first ``count`` items into the catalog topic."""
