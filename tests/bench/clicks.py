@@ -84,7 +84,8 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
     """Clicks a second from the first to the last, published while the worker is held."""
     await catalog.fill(system)
     ids = [item.item_id for item in system.items]
-    records = dataset.clicks(ids, system.scale.users, system.scale.clicks, seed=1)
+    # Other measures click later.
+    records = dataset.clicks(ids, system.scale.users, system.scale.clicks, seed=1, until_s_ago=7200)
     async with worker("interests", system.folder, system.environment) as running:
         await _items_known(system, running)
         await running.wait_graph()

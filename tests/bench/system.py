@@ -25,6 +25,8 @@ class Scale:
     rounds: int
     request_s: float
     recovered: int  # users
+    backlog: int  # clicks
+    backlogs: int  # times
 
 
 FULL = Scale(
@@ -35,6 +37,8 @@ FULL = Scale(
     rounds=500,
     request_s=15.0,
     recovered=1_000_000,
+    backlog=400_000,
+    backlogs=3,
 )
 QUICK = Scale(
     items=20_000,
@@ -44,6 +48,8 @@ QUICK = Scale(
     rounds=150,
     request_s=5.0,
     recovered=100_000,
+    backlog=200_000,
+    backlogs=1,
 )
 
 
