@@ -27,6 +27,7 @@ class Scale:
     recovered: int  # users
     backlog: int  # clicks
     backlogs: int  # times
+    grown_clicks: int
 
 
 FULL = Scale(
@@ -39,6 +40,7 @@ FULL = Scale(
     recovered=1_000_000,
     backlog=400_000,
     backlogs=3,
+    grown_clicks=300_000,
 )
 QUICK = Scale(
     items=20_000,
@@ -50,6 +52,7 @@ QUICK = Scale(
     recovered=100_000,
     backlog=200_000,
     backlogs=1,
+    grown_clicks=80_000,
 )
 
 
@@ -80,6 +83,7 @@ class System:
             "HEADWATER_KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
             "HEADWATER_TOPIC_PREFIX": settings.topic_prefix,
             "HEADWATER_DATA_DIR": str(settings.data_dir),
+            "HEADWATER_PARTITIONS": str(settings.partitions),
             # A worker is held still while its backlog is published.
             "HEADWATER_SESSION_TIMEOUT_S": "120",
             "HEADWATER_LOG_LEVEL": "warning",
