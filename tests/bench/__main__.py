@@ -13,7 +13,7 @@ import uvloop
 from rich.console import Console
 
 from streams.settings import Settings
-from tests.bench import catalog, clicks, freshness, recovery, requests
+from tests.bench import catalog, clicks, freshness, growth, load, recovery, requests
 from tests.bench.processes import BenchError
 from tests.bench.report import RESULTS, Report
 from tests.bench.system import FULL, QUICK, System
@@ -25,7 +25,9 @@ MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
     "freshness": freshness.measure,
     "clicks": clicks.measure,
     "requests": requests.measure,
+    "load": load.measure,
     "recovery": recovery.measure,
+    "growth": growth.measure,
 }
 # What is published is measured on two cores, broker included.
 _CORES = 2

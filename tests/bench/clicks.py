@@ -1,17 +1,15 @@
-"""Clicks a second of one interests worker with a backlog, beside a naive Faust agent on the same topic."""
+"""Clicks a second of one interests worker with a backlog, beside two baselines on the same topic: a naive Faust agent,
+and a loop around aiokafka written by hand."""
 
 import asyncio
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.encoder import load
 from streams.state_records import ENTRY_BYTES, record_size
-from tests.bench import catalog, dataset
+from tests.bench import catalog, dataset, stored
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure
 from tests.bench.system import System
@@ -24,20 +22,25 @@ _EVENT_ID_BYTES = 21  # as `dataset.clicks` makes them
 
 
 async def measure(system: System) -> None:
-    """Clicks a second of both; the stages of our worker; what a user's state takes."""
-    ours, detail = await _apply(system)
+    """Clicks a second of all three; the stages of our worker; what a user's state takes."""
+    ours, found = await _apply(system)
     record_bytes, full_bytes, users = await _state_bytes(system)
     naive, naive_cpu_us = await _naive(system)
+    by_hand, by_hand_cpu_us = await _by_hand(system)
     scale, report = system.scale, system.report
     report.details["clicks"] = {
-        **detail,
+        **found,
         "users_touched": users,
         "record_bytes_mean": record_bytes,
         "naive_clicks": scale.naive_clicks,
         # Processor time: a busy machine distorts it less than the clock.
-        "cpu_us_per_click": {"ours": 1e6 * detail["cpu_s"] / scale.clicks, "naive": naive_cpu_us},
+        "cpu_us_per_click": {
+            "ours": 1e6 * found["cpu_s"] / scale.clicks,
+            "naive": naive_cpu_us,
+            "by_hand": by_hand_cpu_us,
+        },
     }
-    stages = ", ".join(f"{name} {detail['stage_share'][name]:.0%}" for name in _STAGES)
+    stages = ", ".join(f"{name} {found['stage_share'][name]:.0%}" for name in _STAGES)
     report.add(
         Figure(
             "clicks, one worker",
@@ -47,10 +50,21 @@ async def measure(system: System) -> None:
             "naive Faust",
             ours / naive,
             at_least=25.0,
-            note=f"{scale.clicks:,} clicks of {scale.users:,} users by Zipf 1.0; {detail['touched_per_batch']:,.0f} users "
-            f"touched per batch of {detail['clicks_per_batch']:,.0f}; {stages}",
+            note=f"{scale.clicks:,} clicks of {scale.users:,} users by Zipf 1.0; {found['touched_per_batch']:,.0f} users "
+            f"touched per batch of {found['clicks_per_batch']:,.0f}; {stages}",
         ),
-        Figure("memory, after the clicks", detail["memory_mib"], "MiB", note=f"{users:,} users"),
+        Figure(
+            "clicks, one worker",
+            ours,
+            "clicks/s",
+            by_hand,
+            "aiokafka by hand",
+            ours / by_hand,
+            at_least=0.8,
+            note=f"aim: 1.2; processor time per click: {1e6 * found['cpu_s'] / scale.clicks:.1f} us, "
+            f"by hand {by_hand_cpu_us:.1f} us",
+        ),
+        Figure("memory, after the clicks", found["memory_mib"], "MiB", note=f"{users:,} users"),
         Figure(
             f"state of a user at {_LOG_LENGTH} events",
             full_bytes,
@@ -70,21 +84,23 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
     """Clicks a second from the first to the last, published while the worker is held."""
     await catalog.fill(system)
     ids = [item.item_id for item in system.items]
-    records = dataset.clicks(ids, system.scale.users, system.scale.clicks, seed=1)
+    # Other measures click later.
+    records = dataset.clicks(ids, system.scale.users, system.scale.clicks, seed=1, until_s_ago=7200)
     async with worker("interests", system.folder, system.environment) as running:
         await _items_known(system, running)
         await running.wait_graph()
+        done = await applied(running)
         running.process.hold()
         counts = await dataset.publish(
             system.settings, system.topics.clicks, system.settings.partitions, records
         )
-        before = _used_cpu_s(running)
+        before = running.process.used_cpu_s()
         running.process.go_on()
-        rate = await _rate(running, counts)
-        detail = await _detail(running)
-        detail["cpu_s"] = _used_cpu_s(running) - before
+        per_s = await rate(running, done, sum(counts))
+        found = await detail(running)
+        found["cpu_s"] = running.process.used_cpu_s() - before
     system.clicked = True
-    return rate, detail
+    return per_s, found
 
 
 async def _items_known(system: System, running: Worker) -> None:
@@ -98,25 +114,32 @@ async def _items_known(system: System, running: Worker) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _rate(running: Worker, counts: list[int]) -> float:
+async def applied(running: Worker) -> int:
+    """How many clicks are applied and stored, of all partitions."""
+    watermarks: dict[str, int] = (await running.health())["partitions"]
+    return sum(watermarks.values()) + len(watermarks)
+
+
+async def rate(running: Worker, before: int, count: int) -> float:
+    """Clicks a second from the first after ``before`` to the last of ``count``."""
     first: tuple[int, float] | None = None
     started = time.monotonic()
     while True:
-        watermarks = (await running.health())["partitions"]
-        done, now = sum(watermarks.values()) + len(watermarks), time.monotonic()
-        if first is None and done > 0:
+        done, now = await applied(running), time.monotonic()
+        if first is None and done > before:
             first = done, now
-        if done >= sum(counts):
+        if done >= before + count:
             break
         running.process.require_running()
         if now - started > _STALLED_S:
-            raise BenchError(f"{done} of {sum(counts)} clicks applied after {_STALLED_S:.0f} s")
+            raise BenchError(f"{done - before} of {count} clicks applied after {_STALLED_S:.0f} s")
         await asyncio.sleep(_POLL_S)
     assert first is not None
     return (done - first[0]) / (now - first[1])
 
 
-async def _detail(running: Worker) -> dict[str, Any]:
+async def detail(running: Worker) -> dict[str, Any]:
+    """Its own account of the clicks that it has applied. Raises BenchError where some became dead letters."""
     found = await running.metrics()
     if lost := [name for name, value in found.items() if "dead_letters_total{" in name and value]:
         raise BenchError(f"clicks became dead letters ({', '.join(lost)}):\n{running.process.last_words()}")
@@ -133,30 +156,10 @@ async def _detail(running: Worker) -> dict[str, Any]:
     }
 
 
-def _used_cpu_s(running: Worker) -> float:
-    fields = Path(f"/proc/{running.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def _state_bytes(system: System) -> tuple[float, float, int]:
     """Bytes of a user's newest record with its key: the mean, that of users with a full log, and how many users."""
-    name = system.topics.profiles
-    consumer = AIOKafkaConsumer(**system.settings.kafka_options(), max_partition_fetch_bytes=8 * 1024 * 1024)
-    await consumer.start()
-    try:
-        tps = [TopicPartition(name, number) for number in range(system.settings.partitions)]
-        consumer.assign(tps)
-        ends = await consumer.end_offsets(tps)
-        for tp, start in (await consumer.beginning_offsets(tps)).items():
-            consumer.seek(tp, start)
-        newest: dict[bytes, tuple[int, int]] = {}
-        while any([await consumer.position(tp) < ends[tp] for tp in tps]):
-            for records in (await consumer.getmany(*tps, timeout_ms=500)).values():
-                for record in records:
-                    newest[record.key] = (len(record.key) + len(record.value), record.value[1])
-    finally:
-        await consumer.stop()
-    sizes = np.array(list(newest.values()))
+    newest = await stored.user_records(system.settings)
+    sizes = np.array([(len(user) + len(record), record[1]) for user, record in newest.items()])
     full = sizes[sizes[:, 1] >= _LOG_LENGTH, 0]
     return float(sizes[:, 0].mean()), float(full.mean()) if len(full) else 0.0, len(sizes)
 
@@ -170,4 +173,18 @@ async def _naive(system: System) -> tuple[float, float]:
     ]
     async with python(arguments, system.folder, "naive-agent") as agent:
         per_s, cpu_us = (await asyncio.wait_for(agent.finished(), 300.0)).split()
+    return float(per_s), float(cpu_us)
+
+
+async def _by_hand(system: System) -> tuple[float, float]:
+    """Clicks a second, and microseconds of processor time for each."""
+    settings = system.settings
+    out = f"{settings.topic_prefix}by-hand"
+    await system.create_plain(out)
+    arguments = [
+        *("-m", "tests.bench.poll_loop", settings.bootstrap_servers, settings.topic_prefix),
+        *(str(settings.partitions), out),
+    ]
+    async with python(arguments, system.folder, "poll-loop") as loop:
+        per_s, cpu_us = (await asyncio.wait_for(loop.finished(), 300.0)).split()
     return float(per_s), float(cpu_us)

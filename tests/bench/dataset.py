@@ -41,13 +41,19 @@ def zipf(rng: np.random.Generator, kinds: int, count: int, exponent: float = 1.0
 
 
 def clicks(
-    item_ids: list[str], users: int, count: int, *, seed: int, spacing_ms: int = 20
+    item_ids: list[str],
+    users: int,
+    count: int,
+    *,
+    seed: int,
+    spacing_ms: int = 20,
+    until_s_ago: int = 0,
 ) -> Iterator[Outgoing]:
-    """Clicks in order of time, the last just now: users by Zipf 1.0, items by Zipf 0.8."""
+    """Clicks in order of time, the last so long ago: users by Zipf 1.0, items by Zipf 0.8."""
     rng = np.random.default_rng(seed)
     who = rng.permutation(users)[zipf(rng, users, count)].tolist()
     what = rng.permutation(len(item_ids))[zipf(rng, len(item_ids), count, 0.8)].tolist()
-    first_ms = int(time.time() * 1000) - count * spacing_ms
+    first_ms = int(time.time() * 1000) - 1000 * until_s_ago - count * spacing_ms
     for number, (user, item) in enumerate(zip(who, what, strict=True)):
         user_id = f"user-{user:06d}"
         event_id = f"{seed:08x}-{number:012x}"

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from streams.client import HeadwaterClient
 from tests.bench import catalog
@@ -18,7 +17,7 @@ from tests.bench.processes import BenchError, python, worker
 from tests.bench.report import Figure
 from tests.bench.system import System
 
-_WARM_UP = 20
+WARM_UP = 20
 _PAUSE_S = 0.01
 _TIMEOUT_S = 30.0
 
@@ -47,7 +46,7 @@ class Echo:
 async def measure(system: System) -> None:
     """p50 and p99 of both."""
     await catalog.fill(system)
-    users = [f"fresh-{number % 50}" for number in range(system.scale.rounds + _WARM_UP)]
+    users = [f"fresh-{number % 50}" for number in range(system.scale.rounds + WARM_UP)]
     echoes: list[float] = []
     rounds: list[tuple[float, float]] = []
     stages: dict[str, list[float]] = {}
@@ -71,7 +70,7 @@ async def measure(system: System) -> None:
                     f"an answer does not reflect its click at {clicked}: {answer.status}, {answer.reflects}"
                 )
             await asyncio.sleep(_PAUSE_S)
-            if number >= _WARM_UP:
+            if number >= WARM_UP:
                 echoes.append(echoed)
                 rounds.append(((ended - started) * 1000.0, (acknowledged - started) * 1000.0))
                 for name, ms in answer.timings_ms.items():
@@ -106,11 +105,10 @@ async def measure(system: System) -> None:
 async def echo(system: System) -> AsyncIterator[Echo]:
     """A running echo agent with topics of its own."""
     settings = system.settings
-    asked, answered = (f"{settings.topic_prefix}echo-{name}" for name in ("asked", "answered"))
-    admin = AIOKafkaAdminClient(**settings.kafka_options())
-    await admin.start()
-    await admin.create_topics([NewTopic(name, settings.partitions, 1) for name in (asked, answered)])
-    await admin.close()
+    # A new group each time: one that was left without a word takes a minute to notice.
+    run = f"{settings.topic_prefix}echo-{time.monotonic_ns()}"
+    asked, answered = f"{run}-asked", f"{run}-answered"
+    await system.create_plain(asked, answered)
     arguments = ["-m", "tests.bench.echo_agent", settings.bootstrap_servers, asked, answered]
     consumer = AIOKafkaConsumer(**settings.kafka_options())
     producer = AIOKafkaProducer(**settings.kafka_options(), linger_ms=0, acks="all")

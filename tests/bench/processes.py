@@ -50,6 +50,11 @@ class Process:
         assert found is not None
         return int(found[1]) / 1024
 
+    def used_cpu_s(self) -> float:
+        """Processor time so far, all threads together."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def require_running(self) -> None:
         if self._process.returncode is not None:
             raise BenchError(f"a process ended with status {self._process.returncode}:\n{self.last_words()}")

@@ -9,6 +9,7 @@ from streams.encoder import load
 from streams.features import ACTION_CODES
 from streams.publish import Outgoing, producer_of
 from streams.routing import write_keyed
+from streams.settings import Settings
 from streams.state_records import Stamp, bundle_key, pack
 from streams.topics import Topics
 from tests.bench.processes import worker
@@ -30,7 +31,7 @@ async def measure(system: System) -> None:
         }
     )
     await system.create(settings)
-    written = await _write(system, settings.topic_prefix)
+    written = await write_users(settings, system.scale.recovered)
     async with worker("interests", system.folder, system.environment_of(settings)) as running:
         health, metrics = await running.health(), await running.metrics()
         memory_mib = running.process.memory_mib()
@@ -51,26 +52,26 @@ async def measure(system: System) -> None:
     )
 
 
-async def _write(system: System, prefix: str) -> int:
-    """The bytes of all records."""
-    encoder = load(system.settings.bundle_path)
+async def write_users(settings: Settings, users: int) -> int:
+    """Users with their logs and states, straight into a changelog; the bytes of all records."""
+    encoder = load(settings.bundle_path)
     rng = np.random.default_rng(3)
     written = 0
 
     def chunks() -> Iterator[list[Outgoing]]:
         nonlocal written
-        for start in range(0, system.scale.recovered, _CHUNK):
-            count = min(_CHUNK, system.scale.recovered - start)
+        for start in range(0, users, _CHUNK):
+            count = min(_CHUNK, users - start)
             columns = _users(start, count, encoder.log_length, encoder.state_size, rng)
             values = pack(columns, np.arange(count), Stamp(1, 0, bundle_key(encoder.id)))
             written += sum(map(len, columns.users)) + sum(map(len, values))
             yield list(map(Outgoing, columns.users, values))
 
-    producer = producer_of(system.settings)
+    producer = producer_of(settings)
     await producer.start()
     try:
-        profiles = Topics.named(prefix).profiles
-        await write_keyed(producer, profiles, system.settings.partitions, chunks(), lambda _: None)
+        profiles = Topics.named(settings.topic_prefix).profiles
+        await write_keyed(producer, profiles, settings.partitions, chunks(), lambda _: None)
     finally:
         await producer.stop()
     return written
@@ -78,7 +79,7 @@ async def _write(system: System, prefix: str) -> int:
 
 def _users(start: int, count: int, log_length: int, state_size: int, rng: np.random.Generator) -> Columns:
     columns = Columns(log_length, state_size, count)
-    rows = np.array([columns.add(b"user-%07d" % number) for number in range(start, start + count)])
+    rows = np.array([columns.add(b"user-%06d" % number) for number in range(start, start + count)])
     shape = (count, log_length)
     real = np.arange(log_length) < _EVENTS
     at_ms = _NEWEST_MS - 60_000 * np.arange(log_length)[::-1]

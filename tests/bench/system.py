@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
 from streams import topics
 from streams.messages import Item, encode
 from streams.publish import Outgoing
@@ -23,6 +25,9 @@ class Scale:
     rounds: int
     request_s: float
     recovered: int  # users
+    backlog: int  # clicks
+    backlogs: int  # times
+    grown_clicks: int
 
 
 FULL = Scale(
@@ -33,6 +38,9 @@ FULL = Scale(
     rounds=500,
     request_s=15.0,
     recovered=1_000_000,
+    backlog=400_000,
+    backlogs=3,
+    grown_clicks=300_000,
 )
 QUICK = Scale(
     items=20_000,
@@ -42,6 +50,9 @@ QUICK = Scale(
     rounds=150,
     request_s=5.0,
     recovered=100_000,
+    backlog=200_000,
+    backlogs=1,
+    grown_clicks=80_000,
 )
 
 
@@ -72,6 +83,7 @@ class System:
             "HEADWATER_KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
             "HEADWATER_TOPIC_PREFIX": settings.topic_prefix,
             "HEADWATER_DATA_DIR": str(settings.data_dir),
+            "HEADWATER_PARTITIONS": str(settings.partitions),
             # A worker is held still while its backlog is published.
             "HEADWATER_SESSION_TIMEOUT_S": "120",
             "HEADWATER_LOG_LEVEL": "warning",
@@ -83,6 +95,13 @@ class System:
 
     async def create(self, settings: Settings) -> None:
         await topics.create(settings)
+
+    async def create_plain(self, *names: str) -> None:
+        """Topics of the baselines, with as many partitions as ours."""
+        admin = AIOKafkaAdminClient(**self.settings.kafka_options())
+        await admin.start()
+        await admin.create_topics([NewTopic(name, self.settings.partitions, 1) for name in names])
+        await admin.close()
 
     async def publish_items(self, settings: Settings, count: int) -> None:
         """The first ``count`` items into the catalog topic."""
