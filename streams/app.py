@@ -410,7 +410,8 @@ class Worker:
     async def _publish_last_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
         """The clicks of the last seconds are committed and will not be counted again."""
         try:
-            await asyncio.wait_for(self._publish_trends(producer, index), _LAST_TRENDS_S)
+            async with asyncio.timeout(_LAST_TRENDS_S):
+                await self._publish_trends(producer, index)
         except (StopWorker, TimeoutError) as error:
             log.warning("last_trends_lost", error=str(error) or f"not written in {_LAST_TRENDS_S:g} s")
 

@@ -119,7 +119,8 @@ class Gate:
         if self._is_open:
             return
         changed = self._changed
-        await asyncio.wait_for(changed.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await changed.wait()
         if changed is not self._changed or self._is_broken:
             raise Lost
 
@@ -267,7 +268,8 @@ class BatchConsumer(driver.Consumer):
         if not wanted:
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), _IDLE_WAIT_S)
+                async with asyncio.timeout(_IDLE_WAIT_S):
+                    await self._freed.wait()
             return
         app = cast(EngineApp, self.app)
         generation = app.consumer_generation_id

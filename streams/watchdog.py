@@ -121,7 +121,9 @@ class Watchdog:
 
     async def _broker_answers(self) -> bool:
         try:
-            await asyncio.wait_for(self._ask_broker(), _ANSWER_S)
+            # Not `wait_for`, here or wherever a task is cancelled to end: in Python 3.11 it may swallow that.
+            async with asyncio.timeout(_ANSWER_S):
+                await self._ask_broker()
         except (KafkaError, OSError, TimeoutError):
             return False
         return True

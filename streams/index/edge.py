@@ -310,7 +310,8 @@ class EdgeIndex:
         try:
             if self._closing:
                 raise RuntimeError("the index is closing")
-            _, problem = await asyncio.wait_for(child.communicate(), self._policy.timeout_s)
+            async with asyncio.timeout(self._policy.timeout_s):
+                _, problem = await child.communicate()
         finally:
             self.building = None
             if child.returncode is None:
