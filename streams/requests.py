@@ -343,7 +343,7 @@ class RequestPath:
         # Read before the states: they may be newer than what the answer claims, never older.
         applied = partition.applied if is_open else -1
         # Where the demanded click is gone again there was a rebalance: the next owner reads the request again.
-        live = [each for each in live if each.request.after is None or self._may_answer(each, partition)]
+        live = [each for each in live if self._may_answer(each, partition)]
         if not live:
             return late, []
         started = time.perf_counter()

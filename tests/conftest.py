@@ -4,6 +4,7 @@ import asyncio
 import socket
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,20 @@ from tests.kafka_server import CannotRunError, external_servers, kafka_server
 _SESSION = f"test-{uuid.uuid4().hex[:8]}"
 
 
+@contextmanager
+def skipping_where_no_kafka_can_run() -> Iterator[None]:
+    try:
+        yield
+    except CannotRunError as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[str]:
     """Bootstrap servers of a real Apache Kafka. Skips only where none can run; see tests/kafka_server.py."""
     server = kafka_server()
-    try:
+    with skipping_where_no_kafka_can_run():
         servers = server.__enter__()
-    except CannotRunError as reason:
-        pytest.skip(str(reason))
     try:
         yield servers
         if external_servers():

@@ -83,13 +83,8 @@ class Calls:
         except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
             if not _is_passing(problem):
                 raise
-            said = (
-                f"{problem.code().name}: {problem.details()}"
-                if isinstance(problem, AioRpcError)
-                else repr(problem)
-            )
             raise IndexUnavailable(
-                f"{self._server} did not answer in {self._tries} tries of {self._timeout_s} s: {said}"
+                f"{self._server} did not answer in {self._tries} tries of {self._timeout_s} s: {_said(problem)}"
             ) from problem
         raise AssertionError("stamina ends with a result or an exception")
 
@@ -115,12 +110,11 @@ class Calls:
         except (IndexUnavailable, TimeoutError, AioRpcError) as problem:
             if _is_our_fault(problem):
                 raise
-            said = f"{self._server} did not answer within {within_s} s"
-            if not isinstance(problem, TimeoutError):
+            if isinstance(problem, TimeoutError):
+                said = f"{self._server} did not answer within {within_s} s"
+            else:
                 said = (
-                    f"{self._server}: {problem.code().name}"
-                    if isinstance(problem, AioRpcError)
-                    else str(problem)
+                    f"{self._server}: {_said(problem)}" if isinstance(problem, AioRpcError) else str(problem)
                 )
             if self._looking is None:
                 log.warning("%s; nothing is read from it until it answers", said)
@@ -146,6 +140,12 @@ class Calls:
                 log.error("%s refuses what it is looked for with: %r", self._server, problem)
             return False
         return True
+
+
+def _said(problem: Exception) -> str:
+    return (
+        f"{problem.code().name}: {problem.details()}" if isinstance(problem, AioRpcError) else repr(problem)
+    )
 
 
 def _is_our_fault(problem: Exception) -> bool:

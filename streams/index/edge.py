@@ -89,13 +89,14 @@ class EdgeIndex:
         self._folder = folder
         self._lock = lock
         self._dim = dim
+        self._stored_dim = dim + 1  # see `lifted`
         self._radius = radius
         self._policy = policy
         self._items: dict[int, _Item] = {}
         self._rows = np.zeros((1024, dim), dtype=np.float32)
         self._free_rows = list(range(1023, -1, -1))
         self._path = folder / "shard-0"
-        self._shard = _create(self._path, dim + 1)  # see `lifted`
+        self._shard = _create(self._path, self._stored_dim)
         self._indexed_fields = {"price"}
         self._writing = asyncio.Lock()
         self._building = asyncio.Lock()
@@ -300,7 +301,7 @@ class EdgeIndex:
 
     async def _run_build(self, path: Path) -> None:
         child = await asyncio.create_subprocess_exec(
-            *hnsw.command(path, self._dim + 1),
+            *hnsw.command(path, self._stored_dim),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

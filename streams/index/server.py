@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,6 +89,7 @@ class ServerIndex:
         self._url = url
         self._collection = collection
         self._dim = dim
+        self._stored_dim = dim + 1  # see `lifted`
         self._radius = radius
         self._calls = Calls(f"Qdrant at {url}", self._look, timeout_s=timeout_s, tries=tries)
         self._indexed_fields: set[str] = set()
@@ -157,13 +159,13 @@ class ServerIndex:
         return found
 
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        records = await self._look_up(keys, payload=["words"], vectors=True)
+        records = await self._read(keys, payload=["words"], vectors=True)
         live = (record for record in records if not _is_mark(record))
         return {int(record.id): np.asarray(record.vector, dtype=np.float32)[:-1] for record in live}
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
-        for record in await self._look_up(keys, payload=["item", "item_id", "words"]):
+        for record in await self._read(keys, payload=["item", "item_id", "words"]):
             if not _is_mark(record):
                 payload = record.payload or {}
                 found[int(record.id)] = {**payload["item"], "item_id": payload["item_id"]}
@@ -253,14 +255,10 @@ class ServerIndex:
     async def _stamps(self, keys: Iterable[int]) -> dict[int, tuple[str, Stamp | None]]:
         wanted = ["item_id", "version_high", "version_low", "offset"]
         stored: dict[int, tuple[str, Stamp | None]] = {}
-        for part in _slices(list(keys), READ_SLICE):
-            records = await self._calls.patient(
-                self._client.retrieve, self._collection, part, with_payload=wanted, with_vectors=False
-            )
-            for record in records:
-                held = record.payload or {}
-                stamp = Stamp((held["version_high"] << 32) | held["version_low"], held["offset"])
-                stored[int(record.id)] = held["item_id"], stamp
+        for record in await self._read(list(keys), payload=wanted, within_s=None):
+            held = record.payload or {}
+            stamp = Stamp((held["version_high"] << 32) | held["version_low"], held["offset"])
+            stored[int(record.id)] = held["item_id"], stamp
         return stored
 
     async def _write(self, versions: Iterable[tuple[Point, Stamp]], absent: Iterable[int]) -> None:
@@ -295,7 +293,7 @@ class ServerIndex:
         }
         if document is None or point.vector is None:
             payload |= {"words": [DELETED], "marked_at_s": time.time()}
-            return models.PointStruct(id=point.key, vector=[0.0] * (self._dim + 1), payload=payload)
+            return models.PointStruct(id=point.key, vector=[0.0] * self._stored_dim, payload=payload)
         payload |= {"item": point.payload, "words": document.words, **document.numbers}
         [vector] = lifted(point.vector[None], self._radius).tolist()
         return models.PointStruct(id=point.key, vector=vector, payload=payload)
@@ -327,7 +325,7 @@ class ServerIndex:
         info = await self._calls.patient(self._client.get_collection, self._collection)
         vectors = info.config.params.vectors
         if not isinstance(vectors, models.VectorParams) or (vectors.size, vectors.distance) != (
-            self._dim + 1,
+            self._stored_dim,
             models.Distance.DOT,
         ):
             raise ValueError(
@@ -346,7 +344,7 @@ class ServerIndex:
         await self._calls.patient(
             self._client.create_collection,
             self._collection,
-            vectors_config=models.VectorParams(size=self._dim + 1, distance=models.Distance.DOT),
+            vectors_config=models.VectorParams(size=self._stored_dim, distance=models.Distance.DOT),
             # In KB of vectors per segment. The default, 20,000, leaves 80,000 items of 64 dimensions unindexed.
             optimizers_config=models.OptimizersConfigDiff(indexing_threshold=2000),
             hnsw_config=models.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=1000),
@@ -361,24 +359,28 @@ class ServerIndex:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def _look_up(
-        self, keys: Sequence[int], *, payload: list[str], vectors: bool = False
+    async def _read(
+        self,
+        keys: Sequence[int],
+        *,
+        payload: list[str],
+        vectors: bool = False,
+        within_s: float | None = LOOK_UP_S,
     ) -> list[models.Record]:
+        """Patiently with ``within_s`` None: what is about to be written waits for it, and nobody else."""
         found: list[models.Record] = []
         for part in _slices(keys, READ_SLICE):
-            found += await self._calls.prompt(
-                LOOK_UP_S,
-                self._client.retrieve,
-                self._collection,
-                part,
-                with_payload=payload,
-                with_vectors=vectors,
+            call = partial(
+                self._client.retrieve, self._collection, part, with_payload=payload, with_vectors=vectors
+            )
+            found += await (
+                self._calls.patient(call) if within_s is None else self._calls.prompt(within_s, call)
             )
         return found
 
     async def _look(self) -> None:
         """The least that a search can be."""
-        nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * (self._dim + 1)), limit=1)
+        nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * self._stored_dim), limit=1)
         await self._client.query_batch_points(self._collection, [nothing])
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.conftest import skipping_where_no_kafka_can_run
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
 from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka_server import CannotRunError, KafkaNode, own_node
+from tests.kafka_server import KafkaNode, own_node
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 
@@ -21,11 +22,8 @@ _MORE_MEMORY_MIB = 150.0
 
 @pytest.fixture
 def node() -> Iterator[KafkaNode]:
-    try:
-        with own_node() as node:
-            yield node
-    except CannotRunError as error:
-        pytest.skip(str(error))
+    with skipping_where_no_kafka_can_run(), own_node() as node:
+        yield node
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from streams import topics
 from streams.settings import Settings
 from streams.state_records import ENTRY_BYTES, header_size
 from streams.topics import Topics
+from tests.conftest import skipping_where_no_kafka_can_run
 from tests.faults.scale import SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
 from tests.kafka.oracle import applied
 from tests.kafka.outside import Outside
-from tests.kafka_server import CannotRunError, KafkaNode, own_node
+from tests.kafka_server import KafkaNode, own_node
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 
@@ -34,11 +35,8 @@ _HURRIED = {
 
 @pytest.fixture
 def node() -> Iterator[KafkaNode]:
-    try:
-        with own_node(properties={"log.cleaner.backoff.ms": 100}) as node:
-            yield node
-    except CannotRunError as error:
-        pytest.skip(str(error))
+    with skipping_where_no_kafka_can_run(), own_node(properties={"log.cleaner.backoff.ms": 100}) as node:
+        yield node
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from streams.watchdog import STALL_S
+from tests.conftest import skipping_where_no_kafka_can_run
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user, check_no_commit_is_ahead
 from tests.faults.proxy import ProduceProxy, Weather
@@ -17,7 +18,7 @@ from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
 from tests.kafka.oracle import all_the_time, applied, check_answers, publish
 from tests.kafka.outside import PATIENCE_S, Outside
-from tests.kafka_server import CannotRunError, KafkaNode, Listener, own_node
+from tests.kafka_server import KafkaNode, Listener, own_node
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 
@@ -34,12 +35,10 @@ async def proxy() -> AsyncIterator[ProduceProxy]:
 
 @pytest.fixture
 def node(proxy: ProduceProxy) -> Iterator[KafkaNode]:
-    try:
-        with own_node([Listener("PROXIED", told_port=proxy.port)]) as node:
-            proxy.broker_port = node.port("PROXIED")
-            yield node
-    except CannotRunError as error:
-        pytest.skip(str(error))
+    listeners = [Listener("PROXIED", told_port=proxy.port)]
+    with skipping_where_no_kafka_can_run(), own_node(listeners) as node:
+        proxy.broker_port = node.port("PROXIED")
+        yield node
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import pytest
 from streams import topics
 from streams.settings import Settings
 from streams.topics import TopicsError
+from tests.conftest import skipping_where_no_kafka_can_run
 from tests.kafka.outside import Outside
 from tests.kafka.test_start import check_refused
 from tests.kafka.worker_process import WorkerProcess, finished
-from tests.kafka_server import CannotRunError, KafkaNode, Listener, java_tool, own_node
+from tests.kafka_server import KafkaNode, Listener, java_tool, own_node
 
 pytestmark = pytest.mark.kafka
 
@@ -34,12 +35,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
         "ssl.keystore.location": keystore,
         "ssl.keystore.password": KEYSTORE_PASSWORD,
     }
-    try:
+    with skipping_where_no_kafka_can_run():
         _make_keystore(keystore)
         with own_node([Listener("LOGIN", "SASL_PLAINTEXT"), Listener("TLS", "SSL")], properties) as node:
             yield node
-    except CannotRunError as error:
-        pytest.skip(str(error))
 
 
 def _make_keystore(path: Path) -> None:
