@@ -1,6 +1,7 @@
 """A server that may be away: reads give up soon and are then refused, until a look at it is answered."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -127,6 +128,21 @@ async def test_a_silent_server_is_noticed_even_if_nobody_has_the_time_to_wait_so
         await asyncio.sleep(0.005)
     with pytest.raises(IndexUnavailable, match="is away"):
         await client.prompt(NEVER, server.read)
+
+
+async def test_a_read_that_fails_when_nobody_waits_for_it_any_more_is_no_traceback(
+    client: Calls, server: Server
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    server.delay_s, server.code = 0.01, grpc.StatusCode.NOT_FOUND
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.prompt(1.0, server.read), 0.001)
+    while server.looks == 0:
+        await asyncio.sleep(0.005)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
 
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"])

@@ -99,9 +99,14 @@ class Calls:
             raise IndexUnavailable(f"{self._server} is away, and looked for")
         reading = asyncio.ensure_future(self._read(within_s, partial(call, *args, **kwargs)))
         self._reads.add(reading)
-        reading.add_done_callback(self._reads.discard)
+        reading.add_done_callback(self._end_read)
         # Whoever asks may have less time than it takes to know that the server is away: the call goes on without them.
         return await asyncio.shield(reading)
+
+    def _end_read(self, reading: asyncio.Future[Any]) -> None:
+        self._reads.discard(reading)
+        if not reading.cancelled():
+            reading.exception()  # nobody may be left to hear it, and asyncio would print a traceback of that
 
     async def _read(self, within_s: float, call: Callable[[], Awaitable[T]]) -> T:
         try:
