@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -84,6 +85,37 @@ async def test_graph_answers_as_the_scan_does(index: EdgeIndex) -> None:
         got = await answers(index, where)
         agreeing = sum(len(set(a) & set(b)) for a, b in zip(got, expected, strict=True))
         assert agreeing >= 0.99 * sum(map(len, expected))
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 5, 9, 60, 100])
+async def test_items_that_are_not_available_are_left_out_however_many_and_however_near(
+    index: EdgeIndex, hidden: int
+) -> None:
+    """The nearest are hidden, so that what is looked for beside them does not do; then they are shown again."""
+    [asked] = vectors(1, seed=1)
+    stored = sorted(items(100), key=lambda point: -float(asked @ point.vector))
+    nearest = [point.key for point in stored]
+
+    def shown(points: list[Point], is_available: bool, offset: int) -> list[Point]:
+        return [
+            msgspec.structs.replace(
+                point, payload={**point.payload, "available": is_available}, offset=offset
+            )
+            for point in points
+        ]
+
+    async def found(exclude: list[int]) -> list[int]:
+        [hits] = await index.search([Query(asked, 10, exclude=frozenset(exclude))])
+        return [hit.key for hit in hits]
+
+    await index.put(shown(stored, True, 0))
+    await index.put(shown(stored[:hidden], False, 1))
+    left = nearest[hidden:]
+    assert await found([]) == left[:10]
+    assert await found(left[:3]) == left[3:13]
+    await index.put(shown(stored[: hidden // 2], True, 2) + remove(stored[-1].item_id, offset=2))
+    left = [key for key in nearest[:-1] if key not in nearest[hidden // 2 : hidden]]
+    assert await found([]) == left[:10]
 
 
 async def test_graph_over_lifted_vectors_finds_the_greatest_products_in_tight_kinds(tmp_path: Path) -> None:

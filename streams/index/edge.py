@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -41,7 +42,7 @@ from streams.index import (
     lifted,
     newer,
 )
-from streams.recall.filters import Filter, admits
+from streams.recall.filters import Filter, admits, is_available
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,14 @@ PUT_SLICE = 128
 SEARCH_SLICE = 4
 # Candidates that a search through the graph keeps at least: finds 99.7 % of the 20 best of the starter bundle's items.
 SEARCH_EF = 128
+_SEARCH = engine.SearchParams(hnsw_ef=SEARCH_EF)
 # Exclusions up to so many are searched for too and then dropped. In a scan of 92,000 items 1,000 more hits cost 2 ms,
 # a condition on ids 10 ms; through the graph the condition is nearly free, and more hits widen the search.
 DROPPED_AFTER_SCAN = 1024
 DROPPED_AFTER_GRAPH = 100
+# Items that may not be shown are dropped like that while they are few: the engine looks every condition up for every item
+# it meets, which takes a search through the graph three times as long.
+MOST_HIDDEN = 0.1
 
 # The engine writes into mapped files. On a full disk the kernel ends such a process at once (SIGBUS), without a word. So
 # this much is free before every write: a new shard takes 40 MB of it, a slice or the index of a new number field 2 MB.
@@ -80,6 +85,7 @@ class _Item(msgspec.Struct, gc=False):
     offset: int
     row: int  # of the vectors; -1 = deleted
     payload: bytes
+    is_hidden: bool  # not available
 
 
 class EdgeIndex:
@@ -98,6 +104,7 @@ class EdgeIndex:
         self._path = folder / "shard-0"
         self._shard = _create(self._path, self._stored_dim)
         self._indexed_fields = {"price"}
+        self._hidden = 0  # items that are not available
         self._writing = asyncio.Lock()
         self._building = asyncio.Lock()
         self._changed: set[int] | None = None  # keys put since the copy of a graph under construction
@@ -143,10 +150,7 @@ class EdgeIndex:
         for part in _slices(queries, SEARCH_SLICE):
             if found:
                 await asyncio.sleep(0)
-            droppable = DROPPED_AFTER_GRAPH if self._within else DROPPED_AFTER_SCAN
-            batch = engine.QueryBatchRequest(_requests(part, droppable))
-            answers = self._shard.query_batch(batch)
-            found += [self._hits(query, scored) for query, scored in zip(part, answers, strict=True)]
+            found += self._searched(part)
         return found
 
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
@@ -177,10 +181,36 @@ class EdgeIndex:
         os.close(self._lock)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    def _hits(self, query: Query, scored: Iterable[engine.ScoredPoint]) -> list[Hit]:
-        pairs = ((int(each.id), each.score) for each in scored)  # our ids are never UUIDs
-        hits = (Hit(key, self._items[key].item_id, score) for key, score in pairs if key not in query.exclude)
-        return list(islice(hits, query.limit))
+    def _searched(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        droppable = DROPPED_AFTER_GRAPH if self._within else DROPPED_AFTER_SCAN
+        share = self._hidden / max(len(self._rows) - len(self._free_rows), 1)
+        plans = _plans(queries, droppable, share if share <= MOST_HIDDEN else None)
+        answers = self._ask(plans)
+        found = [self._hits(plan, scored) for plan, scored in zip(plans, answers, strict=True)]
+        # Where more were hidden than was reckoned with, there may be others behind them.
+        short = [
+            n
+            for n, (plan, scored, hits) in enumerate(zip(plans, answers, found, strict=True))
+            if plan.drops_hidden and len(hits) < plan.query.limit and len(scored) == plan.limit
+        ]
+        if short:
+            again = _plans([queries[n] for n in short], droppable, None)
+            for n, plan, scored in zip(short, again, self._ask(again), strict=True):
+                found[n] = self._hits(plan, scored)
+        return found
+
+    def _ask(self, plans: Sequence["_Plan"]) -> list[list[engine.ScoredPoint]]:
+        return self._shard.query_batch(engine.QueryBatchRequest([_request(plan) for plan in plans]))
+
+    def _hits(self, plan: "_Plan", scored: Iterable[engine.ScoredPoint]) -> list[Hit]:
+        found = ((int(each.id), each.score) for each in scored)  # our ids are never UUIDs
+        hits = (
+            Hit(key, item.item_id, score)
+            for key, score in found
+            if key not in plan.query.exclude
+            and not ((item := self._items[key]).is_hidden and plan.drops_hidden)
+        )
+        return list(islice(hits, plan.query.limit))
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
@@ -198,7 +228,9 @@ class EdgeIndex:
                 continue
             row = self._place(-1 if held is None else held.row, point.vector)
             payload = b"" if point.vector is None else msgspec.msgpack.encode(point.payload)
-            self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload)
+            hidden = point.vector is not None and not is_available(point.payload)
+            self._hidden += hidden - (held is not None and held.is_hidden)
+            self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload, hidden)
             documents[point.key] = None if point.vector is None else fields.document(point.payload)
         if not documents:
             return
@@ -360,20 +392,38 @@ def _number_index(field: str) -> engine.UpdateOperation:
     return engine.UpdateOperation.create_field_index(field, engine.PayloadSchemaType.Float)
 
 
-def _requests(queries: Sequence[Query], droppable: int) -> list[engine.QueryRequest]:
-    """The interests of one user share filter and exclusions, so these are translated once."""
+class _Plan(NamedTuple):
+    """How one query is put to the engine: with which filter, for how many, and what is dropped from what it finds."""
+
+    query: Query
+    where: engine.Filter | None
+    limit: int
+    drops_hidden: bool
+
+
+def _plans(queries: Sequence[Query], droppable: int, hidden: float | None) -> list[_Plan]:
+    """`hidden`: the share of items that are not available, where those may be dropped."""
+    # The interests of one user share filter and exclusions, so these are translated once.
     seen: dict[tuple[Filter | None, frozenset[int]], engine.Filter] = {}
-    params = engine.SearchParams(hnsw_ef=SEARCH_EF)
-    requests = []
+    plans = []
     for query in queries:
         dropped = len(query.exclude) if len(query.exclude) <= droppable else 0
-        shared = (query.where, frozenset() if dropped else query.exclude)
+        excluded = frozenset() if dropped else query.exclude
+        limit = query.limit + dropped
+        if query.where is None and not excluded and hidden is not None:
+            # Twice their share: a search again costs as much as all of this.
+            plans.append(_Plan(query, None, limit + math.ceil(2 * hidden * limit), True))
+            continue
+        shared = (query.where, excluded)
         if shared not in seen:
             seen[shared] = _filter(fields.condition(*shared))
-        nearest = engine.Query.Nearest([*query.vector.tolist(), 0.0])
-        limit = query.limit + dropped
-        requests.append(engine.QueryRequest(limit=limit, query=nearest, filter=seen[shared], params=params))
-    return requests
+        plans.append(_Plan(query, seen[shared], limit, False))
+    return plans
+
+
+def _request(plan: _Plan) -> engine.QueryRequest:
+    nearest = engine.Query.Nearest([*plan.query.vector.tolist(), 0.0])
+    return engine.QueryRequest(limit=plan.limit, query=nearest, filter=plan.where, params=_SEARCH)
 
 
 def _filter(group: fields.Group) -> engine.Filter:
