@@ -231,6 +231,9 @@ class Worker:
         # Separate threads: a request must not wait behind the encoder's work for two thousand clicks.
         click_threads = self._threads("clicks")
         request_threads = self._threads("requests")
+        # And producers: each has one request on its way to a broker at a time, and an answer must not wait until states
+        # are acknowledged that it does not rest on.
+        answers = await self._stack.enter_async_context(_started(producer_of(settings)))
         clicks = self._clicks = ClickPath(
             profiles,
             vectors,
@@ -250,7 +253,7 @@ class Worker:
             encoder,
             request_threads,
             Recall(index),
-            producer,
+            answers,
             dead_letters,
             self.metrics,
             settings=settings,

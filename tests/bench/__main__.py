@@ -13,7 +13,7 @@ import uvloop
 from rich.console import Console
 
 from streams.settings import Settings
-from tests.bench import catalog, clicks, freshness, growth, load, recovery, requests
+from tests.bench import catalog, clicks, freshness, growth, load, others, recovery, requests
 from tests.bench.processes import BenchError
 from tests.bench.report import RESULTS, Report
 from tests.bench.system import FULL, QUICK, System
@@ -24,7 +24,9 @@ MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
     "catalog": catalog.measure,
     "freshness": freshness.measure,
     "clicks": clicks.measure,
+    "others": others.measure,
     "requests": requests.measure,
+    "served": requests.measure_server,
     "load": load.measure,
     "recovery": recovery.measure,
     "growth": growth.measure,

@@ -39,8 +39,13 @@ async def measure(system: System) -> None:
 async def fill(system: System) -> None:
     """Only have the catalog encoded, for other measures."""
     if not system.filled:
-        await _worker_rate(system, system.settings, STARTER_BUNDLE, len(system.items))
+        await encode(system, system.settings, len(system.items))
         system.filled = True
+
+
+async def encode(system: System, settings: Settings, count: int) -> None:
+    """Have the first items encoded."""
+    await _worker_rate(system, settings, STARTER_BUNDLE, count)
 
 
 async def _compared(

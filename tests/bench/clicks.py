@@ -76,7 +76,7 @@ async def measure(system: System) -> None:
 
 async def fill(system: System) -> None:
     """Only have the clicks applied, for other measures."""
-    if not system.clicked:
+    if not system.clicks_per_s:
         await _apply(system)
 
 
@@ -99,7 +99,7 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
         per_s = await rate(running, done, sum(counts))
         found = await detail(running)
         found["cpu_s"] = running.process.used_cpu_s() - before
-    system.clicked = True
+    system.clicks_per_s = per_s
     return per_s, found
 
 
@@ -164,12 +164,17 @@ async def _state_bytes(system: System) -> tuple[float, float, int]:
     return float(sizes[:, 0].mean()), float(full.mean()) if len(full) else 0.0, len(sizes)
 
 
+def record_shape(system: System) -> tuple[str, str]:
+    """Bytes of the head of our record of a user, and of each entry, as arguments."""
+    head_bytes = record_size(0, load(system.settings.bundle_path).state_size) + _EVENT_ID_BYTES
+    return str(head_bytes), str(ENTRY_BYTES)
+
+
 async def _naive(system: System) -> tuple[float, float]:
     """Clicks a second, and microseconds of processor time for each."""
-    head_bytes = record_size(0, load(system.settings.bundle_path).state_size) + _EVENT_ID_BYTES
     arguments = [
         *("-m", "tests.bench.naive_agent", system.settings.bootstrap_servers, system.topics.clicks),
-        *(str(system.settings.partitions), str(head_bytes), str(ENTRY_BYTES), str(system.scale.naive_clicks)),
+        *(str(system.settings.partitions), *record_shape(system), str(system.scale.naive_clicks)),
     ]
     async with python(arguments, system.folder, "naive-agent") as agent:
         per_s, cpu_us = (await asyncio.wait_for(agent.finished(), 300.0)).split()

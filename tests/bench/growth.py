@@ -5,7 +5,7 @@ from typing import NamedTuple
 from streams.publish import Outgoing
 from streams.settings import Settings
 from streams.topics import Topics
-from tests.bench import clicks, dataset, edge_queries, recovery, requests, stored
+from tests.bench import bare_queries, clicks, dataset, recovery, requests, stored
 from tests.bench.processes import GRAPH_ITEMS, worker
 from tests.bench.report import Figure
 from tests.bench.system import System
@@ -71,8 +71,8 @@ def _beside(name: str, grown: _Applied, small: _Applied, small_is: str) -> Figur
 
 async def _queries(system: System) -> Figure:
     who, items = requests.askers(system), len(system.items)
-    few_us = 1000.0 * await edge_queries.ms_per_query(system, _FEW_ITEMS, who)
-    many_us = 1000.0 * await edge_queries.ms_per_query(system, items, who)
+    few_us = 1000.0 * await bare_queries.ms_per_query(system, system.settings, _FEW_ITEMS, who)
+    many_us = 1000.0 * await bare_queries.ms_per_query(system, system.settings, items, who)
     return Figure(
         f"a query of {items:,} items",
         many_us,
@@ -80,7 +80,7 @@ async def _queries(system: System) -> Figure:
         few_us,
         f"of {_FEW_ITEMS:,}",
         many_us / few_us,
-        note=f"limit {edge_queries.LIMIT}, bare edge queries; up to {GRAPH_ITEMS:,} items are scanned",
+        note=f"limit {bare_queries.LIMIT}, bare edge queries; up to {GRAPH_ITEMS:,} items are scanned",
     )
 
 

@@ -81,14 +81,19 @@ class Process:
 
 @asynccontextmanager
 async def python(
-    arguments: list[str], folder: Path, name: str, environment: Mapping[str, str] | None = None
+    arguments: list[str],
+    folder: Path,
+    name: str,
+    environment: Mapping[str, str] | None = None,
+    *,
+    interpreter: str = sys.executable,
 ) -> AsyncIterator[Process]:
     """A Python process with these arguments, ended with the block."""
     log = folder / f"{name}-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
         started_s = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            *dying_with_us([sys.executable, *arguments]),
+            *dying_with_us([interpreter, *arguments]),
             stdout=output,
             stderr=output,
             env={**os.environ, **(environment or {})},

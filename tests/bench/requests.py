@@ -1,14 +1,20 @@
 """Requests a second and their latency, beside bare queries of the index, and what a restart with all these users takes."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from qdrant_client import AsyncQdrantClient
+from qdrant_client.models import CollectionStatus
 
 from streams.client import ClientError, HeadwaterClient
-from tests.bench import clicks, dataset, edge_queries
-from tests.bench.processes import worker
+from streams.encoder import load
+from streams.settings import Settings
+from streams.topics import Topics
+from tests.bench import bare_queries, catalog, clicks, dataset
+from tests.bench.processes import GRAPH_S, Worker, worker
 from tests.bench.report import Figure
 from tests.bench.system import System
 
@@ -23,7 +29,6 @@ async def measure(system: System) -> None:
     """A fresh worker on the filled topics: seconds to ready, memory, as many requests as it takes, then 100 a second."""
     await clicks.fill(system)
     who = askers(system)
-    excluded = [item.item_id for item in system.items[:: len(system.items) // _EXCLUDED]][:_EXCLUDED]
     async with worker("interests", system.folder, system.environment) as running:
         health = await running.health()
         system.report.add(
@@ -39,9 +44,7 @@ async def measure(system: System) -> None:
         async with HeadwaterClient(system.settings) as client:
             await _as_many(client, who, 2.0)
             rate, full = await _as_many(client, who, system.scale.request_s)
-            used_s = running.process.used_cpu_s()
-            excluding, taken = await _as_many(client, who, system.scale.request_s, excluded)
-            worker_ms = 1000.0 * (running.process.used_cpu_s() - used_s) / len(taken)
+            excluding, worker_ms = await _excluding(system, running, client, who)
             steady, failed = await at_rate(client, who, STEADY_RATE, lasting(system.scale.request_s))
         found = await running.metrics()
     stages = {
@@ -59,7 +62,7 @@ async def measure(system: System) -> None:
             note=f"{_IN_FLIGHT} in flight, limit {_LIMIT}; p50 {np.percentile(full, 50):.1f} ms, "
             f"p99 {np.percentile(full, 99):.1f} ms",
         ),
-        await _beside_bare_queries(system, excluding, worker_ms, who, excluded),
+        await _beside_bare_queries(system, system.settings, excluding, worker_ms, who, "edge"),
         Figure(f"requests at {STEADY_RATE}/s, p50", float(np.percentile(steady, 50)), "ms"),
         Figure(
             f"requests at {STEADY_RATE}/s, p99",
@@ -70,17 +73,84 @@ async def measure(system: System) -> None:
     )
 
 
+async def measure_server(system: System) -> None:
+    """The requests with items excluded again, with the index on the server that the contract suite is run on."""
+    name = _name_of("server")
+    url = os.environ.get("HEADWATER_TEST_QDRANT_URL")
+    if url is None:
+        why = "HEADWATER_TEST_QDRANT_URL names no Qdrant server"
+        system.report.add(Figure(name, None, "ms", note=why, at_most=2.0))
+        return
+    settings = system.settings.model_copy(
+        update={
+            "topic_prefix": f"{system.settings.topic_prefix}served.",
+            "data_dir": system.folder / "served",
+            "qdrant_url": url,
+            "qdrant_grpc_port": int(os.environ.get("HEADWATER_TEST_QDRANT_GRPC_PORT", "6334")),
+        }
+    )
+    await system.create(settings)
+    await catalog.encode(system, settings, len(system.items))
+    who = askers(system)
+    item_ids = [item.item_id for item in system.items]
+    records = dataset.clicks(item_ids, system.scale.users, system.scale.grown_clicks, seed=1)
+    async with worker("interests", system.folder, system.environment_of(settings)) as running:
+        before = await clicks.applied(running)
+        topic = Topics.named(settings.topic_prefix).clicks
+        counts = await dataset.publish(settings, topic, settings.partitions, records)
+        await clicks.rate(running, before, sum(counts))
+        await _optimised(settings)
+        async with HeadwaterClient(settings) as client:
+            await _as_many(client, who, 2.0)
+            excluding, worker_ms = await _excluding(system, running, client, who)
+    system.report.add(await _beside_bare_queries(system, settings, excluding, worker_ms, who, "server"))
+
+
+async def _optimised(settings: Settings) -> None:
+    """Until the server has built its graphs over the items."""
+    client = AsyncQdrantClient(
+        url=settings.qdrant_url,
+        grpc_port=settings.qdrant_grpc_port,
+        prefer_grpc=True,
+        check_compatibility=False,
+    )
+    try:
+        name = f"items-{load(settings.bundle_path).id}"
+        async with asyncio.timeout(GRAPH_S):
+            while (await client.get_collection(name)).status is not CollectionStatus.GREEN:
+                await asyncio.sleep(0.5)
+    finally:
+        await client.close()
+
+
+async def _excluding(
+    system: System, running: Worker, client: HeadwaterClient, who: list[str]
+) -> tuple[float, float]:
+    """Requests a second with items excluded, and milliseconds of the worker's processor time for each."""
+    used_s = running.process.used_cpu_s()
+    per_s, taken = await _as_many(client, who, system.scale.request_s, _excluded(system))
+    return per_s, 1000.0 * (running.process.used_cpu_s() - used_s) / len(taken)
+
+
+def _excluded(system: System) -> list[str]:
+    return [item.item_id for item in system.items[:: len(system.items) // _EXCLUDED]][:_EXCLUDED]
+
+
+def _name_of(index: str) -> str:
+    return f"a request, {_EXCLUDED} items excluded, {index}"
+
+
 async def _beside_bare_queries(
-    system: System, rate: float, worker_ms: float, who: Sequence[str], excluded: Sequence[str]
+    system: System, settings: Settings, rate: float, worker_ms: float, who: Sequence[str], index: str
 ) -> Figure:
-    bare_ms = await edge_queries.ms_per_query(system, len(system.items), who, excluded)
+    bare_ms = await bare_queries.ms_per_query(system, settings, len(system.items), who, _excluded(system))
     ours_ms = 1000.0 / rate
     return Figure(
-        f"a request of them, {_EXCLUDED} excluded",
+        _name_of(index),
         ours_ms,
         "ms",
         bare_ms,
-        "bare edge query",
+        "bare query",
         ours_ms / bare_ms,
         at_most=2.0,
         note=f"aim: 1.5; {rate:,.0f} requests/s with {_IN_FLIGHT} in flight, from the client through Kafka and back; "

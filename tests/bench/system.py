@@ -67,7 +67,7 @@ class System:
     lm_bundle: Path | None
     items: list[Item] = field(default_factory=list)
     filled: bool = False  # the catalog is encoded
-    clicked: bool = False  # the clicks are applied
+    clicks_per_s: float = 0.0  # once the clicks are applied
 
     @property
     def topics(self) -> Topics:
@@ -79,7 +79,10 @@ class System:
 
     def environment_of(self, settings: Settings) -> dict[str, str]:
         """What tells a worker's process to be part of this system."""
+        served = {} if settings.qdrant_url is None else {"HEADWATER_QDRANT_URL": settings.qdrant_url}
         return {
+            **served,
+            "HEADWATER_QDRANT_GRPC_PORT": str(settings.qdrant_grpc_port),
             "HEADWATER_KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
             "HEADWATER_TOPIC_PREFIX": settings.topic_prefix,
             "HEADWATER_DATA_DIR": str(settings.data_dir),

@@ -45,7 +45,7 @@ class Outside:
 
     async def __aenter__(self) -> Self:
         options = self.settings.kafka_options()
-        self._producer = AIOKafkaProducer(**options, acks="all")
+        self._producer = AIOKafkaProducer(**options, acks="all", request_timeout_ms=120_000)
         watched = (self.topics.responses, self.topics.dead_letters, *self.settings.reply_topics)
         self._consumer = Consumer(*watched, **options, fetch_max_wait_ms=100)
         await self._producer.start()

@@ -1,0 +1,87 @@
+"""The clicks of one worker beside other stream processors on the same topic, each in an environment of its own.
+
+They do less: neither of them encodes. Their environments are made by uv, anew for each run; where that cannot be done, the
+figure says so.
+"""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tests.bench import clicks
+from tests.bench.processes import python
+from tests.bench.report import Figure
+from tests.bench.system import System
+
+_INSTALL_S: Final = 300.0
+_HERE: Final = Path(__file__).parent
+
+
+class _Other(NamedTuple):
+    name: str
+    script: str
+    requirements: tuple[str, ...]
+    at_least: float
+    aim: float
+    does: str
+
+
+_OTHERS: Final = (
+    _Other("Quix Streams 3.28", "quix_job.py", ("quixstreams==3.28.*",), 2.0, 5.0, "state and changelog"),
+    _Other("Bytewax 0.21", "bytewax_job.py", ("bytewax[kafka]==0.21.*",), 1.0, 2.0, "state in memory only"),
+)
+
+
+async def measure(system: System) -> None:
+    """Clicks a second of each."""
+    await clicks.fill(system)
+    for other in _OTHERS:
+        system.report.add(await _beside(system, other))
+
+
+async def _beside(system: System, other: _Other) -> Figure:
+    name = f"clicks, beside {other.name}"
+    home = system.folder / other.script.removesuffix(".py")
+    problem = await asyncio.to_thread(_install, home, other)
+    if problem:
+        return Figure(name, None, "clicks/s", note=f"not measured: {problem}")
+    arguments = [
+        *(str(_HERE / other.script), system.settings.bootstrap_servers, system.topics.clicks),
+        *(*clicks.record_shape(system), str(system.scale.clicks)),
+    ]
+    async with python(arguments, system.folder, home.name, interpreter=str(home / "bin" / "python")) as job:
+        per_s, cpu_us = (await asyncio.wait_for(job.finished(), 300.0)).split()
+    ours, theirs = system.clicks_per_s, float(per_s)
+    return Figure(
+        name,
+        ours,
+        "clicks/s",
+        theirs,
+        other.name,
+        ours / theirs,
+        at_least=other.at_least,
+        note=f"aim: {other.aim:g}; it has {other.does}, and no encoder; processor time per click {float(cpu_us):.1f} us",
+    )
+
+
+def _install(home: Path, other: _Other) -> str:
+    """Make its environment; what went wrong, if anything."""
+    # As `deploy/install.sh` finds or brings it.
+    uv = next(filter(None, map(shutil.which, ("uv", ".uv/bin/uv", ".uv/lib/bin/uv"))), None)
+    if uv is None:
+        return "its environment is made by uv, which is not on the PATH"
+    commands = (
+        [uv, "venv", "--quiet", "--python", sys.executable, str(home)],
+        [uv, "pip", "install", "--quiet", "--python", str(home / "bin" / "python"), *other.requirements],
+    )
+    for command in commands:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S)
+        except subprocess.TimeoutExpired:
+            return f"{command[1]} took more than {_INSTALL_S:.0f} s"
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["uv failed"])[-1]
+    return ""
