@@ -475,6 +475,21 @@ async def test_where_vectors_cannot_be_fetched_in_time_an_answer_rests_on_the_st
     assert (await worker.answer("ann")).status == "ok"  # which lacks nothing
 
 
+async def test_who_has_little_time_takes_none_from_the_others_of_the_batch(worker: Asked) -> None:
+    async def takes_its_time(keys: Sequence[int]) -> Mapping[int, F32]:
+        await asyncio.sleep(0.05)
+        return {}
+
+    worker.vectors._fetch = takes_its_time
+    session = [{"item_id": "never heard of"}]
+    await worker.ask(
+        worker.request("ann", "patient", session=session, deadline_ms=60_000),
+        worker.request("bob", "hasty", session=session, deadline_ms=100),
+    )
+    assert worker.responses()["patient"].status == "ok"
+    assert worker.responses()["hasty"].status != "ok"
+
+
 # Strays
 
 
