@@ -57,7 +57,10 @@ class Partition:
         self.generation = -1
         self.applied = -1  # every clicks record at or below it is in the columns
         self.watermark = -1  # and in the changelog too, for good
-        self.changelog_next = 0  # the changelog has been read or written up to here
+        self.changelog_next = 0  # the changelog has been read or written up to here,
+        self.holes: set[int] = (
+            set()
+        )  # but for what others wrote from these offsets on, which is yet to be read
         self.gate = Gate()
         self.owned = False
         self.lock = asyncio.Lock()
@@ -75,6 +78,19 @@ class Partition:
             if erased_ms is not None:
                 self.columns.forgotten_ms[row] = erased_ms
         return row
+
+    def passed(self, start: int, stop: int) -> int | None:
+        """Take the changelog's records from ``start`` to ``stop`` (excluded) for known; where a hole before them begins."""
+        hole, self.changelog_next = self.changelog_next, max(stop, self.changelog_next)
+        if start <= hole:
+            return None
+        self.holes.add(hole)
+        return hole
+
+    def go_back(self) -> None:
+        """Before it is read again: from the first hole on. Whoever was to fill it may have lost the partition first."""
+        self.changelog_next = min({self.changelog_next, *self.holes})
+        self.holes.clear()
 
     def mark_applied(self, offset: int) -> None:
         """Tell whoever waits for it that the columns hold the clicks up to ``offset``."""
@@ -238,6 +254,7 @@ class Profiles:
         ends = await self._reader.end_offsets(list(tps))
         self._reader.assign(list(tps))
         for tp, partition in tps.items():
+            partition.go_back()
             self._reader.seek(tp, partition.changelog_next)
         read, last_read = 0, time.monotonic()
         remaining = {tp for tp in tps if tps[tp].changelog_next < ends[tp]}
@@ -358,8 +375,8 @@ class Profiles:
         written = await sent.acknowledged()
         partition.require(generation)
         for start, stop in written:
-            hole, partition.changelog_next = partition.changelog_next, max(stop, partition.changelog_next)
-            if start > hole:
+            hole = partition.passed(start, stop)
+            if hole is not None:
                 self._spawn(self._repair(partition, hole, start, generation))
         self._metrics.changelog_records_total.inc(len(sent))
 
@@ -412,11 +429,8 @@ class Profiles:
                         continue
                     if not partition.is_serving() or partition.generation != generation:
                         continue
-                    hole, partition.changelog_next = (
-                        partition.changelog_next,
-                        max(end, partition.changelog_next),
-                    )
-                if end > hole:
+                    hole = partition.passed(end, end)
+                if hole is not None:
                     with contextlib.suppress(Lost):
                         await self._repair(partition, hole, end, generation)
 
@@ -465,6 +479,7 @@ class Profiles:
                 log.warning("overwrites_repaired", partition=partition.number, users=len(rows) + len(gone))
                 await self._write(partition, rows, gone, generation)
                 self._metrics.fenced_records_total.inc(len(rows))
+            partition.holes.discard(start)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:

@@ -90,7 +90,9 @@ async def test_workers_that_come_and_go_all_the_time(
                 elif number % 3 == 0:
                     await asyncio.to_thread(running.pop(0).kill)
                 else:
-                    assert await asyncio.to_thread(running.pop(0).stop) == 0
+                    leaving = running.pop(0)
+                    await asyncio.to_thread(leaving.wait_until, "it has begun", leaving.health)
+                    assert await asyncio.to_thread(leaving.stop) == 0
                 await publishing
                 await asyncio.sleep(5.0)
             await applied(outside)

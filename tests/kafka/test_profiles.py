@@ -1,0 +1,125 @@
+"""The store of users on a real changelog, where a second worker writes too."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pytest_asyncio
+
+from streams.app import _started
+from streams.metrics import Metrics
+from streams.profiles import Partition, Profiles
+from streams.publish import producer_of
+from streams.settings import Settings
+from streams.topics import Topics
+
+_WITHIN_S = 30.0
+
+
+class Store(NamedTuple):
+    """A worker's, of partition 0."""
+
+    profiles: Profiles
+    failures: list[str]
+
+    @property
+    def partition(self) -> Partition:
+        return self.profiles.partitions[0]
+
+    async def own(self, generation: int) -> None:
+        self.profiles.assign({0}, generation)
+        async with asyncio.timeout(_WITHIN_S):
+            await self.partition.gate.passed(_WITHIN_S)
+
+    async def write(self, user: bytes, offset: int) -> None:
+        """As a batch of clicks up to that offset does."""
+        row = self.partition.row_of(user)
+        self.partition.columns.offset[row] = offset
+        generation = self.partition.generation
+        rows = np.array([row], dtype=np.int64)
+        sent = await self.profiles.send(self.partition, rows, {}, generation)
+        await self.profiles.settle(self.partition, sent, generation)
+
+    def offset_of(self, user: bytes) -> int:
+        columns = self.partition.columns
+        return int(columns.offset[columns.rows[user]])
+
+
+@asynccontextmanager
+async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
+    failures: list[str] = []
+    async with _started(producer_of(settings)) as producer:
+        topics = Topics.named(settings.topic_prefix)
+        profiles = Profiles(
+            settings,
+            topics,
+            producer,
+            Metrics(),
+            writer=writer,
+            bundle_id="a-bundle",
+            log_length=4,
+            state_size=8,
+            fail=failures.append,
+        )
+        await profiles.start()
+        try:
+            yield Store(profiles, failures)
+        finally:
+            await profiles.stop()
+
+
+@pytest_asyncio.fixture
+async def stores(own_topics: Settings) -> AsyncIterator[tuple[Store, Store]]:
+    async with AsyncExitStack() as stack:
+        first, second = [await stack.enter_async_context(storing(own_topics, n)) for n in (1, 2)]
+        yield first, second
+
+
+async def published_clicks(settings: Settings, count: int) -> None:
+    """So that offsets of clicks exist."""
+    async with _started(producer_of(settings)) as producer:
+        topic = Topics.named(settings.topic_prefix).clicks
+        for _ in range(count):
+            await producer.send_and_wait(topic, b"{}", key=b"x", partition=0)
+
+
+async def test_what_another_wrote_is_known_to_a_worker_that_woke_up_late_and_gets_its_partition_back(
+    own_topics: Settings, stores: tuple[Store, Store]
+) -> None:
+    """Its own write, acknowledged after the other's, must not take it past them: the rebalance comes before it reads them."""
+    await published_clicks(own_topics, 10)
+    frozen, heir = stores
+    await frozen.own(1)
+    await frozen.write(b"ann", 3)
+    await frozen.write(b"bob", 4)
+    await heir.own(2)
+    await heir.write(b"ann", 8)
+    await frozen.write(b"bob", 4)
+    frozen.profiles.freeze()
+    await frozen.own(3)
+    assert frozen.offset_of(b"ann") == 8
+    assert (frozen.failures, heir.failures) == ([], [])
+
+
+async def test_a_write_that_came_late_is_overwritten_by_the_owner(
+    own_topics: Settings, stores: tuple[Store, Store]
+) -> None:
+    await published_clicks(own_topics, 10)
+    frozen, heir = stores
+    await frozen.own(1)
+    await heir.own(2)
+    await heir.write(b"ann", 8)
+    await frozen.write(b"ann", 3)
+    await heir.write(b"bob", 9)
+    repaired = partial(heir.profiles._metrics.fenced_records_total._value.get)
+    async with asyncio.timeout(_WITHIN_S):
+        while repaired() == 0:
+            await asyncio.sleep(0.05)
+    await heir.profiles.stop()
+    heir.profiles.freeze()
+    async with storing(own_topics, 3) as third:
+        await third.own(3)
+        assert (third.offset_of(b"ann"), third.offset_of(b"bob")) == (8, 9)
