@@ -40,7 +40,8 @@ class Outside:
         self._numbers = 0
         self._last_ms = int(time.time() * 1000)
         self._is_response = jsonschema.Draft202012Validator(schemas()["Response"]).validate
-        self._records: dict[str, list[ConsumerRecord]] = {}
+        self._letters: list[ConsumerRecord] = []
+        self._answers: dict[tuple[str, object], list[ConsumerRecord]] = {}  # by topic and request id
         self._arrived = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -64,7 +65,11 @@ class Outside:
 
     async def _read(self) -> None:
         async for record in self._consumer:
-            self._records.setdefault(record.topic, []).append(record)
+            if record.topic == self.topics.dead_letters:
+                self._letters.append(record)
+            else:
+                request_id = json.loads(record.value)["request_id"]
+                self._answers.setdefault((record.topic, request_id), []).append(record)
             self._arrived.set()
 
     # Names and times
@@ -227,16 +232,14 @@ class Outside:
 
     def answer_records(self, request_id: str, topic: str | None = None) -> list[ConsumerRecord]:
         """Those that have come so far."""
-        mark = json.dumps(request_id).encode()
-        found = self._records.get(topic or self.topics.responses, [])
-        return [record for record in found if mark in record.value]
+        return self._answers.get((topic or self.topics.responses, request_id), [])
 
     async def dead_letter(self, topic: str, place: RecordMetadata) -> tuple[dict[str, str], ConsumerRecord]:
         """The dead letter of the record at `place`: its headers as text, and itself."""
         headers = {"topic": topic, "partition": str(place.partition), "offset": str(place.offset)}
 
         def find() -> tuple[dict[str, str], ConsumerRecord] | None:
-            for record in self._records.get(self.topics.dead_letters, []):
+            for record in self._letters:
                 held = {name: value.decode() for name, value in record.headers}
                 if headers.items() <= held.items():
                     return held, record
