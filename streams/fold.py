@@ -45,7 +45,7 @@ class Clicks(NamedTuple):
     item: U64
     action: U8
 
-    def take(self, which: I64 | slice) -> "Clicks":
+    def take(self, which: "I64 | Bools | slice") -> "Clicks":
         return Clicks(
             self.row[which],
             self.offset[which],
@@ -77,21 +77,22 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
     """Work out what ``clicks`` do, without touching ``columns``."""
     capacity = columns.log_length
     order = clicks.row.argsort(kind="stable")
-    first = _firsts(clicks.row[order])
-    rows = clicks.row[order[first]]
+    ordered = clicks.take(order)
+    first = _firsts(ordered.row)
+    rows = ordered.row[first]
     user = first.cumsum() - 1  # of each event in `order`
     log = columns.log(rows)
     offset = columns.offset[rows]
     forgotten = columns.forgotten_ms[rows]
 
-    offsets = clicks.offset[order]
-    replayed = offsets <= offset[user]
-    unlogged = ~replayed & (clicks.action[order] == IMPRESSION)
+    replayed = ordered.offset <= offset[user]
+    unlogged = ~replayed & (ordered.action == IMPRESSION)
     used = (~(replayed | unlogged)).nonzero()[0]
-    at_ms, event = clicks.at_ms[order][used], clicks.event[order][used]
-    item, action, whose = clicks.item[order][used], clicks.action[order][used], user[used]
+    at_ms, event = ordered.at_ms[used], ordered.event[used]
+    item, action, whose = ordered.item[used], ordered.action[used], user[used]
 
     slow = _needs_care(log, forgotten, whose, at_ms, event, action)
+    easy: Bools | slice = ~slow[whose] if slow.any() else slice(None)
     outcomes = np.zeros(len(Outcome), dtype=np.int64)
     outcomes[Outcome.REPLAYED], outcomes[Outcome.UNLOGGED] = replayed.sum(), unlogged.sum()
     applied = np.zeros(len(order), dtype=np.bool_)
@@ -99,13 +100,12 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
     erased = np.zeros(len(rows), dtype=np.bool_)
     newest = np.full(len(rows), -1, dtype=np.int64)
 
-    easy = ~slow[whose]
     evicted = _append(log, whose[easy], at_ms[easy], event[easy], item[easy], action[easy])
     applied[used[easy]] = True
-    outcomes[Outcome.APPLIED] += int(easy.sum())
+    outcomes[Outcome.APPLIED] += len(used[easy])
     newest[whose[easy]] = order[used[easy]]  # later assignments win: the user's last event
 
-    hard = (~easy).nonzero()[0]
+    hard = slow[whose].nonzero()[0]
     for group in np.split(hard, _firsts(whose[hard]).nonzero()[0][1:]) if len(hard) else ():
         index = int(whose[group[0]])
         events = log.events(index)
@@ -134,10 +134,9 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
             log.write(index, events)
 
     steps = used[easy][STEPS[action[easy]]]
-    chosen = order[steps]
     was_applied = np.zeros(len(order), dtype=np.bool_)
     was_applied[order] = applied
-    offset[user] = np.maximum(offset[user], offsets)  # in order, so that the user's last counts
+    offset[user] = np.maximum(offset[user], ordered.offset)  # in order, so that the user's last counts
     return Change(
         rows=rows,
         log=log,
@@ -145,7 +144,7 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
         refold=refold,
         evicted=evicted,
         steps_user=user[steps],
-        steps=clicks.take(chosen),
+        steps=ordered.take(steps),
         erased=erased,
         forgotten_ms=forgotten,
         newest=newest,

@@ -71,26 +71,23 @@ def advance(
     state = columns.state[rows].astype(np.float32)
     state_at = columns.state_at_ms[rows].copy()
     state[state_at == 0] = initial
-    stepping = ~refold[change.steps_user]
-    users, steps = change.steps_user[stepping], change.steps
-    found = vectors.rows(steps.item[stepping].tolist())
+    users, steps = change.steps_user, change.steps
+    if refold.any():
+        stepping = ~refold[users]
+        users, steps = users[stepping], steps.take(stepping)
+    found = vectors.rows(steps.item.tolist())
+    pending = np.zeros(len(rows), dtype=np.int64)
     known = found >= 0
-    lacking = users[~known]
-    # Of more than a log's worth at once, only what the log holds can be waited for.
-    oldest_at, oldest = change.log.at_ms[lacking, 0], change.log.event[lacking, 0]
-    at_ms, event = steps.at_ms[stepping][~known], steps.event[stepping][~known]
-    held = (at_ms > oldest_at) | ((at_ms == oldest_at) & (event >= oldest))
-    pending = counts_by_user(lacking[held], len(rows))
-    calls = gathered(
-        vectors,
-        users[known],
-        found[known],
-        steps.action[stepping][known].astype(np.int64),
-        steps.at_ms[stepping][known],
-        state_at,
-        columns.log_length,
-    )
-    state_at = last_time(users[known], steps.at_ms[stepping][known], state_at)
+    if not known.all():
+        lacking, late = users[~known], steps.take(~known)
+        # Of more than a log's worth at once, only what the log holds can be waited for.
+        oldest_at, oldest = change.log.at_ms[lacking, 0], change.log.event[lacking, 0]
+        held = (late.at_ms > oldest_at) | ((late.at_ms == oldest_at) & (late.event >= oldest))
+        pending = counts_by_user(lacking[held], len(rows))
+        users, steps, found = users[known], steps.take(known), found[known]
+    actions = steps.action.astype(np.int64)
+    calls = gathered(vectors, users, found, actions, steps.at_ms, state_at, columns.log_length)
+    state_at = last_time(users, steps.at_ms, state_at)
     chosen = np.flatnonzero(refold)
     if len(chosen):
         again = fold_again(change.log, chosen, vectors, initial)
