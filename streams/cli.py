@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from streams.importing import Kind, TimeUnit
+    from streams.importing import Kind
     from streams.messages import Position, Response
     from streams.settings import Settings
+    from streams.tables import TimeUnit
 
 ActionOption = Literal[
     "click", "view", "like", "add_to_cart", "purchase", "dislike", "hide", "impression", "retract", "forget"
@@ -48,7 +49,7 @@ _USER_ERRORS: Final = (
     ("streams.topics", "TopicsError"),
     ("streams.broker", "BrokerError"),
     ("streams.bundle", "BundleError"),
-    ("streams.importing", "ImportFileError"),
+    ("streams.tables", "ImportFileError"),
     ("streams.client", "ClientError"),
     ("streams.messages", "BadMessage"),
     ("streams.engine", "StopWorker"),
@@ -281,10 +282,10 @@ def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_ba
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from streams import importing
+    from streams import importing, tables
 
     settings = _settings()
-    table = importing.read(file)
+    table = tables.read(file)
     columns = importing.mapping(kind, table.columns, maps)
     unused = [name for name in table.columns if name not in columns.values()]
     _say(
