@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from models.protocols import At
     from streams.importing import Kind
     from streams.messages import Position, Response
     from streams.settings import Settings
@@ -56,6 +57,7 @@ _USER_ERRORS: Final = (
     ("streams.app", "WorkerError"),
     ("streams.demo", "DemoError"),
     ("models.complete_journey", "DataMissing"),
+    ("models.datasets", "DatasetError"),
     ("models.export", "ExportError"),
 )
 _EXTRA_OF: Final = {
@@ -63,6 +65,9 @@ _EXTRA_OF: Final = {
     "onnx": "train",
     "onnxscript": "train",
     "safetensors": "train",
+    "scipy": "train",
+    "threadpoolctl": "train",
+    "implicit": "train",
     "optimum": "export",
     "transformers": "export",
     "onnxruntime": "cpu",
@@ -581,24 +586,96 @@ def train(
 
 @app.command
 def evaluate(
-    bundle: Path | None = None, *, threads: int = 1, json: Annotated[bool, Parameter(negative=())] = False
+    bundle: Path | None = None,
+    *,
+    data: str = "complete-journey",
+    path: Path | None = None,
+    map_: Annotated[list[str], Parameter(name="--map"), Many] = [],  # noqa: B006 - cyclopts never changes it
+    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
+    protocol: Literal["leave-one-out", "global-time", "list-at-split", "prequential"] | None = None,
+    at: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    k: int | None = None,
+    baselines: Annotated[bool, Parameter(negative=())] = False,
+    threads: int = 1,
+    json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """A bundle against popularity and buy-again on Complete Journey.
+    """A bundle against baselines on a dataset, by full ranking of its catalog.
 
     Parameters
     ----------
     bundle
-        Its folder; default: the one that is set, else the shipped starter.
+        Its folder; default: the one that is set, else the shipped starter. With --baselines and none named: baselines only.
+    data
+        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
+    path
+        Where the files of a built-in dataset lie.
+    map_
+        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
+    time
+        What the times of a file are.
+    protocol
+        See models/README.md; default: list-at-split for complete-journey, leave-one-out for others.
+    at
+        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
+    sample
+        Ask only so many questions, drawn by the seed; default: all, 10,000 for prequential.
+    k
+        The length of lists; default: 10 for leave-one-out, else 20.
+    baselines
+        Also ItemKNN, EASE and ALS. Needs the extra train.
     """
-    from models.commands import as_json, table
-    from models.commands import evaluate as evaluated
+    from models.commands import as_json, compare, tables
+    from models.datasets import load
 
-    figures = evaluated(bundle or _settings().bundle_path, threads=threads)
+    chosen = protocol or ("list-at-split" if data == "complete-journey" else "leave-one-out")
+    if bundle is None and not baselines:
+        bundle = _settings().bundle_path
+    length = _positive("--k", k) if k is not None else 10 if chosen == "leave-one-out" else 20
+    questions = _positive("--sample", sample) if sample is not None else None
+    moment = _moment(at) if at is not None else None
+    dataset = load(data, path, map_, time)
+    for note in dataset.notes:
+        _say(f"{dataset.name}: {note}")
+    for reason, rows in dataset.dropped.items():
+        _say(f"{dataset.name}: {rows:,} rows left out, {reason}")
+    results = compare(
+        bundle,
+        dataset,
+        chosen,
+        at=moment,
+        sample=questions,
+        seed=seed,
+        k=length,
+        learned=baselines,
+        threads=threads,
+    )
     if json:
-        print(as_json(figures).decode())
+        print(as_json(results).decode())
     else:
-        _stdout().print(table(figures))
+        for table in tables(results):
+            _stdout().print(table)
     return 0
+
+
+def _moment(text: str) -> "At":
+    from datetime import datetime
+
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise CommandError(f"--at is {text}: expected a share of the events such as 0.9, or a date") from None
+
+
+def _positive(option: str, value: int) -> int:
+    if value < 1:
+        raise CommandError(f"{option} is {value}: expected a whole number from 1 on")
+    return value
 
 
 @app.command

@@ -142,7 +142,7 @@ def test_models_share_features_and_bundles_with_serving_and_nothing_else(path: P
 
 
 def test_data_and_figures_need_no_torch() -> None:
-    assert not loaded_by("models.events", "models.complete_journey", "models.evaluation") & set(HEAVY)
+    assert not loaded_by("models.commands") & {*HEAVY, "scipy", "implicit", "matplotlib"}
 
 
 def test_what_models_share_brings_no_streaming_along() -> None:
