@@ -174,5 +174,6 @@ def _exported(
                 origin=origin,
             ),
         )
-        torch_export.check_against_torch(bundle, tower, encoder, export.PROBE_TEXTS)
+        torch_export.check_tower(bundle, tower, export.PROBE_TEXTS)
+        torch_export.check_recurrent(bundle, encoder)
         return export.move_bundle(folder, out)
