@@ -17,7 +17,7 @@ from models.datasets import Dataset
 from models.evaluation import Quality, bundle_scorer, evaluate
 from models.protocols import At, Protocol, Scorer, Split, split
 from streams import encoder
-from streams.bundle import Figures, Manifest
+from streams.bundle import Manifest
 from streams.encoder import Encoder
 
 
@@ -59,11 +59,42 @@ def train_starter(
     with _progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
         methods = _judged(data, split(data, "list-at-split"), 20, threads, bundle, report, learned=False)
-    figures = {
-        method: {name: _figures(quality) for name, quality in found.items()}
-        for method, found in methods.items()
-    }
-    return with_figures(out, figures)
+    return with_figures(out, _figures(methods))
+
+
+def train_sequence(
+    model: str,
+    data: Dataset,
+    protocol: Protocol,
+    out: Path,
+    *,
+    at: At | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    resume: bool = False,
+    threads: int = 1,
+    command: str = "headwater train",
+) -> Results:
+    """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`)."""
+    import torch
+
+    from models.export import with_figures
+    from models.recipes import recipe
+    from models.train_sequence import checkpoint_of, make
+
+    torch.set_num_threads(threads)
+    if not resume:
+        checkpoint_of(out).unlink(missing_ok=True)
+    chosen = recipe(model, data.name)
+    fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs)
+    asked, k = split(data, protocol, at), 10 if protocol == "leave-one-out" else 20
+    with _progress() as report:
+        bundle = make(model, data, asked, replace(chosen, fit=fit), out, command, report)
+        methods = _judged(data, asked, k, threads, bundle, report, learned=False)
+    with_figures(out, _figures(methods))
+    return Results(
+        data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
+    )
 
 
 def compare(
@@ -178,8 +209,19 @@ def _baselines(asked: Split, items: int, threads: int, *, learned: bool) -> dict
     return makers
 
 
-def _figures(quality: Quality) -> Figures:
-    return Figures(quality.targets, round(quality.hit.value, 4), round(quality.ndcg.value, 4))
+def _figures(methods: dict[str, dict[str, Quality]]) -> dict[str, dict[str, dict[str, float]]]:
+    """What a manifest keeps of an evaluation."""
+    return {
+        method: {
+            name: {
+                "targets": quality.targets,
+                f"hit_at_{quality.k}": round(quality.hit.value, 4),
+                f"ndcg_at_{quality.k}": round(quality.ndcg.value, 4),
+            }
+            for name, quality in found.items()
+        }
+        for method, found in methods.items()
+    }
 
 
 class _Report:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from models.datasets import Dataset
     from models.protocols import At
     from streams.importing import Kind
     from streams.messages import Position, Response
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 ActionOption = Literal[
     "click", "view", "like", "add_to_cart", "purchase", "dislike", "hide", "impression", "retract", "forget"
 ]
+ProtocolOption = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
 Many = Parameter(negative=(), consume_multiple=False)
 
 app = App(
@@ -566,22 +568,84 @@ def doctor() -> int:
 
 @app.command
 def train(
-    model: Literal["starter"], *, out: Path, steps: int | None = None, seed: int = 0, threads: int = 2
+    model: Literal["starter", "bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec"],
+    *,
+    out: Path,
+    data: str = "complete-journey",
+    path: Path | None = None,
+    map_: Annotated[list[str], Parameter(name="--map"), Many] = [],  # noqa: B006 - cyclopts never changes it
+    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
+    protocol: ProtocolOption | None = None,
+    at: str | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    steps: int | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    threads: int = 1,
 ) -> int:
-    """Data -> model -> bundle -> figures. Needs the extras train and export.
+    """Data -> model -> bundle -> figures. Needs the extra train; starter also the extra export.
 
     Parameters
     ----------
+    model
+        starter: texts, on Complete Journey. The others: item ids, on any data.
     out
         The folder of the new bundle.
+    data
+        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
+    path
+        Where the files of a built-in dataset lie.
+    map_
+        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
+    time
+        What the times of a file are.
+    protocol
+        See models/README.md; default: global-time for complete-journey, leave-one-out for others.
+    at
+        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
+    epochs
+        At most so many; default: the recipe's. For all but starter.
     steps
-        Training steps; default: those of the shipped bundle.
+        Training steps of starter; default: those of the shipped bundle.
+    resume
+        Go on from the checkpoint that a killed training left beside `out`.
+    threads
+        More than one only on cores that nobody else uses: torch's threads wait for each other most of the time.
     """
-    from models.commands import train_starter
+    from models.commands import tables, train_sequence, train_starter
+    from models.datasets import load
 
-    command = f"headwater train {model} --out {out} --seed {seed}" + (f" --steps {steps}" if steps else "")
-    print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
+    if model == "starter":
+        command = f"headwater train starter --seed {seed}" + (f" --steps {steps}" if steps else "")
+        print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
+        return 0
+    chosen = protocol or ("global-time" if data == "complete-journey" else "leave-one-out")
+    command = f"headwater train {model} --data {data} --protocol {chosen} --seed {seed}"
+    command += (f" --at {at}" if at else "") + (f" --epochs {epochs}" if epochs else "")
+    results = train_sequence(
+        model,
+        _with_notes(load(data, path, map_, time)),
+        chosen,
+        out,
+        at=_moment(at) if at is not None else None,
+        seed=seed,
+        epochs=_positive("--epochs", epochs) if epochs is not None else None,
+        resume=resume,
+        threads=threads,
+        command=command,
+    )
+    for table in tables(results):
+        _stdout().print(table)
     return 0
+
+
+def _with_notes(data: "Dataset") -> "Dataset":
+    """The data, having said what was read otherwise or left out."""
+    for note in data.notes:
+        _say(f"{data.name}: {note}")
+    for reason, rows in data.dropped.items():
+        _say(f"{data.name}: {rows:,} rows left out, {reason}")
+    return data
 
 
 @app.command
@@ -592,7 +656,7 @@ def evaluate(
     path: Path | None = None,
     map_: Annotated[list[str], Parameter(name="--map"), Many] = [],  # noqa: B006 - cyclopts never changes it
     time: Literal["auto", "iso", "seconds", "ms"] = "auto",
-    protocol: Literal["leave-one-out", "global-time", "list-at-split", "prequential"] | None = None,
+    protocol: ProtocolOption | None = None,
     at: str | None = None,
     sample: int | None = None,
     seed: int = 0,
@@ -635,11 +699,7 @@ def evaluate(
     length = _positive("--k", k) if k is not None else 10 if chosen == "leave-one-out" else 20
     questions = _positive("--sample", sample) if sample is not None else None
     moment = _moment(at) if at is not None else None
-    dataset = load(data, path, map_, time)
-    for note in dataset.notes:
-        _say(f"{dataset.name}: {note}")
-    for reason, rows in dataset.dropped.items():
-        _say(f"{dataset.name}: {rows:,} rows left out, {reason}")
+    dataset = _with_notes(load(data, path, map_, time))
     results = compare(
         bundle,
         dataset,
