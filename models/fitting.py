@@ -85,15 +85,17 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
     """Train in place, up to the epoch with the best validation. Goes on from `checkpoint` if that file exists."""
     # Adam's averages of rows that no batch touches decay into denormal numbers, which cost a hundred times as much.
     torch.set_flush_denormal(True)
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     best: dict[str, Any] = {}
     progress = Progress()
     if checkpoint.exists():
         found = torch.load(checkpoint, weights_only=True)
-        if found["config"] != asdict(config):
+        if found["config"] != _settled(config):
             raise ValueError(
-                f"{checkpoint} was made with {found['config']}, not {asdict(config)}: remove it, or use its settings"
+                f"{checkpoint} was made with {found['config']}, not {_settled(config)}: remove it, or use its settings"
             )
         model.load_state_dict(found["model"])
         mean.load_state_dict(found["mean"])
@@ -116,7 +118,7 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
         partial = checkpoint.with_suffix(".partial")
         torch.save(
             {
-                "config": asdict(config),
+                "config": _settled(config),
                 "model": model.state_dict(),
                 "mean": mean.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -129,6 +131,11 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
     model.load_state_dict(best)
     model.eval()
     return progress
+
+
+def _settled(config: FitConfig) -> dict[str, Any]:
+    """What may not change on the way; how long to go on may."""
+    return {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
 
 
 def _epoch(

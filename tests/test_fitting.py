@@ -55,6 +55,14 @@ def test_a_training_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_training_that_is_over_can_be_made_longer(tmp_path: Path) -> None:
+    whole, longer = model(), model()
+    wanted = fit(whole, SPLIT, replace(CONFIG, epochs=2), tmp_path / "whole", quietly)
+    fit(longer, SPLIT, replace(CONFIG, epochs=1), tmp_path / "longer", quietly)
+    assert fit(longer, SPLIT, replace(CONFIG, epochs=2), tmp_path / "longer", quietly) == wanted
+    assert torch.equal(whole.table.weight, longer.table.weight)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     fit(model(), SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
     with pytest.raises(ValueError, match="remove it"):
