@@ -14,7 +14,7 @@ from rich.table import Table
 
 from models import baselines
 from models.datasets import Dataset
-from models.evaluation import Quality, bundle_scorer, evaluate
+from models.evaluation import Quality, bundle_scorer, evaluate, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
 from streams import encoder
 from streams.bundle import Manifest
@@ -58,8 +58,10 @@ def train_starter(
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
     with _progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
-        methods = _judged(data, split(data, "list-at-split"), 20, threads, bundle, report, learned=False)
-    return with_figures(out, _figures(methods))
+    results = compare(bundle.path, data, "list-at-split", threads=threads)
+    for table in tables(results):
+        _console().print(table)
+    return with_figures(out, _figures(results))
 
 
 def train_sequence(
@@ -87,14 +89,14 @@ def train_sequence(
         checkpoint_of(out).unlink(missing_ok=True)
     chosen = recipe(model, data.name)
     fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs)
-    asked, k = split(data, protocol, at), 10 if protocol == "leave-one-out" else 20
     with _progress() as report:
-        bundle = make(model, data, asked, replace(chosen, fit=fit), out, command, report)
-        methods = _judged(data, asked, k, threads, bundle, report, learned=False)
-    with_figures(out, _figures(methods))
-    return Results(
-        data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
+        asked = split(data, protocol, at)
+        make(model, data, asked, replace(chosen, fit=fit), out, command, report)
+    results = compare(
+        out, data, protocol, at=at, k=10 if protocol == "leave-one-out" else 20, threads=threads
     )
+    with_figures(out, _figures(results))
+    return results
 
 
 def compare(
@@ -114,9 +116,16 @@ def compare(
     The learned ones need scipy and implicit (the extra `train`).
     """
     asked = split(data, protocol, at, sample, seed)
-    loaded = encoder.load(bundle, threads=threads) if bundle else None
+    makers: dict[str, Callable[[], Scorer]] = {}
+    items, methods = len(data.item_ids), {}
     with _progress() as report:
-        methods = _judged(data, asked, k, threads, loaded, report, learned=learned)
+        if bundle is not None:
+            loaded = encoder.load(bundle, threads=threads)
+            makers[loaded.name] = lambda: bundle_scorer(loaded, data, partial(report, "encoding items"))
+        makers |= _baselines(asked, items, k, threads, learned=learned)
+        for name, make in makers.items():
+            report(name, 0, len(asked.test))
+            methods[name] = evaluate(make(), asked, items, k, partial(report, name))
     return Results(
         data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
     )
@@ -165,28 +174,9 @@ def tables(results: Results) -> Iterator[Table]:
         yield shown
 
 
-def _judged(
-    data: Dataset,
-    asked: Split,
-    k: int,
-    threads: int,
-    bundle: Encoder | None,
-    report: "_Report",
-    *,
-    learned: bool,
-) -> dict[str, dict[str, Quality]]:
-    makers: dict[str, Callable[[], Scorer]] = {}
-    if bundle is not None:
-        makers[bundle.name] = lambda: bundle_scorer(bundle, data, partial(report, "encoding items"))
-    makers |= _baselines(asked, len(data.item_ids), threads, learned=learned)
-    items, methods = len(data.item_ids), {}
-    for name, make in makers.items():
-        report(name, 0, len(asked.test))
-        methods[name] = evaluate(make(), asked, items, k, partial(report, name))
-    return methods
-
-
-def _baselines(asked: Split, items: int, threads: int, *, learned: bool) -> dict[str, Callable[[], Scorer]]:
+def _baselines(
+    asked: Split, items: int, k: int, threads: int, *, learned: bool
+) -> dict[str, Callable[[], Scorer]]:
     """Scorers by name, made when they are needed. Under `prequential` the counts go on with the replay."""
     if asked.protocol == "prequential":
         popular = baselines.popularity_now(asked.log, items)
@@ -202,14 +192,17 @@ def _baselines(asked: Split, items: int, threads: int, *, learned: bool) -> dict
     if learned:
         from models import item_models
 
-        makers["ItemKNN"] = lambda: item_models.item_knn(asked.train, items)
+        nearest = partial(item_models.item_knn, asked.train, items)
+        makers["ItemKNN"] = lambda: tuned(
+            lambda shrink: nearest(shrink=shrink), item_models.SHRINKS, asked, items, k
+        )
         ease = f"EASE ({item_models.EASE_ITEMS:,} most popular)" if items > item_models.EASE_ITEMS else "EASE"
         makers[ease] = lambda: item_models.ease(asked.train, items)
         makers["ALS"] = lambda: item_models.als(asked.train, items, threads=threads)
     return makers
 
 
-def _figures(methods: dict[str, dict[str, Quality]]) -> dict[str, dict[str, dict[str, float]]]:
+def _figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     """What a manifest keeps of an evaluation."""
     return {
         method: {
@@ -220,7 +213,7 @@ def _figures(methods: dict[str, dict[str, Quality]]) -> dict[str, dict[str, dict
             }
             for name, quality in found.items()
         }
-        for method, found in methods.items()
+        for method, found in results.methods.items()
     }
 
 

@@ -1,6 +1,6 @@
 """Any scorer over any split: full ranking of the catalog, in numpy, the same code for bundles, models and baselines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models import metrics
 from models.datasets import Dataset, DatasetError
 from models.events import Log, newest
-from models.protocols import Cases, Floats, Ints, Scorer, Split, delayed, discoveries, histories
+from models.protocols import Cases, Floats, Ints, Scorer, Split, delayed, discoveries, histories, select
 from streams.encoder import Encoder
 from streams.features import clamp_gap_s, gaps_s
 
@@ -98,6 +98,20 @@ def ranking(
     return ranks, lists
 
 
+def tuned(
+    make: Callable[[float], Scorer], values: Sequence[float], split: Split, items: int, k: int
+) -> Scorer:
+    """The scorer of the value whose NDCG at k on the validation cases, at most 5,000 of them, is best."""
+    some = np.unique(np.linspace(0, len(split.validation), 5_000, endpoint=False, dtype=np.int64))
+    cases = select(split.validation, some[some < len(split.validation)])
+
+    def quality(value: float) -> float:
+        ranks, _ = ranking(make(value), split.log, cases, items, k)
+        return float(metrics.by_case(ranks, cases.target_starts, k)["NDCG"].sum())
+
+    return make(max(values, key=quality))
+
+
 def best(scores: Floats, count: int) -> Ints:
     """Columns of the highest scores of each row, best first; among equal scores the lower column."""
     columns = scores.shape[1]
@@ -164,14 +178,20 @@ def _interests(
 
 
 def freshness(
-    scorer: Scorer, split: Split, items: int, k: int, delays_ms: list[int], done: Done = lambda *_: None
+    scorer: Scorer,
+    log: Log,
+    cases: Cases,
+    items: int,
+    k: int,
+    delays_ms: Sequence[int],
+    done: Done = lambda *_: None,
 ) -> dict[int, Measure]:
     """Share of targets found when events reach the history only after a delay: delay in ms -> recall at k."""
     found = {}
-    for delay_ms in delays_ms:
-        cases = delayed(split.log, split.test, delay_ms)
-        ranks, _ = ranking(scorer, split.log, cases, items, k, done)
+    for n, delay_ms in enumerate(delays_ms):
+        ranks, _ = ranking(scorer, log, delayed(log, cases, delay_ms), items, k)
         found[delay_ms] = _measure((ranks <= k).astype(np.float64), cases.users[cases.case_of_target])
+        done(n + 1, len(delays_ms))
     return found
 
 

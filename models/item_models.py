@@ -11,23 +11,26 @@ from threadpoolctl import threadpool_limits
 from models.events import Log
 from models.protocols import Cases, Floats, Ints, Scorer, histories
 
+SHRINKS: Final = (0.0, 10.0, 50.0, 200.0, 1000.0)  # from cosine almost to plain counts of common users
 EASE_ITEMS: Final = 10_000  # a dense matrix of 400 MB
 
 
-def item_knn(train: Log, items: int, neighbours: int = 100) -> Scorer:
+def item_knn(train: Log, items: int, neighbours: int = 100, shrink: float = 10.0) -> Scorer:
     """Cosine of items by who had them; an item scores the sum over the user's distinct items whose neighbour it is.
 
-    Each item keeps its nearest `neighbours` and itself, which counts where seen items may come again.
+    `shrink` is added to the cosine's denominator: items that share one user of one are no close neighbours. Each item keeps its
+    nearest `neighbours` and itself, which counts where seen items may come again.
     """
-    seen = _matrix(train.owners, train.items, len(train.users), items)
+    seen = _matrix(train.owners, train.items, len(train.users), items).tocsc()
     norms = np.sqrt(np.asarray(seen.sum(axis=0)).ravel())
-    unit = (seen @ sparse.diags_array(1 / np.maximum(norms, 1))).tocsc()
     kept = []
     for start in range(0, items, 1024):
-        near = (unit[:, start : start + 1024].T @ unit).tocsr()  # (items of the chunk, items)
+        near = (seen[:, start : start + 1024].T @ seen).tocsr()  # (items of the chunk, items)
+        own = start + np.repeat(np.arange(near.shape[0]), np.diff(near.indptr))
+        near.data /= norms[own] * norms[near.indices] + shrink
+        near.data[own == near.indices] = 1
         for a, b in pairwise(near.indptr):
-            if b - a > neighbours + 1:
-                far = b - a - neighbours - 1
+            if (far := b - a - neighbours - 1) > 0:
                 near.data[a + np.argpartition(near.data[a:b], far)[:far]] = 0
         near.eliminate_zeros()
         kept.append(near)

@@ -10,7 +10,7 @@ import pytest
 
 from models import evaluation, metrics
 from models.datasets import Dataset, DatasetError
-from models.evaluation import bundle_scorer, evaluate, freshness, ranking
+from models.evaluation import bundle_scorer, evaluate, freshness, ranking, tuned
 from models.protocols import Cases, Floats, Scorer, Split, split
 from streams.encoder import Encoder, load
 from streams.features import ACTION_CODES
@@ -63,6 +63,19 @@ def test_a_target_below_the_last_place_counts_nothing() -> None:
 
 def test_where_seen_items_are_masked_anyway_there_is_one_set_of_targets() -> None:
     assert list(evaluate(best_first(0), split(SHOP, "leave-one-out"), ITEMS, 10)) == ["all"]
+
+
+def test_tuning_chooses_what_finds_the_validation_targets() -> None:
+    asked = split(SHOP, "leave-one-out")  # ann's one before last is 2, then the last, 2 again
+    tried = []
+
+    def make(value: float) -> Scorer:
+        tried.append(value)
+        return best_first(*([4] * int(value)), 2, 3)
+
+    chosen = tuned(make, [1, 0, 1], asked, ITEMS, 1)
+    assert tried == [1, 0, 1, 0]
+    assert chosen(asked.log, asked.test, slice(0, 1))[0].argmax() == 2
 
 
 def test_ties_count_against_the_target() -> None:
@@ -120,7 +133,7 @@ def test_what_is_late_is_not_known_yet() -> None:
         return out
 
     asked = split(walk, "prequential", 0.5)
-    found = freshness(one_more, asked, ITEMS, 1, [0, 1000, 1001])
+    found = freshness(one_more, asked.log, asked.test, ITEMS, 1, [0, 1000, 1001])
     assert [measure.value for measure in found.values()] == [1, 1, 0]
 
 

@@ -25,7 +25,7 @@ ALL = slice(0, 40)
 def test_item_knn_is_the_sum_of_cosines() -> None:
     data = dataset({"ann": [(0, 1), (1, 2)], "bob": [(0, 1), (1, 2)], "eve": [(0, 1), (2, 2), (3, 3)]})
     asked = split(data, "leave-one-out")
-    found = item_knn(data.log, 10)(asked.log, asked.test, slice(0, 1))  # eve has 0 and 2
+    found = item_knn(data.log, 10, shrink=0)(asked.log, asked.test, slice(0, 1))  # eve has 0 and 2
     cosine = {1: 2 / np.sqrt(3 * 2), 2: 1 / np.sqrt(3 * 1), 3: 1 / np.sqrt(3 * 1)}
     np.testing.assert_allclose(
         found[0, :4], [1 + cosine[2], cosine[1], 1 + cosine[2], cosine[3] + 1], rtol=1e-6
@@ -33,10 +33,22 @@ def test_item_knn_is_the_sum_of_cosines() -> None:
     assert not found[0, 4:].any()
 
 
+def test_shrinking_mistrusts_what_few_users_share() -> None:
+    twice = {"ann": [(0, 1), (1, 2)], "bob": [(0, 1), (1, 2)]}
+    data = dataset({**twice, "eve": [(2, 1), (3, 2), (0, 3)], "joe": [(0, 1), (2, 2), (4, 3)]})
+    asked = split(data, "leave-one-out")  # joe has 0 and 2
+    plain, shrunk = (
+        item_knn(data.log, 10, shrink=shrink)(asked.log, asked.test, slice(1, 2))[0] for shrink in (0, 100)
+    )
+    assert plain[3] > plain[1]  # 3 and 2 share their only user
+    assert shrunk[1] > shrunk[3] / 2 > 0
+    assert shrunk[0] > 1  # itself counts in full
+
+
 def test_item_knn_keeps_the_nearest_only() -> None:
     data = dataset({"ann": [(0, 1), (1, 2)], "bob": [(0, 1), (1, 2)], "eve": [(0, 1), (2, 2), (3, 3)]})
     asked = split(data, "leave-one-out")
-    found = item_knn(data.log, 10, neighbours=1)(asked.log, asked.test, slice(0, 1))
+    found = item_knn(data.log, 10, neighbours=1, shrink=0)(asked.log, asked.test, slice(0, 1))
     assert found[0, 1] > 0  # the nearest of 0
     assert found[0, 0] == pytest.approx(1)  # itself; 2's nearest is 3
 
