@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import losses
-from models.architectures import Events, RecurrentEncoder, UserEncoder, WindowedEncoder
+from models.architectures import Events, UserEncoder
 from models.evaluation import ranking
 from models.events import Log
 from models.metrics import by_case
@@ -25,6 +25,11 @@ from models.sequences import Augmentation, Batch, batch_of, epoch
 from streams.features import clamp_gap_s
 
 Report = Callable[[str, int, int], None]
+TEMPERATURE = 0.2  # of the contrast between two readings of a history
+
+
+class FitError(Exception):
+    """Training cannot begin; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class FitConfig:
         0.0  # how much of the running mean of the weights a step keeps; 0: the weights as they are
     )
     augmentation: Augmentation = field(default_factory=Augmentation)
+    mask: float = 0.0  # share of the read events whose item is hidden; each is asked for all the same
+    contrast: float = (
+        0.0  # weight of the contrast: a history read twice, each time with its own dropout and mask
+    )
     judged: int = 10_000  # validation cases after an epoch, always the same ones
     seed: int = 0
 
@@ -54,15 +63,6 @@ class Model(nn.Module):
         # Small: what few events teach of an item must outweigh what chance put there.
         nn.init.normal_(self.table.weight, std=0.02)
         self.encoder = encoder
-
-    def interests(self, batch: Batch, gap_to_now_s: Floats) -> Tensor:
-        """(users, K, dim) from whole histories, as the exported graphs compute it."""
-        events, now = self.events(batch), torch.from_numpy(gap_to_now_s)
-        if isinstance(self.encoder, WindowedEncoder):
-            return self.encoder.window(*events, now)[0]
-        assert isinstance(self.encoder, RecurrentEncoder)
-        state = events.mask.new_zeros(len(events.mask), self.encoder.state_size)
-        return self.encoder.read(self.encoder.step(state, *events), now)[0]
 
     def events(self, batch: Batch) -> Events:
         items = self.table(torch.from_numpy(batch.items))
@@ -94,13 +94,17 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
     if checkpoint.exists():
         found = torch.load(checkpoint, weights_only=True)
         if found["config"] != _settled(config):
-            raise ValueError(
+            raise FitError(
                 f"{checkpoint} was made with {found['config']}, not {_settled(config)}: remove it, or use its settings"
             )
         model.load_state_dict(found["model"])
         mean.load_state_dict(found["mean"])
         optimizer.load_state_dict(found["optimizer"])
         best, progress = found["best"], Progress(**found["progress"])
+    if not len(split.validation):
+        raise FitError(
+            "nothing to validate on: training needs at least ten users with two events before the split"
+        )
     chosen = np.random.default_rng(0).permutation(len(split.validation))[: config.judged]
     judged = select(split.validation, np.sort(chosen))
     counts = np.bincount(split.train.items, minlength=model.table.num_embeddings)
@@ -154,8 +158,10 @@ def _epoch(
     model.train()
     total, done, expected = 0.0, 0, len(log.items) - int((np.diff(log.starts) > 0).sum())
     for batch in epoch(log, config.length, config.positions, config.augmentation, seed):
-        users, targets = _pairs(model, batch)
+        users, targets = _pairs(model, batch, config.mask)
         loss = _loss(model, users, targets, counts, config)
+        if config.contrast:
+            loss = loss + config.contrast * _contrast(model, batch, config.mask)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -167,13 +173,27 @@ def _epoch(
     return total / done
 
 
-def _pairs(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+def _pairs(model: Model, batch: Batch, mask: float) -> tuple[Tensor, Tensor]:
     """User vectors (N, dim) and the items (N,) that they should find."""
-    vectors, places = model.encoder.predictions(model.events(batch))
+    vectors, places = model.encoder.predictions(masked(model.events(batch), mask))
     targets = torch.from_numpy(batch.items)[places]
     # Of several interests, the one that the item is of: the others stay free for other items.
     best = (vectors.detach() @ model.table(targets).detach()[:, :, None]).argmax(1)  # (N, 1)
     return vectors.take_along_dim(best[:, :, None], dim=1)[:, 0], targets
+
+
+def _contrast(model: Model, batch: Batch, mask: float) -> Tensor:
+    """DuoRec (Qiu et al., WSDM 2022, arXiv:2110.05730): two readings of a history are closer than those of two users."""
+    now = torch.zeros(len(batch.items))
+    one, other = (model.encoder.answer(masked(model.events(batch), mask), now).flatten(1) for _ in range(2))
+    return losses.info_nce(one, other, TEMPERATURE)
+
+
+def masked(events: Events, share: float) -> Events:
+    """A random share of the events without their items: vectors of zeros."""
+    if not share:
+        return events
+    return events._replace(items=events.items * (torch.rand(events.mask.shape) >= share)[..., None])
 
 
 def _loss(
@@ -211,7 +231,7 @@ def scorer_of(model: Model, length: int) -> Scorer:
         histories = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
         gaps = clamp_gap_s((cases.now_ms[part] - log.at_ms[ends - 1]) / 1000)
         with torch.inference_mode():
-            interests = model.interests(batch_of(log, histories), gaps)
+            interests = model.encoder.answer(model.events(batch_of(log, histories)), torch.from_numpy(gaps))
             return (interests @ model.table.weight.T).amax(1).numpy()
 
     return scores

@@ -61,6 +61,7 @@ _USER_ERRORS: Final = (
     ("models.complete_journey", "DataMissing"),
     ("models.datasets", "DatasetError"),
     ("models.export", "ExportError"),
+    ("models.fitting", "FitError"),
 )
 _EXTRA_OF: Final = {
     "torch": "train",

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
 from models import sequence_bundle  # noqa: E402 - needs torch
-from models.architectures import ARCHITECTURES, Events, RecurrentEncoder  # noqa: E402 - needs torch
+from models.architectures import ARCHITECTURES, Events  # noqa: E402 - needs torch
 from models.fitting import FitConfig, Model, fit  # noqa: E402 - needs torch
 from models.protocols import split  # noqa: E402 - after the skip
 from streams.bundle import Origin  # noqa: E402 - after the skip
@@ -80,13 +80,8 @@ def test_a_log_gives_the_same_interests_alone_padded_or_in_pieces(trained: Train
 
     together = whole(slice(None), LENGTH)
     with torch.inference_mode():
-        encoder = model.encoder
-        given = [torch.from_numpy(part) for part in (items, actions, gaps, mask)]
-        if isinstance(encoder, RecurrentEncoder):
-            state = encoder.step(torch.zeros(4, encoder.state_size), *given)
-            wanted = encoder.read(state, torch.from_numpy(now))[0]
-        else:
-            wanted = encoder.window(*given, torch.from_numpy(now))[0]
+        events = Events(*(torch.from_numpy(part) for part in (items, actions, gaps, mask)))
+        wanted = model.encoder.answer(events, torch.from_numpy(now))
     close(together, wanted.numpy())
     for user, length in enumerate(lengths):
         close(whole(slice(user, user + 1), length), together[user : user + 1])

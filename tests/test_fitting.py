@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 
 from models import fitting  # noqa: E402 - needs torch
 from models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
-from models.fitting import FitConfig, Model, fit  # noqa: E402 - needs torch
-from models.protocols import split  # noqa: E402 - after the skip
-from models.sequences import Augmentation  # noqa: E402 - after the skip
+from models.fitting import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
+from models.protocols import select, split  # noqa: E402 - after the skip
+from models.sequences import Augmentation, epoch  # noqa: E402 - after the skip
 from tests import cycles  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)  # threads of tiny products wait for each other, and on busy cores for long
@@ -65,7 +65,7 @@ def test_a_training_that_is_over_can_be_made_longer(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     fit(model(), SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
-    with pytest.raises(ValueError, match="remove it"):
+    with pytest.raises(FitError, match="remove it"):
         fit(model(), SPLIT, replace(CONFIG, seed=1), tmp_path / "checkpoint", quietly)
 
 
@@ -96,3 +96,39 @@ def test_every_loss_learns_the_circle(tmp_path: Path, loss: str) -> None:
 def test_an_epoch_reports_the_mean_loss_over_its_targets(tmp_path: Path) -> None:
     progress = fit(model(), SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
     assert progress.curve[0][0] == pytest.approx(np.log(cycles.ITEMS), rel=0.2)  # nothing is known yet
+
+
+def test_masking_takes_items_away_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    trained = model()
+    events = trained.events(next(epoch(SPLIT.train, 6, 64, Augmentation(), (0, 1))))
+    hidden = masked(events, 0.3)
+    gone = (hidden.items == 0).all(-1)
+    assert 0.2 < float(gone.float().mean()) < 0.4
+    assert torch.equal(hidden.items[~gone], events.items[~gone])
+    assert all(torch.equal(one, other) for one, other in zip(hidden[1:], events[1:], strict=True))
+
+
+def test_a_contrast_brings_two_readings_of_a_history_closer(tmp_path: Path) -> None:
+    def likeness(contrast: float) -> float:
+        trained = model()
+        config = replace(CONFIG, epochs=6, mask=0.3, contrast=contrast)
+        fit(trained, SPLIT, config, tmp_path / f"checkpoint-{contrast}", quietly)
+        torch.manual_seed(0)
+        batch = next(epoch(SPLIT.train, 6, 64, Augmentation(), (0, 1)))
+        with torch.no_grad():
+            readings = [
+                trained.encoder.answer(masked(trained.events(batch), 0.3), torch.zeros(len(batch.items)))[
+                    :, 0
+                ]
+                for _ in range(2)
+            ]
+        return float(torch.cosine_similarity(*readings).mean())
+
+    assert likeness(1.0) > likeness(0.0) + 0.05
+
+
+def test_no_validation_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    nobody = replace(SPLIT, validation=select(SPLIT.validation, np.zeros(0, dtype=np.int64)))
+    with pytest.raises(FitError, match="at least ten users"):
+        fit(model(), nobody, CONFIG, tmp_path / "checkpoint", quietly)

@@ -51,6 +51,10 @@ class UserEncoder(nn.Module):
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
         """User vectors after each event: (users, T, interests, dim), read `gaps_to_next_s` (users, T) after it."""
 
+    @abstractmethod
+    def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
+        """Interests (users, interests, dim) from whole histories, as the graphs of a bundle compute them."""
+
 
 class RecurrentEncoder(UserEncoder):
     """O(1) a click: what is known of a user is a state of fixed size."""
@@ -84,6 +88,10 @@ class RecurrentEncoder(UserEncoder):
         interests = self.vectors(self.outputs(state), gap_to_now_s)[:, None]
         return interests, torch.ones_like(interests[..., 0])
 
+    def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
+        state = events.items.new_zeros(len(events.items), self.state_size)
+        return self.read(self.step(state, *events), gap_to_now_s)[0]
+
 
 class WindowedEncoder(UserEncoder):
     """Reads the newest L events anew for every answer."""
@@ -101,6 +109,9 @@ class WindowedEncoder(UserEncoder):
         )
         interests = at_last(self(Events(items, actions, gaps_s, mask), gaps_to_next_s), mask)
         return interests, mask.amax(1, keepdim=True).expand(-1, self.interests)
+
+    def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
+        return self.window(*events, gap_to_now_s)[0]
 
 
 class Inputs(nn.Module):
