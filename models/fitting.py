@@ -118,7 +118,8 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
         if quality > progress.best:
             progress.best, progress.best_epoch = quality, progress.epoch
             best = {name: value.clone() for name, value in averaged.state_dict().items()}
-        report(f"epoch {progress.epoch}: loss {loss:.3f}, validation NDCG@10 {quality:.4f}", 1, 1)
+        said = f"best validation NDCG@10, {progress.best:.4f} after epoch {progress.best_epoch}"
+        report(said, progress.epoch, config.epochs)
         partial = checkpoint.with_suffix(".partial")
         torch.save(
             {
@@ -169,7 +170,7 @@ def _epoch(
         mean.update_parameters(model)
         total += float(loss.detach()) * len(targets)
         done += len(targets)
-        report(f"epoch {number}, loss {total / done:.3f}", done, expected)
+        report(f"training, epoch {number}, loss {total / done:.3f}", done, expected)
     return total / done
 
 
