@@ -35,7 +35,7 @@ def make(
         trained,
         data.item_ids,
         recipe.fit.length,
-        name=f"{model}-{data.name}",
+        name=f"{model}-{Path(data.name).stem}",
         summary=f"{model} over the item ids of {data.name}",
         origin=Origin(
             data=f"{data.name}, {asked.protocol}: {len(asked.train.items):,} events of {len(asked.train.users):,} users",

@@ -18,6 +18,9 @@ class LRUConfig:
     dim: int = 64
     width: int = 128  # channels of a block
     blocks: int = 1
+    # Most that a channel keeps of itself over an event: 0.85^50 = 0.0003, so that after L events nothing of the older ones is
+    # left to see and the engine may step on without ever folding again (`forgets` in the manifest).
+    keep_max: float = 0.85
     dropout: float = 0.5
 
 
@@ -53,12 +56,10 @@ class Block(nn.Module):
 
     def __init__(self, config: LRUConfig) -> None:
         super().__init__()
-        self.keep = nn.Parameter(
-            torch.logit(torch.linspace(0.3, 0.95, config.width))
-        )  # of a channel, an event
-        self.cooling = nn.Parameter(
-            torch.full((config.width,), -18.0)
-        )  # log of the pace in time; e^-18 s: two years
+        self.keep_max = config.keep_max
+        # What a channel keeps over an event, as a logit; and the log of its pace in time: e^-18 a second is once in two years.
+        self.keep = nn.Parameter(torch.logit(torch.linspace(0.3, 0.95, config.width)))
+        self.cooling = nn.Parameter(torch.full((config.width,), -18.0))
         self.into = nn.Linear(config.dim, config.width)
         self.out = nn.Linear(config.width, config.dim)
         self.feed_forward = FeedForward(config.dim, 4 * config.dim, config.dropout)
@@ -67,7 +68,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, gaps_s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(users, T, dim), (users, width), twice (users, T) -> (users, T, dim), (users, width)"""
-        keep = torch.sigmoid(self.keep)
+        keep = self.keep_max * torch.sigmoid(self.keep)
         share = torch.sqrt(1 - keep.square())  # the paper's gamma: channels of equal variance
         left = keep * torch.exp(-gaps_s[..., None] * self.cooling.exp())
         real = mask[..., None]
