@@ -29,8 +29,15 @@ def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int
         )
         stops = np.searchsorted(at_ms, moments)
         starts = np.searchsorted(at_ms, moments - days * DAY_MS)
-        counts = [np.bincount(bought[a:b], minlength=items) for a, b in zip(starts, stops, strict=True)]
-        return np.asarray(np.array(counts, dtype=np.float32)[which])
+        counts = np.empty((len(moments), items), dtype=np.float32)
+        now, since, until = np.zeros(items, dtype=np.int64), starts[0], starts[0]
+        for row, (start, stop) in enumerate(
+            zip(starts, stops, strict=True)
+        ):  # in order of time: each adds a little
+            now += np.bincount(bought[until:stop], minlength=items)
+            now -= np.bincount(bought[since:start], minlength=items)
+            counts[row], since, until = now, start, stop
+        return counts[which]
 
     return scores
 
