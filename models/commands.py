@@ -1,27 +1,39 @@
 """What `headwater train`, `evaluate`, `export` and `bundle` do, with progress on the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from models import evaluation
-from models.complete_journey import Data, load_data
-from models.evaluation import WEEK_MS, Quality
-from models.events import Log, newest
-from streams.bundle import Figures, Manifest
-from streams.encoder import Encoder, load
-from streams.features import clamp_gap_s, gaps_s
+from models import baselines
+from models.datasets import Dataset
+from models.evaluation import Quality, bundle_scorer, evaluate, tuned
+from models.protocols import At, Protocol, Scorer, Split, split
+from streams import encoder
+from streams.bundle import Manifest
+from streams.encoder import Encoder
 
-Floats = NDArray[np.float32]
-AllFigures = dict[str, dict[str, Figures]]  # method -> set of targets -> figures
+
+@dataclass(frozen=True)
+class Results:
+    """What was asked of which data, and how well each method did on each set of targets."""
+
+    data: str
+    fingerprint: str
+    dropped: dict[str, int]
+    notes: list[str]
+    protocol: str
+    at_ms: int | None
+    seed: int
+    k: int
+    methods: dict[str, dict[str, Quality]]
 
 
 def train_starter(
@@ -46,17 +58,77 @@ def train_starter(
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
     with _progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
-        figures = _judged(bundle, data, report)
-    bundle = with_figures(out, figures)
-    _console().print(table(figures))
-    return bundle
+    results = compare(bundle.path, data, "list-at-split", threads=threads)
+    for table in tables(results):
+        _console().print(table)
+    return with_figures(out, _figures(results))
 
 
-def evaluate(bundle: Path, *, threads: int = 1) -> AllFigures:
-    """The exported bundle against popularity, popularity of the last week and buy-again, on Complete Journey."""
-    encoder = load(bundle, threads=threads)
+def train_sequence(
+    model: str,
+    data: Dataset,
+    protocol: Protocol,
+    out: Path,
+    *,
+    at: At | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    resume: bool = False,
+    threads: int = 1,
+    command: str = "headwater train",
+) -> Results:
+    """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`)."""
+    import torch
+
+    from models.export import with_figures
+    from models.recipes import recipe
+    from models.train_sequence import checkpoint_of, make
+
+    torch.set_num_threads(threads)
+    if not resume:
+        checkpoint_of(out).unlink(missing_ok=True)
+    chosen = recipe(model, data.name)
+    fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs)
     with _progress() as report:
-        return _judged(encoder, load_data(), report)
+        asked = split(data, protocol, at)
+        make(model, data, asked, replace(chosen, fit=fit), out, command, report)
+    results = compare(
+        out, data, protocol, at=at, k=10 if protocol == "leave-one-out" else 20, threads=threads
+    )
+    with_figures(out, _figures(results))
+    return results
+
+
+def compare(
+    bundle: Path | None,
+    data: Dataset,
+    protocol: Protocol,
+    *,
+    at: At | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    k: int = 20,
+    learned: bool = False,
+    threads: int = 1,
+) -> Results:
+    """An exported bundle, if one is named, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
+
+    The learned ones need scipy and implicit (the extra `train`).
+    """
+    asked = split(data, protocol, at, sample, seed)
+    makers: dict[str, Callable[[], Scorer]] = {}
+    items, methods = len(data.item_ids), {}
+    with _progress() as report:
+        if bundle is not None:
+            loaded = encoder.load(bundle, threads=threads)
+            makers[loaded.name] = lambda: bundle_scorer(loaded, data, partial(report, "encoding items"))
+        makers |= _baselines(asked, items, k, threads, learned=learned)
+        for name, make in makers.items():
+            report(name, 0, len(asked.test))
+            methods[name] = evaluate(make(), asked, items, k, partial(report, name))
+    return Results(
+        data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
+    )
 
 
 def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "headwater export") -> Encoder:
@@ -79,82 +151,70 @@ def make_mean(bundle: Path, out: Path, *, command: str = "headwater bundle mean"
 
 def describe(bundle: Path) -> Manifest:
     """The manifest of a bundle that has passed every check."""
-    return load(bundle, device="cpu").manifest
+    return encoder.load(bundle, device="cpu").manifest
 
 
-def table(figures: AllFigures) -> Table:
-    """Figures as people compare them: one method a line, in percent."""
-    sets = list(next(iter(figures.values()), {}))
-    shown = Table("method", *[f"{name} {measure}" for name in sets for measure in ("hit@20", "NDCG@20")])
-    for method, found in figures.items():
-        cells = [f"{value:.2%}" for name in sets for value in (found[name].hit_at_20, found[name].ndcg_at_20)]
-        shown.add_row(method, *cells)
-    shown.caption = ", ".join(
-        f"{name}: {next(iter(figures.values()))[name].targets:,} targets" for name in sets
-    )
-    return shown
-
-
-def _judged(encoder: Encoder, data: Data, report: "_Report") -> AllFigures:
-    items = len(data.item_ids)
-    vectors = np.full((items, encoder.dim), np.nan, dtype=np.float32)
-    for start in range(0, len(data.texts), 4096):
-        part = slice(start, min(start + 4096, len(data.texts)))
-        vectors[part] = encoder.encode_items(data.texts[part], data.item_ids[part])
-        report("encoding items", part.stop, len(data.texts))
-    interests = _interests(encoder, vectors, data.before, data.split_ms, report)
-    scorers = {
-        encoder.name: evaluation.dot_products(interests, vectors),
-        "popular": evaluation.popularity(data.before, items),
-        "popular in the last week": evaluation.popularity(data.before, items, data.split_ms - WEEK_MS),
-        "buy again": evaluation.buy_again(data.before, items),
-    }
-    figures: AllFigures = {}
-    for n, (name, scorer) in enumerate(scorers.items()):
-        report("ranking", n, len(scorers))
-        found = evaluation.evaluate(scorer, data.before, data.after)
-        figures[name] = {targets: _figures(quality) for targets, quality in found.items()}
-    report("ranking", len(scorers), len(scorers))
-    return figures
-
-
-def _interests(encoder: Encoder, vectors: Floats, log: Log, now_ms: int, report: "_Report") -> Floats:
-    """Interests of all users at one moment, from their newest L events, through the bundle's own graphs."""
-    users = len(log.users)
-    interests = np.zeros((users, encoder.interests, encoder.dim), dtype=np.float32)
-    known = np.asarray(np.isfinite(vectors).all(axis=1))
-    for start in range(0, users, 256):
-        chosen = np.arange(start, min(start + 256, users))
-        rows, mask = newest(log, chosen, log.starts[chosen + 1], encoder.log_length)
-        mask *= known[log.items[rows]]  # an item that was never encoded is a pending one: it does not count
-        last = np.where(mask.any(axis=1), log.at_ms[log.starts[chosen + 1] - 1], now_ms)
-        times = np.where(mask > 0, log.at_ms[rows], 0)
-        rows, times, mask = _closed_up(rows, times, mask)
-        given = (
-            np.nan_to_num(vectors[log.items[rows]]),
-            log.actions[rows],
-            gaps_s(np.where(mask > 0, times, times.max(axis=1, keepdims=True))),
-            mask,
+def tables(results: Results) -> Iterator[Table]:
+    """Figures as people compare them: a table for each set of targets, one method a line."""
+    at = f" at {datetime.fromtimestamp(results.at_ms / 1000, UTC):%Y-%m-%d %H:%M}" if results.at_ms else ""
+    for name, first in next(iter(results.methods.values())).items():
+        shown = Table(
+            "method",
+            title=f"{results.data}, {results.protocol}{at}: {name}",
+            caption=f"{first.targets:,} targets of {first.cases:,} lists; interval: 95 %, bootstrap over users",
         )
-        now = clamp_gap_s((now_ms - last) / 1000)
-        if encoder.kind == "windowed":
-            interests[chosen], _ = encoder.window(*given, now)
-        else:
-            interests[chosen], _ = encoder.read(encoder.step(encoder.initial_state(len(chosen)), *given), now)
-        report("reading logs", int(chosen[-1]) + 1, users)
-    return interests
+        for column in (f"hit@{results.k}", "interval", f"NDCG@{results.k}", "interval", "coverage"):
+            shown.add_column(column, justify="right")
+        for method, found in results.methods.items():
+            quality = found[name]
+            cells = []
+            for measure in (quality.hit, quality.ndcg):
+                cells += [f"{measure.value:.4f}", f"{measure.low:.4f}-{measure.high:.4f}"]
+            shown.add_row(method, *cells, f"{quality.coverage:.3f}")
+        yield shown
 
 
-def _closed_up(
-    rows: NDArray[np.int64], times: NDArray[np.int64], mask: Floats
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Real events to the front, padding behind them, order kept."""
-    order = np.argsort(mask == 0, axis=1, kind="stable")
-    return tuple(np.take_along_axis(values, order, axis=1) for values in (rows, times, mask))  # type: ignore[return-value]
+def _baselines(
+    asked: Split, items: int, k: int, threads: int, *, learned: bool
+) -> dict[str, Callable[[], Scorer]]:
+    """Scorers by name, made when they are needed. Under `prequential` the counts go on with the replay."""
+    if asked.protocol == "prequential":
+        popular = baselines.popularity_now(asked.log, items)
+        week = baselines.popularity_now(asked.log, items, days=7)
+    else:
+        popular = baselines.popularity(asked.train, items)
+        week = baselines.popularity_now(asked.train, items, days=7, until_ms=asked.at_ms)
+    makers: dict[str, Callable[[], Scorer]] = {
+        "popular": lambda: popular,
+        "popular in the last week": lambda: week,
+        "buy again": lambda: baselines.buy_again(popular),
+    }
+    if learned:
+        from models import item_models
+
+        nearest = partial(item_models.item_knn, asked.train, items)
+        makers["ItemKNN"] = lambda: tuned(
+            lambda shrink: nearest(shrink=shrink), item_models.SHRINKS, asked, items, k
+        )
+        ease = f"EASE ({item_models.EASE_ITEMS:,} most popular)" if items > item_models.EASE_ITEMS else "EASE"
+        makers[ease] = lambda: item_models.ease(asked.train, items)
+        makers["ALS"] = lambda: item_models.als(asked.train, items, threads=threads)
+    return makers
 
 
-def _figures(quality: Quality) -> Figures:
-    return Figures(quality.targets, round(quality.hit, 4), round(quality.ndcg, 4))
+def _figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """What a manifest keeps of an evaluation."""
+    return {
+        method: {
+            name: {
+                "targets": quality.targets,
+                f"hit_at_{quality.k}": round(quality.hit.value, 4),
+                f"ndcg_at_{quality.k}": round(quality.ndcg.value, 4),
+            }
+            for name, quality in found.items()
+        }
+        for method, found in results.methods.items()
+    }
 
 
 class _Report:
@@ -182,6 +242,6 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def as_json(figures: AllFigures) -> bytes:
+def as_json(results: Results) -> bytes:
     """Figures for machines."""
-    return msgspec.json.encode(figures)
+    return msgspec.json.encode(results)

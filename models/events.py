@@ -1,4 +1,4 @@
-"""The event log as arrays: order, time splits and histories, the same for training and evaluation."""
+"""The event log as arrays: order, prefixes and histories, the same for training and evaluation."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,9 +58,14 @@ def log_of(frame: pl.DataFrame, item_ids: pl.Series) -> Log:
     )
 
 
-def split(log: Log, at_ms: int) -> tuple[Log, Log]:
-    """The events before a moment and those from it on; both logs number the same users."""
-    return _subset(log, log.at_ms < at_ms), _subset(log, log.at_ms >= at_ms)
+def prefixes(log: Log, ends: NDArray[np.int64]) -> Log:
+    """Each user's events before row ends[user] (exclusive); the users keep their numbers."""
+    return _subset(log, np.arange(len(log.items)) < ends[log.owners])
+
+
+def ends_at(log: Log, at_ms: int) -> NDArray[np.int64]:
+    """The row after each user's last event before a moment."""
+    return log.starts[:-1] + np.bincount(log.owners[log.at_ms < at_ms], minlength=len(log.users))
 
 
 def of_items(log: Log, items: int) -> Log:

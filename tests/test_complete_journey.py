@@ -67,17 +67,6 @@ def test_a_small_catalog_has_readable_titles_and_unit_prices(tmp_path: Path) -> 
 
 
 @needs_data
-def test_the_whole_catalog_and_all_purchases_are_there() -> None:
-    data = complete_journey.load_data()
-    assert len(data.texts) == 92_331
-    assert len(data.before.items) == 1_339_220
-    assert len(data.after.items) == 130_087
-    assert len(data.before.users) == 2_469
-    assert all(data.texts)
-    assert not any(text.isupper() for text in data.texts)
-
-
-@needs_data
 def test_events_are_in_order_and_no_user_has_two_at_once() -> None:
     events = complete_journey.events()
     assert events.height == 1_469_307

@@ -1,114 +1,217 @@
-"""Figures are those that can be worked out by hand."""
+"""Figures are those that can be worked out by hand, and a bundle is asked as it is served."""
 
 import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
 
 import numpy as np
-import polars as pl
 import pytest
 
-from models import evaluation
-from models.events import Log, log_of, split
+from models import evaluation, metrics
+from models.datasets import Dataset, DatasetError
+from models.evaluation import bundle_scorer, evaluate, freshness, ranking, tuned
+from models.protocols import Cases, Floats, Scorer, Split, split
+from streams.encoder import Encoder, load
+from streams.features import ACTION_CODES
+from tests.test_protocols import dataset
 
-ITEMS = pl.Series("item_id", [f"item-{n}" for n in range(50)])
-
-
-def log(rows: list[tuple[str, int, int]]) -> Log:
-    """Purchases (user, item number, at_ms)."""
-    frame = pl.DataFrame(
-        {
-            "user_id": [user for user, _, _ in rows],
-            "item_id": [f"item-{item}" for _, item, _ in rows],
-            "action": ["purchase"] * len(rows),
-            "at_ms": [at_ms for _, _, at_ms in rows],
-        }
-    )
-    return log_of(frame, ITEMS)
-
-
+ITEMS = 50
 # Ann buys 0 twice and 1 once, Bob 1 once; later Ann buys 0 again and 2 twice, Bob 3.
-BEFORE_AND_AFTER = split(
-    log(
-        [
-            ("ann", 0, 1),
-            ("ann", 0, 2),
-            ("ann", 1, 3),
-            ("bob", 1, 4),
-            ("ann", 0, 11),
-            ("ann", 2, 12),
-            ("ann", 2, 13),
-            ("bob", 3, 14),
-        ]
-    ),
-    10,
+SHOP = dataset(
+    {
+        "ann": [(0, 1), (0, 2), (1, 3), (0, 11), (2, 12), (2, 13)],
+        "bob": [(1, 4), (3, 14)],
+    }
 )
+LISTS = split(SHOP, "list-at-split", datetime.fromtimestamp(0.01, UTC))
 
 
-def scores(best_first: list[int]) -> evaluation.Scorer:
-    row = np.full(len(ITEMS), -1.0, dtype=np.float32)
-    row[best_first] = np.arange(len(best_first), 0, -1)
-    return lambda users: np.tile(row, (len(users), 1))
+def best_first(*items: int) -> Scorer:
+    row = np.full(ITEMS, -1.0, dtype=np.float32)
+    row[list(items)] = np.arange(len(items), 0, -1)
+    return lambda _log, _cases, part: np.tile(row, (part.stop - part.start, 1))
 
 
 def test_each_later_purchase_is_a_target_and_each_first_one_a_discovery() -> None:
-    found = evaluation.evaluate(scores([0, 1, 2, 3]), *BEFORE_AND_AFTER)
-    assert found["all"].targets == 4
-    assert found["discovery"].targets == 2  # ann's first 2 and bob's 3
+    found = evaluate(best_first(0, 1, 2, 3), LISTS, ITEMS, 20)
+    assert (found["all"].targets, found["all"].cases) == (4, 2)
+    assert (found["discovery"].targets, found["discovery"].cases) == (2, 2)  # ann's first 2 and bob's 3
 
 
-def test_hit_and_ndcg_count_ranks_from_one() -> None:
-    found = evaluation.evaluate(scores([0, 1, 2, 3]), *BEFORE_AND_AFTER)
-    assert found["all"].hit == 1.0
-    assert found["all"].ndcg == pytest.approx((1 + 2 / math.log2(4) + 1 / math.log2(5)) / 4)
+def test_hit_and_ndcg_take_each_target_as_a_question_and_lists_each_case() -> None:
+    found = evaluate(best_first(0, 1, 2, 3), LISTS, ITEMS, 20)["all"]
+    assert found.hit.value == 1.0
+    assert found.ndcg.value == pytest.approx((1 + 2 / math.log2(4) + 1 / math.log2(5)) / 4)
+    # Ann's distinct targets are at ranks 1 and 3, Bob's at 4.
+    assert found.lists["precision"].value == pytest.approx((2 / 20 + 1 / 20) / 2)
+    assert found.lists["MRR"].value == pytest.approx((1 + 1 / 4) / 2)
+    ideal = 1 + 1 / math.log2(3)
+    assert found.lists["NDCG"].value == pytest.approx((1.5 / ideal + 1 / math.log2(5)) / 2)
 
 
 def test_discovery_masks_what_was_bought() -> None:
-    found = evaluation.evaluate(scores([0, 1, 2, 3]), *BEFORE_AND_AFTER)
+    found = evaluate(best_first(0, 1, 2, 3), LISTS, ITEMS, 20)["discovery"]
     # Ann's list begins with 2; Bob has bought 1 only, so his is 0, 2, 3.
-    assert found["discovery"].ndcg == pytest.approx((1 + 1 / math.log2(4)) / 2)
+    assert found.ndcg.value == pytest.approx((1 + 1 / math.log2(4)) / 2)
 
 
-def test_a_target_below_the_twentieth_place_counts_nothing() -> None:
-    order = list(range(4, 24))
-    found = evaluation.evaluate(scores([*order, 0, 2, 3]), *BEFORE_AND_AFTER)
-    assert found["all"].hit == 0.0
-    assert found["discovery"].hit == 0.0
+def test_a_target_below_the_last_place_counts_nothing() -> None:
+    found = evaluate(best_first(*range(4, 24), 0, 2, 3), LISTS, ITEMS, 20)
+    assert found["all"].hit.value == found["discovery"].hit.value == 0
 
 
-def test_an_item_without_a_vector_is_never_recommended() -> None:
-    vectors = np.eye(4, dtype=np.float32)
-    vectors[3] = np.nan
-    found = evaluation.dot_products(np.ones((1, 1, 4), np.float32), vectors)(np.array([0]))
-    assert found[0, 3] == -np.inf
-    assert np.isfinite(found[0, :3]).all()
+def test_where_seen_items_are_masked_anyway_there_is_one_set_of_targets() -> None:
+    assert list(evaluate(best_first(0), split(SHOP, "leave-one-out"), ITEMS, 10)) == ["all"]
 
 
-def test_the_best_interest_of_a_user_scores_an_item() -> None:
-    interests = np.array([[[1, 0], [0, 2]]], dtype=np.float32)
-    vectors = np.array([[3, 0], [0, 1]], dtype=np.float32)
-    np.testing.assert_array_equal(evaluation.dot_products(interests, vectors)(np.array([0])), [[3, 2]])
+def test_tuning_chooses_what_finds_the_validation_targets() -> None:
+    asked = split(SHOP, "leave-one-out")  # ann's one before last is 2, then the last, 2 again
+    tried = []
+
+    def make(value: float) -> Scorer:
+        tried.append(value)
+        return best_first(*([4] * int(value)), 2, 3)
+
+    chosen = tuned(make, [1, 0, 1], asked, ITEMS, 1)
+    assert tried == [1, 0, 1, 0]
+    assert chosen(asked.log, asked.test, slice(0, 1))[0].argmax() == 2
 
 
-def test_popularity_of_the_last_week_forgets_what_is_older() -> None:
-    before, _ = BEFORE_AND_AFTER
-    everything = evaluation.popularity(before, len(ITEMS))(np.array([0]))
-    recent = evaluation.popularity(before, len(ITEMS), since_ms=3)(np.array([0]))
-    assert set(evaluation.best(everything, 2)[0]) == {0, 1}
-    assert evaluation.best(recent, 1)[0, 0] == 1
+def test_ties_count_against_the_target() -> None:
+    cases = split(SHOP, "leave-one-out").test  # ann: 2 after 0, 0, 1, 0, 2; masked: 0, 1 and 2 itself
+    loose = Cases(cases.users, cases.ends, cases.now_ms, cases.target_starts, cases.targets, mask_seen=False)
+
+    def level(_log: object, _cases: object, part: slice) -> Floats:
+        return np.zeros((part.stop - part.start, ITEMS), dtype=np.float32)
+
+    assert ranking(level, SHOP.log, loose, ITEMS, 5)[0].tolist() == [ITEMS]
+    ranks, lists = ranking(level, SHOP.log, cases, ITEMS, 5)
+    assert ranks.tolist() == [metrics.NEVER]  # a repeat where seen items are out of the ranking
+    assert lists.tolist() == [[3, 4, 5, 6, 7]]
 
 
-def test_buy_again_ranks_a_users_own_counts_and_fills_with_the_popular() -> None:
-    before, _ = BEFORE_AND_AFTER
-    ann, bob = evaluation.best(evaluation.buy_again(before, len(ITEMS))(np.array([0, 1])), 3)
-    assert list(ann[:2]) == [0, 1]
-    assert list(bob[:2]) == [1, 0]
+def test_ranks_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(0).random((2, ITEMS)).astype(np.float32)
+    found = []
+    for size in (2**24, 1):
+        monkeypatch.setattr(evaluation, "_SCORES", size)
+        found.append(ranking(lambda _log, _cases, part: scores[part], SHOP.log, LISTS.test, ITEMS, 7))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
-def test_among_equal_scores_the_lower_column_comes_first() -> None:
-    assert list(evaluation.best(np.zeros((1, 9), np.float32), 3)[0]) == [0, 1, 2]
+def test_a_scorer_that_gives_nan_is_our_bug() -> None:
+    with pytest.raises(ValueError, match="gave NaN"):
+        ranking(lambda *_: np.full((2, ITEMS), np.nan, np.float32), SHOP.log, LISTS.test, ITEMS, 5)
 
 
-def test_users_without_later_events_count_nothing() -> None:
-    before, after = split(log([("ann", 0, 1), ("bob", 1, 2)]), 10)
-    found = evaluation.evaluate(scores([0]), before, after)
-    assert found["all"].targets == 0
-    assert found["all"].hit == 0.0
+def test_the_best_are_the_same_as_by_sorting_with_the_lower_column_first_among_equals() -> None:
+    rng = np.random.default_rng(0)
+    for columns in (3, 20, 333, 1000):
+        scores = rng.integers(0, 30, (4, columns)).astype(np.float32)
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+        np.testing.assert_array_equal(evaluation.best(scores, 20), expected)
+
+
+def test_groups_tell_cold_items_and_short_histories_apart() -> None:
+    found = evaluate(best_first(2), LISTS, ITEMS, 1)["all"]
+    assert found.by_popularity["cold"] == evaluation.Group(3, pytest.approx(2 / 3))  # 2 twice, 3 once
+    assert found.by_history == {
+        "1-2": evaluation.Group(1, 0.0),
+        "3-5": evaluation.Group(3, pytest.approx(2 / 3)),
+    }
+
+
+def test_what_is_late_is_not_known_yet() -> None:
+    """The next item is always the one before plus one: who knows the newest event is right."""
+    walk = dataset({"ann": [(n, 1000 * n) for n in range(10)]})
+
+    def one_more(log: object, cases: Cases, part: slice) -> Floats:
+        out = np.zeros((part.stop - part.start, ITEMS), dtype=np.float32)
+        out[np.arange(len(out)), walk.log.items[cases.ends[part] - 1] + 1] = 1
+        return out
+
+    asked = split(walk, "prequential", 0.5)
+    found = freshness(one_more, asked.log, asked.test, ITEMS, 1, [0, 1000, 1001])
+    assert [measure.value for measure in found.values()] == [1, 1, 0]
+
+
+# A bundle
+
+
+class Stand:
+    """An encoder whose item vectors are one-hot and whose interests are the newest item and, twice as much, the one before."""
+
+    id = name = "stand-in"
+    dim, log_length, interests, kind, item_inputs = 4, 3, 2, "windowed", "item_id"
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Floats, ...]] = []
+
+    def encode_items(self, texts: list[str], item_ids: list[str]) -> Floats:
+        return np.eye(self.dim, dtype=np.float32)[[int(item_id[-1]) for item_id in item_ids]]
+
+    def window(
+        self, items: Floats, actions: Floats, gaps: Floats, mask: Floats, now: Floats
+    ) -> tuple[Floats, Floats]:
+        self.seen.append((items, actions, gaps, mask, now))
+        last = mask.sum(axis=1).astype(int) - 1
+        rows = np.arange(len(items))
+        found = np.stack([items[rows, last], 2 * items[rows, last - 1]], axis=1)
+        return found, np.ones(found.shape[:2], np.float32)
+
+
+def small(texts: list[str] | None) -> tuple[Dataset, Split]:
+    base = dataset({"ann": [(0, 1000), (1, 3000), (3, 4000), (2, 9000)]})
+    made = Dataset("small", ["item-0", "item-1", "item-2", "item-3"], texts, base.log, "")
+    return made, split(made, "leave-one-out")
+
+
+def test_the_best_interest_scores_an_item_and_the_moment_counts() -> None:
+    encoder = Stand()
+    data, asked = small(None)
+    scores = bundle_scorer(cast(Encoder, encoder), data)(asked.log, asked.test, slice(0, 1))
+    assert scores.tolist() == [[0, 2, 0, 1]]
+    _, actions, gaps, mask, now = encoder.seen[0]
+    assert actions.tolist() == [[ACTION_CODES["click"]] * 3]
+    assert gaps.tolist() == [[0, 2, 1]]
+    assert mask.tolist() == [[1, 1, 1]]
+    assert now.tolist() == [5]
+
+
+def test_an_item_without_a_text_is_pending_and_never_recommended() -> None:
+    encoder = Stand()
+    encoder.item_inputs = "text"
+    data, asked = small(["zero", "one", "two"])  # item 3 has none
+    scores = bundle_scorer(cast(Encoder, encoder), data)(asked.log, asked.test, slice(0, 1))
+    assert scores.tolist() == [[2, 1, 0, -np.inf]]
+    _, _, gaps, mask, now = encoder.seen[0]
+    assert mask.tolist() == [[1, 1, 0]]
+    assert gaps.tolist() == [[0, 2, 0]]
+    assert now.tolist() == [6]  # since the last event that counts
+
+
+def test_a_bundle_of_texts_needs_texts() -> None:
+    encoder = Stand()
+    encoder.item_inputs = "text"
+    data, _ = small(None)
+    with pytest.raises(DatasetError, match="small has none: use a bundle of item ids"):
+        bundle_scorer(cast(Encoder, encoder), data)
+
+
+def test_the_shipped_bundle_scores_what_its_graphs_compute() -> None:
+    encoder = load(Path(__file__).parents[1] / "models" / "starter", device="cpu")
+    data, asked = small(["Ground coffee", "Coffee filters", "Garden hose", "Tea"])
+    found = bundle_scorer(encoder, data)(asked.log, asked.test, slice(0, 1))
+    vectors = encoder.encode_items(data.texts or [], data.item_ids)
+    gaps = np.array([[0, 2, 1]], np.float32)
+    state = encoder.step(
+        encoder.initial_state(1),
+        vectors[[0, 1, 3]][None],
+        np.full((1, 3), 1),
+        gaps,
+        np.ones((1, 3), np.float32),
+    )
+    interests, _ = encoder.read(state, np.array([5], np.float32))
+    np.testing.assert_allclose(found, interests[0] @ vectors.T, rtol=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from models.events import in_order, log_of, newest, of_items, split
+from models.events import ends_at, in_order, log_of, newest, of_items, prefixes
 
 
 def frame(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
@@ -44,13 +44,13 @@ def test_a_log_holds_each_users_events_in_order() -> None:
     assert found.at_ms.tolist() == [2, 1, 3, 5]
 
 
-def test_a_split_keeps_the_users_numbers() -> None:
+def test_what_came_before_a_moment_keeps_the_users_numbers() -> None:
     found = log_of(
-        frame([("ann", "a", 1), ("bob", "a", 2), ("bob", "b", 9)]), pl.Series("item_id", ["a", "b"])
+        frame([("ann", "a", 9), ("bob", "a", 2), ("bob", "b", 9)]), pl.Series("item_id", ["a", "b"])
     )
-    before, after = split(found, 5)
-    assert before.starts.tolist() == [0, 1, 2]
-    assert after.starts.tolist() == [0, 0, 1]
+    before = prefixes(found, ends_at(found, 9))
+    assert before.starts.tolist() == [0, 0, 1]
+    assert before.at_ms.tolist() == [2]
     assert of_items(found, 1).starts.tolist() == [0, 1, 2]
 
 

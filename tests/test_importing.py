@@ -19,12 +19,12 @@ from streams.importing import (
     prepared_clicks,
     prepared_items,
     publish,
-    read,
     records,
 )
 from streams.messages import MAX_AHEAD_MS, BadMessage, Click, Item, decode_click, decode_item
 from streams.routing import partition_of
 from streams.settings import Settings
+from streams.tables import read
 from streams.topics import Topics
 
 NOW_MS = 1_760_000_000_000

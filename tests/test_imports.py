@@ -129,9 +129,9 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
     assert knowing <= {"engine.py", "profiles.py", "app.py"}
 
 
-# What models may share with serving: the features, and bundles with the one way to load and run them, by which an
-# export is shown to compute what torch does. Nothing of the streaming system.
-SHARED = {"streams.features", "streams.bundle", "streams.encoder"}
+# What models may share with serving: the features, bundles with the one way to load and run them, by which an export
+# is shown to compute what torch does, and the reading of users' files. Nothing of the streaming system.
+SHARED = {"streams.features", "streams.bundle", "streams.encoder", "streams.tables"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=lambda path: path.stem)
@@ -142,7 +142,7 @@ def test_models_share_features_and_bundles_with_serving_and_nothing_else(path: P
 
 
 def test_data_and_figures_need_no_torch() -> None:
-    assert not loaded_by("models.events", "models.complete_journey", "models.evaluation") & set(HEAVY)
+    assert not loaded_by("models.commands") & {*HEAVY, "scipy", "implicit", "matplotlib"}
 
 
 def test_what_models_share_brings_no_streaming_along() -> None:

@@ -1,0 +1,19 @@
+"""The user encoders by name, each one file with its config and its network."""
+
+from models.architectures.bert4rec import BERT4Rec, BERT4RecConfig
+from models.architectures.encoder import Events, RecurrentEncoder, UserEncoder, WindowedEncoder
+from models.architectures.gru4rec import GRU4Rec, GRU4RecConfig
+from models.architectures.lru import LRUConfig, LRURec
+from models.architectures.multi_interest import MultiInterest, MultiInterestConfig
+from models.architectures.narm import NARM, NARMConfig
+from models.architectures.sasrec import SASRec, SASRecConfig
+
+ARCHITECTURES = {
+    "bert4rec": (BERT4RecConfig, BERT4Rec),
+    "gru4rec": (GRU4RecConfig, GRU4Rec),
+    "lru": (LRUConfig, LRURec),
+    "multi-interest": (MultiInterestConfig, MultiInterest),
+    "narm": (NARMConfig, NARM),
+    "sasrec": (SASRecConfig, SASRec),
+}
+__all__ = ["ARCHITECTURES", "Events", "RecurrentEncoder", "UserEncoder", "WindowedEncoder"]

@@ -1,0 +1,91 @@
+"""Measures of ranked lists, from the ranks of what was wanted. Pure functions of arrays.
+
+A rank counts from 1 and is that of the worst place among equal scores; NEVER is the rank of what cannot be recommended.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+
+NEVER: Final = 2**62
+NAMES: Final = ("HR", "recall", "precision", "F1", "NDCG", "MRR")
+DECILES: Final = ("cold", *map(str, range(1, 11)))
+_LENGTHS: Final = (0, 1, 3, 6, 11, 21, 51)  # where groups of history lengths begin
+LENGTHS: Final = ("0", "1-2", "3-5", "6-10", "11-20", "21-50", "51+")
+
+
+def by_case(ranks: Ints, starts: Ints, k: int) -> dict[str, Doubles]:
+    """HR, recall, precision, F1, NDCG and MRR at k of each case (NAMES), with binary relevance.
+
+    ranks (targets,) of distinct targets; case c owns ranks starts[c] to starts[c + 1], at least one. NDCG: 1 / log2(rank + 1) of
+    each target found, over the same sum if all were first.
+
+    >>> {name: round(float(value[0]), 3) for name, value in by_case(np.array([2, 30]), np.array([0, 2]), 10).items()}
+    {'HR': 1.0, 'recall': 0.5, 'precision': 0.1, 'F1': 0.167, 'NDCG': 0.387, 'MRR': 0.5}
+    """
+    if not len(ranks):
+        return {name: np.zeros(0) for name in NAMES}
+    counts = np.diff(starts)
+    first = starts[:-1]
+    hits = np.add.reduceat((ranks <= k).astype(np.float64), first)
+    gains = np.add.reduceat(np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0.0), first)
+    ideal = np.cumsum(1 / np.log2(np.arange(2.0, k + 2)))
+    best = np.minimum.reduceat(ranks, first)
+    recall, precision = hits / counts, hits / k
+    return {
+        "HR": (hits > 0).astype(np.float64),
+        "recall": recall,
+        "precision": precision,
+        "F1": 2 * precision * recall / np.maximum(precision + recall, 1e-12),
+        "NDCG": gains / ideal[np.minimum(counts, k) - 1],
+        "MRR": np.where(best <= k, 1 / best, 0.0),
+    }
+
+
+def interval(values: Doubles, users: Ints, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of values, drawing users (whose values hang together) with replacement."""
+    _, owners = np.unique(users, return_inverse=True)
+    sums, counts = np.bincount(owners, weights=values), np.bincount(owners).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(draws)
+    for draw in range(draws):
+        chosen = rng.integers(0, len(sums), len(sums))
+        means[draw] = sums[chosen].sum() / counts[chosen].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def coverage(lists: Ints, items: int) -> float:
+    """Share of the catalog that is in any list; -1 in a list is an empty place."""
+    return len(np.unique(lists[lists >= 0])) / items
+
+
+def novelty(lists: Ints, counts: Ints) -> float:
+    """Mean self-information, -log2 of an item's share of the events (each item given one more), of all places in bits."""
+    information = -np.log2((counts + 1) / (counts + 1).sum())
+    return float(information[lists[lists >= 0]].mean())
+
+
+def gini(lists: Ints, items: int) -> float:
+    """How unequally items are recommended: 0 all alike, towards 1 when one has all places."""
+    shown = np.sort(np.bincount(lists[lists >= 0], minlength=items)).astype(np.float64)
+    below = np.cumsum(shown)
+    return float((items + 1 - 2 * below.sum() / below[-1]) / items)
+
+
+def popularity_deciles(counts: Ints) -> Ints:
+    """The decile of each item by its events in training, a place in DECILES: 1 (least) to 10; 0: it has none."""
+    trained = np.flatnonzero(counts)
+    order = trained[np.argsort(counts[trained], kind="stable")]
+    deciles = np.zeros(len(counts), dtype=np.int64)
+    deciles[order] = np.arange(len(order)) * 10 // max(len(order), 1) + 1
+    return deciles
+
+
+def length_groups(lengths: Ints) -> Ints:
+    """The group of each history length, a place in LENGTHS."""
+    return np.searchsorted(_LENGTHS, lengths, side="right") - 1

@@ -1,0 +1,62 @@
+"""From events to a bundle of item ids, top to bottom: split, train, export; whoever judges it adds the figures."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from models import export, sequence_bundle
+from models.architectures import ARCHITECTURES
+from models.datasets import Dataset
+from models.fitting import Model, Report, fit
+from models.protocols import Split
+from models.recipes import Recipe
+from streams.bundle import Origin
+from streams.encoder import Encoder
+
+
+def make(
+    model: str, data: Dataset, asked: Split, recipe: Recipe, out: Path, command: str, report: Report
+) -> Encoder:
+    """Train and write the bundle.
+
+    A checkpoint lies beside `out` until the bundle is written; training goes on from it where there is one.
+    """
+    started = time.monotonic()
+    torch.manual_seed(recipe.fit.seed)
+    _, network = ARCHITECTURES[model]
+    trained = Model(len(data.item_ids), network(recipe.encoder))
+    progress = fit(trained, asked, recipe.fit, checkpoint_of(out), report)
+    report("exporting", 0, 1)
+    bundle = sequence_bundle.write(
+        out,
+        trained,
+        data.item_ids,
+        recipe.fit.length,
+        name=f"{model}-{Path(data.name).stem}",
+        summary=f"{model} over the item ids of {data.name}",
+        origin=Origin(
+            data=f"{data.name}, {asked.protocol}: {len(asked.train.items):,} events of {len(asked.train.users):,} users",
+            data_sha256=data.fingerprint,
+            command=command,
+            seed=recipe.fit.seed,
+            seconds=round(time.monotonic() - started, 1),
+            versions=export.versions("torch", "onnx", "numpy"),
+            figures={},
+            notes=[
+                f"configuration: {json.dumps(asdict(recipe))}",
+                f"best of {progress.epoch} epochs: {progress.best_epoch}, validation NDCG@10 {progress.best:.4f}",
+                *(f"left out, {reason}: {rows:,}" for reason, rows in data.dropped.items()),
+                *data.notes,
+            ],
+        ),
+    )
+    checkpoint_of(out).unlink()
+    report("exporting", 1, 1)
+    return bundle
+
+
+def checkpoint_of(out: Path) -> Path:
+    return out.with_name(out.name + ".checkpoint")

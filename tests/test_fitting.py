@@ -1,0 +1,134 @@
+"""Training learns what there is to learn, stops when it should, and survives a kill."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
+
+from models import fitting  # noqa: E402 - needs torch
+from models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
+from models.fitting import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
+from models.protocols import select, split  # noqa: E402 - after the skip
+from models.sequences import Augmentation, epoch  # noqa: E402 - after the skip
+from tests import cycles  # noqa: E402 - after the skip
+
+torch.set_num_threads(1)  # threads of tiny products wait for each other, and on busy cores for long
+
+SPLIT = split(cycles.dataset(), "leave-one-out")
+CONFIG = FitConfig(
+    length=6, epochs=4, positions=64, learning_rate=0.01, average=0.5, augmentation=Augmentation(drop=0.1)
+)
+
+
+class Killed(Exception):
+    pass
+
+
+def model() -> Model:
+    torch.manual_seed(0)
+    config, network = ARCHITECTURES["lru"]
+    return Model(cycles.ITEMS, network(config(dim=8, width=8, dropout=0.1)))
+
+
+def quietly(what: str, done: int, of: int) -> None:
+    pass
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    whole, halved = model(), model()
+    wanted = fit(whole, SPLIT, CONFIG, tmp_path / "whole", quietly)
+
+    def killing(what: str, done: int, of: int) -> None:
+        if "epoch 3" in what and done > 200:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(halved, SPLIT, CONFIG, tmp_path / "halved", killing)
+    resumed = model()
+    found = fit(resumed, SPLIT, CONFIG, tmp_path / "halved", quietly)
+    assert found == wanted
+    assert found.epoch == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_training_that_is_over_can_be_made_longer(tmp_path: Path) -> None:
+    whole, longer = model(), model()
+    wanted = fit(whole, SPLIT, replace(CONFIG, epochs=2), tmp_path / "whole", quietly)
+    fit(longer, SPLIT, replace(CONFIG, epochs=1), tmp_path / "longer", quietly)
+    assert fit(longer, SPLIT, replace(CONFIG, epochs=2), tmp_path / "longer", quietly) == wanted
+    assert torch.equal(whole.table.weight, longer.table.weight)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    fit(model(), SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
+    with pytest.raises(FitError, match="remove it"):
+        fit(model(), SPLIT, replace(CONFIG, seed=1), tmp_path / "checkpoint", quietly)
+
+
+def test_training_stops_without_progress_and_keeps_the_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qualities = iter([0.1, 0.3, 0.2, 0.3])
+    kept = []
+
+    def judged(model: Model, *_: object) -> float:
+        kept.append(model.table.weight.clone())
+        return next(qualities)
+
+    monkeypatch.setattr(fitting, "validation_ndcg", judged)
+    trained = model()
+    progress = fit(trained, SPLIT, replace(CONFIG, epochs=9, patience=2), tmp_path / "checkpoint", quietly)
+    assert (progress.epoch, progress.best_epoch, progress.best) == (4, 2, 0.3)
+    assert torch.equal(trained.table.weight, kept[1])
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sampled", "gbce", "bpr"])
+def test_every_loss_learns_the_circle(tmp_path: Path, loss: str) -> None:
+    config = replace(CONFIG, epochs=12, patience=12, loss=loss, negatives=16, augmentation=Augmentation())
+    progress = fit(model(), SPLIT, config, tmp_path / "checkpoint", quietly)
+    assert progress.best > 0.5  # the most popular items first: about a third
+
+
+def test_an_epoch_reports_the_mean_loss_over_its_targets(tmp_path: Path) -> None:
+    progress = fit(model(), SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
+    assert progress.curve[0][0] == pytest.approx(np.log(cycles.ITEMS), rel=0.2)  # nothing is known yet
+
+
+def test_masking_takes_items_away_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    trained = model()
+    events = trained.events(next(epoch(SPLIT.train, 6, 64, Augmentation(), (0, 1))))
+    hidden = masked(events, 0.3)
+    gone = (hidden.items == 0).all(-1)
+    assert 0.2 < float(gone.float().mean()) < 0.4
+    assert torch.equal(hidden.items[~gone], events.items[~gone])
+    assert all(torch.equal(one, other) for one, other in zip(hidden[1:], events[1:], strict=True))
+
+
+def test_a_contrast_brings_two_readings_of_a_history_closer(tmp_path: Path) -> None:
+    def likeness(contrast: float) -> float:
+        trained = model()
+        config = replace(CONFIG, epochs=6, mask=0.3, contrast=contrast)
+        fit(trained, SPLIT, config, tmp_path / f"checkpoint-{contrast}", quietly)
+        torch.manual_seed(0)
+        batch = next(epoch(SPLIT.train, 6, 64, Augmentation(), (0, 1)))
+        with torch.no_grad():
+            readings = [
+                trained.encoder.answer(masked(trained.events(batch), 0.3), torch.zeros(len(batch.items)))[
+                    :, 0
+                ]
+                for _ in range(2)
+            ]
+        return float(torch.cosine_similarity(*readings).mean())
+
+    assert likeness(1.0) > likeness(0.0) + 0.05
+
+
+def test_no_validation_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    nobody = replace(SPLIT, validation=select(SPLIT.validation, np.zeros(0, dtype=np.int64)))
+    with pytest.raises(FitError, match="at least ten users"):
+        fit(model(), nobody, CONFIG, tmp_path / "checkpoint", quietly)
