@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -68,6 +69,10 @@ async def test_asked_to_stop_again_and_again(new_system: Callable[..., System]) 
         await check_every_user(outside, story)
 
 
+def has_joined(worker: WorkerProcess) -> bool:
+    return bool(worker.health()["ready"])
+
+
 async def test_workers_that_come_and_go_all_the_time(
     new_system: Callable[..., System],
     new_worker: Callable[..., WorkerProcess],
@@ -87,12 +92,13 @@ async def test_workers_that_come_and_go_all_the_time(
                     joining = next(worker for worker in others if worker not in running)
                     await asyncio.to_thread(joining.launch)
                     running.append(joining)
-                elif number % 3 == 0:
-                    await asyncio.to_thread(running.pop(0).kill)
                 else:
                     leaving = running.pop(0)
-                    await asyncio.to_thread(leaving.wait_until, "it has begun", leaving.health)
-                    assert await asyncio.to_thread(leaving.stop) == 0
+                    await asyncio.to_thread(leaving.wait_until, "it has joined", partial(has_joined, leaving))
+                    if number % 3 == 0:
+                        await asyncio.to_thread(leaving.kill)
+                    else:
+                        assert await asyncio.to_thread(leaving.stop) == 0
                 await publishing
                 await asyncio.sleep(5.0)
             await applied(outside)
