@@ -56,14 +56,6 @@ class Decoded(NamedTuple):
         )
 
 
-class _Applied(NamedTuple):
-    """Clicks whose change is in the columns, and on its way to the changelog."""
-
-    clicks: Clicks
-    change: Change
-    sent: Sent
-
-
 class ClickPath:
     """Applies click batches. One batch of a partition at a time; partitions beside each other."""
 
@@ -116,9 +108,9 @@ class ClickPath:
             strays: list[Outgoing] = []
             decoded = await self._decode(partition, batch.records, letters, strays)
             self._stage["decode"].observe(time.perf_counter() - started)
-            done: list[_Applied] = []
+            sent: list[Sent] = []
             if decoded.records:
-                letters += await self._apply(partition, decoded, batch.generation, done)
+                letters += await self._apply(partition, decoded, batch.generation, sent)
             partition.require(batch.generation)
             before, settled = partition.settled, asyncio.get_running_loop().create_future()
             partition.settled = settled
@@ -131,8 +123,8 @@ class ClickPath:
             if not before.result():
                 raise Lost
             batch.release()
-            for each in done:
-                await self._profiles.settle(partition, each.sent, batch.generation)
+            for each in sent:
+                await self._profiles.settle(partition, each, batch.generation)
             await self._dead_letters.put(letters)
             if strays:
                 await write_scattered(self._producer, self._topic, strays)
@@ -145,8 +137,6 @@ class ClickPath:
             if not settled.done():
                 settled.set_result(False)
         await asyncio.sleep(0)  # requests that waited for these clicks go first
-        for each in done:
-            self._count(partition, each)
         self._stage["changelog"].observe(time.perf_counter() - applied)
         self._batch_size.observe(len(batch.records))
         now_ms = time.time() * 1000.0
@@ -195,7 +185,7 @@ class ClickPath:
         return Decoded(columns, read.records, read.event_ids, sent_ms, origins)
 
     async def _apply(
-        self, partition: Partition, decoded: Decoded, generation: int, done: list[_Applied]
+        self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent]
     ) -> list[DeadLetter]:
         """Apply what was decoded and send it; if our own code fails on it, halve it until the culprit stands alone."""
         try:
@@ -218,15 +208,15 @@ class ClickPath:
             middle = len(decoded.records) // 2
             rest = decoded.part(middle, len(decoded.records))
             users = [partition.columns.users[row] for row in rest.clicks.row.tolist()]
-            letters = await self._apply(partition, decoded.part(0, middle), generation, done)
+            letters = await self._apply(partition, decoded.part(0, middle), generation, sent)
             # The first half may have erased users, whose rows are then gone.
             rows = np.array([partition.row_of(user) for user in users], dtype=np.int64)
             rest = rest._replace(clicks=rest.clicks._replace(row=rows))
-            return letters + await self._apply(partition, rest, generation, done)
+            return letters + await self._apply(partition, rest, generation, sent)
         partition.require(generation)
         erased = self._commit(partition, decoded, change, job, state)
-        sent = await self._profiles.send(partition, change.rows[~change.erased], erased, generation)
-        done.append(_Applied(decoded.clicks, change, sent))
+        sent.append(await self._profiles.send(partition, change.rows[~change.erased], erased, generation))
+        self._count(partition, decoded, change)
         return []
 
     async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_]) -> None:
@@ -281,13 +271,14 @@ class ClickPath:
             columns.remove(user)
         return erased
 
-    def _count(self, partition: Partition, done: _Applied) -> None:
-        clicks, applied, outcomes = done.clicks, done.change.applied, done.change.outcomes
+    def _count(self, partition: Partition, decoded: Decoded, change: Change) -> None:
+        outcomes = change.outcomes
         self._metrics.clicks_total.inc(int(outcomes[Outcome.APPLIED]))
         self._metrics.duplicates_total.inc(
             int(outcomes[Outcome.DUPLICATE] + outcomes[Outcome.REPLAYED] + outcomes[Outcome.RETRACTED])
         )
         self._metrics.too_late_total.inc(int(outcomes[Outcome.TOO_LATE] + outcomes[Outcome.FORGOTTEN]))
+        clicks, applied = decoded.clicks, change.applied
         counts = self.counts.setdefault(partition.number, Counts())
         counts.add(clicks.item[applied], clicks.action[applied], clicks.at_ms[applied])
 
