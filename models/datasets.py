@@ -16,16 +16,14 @@ from typing import Final
 import polars as pl
 
 from models import complete_journey
-from models.events import Log, in_order, log_of
+from models.events import WISHES, Log, in_order, log_of
 from streams import tables
-from streams.features import ACTION_CODES, item_text
+from streams.features import item_text
 from streams.tables import Fields, TimeUnit
 
 FIELDS: Final = Fields(
     "events", ("user_id", "item_id", "at_ms", "action", "price", "title"), required=("user_id", "item_id")
 )
-# Events that take something back are not something that a user wanted.
-_ACTIONS: Final = [action for action in ACTION_CODES if action not in ("retract", "forget")]
 _NOTHING: Final = ["", "nan", "null"]  # how files write an id that is not there, in lower case
 # Where a file tells no times: from 2000 on, each user's events a minute apart.
 _START_MS: Final = 946_684_800_000
@@ -112,7 +110,7 @@ def from_file(path: Path, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> 
     checks = {
         "no user or no item": there,
         "no readable time": pl.col("at_ms").is_not_null(),
-        f"action is none of {', '.join(_ACTIONS)}": pl.col("action").is_in(_ACTIONS),
+        f"action is none of {', '.join(WISHES)}": pl.col("action").is_in(WISHES),
         "price is no number": priced,
         "the same row again": event.is_first_distinct() if "at_ms" in columns else pl.lit(True),
         "the user's only event": pl.len().over("user_id") > 1,

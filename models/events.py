@@ -24,6 +24,10 @@ def in_order(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+# What a user has wanted: the actions that step an encoder when it serves.
+WISHES = ("click", "view", "like", "add_to_cart", "purchase")
+
+
 @dataclass(frozen=True)
 class Log:
     """Events grouped by user and in order within each: user u owns rows starts[u] to starts[u + 1]."""

@@ -4,6 +4,7 @@ Every epoch draws its randomness from (seed, epoch) alone, and a checkpoint is w
 killed goes on from there to the same result.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import losses
 from models.architectures import Events, UserEncoder
+from models.denormals import flushed_denormals
 from models.evaluation import ranking
 from models.events import Log
 from models.metrics import by_case
@@ -81,26 +83,29 @@ class Progress:
     )  # (training loss, validation NDCG@10) of each epoch
 
 
+@flushed_denormals()
 def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report: Report) -> Progress:
     """Train in place, up to the epoch with the best validation. Goes on from `checkpoint` if that file exists."""
-    # Adam's averages of rows that no batch touches decay into denormal numbers, which cost a hundred times as much.
-    torch.set_flush_denormal(True)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     best: dict[str, Any] = {}
     progress = Progress()
+    settled = _settled(model, split, config)
     if checkpoint.exists():
         found = torch.load(checkpoint, weights_only=True)
-        if found["config"] != _settled(config):
+        if found["settled"] != settled:
+            differ = [name for name, value in settled.items() if found["settled"].get(name) != value]
             raise FitError(
-                f"{checkpoint} was made with {found['config']}, not {_settled(config)}: remove it, or use its settings"
+                f"{checkpoint} is of another training, {', '.join(differ)} differ: remove it, or use its settings"
             )
         model.load_state_dict(found["model"])
         mean.load_state_dict(found["mean"])
         optimizer.load_state_dict(found["optimizer"])
         best, progress = found["best"], Progress(**found["progress"])
+    if np.diff(split.train.starts).max(initial=0) < 2:
+        raise FitError("nothing to learn: expected users with two events or more to train on")
     if not len(split.validation):
         raise FitError(
             "nothing to validate on: training needs at least ten users with two events before the split"
@@ -123,7 +128,7 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
         partial = checkpoint.with_suffix(".partial")
         torch.save(
             {
-                "config": _settled(config),
+                "settled": settled,
                 "model": model.state_dict(),
                 "mean": mean.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -138,9 +143,12 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
     return progress
 
 
-def _settled(config: FitConfig) -> dict[str, Any]:
+def _settled(model: Model, split: Split, config: FitConfig) -> dict[str, Any]:
     """What may not change on the way; how long to go on may."""
-    return {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
+    log = split.train
+    events = hashlib.sha256(log.starts.tobytes() + log.items.tobytes() + log.at_ms.tobytes()).hexdigest()
+    fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
+    return {**fixed, "events": events, "model": str(model)}
 
 
 def _epoch(

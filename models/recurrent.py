@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.events import WISHES
 from streams.features import ACTION_CODES
-
-POSITIVE = ("click", "view", "like", "add_to_cart", "purchase")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Recurrent(nn.Module):
         self.gate = nn.Linear(config.dim, config.state)
         # All positive actions start equal: data with purchases only must not make a click worth nothing.
         gain = torch.zeros(max(ACTION_CODES.values()) + 1)
-        gain[[ACTION_CODES[action] for action in POSITIVE]] = 1.0
+        gain[[ACTION_CODES[action] for action in WISHES]] = 1.0
         self.gain = nn.Parameter(gain)
         self.linear = nn.Linear(config.state, config.interests * config.dim)
         self.hidden = nn.Linear(config.state + 4, config.hidden)

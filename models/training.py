@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.events import Log, newest
+from models.denormals import flushed_denormals
+from models.events import WISHES, Log, newest
 from models.losses import first_purchases, next_purchases, same_geometry
-from models.recurrent import POSITIVE, Recurrent
+from models.recurrent import Recurrent
 from models.static_tower import StaticTower
 from streams.features import ACTION_CODES, MAX_GAP_S, gaps_s
 
@@ -151,6 +152,7 @@ def start_from_popularity(
         tower.bias.weight[0] = 0
 
 
+@flushed_denormals()
 def train(
     tower: StaticTower,
     encoder: Recurrent,
@@ -163,8 +165,6 @@ def train(
     """Fit both in place. `item_rows`: residual row of each item; `frequent`: items that are in every softmax."""
     config = examples.config
     torch.manual_seed(config.seed)
-    # Adam's averages of rows that no batch touches decay into denormal numbers, which cost a hundred times as much.
-    torch.set_flush_denormal(True)
     tower.train()
     encoder.train()
     rare = np.setdiff1d(np.arange(len(item_rows)), frequent)
@@ -235,7 +235,7 @@ def _themes(
         (teacher[pool[:users]] @ teacher[pool].T).topk(2 * length, dim=1).indices
     )  # (users, 6), themselves first
     vectors = tower.from_text(white[pool])
-    actions = torch.from_numpy(rng.choice([ACTION_CODES[action] for action in POSITIVE], (users, length)))
+    actions = torch.from_numpy(rng.choice([ACTION_CODES[action] for action in WISHES], (users, length)))
     gaps = torch.from_numpy(rng.exponential(60, (users, length)).astype(np.float32))
     interests = encoder(
         vectors[close[:, :length]], actions, gaps, torch.ones(users, length), torch.zeros(users)

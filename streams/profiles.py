@@ -58,9 +58,10 @@ class Partition:
         self.applied = -1  # every clicks record at or below it is in the columns
         self.watermark = -1  # and in the changelog too, for good
         self.changelog_next = 0  # the changelog has been read or written up to here,
-        self.holes: set[int] = (
-            set()
-        )  # but for what others wrote from these offsets on, which is yet to be read
+        # But for what others wrote from these offsets on, which is yet to be read.
+        self.holes: set[int] = set()
+        # Whose newest record lies before one that a former owner wrote late: compaction would keep the wrong one.
+        self.overwritten: set[bytes] = set()
         self.gate = Gate()
         self.owned = False
         self.lock = asyncio.Lock()
@@ -234,6 +235,8 @@ class Profiles:
                 users += len(partition.columns)
                 partition.gate.open()
                 partition.mark_applied(partition.watermark)
+                if partition.overwritten:
+                    self._spawn(self._write_again(partition, partition.overwritten, generation))
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
         if self._paused_s is not None and all(each.gate.is_open for each in self.partitions.values()):
@@ -320,8 +323,11 @@ class Profiles:
             else:
                 row = columns.rows.get(record.key)
                 known = int(columns.generation[row]) if row is not None else -1
-            if _generation_of(record) >= known:  # else written late by a worker that had lost the partition
+            if _generation_of(record) >= known:
                 newest[record.key] = record
+                partition.overwritten.discard(record.key)
+            else:  # written late by a worker that had lost the partition
+                partition.overwritten.add(record.key)
         kept = []
         for user, record in newest.items():
             if record.value is not None:
@@ -467,7 +473,18 @@ class Profiles:
                     f"{tp.topic}-{tp.partition}: read up to offset {position} in {READ_TIMEOUT_S:.0f} s, expected {end}; "
                     "look at the broker"
                 )
+        if await self._write_again(partition, overwritten, generation):
+            partition.holes.discard(start)
+
+    async def _write_again(self, partition: Partition, overwritten: set[bytes], generation: int) -> bool:
+        """Write what is known of users whose records others overwrote; whether something is known of all of them.
+
+        Raises:
+            Lost: the partition is not ours any more.
+            StopWorker: the broker does not take records.
+        """
         async with partition.lock:
+            partition.require(generation)
             known = partition.columns.rows
             rows = np.array([known[user] for user in overwritten if user in known], dtype=np.int64)
             gone = {
@@ -475,13 +492,16 @@ class Profiles:
                 for user in overwritten
                 if user in partition.forgotten and user not in known
             }
-            if len(rows) or gone:
-                log.warning("overwrites_repaired", partition=partition.number, users=len(rows) + len(gone))
+            written = len(rows) + len(gone)
+            if written:
+                log.warning("overwrites_repaired", partition=partition.number, users=written)
                 await self._write(partition, rows, gone, generation)
                 self._metrics.fenced_records_total.inc(len(rows))
-            partition.holes.discard(start)
+            is_whole = written == len(overwritten)
+            partition.overwritten -= overwritten
+        return is_whole
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         async def guarded() -> None:
             try:
                 await work

@@ -277,8 +277,7 @@ class RequestPath:
     async def _answer(self, held: list[Held], partition: Partition) -> None:
         """Answer all of ``held``; where our own code fails, halve until the culprit stands alone."""
         if len(held) > 1 and len(groups := _by_haste(held)) > 1:
-            for group in groups:
-                await self._answer(group, partition)
+            await asyncio.gather(*(self._answer(group, partition) for group in groups))
             return
         try:
             late, found = await self._find(held, partition)
@@ -517,14 +516,14 @@ class RequestPath:
 
 
 def _by_haste(held: Sequence[Held]) -> list[list[Held]]:
-    """Those that have about as much time left, to within twice; the least first.
+    """Those that have about as much time left, to within twice.
 
     What is asked of the index for several at once may take no longer than the most impatient of them allows.
     """
     groups: dict[int, list[Held]] = {}
     for each in held:
         groups.setdefault(int(max(each.left_ms, 0.0)).bit_length(), []).append(each)
-    return [groups[haste] for haste in sorted(groups)]
+    return list(groups.values())
 
 
 def _entries(log_: Log | None) -> list[tuple[int, int, int]]:

@@ -115,6 +115,7 @@ def at_ms(source: pl.Series, unit: TimeUnit) -> pl.Series:
         if unit != "iso"
         else pl.Series([None] * len(source), dtype=pl.Float64)
     )
+    number = number.fill_nan(None)  # a "nan" in a column of dates is no number
     if number.is_not_null().any():
         median = number.median()
         assert isinstance(median, float)

@@ -105,8 +105,13 @@ class Calls:
 
     def _end_read(self, reading: asyncio.Future[Any]) -> None:
         self._reads.discard(reading)
-        if not reading.cancelled():
-            reading.exception()  # nobody may be left to hear it, and asyncio would print a traceback of that
+        if reading.cancelled():
+            return
+        problem = (
+            reading.exception()
+        )  # nobody may be left to hear it, and asyncio would print a traceback of that
+        if problem is not None and not isinstance(problem, IndexUnavailable):
+            log.error("%s refused a read: %r", self._server, problem)
 
     async def _read(self, within_s: float, call: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -57,7 +57,7 @@ _SEARCH = engine.SearchParams(hnsw_ef=SEARCH_EF)
 DROPPED_AFTER_SCAN = 1024
 DROPPED_AFTER_GRAPH = 100
 # Items that may not be shown are dropped like that while they are few: the engine looks every condition up for every item
-# it meets, which takes a search through the graph three times as long.
+# it meets, which takes a search through the graph three times as long. Where many of them lie near, it is made again.
 MOST_HIDDEN = 0.1
 
 # The engine writes into mapped files. On a full disk the kernel ends such a process at once (SIGBUS), without a word. So

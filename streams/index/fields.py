@@ -7,7 +7,8 @@ field and an index of their own, attributes for the first 64 names; beyond them 
 every item.
 
 `available` is such a word too. Over 92,000 items that are scanned, asking for it costs a search 1-2 ms, leaving out what
-lacks it 13 ms, and the engine's own index of bools 130 ms; hence the rule below asks for it.
+lacks it 13 ms, and the engine's own index of bools 130 ms; hence the rule below asks for it, where an index cannot drop
+what is hidden itself (`edge.py`).
 """
 
 from collections.abc import Mapping

@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest_asyncio
+from aiokafka import TopicPartition
 
 from streams.app import _started
+from streams.columns import Columns
+from streams.consumer import Consumer
 from streams.metrics import Metrics
 from streams.profiles import Partition, Profiles
 from streams.publish import producer_of
 from streams.settings import Settings
+from streams.state_records import bundle_key, unpack
 from streams.topics import Topics
 
 _WITHIN_S = 30.0
@@ -123,3 +127,40 @@ async def test_a_write_that_came_late_is_overwritten_by_the_owner(
     async with storing(own_topics, 3) as third:
         await third.own(3)
         assert (third.offset_of(b"ann"), third.offset_of(b"bob")) == (8, 9)
+
+
+async def test_a_late_write_at_the_end_is_overwritten_by_whoever_opens_the_partition_next(
+    own_topics: Settings, stores: tuple[Store, Store]
+) -> None:
+    """Compaction keeps the last record of a user, whatever generation wrote it."""
+    await published_clicks(own_topics, 10)
+    frozen, heir = stores
+    await frozen.own(1)
+    await frozen.write(b"bob", 4)
+    await heir.own(2)
+    await heir.write(b"bob", 9)
+    await frozen.write(b"bob", 4)
+    for store in (frozen, heir):
+        store.profiles.freeze()
+    async with storing(own_topics, 3) as third:
+        await third.own(3)
+        async with asyncio.timeout(_WITHIN_S):
+            while await last_offset_of(own_topics, b"bob") != 9:
+                await asyncio.sleep(0.1)
+
+
+async def last_offset_of(settings: Settings, user: bytes) -> int:
+    """As the last record of the user in the changelog has it."""
+    columns = Columns(4, 8)
+    row = columns.add(user)
+    async with Consumer(
+        **settings.kafka_options(), auto_offset_reset="earliest", fetch_max_wait_ms=100
+    ) as consumer:
+        tp = TopicPartition(Topics.named(settings.topic_prefix).profiles, 0)
+        consumer.assign([tp])
+        end = (await consumer.end_offsets([tp]))[tp]
+        while await consumer.position(tp) < end:
+            for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, []):
+                if record.key == user:
+                    unpack(columns, np.array([row]), [record.value], bundle_key("a-bundle"))
+    return int(columns.offset[row])
