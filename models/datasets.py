@@ -158,7 +158,7 @@ def _complete_journey(path: Path | None) -> Dataset:
         texts=complete_journey.item_texts(products),
         log=log_of(purchases, item_ids),
         fingerprint=complete_journey.fingerprint(path),
-        notes=["the items of a basket share a second: file order, one millisecond apart"],
+        notes=["the items of a basket share a second: in an order of chance, one millisecond apart"],
     )
 
 
