@@ -43,6 +43,10 @@ PROBE_GAPS_S = [0.0, 1.5, 86_400.0, 60.0, 0.001, 3_600.0]
 PROBE_GAP_TO_NOW_S = 7_200.0
 
 
+class ExportError(Exception):
+    """A bundle that cannot be written: what is in the way, and the remedy."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a bundle consists of before it has checksums and a probe. The files lie in the folder already."""
@@ -182,13 +186,21 @@ def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> 
     return load(folder, device="cpu")
 
 
-def move_bundle(made: Path, out: Path) -> Encoder:
-    """Put a finished bundle in its place, over an older one; anything else that lies there is an error."""
+def make_place(out: Path) -> None:
+    """A folder for a bundle, new or over an older one. To be asked for before the work.
+
+    Raises ExportError: something else lies there.
+    """
     if out.exists() and any(out.iterdir()) and not (out / "bundle.json").exists():
-        raise FileExistsError(
+        raise ExportError(
             f"{out} is not empty and holds no bundle: name a new folder, or the bundle to replace"
         )
     out.mkdir(parents=True, exist_ok=True)
+
+
+def move_bundle(made: Path, out: Path) -> Encoder:
+    """Put a finished bundle in its place. Raises ExportError as `make_place` does."""
+    make_place(out)
     for old in out.iterdir():
         old.unlink()
     for file in made.iterdir():

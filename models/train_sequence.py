@@ -25,6 +25,7 @@ def make(
     A checkpoint lies beside `out` until the bundle is written; training goes on from it where there is one.
     """
     started = time.monotonic()
+    export.make_place(out)
     torch.manual_seed(recipe.fit.seed)
     _, network = ARCHITECTURES[model]
     trained = Model(len(data.item_ids), network(recipe.encoder))

@@ -47,6 +47,7 @@ def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tu
     """Train and write the bundle; the figures are added by whoever judges it."""
     started = time.monotonic()
     torch.manual_seed(config.training.seed)
+    export.make_place(out)
     report("reading purchases", 0, 1)
     data = load("complete-journey")
     assert data.texts is not None

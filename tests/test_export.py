@@ -12,7 +12,7 @@ from streams.features import ACTION_CODES
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
 from models import mean  # noqa: E402 - needs onnx
-from models.export import cosines, forgets, make_mean, move_bundle  # noqa: E402 - needs onnx
+from models.export import ExportError, cosines, forgets, make_mean, move_bundle  # noqa: E402 - needs onnx
 
 STARTER = Path(__file__).parents[1] / "models" / "starter"
 
@@ -75,7 +75,7 @@ def test_actions_that_are_no_interest_add_nothing(meaned: encoder.Encoder, actio
 def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("irreplaceable")
-    with pytest.raises(FileExistsError, match="holds no bundle"):
+    with pytest.raises(ExportError, match="holds no bundle"):
         move_bundle(STARTER, tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter").exists()
     old = Path(shutil.copytree(STARTER, tmp_path / "old"))
