@@ -236,7 +236,7 @@ class Profiles:
                 partition.gate.open()
                 partition.mark_applied(partition.watermark)
                 if partition.overwritten:
-                    self._spawn(self._write_again(partition, partition.overwritten, generation))
+                    self._spawn(self._write_again(partition, set(partition.overwritten), generation))
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
         if self._paused_s is not None and all(each.gate.is_open for each in self.partitions.values()):
