@@ -92,9 +92,7 @@ def train_sequence(
     with _progress() as report:
         asked = split(data, protocol, at)
         make(model, data, asked, replace(chosen, fit=fit), out, command, report)
-    results = compare(
-        out, data, protocol, at=at, k=10 if protocol == "leave-one-out" else 20, threads=threads
-    )
+    results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
     return results
 
@@ -107,14 +105,16 @@ def compare(
     at: At | None = None,
     sample: int | None = None,
     seed: int = 0,
-    k: int = 20,
+    k: int | None = None,
     learned: bool = False,
     threads: int = 1,
 ) -> Results:
     """An exported bundle, if one is named, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
 
-    The learned ones need scipy and implicit (the extra `train`).
+    Lists have length `k`: if it is not said, 10 for leave-one-out and 20 for the others. The learned baselines need scipy and
+    implicit (the extra `train`).
     """
+    k = k or (10 if protocol == "leave-one-out" else 20)
     asked = split(data, protocol, at, sample, seed)
     makers: dict[str, Callable[[], Scorer]] = {}
     items, methods = len(data.item_ids), {}

@@ -26,8 +26,7 @@ FIELDS: Final = Fields(
 )
 _NOTHING: Final = ["", "nan", "null"]  # how files write an id that is not there, in lower case
 # Where a file tells no times: from 2000 on, each user's events a minute apart.
-_START_MS: Final = 946_684_800_000
-_MINUTE_MS: Final = 60_000
+_MADE_UP_MS: Final = 946_684_800_000 + 60_000 * pl.int_range(pl.len()).over("user_id")
 _NO_TIMES: Final = (
     "no times: each user's events in file order, one minute apart, so gaps carry no information"
 )
@@ -94,7 +93,7 @@ def from_file(path: Path, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> 
     if "at_ms" in columns:
         rows = rows.with_columns(at_ms=tables.at_ms(table[columns["at_ms"]], unit))
     else:
-        rows = rows.with_columns(at_ms=_START_MS + _MINUTE_MS * pl.int_range(pl.len()).over("user_id"))
+        rows = rows.with_columns(at_ms=_MADE_UP_MS)
         notes.append(_NO_TIMES)
     priced = pl.lit(True)
     if "price" in columns:
@@ -224,9 +223,7 @@ def _beauty(path: Path | None) -> Dataset:
         raise DatasetError(f"{path} cannot be read ({error}): expected lines of `user item`") from error
     if pairs.null_count().row(0) != (0, 0):
         raise DatasetError(f"{path} has lines with one id only: expected lines of `user item`")
-    events = pairs.with_columns(
-        action=pl.lit("click"), at_ms=_START_MS + _MINUTE_MS * pl.int_range(pl.len()).over("user_id")
-    )
+    events = pairs.with_columns(action=pl.lit("click"), at_ms=_MADE_UP_MS)
     item_ids = pairs["item_id"].unique().sort()
     return Dataset(
         name="beauty",

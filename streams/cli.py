@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar
 
@@ -567,17 +568,75 @@ def doctor() -> int:
 # Models
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Asked:
+    """Which events, and what is asked of them.
+
+    Parameters
+    ----------
+    data
+        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
+    path
+        Where the files of a built-in dataset lie.
+    map_
+        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
+    time
+        What the times of a file are.
+    protocol
+        See models/README.md; default: leave-one-out; for complete-journey global-time to train, list-at-split to evaluate.
+    at
+        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
+    """
+
+    data: str = "complete-journey"
+    path: Path | None = None
+    map_: Annotated[list[str], Parameter(name="--map"), Many] = field(default_factory=list)
+    time: Literal["auto", "iso", "seconds", "ms"] = "auto"
+    protocol: ProtocolOption | None = None
+    at: str | None = None
+
+    def protocol_or(self, of_complete_journey: ProtocolOption) -> ProtocolOption:
+        usual = of_complete_journey if self.data == "complete-journey" else "leave-one-out"
+        return self.protocol or usual
+
+    def moment(self) -> "At | None":
+        from datetime import datetime
+
+        if self.at is None:
+            return None
+        try:
+            return float(self.at)
+        except ValueError:
+            pass
+        try:
+            return datetime.fromisoformat(self.at)
+        except ValueError:
+            raise CommandError(
+                f"--at is {self.at}: expected a share of the events such as 0.9, or a date"
+            ) from None
+
+    def load(self) -> "Dataset":
+        """The data, having said what was read otherwise or left out."""
+        from models.datasets import load
+
+        found = load(self.data, self.path, self.map_, self.time)
+        for note in found.notes:
+            _say(f"{found.name}: {note}")
+        for reason, rows in found.dropped.items():
+            _say(f"{found.name}: {rows:,} rows left out, {reason}")
+        return found
+
+
+_ASKED: Final = Asked()
+
+
 @app.command
 def train(
     model: Literal["starter", "bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec"],
     *,
     out: Path,
-    data: str = "complete-journey",
-    path: Path | None = None,
-    map_: Annotated[list[str], Parameter(name="--map"), Many] = [],  # noqa: B006 - cyclopts never changes it
-    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
-    protocol: ProtocolOption | None = None,
-    at: str | None = None,
+    asked: Asked = _ASKED,
     seed: int = 0,
     epochs: int | None = None,
     steps: int | None = None,
@@ -592,18 +651,6 @@ def train(
         starter: texts, on Complete Journey. The others: item ids, on any data.
     out
         The folder of the new bundle.
-    data
-        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
-    path
-        Where the files of a built-in dataset lie.
-    map_
-        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
-    time
-        What the times of a file are.
-    protocol
-        See models/README.md; default: global-time for complete-journey, leave-one-out for others.
-    at
-        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
     epochs
         At most so many; default: the recipe's. For all but starter.
     steps
@@ -614,23 +661,22 @@ def train(
         More than one only on cores that nobody else uses: torch's threads wait for each other most of the time.
     """
     from models.commands import tables, train_sequence, train_starter
-    from models.datasets import load
 
     if model == "starter":
         command = f"headwater train starter --seed {seed}" + (f" --steps {steps}" if steps else "")
         print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
         return 0
-    chosen = protocol or ("global-time" if data == "complete-journey" else "leave-one-out")
-    command = f"headwater train {model} --data {data} --protocol {chosen} --seed {seed}"
-    command += (f" --at {at}" if at else "") + (f" --epochs {epochs}" if epochs else "")
+    chosen = asked.protocol_or("global-time")
+    command = f"headwater train {model} --data {asked.data} --protocol {chosen} --seed {seed}"
+    command += (f" --at {asked.at}" if asked.at else "") + (f" --epochs {epochs}" if epochs else "")
     results = train_sequence(
         model,
-        _with_notes(load(data, path, map_, time)),
+        asked.load(),
         chosen,
         out,
-        at=_moment(at) if at is not None else None,
+        at=asked.moment(),
         seed=seed,
-        epochs=_positive("--epochs", epochs) if epochs is not None else None,
+        epochs=_positive("--epochs", epochs),
         resume=resume,
         threads=threads,
         command=command,
@@ -640,25 +686,11 @@ def train(
     return 0
 
 
-def _with_notes(data: "Dataset") -> "Dataset":
-    """The data, having said what was read otherwise or left out."""
-    for note in data.notes:
-        _say(f"{data.name}: {note}")
-    for reason, rows in data.dropped.items():
-        _say(f"{data.name}: {rows:,} rows left out, {reason}")
-    return data
-
-
 @app.command
 def evaluate(
     bundle: Path | None = None,
     *,
-    data: str = "complete-journey",
-    path: Path | None = None,
-    map_: Annotated[list[str], Parameter(name="--map"), Many] = [],  # noqa: B006 - cyclopts never changes it
-    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
-    protocol: ProtocolOption | None = None,
-    at: str | None = None,
+    asked: Asked = _ASKED,
     sample: int | None = None,
     seed: int = 0,
     k: int | None = None,
@@ -672,18 +704,6 @@ def evaluate(
     ----------
     bundle
         Its folder; default: the one that is set, else the shipped starter. With --baselines and none named: baselines only.
-    data
-        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
-    path
-        Where the files of a built-in dataset lie.
-    map_
-        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
-    time
-        What the times of a file are.
-    protocol
-        See models/README.md; default: list-at-split for complete-journey, leave-one-out for others.
-    at
-        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
     sample
         Ask only so many questions, drawn by the seed; default: all, 10,000 for prequential.
     k
@@ -692,20 +712,15 @@ def evaluate(
         Also ItemKNN, EASE and ALS. Needs the extra train.
     """
     from models.commands import as_json, compare, tables
-    from models.datasets import load
 
-    chosen = protocol or ("list-at-split" if data == "complete-journey" else "leave-one-out")
     if bundle is None and not baselines:
         bundle = _settings().bundle_path
-    length = _positive("--k", k) if k is not None else 10 if chosen == "leave-one-out" else 20
-    questions = _positive("--sample", sample) if sample is not None else None
-    moment = _moment(at) if at is not None else None
-    dataset = _with_notes(load(data, path, map_, time))
+    length, questions, at = _positive("--k", k), _positive("--sample", sample), asked.moment()
     results = compare(
         bundle,
-        dataset,
-        chosen,
-        at=moment,
+        asked.load(),
+        asked.protocol_or("list-at-split"),
+        at=at,
         sample=questions,
         seed=seed,
         k=length,
@@ -720,21 +735,8 @@ def evaluate(
     return 0
 
 
-def _moment(text: str) -> "At":
-    from datetime import datetime
-
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise CommandError(f"--at is {text}: expected a share of the events such as 0.9, or a date") from None
-
-
-def _positive(option: str, value: int) -> int:
-    if value < 1:
+def _positive(option: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
         raise CommandError(f"{option} is {value}: expected a whole number from 1 on")
     return value
 
