@@ -14,11 +14,13 @@ from rich.table import Table
 
 from models import baselines
 from models.datasets import Dataset
-from models.evaluation import Quality, bundle_scorer, evaluate, tuned
+from models.evaluation import Quality, bundle_scorer, encoded, evaluate, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
 from streams import encoder
 from streams.bundle import Manifest
 from streams.encoder import Encoder
+
+Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def train_starter(
     torch.set_num_threads(threads)
     config = StarterConfig()
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
-    with _progress() as report:
+    with progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
     results = compare(bundle.path, data, "list-at-split", threads=threads)
     for table in tables(results):
@@ -89,7 +91,7 @@ def train_sequence(
         checkpoint_of(out).unlink(missing_ok=True)
     chosen = recipe(model, data.name)
     fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs)
-    with _progress() as report:
+    with progress() as report:
         asked = split(data, protocol, at)
         make(model, data, asked, replace(chosen, fit=fit), out, command, report)
     results = compare(out, data, protocol, at=at, threads=threads)
@@ -111,17 +113,18 @@ def compare(
 ) -> Results:
     """An exported bundle, if one is named, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
 
-    Lists have length `k`: if it is not said, 10 for leave-one-out and 20 for the others. The learned baselines need scipy and
-    implicit (the extra `train`).
+    Lists have length `k`, if it is not said the usual one. The learned baselines need scipy and implicit (the extra `train`).
     """
-    k = k or (10 if protocol == "leave-one-out" else 20)
+    k = k or usual_k(protocol)
     asked = split(data, protocol, at, sample, seed)
     makers: dict[str, Callable[[], Scorer]] = {}
     items, methods = len(data.item_ids), {}
-    with _progress() as report:
+    with progress() as report:
         if bundle is not None:
             loaded = encoder.load(bundle, threads=threads)
-            makers[loaded.name] = lambda: bundle_scorer(loaded, data, partial(report, "encoding items"))
+            makers[loaded.name] = lambda: bundle_scorer(
+                loaded, encoded(loaded, data, partial(report, "encoding items"))
+            )
         makers |= _baselines(asked, items, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
@@ -131,11 +134,16 @@ def compare(
     )
 
 
+def usual_k(protocol: Protocol) -> int:
+    """The length of lists that figures are usually given for."""
+    return 10 if protocol == "leave-one-out" else 20
+
+
 def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "headwater export") -> Encoder:
     """A language model as item tower. Needs optimum and transformers (the extra `export`)."""
     from models.language_model import export_language_model
 
-    with _progress() as report:
+    with progress() as report:
         report(f"exporting {model}", 0, 1)
         bundle = export_language_model(model, out, int8, command)
         report(f"exporting {model}", 1, 1)
@@ -217,8 +225,8 @@ def _figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-class _Report:
-    """Progress bars by name: report("encoding items", done, total)."""
+class _Bars:
+    """Progress bars by name."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -232,10 +240,11 @@ class _Report:
 
 
 @contextmanager
-def _progress() -> Iterator[_Report]:
+def progress() -> Iterator[Report]:
+    """Bars on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console()) as progress:
-        yield _Report(progress)
+    with Progress(*columns, console=_console()) as bars:
+        yield _Bars(bars)
 
 
 def _console() -> Console:

@@ -130,8 +130,15 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
 
 
 # What models may share with serving: the features, bundles with the one way to load and run them, by which an export
-# is shown to compute what torch does, and the reading of users' files. Nothing of the streaming system.
-SHARED = {"streams.features", "streams.bundle", "streams.encoder", "streams.tables"}
+# is shown to compute what torch does, the fusion of sources, by which figures are of what is served, and the reading of
+# users' files. Nothing of the streaming system.
+SHARED = {
+    "streams.features",
+    "streams.bundle",
+    "streams.encoder",
+    "streams.recall.fusion",
+    "streams.tables",
+}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=lambda path: path.stem)
