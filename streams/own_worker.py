@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -44,8 +43,11 @@ async def running(settings: Settings) -> AsyncIterator[str]:
         )
     try:
         web = f"http://{settings.web_host}:{port}"
-        await _answers(process, web, log)
+        await _answers(process, web)
         yield web
+    except OwnWorkerError as error:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        raise OwnWorkerError(f"{error}; the last line of its log is: {last[0]}") from error
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -65,9 +67,7 @@ async def ready(web: str) -> Health:
             if state["ready"]:
                 return state
             await asyncio.sleep(0.1)
-    raise OwnWorkerError(
-        f"the worker was not ready within {_START_TIMEOUT_S:.0f} s; its log is beside the run file"
-    )
+    raise OwnWorkerError(f"the worker was not ready within {_START_TIMEOUT_S:.0f} s")
 
 
 async def require(web: str) -> None:
@@ -120,15 +120,13 @@ async def _health(session: aiohttp.ClientSession, web: str) -> Health:
         async with session.get(f"{web}/healthz", timeout=aiohttp.ClientTimeout(total=10.0)) as response:
             state: Health = msgspec.json.decode(await response.read())
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise OwnWorkerError(
-            f"the worker at {web} does not answer ({error}); its log is beside the run file"
-        ) from error
+        raise OwnWorkerError(f"the worker at {web} does not answer ({error})") from error
     if not state["ok"]:
         raise OwnWorkerError(f"the worker stopped: {state['reason']}")
     return state
 
 
-async def _answers(process: asyncio.subprocess.Process, web: str, log: Path) -> None:
+async def _answers(process: asyncio.subprocess.Process, web: str) -> None:
     """Wait until the worker answers at all."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     async with aiohttp.ClientSession() as session:
@@ -138,8 +136,7 @@ async def _answers(process: asyncio.subprocess.Process, web: str, log: Path) -> 
                     return
             except aiohttp.ClientError:
                 await asyncio.sleep(0.05)
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-    raise OwnWorkerError(f"the worker did not start: {last[0]} (its log is {log})")
+    raise OwnWorkerError(f"the worker did not answer within {_START_TIMEOUT_S:.0f} s of its start")
 
 
 def _as_environment(settings: Settings, port: int) -> dict[str, str]:
