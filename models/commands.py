@@ -16,9 +16,11 @@ from models import baselines
 from models.datasets import Dataset
 from models.evaluation import Quality, bundle_scorer, encoded, evaluate, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
+from models.served import served
 from streams import encoder
 from streams.bundle import Manifest
 from streams.encoder import Encoder
+from streams.recall.fusion import DEFAULT_WEIGHTS
 
 Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
 
@@ -111,24 +113,29 @@ def compare(
     learned: bool = False,
     threads: int = 1,
 ) -> Results:
-    """An exported bundle, if one is named, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
+    """An exported bundle, if one is named, alone and, where seen items may come, as it is served with buy-again, beside the
+    counting baselines and, if `learned`, ItemKNN, EASE and ALS.
 
     Lists have length `k`, if it is not said the usual one. The learned baselines need scipy and implicit (the extra `train`).
     """
     k = k or usual_k(protocol)
     asked = split(data, protocol, at, sample, seed)
     makers: dict[str, Callable[[], Scorer]] = {}
+    remembered: dict[str, int] = {}  # what is served knows no more than the log
     items, methods = len(data.item_ids), {}
     with progress() as report:
         if bundle is not None:
             loaded = encoder.load(bundle, threads=threads)
-            makers[loaded.name] = lambda: bundle_scorer(
-                loaded, encoded(loaded, data, partial(report, "encoding items"))
-            )
+            catalog = encoded(loaded, data, partial(report, "encoding items"))
+            makers[loaded.name] = lambda: bundle_scorer(loaded, catalog)
+            if not asked.test.mask_seen:
+                makers[f"{loaded.name} and buy again"] = lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS)
+                remembered[f"{loaded.name} and buy again"] = loaded.log_length
         makers |= _baselines(asked, items, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
-            methods[name] = evaluate(make(), asked, items, k, partial(report, name))
+            done = partial(report, name)
+            methods[name] = evaluate(make(), asked, items, k, done, remembered=remembered.get(name))
     return Results(
         data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
     )

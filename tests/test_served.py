@@ -1,5 +1,6 @@
 """Lists from arrays are those that the request path makes of the same index."""
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -9,6 +10,7 @@ from models.evaluation import encoded, evaluate, ranking
 from models.protocols import Cases
 from models.served import served
 from streams.encoder import Encoder
+from streams.recall.buy_again import REST_MS
 from tests.test_evaluation import Stand, small
 
 
@@ -30,8 +32,7 @@ def lists(stand: Stand, cases: Cases, k: int) -> list[list[int]]:
 
 def open_questions() -> Cases:
     """What comes after items 0, 1, 3, with none of them out of the ranking."""
-    cases = small(None)[1].test
-    return Cases(cases.users, cases.ends, cases.now_ms, cases.target_starts, cases.targets, mask_seen=False)
+    return replace(small(None)[1].test, mask_seen=False)
 
 
 def test_interests_vote_by_rank_and_weight_and_not_by_their_length() -> None:
@@ -49,17 +50,27 @@ def test_an_interest_without_weight_has_no_vote() -> None:
     assert lists(One(), open_questions(), 3) == [[3, 0, 1]]
 
 
+def test_what_is_wanted_again_is_a_source_where_seen_items_may_come() -> None:
+    data, asked = small(None)  # all within seconds: nothing has rested
+    encoder = cast(Encoder, Stand())
+    scorer = served(encoder, encoded(encoder, data), 2, {"interests": 1.0, "buy-again": 100.0})
+    cases = open_questions()
+    assert ranking(scorer, asked.log, cases, 4, 2)[1].tolist() == lists(Stand(), cases, 2)
+    rested = replace(cases, now_ms=cases.now_ms + REST_MS)
+    assert ranking(scorer, asked.log, rested, 4, 2)[1].tolist() == [[3, 1]]  # the last wishes first
+    forgetful = replace(rested, remembered=1)
+    assert ranking(scorer, asked.log, forgetful, 4, 1)[1].tolist() == [[3]]
+    masked = replace(rested, mask_seen=True)
+    assert ranking(scorer, asked.log, masked, 4, 2)[1].tolist() == [[2, -1]]
+
+
 def test_what_the_log_forgot_may_come_again() -> None:
     data, asked = small(None)  # 0, 1, 3, then 2 is asked for
     encoder = cast(Encoder, Stand())
     scorer = served(encoder, encoded(encoder, data), 4)
     found = {}
     for remembered in (None, 2):
-        cases = Cases(
-            *(getattr(asked.test, name) for name in ("users", "ends", "now_ms", "target_starts", "targets")),
-            mask_seen=True,
-            remembered=remembered,
-        )
+        cases = replace(asked.test, remembered=remembered)
         found[remembered] = ranking(scorer, asked.log, cases, 4, 4)[1].tolist()[0]
     assert found == {None: [2, -1, -1, -1], 2: [0, 2, -1, -1]}
     assert evaluate(scorer, asked, 4, 1, remembered=2)["all"].hit.value == 0
@@ -67,9 +78,7 @@ def test_what_the_log_forgot_may_come_again() -> None:
 
 def test_nobody_without_events_has_interests() -> None:
     cases = open_questions()
-    nobody = Cases(
-        cases.users, np.zeros_like(cases.ends), cases.now_ms, cases.target_starts, cases.targets, False
-    )
+    nobody = replace(cases, ends=np.zeros_like(cases.ends))
     assert lists(Stand(), nobody, 2) == [[-1, -1]]
 
 

@@ -5,21 +5,20 @@ Knows the index and nothing of Kafka. A source that fails or is late costs its a
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streams.index import Index, IndexUnavailable, Query
-from streams.recall.filters import Filter
-from streams.recall.fusion import RRF_K, Fused, Ranking, diversify, fuse
+from streams.recall.filters import Filter, admits
+from streams.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
 from streams.recall.reasons import PastEvent, Share, reasons
 from streams.trends import PopularItem
 
 F32 = NDArray[np.float32]
 T = TypeVar("T")
 
-DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0}
 # Maximal marginal relevance needs something to choose from.
 _POOL_FACTOR: Final = 3
 _MAX_POOL: Final = 1_000
@@ -38,6 +37,7 @@ class Ask(NamedTuple):
     diversity: float
     sources: Mapping[str, float]
     events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
+    again: Sequence[int] = ()  # item keys that the user may want again, best first
 
 
 class Answer(NamedTuple):
@@ -60,8 +60,15 @@ class Recall:
         """Answers in the order of ``asks``; each in at most about ``timeout_s``."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         # A search that hangs must leave time to see which popular items may stand in.
-        rankings, failed = await self._by_vector(asks, deadline - (1 - _SEARCH_SHARE) * timeout_s)
+        searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
+        if any(ask.again for ask in asks):
+            (rankings, failed), known = await asyncio.gather(
+                self._by_vector(asks, searched_by), self._again(asks, searched_by)
+            )
+        else:
+            (rankings, failed), known = await self._by_vector(asks, searched_by), {}
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
+        _add_again(asks, rankings, rungs, known)
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
@@ -96,6 +103,10 @@ class Recall:
         for (index, source, weight), hits in zip(votes, found or (), strict=False):
             rankings[index].append(Ranking(source, weight, [(hit.key, hit.item_id) for hit in hits]))
         return rankings, {index for index, _, _ in votes} if found is None else set()
+
+    async def _again(self, asks: Sequence[Ask], deadline: float) -> Mapping[int, Mapping[str, Any]] | None:
+        """The payloads of what users may want again, None where the index does not give them."""
+        return await _in_time(self._index.items(list({key for ask in asks for key in ask.again})), deadline)
 
     async def _add_popular(
         self,
@@ -160,6 +171,28 @@ class Recall:
             ]
             explained.append(answer._replace(because=because))
         return explained
+
+
+def _add_again(
+    asks: Sequence[Ask],
+    rankings: list[list[Ranking]],
+    rungs: list[str | None],
+    known: Mapping[int, Mapping[str, Any]] | None,
+) -> None:
+    """What users may want again, before all others: among equals it comes first."""
+    for index, ask in enumerate(asks):
+        if not ask.again:
+            continue
+        if known is None:
+            rungs[index] = rungs[index] or "no-repeats"
+            continue
+        items = [
+            (key, str(known[key]["item_id"]))
+            for key in ask.again
+            if key in known and admits(ask.where, known[key])
+        ]
+        weight = (ask.sources or DEFAULT_WEIGHTS)["buy-again"]
+        rankings[index].insert(0, Ranking("buy-again", weight, items[: _pool(ask)]))
 
 
 def _pool(ask: Ask) -> int:
