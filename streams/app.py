@@ -27,7 +27,7 @@ from streams.encoder import Encoder, load
 from streams.engine import EngineApp, StopWorker
 from streams.features import ACTION_NAMES
 from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
-from streams.index.edge import EdgeIndex
+from streams.index.edge import EdgeIndex, GraphPolicy
 from streams.index.server import ServerIndex
 from streams.index.timed import TimedIndex
 from streams.logs import configure_logging
@@ -191,7 +191,8 @@ class Worker:
         if settings.qdrant_url is None:
             folder, radius = settings.data_dir / "index", encoder.manifest.radius
             try:
-                index = self._edge = await EdgeIndex.open(folder, encoder.dim, radius=radius)
+                graph = GraphPolicy(min_items=settings.graph_min_items)
+                index = self._edge = await EdgeIndex.open(folder, encoder.dim, radius=radius, graph=graph)
             except (NoRoom, OSError) as error:
                 raise WorkerError(f"HEADWATER_DATA_DIR is {settings.data_dir}: {error}") from error
         else:

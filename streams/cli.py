@@ -697,6 +697,7 @@ def evaluate(
     k: int | None = None,
     baselines: Annotated[bool, Parameter(negative=())] = False,
     through_the_stream: Annotated[bool, Parameter(negative=())] = False,
+    graph: Annotated[bool, Parameter(negative=())] = False,
     threads: int = 1,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -714,17 +715,23 @@ def evaluate(
         Also ItemKNN, EASE and ALS. Needs the extra train.
     through_the_stream
         The bundle alone, offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
+    graph
+        Through the stream, search a graph as large catalogs are served, and not all items.
     """
     from models.commands import as_json, compare, tables
 
     if through_the_stream and baselines:
         raise CommandError("--through-the-stream asks about a bundle alone: leave --baselines out")
+    if graph and not through_the_stream:
+        raise CommandError("--graph says how the stream searches: expected --through-the-stream with it")
     if bundle is None and not baselines:
         bundle = _settings().bundle_path
     length, questions, at = _positive("--k", k), _positive("--sample", sample), asked.moment()
     if through_the_stream:
         assert bundle is not None
-        return _evaluate_through_the_stream(bundle, asked, questions, seed, length, threads, json=json)
+        return _evaluate_through_the_stream(
+            bundle, asked, questions, seed, length, threads, graph=graph, json=json
+        )
     results = compare(
         bundle,
         asked.load(),
@@ -745,7 +752,15 @@ def evaluate(
 
 
 def _evaluate_through_the_stream(
-    bundle: Path, asked: Asked, sample: int | None, seed: int, k: int | None, threads: int, *, json: bool
+    bundle: Path,
+    asked: Asked,
+    sample: int | None,
+    seed: int,
+    k: int | None,
+    threads: int,
+    *,
+    graph: bool,
+    json: bool,
 ) -> int:
     from models.commands import as_json, progress, tables, usual_k
     from models.protocols import split
@@ -757,7 +772,9 @@ def _evaluate_through_the_stream(
     questions = split(data, protocol, asked.moment(), sample, seed)
     settings = Settings.load(encoder_threads=threads)
     with progress() as report:
-        found = _run(compare(settings, bundle, data, questions, k or usual_k(protocol), seed, report))
+        found = _run(
+            compare(settings, bundle, data, questions, k or usual_k(protocol), seed, report, graph=graph)
+        )
     if json:
         print(as_json(found.results).decode())
     else:

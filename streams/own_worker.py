@@ -146,6 +146,7 @@ def _as_environment(settings: Settings, port: int) -> dict[str, str]:
         "TOPIC_PREFIX": settings.topic_prefix,
         "PARTITIONS": settings.partitions,
         "CATALOG_PARTITIONS": settings.catalog_partitions,
+        "GRAPH_MIN_ITEMS": settings.graph_min_items,
         "DATA_DIR": settings.data_dir.resolve(),
         "BUNDLE": settings.bundle or "",
         "DEVICE": settings.device,

@@ -92,6 +92,11 @@ class Settings(BaseSettings):
     qdrant_grpc_port: int = Field(
         default=6334, ge=1, le=65535, description="of the host that qdrant_url names"
     )
+    graph_min_items: int = Field(
+        default=10_000,
+        ge=1,
+        description="items from which the edge engine searches a graph instead of all of them",
+    )
     data_dir: Path = Path(".headwater")
     bundle: Path | None = Field(default=None, description="a bundle's folder; none = the shipped starter")
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -72,9 +72,19 @@ class Compared(NamedTuple):
 
 
 async def compare(
-    settings: Settings, bundle: Path, data: Dataset, asked: Split, k: int, seed: int, report: Report
+    settings: Settings,
+    bundle: Path,
+    data: Dataset,
+    asked: Split,
+    k: int,
+    seed: int,
+    report: Report,
+    *,
+    graph: bool = False,
 ) -> Compared:
     """A bundle's figures offline, offline as it serves (the newest L events, the fusion), and through the stream.
+
+    Offline search is exact, and so is that of the worker, unless a `graph` is asked for as large catalogs are served.
 
     Raises DatasetError, UnlikeAnswerError, OwnWorkerError, BrokerError or ClientError.
     """
@@ -92,6 +102,7 @@ async def compare(
                 "kafka_bootstrap_servers": broker.bootstrap_servers,
                 "qdrant_url": None,
                 "bundle": bundle,
+                "graph_min_items": settings.graph_min_items if graph else items + 1,
             }
         )
         lists, search = await _Asking(own, loaded, data, catalog, asked.log, sets, k, report).answers()
@@ -225,7 +236,7 @@ class _Asking:
 
     async def _search(self, web: str) -> str:
         """How the index searches, once it has the graph that a catalog of this size gets."""
-        policy, items = GraphPolicy(), len(self._known)
+        policy, items = GraphPolicy(min_items=self._settings.graph_min_items), len(self._known)
         deadline = time.monotonic() + policy.timeout_s
         while True:
             graph = int((await own_worker.ready(web))["graph"])
