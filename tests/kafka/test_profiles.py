@@ -77,13 +77,14 @@ async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
 
 @pytest_asyncio.fixture
 async def stores(own_topics: Settings) -> AsyncIterator[tuple[Store, Store]]:
+    """Two that write one changelog; there are clicks at their topic's first ten offsets."""
+    await publish_clicks(own_topics, 10)
     async with AsyncExitStack() as stack:
         first, second = [await stack.enter_async_context(storing(own_topics, n)) for n in (1, 2)]
         yield first, second
 
 
-async def published_clicks(settings: Settings, count: int) -> None:
-    """So that offsets of clicks exist."""
+async def publish_clicks(settings: Settings, count: int) -> None:
     async with _started(producer_of(settings)) as producer:
         topic = Topics.named(settings.topic_prefix).clicks
         for _ in range(count):
@@ -91,10 +92,9 @@ async def published_clicks(settings: Settings, count: int) -> None:
 
 
 async def test_what_another_wrote_is_known_to_a_worker_that_woke_up_late_and_gets_its_partition_back(
-    own_topics: Settings, stores: tuple[Store, Store]
+    stores: tuple[Store, Store],
 ) -> None:
     """Its own write, acknowledged after the other's, must not take it past them: the rebalance comes before it reads them."""
-    await published_clicks(own_topics, 10)
     frozen, heir = stores
     await frozen.own(1)
     await frozen.write(b"ann", 3)
@@ -111,7 +111,6 @@ async def test_what_another_wrote_is_known_to_a_worker_that_woke_up_late_and_get
 async def test_a_write_that_came_late_is_overwritten_by_the_owner(
     own_topics: Settings, stores: tuple[Store, Store]
 ) -> None:
-    await published_clicks(own_topics, 10)
     frozen, heir = stores
     await frozen.own(1)
     await heir.own(2)
@@ -133,7 +132,6 @@ async def test_a_late_write_at_the_end_is_overwritten_by_whoever_opens_the_parti
     own_topics: Settings, stores: tuple[Store, Store]
 ) -> None:
     """Compaction keeps the last record of a user, whatever generation wrote it."""
-    await published_clicks(own_topics, 10)
     frozen, heir = stores
     await frozen.own(1)
     await frozen.write(b"bob", 4)
