@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.evaluation import Catalog, best, interests_of
 from models.events import Log
@@ -22,9 +23,8 @@ INTERESTS: Final[Mapping[str, float]] = {"interests": 1.0}
 def served(encoder: Encoder, catalog: Catalog, k: int, sources: Mapping[str, float] = INTERESTS) -> Scorer:
     """Lists of length k as scores: k for the first of a list, 1 for its last, -inf for what is not in it.
 
-    `sources`: the weights of `interests` and, if it is there, `buy-again`.
-
-    Ask with cases that remember no more than the log of the service does (`encoder.log_length`).
+    `sources`: the weights of `interests` and, if it is there, `buy-again`. Ask with cases that remember no more than the log of
+    the service does (`encoder.log_length`).
     """
 
     def scores(log: Log, cases: Cases, part: slice) -> Floats:
@@ -70,13 +70,12 @@ def _again(catalog: Catalog, log: Log, cases: Cases, part: slice, k: int) -> dic
     found = {}
     for case, now_ms in enumerate(cases.now_ms[part].tolist()):
         mine = rows[bounds[case] : bounds[case + 1]]
-        found[case] = buy_again(zip(log.items[mine].tolist(), log.at_ms[mine].tolist(), strict=True), now_ms)[
-            :k
-        ]
+        wishes = zip(log.items[mine].tolist(), log.at_ms[mine].tolist(), strict=True)
+        found[case] = buy_again(wishes, now_ms)[:k]
     return found
 
 
-def _nearest(scores: Floats, hidden: np.typing.NDArray[np.bool_], k: int) -> Ints:
+def _nearest(scores: Floats, hidden: NDArray[np.bool_], k: int) -> Ints:
     """The best k items of each case that are not hidden, -1 where there are fewer."""
     scores[hidden] = -np.inf
     lists = best(scores, k)

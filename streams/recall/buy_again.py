@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 # What was wished for within the last hour is in the basket in hand: who has just bought bread buys no other. On groceries
-# that finds a seventh more of the next purchases (`models/README.md`).
+# that finds a sixth more of the next purchases (`models/README.md`).
 REST_MS: Final = 3_600_000
 
 
