@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
@@ -13,12 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from models import baselines
+from models.candidates import Pooling, rescored
 from models.datasets import Dataset
-from models.evaluation import Quality, bundle_scorer, evaluate, tuned
+from models.evaluation import Quality, bundle_scorer, evaluate, fused, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
+from models.search import Search, best_of
 from streams import encoder
 from streams.bundle import Manifest
 from streams.encoder import Encoder
+
+# Questions that a bundle with a scorer is judged on where it is made: a pool each takes its time.
+_JUDGED: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def train_sequence(
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    search: Search | None = None,
     resume: bool = False,
     threads: int = 1,
     command: str = "headwater train",
@@ -80,21 +87,76 @@ def train_sequence(
     """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`)."""
     import torch
 
-    from models.export import with_figures
-    from models.recipes import recipe
-    from models.train_sequence import checkpoint_of, make
+    from models.export import make_place, with_figures
+    from models.recipes import ENCODER_SPACE, recipe, varied
+    from models.train_sequence import checkpoint_of, make, validated
 
     torch.set_num_threads(threads)
     if not resume:
         checkpoint_of(out).unlink(missing_ok=True)
     chosen = recipe(model, data.name)
-    fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs)
+    chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
+    make_place(out)
     with _progress() as report:
         asked = split(data, protocol, at)
-        make(model, data, asked, replace(chosen, fit=fit), out, command, report)
+        if search is not None:
+
+            def judge(values: dict[str, Any]) -> float:
+                return validated(model, data, asked, varied(chosen, values), report)
+
+            chosen = varied(
+                chosen, best_of(search, model, ENCODER_SPACE, _named(data, asked), seed, judge, report)
+            )
+        make(model, data, asked, chosen, out, command, report)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
     return results
+
+
+def train_scorer(
+    model: str,
+    base: Path,
+    data: Dataset,
+    protocol: Protocol,
+    out: Path,
+    *,
+    at: At | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    search: Search | None = None,
+    threads: int = 1,
+    command: str = "headwater train",
+) -> Results:
+    """A bundle and events -> the bundle with a score graph -> figures. Needs torch (the extra `train`)."""
+    import torch
+
+    from models.export import make_place, with_figures
+    from models.recipes import SCORER_SPACE, scorer_recipe, varied
+    from models.train_scorer import make, prepare, validated
+
+    torch.set_num_threads(threads)
+    chosen = scorer_recipe(model)
+    chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
+    make_place(out)
+    with _progress() as report:
+        asked = split(data, protocol, at)
+        material = prepare(base, data, asked, chosen.fit, report)
+        if search is not None:
+
+            def judge(values: dict[str, Any]) -> float:
+                return validated(model, material, varied(chosen, values), report)
+
+            over = f"{_named(data, asked)}, {material.encoder.id}"
+            chosen = varied(chosen, best_of(search, model, SCORER_SPACE, over, seed, judge, report))
+        make(model, material, data, asked, chosen, out, command, report)
+    results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
+    with_figures(out, _figures(results))
+    return results
+
+
+def _named(data: Dataset, asked: Split) -> str:
+    """What a study is of: a search on other questions is another one."""
+    return f"{data.name} ({data.fingerprint[:12]}), {asked.protocol} at {asked.at_ms}"
 
 
 def compare(
@@ -102,6 +164,7 @@ def compare(
     data: Dataset,
     protocol: Protocol,
     *,
+    other: Path | None = None,
     at: At | None = None,
     sample: int | None = None,
     seed: int = 0,
@@ -110,6 +173,8 @@ def compare(
     threads: int = 1,
 ) -> Results:
     """An exported bundle, if one is named, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
+
+    With an `other` bundle beside it: that one too, and the ranks of both fused.
 
     Lists have length `k`: if it is not said, 10 for leave-one-out and 20 for the others. The learned baselines need scipy and
     implicit (the extra `train`).
@@ -120,8 +185,14 @@ def compare(
     items, methods = len(data.item_ids), {}
     with _progress() as report:
         if bundle is not None:
-            loaded = encoder.load(bundle, threads=threads)
-            makers[loaded.name] = lambda: bundle_scorer(loaded, data, partial(report, "encoding items"))
+            one = encoder.load(bundle, threads=threads)
+            makers |= _of_bundle(one, one.name, data, asked, report)
+            if other is not None:
+                two = encoder.load(other, threads=threads)
+                name = two.name if two.name != one.name else two.id
+                makers |= _of_bundle(two, name, data, asked, report)
+                both = [makers[one.name], makers[name]]
+                makers[f"{one.name} + {name}"] = lambda: fused([make() for make in both])
         makers |= _baselines(asked, items, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
@@ -172,6 +243,20 @@ def tables(results: Results) -> Iterator[Table]:
                 cells += [f"{measure.value:.4f}", f"{measure.low:.4f}-{measure.high:.4f}"]
             shown.add_row(method, *cells, f"{quality.coverage:.3f}")
         yield shown
+
+
+def _of_bundle(
+    loaded: Encoder, name: str, data: Dataset, asked: Split, report: "_Report"
+) -> dict[str, Callable[[], Scorer]]:
+    """A bundle as it serves, and where it has a scorer also without."""
+    encoding = partial(report, f"encoding items of {name}")
+    plain = partial(bundle_scorer, loaded, data, encoding)
+    if not loaded.pool:
+        return {name: plain}
+    return {
+        name: lambda: rescored(loaded, Pooling(loaded, data, asked, loaded.pool, encoding)),
+        f"{name}, without its scorer": plain,
+    }
 
 
 def _baselines(

@@ -13,6 +13,7 @@ from models.events import Log, newest
 from models.protocols import Cases, Floats, Ints, Scorer, Split, delayed, discoveries, histories, select
 from streams.encoder import Encoder
 from streams.features import clamp_gap_s, gaps_s
+from streams.recall.fusion import Ranking, fuse
 
 Done = Callable[[int, int], None]  # done, of
 # Scores held at once: 64 MB of them.
@@ -131,6 +132,21 @@ def best(scores: Floats, count: int) -> Ints:
 def bundle_scorer(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Scorer:
     """An exported bundle as it serves: interests of the newest L events at the moment asked, an item's best dot product.
 
+    Raises DatasetError as `item_vectors` does.
+    """
+    vectors, known = item_vectors(encoder, dataset, done)
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        return best_products(interests_of(encoder, vectors, known, log, cases, part), vectors, known)
+
+    return scores
+
+
+def item_vectors(
+    encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Vectors (items, dim) of the catalog, and which items have one (the others: zeros).
+
     Raises DatasetError where the bundle reads texts and the data has none.
     """
     encoded = len(dataset.item_ids)
@@ -145,20 +161,19 @@ def bundle_scorer(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: No
         part = slice(start, min(start + 4096, encoded))
         vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
         done(part.stop, encoded)
-    known = np.arange(len(vectors)) < encoded
-
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
-        interests = _interests(encoder, vectors, known, log, cases, part)
-        found = interests[:, 0] @ vectors.T  # (cases, items)
-        for interest in range(1, encoder.interests):
-            np.maximum(found, interests[:, interest] @ vectors.T, out=found)
-        found[:, ~known] = -np.inf
-        return found
-
-    return scores
+    return vectors, np.arange(len(vectors)) < encoded
 
 
-def _interests(
+def best_products(interests: Floats, vectors: Floats, known: NDArray[np.bool_]) -> Floats:
+    """Each item's dot product with the nearest of a case's interests (cases, K, D): (cases, items)."""
+    found = interests[:, 0] @ vectors.T
+    for interest in range(1, interests.shape[1]):
+        np.maximum(found, interests[:, interest] @ vectors.T, out=found)
+    found[:, ~known] = -np.inf
+    return found
+
+
+def interests_of(
     encoder: Encoder, vectors: Floats, known: NDArray[np.bool_], log: Log, cases: Cases, part: slice
 ) -> Floats:
     """Interests (cases, K, D) at each case's moment, through the bundle's own graphs."""
@@ -175,6 +190,28 @@ def _interests(
     if encoder.kind == "windowed":
         return encoder.window(*given, now)[0]
     return encoder.read(encoder.step(encoder.initial_state(len(rows)), *given), now)[0]
+
+
+def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:
+    """The best `depth` items of each scorer, their ranks fused as recall fuses its sources; all others never."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        rankings: list[list[Ranking]] = [[] for _ in range(part.stop - part.start)]
+        for number, scorer in enumerate(scorers):
+            found = np.array(scorer(log, cases, part))
+            if cases.mask_seen:
+                owners, rows = histories(log, cases, part)
+                found[owners, log.items[rows]] = -np.inf
+            for row, items in enumerate(best(found, depth)):
+                real = items[np.isfinite(found[row, items])]
+                rankings[row].append(Ranking(str(number), 1.0, [(item, "") for item in real.tolist()]))
+        together = np.full(found.shape, -np.inf, dtype=np.float32)
+        for row, of_case in enumerate(rankings):
+            for place, item in enumerate(fuse(of_case)):
+                together[row, item.key] = -place  # equal scores are served in this order too
+        return together
+
+    return scores
 
 
 def freshness(

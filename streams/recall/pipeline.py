@@ -5,15 +5,19 @@ Knows the index and nothing of Kafka. A source that fails or is late costs its a
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.encoder import Encoder
+from streams.features import History
 from streams.index import Index, IndexUnavailable, Query
 from streams.recall.filters import Filter
 from streams.recall.fusion import RRF_K, Fused, Ranking, diversify, fuse
 from streams.recall.reasons import PastEvent, Share, reasons
+from streams.recall.rescoring import Pooled, rescored
 from streams.trends import PopularItem
 
 F32 = NDArray[np.float32]
@@ -24,6 +28,8 @@ DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0}
 _POOL_FACTOR: Final = 3
 _MAX_POOL: Final = 1_000
 _SEARCH_SHARE: Final = 0.7
+# By then what is scored again has to be there, so that the rest has its time.
+_SCORE_SHARE: Final = 0.9
 
 
 class Ask(NamedTuple):
@@ -38,6 +44,7 @@ class Ask(NamedTuple):
     diversity: float
     sources: Mapping[str, float]
     events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
+    history: History | None = None  # what candidates may be scored by; only for bundles with a score graph
 
 
 class Answer(NamedTuple):
@@ -49,10 +56,16 @@ class Answer(NamedTuple):
 
 
 class Recall:
-    """Sources over one index. Fails only by a bug: what the index cannot do lowers the rung."""
+    """Sources over one index. Fails only by a bug: what the index cannot do lowers the rung.
 
-    def __init__(self, index: Index) -> None:
+    Args:
+        scorer: a bundle with a score graph, and the threads it runs in.
+    """
+
+    def __init__(self, index: Index, scorer: tuple[Encoder, Executor] | None = None) -> None:
         self._index = index
+        self._scorer = scorer
+        self._least = scorer[0].pool if scorer else 0  # candidates of a request that is scored again
 
     async def candidates(
         self, asks: Sequence[Ask], popular: Sequence[PopularItem], timeout_s: float
@@ -65,9 +78,10 @@ class Recall:
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
+        await self._rescore(asks, fused, rungs, vectors, popular, deadline - (1 - _SCORE_SHARE) * timeout_s)
         answers = []
         for ask, items, rung in zip(asks, fused, rungs, strict=True):
-            chosen = items[: _pool(ask)]
+            chosen = items[: _choice(ask)]
             if ask.diversity > 0:
                 matrix = _rows(vectors, [item.key for item in chosen])
                 chosen = diversify(chosen, matrix, ask.diversity, ask.limit)
@@ -80,7 +94,7 @@ class Recall:
         votes: list[tuple[int, str, float]] = []  # (ask, source, weight) of each query
         for index, ask in enumerate(asks):
             weights = ask.sources or DEFAULT_WEIGHTS
-            pool = _pool(ask)
+            pool = self._pool(ask)
             total = float(ask.weights.sum()) or 1.0
             for interest, weight in zip(ask.interests, ask.weights, strict=True):
                 if weights.get("interests", 0) > 0 and weight > 0:
@@ -127,7 +141,7 @@ class Recall:
                 if item.key in live and item.key not in ask.exclude and (weight > 0 or item.key not in found)
             ]
             weight = weight or _filler_weight(rankings[index])
-            rankings[index].append(Ranking("popular", weight, items[: _pool(ask)]))
+            rankings[index].append(Ranking("popular", weight, items[: self._pool(ask)]))
 
     async def _vectors(
         self, asks: Sequence[Ask], fused: Sequence[list[Fused]], deadline: float
@@ -135,12 +149,58 @@ class Recall:
         """Vectors of the items that have to be compared with each other or with past events."""
         keys: set[int] = set()
         for ask, items in zip(asks, fused, strict=True):
-            if ask.diversity > 0:
-                keys.update(item.key for item in items[: _pool(ask)])
+            if ask.diversity > 0 or self._is_scored(ask):
+                keys.update(item.key for item in items[: self._pool(ask)])
             if ask.events:
                 keys.update(item.key for item in items[: ask.limit])
                 keys.update(key for key, _, _ in ask.events)
         return (await _in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}
+
+    async def _rescore(
+        self,
+        asks: Sequence[Ask],
+        fused: list[list[Fused]],
+        rungs: list[str | None],
+        vectors: Mapping[int, F32],
+        popular: Sequence[PopularItem],
+        deadline: float,
+    ) -> None:
+        """The bundle's own order of the candidates, where it has one and there is time for it."""
+        wanted = [index for index, ask in enumerate(asks) if self._is_scored(ask) and fused[index]]
+        if not wanted or self._scorer is None:
+            return
+        encoder, threads = self._scorer
+        pools = []
+        for index in wanted:
+            ask = asks[index]
+            assert ask.history is not None
+            known = [item for item in fused[index][: self._pool(ask)] if item.key in vectors]
+            pools.append(Pooled(known, ask.interests, ask.history))
+        weights = {item.key: item.weight for item in popular}
+        loop = asyncio.get_running_loop()
+        scored = None
+        if all(pool.items for pool in pools) and loop.time() < deadline:
+            scored = await _in_time(
+                loop.run_in_executor(threads, rescored, pools, vectors, weights, encoder), deadline
+            )
+        for place, index in enumerate(wanted):
+            if scored is not None:
+                fused[index] = scored[place]
+            else:
+                rungs[index] = rungs[index] or "unscored"
+
+    def _is_scored(self, ask: Ask) -> bool:
+        """Whoever weighs the sources, or asks in words, has said what counts."""
+        return bool(
+            self._least
+            and ask.history is not None
+            and len(ask.interests)
+            and not ask.sources
+            and ask.query is None
+        )
+
+    def _pool(self, ask: Ask) -> int:
+        return max(_choice(ask), self._least) if self._is_scored(ask) else _choice(ask)
 
     async def _explain(
         self, asks: Sequence[Ask], answers: list[Answer], vectors: Mapping[int, F32], deadline: float
@@ -162,7 +222,7 @@ class Recall:
         return explained
 
 
-def _pool(ask: Ask) -> int:
+def _choice(ask: Ask) -> int:
     return min(ask.limit * _POOL_FACTOR, _MAX_POOL) if ask.diversity > 0 else ask.limit
 
 
