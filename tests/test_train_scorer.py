@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 ITEMS = 60
 
 
-def habits(users: int = 120, length: int = 15) -> Dataset:
+def habits(users: int = 120, length: int = 14) -> Dataset:
     """Everyone has three items of their own and takes them in turn, and something else every fifth time."""
     rng = np.random.default_rng(0)
     own = np.stack([rng.permutation(ITEMS)[:3] for _ in range(users)])
