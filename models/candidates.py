@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.baselines import DAY_MS
-from models.datasets import Dataset
-from models.evaluation import Done, best, best_products, interests_of, item_vectors
+from models.evaluation import Catalog, best, bundle_products, interests_of
 from models.events import Log, newest
 from models.protocols import Cases, Floats, Ints, Scorer, Split, histories
 from streams.encoder import Encoder
 from streams.features import History, candidate_features
+from streams.recall.buy_again import buy_again
 from streams.trends import HALF_LIFE_S, TOP
 
 
@@ -30,33 +30,33 @@ class Pooling:
     `size` of the former; popularity as `trending` has it.
     """
 
-    def __init__(
-        self, encoder: Encoder, dataset: Dataset, asked: Split, size: int, done: Done = lambda *_: None
-    ) -> None:
-        self.vectors, self._known = item_vectors(encoder, dataset, done)
-        self._encoder, self._size = encoder, size
-        self._popularity = trending(asked, len(self.vectors))
+    def __init__(self, encoder: Encoder, catalog: Catalog, asked: Split, size: int) -> None:
+        self.vectors, self._catalog = catalog.vectors, catalog
+        self._encoder, self._size, self.length = encoder, size, encoder.log_length
+        self._popularity = trending(asked, len(catalog.vectors))
 
     def __call__(self, log: Log, cases: Cases, part: slice) -> tuple[list[Pool], Floats]:
         """The pool of each case, and the products of all items (cases, items) that it was chosen by."""
-        interests = interests_of(self._encoder, self.vectors, self._known, log, cases, part)
-        products = best_products(interests, self.vectors, self._known)
+        interests = interests_of(self._encoder, self._catalog, log, cases, part).interests
+        products = bundle_products(interests, self._catalog)
         if cases.mask_seen:
             owners, rows = histories(log, cases, part)
             products[owners, log.items[rows]] = -np.inf
         nearest = best(products, self._size)
-        rows, mask = newest(log, cases.users[part], cases.ends[part], self._encoder.log_length)
+        rows, mask = newest(log, cases.users[part], cases.ends[part], self.length)
         pools = []
         for case, own in enumerate(interests):
             had = rows[case][mask[case] > 0]
             now_ms = int(cases.now_ms[part][case])
-            items = np.concatenate([nearest[case], np.setdiff1d(log.items[had], nearest[case])])
+            bought, at_ms = log.items[had], log.at_ms[had]
+            again = buy_again(zip(bought.tolist(), at_ms.tolist(), strict=True), now_ms)
+            items = np.concatenate([nearest[case], np.setdiff1d(again, nearest[case]).astype(np.int64)])
             items = items[np.isfinite(products[case, items])]
             features = candidate_features(
                 items.astype(np.uint64),
                 products[case, items],
                 self._popularity(now_ms, items),
-                History(log.items[had].astype(np.uint64), log.at_ms[had], now_ms, self._encoder.log_length),
+                History(bought.astype(np.uint64), at_ms, now_ms, self.length),
             )
             which = (self.vectors[items] @ own.T).argmax(axis=1)
             pools.append(Pool(items, features, own[which]))

@@ -16,12 +16,16 @@ from rich.table import Table
 from models import baselines
 from models.candidates import Pooling, rescored
 from models.datasets import Dataset
-from models.evaluation import Quality, bundle_scorer, evaluate, fused, tuned
+from models.evaluation import Quality, bundle_scorer, encoded, evaluate, fused, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
 from models.search import Search, best_of
+from models.served import served
 from streams import encoder
 from streams.bundle import Manifest
 from streams.encoder import Encoder
+from streams.recall.fusion import DEFAULT_WEIGHTS
+
+Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
 
 # Questions that a bundle with a scorer is judged on where it is made: a pool each takes its time.
 _JUDGED: Final = 10_000
@@ -62,7 +66,7 @@ def train_starter(
     torch.set_num_threads(threads)
     config = StarterConfig()
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
-    with _progress() as report:
+    with progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
     results = compare(bundle.path, data, "list-at-split", threads=threads)
     for table in tables(results):
@@ -97,7 +101,7 @@ def train_sequence(
     chosen = recipe(model, data.name)
     chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
     make_place(out)
-    with _progress() as report:
+    with progress() as report:
         asked = split(data, protocol, at)
         if search is not None:
 
@@ -138,7 +142,7 @@ def train_scorer(
     chosen = scorer_recipe(model)
     chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
     make_place(out)
-    with _progress() as report:
+    with progress() as report:
         asked = split(data, protocol, at)
         material = prepare(base, data, asked, chosen.fit, report)
         if search is not None:
@@ -172,41 +176,51 @@ def compare(
     learned: bool = False,
     threads: int = 1,
 ) -> Results:
-    """An exported bundle, if one is named, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
+    """An exported bundle, if one is named, alone and, where seen items may come, as it is served with buy-again, beside the
+    counting baselines and, if `learned`, ItemKNN, EASE and ALS.
 
-    With an `other` bundle beside it: that one too, and the ranks of both fused.
-
-    Lists have length `k`: if it is not said, 10 for leave-one-out and 20 for the others. The learned baselines need scipy and
-    implicit (the extra `train`).
+    With an `other` bundle beside it: that one too, and the ranks of both fused. Lists have length `k`, if it is not said the
+    usual one. The learned baselines need scipy and implicit (the extra `train`).
     """
-    k = k or (10 if protocol == "leave-one-out" else 20)
+    k = k or usual_k(protocol)
     asked = split(data, protocol, at, sample, seed)
     makers: dict[str, Callable[[], Scorer]] = {}
+    remembered: dict[str, int] = {}  # what is served knows no more than the log
     items, methods = len(data.item_ids), {}
-    with _progress() as report:
+    with progress() as report:
         if bundle is not None:
             one = encoder.load(bundle, threads=threads)
-            makers |= _of_bundle(one, one.name, data, asked, report)
+            makers |= _of_bundle(one, one.name, data, asked, k, report)
+            remembered |= dict.fromkeys([*makers][1:], one.log_length)
             if other is not None:
                 two = encoder.load(other, threads=threads)
                 name = two.name if two.name != one.name else two.id
-                makers |= _of_bundle(two, name, data, asked, report)
-                both = [makers[one.name], makers[name]]
+                others = _of_bundle(two, name, data, asked, k, report)
+                remembered |= dict.fromkeys([*others][1:], two.log_length)
+                # Each at its best: what is made last of a bundle is how it is served.
+                both = [[*makers.values()][-1], [*others.values()][-1]]
+                makers |= others
                 makers[f"{one.name} + {name}"] = lambda: fused([make() for make in both])
         makers |= _baselines(asked, items, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
-            methods[name] = evaluate(make(), asked, items, k, partial(report, name))
+            done = partial(report, name)
+            methods[name] = evaluate(make(), asked, items, k, done, remembered=remembered.get(name))
     return Results(
         data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
     )
+
+
+def usual_k(protocol: Protocol) -> int:
+    """The length of lists that figures are usually given for."""
+    return 10 if protocol == "leave-one-out" else 20
 
 
 def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "headwater export") -> Encoder:
     """A language model as item tower. Needs optimum and transformers (the extra `export`)."""
     from models.language_model import export_language_model
 
-    with _progress() as report:
+    with progress() as report:
         report(f"exporting {model}", 0, 1)
         bundle = export_language_model(model, out, int8, command)
         report(f"exporting {model}", 1, 1)
@@ -246,17 +260,18 @@ def tables(results: Results) -> Iterator[Table]:
 
 
 def _of_bundle(
-    loaded: Encoder, name: str, data: Dataset, asked: Split, report: "_Report"
+    loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
 ) -> dict[str, Callable[[], Scorer]]:
-    """A bundle as it serves, and where it has a scorer also without."""
-    encoding = partial(report, f"encoding items of {name}")
-    plain = partial(bundle_scorer, loaded, data, encoding)
-    if not loaded.pool:
-        return {name: plain}
-    return {
-        name: lambda: rescored(loaded, Pooling(loaded, data, asked, loaded.pool, encoding)),
-        f"{name}, without its scorer": plain,
-    }
+    """A bundle alone, as it is served with buy-again where seen items may come, and with its scorer if it has one."""
+    catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
+    makers: dict[str, Callable[[], Scorer]] = {name: lambda: bundle_scorer(loaded, catalog)}
+    if not asked.test.mask_seen:
+        makers[f"{name} and buy again"] = lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS)
+    if loaded.pool:
+        makers[f"{name}, scored again"] = lambda: rescored(
+            loaded, Pooling(loaded, catalog, asked, loaded.pool)
+        )
+    return makers
 
 
 def _baselines(
@@ -302,8 +317,8 @@ def _figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-class _Report:
-    """Progress bars by name: report("encoding items", done, total)."""
+class _Bars:
+    """Progress bars by name."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -317,10 +332,11 @@ class _Report:
 
 
 @contextmanager
-def _progress() -> Iterator[_Report]:
+def progress() -> Iterator[Report]:
+    """Bars on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console()) as progress:
-        yield _Report(progress)
+    with Progress(*columns, console=_console()) as bars:
+        yield _Bars(bars)
 
 
 def _console() -> Console:

@@ -1,8 +1,8 @@
 """Any scorer over any split: full ranking of the catalog, in numpy, the same code for bundles, models and baselines."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,18 +56,27 @@ class Quality:
     by_history: dict[str, Group]
 
 
+def question_sets(split: Split) -> dict[str, Cases]:
+    """`all` questions and, where seen items are not masked anyway, those of `discovery`: for what is new to the user."""
+    if split.test.mask_seen:
+        return {"all": split.test}
+    return {"all": split.test, "discovery": discoveries(split.log, split.test)}
+
+
 def evaluate(
-    scorer: Scorer, split: Split, items: int, k: int, done: Done = lambda *_: None
+    scorer: Scorer,
+    split: Split,
+    items: int,
+    k: int,
+    done: Done = lambda *_: None,
+    *,
+    remembered: int | None = None,
 ) -> dict[str, Quality]:
-    """Quality on `all` targets and, where seen items are not masked anyway, on `discovery`: those new to the user."""
-    sets = {"all": split.test}
-    if not split.test.mask_seen:
-        sets["discovery"] = discoveries(split.log, split.test)
-    counts = np.bincount(split.train.items, minlength=items)
+    """Quality on each of the question sets; `remembered`: scorers and masks know the newest so many events of a user."""
     found = {}
-    for name, cases in sets.items():
-        ranks, lists = ranking(scorer, split.log, cases, items, k, done)
-        found[name] = _quality(ranks, lists, split.log, cases, counts, k)
+    for name, cases in question_sets(split).items():
+        known = replace(cases, remembered=remembered)
+        found[name] = quality(*ranking(scorer, split.log, known, items, k, done), split, cases, items, k)
     return found
 
 
@@ -129,67 +138,80 @@ def best(scores: Floats, count: int) -> Ints:
     return out
 
 
-def bundle_scorer(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Scorer:
-    """An exported bundle as it serves: interests of the newest L events at the moment asked, an item's best dot product.
+class Catalog(NamedTuple):
+    """The items of a dataset as a bundle sees them."""
 
-    Raises DatasetError as `item_vectors` does.
-    """
-    vectors, known = item_vectors(encoder, dataset, done)
-
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
-        return best_products(interests_of(encoder, vectors, known, log, cases, part), vectors, known)
-
-    return scores
+    vectors: Floats  # (items, D), zeros where there is none
+    known: NDArray[np.bool_]  # (items,) whether an item has a vector
 
 
-def item_vectors(
-    encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Vectors (items, dim) of the catalog, and which items have one (the others: zeros).
-
-    Raises DatasetError where the bundle reads texts and the data has none.
-    """
-    encoded = len(dataset.item_ids)
+def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Catalog:
+    """The whole catalog through a bundle's item tower. Raises DatasetError where it reads texts and the data has none."""
+    count = len(dataset.item_ids)
+    known = np.ones(count, dtype=np.bool_)
     if encoder.item_inputs == "text":
         if dataset.texts is None:
             raise DatasetError(
                 f"bundle {encoder.id} reads the texts of items and {dataset.name} has none: use a bundle of item ids"
             )
-        encoded = len(dataset.texts)
-    vectors = np.zeros((len(dataset.item_ids), encoder.dim), dtype=np.float32)
-    for start in range(0, encoded, 4096):
-        part = slice(start, min(start + 4096, encoded))
+        count = len(dataset.texts)
+        known[:count] = [bool(text.strip(" .")) for text in dataset.texts]
+        known[count:] = False
+    vectors = np.zeros((len(known), encoder.dim), dtype=np.float32)
+    for start in range(0, count, 4096):
+        part = slice(start, min(start + 4096, count))
         vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
-        done(part.stop, encoded)
-    return vectors, np.arange(len(vectors)) < encoded
+        done(part.stop, count)
+    return Catalog(vectors, known)
 
 
-def best_products(interests: Floats, vectors: Floats, known: NDArray[np.bool_]) -> Floats:
-    """Each item's dot product with the nearest of a case's interests (cases, K, D): (cases, items)."""
-    found = interests[:, 0] @ vectors.T
+def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:
+    """An exported bundle: interests of the newest L events at the moment asked, an item's best dot product."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        asked = interests_of(encoder, catalog, log, cases, part)
+        found = bundle_products(asked.interests, catalog)
+        found[~asked.any_event] = -np.inf
+        return found
+
+    return scores
+
+
+def bundle_products(interests: Floats, catalog: Catalog) -> Floats:
+    """Each item's dot product with the nearest of a case's interests (cases, K, D), -inf without a vector: (cases, items)."""
+    found = interests[:, 0] @ catalog.vectors.T
     for interest in range(1, interests.shape[1]):
-        np.maximum(found, interests[:, interest] @ vectors.T, out=found)
-    found[:, ~known] = -np.inf
+        np.maximum(found, interests[:, interest] @ catalog.vectors.T, out=found)
+    found[:, ~catalog.known] = -np.inf
     return found
 
 
-def interests_of(
-    encoder: Encoder, vectors: Floats, known: NDArray[np.bool_], log: Log, cases: Cases, part: slice
-) -> Floats:
-    """Interests (cases, K, D) at each case's moment, through the bundle's own graphs."""
-    rows, mask = newest(log, cases.users[part], cases.ends[part], encoder.log_length)
-    mask *= known[log.items[rows]]  # an item that was never encoded is a pending one: it does not count
+class Interests(NamedTuple):
+    """What a bundle makes of each case's history."""
+
+    interests: Floats  # (cases, K, D)
+    weights: Floats  # (cases, K)
+    any_event: NDArray[
+        np.bool_
+    ]  # (cases,); without any event that counts, serving has no interests to ask for
+
+
+def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, part: slice) -> Interests:
+    """Interests at each case's moment, through the bundle's own graphs."""
+    length = min(encoder.log_length, cases.remembered or encoder.log_length)
+    rows, mask = newest(log, cases.users[part], cases.ends[part], length)
+    mask *= catalog.known[log.items[rows]]  # an item without a vector is a pending one: it does not count
     # Real events to the front, padding behind them, order kept.
     order = np.argsort(mask == 0, axis=1, kind="stable")
     rows, mask = np.take_along_axis(rows, order, axis=1), np.take_along_axis(mask, order, axis=1)
     last = np.where(mask > 0, log.at_ms[rows], 0).max(axis=1, keepdims=True)
     times = np.where(mask > 0, log.at_ms[rows], last)
-    given = (vectors[log.items[rows]], log.actions[rows], gaps_s(times), mask)
-    now_ms = cases.now_ms[part]
-    now = clamp_gap_s(np.where(mask.any(axis=1), now_ms - last[:, 0], 0) / 1000)
+    given = (catalog.vectors[log.items[rows]], log.actions[rows], gaps_s(times), mask)
+    any_event = mask.max(axis=1) > 0
+    now = clamp_gap_s(np.where(any_event, cases.now_ms[part] - last[:, 0], 0) / 1000)
     if encoder.kind == "windowed":
-        return encoder.window(*given, now)[0]
-    return encoder.read(encoder.step(encoder.initial_state(len(rows)), *given), now)[0]
+        return Interests(*encoder.window(*given, now), any_event)
+    return Interests(*encoder.read(encoder.step(encoder.initial_state(len(rows)), *given), now), any_event)
 
 
 def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:
@@ -232,14 +254,15 @@ def freshness(
     return found
 
 
-def _quality(ranks: Ints, lists: Ints, log: Log, cases: Cases, counts: Ints, k: int) -> Quality:
-    items, owners = len(counts), cases.case_of_target
+def quality(ranks: Ints, lists: Ints, asked: Split, cases: Cases, items: int, k: int) -> Quality:
+    """Of the rank of each target (metrics.NEVER: not found) and the lists (cases, k), -1 for an empty place."""
+    counts, owners = np.bincount(asked.train.items, minlength=items), cases.case_of_target
     each = metrics.by_case(ranks, np.arange(len(ranks) + 1), k)
     hits, users = each["HR"], cases.users[owners]
     _, distinct = np.unique(owners * items + cases.targets, return_index=True)
     starts = np.searchsorted(owners[distinct], np.arange(len(cases) + 1))
     whole = metrics.by_case(ranks[distinct], starts, k)
-    lengths = (cases.ends - log.starts[cases.users])[owners]
+    lengths = (cases.ends - asked.log.starts[cases.users])[owners]
     return Quality(
         k=k,
         cases=len(cases),

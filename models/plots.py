@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from models.datasets import load
-from models.evaluation import Measure, bundle_scorer, freshness
+from models.evaluation import Measure, bundle_scorer, encoded, freshness
 from models.protocols import discoveries, split
 from streams import encoder
 
@@ -20,7 +20,8 @@ def starter_freshness(bundle: Path, sample: int = 10_000, k: int = 20) -> dict[s
     """Recall of a bundle on Complete Journey by the delay of clicks, for all purchases and for discoveries."""
     data = load("complete-journey")
     asked = split(data, "prequential", sample=sample)
-    scorer = bundle_scorer(encoder.load(bundle), data)
+    loaded = encoder.load(bundle)
+    scorer = bundle_scorer(loaded, encoded(loaded, data))
     sets = {"all purchases": asked.test, "first purchases": discoveries(asked.log, asked.test)}
     return {
         name: freshness(scorer, asked.log, cases, len(data.item_ids), k, list(DELAYS_MS.values()))

@@ -13,7 +13,7 @@ items: every ranking is over the whole catalog.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal, get_args
 
@@ -45,6 +45,7 @@ class Cases:
     target_starts: Ints  # (cases + 1,) case c owns targets target_starts[c] to target_starts[c + 1]
     targets: Ints  # (targets,) items
     mask_seen: bool  # the items of the history are out of the ranking
+    remembered: int | None = None  # only so many of a history's newest events are known; None: all of them
 
     def __len__(self) -> int:
         return len(self.users)
@@ -107,8 +108,14 @@ def discoveries(log: Log, cases: Cases) -> Cases:
     new = np.setdiff1d(asked, owners * items + log.items[rows], assume_unique=False)
     cases_left, counts = np.unique(new // items, return_counts=True)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return Cases(
-        cases.users[cases_left], cases.ends[cases_left], cases.now_ms[cases_left], starts, new % items, True
+    return replace(
+        cases,
+        users=cases.users[cases_left],
+        ends=cases.ends[cases_left],
+        now_ms=cases.now_ms[cases_left],
+        target_starts=starts,
+        targets=new % items,
+        mask_seen=True,
     )
 
 
@@ -119,27 +126,28 @@ def delayed(log: Log, cases: Cases, delay_ms: int) -> Cases:
         start + np.searchsorted(log.at_ms[start:end], last, side="right")
         for start, end, last in zip(log.starts[cases.users], cases.ends, latest, strict=True)
     ]
-    return Cases(
-        cases.users, np.array(ends), cases.now_ms, cases.target_starts, cases.targets, cases.mask_seen
-    )
+    return replace(cases, ends=np.array(ends))
 
 
 def histories(log: Log, cases: Cases, part: slice) -> tuple[Ints, Ints]:
     """The events known to the cases of a slice, as pairs: (case, counted from the slice's start; row of the log)."""
-    return _ranges(log.starts[cases.users[part]], cases.ends[part])
+    starts, ends = log.starts[cases.users[part]], cases.ends[part]
+    if cases.remembered is not None:
+        starts = np.maximum(starts, ends - cases.remembered)
+    return _ranges(starts, ends)
 
 
 def select(cases: Cases, chosen: Ints) -> Cases:
     """Some of the cases, in the order given."""
     _, places = _ranges(cases.target_starts[chosen], cases.target_starts[chosen + 1])
     starts = np.concatenate([[0], np.cumsum(np.diff(cases.target_starts)[chosen])])
-    return Cases(
-        cases.users[chosen],
-        cases.ends[chosen],
-        cases.now_ms[chosen],
-        starts,
-        cases.targets[places],
-        cases.mask_seen,
+    return replace(
+        cases,
+        users=cases.users[chosen],
+        ends=cases.ends[chosen],
+        now_ms=cases.now_ms[chosen],
+        target_starts=starts,
+        targets=cases.targets[places],
     )
 
 

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from models.architectures import SCORERS, CandidateScorer
 from models.candidates import Pool, Pooling
 from models.datasets import Dataset
 from models.denormals import flushed_denormals
+from models.evaluation import encoded
 from models.fitting import FitError, Report
 from models.metrics import NEVER, by_case
 from models.protocols import Cases, Ints, Split, discoveries, next_events
@@ -62,7 +63,8 @@ class Material(NamedTuple):
 def prepare(base: Path, data: Dataset, asked: Split, config: ScorerFit, report: Report) -> Material:
     """The candidates of the bundle `base` for past questions. Raises FitError where there are too few."""
     encoder = load(base, device="cpu")
-    pooling = Pooling(encoder, data, asked, config.pool, lambda *done: report("encoding items", *done))
+    catalog = encoded(encoder, data, lambda *done: report("encoding items", *done))
+    pooling = Pooling(encoder, catalog, asked, config.pool)
     questions, judged = examples(pooling, asked, config, report)
     return Material(encoder, torch.from_numpy(pooling.vectors), questions, judged)
 
@@ -133,7 +135,8 @@ def examples(pooling: Pooling, asked: Split, config: ScorerFit, report: Report) 
     rows = np.flatnonzero(np.arange(len(log.items)) - log.starts[log.owners] >= config.least)
     rows = np.sort(rng.permutation(rows)[: config.questions])
     every = next_events(log, rows, mask_seen=False)
-    masked = discoveries(log, every)
+    # As when it serves: what fell out of the log may come up again.
+    masked = replace(discoveries(log, every), remembered=pooling.length)
     held_out = rng.random(len(log.users)) < 0.1
     learned: list[tuple[Pool, Ints]] = []
     judged, targets = [], []

@@ -58,7 +58,8 @@ _USER_ERRORS: Final = (
     ("streams.messages", "BadMessage"),
     ("streams.engine", "StopWorker"),
     ("streams.app", "WorkerError"),
-    ("streams.demo", "DemoError"),
+    ("streams.own_worker", "OwnWorkerError"),
+    ("streams.through_the_stream", "UnlikeAnswerError"),
     ("models.complete_journey", "DataMissing"),
     ("models.datasets", "DatasetError"),
     ("models.export", "ExportError"),
@@ -721,6 +722,7 @@ def evaluate(
     seed: int = 0,
     k: int | None = None,
     baselines: Annotated[bool, Parameter(negative=())] = False,
+    through_the_stream: Annotated[bool, Parameter(negative=())] = False,
     threads: int = 1,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -738,9 +740,13 @@ def evaluate(
         The length of lists; default: 10 for leave-one-out, else 20.
     baselines
         Also ItemKNN, EASE and ALS. Needs the extra train.
+    through_the_stream
+        The bundle alone, offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
     """
     from models.commands import as_json, compare, tables
 
+    if through_the_stream and baselines:
+        raise CommandError("--through-the-stream asks about a bundle alone: leave --baselines out")
     if bundle is None and not baselines:
         bundle = _settings().bundle_path
     if with_ is not None and bundle is None:
@@ -748,6 +754,9 @@ def evaluate(
             f"--with {with_}: expected a bundle to go with it, `headwater evaluate BUNDLE --with {with_}`"
         )
     length, questions, at = _positive("--k", k), _positive("--sample", sample), asked.moment()
+    if through_the_stream:
+        assert bundle is not None
+        return _evaluate_through_the_stream(bundle, asked, questions, seed, length, threads, json=json)
     results = compare(
         bundle,
         asked.load(),
@@ -765,6 +774,35 @@ def evaluate(
     else:
         for table in tables(results):
             _stdout().print(table)
+    return 0
+
+
+def _evaluate_through_the_stream(
+    bundle: Path, asked: Asked, sample: int | None, seed: int, k: int | None, threads: int, *, json: bool
+) -> int:
+    from models.commands import as_json, progress, tables, usual_k
+    from models.protocols import split
+    from streams.settings import Settings
+    from streams.through_the_stream import TOLERANCE, compare
+
+    _quiet_aiokafka()
+    protocol, data = asked.protocol_or("list-at-split"), asked.load()
+    questions = split(data, protocol, asked.moment(), sample, seed)
+    settings = Settings.load(encoder_threads=threads)
+    with progress() as report:
+        found = _run(compare(settings, bundle, data, questions, k or usual_k(protocol), seed, report))
+    if json:
+        print(as_json(found.results).decode())
+    else:
+        for table in tables(found.results):
+            _stdout().print(table)
+    _say(found.search)
+    for measure, difference in found.apart.items():
+        _say(f"{measure} through the stream less offline as it serves: {difference:+.5f}")
+    if not found.agree:
+        raise CommandError(
+            f"the stream does not say what the bundle does: expected figures at most {TOLERANCE} apart"
+        )
     return 0
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -36,6 +36,7 @@ from streams.messages import (
     Request,
     Response,
     SessionEvent,
+    SourceName,
     decode_click,
     decode_item,
     decode_response,
@@ -53,8 +54,6 @@ PUBLISH_TIMEOUT_S: Final = 30.0
 ANSWER_MARGIN_S: Final = 3.0
 _STOP_TIMEOUT_S: Final = 5.0
 _POLL_MS: Final = 500
-
-SourceName = Literal["interests", "query", "popular"]
 
 
 class ClientError(Exception):

@@ -5,19 +5,13 @@ Then the last two days are bought again, basket by basket, and the answers befor
 """
 
 import asyncio
-import contextlib
-import itertools
-import os
 import signal
-import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 import polars as pl
 from rich.console import Console
@@ -25,13 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from models import complete_journey
-from streams import runfile, topics
-from streams.broker import EmbeddedBroker, dying_with_us
+from streams import own_worker, runfile, topics
+from streams.broker import EmbeddedBroker
 from streams.client import HeadwaterClient, demo_dir
 from streams.messages import Click, Item, Response, encode
 from streams.publish import Outgoing, producer_of
 from streams.routing import write_keyed
-from streams.settings import PREFIX, Settings
+from streams.settings import Settings
 
 DEFAULT_EVENTS: Final = 300_000
 _LIVE_MS: Final = 2 * 86_400_000
@@ -43,15 +37,7 @@ _MEASURED: Final = 60
 _LIMIT: Final = 5
 # Of products that differ only in their maker, one is enough to read.
 _DIVERSITY: Final = 0.3
-_CHUNK: Final = 10_000
-_START_TIMEOUT_S: Final = 60.0
-_APPLY_TIMEOUT_S: Final = 600.0
 _LIVE_PAUSE_S: Final = 1.0
-_STOP_S: Final = 3.0
-
-
-class DemoError(Exception):
-    """The demo cannot go on: one sentence with what to do."""
 
 
 class Basket(msgspec.Struct, frozen=True):
@@ -98,7 +84,7 @@ async def run(settings: Settings, *, once: bool, as_json: bool, events: int | No
     """Run the demo; the exit code. ``events`` None means all of them.
 
     Raises:
-        DemoError, BrokerError, DataMissing: with a sentence that says what to do.
+        OwnWorkerError, BrokerError, DataMissing: with a sentence that says what to do.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -127,7 +113,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
             }
         )
         await topics.create(own)
-        async with _worker(own) as web:
+        async with own_worker.running(own) as web:
             with Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -137,7 +123,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
             ) as progress:
                 catalog, history, live, shift_ms = await asyncio.to_thread(_data, events)
                 seconds["data"] = time.monotonic() - started
-                health = await _ready(web)
+                health = await own_worker.ready(web)
                 await _publish(own, progress, catalog, history, shift_ms, web, seconds)
             with runfile.written(own, web=web, bundle_id=health["bundle"]):
                 async with HeadwaterClient(own) as client:
@@ -191,104 +177,6 @@ def _baskets(events: pl.DataFrame) -> Iterator[Basket]:
     return (Basket(user_id, item_ids) for user_id, item_ids in order)
 
 
-# The worker, as its own process
-
-
-@contextlib.asynccontextmanager
-async def _worker(settings: Settings) -> AsyncIterator[str]:
-    """Starts a worker of role ``all``; its web address. It ends with us, however we end."""
-    log = settings.data_dir / "worker.log"
-    port = settings.web_port or _free_port(settings.web_host)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment |= _as_environment(settings, port)
-    command = dying_with_us([sys.executable, "-m", "streams.cli", "worker", "--role", "all"])
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out
-        )
-    try:
-        web = f"http://{settings.web_host}:{port}"
-        await _answers(process, web, log)
-        yield web
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-def _as_environment(settings: Settings, port: int) -> dict[str, str]:
-    """The settings of this process for its worker; what it does not name keeps its default."""
-    given: dict[str, Any] = {
-        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
-        "TOPIC_PREFIX": settings.topic_prefix,
-        "PARTITIONS": settings.partitions,
-        "CATALOG_PARTITIONS": settings.catalog_partitions,
-        "DATA_DIR": settings.data_dir.resolve(),
-        "BUNDLE": settings.bundle or "",
-        "DEVICE": settings.device,
-        "ENCODER_THREADS": settings.encoder_threads,
-        "WEB_HOST": settings.web_host,
-        "WEB_PORT": port,
-    }
-    return {f"{PREFIX}{name}": str(value) for name, value in given.items() if str(value)}
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-async def _answers(process: asyncio.subprocess.Process, web: str, log: Path) -> None:
-    """Wait until the worker answers at all."""
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline and process.returncode is None:
-            try:
-                async with session.get(f"{web}/healthz"):
-                    return
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.05)
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-    raise DemoError(f"the worker did not start: {last[0]} (its log is {log})")
-
-
-async def _health(session: aiohttp.ClientSession, web: str) -> dict[str, Any]:
-    try:
-        async with session.get(f"{web}/healthz", timeout=aiohttp.ClientTimeout(total=10.0)) as response:
-            state: dict[str, Any] = msgspec.json.decode(await response.read())
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise DemoError(
-            f"the worker at {web} does not answer ({error}); its log is beside the run file"
-        ) from error
-    if not state["ok"]:
-        raise DemoError(f"the worker stopped: {state['reason']}")
-    return state
-
-
-async def _require_worker(web: str) -> None:
-    """An ask went unanswered: go on if that was chance, end if there is nobody to answer. Raises DemoError."""
-    async with aiohttp.ClientSession() as session:
-        await _health(session, web)
-
-
-async def _ready(web: str) -> dict[str, Any]:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline:
-            state = await _health(session, web)
-            if state["ready"]:
-                return state
-            await asyncio.sleep(0.1)
-    raise DemoError(
-        f"the worker was not ready within {_START_TIMEOUT_S:.0f} s; its log is beside the run file"
-    )
-
-
 # Catalog and history, through the topics
 
 
@@ -314,11 +202,17 @@ async def _publish(
                 producer,
                 names.catalog,
                 settings.catalog_partitions,
-                _chunks(Outgoing(item.item_id.encode(), encode(item)) for item in items),
+                own_worker.chunks(Outgoing(item.item_id.encode(), encode(item)) for item in items),
                 lambda count: progress.update(bars[0], completed=count),
             )
         )
-        await _until(web, lambda state: state["items"], len(catalog), progress, bars[1], published)
+        await own_worker.come_to(
+            web,
+            lambda state: state["items"],
+            len(catalog),
+            lambda count: progress.update(bars[1], completed=count),
+            published,
+        )
         seconds["catalog"] = time.monotonic() - started
 
         started = time.monotonic()
@@ -335,40 +229,21 @@ async def _publish(
                 producer,
                 names.clicks,
                 settings.partitions,
-                _chunks(Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
+                own_worker.chunks(Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
                 lambda count: progress.update(bars[0], completed=count),
             )
         )
 
-        def applied(state: dict[str, Any]) -> int:
-            return sum(int(watermark) + 1 for watermark in state["partitions"].values())
-
-        await _until(web, applied, len(history), progress, bars[1], published)
+        await own_worker.come_to(
+            web,
+            own_worker.applied,
+            len(history),
+            lambda count: progress.update(bars[1], completed=count),
+            published,
+        )
         seconds["history"] = time.monotonic() - started
     finally:
         await producer.stop()
-
-
-def _chunks(records: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:
-    while chunk := list(itertools.islice(records, _CHUNK)):
-        yield chunk
-
-
-async def _until(
-    web: str, value: Any, target: int, progress: Progress, bar: Any, published: asyncio.Future[int]
-) -> None:
-    """Show how far the worker is until it has come to ``target``."""
-    deadline = time.monotonic() + _APPLY_TIMEOUT_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline:
-            if published.done():
-                published.result()
-            reached = int(value(await _health(session, web)))
-            progress.update(bar, completed=min(reached, target))
-            if reached >= target and published.done():
-                return
-            await asyncio.sleep(0.2)
-    raise DemoError(f"the worker came to {reached} of {target} within {_APPLY_TIMEOUT_S:.0f} s, expected all")
 
 
 # Live baskets
@@ -393,7 +268,7 @@ async def _replay(
         is_shown = len(shown) < _HOUSEHOLDS and basket.user_id not in households
         found = await _bought(client, basket, titles, measured)
         if found is None:
-            await _require_worker(web)
+            await own_worker.require(web)
         elif is_shown:
             shown.append(found)
             households.add(basket.user_id)
@@ -470,7 +345,7 @@ async def _go_on(
     for basket in live:
         found = await _bought(client, basket, titles, measured)
         if found is None:
-            await _require_worker(web)
+            await own_worker.require(web)
         else:
             bought, answer = "; ".join(found.bought[:2]), "; ".join(found.after[:3])
             console.print(f"[cyan]{found.household:>5}[/cyan] {found.ms:6.1f} ms  {bought} -> {answer}")

@@ -44,6 +44,8 @@ from streams.profile import RETRACT
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, write_scattered
 from streams.recall import filters
+from streams.recall.buy_again import buy_again
+from streams.recall.fusion import DEFAULT_WEIGHTS
 from streams.recall.pipeline import Answer, Ask, Recall
 from streams.routing import origin_of, partition_of, redirect
 from streams.settings import Settings
@@ -432,9 +434,13 @@ class RequestPath:
     def _ask(self, held: Held, user: UserInterests, text: NDArray[np.float32] | None) -> Ask:
         request = held.request
         exclude = {item_key(item_id) for item_id in request.exclude}
+        sources = {str(name): weight for name, weight in request.sources.items()}
+        again: list[int] = []
         if request.exclude_seen:
             exclude.update(item_key(event.item_id) for event in request.session)
             exclude.update(key for key, _, action in _entries(user.log) if SEEN[action])
+        elif (sources or DEFAULT_WEIGHTS).get("buy-again", 0) > 0:
+            again = _again(_entries(user.log), request.at_ms or int(held.asked_ms))
         events = [
             (key, at_ms, ACTION_NAMES[action])
             for key, at_ms, action in (_entries(user.log) if request.explain else ())
@@ -448,9 +454,11 @@ class RequestPath:
             where=held.where,
             exclude=frozenset(exclude),
             diversity=request.diversity,
-            sources={str(name): weight for name, weight in request.sources.items()},
+            sources=sources,
             events=events,
+            again=[key for key in again if key not in exclude],
             history=self._history(held, user) if self._encoder.pool else None,
+            pool=self._encoder.pool,
         )
 
     def _history(self, held: Held, user: UserInterests) -> History:
@@ -552,6 +560,14 @@ def _entries(log_: Log | None) -> list[tuple[int, int, int]]:
     n = int(log_.n[0])
     return list(
         zip(log_.item[0, :n].tolist(), log_.at_ms[0, :n].tolist(), log_.action[0, :n].tolist(), strict=True)
+    )
+
+
+def _again(entries: Sequence[tuple[int, int, int]], now_ms: int) -> list[int]:
+    """Item keys that the user may want again, those first that they wanted most."""
+    unwanted = {key for key, _, action in entries if SEEN[action] and not STEPS[action]}
+    return buy_again(
+        ((key, at_ms) for key, at_ms, action in entries if STEPS[action] and key not in unwanted), now_ms
     )
 
 

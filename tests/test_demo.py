@@ -15,7 +15,6 @@ from streams import runfile
 from streams.client import ClientError, HeadwaterClient, demo_dir
 from streams.demo import (
     Basket,
-    DemoError,
     Shown,
     Summary,
     _baskets,
@@ -26,6 +25,7 @@ from streams.demo import (
     _summary,
 )
 from streams.messages import Candidate, Position, Reflects, Response
+from streams.own_worker import OwnWorkerError
 from streams.settings import Settings
 from tests.test_cli import Terminal, children_of
 
@@ -139,7 +139,7 @@ async def test_an_ask_without_an_answer_makes_the_demo_fail() -> None:
 
 async def test_a_demo_whose_worker_is_gone_ends_and_says_so(unused_port: int) -> None:
     live = [Basket("ann", ["milk"])] * 3
-    with pytest.raises(DemoError, match=f"the worker at http://127.0.0.1:{unused_port} does not answer"):
+    with pytest.raises(OwnWorkerError, match=f"the worker at http://127.0.0.1:{unused_port} does not answer"):
         await _replay(
             FakeClient(None), Console(quiet=True), {"milk": "Milk"}, live, f"http://127.0.0.1:{unused_port}"
         )

@@ -10,7 +10,7 @@ import pytest
 
 from models import evaluation, metrics
 from models.datasets import Dataset, DatasetError
-from models.evaluation import bundle_scorer, evaluate, freshness, ranking, tuned
+from models.evaluation import bundle_scorer, encoded, evaluate, freshness, ranking, tuned
 from models.protocols import Cases, Floats, Scorer, Split, split
 from streams.encoder import Encoder, load
 from streams.features import ACTION_CODES
@@ -168,10 +168,14 @@ def small(texts: list[str] | None) -> tuple[Dataset, Split]:
     return made, split(made, "leave-one-out")
 
 
+def scored(encoder: Encoder, data: Dataset, asked: Split) -> Floats:
+    return bundle_scorer(encoder, encoded(encoder, data))(asked.log, asked.test, slice(0, 1))
+
+
 def test_the_best_interest_scores_an_item_and_the_moment_counts() -> None:
     encoder = Stand()
     data, asked = small(None)
-    scores = bundle_scorer(cast(Encoder, encoder), data)(asked.log, asked.test, slice(0, 1))
+    scores = scored(cast(Encoder, encoder), data, asked)
     assert scores.tolist() == [[0, 2, 0, 1]]
     _, actions, gaps, mask, now = encoder.seen[0]
     assert actions.tolist() == [[ACTION_CODES["click"]] * 3]
@@ -184,7 +188,7 @@ def test_an_item_without_a_text_is_pending_and_never_recommended() -> None:
     encoder = Stand()
     encoder.item_inputs = "text"
     data, asked = small(["zero", "one", "two"])  # item 3 has none
-    scores = bundle_scorer(cast(Encoder, encoder), data)(asked.log, asked.test, slice(0, 1))
+    scores = scored(cast(Encoder, encoder), data, asked)
     assert scores.tolist() == [[2, 1, 0, -np.inf]]
     _, _, gaps, mask, now = encoder.seen[0]
     assert mask.tolist() == [[1, 1, 0]]
@@ -197,13 +201,13 @@ def test_a_bundle_of_texts_needs_texts() -> None:
     encoder.item_inputs = "text"
     data, _ = small(None)
     with pytest.raises(DatasetError, match="small has none: use a bundle of item ids"):
-        bundle_scorer(cast(Encoder, encoder), data)
+        encoded(cast(Encoder, encoder), data)
 
 
 def test_the_shipped_bundle_scores_what_its_graphs_compute() -> None:
     encoder = load(Path(__file__).parents[1] / "models" / "starter", device="cpu")
     data, asked = small(["Ground coffee", "Coffee filters", "Garden hose", "Tea"])
-    found = bundle_scorer(encoder, data)(asked.log, asked.test, slice(0, 1))
+    found = scored(encoder, data, asked)
     vectors = encoder.encode_items(data.texts or [], data.item_ids)
     gaps = np.array([[0, 2, 1]], np.float32)
     state = encoder.step(

@@ -114,7 +114,7 @@ def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
 
 def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
     loaded = loaded_by(
-        *(f"streams.recall.{module}" for module in ("filters", "fusion", "reasons", "pipeline"))
+        *(f"streams.recall.{module}" for module in ("buy_again", "filters", "fusion", "reasons", "pipeline"))
     )
     assert not loaded & {"aiokafka", "faust", "mode", "qdrant_client", "qdrant_edge", "onnxruntime"}
 
@@ -130,8 +130,16 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
 
 
 # What models may share with serving: the features, bundles with the one way to load and run them, by which an export
-# is shown to compute what torch does, and the reading of users' files. Nothing of the streaming system.
-SHARED = {"streams.features", "streams.bundle", "streams.encoder", "streams.tables"}
+# is shown to compute what torch does, the sources and their fusion, by which figures are of what is served, and the reading
+# of users' files. Nothing of the streaming system.
+SHARED = {
+    "streams.features",
+    "streams.bundle",
+    "streams.encoder",
+    "streams.recall.buy_again",
+    "streams.recall.fusion",
+    "streams.tables",
+}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=lambda path: path.stem)

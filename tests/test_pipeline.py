@@ -104,6 +104,7 @@ def ask(
     diversity: float = 0.0,
     sources: Mapping[str, float] | None = None,
     events: Sequence[tuple[str, int, str]] = (),
+    again: Sequence[str] = (),
     history: History | None = None,
 ) -> Ask:
     return Ask(
@@ -116,7 +117,9 @@ def ask(
         diversity,
         sources or {},
         [(item_key(item_id), at_ms, action) for item_id, at_ms, action in events],
+        [item_key(item_id) for item_id in again],
         history,
+        Scorer.pool,
     )
 
 
@@ -234,6 +237,35 @@ async def test_a_filler_leaves_the_order_of_what_was_found(index: Fallible) -> N
 async def test_popular_items_can_be_asked_for_with_a_weight(index: Fallible) -> None:
     found = await answer(index, ask(COFFEE, sources={"interests": 1.0, "popular": 5.0}))
     assert ids(found)[:2] == ["soap 0", "tea 0"]
+
+
+async def test_what_may_be_wanted_again_is_a_source_of_its_own(index: Fallible) -> None:
+    both = await answer(index, ask(COFFEE, again=["soap 1", "gone", "soap 4"], limit=4))
+    assert ids(both) == ["soap 1", "coffee 0", "coffee 1", "coffee 2"]  # "soap 4" is not available
+    assert [item.source for item in both.items] == ["buy-again", "interests", "interests", "interests"]
+    filtered = await answer(index, ask(COFFEE, again=["soap 1", "coffee 3"], where={"category": "coffee"}))
+    assert ids(filtered)[0] == "coffee 3"
+    assert "soap 1" not in ids(filtered)
+
+
+async def test_an_item_that_is_wanted_again_and_near_is_lifted_by_both(index: Fallible) -> None:
+    found = await answer(index, ask(COFFEE, again=["tea 0", "coffee 2"]))
+    assert ids(found) == ["coffee 2", "tea 0", "coffee 0"]
+
+
+async def test_whose_log_holds_nothing_to_want_again_costs_no_look(index: Fallible) -> None:
+    index.failing.add("items")
+    repeats, none = await answers(index, ask(COFFEE, again=["soap 1"]), ask(COFFEE))
+    assert (ids(none), none.rung) == (["coffee 0", "coffee 1", "coffee 2"], None)
+    assert (ids(repeats), repeats.rung) == (ids(none), "no-repeats")
+    assert (await answer(index, ask(COFFEE))).rung is None
+
+
+async def test_a_repeat_is_explained_by_the_event_it_repeats(index: Fallible) -> None:
+    events = [("coffee 3", 5, "click"), ("soap 1", 9, "purchase")]
+    found = await answer(index, ask(COFFEE, again=["soap 1"], events=events))
+    assert found.items[0].source == "buy-again"
+    assert found.because[0][0].event == ("soap 1", 9, "purchase")
 
 
 async def test_diversity_brings_another_theme_in(index: Fallible) -> None:

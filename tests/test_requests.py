@@ -156,6 +156,24 @@ async def test_a_user_who_clicks_coffee_gets_coffee_and_what_was_clicked_is_left
     assert seen.items[0].item_id == "dark roast"
 
 
+async def test_what_was_wished_for_comes_again_where_seen_items_may(worker: Asked) -> None:
+    hours_ago = [{"at_ms": now_ms() - hours * 3_600_000} for hours in (9, 8, 7, 6, 5)]
+    names = ("green tea", "dark roast", "green tea", "espresso", "batteries")
+    await worker.apply(*(worker.click("ann", name, **at) for name, at in zip(names, hours_ago, strict=True)))
+    await worker.apply(worker.click("ann", "espresso", action="hide"), worker.click("ann", "dark roast"))
+    again = {"sources": {"buy-again": 1.0}, "explain": True}
+    found = await worker.answer("ann", exclude_seen=False, **again)
+    # Espresso is hidden, dark roast in the basket in hand.
+    assert [item.item_id for item in found.items] == ["green tea", "batteries"]
+    assert [item.because[0].item_id for item in found.items] == ["green tea", "batteries"]
+    assert (
+        await worker.answer("ann", exclude_seen=False, exclude=["batteries"], **again)
+    ).items == found.items[:1]
+    assert (await worker.answer("ann", **again)).items == []
+    by_default = await worker.answer("ann", exclude_seen=False)
+    assert "buy-again" in {item.source for item in by_default.items}
+
+
 async def test_the_answer_proves_what_it_reflects(worker: Asked) -> None:
     await worker.apply(worker.click("ann", "dark roast"), worker.click("bob", "green tea"))
     record = worker.click("ann", "no such item", event_id="the last")
@@ -555,7 +573,7 @@ async def test_a_request_that_is_misrouted_twice_is_dead_lettered(wide: Asked) -
             "unknown_partition",
             "after.partition: got 9, expected 0 to 0",
         ),
-        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular"),
+        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular, buy-again"),
         ({"at_ms": now_ms() + 10**11}, "time_in_future", "at_ms: got"),
     ],
     ids=lambda value: str(value)[:30],

@@ -6,7 +6,7 @@ Knows the index and nothing of Kafka. A source that fails or is late costs its a
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from streams.encoder import Encoder
 from streams.features import History
 from streams.index import Index, IndexUnavailable, Query
-from streams.recall.filters import Filter
-from streams.recall.fusion import RRF_K, Fused, Ranking, diversify, fuse
+from streams.recall.filters import Filter, admits
+from streams.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
 from streams.recall.reasons import PastEvent, Share, reasons
 from streams.recall.rescoring import Pooled, rescored
 from streams.trends import PopularItem
@@ -23,7 +23,6 @@ from streams.trends import PopularItem
 F32 = NDArray[np.float32]
 T = TypeVar("T")
 
-DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0}
 # Maximal marginal relevance needs something to choose from.
 _POOL_FACTOR: Final = 3
 _MAX_POOL: Final = 1_000
@@ -44,7 +43,11 @@ class Ask(NamedTuple):
     diversity: float
     sources: Mapping[str, float]
     events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
-    history: History | None = None  # what candidates may be scored by; only for bundles with a score graph
+    again: Sequence[int] = ()  # item keys that the user may want again, best first
+    history: History | None = (
+        None  # what candidates may be scored by; only for bundles with a score graph, ...
+    )
+    pool: int = 0  # ... which want so many from each source
 
 
 class Answer(NamedTuple):
@@ -65,7 +68,6 @@ class Recall:
     def __init__(self, index: Index, scorer: tuple[Encoder, Executor] | None = None) -> None:
         self._index = index
         self._scorer = scorer
-        self._least = scorer[0].pool if scorer else 0  # candidates of a request that is scored again
 
     async def candidates(
         self, asks: Sequence[Ask], popular: Sequence[PopularItem], timeout_s: float
@@ -73,8 +75,15 @@ class Recall:
         """Answers in the order of ``asks``; each in at most about ``timeout_s``."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         # A search that hangs must leave time to see which popular items may stand in.
-        rankings, failed = await self._by_vector(asks, deadline - (1 - _SEARCH_SHARE) * timeout_s)
+        searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
+        if any(ask.again for ask in asks):
+            (rankings, failed), known = await asyncio.gather(
+                self._by_vector(asks, searched_by), self._again(asks, searched_by)
+            )
+        else:
+            (rankings, failed), known = await self._by_vector(asks, searched_by), {}
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
+        _add_again(asks, rankings, rungs, known)
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
@@ -94,7 +103,7 @@ class Recall:
         votes: list[tuple[int, str, float]] = []  # (ask, source, weight) of each query
         for index, ask in enumerate(asks):
             weights = ask.sources or DEFAULT_WEIGHTS
-            pool = self._pool(ask)
+            pool = _pool(ask)
             total = float(ask.weights.sum()) or 1.0
             for interest, weight in zip(ask.interests, ask.weights, strict=True):
                 if weights.get("interests", 0) > 0 and weight > 0:
@@ -110,6 +119,10 @@ class Recall:
         for (index, source, weight), hits in zip(votes, found or (), strict=False):
             rankings[index].append(Ranking(source, weight, [(hit.key, hit.item_id) for hit in hits]))
         return rankings, {index for index, _, _ in votes} if found is None else set()
+
+    async def _again(self, asks: Sequence[Ask], deadline: float) -> Mapping[int, Mapping[str, Any]] | None:
+        """The payloads of what users may want again, None where the index does not give them."""
+        return await _in_time(self._index.items(list({key for ask in asks for key in ask.again})), deadline)
 
     async def _add_popular(
         self,
@@ -141,7 +154,7 @@ class Recall:
                 if item.key in live and item.key not in ask.exclude and (weight > 0 or item.key not in found)
             ]
             weight = weight or _filler_weight(rankings[index])
-            rankings[index].append(Ranking("popular", weight, items[: self._pool(ask)]))
+            rankings[index].append(Ranking("popular", weight, items[: _pool(ask)]))
 
     async def _vectors(
         self, asks: Sequence[Ask], fused: Sequence[list[Fused]], deadline: float
@@ -149,8 +162,8 @@ class Recall:
         """Vectors of the items that have to be compared with each other or with past events."""
         keys: set[int] = set()
         for ask, items in zip(asks, fused, strict=True):
-            if ask.diversity > 0 or self._is_scored(ask):
-                keys.update(item.key for item in items[: self._pool(ask)])
+            if ask.diversity > 0 or _is_scored(ask):
+                keys.update(item.key for item in (items if _is_scored(ask) else items[: _pool(ask)]))
             if ask.events:
                 keys.update(item.key for item in items[: ask.limit])
                 keys.update(key for key, _, _ in ask.events)
@@ -166,7 +179,7 @@ class Recall:
         deadline: float,
     ) -> None:
         """The bundle's own order of the candidates, where it has one and there is time for it."""
-        wanted = [index for index, ask in enumerate(asks) if self._is_scored(ask) and fused[index]]
+        wanted = [index for index, ask in enumerate(asks) if _is_scored(ask) and fused[index]]
         if not wanted or self._scorer is None:
             return
         encoder, threads = self._scorer
@@ -174,7 +187,7 @@ class Recall:
         for index in wanted:
             ask = asks[index]
             assert ask.history is not None
-            known = [item for item in fused[index][: self._pool(ask)] if item.key in vectors]
+            known = [item for item in fused[index] if item.key in vectors]
             pools.append(Pooled(known, ask.interests, ask.history))
         weights = {item.key: item.weight for item in popular}
         loop = asyncio.get_running_loop()
@@ -188,19 +201,6 @@ class Recall:
                 fused[index] = scored[place]
             else:
                 rungs[index] = rungs[index] or "unscored"
-
-    def _is_scored(self, ask: Ask) -> bool:
-        """Whoever weighs the sources, or asks in words, has said what counts."""
-        return bool(
-            self._least
-            and ask.history is not None
-            and len(ask.interests)
-            and not ask.sources
-            and ask.query is None
-        )
-
-    def _pool(self, ask: Ask) -> int:
-        return max(_choice(ask), self._least) if self._is_scored(ask) else _choice(ask)
 
     async def _explain(
         self, asks: Sequence[Ask], answers: list[Answer], vectors: Mapping[int, F32], deadline: float
@@ -220,6 +220,38 @@ class Recall:
             ]
             explained.append(answer._replace(because=because))
         return explained
+
+
+def _add_again(
+    asks: Sequence[Ask],
+    rankings: list[list[Ranking]],
+    rungs: list[str | None],
+    known: Mapping[int, Mapping[str, Any]] | None,
+) -> None:
+    """What users may want again, before all others: among equals it comes first."""
+    for index, ask in enumerate(asks):
+        if not ask.again:
+            continue
+        if known is None:
+            rungs[index] = rungs[index] or "no-repeats"
+            continue
+        items = [
+            (key, str(known[key]["item_id"]))
+            for key in ask.again
+            if key in known and admits(ask.where, known[key])
+        ]
+        weight = (ask.sources or DEFAULT_WEIGHTS)["buy-again"]
+        rankings[index].insert(0, Ranking("buy-again", weight, items[: _pool(ask)]))
+
+
+def _is_scored(ask: Ask) -> bool:
+    """Whoever weighs the sources, or asks in words, has said what counts."""
+    return ask.history is not None and len(ask.interests) > 0 and not ask.sources and ask.query is None
+
+
+def _pool(ask: Ask) -> int:
+    """How many items each source is asked for."""
+    return max(_choice(ask), ask.pool) if _is_scored(ask) else _choice(ask)
 
 
 def _choice(ask: Ask) -> int:

@@ -1,0 +1,21 @@
+"""What a user may want again, from the user's own log."""
+
+from streams.recall.buy_again import REST_MS, buy_again
+
+LATER_MS = 100 * REST_MS
+
+
+def test_what_was_wished_most_often_comes_first_and_among_equals_what_was_wished_last() -> None:
+    wishes = [("milk", 1), ("tea", 2), ("milk", 3), ("soap", 4), ("bread", 5), ("tea", 6), ("milk", 7)]
+    keys = {name: key for key, name in enumerate(("milk", "tea", "soap", "bread"))}
+    found = buy_again([(keys[name], at_ms) for name, at_ms in wishes], LATER_MS)
+    assert found == [keys[name] for name in ("milk", "tea", "bread", "soap")]
+
+
+def test_what_is_in_the_basket_in_hand_rests() -> None:
+    wishes = [(1, 0), (2, 0), (1, LATER_MS - REST_MS + 1), (2, LATER_MS - REST_MS)]
+    assert buy_again(wishes, LATER_MS) == [2]
+
+
+def test_nothing_comes_of_an_empty_log() -> None:
+    assert buy_again([], LATER_MS) == []

@@ -1,0 +1,90 @@
+"""Lists from arrays are those that the request path makes of the same index."""
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import pytest
+
+from models.evaluation import encoded, evaluate, ranking
+from models.protocols import Cases
+from models.served import served
+from streams.encoder import Encoder
+from streams.recall.buy_again import REST_MS
+from tests.test_evaluation import Stand, small
+
+
+class Weighed(Stand):
+    """With the interest of the event before the last at half the weight of that of the last."""
+
+    def window(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override, type-arg]
+        interests, weights = super().window(*inputs)
+        return interests, weights * np.array([1.0, 0.5], dtype=np.float32)
+
+
+def lists(stand: Stand, cases: Cases, k: int) -> list[list[int]]:
+    data, asked = small(None)
+    encoder = cast(Encoder, stand)
+    scorer = served(encoder, encoded(encoder, data), k)
+    found: list[list[int]] = ranking(scorer, asked.log, cases, len(data.item_ids), k)[1].tolist()
+    return found
+
+
+def open_questions() -> Cases:
+    """What comes after items 0, 1, 3, with none of them out of the ranking."""
+    return replace(small(None)[1].test, mask_seen=False)
+
+
+def test_interests_vote_by_rank_and_weight_and_not_by_their_length() -> None:
+    # By dot products item 1 would come first: its interest is twice as long, but half as heavy.
+    assert lists(Weighed(), open_questions(), 1) == [[3]]
+
+
+def test_an_interest_without_weight_has_no_vote() -> None:
+    class One(Weighed):
+        def window(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override, type-arg]
+            interests, weights = super().window(*inputs)
+            return interests, np.floor(weights)
+
+    # Only item 3 is near; the others are level, and the lower number comes first.
+    assert lists(One(), open_questions(), 3) == [[3, 0, 1]]
+
+
+def test_what_is_wanted_again_is_a_source_where_seen_items_may_come() -> None:
+    data, asked = small(None)  # all within seconds: nothing has rested
+    encoder = cast(Encoder, Stand())
+    scorer = served(encoder, encoded(encoder, data), 2, {"interests": 1.0, "buy-again": 100.0})
+    cases = open_questions()
+    assert ranking(scorer, asked.log, cases, 4, 2)[1].tolist() == lists(Stand(), cases, 2)
+    rested = replace(cases, now_ms=cases.now_ms + REST_MS)
+    assert ranking(scorer, asked.log, rested, 4, 2)[1].tolist() == [[3, 1]]  # the last wishes first
+    forgetful = replace(rested, remembered=1)
+    assert ranking(scorer, asked.log, forgetful, 4, 1)[1].tolist() == [[3]]
+    masked = replace(rested, mask_seen=True)
+    assert ranking(scorer, asked.log, masked, 4, 2)[1].tolist() == [[2, -1]]
+
+
+def test_what_the_log_forgot_may_come_again() -> None:
+    data, asked = small(None)  # 0, 1, 3, then 2 is asked for
+    encoder = cast(Encoder, Stand())
+    scorer = served(encoder, encoded(encoder, data), 4)
+    found = {}
+    for remembered in (None, 2):
+        cases = replace(asked.test, remembered=remembered)
+        found[remembered] = ranking(scorer, asked.log, cases, 4, 4)[1].tolist()[0]
+    assert found == {None: [2, -1, -1, -1], 2: [0, 2, -1, -1]}
+    assert evaluate(scorer, asked, 4, 1, remembered=2)["all"].hit.value == 0
+
+
+def test_nobody_without_events_has_interests() -> None:
+    cases = open_questions()
+    nobody = replace(cases, ends=np.zeros_like(cases.ends))
+    assert lists(Stand(), nobody, 2) == [[-1, -1]]
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_target_outside_the_list_is_never_found(k: int) -> None:
+    data, asked = small(None)
+    encoder = cast(Encoder, Stand())
+    found = evaluate(served(encoder, encoded(encoder, data), k), asked, 4, k)["all"]
+    assert found.hit.value == 1.0  # 0, 1 and 3 are out of the ranking: 2 is left

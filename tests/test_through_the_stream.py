@@ -1,0 +1,97 @@
+"""Figures through broker, worker and index are those of arrays."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.datasets import DatasetError
+from models.protocols import split
+from streams import through_the_stream
+from streams.messages import Reflects, Response
+from streams.through_the_stream import Compared, UnlikeAnswerError, _Asking, _check, _ranks
+from tests.test_cli import Terminal
+from tests.test_protocols import dataset
+
+THINGS = ("coffee", "tea", "garden hose", "soap", "bread", "red wine", "cat food", "paper")
+KINDS = ("fresh", "frozen", "organic", "blue plastic", "baby", "holiday", "dog", "cheese")
+DAY_MS = 86_400_000
+
+
+def events(path: Path) -> None:
+    """Eight shoppers with a taste each, one of them with more events than a log holds."""
+    chance = random.Random(0)
+    rows = ["user_id,item_id,at_ms,title"]
+    for user in range(8):
+        for n in range(70 if user == 0 else chance.randint(4, 30)):
+            item = 8 * chance.randrange(8) + (user if chance.random() < 0.7 else chance.randrange(8))
+            title = f"{KINDS[item // 8]} {THINGS[item % 8]}"
+            rows.append(
+                f"user-{user},item-{item},{1_700_000_000_000 + (10 * n + user) * DAY_MS // 10},{title}"
+            )
+    path.write_text("\n".join(rows))
+
+
+def test_the_stream_finds_what_the_bundle_finds(tmp_path: Path) -> None:
+    events(tmp_path / "events.csv")
+    arguments = ("--data", "events.csv", "--protocol", "global-time", "--at", "0.5", "--through-the-stream")
+    done = Terminal(tmp_path).run("evaluate", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found["methods"]) == ["starter", "starter as it serves", "starter through the stream"]
+    _, offline, streamed = found["methods"].values()
+    for name in ("all", "discovery"):
+        assert offline[name]["hit"]["value"] > 0
+        for measure in ("hit", "ndcg"):
+            expected = offline[name][measure]["value"]
+            assert streamed[name][measure]["value"] == pytest.approx(expected, abs=1e-3)
+    assert "search: exact, by a scan of " in done.stderr
+    assert not list(tmp_path.glob(".headwater*"))  # all of it lived in a folder of its own
+
+
+def test_figures_further_apart_than_the_tolerance_do_not_agree() -> None:
+    results = None
+    for difference, agree in ((1e-3, True), (-1e-3, True), (0.0011, False), (-0.0011, False)):
+        assert Compared(results, {"hit": 0.0, "NDCG": difference}, "").agree is agree  # type: ignore[arg-type]
+
+
+def test_a_target_has_the_rank_of_its_place() -> None:
+    cases = split(
+        dataset({"ann": [(0, 1), (1, 2), (2, 3)], "bob": [(3, 1), (4, 2), (5, 3)]}), "leave-one-out"
+    ).test
+    assert cases.targets.tolist() == [2, 5]
+    assert _ranks(np.array([[7, 2, -1], [1, 3, 4]]), cases).tolist() == [2, through_the_stream.metrics.NEVER]
+
+
+def test_times_that_the_topic_refuses_and_lists_too_long_to_ask_for_are_named() -> None:
+    with pytest.raises(
+        DatasetError, match="made up has an event at 1 ms: expected times that the clicks topic"
+    ):
+        _check(dataset({"ann": [(0, 1)]}), 10)
+    with pytest.raises(DatasetError, match="--k is 1001: expected at most 1000"):
+        _check(dataset({"ann": [(0, 1_700_000_000_000)]}), 1001)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Response("r", "ann", "degraded", rung="popular", reflects=Reflects(0, 9, 3, 0, "event-6")),
+        Response("r", "ann", "ok", reflects=Reflects(0, 9, 2, 0, "event-6")),
+        Response("r", "ann", "ok", reflects=Reflects(0, 9, 3, 0, "event-5")),
+        Response("r", "ann", "ok"),
+    ],
+    ids=["degraded", "fewer events", "another last event", "no proof"],
+)
+def test_an_answer_that_does_not_rest_on_what_it_should_is_refused(answer: Response) -> None:
+    class Remembering:
+        log_length = 3
+
+    asking = object.__new__(_Asking)
+    asking._encoder = Remembering()  # type: ignore[assignment]
+    asking._require(Response("r", "ann", "ok", reflects=Reflects(0, 9, 3, 0, "event-6")), 7, 6)
+    with pytest.raises(
+        UnlikeAnswerError, match=r"user ann: the answer is .* expected a full one of 3 events up to event-6"
+    ):
+        asking._require(answer, 7, 6)
