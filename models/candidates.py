@@ -37,15 +37,16 @@ class Pooling:
 
     def __call__(self, log: Log, cases: Cases, part: slice) -> tuple[list[Pool], Floats]:
         """The pool of each case, and the products of all items (cases, items) that it was chosen by."""
-        interests = interests_of(self._encoder, self._catalog, log, cases, part).interests
-        products = bundle_products(interests, self._catalog)
+        asked = interests_of(self._encoder, self._catalog, log, cases, part)
+        products = bundle_products(asked.interests, self._catalog)
+        products[~asked.any_event] = -np.inf
         if cases.mask_seen:
             owners, rows = histories(log, cases, part)
             products[owners, log.items[rows]] = -np.inf
         nearest = best(products, self._size)
         rows, mask = newest(log, cases.users[part], cases.ends[part], self.length)
         pools = []
-        for case, own in enumerate(interests):
+        for case, own in enumerate(asked.interests):
             had = rows[case][mask[case] > 0]
             now_ms = int(cases.now_ms[part][case])
             bought, at_ms = log.items[had], log.at_ms[had]

@@ -25,6 +25,8 @@ from streams.bundle import (
     Probe,
     Scoring,
     TextInput,
+    manifest_bytes,
+    manifest_of,
     opset_of,
 )
 from streams.encoder import Encoder, fold, load, probe_scores
@@ -189,7 +191,7 @@ def with_scorer(
 
     features: of some candidates, at least as many as the probe has events.
     """
-    manifest = load(folder, device="cpu").manifest
+    manifest = manifest_of(folder, manifest_bytes(folder))
     probe = features[: len(manifest.probe.item_ids)].tolist()
     scoring = Scoring(list(CANDIDATE_FEATURES), pool, probe, [])
     manifest = msgspec.structs.replace(

@@ -162,8 +162,10 @@ class Recall:
         """Vectors of the items that have to be compared with each other or with past events."""
         keys: set[int] = set()
         for ask, items in zip(asks, fused, strict=True):
-            if ask.diversity > 0 or _is_scored(ask):
-                keys.update(item.key for item in (items if _is_scored(ask) else items[: _pool(ask)]))
+            if _is_scored(ask):
+                keys.update(item.key for item in items)
+            elif ask.diversity > 0:
+                keys.update(item.key for item in items[: _choice(ask)])
             if ask.events:
                 keys.update(item.key for item in items[: ask.limit])
                 keys.update(key for key, _, _ in ask.events)
