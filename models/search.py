@@ -3,7 +3,9 @@
 The file is an Optuna study (SQLite): a search that was stopped goes on from it, and `optuna-dashboard` shows it.
 """
 
+import itertools
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,25 +55,34 @@ def best_of(
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a search that was killed
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
-    grid = optuna.samplers.GridSampler(space, seed)
-
-    def done() -> int:
-        return len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
-
-    while (number := done()) < search.trials and not (search.by == "grid" and grid.is_exhausted(study)):
+    judged = [trial.params for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    while len(judged) < search.trials:
+        if search.by == "grid":
+            left = [values for values in _grid(space, seed) if values not in judged]
+            if not left:
+                break
+            study.enqueue_trial(left[0], skip_if_exists=True)
         # Seeded by how far it is: a search that goes on draws what it would have drawn.
-        samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-            "grid": lambda: grid,
-            "random": lambda: optuna.samplers.RandomSampler(seed + number),
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed + number),
-        }
-        study.sampler = samplers[search.by]()
+        elif search.by == "random":
+            study.sampler = optuna.samplers.RandomSampler(seed + len(judged))
+        else:
+            study.sampler = optuna.samplers.TPESampler(seed=seed + len(judged))
         trial = study.ask()
         values = {key: trial.suggest_categorical(key, choices) for key, choices in space.items()}
         study.tell(trial, judge(values))
-        report(f"search, best {study.best_value:.4f} by {_shown(study.best_params)}", done(), search.trials)
+        judged.append(values)
+        report(
+            f"search, best {study.best_value:.4f} by {_shown(study.best_params)}", len(judged), search.trials
+        )
     best: Values = study.best_params
     return best
+
+
+def _grid(space: Mapping[str, Sequence[Any]], seed: int) -> list[Values]:
+    """Every combination, in an order of chance: the first few are spread over the space."""
+    every = [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*space.values())]
+    random.Random(seed).shuffle(every)
+    return every
 
 
 def _shown(values: Values) -> str:
