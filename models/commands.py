@@ -201,6 +201,8 @@ def compare(
                 both = [[*makers.values()][-1], [*others.values()][-1]]
                 makers |= others
                 makers[f"{one.name} + {name}"] = lambda: fused([make() for make in both])
+                if not asked.test.mask_seen:
+                    remembered[f"{one.name} + {name}"] = min(one.log_length, two.log_length)
         makers |= _baselines(asked, items, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
