@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
@@ -13,9 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from models import baselines
+from models.candidates import Pooling, rescored
 from models.datasets import Dataset
-from models.evaluation import Quality, bundle_scorer, encoded, evaluate, tuned
+from models.evaluation import Quality, bundle_scorer, encoded, evaluate, fused, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
+from models.search import Search, best_of
 from models.served import served
 from streams import encoder
 from streams.bundle import Manifest
@@ -23,6 +26,9 @@ from streams.encoder import Encoder
 from streams.recall.fusion import DEFAULT_WEIGHTS
 
 Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
+
+# Questions that a bundle with a scorer is judged on where it is made: a pool each takes its time.
+_JUDGED: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ def train_sequence(
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    search: Search | None = None,
     resume: bool = False,
     threads: int = 1,
     command: str = "headwater train",
@@ -84,21 +91,76 @@ def train_sequence(
     """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`)."""
     import torch
 
-    from models.export import with_figures
-    from models.recipes import recipe
-    from models.train_sequence import checkpoint_of, make
+    from models.export import make_place, with_figures
+    from models.recipes import ENCODER_SPACE, recipe, varied
+    from models.train_sequence import checkpoint_of, make, validated
 
     torch.set_num_threads(threads)
     if not resume:
         checkpoint_of(out).unlink(missing_ok=True)
     chosen = recipe(model, data.name)
-    fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs)
+    chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
+    make_place(out)
     with progress() as report:
         asked = split(data, protocol, at)
-        make(model, data, asked, replace(chosen, fit=fit), out, command, report)
+        if search is not None:
+
+            def judge(values: dict[str, Any]) -> float:
+                return validated(model, data, asked, varied(chosen, values), report)
+
+            chosen = varied(
+                chosen, best_of(search, model, ENCODER_SPACE, _named(data, asked), seed, judge, report)
+            )
+        make(model, data, asked, chosen, out, command, report)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
     return results
+
+
+def train_scorer(
+    model: str,
+    base: Path,
+    data: Dataset,
+    protocol: Protocol,
+    out: Path,
+    *,
+    at: At | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    search: Search | None = None,
+    threads: int = 1,
+    command: str = "headwater train",
+) -> Results:
+    """A bundle and events -> the bundle with a score graph -> figures. Needs torch (the extra `train`)."""
+    import torch
+
+    from models.export import make_place, with_figures
+    from models.recipes import SCORER_SPACE, scorer_recipe, varied
+    from models.train_scorer import make, prepare, validated
+
+    torch.set_num_threads(threads)
+    chosen = scorer_recipe(model)
+    chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
+    make_place(out)
+    with progress() as report:
+        asked = split(data, protocol, at)
+        material = prepare(base, data, asked, chosen.fit, report)
+        if search is not None:
+
+            def judge(values: dict[str, Any]) -> float:
+                return validated(model, material, varied(chosen, values), report)
+
+            over = f"{_named(data, asked)}, {material.encoder.id}"
+            chosen = varied(chosen, best_of(search, model, SCORER_SPACE, over, seed, judge, report))
+        make(model, material, data, asked, chosen, out, command, report)
+    results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
+    with_figures(out, _figures(results))
+    return results
+
+
+def _named(data: Dataset, asked: Split) -> str:
+    """What a study is of: a search on other questions is another one."""
+    return f"{data.name} ({data.fingerprint[:12]}), {asked.protocol} at {asked.at_ms}"
 
 
 def compare(
@@ -106,6 +168,7 @@ def compare(
     data: Dataset,
     protocol: Protocol,
     *,
+    other: Path | None = None,
     at: At | None = None,
     sample: int | None = None,
     seed: int = 0,
@@ -116,7 +179,8 @@ def compare(
     """An exported bundle, if one is named, alone and, where seen items may come, as it is served with buy-again, beside the
     counting baselines and, if `learned`, ItemKNN, EASE and ALS.
 
-    Lists have length `k`, if it is not said the usual one. The learned baselines need scipy and implicit (the extra `train`).
+    With an `other` bundle beside it: that one too, and the ranks of both fused. Lists have length `k`, if it is not said the
+    usual one. The learned baselines need scipy and implicit (the extra `train`).
     """
     k = k or usual_k(protocol)
     asked = split(data, protocol, at, sample, seed)
@@ -125,12 +189,20 @@ def compare(
     items, methods = len(data.item_ids), {}
     with progress() as report:
         if bundle is not None:
-            loaded = encoder.load(bundle, threads=threads)
-            catalog = encoded(loaded, data, partial(report, "encoding items"))
-            makers[loaded.name] = lambda: bundle_scorer(loaded, catalog)
-            if not asked.test.mask_seen:
-                makers[f"{loaded.name} and buy again"] = lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS)
-                remembered[f"{loaded.name} and buy again"] = loaded.log_length
+            one = encoder.load(bundle, threads=threads)
+            makers |= _of_bundle(one, one.name, data, asked, k, report)
+            remembered |= dict.fromkeys([*makers][1:], one.log_length)
+            if other is not None:
+                two = encoder.load(other, threads=threads)
+                name = two.name if two.name != one.name else two.id
+                others = _of_bundle(two, name, data, asked, k, report)
+                remembered |= dict.fromkeys([*others][1:], two.log_length)
+                # Each at its best: what is made last of a bundle is how it is served.
+                both = [[*makers.values()][-1], [*others.values()][-1]]
+                makers |= others
+                makers[f"{one.name} + {name}"] = lambda: fused([make() for make in both])
+                if not asked.test.mask_seen:
+                    remembered[f"{one.name} + {name}"] = min(one.log_length, two.log_length)
         makers |= _baselines(asked, items, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
@@ -187,6 +259,21 @@ def tables(results: Results) -> Iterator[Table]:
                 cells += [f"{measure.value:.4f}", f"{measure.low:.4f}-{measure.high:.4f}"]
             shown.add_row(method, *cells, f"{quality.coverage:.3f}")
         yield shown
+
+
+def _of_bundle(
+    loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
+) -> dict[str, Callable[[], Scorer]]:
+    """A bundle alone, as it is served with buy-again where seen items may come, and with its scorer if it has one."""
+    catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
+    makers: dict[str, Callable[[], Scorer]] = {name: lambda: bundle_scorer(loaded, catalog)}
+    if not asked.test.mask_seen:
+        makers[f"{name} and buy again"] = lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS)
+    if loaded.pool:
+        makers[f"{name}, scored again"] = lambda: rescored(
+            loaded, Pooling(loaded, catalog, asked, loaded.pool)
+        )
+    return makers
 
 
 def _baselines(

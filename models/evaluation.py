@@ -13,6 +13,7 @@ from models.events import Log, newest
 from models.protocols import Cases, Floats, Ints, Scorer, Split, delayed, discoveries, histories, select
 from streams.encoder import Encoder
 from streams.features import clamp_gap_s, gaps_s
+from streams.recall.fusion import Ranking, fuse
 
 Done = Callable[[int, int], None]  # done, of
 # Scores held at once: 64 MB of them.
@@ -169,14 +170,20 @@ def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:
 
     def scores(log: Log, cases: Cases, part: slice) -> Floats:
         asked = interests_of(encoder, catalog, log, cases, part)
-        found = asked.interests[:, 0] @ catalog.vectors.T  # (cases, items)
-        for interest in range(1, encoder.interests):
-            np.maximum(found, asked.interests[:, interest] @ catalog.vectors.T, out=found)
-        found[:, ~catalog.known] = -np.inf
+        found = bundle_products(asked.interests, catalog)
         found[~asked.any_event] = -np.inf
         return found
 
     return scores
+
+
+def bundle_products(interests: Floats, catalog: Catalog) -> Floats:
+    """Each item's dot product with the nearest of a case's interests (cases, K, D), -inf without a vector: (cases, items)."""
+    found = interests[:, 0] @ catalog.vectors.T
+    for interest in range(1, interests.shape[1]):
+        np.maximum(found, interests[:, interest] @ catalog.vectors.T, out=found)
+    found[:, ~catalog.known] = -np.inf
+    return found
 
 
 class Interests(NamedTuple):
@@ -205,6 +212,28 @@ def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, par
     if encoder.kind == "windowed":
         return Interests(*encoder.window(*given, now), any_event)
     return Interests(*encoder.read(encoder.step(encoder.initial_state(len(rows)), *given), now), any_event)
+
+
+def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:
+    """The best `depth` items of each scorer, their ranks fused as recall fuses its sources; all others never."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        rankings: list[list[Ranking]] = [[] for _ in range(part.stop - part.start)]
+        for number, scorer in enumerate(scorers):
+            found = np.array(scorer(log, cases, part))
+            if cases.mask_seen:
+                owners, rows = histories(log, cases, part)
+                found[owners, log.items[rows]] = -np.inf
+            for row, items in enumerate(best(found, depth)):
+                real = items[np.isfinite(found[row, items])]
+                rankings[row].append(Ranking(str(number), 1.0, [(item, "") for item in real.tolist()]))
+        together = np.full(found.shape, -np.inf, dtype=np.float32)
+        for row, of_case in enumerate(rankings):
+            for place, item in enumerate(fuse(of_case)):
+                together[row, item.key] = -place  # equal scores are served in this order too
+        return together
+
+    return scores
 
 
 def freshness(

@@ -23,11 +23,14 @@ from streams.bundle import (
     Manifest,
     Origin,
     Probe,
+    Scoring,
     TextInput,
+    manifest_bytes,
+    manifest_of,
     opset_of,
 )
-from streams.encoder import Encoder, fold, load
-from streams.features import ACTION_CODES
+from streams.encoder import Encoder, fold, load, probe_scores
+from streams.features import ACTION_CODES, CANDIDATE_FEATURES
 
 # Six purchases and clicks of a coffee drinker, spread over two days: every bundle answers for them.
 PROBE_TEXTS = [
@@ -73,11 +76,6 @@ class Parts:
 
 def write_manifest(folder: Path, parts: Parts) -> Encoder:
     """Check sums every file of the folder, run the probe, write bundle.json and load the result as a worker would."""
-    files = {
-        file.name: FileCheck(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
-        for file in sorted(folder.iterdir())
-        if file.name != "bundle.json"
-    }
     item_ids = [*parts.probe_item_ids, *(f"unknown-{n}" for n in range(len(PROBE_TEXTS)))][: len(PROBE_TEXTS)]
     probe = Probe(
         PROBE_TEXTS, item_ids, PROBE_ACTIONS, PROBE_GAPS_S, PROBE_GAP_TO_NOW_S, [], [], parts.tolerance
@@ -99,7 +97,7 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
         text=parts.text,
         rows=parts.rows,
         graphs=parts.graphs,
-        files=files,
+        files=_checks(folder),
         probe=probe,
         origin=parts.origin,
     )
@@ -186,6 +184,35 @@ def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> 
     return load(folder, device="cpu")
 
 
+def with_scorer(
+    folder: Path, file: str, features: NDArray[np.float32], pool: int, name: str, origin: Origin
+) -> Encoder:
+    """Name a score graph, which lies in the folder already, in a bundle's manifest. The bundle's id changes with it.
+
+    features: of some candidates, at least as many as the probe has events.
+    """
+    manifest = manifest_of(folder, manifest_bytes(folder))
+    probe = features[: len(manifest.probe.item_ids)].tolist()
+    scoring = Scoring(list(CANDIDATE_FEATURES), pool, probe, [])
+    manifest = msgspec.structs.replace(
+        manifest,
+        name=name,
+        origin=origin,
+        graphs=msgspec.structs.replace(manifest.graphs, score=file),
+        files=_checks(folder),
+        scoring=scoring,
+    )
+    _write(folder, manifest)
+    unchecked = Encoder(folder, threads=1, device="cpu")
+    vectors, interests = (
+        np.array(part, dtype=np.float32) for part in (manifest.probe.vectors, manifest.probe.interests)
+    )
+    scores = probe_scores(unchecked, vectors, interests, probe)
+    scoring = msgspec.structs.replace(scoring, scores=_rounded(scores[None])[0])
+    _write(folder, msgspec.structs.replace(manifest, scoring=scoring))
+    return load(folder, device="cpu")
+
+
 def make_place(out: Path) -> None:
     """A folder for a bundle, new or over an older one. To be asked for before the work.
 
@@ -243,6 +270,14 @@ def make_mean(bundle: Path, out: Path, command: str, config: mean.MeanConfig | N
             origin=origin,
         ),
     )
+
+
+def _checks(folder: Path) -> dict[str, FileCheck]:
+    return {
+        file.name: FileCheck(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in sorted(folder.iterdir())
+        if file.name != "bundle.json"
+    }
 
 
 def _rounded(values: NDArray[np.float32]) -> list[list[float]]:

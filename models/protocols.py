@@ -160,8 +160,8 @@ def _leave_one_out(log: Log) -> Split:
         "leave-one-out",
         log,
         prefixes(log, ends),
-        validation=_next_events(log, last - 1, mask_seen=True),
-        test=_next_events(log, last, mask_seen=True),
+        validation=next_events(log, last - 1, mask_seen=True),
+        test=next_events(log, last, mask_seen=True),
     )
 
 
@@ -182,12 +182,12 @@ def _in_time(log: Log, protocol: str, at_ms: int, rng: np.random.Generator) -> S
         rows = np.flatnonzero(log.at_ms >= at_ms)
         if protocol == "prequential":
             rows = rows[np.argsort(log.at_ms[rows], kind="stable")]
-        test = _next_events(log, rows, mask_seen=False)
-    validation = _next_events(log, np.sort(known[held_out]), mask_seen=False)
+        test = next_events(log, rows, mask_seen=False)
+    validation = next_events(log, np.sort(known[held_out]), mask_seen=False)
     return Split(protocol, log, prefixes(log, known), validation, test, at_ms)
 
 
-def _next_events(log: Log, rows: Ints, *, mask_seen: bool) -> Cases:
+def next_events(log: Log, rows: Ints, *, mask_seen: bool) -> Cases:
     """Each of these events asked for at its own time, from all that the user did before."""
     starts = np.arange(len(rows) + 1)
     return Cases(log.owners[rows], rows, log.at_ms[rows], starts, log.items[rows], mask_seen)

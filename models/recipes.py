@@ -1,9 +1,10 @@
 """What each model is trained with: its sizes and its training, by data where one size does not fit all."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from models.architectures import ARCHITECTURES
+from models.architectures import ARCHITECTURES, SCORERS
 from models.architectures.sasrec import SASRecConfig
 from models.fitting import FitConfig
 
@@ -12,6 +13,26 @@ from models.fitting import FitConfig
 class Recipe:
     encoder: Any  # the config of one of ARCHITECTURES
     fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass(frozen=True)
+class ScorerFit:
+    questions: int = 12_000  # drawn from the training events
+    least: int = 3  # events that a user had before a question
+    pool: int = 200  # candidates of a question
+    negatives: int = 40  # of them, drawn once for each question
+    epochs: int = 10
+    patience: int = 2  # epochs without a better validation
+    batch: int = 64  # questions
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScorerRecipe:
+    network: Any  # the config of one of SCORERS
+    fit: ScorerFit = field(default_factory=ScorerFit)
 
 
 # 54,542 items: some thousands of them a step, corrected for how they are drawn, cost a third of the softmax over all.
@@ -53,6 +74,30 @@ FITS: dict[str | tuple[str, str], dict[str, Any]] = {
     },
 }
 
+# What `headwater train MODEL --search` tries: part.field -> values.
+Space = Mapping[str, Sequence[Any]]
+ENCODER_SPACE: Space = {
+    "encoder.dropout": (0.1, 0.3, 0.5, 0.7),
+    "fit.learning_rate": (5e-4, 1e-3, 2e-3, 4e-3),
+    "fit.weight_decay": (0.0, 0.01, 0.1),
+    "fit.average": (0.0, 0.99),
+}
+SCORER_SPACE: Space = {
+    "network.dim": (8, 16, 32),
+    "network.dropout": (0.0, 0.1, 0.3),
+    "fit.learning_rate": (1e-3, 2e-3, 5e-3),
+    "fit.weight_decay": (0.0, 0.01, 0.1),
+}
+AnyRecipe = TypeVar("AnyRecipe", Recipe, ScorerRecipe)
+
+
+def varied(recipe: AnyRecipe, values: Mapping[str, Any]) -> AnyRecipe:
+    """The recipe with other values of some fields: {"fit.learning_rate": 0.001}."""
+    for name, value in values.items():
+        part, _, field_name = name.partition(".")
+        recipe = replace(recipe, **{part: replace(getattr(recipe, part), **{field_name: value})})
+    return recipe
+
 
 def recipe(model: str, data: str) -> Recipe:
     """The default for a model on a dataset; a dataset without its own gets the general one."""
@@ -62,3 +107,9 @@ def recipe(model: str, data: str) -> Recipe:
     if issubclass(config, SASRecConfig):
         sizes = {**sizes, "length": fit.length}
     return Recipe(config(**sizes), fit)
+
+
+def scorer_recipe(model: str) -> ScorerRecipe:
+    """The default for a candidate scorer, on any data."""
+    config, _ = SCORERS[model]
+    return ScorerRecipe(config())

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from models.architectures import WindowedEncoder
+from models.architectures import CandidateScorer, WindowedEncoder
 from models.mean import OPSET
 from models.static_tower import ServedTower, StaticTower
 from streams.bundle import Graphs
 from streams.encoder import Encoder
-from streams.features import ACTION_CODES, MAX_GAP_S
+from streams.features import ACTION_CODES, CANDIDATE_FEATURES, MAX_GAP_S
 
 # Single precision sums in another order differ by some 1e-6 of the largest value; ten times that is still no ranking.
 TOLERANCE = 2e-5
@@ -81,6 +81,14 @@ def save_windowed(encoder: WindowedEncoder, folder: Path, length: int) -> Graphs
     return Graphs("item.onnx", window="window.onnx")
 
 
+def save_scorer(scorer: CandidateScorer, dim: int, path: Path) -> None:
+    """The score graph."""
+    given = _random_candidates(dim, 3)
+    rows = {0: Dim("candidates")}
+    names = ["features", "nearest", "candidates"]
+    _save(_Score(scorer), given, path, names, ["scores"], (rows, rows, rows))
+
+
 def check_tower(exported: Encoder, tower: StaticTower, texts: Sequence[str]) -> None:
     """Raise AssertionError unless bundle and tower agree within TOLERANCE of the largest value."""
     with torch.inference_mode():
@@ -118,6 +126,22 @@ def check_windowed(exported: Encoder, encoder: WindowedEncoder) -> None:
             strict=True,
         ):
             _agree(one, other.numpy(), what)
+
+
+def check_scorer(exported: Encoder, scorer: CandidateScorer) -> None:
+    """The same of a score graph, on random candidates with features as usual; scores below a tenth count as a tenth."""
+    with torch.inference_mode():
+        features, *vectors = _random_candidates(exported.dim, 500)
+        given = (scorer.mean + features / scorer.scale, *vectors)
+        wanted = _Score(scorer).eval()(*given).numpy()
+        _agree(exported.score(*(part.numpy() for part in given)), wanted, "scores", least=0.1)
+
+
+def _random_candidates(dim: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    widths = (len(CANDIDATE_FEATURES), dim, dim)
+    features, nearest, candidates = (torch.randn(count, width, generator=generator) for width in widths)
+    return features, nearest, candidates
 
 
 def _random_events(dim: int, state_size: int, users: int, events: int) -> tuple[Tensor, ...]:
@@ -163,9 +187,18 @@ class _Window(nn.Module):
         return self.encoder.window(items, actions, gaps_s, mask, gap_to_now_s)
 
 
-def _agree(got: NDArray[np.float32], wanted: NDArray[np.float32], what: str) -> None:
+class _Score(nn.Module):
+    def __init__(self, scorer: CandidateScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, features: Tensor, nearest: Tensor, candidates: Tensor) -> Tensor:
+        return torch.sigmoid(self.scorer(features, nearest, candidates))
+
+
+def _agree(got: NDArray[np.float32], wanted: NDArray[np.float32], what: str, least: float = 1e-3) -> None:
     worst, largest = float(np.abs(got - wanted).max()), float(np.abs(wanted).max())
-    if not worst <= TOLERANCE * max(largest, 1e-3):
+    if not worst <= TOLERANCE * max(largest, least):
         raise AssertionError(
             f"ONNX Runtime and torch differ by {worst:.3g} in the {what} (largest value {largest:.3g}), "
             f"allowed is {TOLERANCE:g} of the largest: do not ship this export"

@@ -1,6 +1,7 @@
 """From events to a bundle of item ids, top to bottom: split, train, export; whoever judges it adds the figures."""
 
 import json
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from models import export, sequence_bundle
 from models.architectures import ARCHITECTURES
 from models.datasets import Dataset
-from models.fitting import Model, Report, fit
+from models.fitting import Model, Progress, Report, fit
 from models.protocols import Split
 from models.recipes import Recipe
 from streams.bundle import Origin
@@ -26,10 +27,7 @@ def make(
     """
     started = time.monotonic()
     export.make_place(out)
-    torch.manual_seed(recipe.fit.seed)
-    _, network = ARCHITECTURES[model]
-    trained = Model(len(data.item_ids), network(recipe.encoder))
-    progress = fit(trained, asked, recipe.fit, checkpoint_of(out), report)
+    trained, progress = _trained(model, data, asked, recipe, checkpoint_of(out), report)
     report("exporting", 0, 1)
     bundle = sequence_bundle.write(
         out,
@@ -57,6 +55,21 @@ def make(
     checkpoint_of(out).unlink()
     report("exporting", 1, 1)
     return bundle
+
+
+def validated(model: str, data: Dataset, asked: Split, recipe: Recipe, report: Report) -> float:
+    """The best validation NDCG@10 of a training of which nothing else is kept."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return _trained(model, data, asked, recipe, Path(scratch) / "checkpoint", report)[1].best
+
+
+def _trained(
+    model: str, data: Dataset, asked: Split, recipe: Recipe, checkpoint: Path, report: Report
+) -> tuple[Model, Progress]:
+    torch.manual_seed(recipe.fit.seed)
+    _, network = ARCHITECTURES[model]
+    trained = Model(len(data.item_ids), network(recipe.encoder))
+    return trained, fit(trained, asked, recipe.fit, checkpoint, report)
 
 
 def checkpoint_of(out: Path) -> Path:

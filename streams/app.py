@@ -253,7 +253,7 @@ class Worker:
             vectors,
             encoder,
             request_threads,
-            Recall(index),
+            Recall(index, (encoder, request_threads) if encoder.pool else None),
             answers,
             dead_letters,
             self.metrics,

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.features import ACTION_CODES
+from streams.features import ACTION_CODES, CANDIDATE_FEATURES
 
 FORMAT = 1
 # A user's record counts the entries of its log in one byte.
@@ -46,6 +46,16 @@ class Graphs(msgspec.Struct, frozen=True):
     step: str | None = None
     read: str | None = None
     window: str | None = None
+    score: str | None = None
+
+
+class Scoring(msgspec.Struct, frozen=True):
+    """What the score graph is given, and what came out of it where it was exported."""
+
+    features: list[str]  # of a candidate, in order
+    pool: Annotated[int, msgspec.Meta(ge=1, le=1000)]  # candidates of a request that it was trained to order
+    probe: list[list[float]]  # (events of the bundle's probe, features): each of its items as a candidate
+    scores: list[float]
 
 
 class FileCheck(msgspec.Struct, frozen=True):
@@ -104,6 +114,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
     # A length that item vectors hardly exceed: the index lifts them to it. 0: as they come.
     radius: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
+    # Only with a score graph. Whoever knows nothing of either serves the bundle without them.
+    scoring: Scoring | None = None
 
 
 def manifest_bytes(folder: Path) -> bytes:
@@ -138,11 +150,20 @@ def manifest_of(path: Path, raw: bytes) -> Manifest:
     for name in wanted:
         if getattr(graphs, name) is None:
             raise BundleError(f"{path} is {manifest.kind} but names no {name} graph: export it again")
+    if (graphs.score is None) != (manifest.scoring is None):
+        raise BundleError(
+            f"{path} has only one of a score graph and its settings (scoring): train its scorer again"
+        )
+    if manifest.scoring and manifest.scoring.features != list(CANDIDATE_FEATURES):
+        raise BundleError(
+            f"{path} scores candidates by {', '.join(manifest.scoring.features)}, this version knows "
+            f"{', '.join(CANDIDATE_FEATURES)}: train its scorer again"
+        )
     if manifest.item_inputs == "text" and manifest.text is None:
         raise BundleError(f"{path} takes text but names no tokenizer: export it again")
     if manifest.item_inputs == "item_id" and manifest.rows is None:
         raise BundleError(f"{path} takes item ids but names no file of item keys: export it again")
-    named = [graphs.item, graphs.step, graphs.read, graphs.window]
+    named = [graphs.item, graphs.step, graphs.read, graphs.window, graphs.score]
     named += [
         manifest.text.tokenizer if manifest.text else None,
         manifest.rows.keys if manifest.rows else None,

@@ -64,6 +64,7 @@ _USER_ERRORS: Final = (
     ("models.datasets", "DatasetError"),
     ("models.export", "ExportError"),
     ("models.fitting", "FitError"),
+    ("models.search", "SearchError"),
 )
 _EXTRA_OF: Final = {
     "torch": "train",
@@ -73,6 +74,7 @@ _EXTRA_OF: Final = {
     "scipy": "train",
     "threadpoolctl": "train",
     "implicit": "train",
+    "optuna": "train",
     "optimum": "export",
     "transformers": "export",
     "onnxruntime": "cpu",
@@ -634,13 +636,19 @@ _ASKED: Final = Asked()
 
 @app.command
 def train(
-    model: Literal["starter", "bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec"],
+    model: Literal[
+        "starter", "bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec", "deepfm", "dlrm", "nfm"
+    ],
     *,
     out: Path,
     asked: Asked = _ASKED,
+    bundle: Path | None = None,
     seed: int = 0,
     epochs: int | None = None,
     steps: int | None = None,
+    search: Literal["grid", "random", "tpe"] | None = None,
+    trials: int = 20,
+    study: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     threads: int = 1,
 ) -> int:
@@ -649,39 +657,56 @@ def train(
     Parameters
     ----------
     model
-        starter: texts, on Complete Journey. The others: item ids, on any data.
+        starter: texts, on Complete Journey. deepfm, dlrm, nfm: how a bundle's candidates are ordered. The others: item ids, on
+        any data.
     out
         The folder of the new bundle.
+    bundle
+        Whose candidates deepfm, dlrm and nfm order; default: the one that is set, else the shipped starter.
     epochs
         At most so many; default: the recipe's. For all but starter.
     steps
         Training steps of starter; default: those of the shipped bundle.
+    search
+        Try values of the space in models/recipes.py, by the validation, and train with the best. For all but starter.
+    trials
+        Variants in all, with those that the study has already.
+    study
+        The file that keeps the search, which goes on from it when it is there; default: `out` with .study behind its name.
     resume
         Go on from the checkpoint that a killed training left beside `out`.
     threads
         More than one only on cores that nobody else uses: torch's threads wait for each other most of the time.
     """
-    from models.commands import tables, train_sequence, train_starter
+    from models.commands import tables, train_scorer, train_sequence, train_starter
 
     if model == "starter":
+        if search is not None:
+            raise CommandError("--search is for models with a recipe: starter has none, leave it out")
         command = f"headwater train starter --seed {seed}" + (f" --steps {steps}" if steps else "")
         print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
         return 0
     chosen = asked.protocol_or("global-time")
     command = f"headwater train {model} --data {asked.data} --protocol {chosen} --seed {seed}"
     command += (f" --at {asked.at}" if asked.at else "") + (f" --epochs {epochs}" if epochs else "")
-    results = train_sequence(
-        model,
-        asked.load(),
-        chosen,
-        out,
-        at=asked.moment(),
-        seed=seed,
-        epochs=_positive("--epochs", epochs),
-        resume=resume,
-        threads=threads,
-        command=command,
-    )
+    training: dict[str, Any] = {
+        "at": asked.moment(),
+        "seed": seed,
+        "epochs": _positive("--epochs", epochs),
+        "threads": threads,
+        "command": command,
+    }
+    if search is not None:
+        _positive("--trials", trials)
+        from models.search import Search
+
+        training["search"] = Search(search, trials, study or out.with_name(f"{out.name}.study"))
+        training["command"] += f" --search {search} --trials {trials}"
+    if model in ("deepfm", "dlrm", "nfm"):
+        base = bundle or _settings().bundle_path
+        results = train_scorer(model, base, asked.load(), chosen, out, **training)
+    else:
+        results = train_sequence(model, asked.load(), chosen, out, resume=resume, **training)
     for table in tables(results):
         _stdout().print(table)
     return 0
@@ -692,6 +717,7 @@ def evaluate(
     bundle: Path | None = None,
     *,
     asked: Asked = _ASKED,
+    with_: Annotated[Path | None, Parameter(name="--with")] = None,
     sample: int | None = None,
     seed: int = 0,
     k: int | None = None,
@@ -707,6 +733,8 @@ def evaluate(
     ----------
     bundle
         Its folder; default: the one that is set, else the shipped starter. With --baselines and none named: baselines only.
+    with_
+        Another bundle beside it, and the ranks of both fused.
     sample
         Ask only so many questions, drawn by the seed; default: all, 10,000 for prequential.
     k
@@ -726,6 +754,10 @@ def evaluate(
         raise CommandError("--graph says how the stream searches: expected --through-the-stream with it")
     if bundle is None and not baselines:
         bundle = _settings().bundle_path
+    if with_ is not None and bundle is None:
+        raise CommandError(
+            f"--with {with_}: expected a bundle to go with it, `headwater evaluate BUNDLE --with {with_}`"
+        )
     length, questions, at = _positive("--k", k), _positive("--sample", sample), asked.moment()
     if through_the_stream:
         assert bundle is not None
@@ -736,6 +768,7 @@ def evaluate(
         bundle,
         asked.load(),
         asked.protocol_or("list-at-split"),
+        other=with_,
         at=at,
         sample=questions,
         seed=seed,

@@ -26,7 +26,7 @@ from streams.bundle import (
     opset_of,
     row_keys,
 )
-from streams.features import ACTION_CODES, item_key
+from streams.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
 
 Floats = NDArray[np.float32]
 Device = Literal["cpu", "cuda", "auto"]
@@ -49,6 +49,8 @@ class Encoder:
         self.kind = self.manifest.kind
         self.item_inputs = self.manifest.item_inputs
         self.forgets = self.manifest.forgets
+        # How many candidates of a request the score graph is to order; 0: there is none.
+        self.pool = self.manifest.scoring.pool if self.manifest.scoring else 0
         check_files(path, self.manifest)
 
         graphs = self.manifest.graphs
@@ -59,11 +61,12 @@ class Encoder:
         self._window = (
             _session(path, graphs.window, threads, device, self.manifest) if graphs.window else None
         )
+        self._score = _session(path, graphs.score, threads, "cpu", self.manifest) if graphs.score else None
         self._item_names = {given.name for given in self._item.get_inputs()}
         self._tokenizer = _tokenizer(path, self.manifest, threads)
         self._keys = row_keys(path, self.manifest)
         self.providers: list[str] = (self._window or self._item).get_providers()
-        _check_shapes(self.manifest, self._item, self._step, self._read, self._window)
+        _check_shapes(self.manifest, self._item, self._step, self._read, self._window, self._score)
 
     def encode_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Floats:
         """Vectors f32[items, dim]. Without ids, a text bundle encodes each item as one it has never met.
@@ -140,6 +143,20 @@ class Encoder:
         }
         interests, weights = self._window.run(["interests", "weights"], feed)
         return interests, weights
+
+    def score(self, features: Floats, interests: Floats, items: Floats) -> Floats:
+        """Scores (candidates,) between 0 and 1, the higher the likelier that the user takes the candidate next.
+
+        features (candidates, CANDIDATE_FEATURES); of each candidate the interest that it is nearest to and its own vector, both
+        (candidates, D).
+        """
+        if self._score is None:
+            raise BundleError(
+                f"bundle {self.id} has no score graph: train one over it, `headwater train deepfm`"
+            )
+        feed = {"features": features, "nearest": interests, "candidates": items}
+        (scores,) = self._score.run(["scores"], feed)
+        return np.asarray(scores)
 
     def initial_state(self, users: int) -> Floats:
         """The state of users without events."""
@@ -236,6 +253,9 @@ def _check_shapes(
         "new_state": (None, state),
         "interests": (None, interests, dim),
         "weights": (None, interests),
+        "features": (None, len(CANDIDATE_FEATURES)),
+        "nearest": (None, dim),
+        "candidates": (None, dim),
     }
     for session in (item, *users):
         for port in [*session.get_inputs(), *session.get_outputs()] if session else []:
@@ -265,6 +285,9 @@ def _check_probe(encoder: Encoder) -> None:
             np.array([probe.gap_to_now_s], np.float32),
         )
         _agree(encoder, "interests", interests[0], probe.interests, probe.tolerance)
+        if scoring := encoder.manifest.scoring:
+            scores = probe_scores(encoder, vectors, interests[0], scoring.probe)
+            _agree(encoder, "scores", scores[:, None], [[score] for score in scoring.scores], probe.tolerance)
     except BundleError:
         raise
     except Exception as error:  # a graph with wrong inputs fails inside ONNX Runtime, in no particular class
@@ -273,6 +296,14 @@ def _check_probe(encoder: Encoder) -> None:
         raise BundleError(
             f"bundle {encoder.id} gives weights {weights.tolist()} for its probe: export it again"
         )
+
+
+def probe_scores(
+    encoder: Encoder, vectors: Floats, interests: Floats, features: Sequence[Sequence[float]]
+) -> Floats:
+    """Scores of the probe's items as candidates for its first interest."""
+    nearest = np.repeat(interests[:1], len(vectors), axis=0)
+    return encoder.score(np.array(features, dtype=np.float32), nearest, vectors)
 
 
 def fold(

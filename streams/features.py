@@ -4,6 +4,7 @@ Everything here is numpy and plain strings, so that `models` can train on exactl
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -27,6 +28,21 @@ ACTION_CODES: dict[str, int] = {
 }
 
 ACTION_NAMES: dict[int, str] = {code: name for name, code in ACTION_CODES.items()}
+
+# What a candidate scorer is told of each candidate, in this order; as with actions, the names are part of the bundle.
+CANDIDATE_FEATURES: tuple[str, ...] = (
+    "score",  # its dot product with the nearest interest
+    "below_best",  # how far below the best of the pool that is
+    "rank",  # its place in the pool by score, logarithmic
+    "popularity",  # what is popular now, relative to the most popular item, logarithmic
+    "times_had",  # how often the newest L events have it, logarithmic
+    "share",  # the part of these events that has it
+    "since_had",  # how long ago the last of them was, logarithmic; 1 where there is none
+    "place",  # how many events ago that was, relative to L; 1 where there is none
+    "due",  # the same time, relative to the usual between two of them; 0 where there are no two
+    "idle",  # how long ago the user's last event was, logarithmic
+    "events",  # how many of these events there are, relative to L
+)
 
 
 def item_key(item_id: str) -> int:
@@ -76,3 +92,61 @@ def gaps_s(at_ms: NDArray[np.int64]) -> NDArray[np.float32]:
 def clamp_gap_s(gap_s: NDArray[np.float64]) -> NDArray[np.float32]:
     """Gaps in seconds as the encoders take them: never negative, never beyond thirty days."""
     return np.clip(gap_s, 0.0, MAX_GAP_S).astype(np.float32)
+
+
+class History(NamedTuple):
+    """A user's newest events that step an encoder, oldest first, as a moment finds them."""
+
+    items: NDArray[np.uint64]  # (events,) keys
+    at_ms: NDArray[np.int64]  # (events,)
+    now_ms: int
+    length: int  # L, the most events that there can be
+
+
+def candidate_features(
+    items: NDArray[np.uint64],
+    scores: NDArray[np.float32],
+    popularity: NDArray[np.float32],
+    history: History,
+) -> NDArray[np.float32]:
+    """CANDIDATE_FEATURES of one user's candidates: (candidates, features).
+
+    Args:
+        items: keys; scores: dot products with the nearest interest; popularity: weights relative to the most popular
+            item, 0 for what is not among the popular. All (candidates,).
+    """
+    found = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
+    if not len(items):
+        return found
+    order = np.argsort(-scores, kind="stable")
+    ranks = np.empty(len(items))
+    ranks[order] = np.arange(len(items))
+    events, length = len(history.items), history.length
+    found[:, 0] = scores
+    found[:, 1] = scores.max() - scores
+    found[:, 2] = np.log1p(ranks) / 7.0
+    found[:, 3] = np.log1p(1000.0 * popularity) / 7.0
+    found[:, 6:8] = 1.0
+    found[:, 9] = 1.0
+    found[:, 10] = events / length
+    if not events:
+        return found
+    ages_s = np.maximum(history.now_ms - history.at_ms, 0) / 1000.0
+    found[:, 9] = _log_age(ages_s[-1:])
+    had = np.flatnonzero(np.isin(items, history.items))
+    same = items[had, None] == history.items  # (had, events)
+    times = same.sum(axis=1)
+    last = events - 1 - same[:, ::-1].argmax(axis=1)
+    since_s = ages_s[last]
+    usual_s = (ages_s[same.argmax(axis=1)] - since_s) / np.maximum(times - 1, 1)
+    found[had, 4] = np.log1p(times)
+    found[had, 5] = times / events
+    found[had, 6] = _log_age(since_s)
+    found[had, 7] = (events - 1 - last) / length
+    found[had, 8] = np.where(times > 1, np.minimum(since_s / np.maximum(usual_s, 1.0), 4.0), 0.0)
+    return found
+
+
+def _log_age(age_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 for now, 1 for MAX_GAP_S and longer ago."""
+    return np.asarray(np.log1p(np.minimum(age_s, MAX_GAP_S)) / np.log1p(MAX_GAP_S))

@@ -19,7 +19,7 @@ from streams.columns import Log
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
-from streams.features import ACTION_CODES, ACTION_NAMES, item_key
+from streams.features import ACTION_CODES, ACTION_NAMES, History, item_key
 from streams.fold import SEEN, STEPS
 from streams.index import IndexUnavailable
 from streams.interests import Session, UserInterests, interests_of
@@ -457,6 +457,26 @@ class RequestPath:
             sources=sources,
             events=events,
             again=[key for key in again if key not in exclude],
+            history=self._history(held, user) if self._encoder.pool else None,
+            pool=self._encoder.pool,
+        )
+
+    def _history(self, held: Held, user: UserInterests) -> History:
+        """The newest L wishes, those of the session last."""
+        request, length = held.request, self._encoder.log_length
+        now_ms = request.at_ms or int(held.asked_ms)
+        events = [(key, at_ms) for key, at_ms, action in _entries(user.log) if STEPS[action]]
+        events += [
+            (item_key(event.item_id), event.at_ms or now_ms)
+            for event in request.session
+            if STEPS[ACTION_CODES[event.action]]
+        ]
+        events = events[-length:]
+        return History(
+            np.array([key for key, _ in events], dtype=np.uint64),
+            np.array([at_ms for _, at_ms in events], dtype=np.int64),
+            now_ms,
+            length,
         )
 
     def _reply(self, held: Held, answer: Answer, reflects: Reflects, rung: str | None) -> _Reply:

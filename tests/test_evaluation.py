@@ -10,7 +10,7 @@ import pytest
 
 from models import evaluation, metrics
 from models.datasets import Dataset, DatasetError
-from models.evaluation import bundle_scorer, encoded, evaluate, freshness, ranking, tuned
+from models.evaluation import bundle_scorer, encoded, evaluate, freshness, fused, ranking, tuned
 from models.protocols import Cases, Floats, Scorer, Split, split
 from streams.encoder import Encoder, load
 from streams.features import ACTION_CODES
@@ -63,6 +63,17 @@ def test_a_target_below_the_last_place_counts_nothing() -> None:
 
 def test_where_seen_items_are_masked_anyway_there_is_one_set_of_targets() -> None:
     assert list(evaluate(best_first(0), split(SHOP, "leave-one-out"), ITEMS, 10)) == ["all"]
+
+
+def test_fused_ranks_are_those_that_recall_would_serve() -> None:
+    asked = split(SHOP, "leave-one-out")  # ann's question; 0, 1 and 2 are masked
+    one, two = best_first(0, 3, 4, 5), best_first(4, 6, 3)
+    together = fused([one, two], depth=6)
+    (scores,) = together(asked.log, asked.test, slice(0, 1))
+    # Without what is masked: 3 4 5 and 4 6 3, each before items that only fill up.
+    assert np.argsort(-scores, kind="stable")[:4].tolist() == [4, 3, 6, 5]
+    assert np.isneginf(scores[[0, 1, 2]]).all()
+    assert len(np.unique(scores[np.isfinite(scores)])) == np.isfinite(scores).sum() <= 12
 
 
 def test_tuning_chooses_what_finds_the_validation_targets() -> None:

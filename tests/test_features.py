@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.features import ACTION_CODES, MAX_GAP_S, clamp_gap_s, event_key, gaps_s, item_key, item_text
+from streams.features import (
+    ACTION_CODES,
+    CANDIDATE_FEATURES,
+    MAX_GAP_S,
+    History,
+    candidate_features,
+    clamp_gap_s,
+    event_key,
+    gaps_s,
+    item_key,
+    item_text,
+)
 
 
 def test_codes_of_actions_are_those_in_every_shipped_bundle() -> None:
@@ -67,3 +78,60 @@ def test_gaps_of_any_times_are_what_an_encoder_takes(at_ms: list[int]) -> None:
     assert gaps.shape == (len(at_ms),)
     assert (gaps >= 0).all()
     assert (gaps <= MAX_GAP_S).all()
+
+
+DAY_MS = 86_400_000
+# Milk on days 0, 2 and 4, tea on day 3; now it is day 5.
+SHOPPER = History(np.array([1, 1, 2, 1], dtype=np.uint64), DAY_MS * np.array([0, 2, 3, 4]), 5 * DAY_MS, 50)
+
+
+def features(history: History, *keys: int) -> dict[str, list[float]]:
+    """Of candidates whose products are 3, 2, 1 and so on, the first of them twice as popular as the second."""
+    scores = np.arange(len(keys), 0, -1, dtype=np.float32)
+    popularity = np.array([1.0, 0.5, *[0.0] * len(keys)][: len(keys)], dtype=np.float32)
+    found = candidate_features(np.array(keys, dtype=np.uint64), scores, popularity, history)
+    assert found.dtype == np.float32
+    return dict(zip(CANDIDATE_FEATURES, found.T.tolist(), strict=True))
+
+
+def test_a_candidate_is_told_how_often_and_when_the_user_had_it() -> None:
+    milk, tea, new = 1, 2, 3
+    found = features(SHOPPER, new, tea, milk)
+    assert found["times_had"] == pytest.approx(np.log1p([0, 1, 3]).tolist())
+    assert found["share"] == pytest.approx([0, 1 / 4, 3 / 4])
+    assert found["place"] == pytest.approx([1, 1 / 50, 0])
+    day, two_days = np.log1p([86_400, 2 * 86_400]) / np.log1p(MAX_GAP_S)
+    assert found["since_had"] == pytest.approx([1, two_days, day])
+    assert found["due"] == pytest.approx(
+        [0, 0, 1 / 2]
+    )  # milk comes every second day, and was there a day ago
+    assert found["idle"] == pytest.approx([day] * 3)
+    assert found["events"] == pytest.approx([4 / 50] * 3)
+
+
+def test_a_candidate_is_told_its_place_in_the_pool_and_how_popular_it_is() -> None:
+    found = features(SHOPPER, 7, 8, 9)
+    assert found["score"] == [3, 2, 1]
+    assert found["below_best"] == [0, 1, 2]
+    assert found["rank"] == pytest.approx((np.log1p([0, 1, 2]) / 7).tolist())
+    assert found["popularity"] == pytest.approx((np.log1p([1000, 500, 0]) / 7).tolist())
+
+
+def test_a_user_without_events_had_nothing() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    found = features(History(nothing.astype(np.uint64), nothing, DAY_MS, 50), 7, 8)
+    assert [found[name] for name in ("times_had", "share", "events")] == [[0, 0]] * 3
+    assert [found[name] for name in ("since_had", "place", "idle")] == [[1, 1]] * 3
+
+
+@given(st.lists(st.integers(0, 5), max_size=50), st.permutations(range(5)))
+def test_the_order_of_the_candidates_does_not_change_what_they_are_told(
+    had: list[int], order: list[int]
+) -> None:
+    at_ms = np.arange(len(had), dtype=np.int64) * 1000
+    history = History(np.array(had, dtype=np.uint64), at_ms, 100_000, 50)
+    keys, scores = np.arange(5, dtype=np.uint64), np.arange(5, dtype=np.float32)
+    found = candidate_features(keys, scores, scores / 5, history)
+    assert np.isfinite(found).all()
+    again = candidate_features(keys[order], scores[order], scores[order] / 5, history)
+    np.testing.assert_array_equal(again, found[order])

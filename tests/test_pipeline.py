@@ -1,15 +1,18 @@
 """Recall over a real index: sources fused, and an answer in time whatever fails."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
-from streams.features import item_key
+from streams.encoder import Encoder
+from streams.features import CANDIDATE_FEATURES, History, item_key
 from streams.index import Hit, Index, IndexUnavailable, Point, Query
 from streams.index.edge import EdgeIndex
 from streams.recall.filters import Filter, parse
@@ -102,6 +105,7 @@ def ask(
     sources: Mapping[str, float] | None = None,
     events: Sequence[tuple[str, int, str]] = (),
     again: Sequence[str] = (),
+    history: History | None = None,
 ) -> Ask:
     return Ask(
         limit,
@@ -114,6 +118,8 @@ def ask(
         sources or {},
         [(item_key(item_id), at_ms, action) for item_id, at_ms, action in events],
         [item_key(item_id) for item_id in again],
+        history,
+        Scorer.pool,
     )
 
 
@@ -354,3 +360,77 @@ async def test_a_bug_is_not_mistaken_for_an_index_that_is_away(index: Fallible) 
 
 async def test_no_asks_need_no_answers(index: Fallible) -> None:
     assert await answers(index) == []
+
+
+# With a bundle that scores candidates
+
+
+class Scorer:
+    """A score graph that prefers what the first interest is least like; slow on demand."""
+
+    pool = 8
+
+    def __init__(self, takes_s: float = 0.0) -> None:
+        self.takes_s = takes_s
+        self.runs: list[int] = []
+
+    def score(self, features: F32, interests: F32, items: F32) -> F32:
+        assert features.shape == (len(items), len(CANDIDATE_FEATURES))
+        np.testing.assert_allclose(features[:, 0], (interests * items).sum(axis=1), rtol=1e-5)
+        self.runs.append(len(items))
+        time.sleep(self.takes_s)
+        return np.exp(-features[:, 0])
+
+
+NEW_HERE = History(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64), 0, 50)
+
+
+async def scored(index: Index, scorer: Scorer, *asks: Ask, timeout_s: float = 10.0) -> list[Answer]:
+    with ThreadPoolExecutor(1) as threads:
+        recall = Recall(index, (cast(Encoder, scorer), threads))
+        return await recall.candidates(asks, POPULAR, timeout_s)
+
+
+async def test_a_bundle_that_scores_orders_its_whole_pool_once_for_all_requests(index: Fallible) -> None:
+    scorer = Scorer()
+    near = COFFEE + 0.5 * TEA
+    one, other = await scored(
+        index, scorer, ask(near, limit=2, history=NEW_HERE), ask(SOAP, limit=2, history=NEW_HERE)
+    )
+    # Of the eight nearest, four coffees and four teas, the teas are the furthest.
+    assert ids(one) == ["tea 3", "tea 2"]
+    assert one.items[0].score > one.items[1].score
+    assert (one.rung, other.rung) == (None, None)
+    assert scorer.runs == [16]
+
+
+async def test_who_weighs_sources_or_asks_in_words_gets_that_order(index: Fallible) -> None:
+    scorer = Scorer()
+    asks = [
+        ask(COFFEE, sources={"interests": 1.0}, history=NEW_HERE),
+        ask(COFFEE, query=COFFEE, history=NEW_HERE),
+        ask(history=NEW_HERE),
+    ]
+    assert [item for each in await scored(index, scorer, *asks) for item in ids(each)] == [
+        item for each in await answers(index, *asks) for item in ids(each)
+    ]
+    assert scorer.runs == []
+
+
+async def test_without_time_to_score_the_order_stays_and_the_rung_says_so(index: Fallible) -> None:
+    (found,) = await scored(index, Scorer(0.3), ask(COFFEE, history=NEW_HERE), timeout_s=SOON_S)
+    assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], "unscored")
+
+
+@pytest.mark.parametrize("way", ["failing", "hanging"])
+async def test_without_vectors_the_order_stays_and_the_rung_says_so(index: Fallible, way: str) -> None:
+    getattr(index, way).add("vectors")
+    (found,) = await scored(index, Scorer(), ask(COFFEE, history=NEW_HERE), timeout_s=SOON_S)
+    assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], "unscored")
+
+
+async def test_diversity_chooses_among_the_scored(index: Fallible) -> None:
+    near = COFFEE + 0.5 * TEA
+    (found,) = await scored(index, Scorer(), ask(near, limit=2, diversity=0.5, history=NEW_HERE))
+    assert ids(found)[0] == "tea 3"
+    assert len(found.items) == 2

@@ -19,7 +19,7 @@ from streams.features import item_key
 from streams.index import IndexUnavailable, Point
 from streams.index.edge import EdgeIndex
 from streams.messages import Response, decode_response, schemas
-from streams.recall.pipeline import Recall
+from streams.recall.pipeline import Ask, Recall
 from streams.requests import RequestPath
 from streams.routing import forwarded, partition_of
 from streams.trends import PopularItem
@@ -187,6 +187,30 @@ async def test_the_answer_proves_what_it_reflects(worker: Asked) -> None:
     assert response.model == worker.encoder.id
     assert response.catalog == {0: 8}
     assert {"read", "recall", "total"} <= set(response.timings_ms)
+
+
+async def test_a_bundle_that_scores_is_told_of_the_wishes_of_log_and_session_oldest_first(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks: list[Ask] = []
+    candidates = Recall.candidates
+
+    async def watched(self: Recall, given: Sequence[Ask], *rest: Any) -> Any:
+        asks.extend(given)
+        return await candidates(self, given, *rest)
+
+    monkeypatch.setattr(Recall, "candidates", watched)
+    await worker.apply(worker.click("ann", "espresso"), worker.click("ann", "shampoo", action="hide"))
+    await worker.answer("ann")
+    assert (asks[0].history, asks[0].pool) == (None, 0)
+    monkeypatch.setattr(worker.encoder, "pool", 7)
+    response = await worker.answer("ann", at_ms=(now := now_ms() + 5_000), session=[{"item_id": "filters"}])
+    history = asks[1].history
+    assert history is not None
+    assert history.items.tolist() == [item_key("espresso"), item_key("filters")]
+    assert history.at_ms[1] == history.now_ms == now
+    assert (history.length, asks[1].pool) == (worker.encoder.log_length, 7)
+    assert response.status == "ok"
 
 
 async def test_marks_of_retractions_are_no_events_of_the_proof(worker: Asked) -> None:

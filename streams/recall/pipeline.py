@@ -5,16 +5,20 @@ Knows the index and nothing of Kafka. A source that fails or is late costs its a
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.encoder import Encoder
+from streams.features import History
 from streams.index import Index, IndexUnavailable, Query
 from streams.recall.filters import Filter, admits
 from streams.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
 from streams.recall.reasons import PastEvent, Share, reasons
+from streams.recall.rescoring import Pooled, rescored
 from streams.trends import PopularItem
 
 F32 = NDArray[np.float32]
@@ -25,6 +29,8 @@ _POOL_FACTOR: Final = 3
 _MAX_POOL: Final = 1_000
 _SEARCH_SHARE: Final = 0.7
 _FIRST_LOOK: Final = 100
+# By then what is scored again has to be there, so that the rest has its time.
+_SCORE_SHARE: Final = 0.9
 
 
 class Ask(NamedTuple):
@@ -40,6 +46,10 @@ class Ask(NamedTuple):
     sources: Mapping[str, float]
     events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
     again: Sequence[int] = ()  # item keys that the user may want again, best first
+    history: History | None = (
+        None  # what candidates may be scored by; only for bundles with a score graph, ...
+    )
+    pool: int = 0  # ... which want so many from each source
 
 
 class Answer(NamedTuple):
@@ -51,10 +61,15 @@ class Answer(NamedTuple):
 
 
 class Recall:
-    """Sources over one index. Fails only by a bug: what the index cannot do lowers the rung."""
+    """Sources over one index. Fails only by a bug: what the index cannot do lowers the rung.
 
-    def __init__(self, index: Index) -> None:
+    Args:
+        scorer: a bundle with a score graph, and the threads it runs in.
+    """
+
+    def __init__(self, index: Index, scorer: tuple[Encoder, Executor] | None = None) -> None:
         self._index = index
+        self._scorer = scorer
 
     async def candidates(
         self, asks: Sequence[Ask], popular: Sequence[PopularItem], timeout_s: float
@@ -74,9 +89,10 @@ class Recall:
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
+        await self._rescore(asks, fused, rungs, vectors, popular, deadline - (1 - _SCORE_SHARE) * timeout_s)
         answers = []
         for ask, items, rung in zip(asks, fused, rungs, strict=True):
-            chosen = items[: _pool(ask)]
+            chosen = items[: _choice(ask)]
             if ask.diversity > 0:
                 matrix = _rows(vectors, [item.key for item in chosen])
                 chosen = diversify(chosen, matrix, ask.diversity, ask.limit)
@@ -143,12 +159,47 @@ class Recall:
         """Vectors of the items that have to be compared with each other or with past events."""
         keys: set[int] = set()
         for ask, items in zip(asks, fused, strict=True):
-            if ask.diversity > 0:
-                keys.update(item.key for item in items[: _pool(ask)])
+            if _is_scored(ask):
+                keys.update(item.key for item in items)
+            elif ask.diversity > 0:
+                keys.update(item.key for item in items[: _choice(ask)])
             if ask.events:
                 keys.update(item.key for item in items[: ask.limit])
                 keys.update(key for key, _, _ in ask.events)
         return (await _in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}
+
+    async def _rescore(
+        self,
+        asks: Sequence[Ask],
+        fused: list[list[Fused]],
+        rungs: list[str | None],
+        vectors: Mapping[int, F32],
+        popular: Sequence[PopularItem],
+        deadline: float,
+    ) -> None:
+        """The bundle's own order of the candidates, where it has one and there is time for it."""
+        wanted = [index for index, ask in enumerate(asks) if _is_scored(ask) and fused[index]]
+        if not wanted or self._scorer is None:
+            return
+        encoder, threads = self._scorer
+        pools = []
+        for index in wanted:
+            ask = asks[index]
+            assert ask.history is not None
+            known = [item for item in fused[index] if item.key in vectors]
+            pools.append(Pooled(known, ask.interests, ask.history))
+        weights = {item.key: item.weight for item in popular}
+        loop = asyncio.get_running_loop()
+        scored = None
+        if all(pool.items for pool in pools) and loop.time() < deadline:
+            scored = await _in_time(
+                loop.run_in_executor(threads, rescored, pools, vectors, weights, encoder), deadline
+            )
+        for place, index in enumerate(wanted):
+            if scored is not None:
+                fused[index] = scored[place]
+            else:
+                rungs[index] = rungs[index] or "unscored"
 
     async def _explain(
         self, asks: Sequence[Ask], answers: list[Answer], vectors: Mapping[int, F32], deadline: float
@@ -225,7 +276,17 @@ def _first(items: Iterable[PopularItem], count: int, unwanted: frozenset[int]) -
     return list(islice(wanted, count))
 
 
+def _is_scored(ask: Ask) -> bool:
+    """Whoever weighs the sources, or asks in words, has said what counts."""
+    return ask.history is not None and len(ask.interests) > 0 and not ask.sources and ask.query is None
+
+
 def _pool(ask: Ask) -> int:
+    """How many items each source is asked for."""
+    return max(_choice(ask), ask.pool) if _is_scored(ask) else _choice(ask)
+
+
+def _choice(ask: Ask) -> int:
     return min(ask.limit * _POOL_FACTOR, _MAX_POOL) if ask.diversity > 0 else ask.limit
 
 

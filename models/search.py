@@ -1,0 +1,89 @@
+"""Hyper-parameters: a recipe varied within its space, every variant judged by the validation, all of it kept in one file.
+
+The file is an Optuna study (SQLite): a search that was stopped goes on from it, and `optuna-dashboard` shows it.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Values = dict[str, Any]  # of a variant, by the names of its space
+
+
+class SearchError(Exception):
+    """A search cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Search:
+    by: Literal["grid", "random", "tpe"]
+    trials: int  # in all, those that the file has already among them
+    study: Path
+
+
+def best_of(
+    search: Search,
+    name: str,
+    space: Mapping[str, Sequence[Any]],
+    data: str,
+    seed: int,
+    judge: Callable[[Values], float],
+    report: Callable[[str, int, int], None],
+) -> Values:
+    """The variant that `judge` values most, of as many as the search asks for; a grid ends when nothing is left of it.
+
+    `data` says what is judged on, for one study is of one question. Raises SearchError where the file holds another, and what
+    `judge` raises. Needs optuna (the extra `train`).
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=f"sqlite:///{search.study}", study_name=name, direction="maximize", load_if_exists=True
+    )
+    asked = json.dumps({"data": data, "space": space, "seed": seed})
+    if study.user_attrs.setdefault("asked", asked) != asked:
+        raise SearchError(
+            f"{search.study} holds a search of {study.user_attrs['asked']}, asked for is {asked}: name another file"
+        )
+    study.set_user_attr("asked", asked)
+    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a search that was killed
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    judged = [trial.params for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    while len(judged) < search.trials:
+        if search.by == "grid":
+            left = [values for values in _grid(space, seed) if values not in judged]
+            if not left:
+                break
+            study.enqueue_trial(left[0], skip_if_exists=True)
+        # Seeded by how far it is: a search that goes on draws what it would have drawn.
+        elif search.by == "random":
+            study.sampler = optuna.samplers.RandomSampler(seed + len(judged))
+        else:
+            study.sampler = optuna.samplers.TPESampler(seed=seed + len(judged))
+        trial = study.ask()
+        values = {key: trial.suggest_categorical(key, choices) for key, choices in space.items()}
+        study.tell(trial, judge(values))
+        judged.append(values)
+        report(
+            f"search, best {study.best_value:.4f} by {_shown(study.best_params)}", len(judged), search.trials
+        )
+    best: Values = study.best_params
+    return best
+
+
+def _grid(space: Mapping[str, Sequence[Any]], seed: int) -> list[Values]:
+    """Every combination, in an order of chance: the first few are spread over the space."""
+    every = [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*space.values())]
+    random.Random(seed).shuffle(every)
+    return every
+
+
+def _shown(values: Values) -> str:
+    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in values.items())
