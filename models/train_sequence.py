@@ -13,14 +13,22 @@ from models.datasets import Dataset
 from models.fitting import Model, Report, fit
 from models.protocols import Split
 from models.recipes import Recipe
+from models.teacher import Teacher
 from streams.bundle import Origin
 from streams.encoder import Encoder
 
 
 def make(
-    model: str, data: Dataset, asked: Split, recipe: Recipe, out: Path, command: str, report: Report
+    model: str,
+    data: Dataset,
+    asked: Split,
+    recipe: Recipe,
+    out: Path,
+    command: str,
+    report: Report,
+    teacher: Teacher | None = None,
 ) -> Encoder:
-    """Train and write the bundle.
+    """Train, after a teacher if there is one, and write the bundle.
 
     A checkpoint lies beside `out` until the bundle is written; training goes on from it where there is one.
     """
@@ -28,8 +36,8 @@ def make(
     export.make_place(out)
     torch.manual_seed(recipe.fit.seed)
     _, network = ARCHITECTURES[model]
-    trained = Model(len(data.item_ids), network(recipe.encoder))
-    progress = fit(trained, asked, recipe.fit, checkpoint_of(out), report)
+    trained = Model(len(data.item_ids), network(recipe.encoder), recipe.temperature)
+    progress = fit(trained, asked, recipe.fit, checkpoint_of(out), report, teacher)
     report("exporting", 0, 1)
     bundle = sequence_bundle.write(
         out,
@@ -49,6 +57,8 @@ def make(
             notes=[
                 f"configuration: {json.dumps(asdict(recipe))}",
                 f"best of {progress.epoch} epochs: {progress.best_epoch}, validation NDCG@10 {progress.best:.4f}",
+                f"{export.CURVE}{json.dumps(progress.curve)}",
+                *([f"taught by {teacher.encoder.id}"] if teacher else []),
                 *(f"left out, {reason}: {rows:,}" for reason, rows in data.dropped.items()),
                 *data.notes,
             ],
