@@ -1,6 +1,6 @@
 """What `headwater train`, `evaluate`, `export` and `bundle` do, with progress on the terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from models import baselines
+from models.costs import USERS, Cost, measured
 from models.datasets import Dataset
-from models.evaluation import Quality, bundle_scorer, evaluate, tuned
+from models.evaluation import Measure, Quality, bundle_scorer, evaluate, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
 from streams import encoder
 from streams.bundle import Manifest
@@ -73,25 +74,32 @@ def train_sequence(
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    teacher: Path | None = None,
+    nested: Sequence[int] = (),
     resume: bool = False,
     threads: int = 1,
     command: str = "headwater train",
 ) -> Results:
-    """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`)."""
+    """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`).
+
+    teacher: a bundle whose answers are learned too; nested: numbers of first dimensions that have to do alone as well.
+    """
     import torch
 
     from models.export import with_figures
     from models.recipes import recipe
+    from models.teacher import Teacher
     from models.train_sequence import checkpoint_of, make
 
     torch.set_num_threads(threads)
     if not resume:
         checkpoint_of(out).unlink(missing_ok=True)
     chosen = recipe(model, data.name)
-    fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs)
+    fit = replace(chosen.fit, seed=seed, epochs=epochs or chosen.fit.epochs, nested=tuple(nested))
+    taught = Teacher.of(encoder.load(teacher, device="cpu"), data) if teacher else None
     with _progress() as report:
         asked = split(data, protocol, at)
-        make(model, data, asked, replace(chosen, fit=fit), out, command, report)
+        make(model, data, asked, replace(chosen, fit=fit), out, command, report, taught)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
     return results
@@ -140,6 +148,90 @@ def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "head
         bundle = export_language_model(model, out, int8, command)
         report(f"exporting {model}", 1, 1)
     return bundle
+
+
+def tune_lm(
+    model: str,
+    data: Dataset,
+    protocol: Protocol,
+    out: Path,
+    *,
+    at: At | None = None,
+    steps: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """A language model that knows what users take together, for `export_lm`. Needs the extra `export`."""
+    import torch
+
+    from models.tuning import TuneConfig, tune
+
+    torch.set_num_threads(threads)
+    usual = TuneConfig()
+    config = replace(usual, seed=seed, steps=steps or usual.steps, rank=usual.rank if rank is None else rank)
+    with _progress() as report:
+        tune(model, data, split(data, protocol, at).train, out, config, report)
+
+
+def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: float, command: str) -> Encoder:
+    """A lighter bundle. Needs onnx (the extra `train`)."""
+    from models.light import lighten as made
+
+    return made(bundle, out, int8=int8, dim=dim, prune=prune, command=command)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A bundle's worth and its costs."""
+
+    hit: Measure
+    ndcg: Measure
+    cost: Cost
+
+
+def weigh(
+    bundles: Sequence[Path],
+    data: Dataset,
+    protocol: Protocol,
+    *,
+    at: At | None = None,
+    sample: int | None = None,
+) -> dict[str, Weighed]:
+    """Bundles by their folders: quality on all targets, and costs measured in turns, on one thread."""
+    asked = split(data, protocol, at, sample)
+    k = 10 if protocol == "leave-one-out" else 20
+    loaded = [encoder.load(bundle, threads=1, device="cpu") for bundle in bundles]
+    items, found = len(data.item_ids), []
+    with _progress() as report:
+        for bundle in loaded:
+            scorer = bundle_scorer(bundle, data, partial(report, f"{bundle.name}: items"))
+            quality = evaluate(scorer, asked, items, k, partial(report, f"{bundle.name}: questions"))
+            found.append(quality["all"])
+    costs = measured(loaded, items)
+    return {
+        str(bundle): Weighed(quality.hit, quality.ndcg, cost)
+        for bundle, quality, cost in zip(bundles, found, costs, strict=True)
+    }
+
+
+def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
+    """One bundle a line; microseconds of one user, and a user in a batch."""
+    shown = Table(
+        "bundle", title=title, caption=f"us for one user / a user in a batch of {USERS}; one thread"
+    )
+    for column in ("hit", "NDCG", "MB", "click", "answer", "search"):
+        shown.add_column(column, justify="right")
+    for name, found in weighed.items():
+        times = (found.cost.click_us, found.cost.answer_us, found.cost.search_us)
+        shown.add_row(
+            Path(name).name,
+            f"{found.hit.value:.4f}",
+            f"{found.ndcg.value:.4f}",
+            f"{found.cost.bytes / 1e6:.2f}",
+            *("" if us is None else f"{us[0]:,.1f} / {us[1]:,.1f}" for us in times),
+        )
+    return shown
 
 
 def make_mean(bundle: Path, out: Path, *, command: str = "headwater bundle mean") -> Encoder:
@@ -242,6 +334,6 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def as_json(results: Results) -> bytes:
+def as_json(results: Results | dict[str, Weighed]) -> bytes:
     """Figures for machines."""
     return msgspec.json.encode(results)
