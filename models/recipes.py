@@ -32,6 +32,7 @@ _FEW_ITEMS: dict[str, Any] = {
     "patience": 8,
     "learning_rate": 2e-3,
     "average": 0.99,
+    "start": "svd",
 }
 
 # By data, then by model and data: sizes of the encoder, and its training.
