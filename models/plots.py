@@ -99,11 +99,10 @@ def draw_light(weighed: dict[str, Weighed], path: Path) -> None:
         cost = found.cost
         us = sum(one for one, _ in (cost.click_us or (0, 0), cost.answer_us, cost.search_us))
         low, high = found.hit.value - found.hit.low, found.hit.high - found.hit.value
-        axes.errorbar([us], [found.hit.value], yerr=[[low], [high]], marker="o", capsize=3)
-        said = f" {Path(name).name}, {cost.bytes / 1e6:.1f} MB"
-        axes.annotate(said, (us, found.hit.value), fontsize="small")
+        said = f"{Path(name).name}, {cost.bytes / 1e6:.1f} MB"
+        axes.errorbar([us], [found.hit.value], yerr=[[low], [high]], fmt="o", capsize=3, label=said)
     axes.set(xlabel="us for one user: click, answer and exact search", ylabel="hit", ylim=(0, None))
-    axes.margins(x=0.3)
+    axes.legend(fontsize="small")
     _save(figure, path)
 
 
