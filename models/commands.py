@@ -1,6 +1,6 @@
 """What `headwater train`, `evaluate`, `export` and `bundle` do, with progress on the terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,8 +15,9 @@ from rich.table import Table
 
 from models import baselines
 from models.candidates import Pooling, rescored
+from models.costs import USERS, Cost, measured
 from models.datasets import Dataset
-from models.evaluation import Quality, bundle_scorer, encoded, evaluate, fused, tuned
+from models.evaluation import Measure, Quality, bundle_scorer, encoded, evaluate, fused, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
 from models.search import Search, best_of
 from models.served import served
@@ -84,34 +85,44 @@ def train_sequence(
     seed: int = 0,
     epochs: int | None = None,
     search: Search | None = None,
+    teacher: Path | None = None,
+    nested: Sequence[int] = (),
     resume: bool = False,
     threads: int = 1,
     command: str = "headwater train",
 ) -> Results:
-    """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`)."""
+    """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`).
+
+    teacher: a bundle whose answers are learned too; nested: numbers of first dimensions that have to do alone as well.
+    """
     import torch
 
     from models.export import make_place, with_figures
     from models.recipes import ENCODER_SPACE, recipe, varied
+    from models.teacher import Teacher
     from models.train_sequence import checkpoint_of, make, validated
 
     torch.set_num_threads(threads)
     if not resume:
         checkpoint_of(out).unlink(missing_ok=True)
     chosen = recipe(model, data.name)
-    chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
+    chosen = varied(
+        chosen,
+        {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs, "fit.nested": tuple(nested)},
+    )
+    taught = Teacher.of(encoder.load(teacher, device="cpu"), data) if teacher else None
     make_place(out)
     with progress() as report:
         asked = split(data, protocol, at)
         if search is not None:
 
             def judge(values: dict[str, Any]) -> float:
-                return validated(model, data, asked, varied(chosen, values), report)
+                return validated(model, data, asked, varied(chosen, values), report, taught)
 
             chosen = varied(
                 chosen, best_of(search, model, ENCODER_SPACE, _named(data, asked), seed, judge, report)
             )
-        make(model, data, asked, chosen, out, command, report)
+        make(model, data, asked, chosen, out, command, report, taught)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
     return results
@@ -227,6 +238,91 @@ def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "head
         bundle = export_language_model(model, out, int8, command)
         report(f"exporting {model}", 1, 1)
     return bundle
+
+
+def tune_lm(
+    model: str,
+    data: Dataset,
+    protocol: Protocol,
+    out: Path,
+    *,
+    at: At | None = None,
+    steps: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """A language model that knows what users take together, for `export_lm`. Needs the extra `export`."""
+    import torch
+
+    from models.tuning import TuneConfig, tune
+
+    torch.set_num_threads(threads)
+    usual = TuneConfig()
+    config = replace(usual, seed=seed, steps=steps or usual.steps, rank=usual.rank if rank is None else rank)
+    with progress() as report:
+        tune(model, data, split(data, protocol, at).train, out, config, report)
+
+
+def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: float, command: str) -> Encoder:
+    """A lighter bundle. Needs onnx (the extra `train`)."""
+    from models.light import lighten as made
+
+    return made(bundle, out, int8=int8, dim=dim, prune=prune, command=command)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A bundle's worth and its costs."""
+
+    hit: Measure
+    ndcg: Measure
+    cost: Cost
+
+
+def weigh(
+    bundles: Sequence[Path],
+    data: Dataset,
+    protocol: Protocol,
+    *,
+    at: At | None = None,
+    sample: int | None = None,
+) -> dict[str, Weighed]:
+    """Bundles by their folders: quality on all targets, and costs measured in turns, on one thread."""
+    asked = split(data, protocol, at, sample)
+    k = usual_k(protocol)
+    loaded = [encoder.load(bundle, threads=1, device="cpu") for bundle in bundles]
+    items, found = len(data.item_ids), []
+    with progress() as report:
+        for bundle in loaded:
+            catalog = encoded(bundle, data, partial(report, f"{bundle.name}: items"))
+            scorer = bundle_scorer(bundle, catalog)
+            quality = evaluate(scorer, asked, items, k, partial(report, f"{bundle.name}: questions"))
+            found.append(quality["all"])
+    costs = measured(loaded, items)
+    return {
+        str(bundle): Weighed(quality.hit, quality.ndcg, cost)
+        for bundle, quality, cost in zip(bundles, found, costs, strict=True)
+    }
+
+
+def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
+    """One bundle a line; microseconds of one user, and a user in a batch."""
+    shown = Table(
+        "bundle", title=title, caption=f"us for one user / a user in a batch of {USERS}; one thread"
+    )
+    for column in ("hit", "NDCG", "MB", "click", "answer", "search"):
+        shown.add_column(column, justify="right")
+    for name, found in weighed.items():
+        times = (found.cost.click_us, found.cost.answer_us, found.cost.search_us)
+        shown.add_row(
+            Path(name).name,
+            f"{found.hit.value:.4f}",
+            f"{found.ndcg.value:.4f}",
+            f"{found.cost.bytes / 1e6:.2f}",
+            *("" if us is None else f"{us[0]:,.1f} / {us[1]:,.1f}" for us in times),
+        )
+    return shown
 
 
 def make_mean(bundle: Path, out: Path, *, command: str = "headwater bundle mean") -> Encoder:
@@ -345,6 +441,6 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def as_json(results: Results) -> bytes:
+def as_json(results: Results | dict[str, Weighed]) -> bytes:
     """Figures for machines."""
     return msgspec.json.encode(results)

@@ -191,9 +191,7 @@ class Interests(NamedTuple):
 
     interests: Floats  # (cases, K, D)
     weights: Floats  # (cases, K)
-    any_event: NDArray[
-        np.bool_
-    ]  # (cases,); without any event that counts, serving has no interests to ask for
+    any_event: NDArray[np.bool_]  # (cases,); without one that counts, serving has no interests to ask for
 
 
 def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, part: slice) -> Interests:

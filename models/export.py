@@ -44,6 +44,8 @@ PROBE_TEXTS = [
 PROBE_ACTIONS = ["click", "purchase", "view", "add_to_cart", "purchase", "like"]
 PROBE_GAPS_S = [0.0, 1.5, 86_400.0, 60.0, 0.001, 3_600.0]
 PROBE_GAP_TO_NOW_S = 7_200.0
+# Begins the note of an origin with (training loss, validation NDCG@10) of each epoch, as JSON.
+CURVE = "learning curve: "
 
 
 class ExportError(Exception):
@@ -72,6 +74,7 @@ class Parts:
     )
     probe_item_ids: Sequence[str] = ()
     tolerance: float = 1e-3
+    radius: float = 0.0
 
 
 def write_manifest(folder: Path, parts: Parts) -> Encoder:
@@ -100,6 +103,7 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
         files=_checks(folder),
         probe=probe,
         origin=parts.origin,
+        radius=parts.radius,
     )
     _write(folder, manifest)
     unchecked = Encoder(folder, threads=1, device="cpu")

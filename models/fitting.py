@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -21,9 +22,11 @@ from models.architectures import Events, UserEncoder
 from models.denormals import flushed_denormals
 from models.evaluation import ranking
 from models.events import Log
+from models.item_models import spectral
 from models.metrics import by_case
 from models.protocols import Cases, Floats, Scorer, Split, select
 from models.sequences import Augmentation, Batch, batch_of, epoch
+from models.teacher import Teacher
 from streams.features import clamp_gap_s
 
 Report = Callable[[str, int, int], None]
@@ -52,6 +55,11 @@ class FitConfig:
     contrast: float = (
         0.0  # weight of the contrast: a history read twice, each time with its own dropout and mask
     )
+    start: Literal["chance", "svd"] = "chance"  # item vectors: small random ones, or of who took what
+    nested: tuple[
+        int, ...
+    ] = ()  # so many first dimensions have to do alone too: batches take turns by chance
+    teaching: float = 1.0  # weight of what the teacher says, where there is one
     judged: int = 10_000  # validation cases after an epoch, always the same ones
     seed: int = 0
 
@@ -59,15 +67,23 @@ class FitConfig:
 class Model(nn.Module):
     """A vector for each item, and the encoder that reads and answers in them."""
 
-    def __init__(self, items: int, encoder: UserEncoder) -> None:
+    def __init__(self, items: int, encoder: UserEncoder, temperature: float = 0.0) -> None:
         super().__init__()
+        encoder.temperature = temperature
+        self.cosine = temperature > 0  # items have vectors of length one
         self.table = nn.Embedding(items, encoder.dim)
         # Small: what few events teach of an item must outweigh what chance put there.
         nn.init.normal_(self.table.weight, std=0.02)
         self.encoder = encoder
 
-    def events(self, batch: Batch) -> Events:
-        items = self.table(torch.from_numpy(batch.items))
+    def vectors(self, rows: Tensor | None = None, width: int | None = None) -> Tensor:
+        """Vectors of some items, default all, as they are read and scored: of the first `width` dimensions, zeros after."""
+        found = self.table.weight if rows is None else self.table(rows)
+        found = narrowed(found, width)
+        return F.normalize(found, dim=-1) if self.cosine else found
+
+    def events(self, batch: Batch, width: int | None = None) -> Events:
+        items = self.vectors(torch.from_numpy(batch.items), width)
         return Events(items, *(torch.from_numpy(part) for part in (batch.actions, batch.gaps_s, batch.mask)))
 
 
@@ -84,14 +100,27 @@ class Progress:
 
 
 @flushed_denormals()
-def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report: Report) -> Progress:
+def fit(
+    model: Model,
+    split: Split,
+    config: FitConfig,
+    checkpoint: Path,
+    report: Report,
+    teacher: Teacher | None = None,
+) -> Progress:
     """Train in place, up to the epoch with the best validation. Goes on from `checkpoint` if that file exists."""
+    _check(model, config, teacher)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     best: dict[str, Any] = {}
     progress = Progress()
+    if config.start == "svd" and not checkpoint.exists():
+        with torch.no_grad():
+            model.table.weight += torch.from_numpy(
+                spectral(split.train, model.table.num_embeddings, model.encoder.dim)
+            )
     settled = _settled(model, split, config)
     if checkpoint.exists():
         found = torch.load(checkpoint, weights_only=True)
@@ -115,7 +144,7 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
     counts = np.bincount(split.train.items, minlength=model.table.num_embeddings)
     while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
         progress.epoch += 1
-        loss = _epoch(model, mean, optimizer, split.train, counts, config, progress.epoch, report)
+        loss = _epoch(model, mean, optimizer, split.train, counts, config, progress.epoch, report, teacher)
         averaged = mean.module
         assert isinstance(averaged, Model)
         quality = validation_ndcg(averaged, split.log, judged, config.length)
@@ -160,15 +189,20 @@ def _epoch(
     config: FitConfig,
     number: int,
     report: Report,
+    teacher: Teacher | None,
 ) -> float:
     """One pass over the training log: the mean loss."""
     seed = (config.seed, number)
+    rng = np.random.default_rng((*seed, 2))
     torch.manual_seed(int(np.random.default_rng((*seed, 1)).integers(2**62)))
     model.train()
     total, done, expected = 0.0, 0, len(log.items) - int((np.diff(log.starts) > 0).sum())
     for batch in epoch(log, config.length, config.positions, config.augmentation, seed):
-        users, targets = _pairs(model, batch, config.mask)
-        loss = _loss(model, users, targets, counts, config)
+        width = rng.choice((model.encoder.dim, *config.nested)) if config.nested else None
+        users, targets = _pairs(model, batch, config.mask, width)
+        loss = _loss(model, users, targets, counts, config, width)
+        if teacher is not None:
+            loss = loss + config.teaching * _taught(model, teacher, batch, counts, config, rng)
         if config.contrast:
             loss = loss + config.contrast * _contrast(model, batch, config.mask)
         optimizer.zero_grad()
@@ -182,12 +216,13 @@ def _epoch(
     return total / done
 
 
-def _pairs(model: Model, batch: Batch, mask: float) -> tuple[Tensor, Tensor]:
+def _pairs(model: Model, batch: Batch, mask: float, width: int | None) -> tuple[Tensor, Tensor]:
     """User vectors (N, dim) and the items (N,) that they should find."""
-    vectors, places = model.encoder.predictions(masked(model.events(batch), mask))
+    vectors, places = model.encoder.predictions(masked(model.events(batch, width), mask))
+    vectors = model.encoder.scored(vectors)
     targets = torch.from_numpy(batch.items)[places]
     # Of several interests, the one that the item is of: the others stay free for other items.
-    best = (vectors.detach() @ model.table(targets).detach()[:, :, None]).argmax(1)  # (N, 1)
+    best = (vectors.detach() @ model.vectors(targets, width).detach()[:, :, None]).argmax(1)  # (N, 1)
     return vectors.take_along_dim(best[:, :, None], dim=1)[:, 0], targets
 
 
@@ -206,22 +241,73 @@ def masked(events: Events, share: float) -> Events:
 
 
 def _loss(
-    model: Model, users: Tensor, targets: Tensor, counts: NDArray[np.int64], config: FitConfig
+    model: Model,
+    users: Tensor,
+    targets: Tensor,
+    counts: NDArray[np.int64],
+    config: FitConfig,
+    width: int | None = None,
 ) -> Tensor:
-    table = model.table.weight
     if config.loss == "softmax":
-        return losses.full_softmax(users, table, targets)
+        return losses.full_softmax(users, model.vectors(width=width), targets)
+    drawn, log_counts = _drawn(counts, config)
+    right = (users * model.vectors(targets, width)).sum(-1)
+    sampled = users @ model.vectors(drawn, width).T
+    hits = drawn == targets[:, None]
+    if config.loss == "sampled":
+        return losses.sampled_softmax(right, sampled, log_counts, hits)
+    sampled = sampled.masked_fill(hits, -torch.inf)
+    if config.loss == "bpr":
+        return losses.bpr(right, sampled)
+    return losses.gbce(right, sampled, model.table.num_embeddings)
+
+
+def _drawn(counts: NDArray[np.int64], config: FitConfig) -> tuple[Tensor, Tensor]:
+    """Negatives, and the log of how often each is expected among them."""
     # Popular items are drawn more often for the softmax, which corrects for it; the others want them uniform.
     weights = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
     drawn = torch.multinomial(weights, config.negatives, replacement=True)
-    right = (users * table[targets]).sum(-1)
-    sampled = users @ table[drawn].T
-    hits = drawn == targets[:, None]
-    if config.loss == "sampled":
-        log_counts = torch.log(config.negatives * weights / weights.sum())[drawn].float()
-        return losses.sampled_softmax(right, sampled, log_counts, hits)
-    sampled = sampled.masked_fill(hits, -torch.inf)
-    return losses.bpr(right, sampled) if config.loss == "bpr" else losses.gbce(right, sampled, len(table))
+    return drawn, torch.log(config.negatives * weights / weights.sum())[drawn].float()
+
+
+def _taught(
+    model: Model,
+    teacher: Teacher,
+    batch: Batch,
+    counts: NDArray[np.int64],
+    config: FitConfig,
+    rng: np.random.Generator,
+) -> Tensor:
+    """From histories that end at a random event: how far the answers' scores are from the teacher's."""
+    lengths = batch.mask.sum(1).astype(np.int64) - 1  # what was asked for last is not read
+    ends = 1 + (rng.random(len(lengths)) * lengths).astype(np.int64)
+    read = slice(0, ends.max())
+    mask = (np.arange(ends.max()) < ends[:, None]).astype(np.float32)
+    known = Batch(batch.items[:, read], batch.actions[:, read], batch.gaps_s[:, read], mask)
+    now = np.zeros(len(ends), dtype=np.float32)
+    few = model.table.num_embeddings <= config.negatives
+    drawn = torch.arange(model.table.num_embeddings) if few else _drawn(counts, config)[0]
+    answers = model.encoder.answer(model.events(known), torch.from_numpy(now))
+    students = (answers @ model.vectors(drawn).T).amax(1)
+    return losses.distillation(students, torch.from_numpy(teacher.scores(known, now, drawn.numpy())), 1.0)
+
+
+def narrowed(vectors: Tensor, width: int | None) -> Tensor:
+    """The first `width` dimensions, zeros in place of the others: as `models.light.truncate` serves them."""
+    if width is None:
+        return vectors
+    return vectors * (torch.arange(vectors.shape[-1]) < width)
+
+
+def _check(model: Model, config: FitConfig, teacher: Teacher | None) -> None:
+    wrong = [width for width in config.nested if not 0 < width < model.encoder.dim]
+    if wrong:
+        raise FitError(f"nested is {wrong[0]}: expected 1 to {model.encoder.dim - 1} of the dimensions")
+    if teacher is not None and teacher.encoder.log_length < config.length:
+        raise FitError(
+            f"the teacher reads {teacher.encoder.log_length} events and the student {config.length}: expected a teacher "
+            "that reads as many"
+        )
 
 
 def validation_ndcg(model: Model, log: Log, cases: Cases, length: int) -> float:
@@ -240,7 +326,8 @@ def scorer_of(model: Model, length: int) -> Scorer:
         histories = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
         gaps = clamp_gap_s((cases.now_ms[part] - log.at_ms[ends - 1]) / 1000)
         with torch.inference_mode():
+            vectors = model.vectors()
             interests = model.encoder.answer(model.events(batch_of(log, histories)), torch.from_numpy(gaps))
-            return (interests @ model.table.weight.T).amax(1).numpy()
+            return (interests @ vectors.T).amax(1).numpy()
 
     return scores

@@ -1,4 +1,4 @@
-"""The classic models that learn from who had which items, order left out, each a scorer: ItemKNN, EASE, implicit ALS."""
+"""The classic models that learn from who had which items, order left out: ItemKNN, EASE, implicit ALS, each a scorer; SVD."""
 
 from itertools import pairwise
 from typing import Final
@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
+from scipy.sparse.linalg import svds
 from threadpoolctl import threadpool_limits
 
 from models.events import Log
@@ -98,6 +99,25 @@ def als(
         return np.asarray(users @ model.item_factors.T, dtype=np.float32)
 
     return scores
+
+
+def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> Floats:
+    """Item vectors (items, dim) whose dot products tell who is taken by the same users; mean square length one.
+
+    The leading singular vectors of users x items, each entry over the root of its user's and its item's number of entries.
+    `prior` is added to these numbers: a few users with items of their own would else be whole dimensions (Chaudhuri et al.,
+    COLT 2012). Zeros where there are fewer than `dim` of them.
+    """
+    seen = _matrix(train.owners, train.items, len(train.users), items).astype(np.float64)
+    of_users, of_items = (np.asarray(seen.sum(axis)).ravel() + prior for axis in (1, 0))
+    seen = sparse.diags(of_users**-0.5) @ seen @ sparse.diags(of_items**-0.5)
+    found = min(dim, min(seen.shape) - 1)
+    start = np.random.default_rng(0).random(min(seen.shape))
+    _, values, axes = svds(seen, k=found, v0=start, tol=1e-2)
+    vectors = np.zeros((items, dim), dtype=np.float32)
+    vectors[:, :found] = (axes.T * np.sqrt(values))[:, ::-1]  # the most telling ones first
+    lengths: Floats = vectors / np.sqrt((vectors**2).sum(axis=1).mean())
+    return lengths
 
 
 def _seen(log: Log, cases: Cases, part: slice, items: int) -> sparse.csr_matrix:

@@ -113,3 +113,14 @@ def info_nce(views: Tensor, others: Tensor, temperature: float) -> Tensor:
     """Of each view (N, dim), the other of the same row against those of all rows, by cosine (van den Oord et al., 2018)."""
     cosines = F.normalize(views, dim=-1) @ F.normalize(others, dim=-1).T
     return F.cross_entropy(cosines / temperature, torch.arange(len(views), device=views.device))
+
+
+def distillation(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    """How far the student's choice among some items is from the teacher's: KL of their softmaxes, times temperature^2.
+
+    students, teachers (N, C): scores of the same items. After Hinton et al., 2015 (arXiv:1503.02531); the square keeps the
+    gradient's size when the temperature changes. Zero when the scores differ by a constant for each row.
+    """
+    wanted = F.log_softmax(teachers / temperature, dim=1)
+    found = F.log_softmax(students / temperature, dim=1)
+    return temperature**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from models import export, torch_export
 from models.architectures import RecurrentEncoder, WindowedEncoder
@@ -20,9 +21,12 @@ def write(
     """Exported, shown to compute what torch does, and put in its place."""
     keys = np.array([item_key(item_id) for item_id in item_ids], dtype="<u8")
     order = np.argsort(keys)
-    vectors = model.table.weight.detach()
+    vectors = model.vectors().detach()
     # An item that training never saw is like the average one: a vector of zeros would rank above half of the catalog.
-    rows = torch.cat([vectors.mean(0, keepdim=True), vectors[torch.from_numpy(order)]])
+    average = vectors.mean(0, keepdim=True)
+    if model.cosine:
+        average = F.normalize(average, dim=-1)
+    rows = torch.cat([average, vectors[torch.from_numpy(order)]])
     encoder = model.encoder.eval()
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folder = Path(scratch)
@@ -44,6 +48,7 @@ def write(
                 log_length=length,
                 kind=encoder.kind,
                 item_inputs="item_id",
+                normalised=model.cosine,
                 rows=ItemRows("items.u64", len(item_ids)),
                 graphs=graphs,
                 probe_item_ids=item_ids[:6],

@@ -14,20 +14,28 @@ from models.datasets import Dataset
 from models.fitting import Model, Progress, Report, fit
 from models.protocols import Split
 from models.recipes import Recipe
+from models.teacher import Teacher
 from streams.bundle import Origin
 from streams.encoder import Encoder
 
 
 def make(
-    model: str, data: Dataset, asked: Split, recipe: Recipe, out: Path, command: str, report: Report
+    model: str,
+    data: Dataset,
+    asked: Split,
+    recipe: Recipe,
+    out: Path,
+    command: str,
+    report: Report,
+    teacher: Teacher | None = None,
 ) -> Encoder:
-    """Train and write the bundle.
+    """Train, after a teacher if there is one, and write the bundle.
 
     A checkpoint lies beside `out` until the bundle is written; training goes on from it where there is one.
     """
     started = time.monotonic()
     export.make_place(out)
-    trained, progress = _trained(model, data, asked, recipe, checkpoint_of(out), report)
+    trained, progress = _trained(model, data, asked, recipe, checkpoint_of(out), report, teacher)
     report("exporting", 0, 1)
     bundle = sequence_bundle.write(
         out,
@@ -47,6 +55,8 @@ def make(
             notes=[
                 f"configuration: {json.dumps(asdict(recipe))}",
                 f"best of {progress.epoch} epochs: {progress.best_epoch}, validation NDCG@10 {progress.best:.4f}",
+                f"{export.CURVE}{json.dumps(progress.curve)}",
+                *([f"taught by {teacher.encoder.id}"] if teacher else []),
                 *(f"left out, {reason}: {rows:,}" for reason, rows in data.dropped.items()),
                 *data.notes,
             ],
@@ -57,19 +67,27 @@ def make(
     return bundle
 
 
-def validated(model: str, data: Dataset, asked: Split, recipe: Recipe, report: Report) -> float:
+def validated(
+    model: str, data: Dataset, asked: Split, recipe: Recipe, report: Report, teacher: Teacher | None = None
+) -> float:
     """The best validation NDCG@10 of a training of which nothing else is kept."""
     with tempfile.TemporaryDirectory() as scratch:
-        return _trained(model, data, asked, recipe, Path(scratch) / "checkpoint", report)[1].best
+        return _trained(model, data, asked, recipe, Path(scratch) / "checkpoint", report, teacher)[1].best
 
 
 def _trained(
-    model: str, data: Dataset, asked: Split, recipe: Recipe, checkpoint: Path, report: Report
+    model: str,
+    data: Dataset,
+    asked: Split,
+    recipe: Recipe,
+    checkpoint: Path,
+    report: Report,
+    teacher: Teacher | None,
 ) -> tuple[Model, Progress]:
     torch.manual_seed(recipe.fit.seed)
     _, network = ARCHITECTURES[model]
-    trained = Model(len(data.item_ids), network(recipe.encoder))
-    return trained, fit(trained, asked, recipe.fit, checkpoint, report)
+    trained = Model(len(data.item_ids), network(recipe.encoder), recipe.temperature)
+    return trained, fit(trained, asked, recipe.fit, checkpoint, report, teacher)
 
 
 def checkpoint_of(out: Path) -> Path:

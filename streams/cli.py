@@ -65,6 +65,8 @@ _USER_ERRORS: Final = (
     ("models.export", "ExportError"),
     ("models.fitting", "FitError"),
     ("models.search", "SearchError"),
+    ("models.language_model", "ModelMissing"),
+    ("models.tuning", "TuneError"),
 )
 _EXTRA_OF: Final = {
     "torch": "train",
@@ -649,6 +651,8 @@ def train(
     search: Literal["grid", "random", "tpe"] | None = None,
     trials: int = 20,
     study: Path | None = None,
+    teacher: Path | None = None,
+    nested: Annotated[list[int], Many] = [],  # noqa: B006 - cyclopts never changes it
     resume: Annotated[bool, Parameter(negative=())] = False,
     threads: int = 1,
 ) -> int:
@@ -673,6 +677,10 @@ def train(
         Variants in all, with those that the study has already.
     study
         The file that keeps the search, which goes on from it when it is there; default: `out` with .study behind its name.
+    teacher
+        A bundle whose answers the model learns too. For the models of item ids.
+    nested
+        So many first dimensions have to do alone too, for `bundle lighten --dim`; repeatable. For the models of item ids.
     resume
         Go on from the checkpoint that a killed training left beside `out`.
     threads
@@ -706,7 +714,11 @@ def train(
         base = bundle or _settings().bundle_path
         results = train_scorer(model, base, asked.load(), chosen, out, **training)
     else:
-        results = train_sequence(model, asked.load(), chosen, out, resume=resume, **training)
+        training["command"] += f" --teacher {teacher}" if teacher else ""
+        training["command"] += "".join(f" --nested {dim}" for dim in nested)
+        results = train_sequence(
+            model, asked.load(), chosen, out, teacher=teacher, nested=nested, resume=resume, **training
+        )
     for table in tables(results):
         _stdout().print(table)
     return 0
@@ -830,6 +842,47 @@ def _positive(option: str, value: int | None) -> int | None:
 
 
 @app.command
+def tune(
+    *,
+    model: str,
+    out: Path,
+    asked: Asked = _ASKED,
+    steps: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> int:
+    """A Hugging Face sentence encoder tuned to what users take together, for `headwater export`. Needs the extra export.
+
+    Parameters
+    ----------
+    model
+        A folder, or a name that transformers can load.
+    out
+        The folder of the tuned model: `headwater export --model` takes it.
+    steps
+        Batches of pairs; default: 200.
+    rank
+        Of the updates that are learned (LoRA); default: 8; 0: all weights are learned.
+    """
+    from models.commands import tune_lm
+
+    tune_lm(
+        model,
+        asked.load(),
+        asked.protocol_or("global-time"),
+        out,
+        at=asked.moment(),
+        steps=_positive("--steps", steps),
+        rank=rank,
+        seed=seed,
+        threads=threads,
+    )
+    print(out)
+    return 0
+
+
+@app.command
 def export(*, model: str, out: Path, int8: Annotated[bool, Parameter(negative=())] = False) -> int:
     """A Hugging Face sentence encoder as item tower of a new bundle. Needs the extra export.
 
@@ -879,6 +932,68 @@ def mean(*, out: Path, bundle: Path | None = None) -> int:
     from models.commands import make_mean
 
     print(make_mean(bundle or _settings().bundle_path, out).id)
+    return 0
+
+
+@bundle_app.command
+def lighten(
+    *,
+    out: Path,
+    bundle: Path | None = None,
+    int8: Annotated[bool, Parameter(negative=())] = False,
+    dim: int | None = None,
+    prune: float = 0.0,
+) -> int:
+    """A lighter bundle out of another, by one of these or several. Needs the extra train.
+
+    Parameters
+    ----------
+    bundle
+        The one to lighten; default: the one that is set, else the shipped starter.
+    int8
+        Tables and matrices in 8 bits, a scale for each row or column.
+    dim
+        Keep only so many dimensions, the first ones: for bundles of `headwater train --nested`.
+    prune
+        Leave out this share of each feed-forward's hidden units.
+    """
+    from models import commands
+
+    command = f"headwater bundle lighten{' --int8' if int8 else ''}"
+    command += (f" --dim {dim}" if dim else "") + (f" --prune {prune:g}" if prune else "")
+    source = bundle or _settings().bundle_path
+    print(commands.lighten(source, out, int8=int8, dim=dim, prune=prune, command=command).id)
+    return 0
+
+
+@bundle_app.command
+def compare(
+    *bundles: Path,
+    asked: Asked = _ASKED,
+    sample: int | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Bundles side by side: how much they find, their size, and what a click, an answer and a search cost.
+
+    Parameters
+    ----------
+    bundles
+        Their folders.
+    sample
+        Ask only so many questions; default: all, 10,000 for prequential.
+    """
+    if not bundles:
+        raise CommandError("no bundle named: expected the folders of those to compare")
+    from models import commands
+
+    protocol = asked.protocol_or("list-at-split")
+    found = commands.weigh(
+        bundles, asked.load(), protocol, at=asked.moment(), sample=_positive("--sample", sample)
+    )
+    if json:
+        print(commands.as_json(found).decode())
+    else:
+        _stdout().print(commands.weighed_table(found, f"{asked.data}, {protocol}"))
     return 0
 
 

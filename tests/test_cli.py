@@ -111,7 +111,7 @@ app(["--help"], result_action="return_value")
     assert done.stdout.startswith("[]\n")
     for command in (
         "demo", "up", "worker", "topics", "import", "click", "ask", "user", "schema", "metrics", "doctor", "train",
-        "evaluate", "export", "bundle",
+        "evaluate", "tune", "export", "bundle",
     ):  # fmt: skip
         assert f" {command} " in done.stdout
 
@@ -148,6 +148,7 @@ def test_the_metrics_reference_has_every_metric(terminal: Terminal) -> None:
         (["evaluate", "--data", "movielens"], "movielens is no dataset: expected complete-journey"),
         (["evaluate", "--data", "nowhere.csv"], "nowhere.csv is no file: expected a CSV"),
         (["evaluate", "--at", "noon"], "--at is noon: expected a share of the events such as 0.9, or a date"),
+        (["bundle", "compare"], "no bundle named: expected the folders of those to compare"),
         (["evaluate", "--k", "0"], "--k is 0: expected a whole number from 1 on"),
     ],
 )

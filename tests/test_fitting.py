@@ -128,6 +128,43 @@ def test_a_contrast_brings_two_readings_of_a_history_closer(tmp_path: Path) -> N
     assert likeness(1.0) > likeness(0.0) + 0.05
 
 
+def test_the_start_from_who_took_what_is_ahead_of_a_start_from_chance(tmp_path: Path) -> None:
+    first = {
+        start: fit(model(), SPLIT, replace(CONFIG, epochs=1, start=start), tmp_path / start, quietly).best
+        for start in ("chance", "svd")
+    }
+    assert first["svd"] > first["chance"]
+
+
+def test_nested_training_makes_the_first_dimensions_do_alone(tmp_path: Path) -> None:
+    def of_the_first(nested: tuple[int, ...]) -> float:
+        trained = model()
+        config = replace(CONFIG, epochs=15, patience=15, nested=nested)
+        fit(trained, SPLIT, config, tmp_path / f"checkpoint-{len(nested)}", quietly)
+        with torch.no_grad():
+            trained.table.weight[:, 4:] = 0
+        return fitting.validation_ndcg(trained, SPLIT.log, SPLIT.validation, 6)
+
+    assert of_the_first((4,)) > of_the_first(()) + 0.1
+
+
+@pytest.mark.parametrize("width", [0, 8])
+def test_a_nested_width_that_is_none_is_an_error(tmp_path: Path, width: int) -> None:
+    with pytest.raises(FitError, match=f"nested is {width}: expected 1 to 7"):
+        fit(model(), SPLIT, replace(CONFIG, nested=(width,)), tmp_path / "checkpoint", quietly)
+
+
+def test_scores_at_a_temperature_are_cosines_over_it() -> None:
+    torch.manual_seed(0)
+    config, network = ARCHITECTURES["lru"]
+    trained = Model(cycles.ITEMS, network(config(dim=8, width=8)), temperature=0.1).eval()
+    batch = next(epoch(SPLIT.train, 6, 64, Augmentation(), (0, 1)))
+    with torch.no_grad():
+        answers = trained.encoder.answer(trained.events(batch), torch.zeros(len(batch.items)))
+        torch.testing.assert_close(answers.norm(dim=-1), torch.full_like(answers[..., 0], 10.0))
+        torch.testing.assert_close(trained.vectors().norm(dim=-1), torch.ones(cycles.ITEMS))
+
+
 def test_no_validation_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     nobody = replace(SPLIT, validation=select(SPLIT.validation, np.zeros(0, dtype=np.int64)))
     with pytest.raises(FitError, match="at least ten users"):

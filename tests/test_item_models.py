@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="scipy is not installed (extra train)")
 
-from models.item_models import als, ease, item_knn
+from models.item_models import als, ease, item_knn, spectral
 from models.protocols import split
 from tests.test_protocols import dataset
 
@@ -77,3 +77,14 @@ def test_als_tells_two_camps_apart() -> None:
     pytest.importorskip("implicit", reason="implicit is not installed (extra train)")
     found = als(ASKED.train, 10, factors=4)(ASKED.log, ASKED.test, ALL)
     assert (found.argmax(axis=1) // 5).tolist() == [0, 1] * 20
+
+
+def test_spectral_vectors_tell_the_camps_apart_and_are_of_mean_square_length_one() -> None:
+    vectors = spectral(ASKED.train, 12, 2)  # the camps have items 0-4 and 5-9; nobody took 10 and 11
+    cosines = vectors @ vectors.T / np.outer(*[np.linalg.norm(vectors, axis=1) + 1e-9] * 2)
+    assert (cosines[:5, :5] > 0.9).all()
+    assert (cosines[5:10, 5:10] > 0.9).all()
+    assert (np.abs(cosines[:5, 5:10]) < 0.1).all()
+    np.testing.assert_allclose(vectors[10:], 0, atol=1e-6)
+    np.testing.assert_allclose((vectors**2).sum(axis=1).mean(), 1, rtol=1e-5)
+    assert not spectral(ASKED.train, 12, 40)[:, 11:].any()

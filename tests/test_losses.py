@@ -66,3 +66,13 @@ def test_info_nce_of_two_pairs() -> None:
     views = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     got = losses.info_nce(views, views, temperature=0.5)  # cosines 1 and 0, over 0.5: 2 and 0
     assert float(got) == pytest.approx(math.log(1 + math.exp(-2.0)))
+
+
+def test_distillation_is_the_kl_of_two_choices() -> None:
+    # At temperature 2 the teacher chooses with e^1 : 1, the student with 1 : 1; both again 4 times.
+    teacher = math.e / (1 + math.e)
+    wanted = 4 * (teacher * math.log(teacher / 0.5) + (1 - teacher) * math.log((1 - teacher) / 0.5))
+    got = losses.distillation(torch.tensor([[3.0, 3.0]]), torch.tensor([[2.0, 0.0]]), temperature=2.0)
+    assert float(got) == pytest.approx(wanted)
+    shifted = losses.distillation(torch.tensor([[5.0, 3.0]]), torch.tensor([[2.0, 0.0]]), temperature=2.0)
+    assert float(shifted) == pytest.approx(0, abs=1e-6)

@@ -51,4 +51,4 @@ class BERT4Rec(WindowedEncoder):
         events = events._replace(gaps_s=gaps_s, mask=torch.where(hidden, 1.0, events.mask))
         vectors = self(events, hidden)
         interests = (vectors * hidden[..., None]).sum(1, keepdim=True)
-        return interests, mask.amax(1, keepdim=True)
+        return self.scored(interests), mask.amax(1, keepdim=True)

@@ -36,6 +36,11 @@ class UserEncoder(nn.Module):
         super().__init__()
         self.dim = dim
         self.interests = interests
+        self.temperature = 0.0  # of scores that are cosines; 0: scores are dot products
+
+    def scored(self, vectors: Tensor) -> Tensor:
+        """User vectors (..., dim) as their dot products with items are scores: at a temperature, of length 1 / temperature."""
+        return F.normalize(vectors, dim=-1) / self.temperature if self.temperature else vectors
 
     def predictions(self, events: Events) -> tuple[Tensor, Tensor]:
         """Which places (users, T) are predicted, and from what: the N vectors (N, interests, dim) that should find them.
@@ -85,7 +90,7 @@ class RecurrentEncoder(UserEncoder):
         return self.run(state, Events(items, actions, gaps_s, mask))[1]
 
     def read(self, state: Tensor, gap_to_now_s: Tensor) -> tuple[Tensor, Tensor]:
-        interests = self.vectors(self.outputs(state), gap_to_now_s)[:, None]
+        interests = self.scored(self.vectors(self.outputs(state), gap_to_now_s))[:, None]
         return interests, torch.ones_like(interests[..., 0])
 
     def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
@@ -107,8 +112,8 @@ class WindowedEncoder(UserEncoder):
             gap_to_now_s[:, None],
             torch.cat([gaps_s[:, 1:], gap_to_now_s[:, None]], dim=1),
         )
-        interests = at_last(self(Events(items, actions, gaps_s, mask), gaps_to_next_s), mask)
-        return interests, mask.amax(1, keepdim=True).expand(-1, self.interests)
+        vectors = at_last(self(Events(items, actions, gaps_s, mask), gaps_to_next_s), mask)
+        return self.scored(vectors), mask.amax(1, keepdim=True).expand(-1, self.interests)
 
     def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
         return self.window(*events, gap_to_now_s)[0]

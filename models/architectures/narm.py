@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.architectures.encoder import Elapsed, Events, Inputs, WindowedEncoder
+from models.architectures.encoder import Elapsed, Events, Inputs, WindowedEncoder, at_last
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,16 @@ class NARM(WindowedEncoder):
         out = self.norm(self.out(self.dropout(torch.cat([states, purpose], dim=-1))))
         vectors: Tensor = out + self.elapsed(gaps_to_next_s)
         return vectors.unsqueeze(2)
+
+    def window(
+        self, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor, gap_to_now_s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Only the last state asks here: `forward`, where each does, needs T times the memory."""
+        states, _ = self.gru(self.inputs(Events(items, actions, gaps_s, mask)))
+        last = at_last(states, mask)  # (users, hidden)
+        fits = torch.sigmoid(self.asked(last)[:, None] + self.seen(states))
+        weights = self.weight(fits)[..., 0] * mask  # (users, T)
+        purpose = (weights[:, None] @ states)[:, 0]
+        out = self.norm(self.out(self.dropout(torch.cat([last, purpose], dim=-1))))
+        vectors = (out + self.elapsed(gap_to_now_s)).unsqueeze(1)
+        return self.scored(vectors), mask.amax(1, keepdim=True)

@@ -1,0 +1,33 @@
+"""An exported bundle as the teacher of a model in training: a slow encoder's answers for a quick one to learn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.datasets import Dataset
+from models.sequences import Batch
+from streams.encoder import Encoder
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    encoder: Encoder
+    vectors: Floats  # (catalog, dim), of every item
+
+    @staticmethod
+    def of(encoder: Encoder, data: Dataset) -> "Teacher":
+        return Teacher(encoder, encoder.encode_items(data.texts or [], data.item_ids))
+
+    def scores(self, batch: Batch, gap_to_now_s: Floats, items: NDArray[np.int64]) -> Floats:
+        """(windows, items): scores of catalog rows `items`, the best over the interests."""
+        given = (self.vectors[batch.items], batch.actions, batch.gaps_s, batch.mask)
+        if self.encoder.kind == "windowed":
+            interests, _ = self.encoder.window(*given, gap_to_now_s)
+        else:
+            state = self.encoder.step(self.encoder.initial_state(len(batch.mask)), *given)
+            interests, _ = self.encoder.read(state, gap_to_now_s)
+        scores: Floats = (interests @ self.vectors[items].T).max(axis=1)
+        return scores
