@@ -16,12 +16,16 @@ from the work beside, and each click is one.
 
 import asyncio
 import contextlib
+import random
 import time
 from collections import OrderedDict
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.protocol.fetch import FetchRequest
 from msgspec import Struct
+
+from streams.wire import Fetch
 
 # Below what any held fetch takes on Kafka, far above what one takes on a broker that does not wait.
 _AT_ONCE_S: Final = 0.005
@@ -51,9 +55,19 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     async def start(self) -> None:
         await super().start()
         fetcher: Any = self._fetcher
+        _ask_quickly(fetcher)
         _pause_between_empty_fetches(fetcher)
         _hurry_partial_fetches(fetcher)
         fetcher._records = _Fetched(fetcher)
+
+
+def _ask_quickly(fetcher: Any) -> None:
+    fetch = fetcher._proc_fetch_request
+
+    async def quick(assignment: Any, node: int, request: Any) -> bool:
+        return bool(await fetch(assignment, node, Fetch(request, assignment)))
+
+    fetcher._proc_fetch_request = quick
 
 
 def _pause_between_empty_fetches(fetcher: Any) -> None:
@@ -78,9 +92,44 @@ def _hurry_partial_fetches(fetcher: Any) -> None:
 
     def planned(assignment: Any) -> Any:
         fetcher._fetch_max_wait_ms = _PARTIAL_MAX_WAIT_MS if fetcher._records else whole_max_wait_ms
-        return plan(assignment)
+        return _plan_whole(fetcher, assignment) or plan(assignment)
 
     fetcher._get_actions_per_node = planned
+
+
+def _plan_whole(fetcher: Any, assignment: Any) -> Any:
+    """aiokafka's plan where every partition is to be asked for and nothing else is to be done, in a quarter of its time.
+
+    None otherwise.
+    """
+    if fetcher._records or fetcher._in_flight or fetcher._preferred_read_replica:
+        return None
+    leader_of, state_of = fetcher._client.cluster.leader_for_partition, assignment.state_value
+    most_bytes = fetcher._max_partition_fetch_bytes
+    nodes: dict[int, dict[str, list[tuple[int, int, int]]]] = {}
+    tps = list(assignment.tps)
+    random.shuffle(tps)  # where an answer has no room for all, each is among the first of some
+    for tp in tps:
+        node, state = leader_of(tp), state_of(tp)
+        if node is None or node == -1 or not state.has_valid_position or state.paused:
+            return None
+        topics = nodes.setdefault(node, {})
+        topics.setdefault(tp.topic, []).append((tp.partition, state.position, most_bytes))
+    fetches = [
+        (
+            node,
+            FetchRequest(
+                fetcher._fetch_max_wait_ms,
+                fetcher._fetch_min_bytes,
+                fetcher._fetch_max_bytes,
+                fetcher._isolation_level,
+                list(topics.items()),
+                rack_id=fetcher._client_rack or "",
+            ),
+        )
+        for node, topics in nodes.items()
+    ]
+    return fetches, {}, fetcher._fetcher_timeout, False, []
 
 
 class _Fetched(OrderedDict[TopicPartition, Any]):

@@ -2,9 +2,11 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher as TheirFetcher
 
 from streams import consumer
 
@@ -17,6 +19,7 @@ class Fetcher:
         self._records: dict[str, object] = {}
         self._fetch_waiters: set[asyncio.Future[None]] = set()
         self._fetch_max_wait_ms = 500
+        self._in_flight = {0}
 
     def _notify(self, waiter: "asyncio.Future[None]") -> None:
         waiter.set_result(None)
@@ -49,7 +52,7 @@ async def fetched(monkeypatch: pytest.MonkeyPatch, fetcher: Fetcher) -> bool:
     monkeypatch.setattr(AIOKafkaConsumer, "start", start)
     paced = consumer.Consumer(bootstrap_servers="127.0.0.1:9")
     await paced.start()
-    result: bool = await fetcher._proc_fetch_request(None, 0, None)
+    result: bool = await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))
     paced._closed = True  # it never was open: nothing to close
     return result
 
@@ -101,3 +104,55 @@ async def test_a_pause_that_is_cancelled_by_the_closing_fetcher_ends_well(
     await asyncio.sleep(0.01)
     pausing.cancel()
     assert await pausing is False
+
+
+TPS = [TopicPartition(topic, number) for topic in ("clicks", "requests") for number in range(3)]
+
+
+def planning(**ways: object) -> tuple[Any, Any]:
+    """A fetcher of aiokafka's between two fetches, and its assignment: what is special about the first partition."""
+    states = {
+        tp: SimpleNamespace(has_valid_position=True, paused=False, position=7, resume_fut=0) for tp in TPS
+    }
+    vars(states[TPS[0]]).update(ways.pop("state", {}))  # type: ignore[call-overload]
+    leaders = {tp: tp.partition % 2 for tp in TPS} | {TPS[0]: ways.pop("leader", 0)}
+    fetcher: Any = object.__new__(TheirFetcher)
+    fetcher._client = SimpleNamespace(cluster=SimpleNamespace(leader_for_partition=leaders.__getitem__))
+    fetcher._records, fetcher._in_flight, fetcher._preferred_read_replica = {}, set(), {}
+    fetcher._fetch_max_wait_ms, fetcher._fetch_min_bytes, fetcher._fetch_max_bytes = 500, 1, 1000
+    fetcher._isolation_level, fetcher._max_partition_fetch_bytes, fetcher._client_rack = 0, 100, None
+    fetcher._fetcher_timeout = 0.2
+    vars(fetcher).update(ways)
+    return fetcher, SimpleNamespace(tps=frozenset(TPS), state_value=states.__getitem__)
+
+
+def said(plan: Any) -> Any:
+    """A plan without the order, which is of chance."""
+    fetches, *rest = plan
+    told = {
+        node: {topic: sorted(partitions) for topic, partitions in request.topics} for node, request in fetches
+    }
+    return told, [vars(request) | {"_topics": None} for _, request in fetches], rest
+
+
+def test_a_whole_fetch_is_planned_as_aiokafka_plans_it() -> None:
+    fetcher, assignment = planning()
+    theirs = said(fetcher._get_actions_per_node(assignment))
+    assert said(consumer._plan_whole(fetcher, assignment)) == theirs
+    assert theirs[0][1] == {"clicks": [(1, 7, 100)], "requests": [(1, 7, 100)]}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"_records": {TPS[0]: None}},
+        {"_in_flight": {0}},
+        {"_preferred_read_replica": {TPS[0]: (1, 0.0)}},
+        {"leader": None},
+        {"leader": -1},
+        {"state": {"has_valid_position": False}},
+        {"state": {"paused": True}},
+    ],
+)
+def test_with_anything_in_the_way_aiokafka_plans_itself(way: dict[str, object]) -> None:
+    assert consumer._plan_whole(*planning(**way)) is None

@@ -162,10 +162,12 @@ class EdgeIndex:
         return {key: _payload(item) for key, item in self._live(keys)}
 
     async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
+        if where is None:
+            return {key for key, item in self._live(keys) if not item.is_hidden}
         return {key for key, item in self._live(keys) if admits(where, _payload(item))}
 
     async def count(self) -> int:
-        return len(self._rows) - len(self._free_rows)
+        return self._live_rows
 
     async def close(self) -> None:
         """Ends a build at once, with its process, and removes the folder."""
@@ -181,9 +183,13 @@ class EdgeIndex:
         os.close(self._lock)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
+    @property
+    def _live_rows(self) -> int:
+        return len(self._rows) - len(self._free_rows)
+
     def _searched(self, queries: Sequence[Query]) -> list[list[Hit]]:
         droppable = DROPPED_AFTER_GRAPH if self._within else DROPPED_AFTER_SCAN
-        share = self._hidden / max(len(self._rows) - len(self._free_rows), 1)
+        share = self._hidden / max(self._live_rows, 1)
         plans = _plans(queries, droppable, share if share <= MOST_HIDDEN else None)
         answers = self._ask(plans)
         found = [self._hits(plan, scored) for plan, scored in zip(plans, answers, strict=True)]

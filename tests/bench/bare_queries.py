@@ -102,14 +102,7 @@ async def _of_edge(
 
 async def _of_server(settings: Settings, encoder: Encoder, vectors: Floats, excluded: set[int]) -> float:
     """As its documentation does it: one call of `query_batch_points` after the other, over gRPC."""
-    key = settings.qdrant_api_key
-    client = AsyncQdrantClient(
-        url=settings.qdrant_url,
-        grpc_port=settings.qdrant_grpc_port,
-        api_key=key.get_secret_value() if key else None,
-        prefer_grpc=True,
-        check_compatibility=False,
-    )
+    client = client_of(settings)
     condition = server._filter(fields.condition(None, frozenset(excluded)))
     params = models.SearchParams(hnsw_ef=server.SEARCH_EF)
 
@@ -124,6 +117,18 @@ async def _of_server(settings: Settings, encoder: Encoder, vectors: Floats, excl
     taken_ms = await _timed(find, vectors)
     await client.close()
     return taken_ms
+
+
+def client_of(settings: Settings) -> AsyncQdrantClient:
+    """Of the server that the settings name."""
+    key = settings.qdrant_api_key
+    return AsyncQdrantClient(
+        url=settings.qdrant_url,
+        grpc_port=settings.qdrant_grpc_port,
+        api_key=key.get_secret_value() if key else None,
+        prefer_grpc=True,
+        check_compatibility=False,
+    )
 
 
 async def _timed(find: Find, vectors: Floats) -> float:

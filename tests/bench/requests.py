@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from qdrant_client import AsyncQdrantClient
 from qdrant_client.models import CollectionStatus
 
 from streams.client import ClientError, HeadwaterClient
@@ -108,12 +107,7 @@ async def measure_server(system: System) -> None:
 
 async def _optimised(settings: Settings) -> None:
     """Until the server has built its graphs over the items."""
-    client = AsyncQdrantClient(
-        url=settings.qdrant_url,
-        grpc_port=settings.qdrant_grpc_port,
-        prefer_grpc=True,
-        check_compatibility=False,
-    )
+    client = bare_queries.client_of(settings)
     try:
         name = f"items-{load(settings.bundle_path).id}"
         async with asyncio.timeout(GRAPH_S):

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
@@ -69,10 +68,6 @@ async def test_asked_to_stop_again_and_again(new_system: Callable[..., System]) 
         await check_every_user(outside, story)
 
 
-def has_joined(worker: WorkerProcess) -> bool:
-    return bool(worker.health()["ready"])
-
-
 async def test_workers_that_come_and_go_all_the_time(
     new_system: Callable[..., System],
     new_worker: Callable[..., WorkerProcess],
@@ -94,7 +89,7 @@ async def test_workers_that_come_and_go_all_the_time(
                     running.append(joining)
                 else:
                     leaving = running.pop(0)
-                    await asyncio.to_thread(leaving.wait_until, "it has joined", partial(has_joined, leaving))
+                    await asyncio.to_thread(leaving.wait_ready)
                     if number % 3 == 0:
                         await asyncio.to_thread(leaving.kill)
                     else:

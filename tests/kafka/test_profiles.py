@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import pytest_asyncio
 from aiokafka import TopicPartition
 
@@ -47,6 +48,15 @@ class Store(NamedTuple):
         sent = await self.profiles.send(self.partition, rows, {}, generation)
         await self.profiles.settle(self.partition, sent, generation)
 
+    async def erase(self, user: bytes) -> None:
+        """As `forget` does it, with all that is known of the user up to now."""
+        partition = self.partition
+        partition.forgotten[user] = 1
+        partition.columns.remove(user)
+        nobody = np.zeros(0, dtype=np.int64)
+        sent = await self.profiles.send(partition, nobody, {user: 1}, partition.generation)
+        await self.profiles.settle(partition, sent, partition.generation)
+
     def offset_of(self, user: bytes) -> int:
         columns = self.partition.columns
         return int(columns.offset[columns.rows[user]])
@@ -77,13 +87,14 @@ async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
 
 @pytest_asyncio.fixture
 async def stores(own_topics: Settings) -> AsyncIterator[tuple[Store, Store]]:
+    """Two that write one changelog; there are clicks at their topic's first ten offsets."""
+    await publish_clicks(own_topics, 10)
     async with AsyncExitStack() as stack:
         first, second = [await stack.enter_async_context(storing(own_topics, n)) for n in (1, 2)]
         yield first, second
 
 
-async def published_clicks(settings: Settings, count: int) -> None:
-    """So that offsets of clicks exist."""
+async def publish_clicks(settings: Settings, count: int) -> None:
     async with _started(producer_of(settings)) as producer:
         topic = Topics.named(settings.topic_prefix).clicks
         for _ in range(count):
@@ -91,10 +102,9 @@ async def published_clicks(settings: Settings, count: int) -> None:
 
 
 async def test_what_another_wrote_is_known_to_a_worker_that_woke_up_late_and_gets_its_partition_back(
-    own_topics: Settings, stores: tuple[Store, Store]
+    stores: tuple[Store, Store],
 ) -> None:
     """Its own write, acknowledged after the other's, must not take it past them: the rebalance comes before it reads them."""
-    await published_clicks(own_topics, 10)
     frozen, heir = stores
     await frozen.own(1)
     await frozen.write(b"ann", 3)
@@ -111,7 +121,6 @@ async def test_what_another_wrote_is_known_to_a_worker_that_woke_up_late_and_get
 async def test_a_write_that_came_late_is_overwritten_by_the_owner(
     own_topics: Settings, stores: tuple[Store, Store]
 ) -> None:
-    await published_clicks(own_topics, 10)
     frozen, heir = stores
     await frozen.own(1)
     await heir.own(2)
@@ -133,7 +142,6 @@ async def test_a_late_write_at_the_end_is_overwritten_by_whoever_opens_the_parti
     own_topics: Settings, stores: tuple[Store, Store]
 ) -> None:
     """Compaction keeps the last record of a user, whatever generation wrote it."""
-    await published_clicks(own_topics, 10)
     frozen, heir = stores
     await frozen.own(1)
     await frozen.write(b"bob", 4)
@@ -147,6 +155,28 @@ async def test_a_late_write_at_the_end_is_overwritten_by_whoever_opens_the_parti
         async with asyncio.timeout(_WITHIN_S):
             while await last_offset_of(own_topics, b"bob") != 9:
                 await asyncio.sleep(0.1)
+
+
+async def test_a_late_write_does_not_bring_an_erased_user_back(
+    own_topics: Settings, stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it was erased nor for whoever reads the changelog, record by record."""
+    monkeypatch.setattr("streams.profiles._READ_RECORDS", 1)
+    frozen, heir = stores
+    await frozen.own(1)
+    await frozen.write(b"ann", 3)
+    await heir.own(2)
+    await heir.erase(b"ann")
+    await frozen.write(b"ann", 4)
+    for store in (frozen, heir):
+        store.profiles.freeze()
+    heir.partition.holes.add(0)
+    await heir.own(3)
+    assert b"ann" not in heir.partition.columns.rows
+    async with storing(own_topics, 3) as third:
+        await third.own(4)
+        assert b"ann" not in third.partition.columns.rows
+        assert third.partition.forgotten == {b"ann": 1}
 
 
 async def last_offset_of(settings: Settings, user: bytes) -> int:

@@ -64,6 +64,9 @@ class WorkerProcess:
     def start(self) -> None:
         """Start, and return once it is ready."""
         self.launch()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
         self.wait_until("it is ready", lambda: self.health()["ready"])
 
     def launch(self) -> None:
