@@ -7,12 +7,11 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.encoder import Encoder
 from streams.features import History
 from streams.index import Index, IndexUnavailable, Query
 from streams.recall.filters import Filter, admits
@@ -20,6 +19,9 @@ from streams.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, divers
 from streams.recall.reasons import PastEvent, Share, reasons
 from streams.recall.rescoring import Pooled, rescored
 from streams.trends import PopularItem
+
+if TYPE_CHECKING:
+    from streams.encoder import Encoder
 
 F32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -67,7 +69,7 @@ class Recall:
         scorer: a bundle with a score graph, and the threads it runs in.
     """
 
-    def __init__(self, index: Index, scorer: tuple[Encoder, Executor] | None = None) -> None:
+    def __init__(self, index: Index, scorer: "tuple[Encoder, Executor] | None" = None) -> None:
         self._index = index
         self._scorer = scorer
 
