@@ -114,7 +114,10 @@ def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
 
 def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
     loaded = loaded_by(
-        *(f"streams.recall.{module}" for module in ("buy_again", "filters", "fusion", "reasons", "pipeline"))
+        *(
+            f"streams.recall.{module}"
+            for module in ("buy_again", "filters", "fusion", "reasons", "rescoring", "pipeline")
+        )
     )
     assert not loaded & {"aiokafka", "faust", "mode", "qdrant_client", "qdrant_edge", "onnxruntime"}
 
@@ -130,8 +133,8 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
 
 
 # What models may share with serving: the features, bundles with the one way to load and run them, by which an export
-# is shown to compute what torch does, the sources and their fusion, by which figures are of what is served, and the reading
-# of users' files. Nothing of the streaming system.
+# is shown to compute what torch does, the sources and their fusion, by which figures are of what is served, the half-life
+# of popularity, and the reading of users' files. Nothing of the streaming system.
 SHARED = {
     "streams.features",
     "streams.bundle",
@@ -139,6 +142,7 @@ SHARED = {
     "streams.recall.buy_again",
     "streams.recall.fusion",
     "streams.tables",
+    "streams.trends",
 }
 
 

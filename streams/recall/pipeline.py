@@ -7,12 +7,11 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.encoder import Encoder
 from streams.features import History
 from streams.index import Index, IndexUnavailable, Query
 from streams.recall.filters import Filter, admits
@@ -20,6 +19,9 @@ from streams.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, divers
 from streams.recall.reasons import PastEvent, Share, reasons
 from streams.recall.rescoring import Pooled, rescored
 from streams.trends import PopularItem
+
+if TYPE_CHECKING:
+    from streams.encoder import Encoder
 
 F32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -67,7 +69,7 @@ class Recall:
         scorer: a bundle with a score graph, and the threads it runs in.
     """
 
-    def __init__(self, index: Index, scorer: tuple[Encoder, Executor] | None = None) -> None:
+    def __init__(self, index: Index, scorer: "tuple[Encoder, Executor] | None" = None) -> None:
         self._index = index
         self._scorer = scorer
 
@@ -221,28 +223,6 @@ class Recall:
         return explained
 
 
-def _add_again(
-    asks: Sequence[Ask],
-    rankings: list[list[Ranking]],
-    rungs: list[str | None],
-    known: Mapping[int, Mapping[str, Any]] | None,
-) -> None:
-    """What users may want again, before all others: among equals it comes first."""
-    for index, ask in enumerate(asks):
-        if not ask.again:
-            continue
-        if known is None:
-            rungs[index] = rungs[index] or "no-repeats"
-            continue
-        items = [
-            (key, str(known[key]["item_id"]))
-            for key in ask.again
-            if key in known and admits(ask.where, known[key])
-        ]
-        weight = (ask.sources or DEFAULT_WEIGHTS)["buy-again"]
-        rankings[index].insert(0, Ranking("buy-again", weight, items[: _pool(ask)]))
-
-
 class _Matching:
     """Those of the popular items that match a filter, looked up as far as somebody needs them."""
 
@@ -274,6 +254,28 @@ class _Matching:
 def _first(items: Iterable[PopularItem], count: int, unwanted: frozenset[int]) -> list[tuple[int, str]]:
     wanted = ((item.key, item.item_id) for item in items if item.key not in unwanted)
     return list(islice(wanted, count))
+
+
+def _add_again(
+    asks: Sequence[Ask],
+    rankings: list[list[Ranking]],
+    rungs: list[str | None],
+    known: Mapping[int, Mapping[str, Any]] | None,
+) -> None:
+    """What users may want again, before all others: among equals it comes first."""
+    for index, ask in enumerate(asks):
+        if not ask.again:
+            continue
+        if known is None:
+            rungs[index] = rungs[index] or "no-repeats"
+            continue
+        items = [
+            (key, str(known[key]["item_id"]))
+            for key in ask.again
+            if key in known and admits(ask.where, known[key])
+        ]
+        weight = (ask.sources or DEFAULT_WEIGHTS)["buy-again"]
+        rankings[index].insert(0, Ranking("buy-again", weight, items[: _pool(ask)]))
 
 
 def _is_scored(ask: Ask) -> bool:

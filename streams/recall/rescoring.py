@@ -1,14 +1,16 @@
 """Candidates ordered again by the bundle's score graph: what it is told of them, and one run for a batch of requests."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.encoder import Encoder
 from streams.features import History, candidate_features
 from streams.recall.fusion import Fused
+
+if TYPE_CHECKING:
+    from streams.encoder import Encoder
 
 F32 = NDArray[np.float32]
 
@@ -22,7 +24,7 @@ class Pooled(NamedTuple):
 
 
 def rescored(
-    pools: Sequence[Pooled], vectors: Mapping[int, F32], popularity: Mapping[int, float], encoder: Encoder
+    pools: Sequence[Pooled], vectors: Mapping[int, F32], popularity: Mapping[int, float], encoder: "Encoder"
 ) -> list[list[Fused]]:
     """Each pool by its scores, best first; among equals as it came. Blocks for the length of the computation.
 
