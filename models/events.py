@@ -9,7 +9,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from streams.features import ACTION_CODES
-from streams.messages import SESSION_ACTIONS
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:
@@ -27,7 +26,7 @@ def in_order(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 # What a user has wanted: the actions that step an encoder when it serves.
-WISHES: Final = SESSION_ACTIONS
+WISHES: Final = ("click", "view", "like", "add_to_cart", "purchase")
 
 
 @dataclass(frozen=True)

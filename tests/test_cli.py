@@ -13,9 +13,10 @@ from typing import get_args
 import jsonschema
 import pytest
 
+from models.events import WISHES
 from models.protocols import Protocol
 from streams import cli, runfile, topics
-from streams.messages import ACTIONS, schemas
+from streams.messages import ACTIONS, SESSION_ACTIONS, schemas
 from streams.metrics import DEFINITIONS
 from streams.settings import Settings
 
@@ -91,6 +92,10 @@ def test_the_choices_are_those_of_the_code() -> None:
     """They are written out once more for the help, which imports nothing heavy."""
     assert get_args(cli.ActionOption) == tuple(ACTIONS)
     assert get_args(cli.ProtocolOption) == get_args(Protocol)
+
+
+def test_what_trains_an_encoder_is_what_steps_it() -> None:
+    assert WISHES == SESSION_ACTIONS
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
