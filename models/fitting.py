@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -113,9 +112,11 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
     chosen = np.random.default_rng(0).permutation(len(split.validation))[: config.judged]
     judged = select(split.validation, np.sort(chosen))
     counts = np.bincount(split.train.items, minlength=model.table.num_embeddings)
+    # Popular items are drawn more often for the softmax, which corrects for it; the other losses want them uniform.
+    chances = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
     while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
         progress.epoch += 1
-        loss = _epoch(model, mean, optimizer, split.train, counts, config, progress.epoch, report)
+        loss = _epoch(model, mean, optimizer, split.train, chances, config, progress.epoch, report)
         averaged = mean.module
         assert isinstance(averaged, Model)
         quality = validation_ndcg(averaged, split.log, judged, config.length)
@@ -139,6 +140,11 @@ def fit(model: Model, split: Split, config: FitConfig, checkpoint: Path, report:
         )
         partial.replace(checkpoint)
     model.load_state_dict(best)
+    with (
+        torch.no_grad()
+    ):  # an item without an event is like the average one, not like what chance put in its row
+        seen = torch.from_numpy(counts > 0)
+        model.table.weight[~seen] = model.table.weight[seen].mean(0)
     model.eval()
     return progress
 
@@ -156,7 +162,7 @@ def _epoch(
     mean: AveragedModel,
     optimizer: torch.optim.Optimizer,
     log: Log,
-    counts: NDArray[np.int64],
+    chances: Tensor,
     config: FitConfig,
     number: int,
     report: Report,
@@ -168,7 +174,7 @@ def _epoch(
     total, done, expected = 0.0, 0, len(log.items) - int((np.diff(log.starts) > 0).sum())
     for batch in epoch(log, config.length, config.positions, config.augmentation, seed):
         users, targets = _pairs(model, batch, config.mask)
-        loss = _loss(model, users, targets, counts, config)
+        loss = _loss(model, users, targets, chances, config)
         if config.contrast:
             loss = loss + config.contrast * _contrast(model, batch, config.mask)
         optimizer.zero_grad()
@@ -205,20 +211,17 @@ def masked(events: Events, share: float) -> Events:
     return events._replace(items=events.items * (torch.rand(events.mask.shape) >= share)[..., None])
 
 
-def _loss(
-    model: Model, users: Tensor, targets: Tensor, counts: NDArray[np.int64], config: FitConfig
-) -> Tensor:
+def _loss(model: Model, users: Tensor, targets: Tensor, chances: Tensor, config: FitConfig) -> Tensor:
+    """`chances`: how often each item is drawn as a wrong answer, up to a factor."""
     table = model.table.weight
     if config.loss == "softmax":
         return losses.full_softmax(users, table, targets)
-    # Popular items are drawn more often for the softmax, which corrects for it; the others want them uniform.
-    weights = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
-    drawn = torch.multinomial(weights, config.negatives, replacement=True)
+    drawn = torch.multinomial(chances, config.negatives, replacement=True)
     right = (users * table[targets]).sum(-1)
     sampled = users @ table[drawn].T
     hits = drawn == targets[:, None]
     if config.loss == "sampled":
-        log_counts = torch.log(config.negatives * weights / weights.sum())[drawn].float()
+        log_counts = torch.log(config.negatives * chances[drawn] / chances.sum()).float()
         return losses.sampled_softmax(right, sampled, log_counts, hits)
     sampled = sampled.masked_fill(hits, -torch.inf)
     return losses.bpr(right, sampled) if config.loss == "bpr" else losses.gbce(right, sampled, len(table))
