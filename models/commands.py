@@ -122,7 +122,7 @@ def compare(
         if bundle is not None:
             loaded = encoder.load(bundle, threads=threads)
             makers[loaded.name] = lambda: bundle_scorer(loaded, data, partial(report, "encoding items"))
-        makers |= _baselines(asked, items, k, threads, learned=learned)
+        makers |= _baselines(asked, data, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
             methods[name] = evaluate(make(), asked, items, k, partial(report, name))
@@ -175,9 +175,10 @@ def tables(results: Results) -> Iterator[Table]:
 
 
 def _baselines(
-    asked: Split, items: int, k: int, threads: int, *, learned: bool
+    asked: Split, data: Dataset, k: int, threads: int, *, learned: bool
 ) -> dict[str, Callable[[], Scorer]]:
     """Scorers by name, made when they are needed. Under `prequential` the counts go on with the replay."""
+    items = len(data.item_ids)
     if asked.protocol == "prequential":
         popular = baselines.popularity_now(asked.log, items)
         week = baselines.popularity_now(asked.log, items, days=7)
@@ -189,6 +190,8 @@ def _baselines(
         "popular in the last week": lambda: week,
         "buy again": lambda: baselines.buy_again(popular),
     }
+    if texts := data.texts:
+        makers["popular texts"] = lambda: baselines.popularity_of_texts(asked.train, texts, items)
     if learned:
         from models import item_models
 

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from models import metrics
 from models.datasets import Dataset, DatasetError
 from models.events import Log, newest
-from models.protocols import Cases, Floats, Ints, Scorer, Split, delayed, discoveries, histories, select
+from models.protocols import (
+    Cases,
+    Floats,
+    Ints,
+    Scorer,
+    Split,
+    delayed,
+    discoveries,
+    histories,
+    of_targets,
+    select,
+)
 from streams.encoder import Encoder
 from streams.features import clamp_gap_s, gaps_s
 
@@ -58,14 +69,19 @@ class Quality:
 def evaluate(
     scorer: Scorer, split: Split, items: int, k: int, done: Done = lambda *_: None
 ) -> dict[str, Quality]:
-    """Quality on `all` targets and, where seen items are not masked anyway, on `discovery`: those new to the user."""
-    sets = {"all": split.test}
+    """Quality on `all` targets and, where seen items are not masked anyway, on `discovery`: those new to the user.
+
+    After a split in time also on `newcomers`: the targets that nobody had before it, ranked among the items that nobody had.
+    """
+    sets = {"all": (split.test, scorer)}
     if not split.test.mask_seen:
-        sets["discovery"] = discoveries(split.log, split.test)
+        sets["discovery"] = (discoveries(split.log, split.test), scorer)
     counts = np.bincount(split.train.items, minlength=items)
+    if split.at_ms is not None and not counts[split.test.targets].all():
+        sets["newcomers"] = (of_targets(split.test, counts == 0), _only(counts == 0, scorer))
     found = {}
-    for name, cases in sets.items():
-        ranks, lists = ranking(scorer, split.log, cases, items, k, done)
+    for name, (cases, scored_by) in sets.items():
+        ranks, lists = ranking(scored_by, split.log, cases, items, k, done)
         found[name] = _quality(ranks, lists, split.log, cases, counts, k)
     return found
 
@@ -96,6 +112,15 @@ def ranking(
         lists[part][np.isneginf(np.take_along_axis(scores, lists[part], axis=1))] = -1
         done(part.stop, len(cases))
     return ranks, lists
+
+
+def _only(items: NDArray[np.bool_], scorer: Scorer) -> Scorer:
+    """The scorer with all other items out of the ranking."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        return np.where(items, scorer(log, cases, part), np.float32(-np.inf))
+
+    return scores
 
 
 def tuned(
