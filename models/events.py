@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from streams.features import ACTION_CODES
+from streams.messages import SESSION_ACTIONS
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:
@@ -25,7 +27,7 @@ def in_order(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 # What a user has wanted: the actions that step an encoder when it serves.
-WISHES = ("click", "view", "like", "add_to_cart", "purchase")
+WISHES: Final = SESSION_ACTIONS
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Partition:
         self.columns = Columns(log_length, state_size)
         # Users erased by `forget`, who have no row: events up to that time are dropped.
         self.forgotten: dict[bytes, int] = {}
+        # And by which generation: a record that an older one wrote late does not bring them back.
+        self.erased_by: dict[bytes, int] = {}
         self.generation = -1
         self.applied = -1  # every clicks record at or below it is in the columns
         self.watermark = -1  # and in the changelog too, for good
@@ -322,7 +324,11 @@ class Profiles:
                 known = _generation_of(held)
             else:
                 row = columns.rows.get(record.key)
-                known = int(columns.generation[row]) if row is not None else -1
+                known = (
+                    int(columns.generation[row])
+                    if row is not None
+                    else partition.erased_by.get(record.key, -1)
+                )
             if _generation_of(record) >= known:
                 newest[record.key] = record
                 partition.overwritten.discard(record.key)
@@ -337,7 +343,7 @@ class Profiles:
                 partition.columns.remove(user)
             erasure = _erasure_of(record)
             if erasure is not None:
-                partition.forgotten[user] = erasure[0]
+                partition.forgotten[user], partition.erased_by[user] = erasure
         rows = np.array([partition.row_of(record.key) for record in kept], dtype=np.int64)
         try:
             unpack(partition.columns, rows, [record.value for record in kept], self.bundle)
@@ -360,6 +366,7 @@ class Profiles:
         partition.require(generation)
         columns = partition.columns
         columns.generation[rows] = generation
+        partition.erased_by.update(dict.fromkeys(erased, generation))
         users = [columns.users[row] for row in rows.tolist()]
         values = pack(columns, rows, Stamp(self.writer, generation, self.bundle)) if users else []
         records = list(map(Outgoing, users, values))

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
 
-from streams import runfile, topics
-from streams.messages import schemas
+from models.protocols import Protocol
+from streams import cli, runfile, topics
+from streams.messages import ACTIONS, schemas
 from streams.metrics import DEFINITIONS
 from streams.settings import Settings
 
@@ -83,6 +85,12 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
     quality = found["methods"]["starter"]["all"]
     assert (quality["targets"], quality["hit"]["value"]) == (6, 1.0)  # three of four drinks are seen
     assert "hit@2" in terminal.succeeds(*arguments)
+
+
+def test_the_choices_are_those_of_the_code() -> None:
+    """They are written out once more for the help, which imports nothing heavy."""
+    assert get_args(cli.ActionOption) == tuple(ACTIONS)
+    assert get_args(cli.ProtocolOption) == get_args(Protocol)
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:

@@ -226,6 +226,24 @@ async def test_a_filler_leaves_the_order_of_what_was_found(index: Fallible) -> N
     assert filled.items == without.items
 
 
+async def test_popular_items_are_looked_up_as_far_as_they_are_needed_and_once(index: Fallible) -> None:
+    looks: list[int] = []
+    match = index.match
+
+    async def counted(keys: Sequence[int], where: Filter | None) -> set[int]:
+        looks.append(len(keys))
+        return await match(keys, where)
+
+    index.match = counted  # type: ignore[method-assign]
+    gone = [PopularItem(number, f"gone {number}", 99.0) for number in range(150)]
+    first, second = await answers(index, ask(), ask(), popular=[*POPULAR[:2], *gone, POPULAR[2]])
+    assert ids(first) == ids(second) == ["soap 0", "tea 0"]
+    assert looks == [100, 53]
+    looks.clear()
+    await answers(index, ask(limit=2), ask(limit=1), popular=[*POPULAR, *gone])
+    assert looks == [100]
+
+
 async def test_popular_items_can_be_asked_for_with_a_weight(index: Fallible) -> None:
     found = await answer(index, ask(COFFEE, sources={"interests": 1.0, "popular": 5.0}))
     assert ids(found)[:2] == ["soap 0", "tea 0"]

@@ -162,6 +162,8 @@ class EdgeIndex:
         return {key: _payload(item) for key, item in self._live(keys)}
 
     async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
+        if where is None:
+            return {key for key, item in self._live(keys) if not item.is_hidden}
         return {key for key, item in self._live(keys) if admits(where, _payload(item))}
 
     async def count(self) -> int:

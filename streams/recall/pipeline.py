@@ -5,6 +5,7 @@ Knows the index and nothing of Kafka. A source that fails or is late costs its a
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0}
 _POOL_FACTOR: Final = 3
 _MAX_POOL: Final = 1_000
 _SEARCH_SHARE: Final = 0.7
+_FIRST_LOOK: Final = 100
 
 
 class Ask(NamedTuple):
@@ -106,28 +108,23 @@ class Recall:
         deadline: float,
     ) -> None:
         """Popular items where they are asked for, and to fill up what the other sources left short."""
-        admitted: dict[Filter | None, set[int] | None] = {}
+        matching: dict[Filter | None, _Matching] = {}
         for index, ask in enumerate(asks):
             weight = ask.sources.get("popular", 0.0)
             found = {key for ranking in rankings[index] for key, _ in ranking.items}
             short = len(found) < ask.limit and not ask.sources
             if weight <= 0 and not short and rungs[index] is None:
                 continue
-            if ask.where not in admitted:
-                keys = [item.key for item in popular]
-                admitted[ask.where] = await _in_time(self._index.match(keys, ask.where), deadline)
-            live = admitted[ask.where]
-            if live is None:
+            if ask.where not in matching:
+                matching[ask.where] = _Matching(self._index, popular, ask.where, deadline)
+            unwanted = ask.exclude if weight > 0 else ask.exclude | found
+            items = await matching[ask.where].first(_pool(ask), unwanted)
+            if items is None:
                 # Nobody can say what matches now: without a filter, popular items are still better than none.
                 rungs[index] = "popular" if ask.where is None else "none"
-                live = {item.key for item in popular} if ask.where is None else set()
-            items = [
-                (item.key, item.item_id)
-                for item in popular
-                if item.key in live and item.key not in ask.exclude and (weight > 0 or item.key not in found)
-            ]
+                items = _first(popular, _pool(ask), unwanted) if ask.where is None else []
             weight = weight or _filler_weight(rankings[index])
-            rankings[index].append(Ranking("popular", weight, items[: _pool(ask)]))
+            rankings[index].append(Ranking("popular", weight, items))
 
     async def _vectors(
         self, asks: Sequence[Ask], fused: Sequence[list[Fused]], deadline: float
@@ -160,6 +157,39 @@ class Recall:
             ]
             explained.append(answer._replace(because=because))
         return explained
+
+
+class _Matching:
+    """Those of the popular items that match a filter, looked up as far as somebody needs them."""
+
+    def __init__(
+        self, index: Index, popular: Sequence[PopularItem], where: Filter | None, deadline: float
+    ) -> None:
+        self._index, self._where, self._deadline = index, where, deadline
+        self._found: list[PopularItem] = []
+        # Of a thousand a few dozen are wanted, and most match. Where they do not, one more look is the last.
+        self._unseen = [part for part in (popular[:_FIRST_LOOK], popular[_FIRST_LOOK:]) if part]
+        self._has_failed = False
+
+    async def first(self, count: int, unwanted: frozenset[int]) -> list[tuple[int, str]] | None:
+        """Keys and ids of the most popular ones; None where the index does not say in time."""
+        items = _first(self._found, count, unwanted)
+        while len(items) < count and self._unseen and not self._has_failed:
+            part = self._unseen[0]
+            matched = self._index.match([item.key for item in part], self._where)
+            live = await _in_time(matched, self._deadline)
+            if live is None:
+                self._has_failed = True
+                break
+            del self._unseen[0]
+            self._found += [item for item in part if item.key in live]
+            items = _first(self._found, count, unwanted)
+        return None if self._has_failed else items
+
+
+def _first(items: Iterable[PopularItem], count: int, unwanted: frozenset[int]) -> list[tuple[int, str]]:
+    wanted = ((item.key, item.item_id) for item in items if item.key not in unwanted)
+    return list(islice(wanted, count))
 
 
 def _pool(ask: Ask) -> int:

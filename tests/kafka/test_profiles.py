@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import pytest_asyncio
 from aiokafka import TopicPartition
 
@@ -46,6 +47,15 @@ class Store(NamedTuple):
         rows = np.array([row], dtype=np.int64)
         sent = await self.profiles.send(self.partition, rows, {}, generation)
         await self.profiles.settle(self.partition, sent, generation)
+
+    async def erase(self, user: bytes) -> None:
+        """As `forget` does it, with all that is known of the user up to now."""
+        partition = self.partition
+        partition.forgotten[user] = 1
+        partition.columns.remove(user)
+        nobody = np.zeros(0, dtype=np.int64)
+        sent = await self.profiles.send(partition, nobody, {user: 1}, partition.generation)
+        await self.profiles.settle(partition, sent, partition.generation)
 
     def offset_of(self, user: bytes) -> int:
         columns = self.partition.columns
@@ -145,6 +155,28 @@ async def test_a_late_write_at_the_end_is_overwritten_by_whoever_opens_the_parti
         async with asyncio.timeout(_WITHIN_S):
             while await last_offset_of(own_topics, b"bob") != 9:
                 await asyncio.sleep(0.1)
+
+
+async def test_a_late_write_does_not_bring_an_erased_user_back(
+    own_topics: Settings, stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it was erased nor for whoever reads the changelog, record by record."""
+    monkeypatch.setattr("streams.profiles._READ_RECORDS", 1)
+    frozen, heir = stores
+    await frozen.own(1)
+    await frozen.write(b"ann", 3)
+    await heir.own(2)
+    await heir.erase(b"ann")
+    await frozen.write(b"ann", 4)
+    for store in (frozen, heir):
+        store.profiles.freeze()
+    heir.partition.holes.add(0)
+    await heir.own(3)
+    assert b"ann" not in heir.partition.columns.rows
+    async with storing(own_topics, 3) as third:
+        await third.own(4)
+        assert b"ann" not in third.partition.columns.rows
+        assert third.partition.forgotten == {b"ann": 1}
 
 
 async def last_offset_of(settings: Settings, user: bytes) -> int:
