@@ -1,6 +1,7 @@
 """What any model has to beat and needs no learning, each a scorer: popularity, popularity now, buy-again."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,15 @@ def popularity(train: Log, items: int) -> Scorer:
     """The items with most events, for everyone."""
     counts = np.bincount(train.items, minlength=items).astype(np.float32)
     return lambda _log, _cases, part: np.broadcast_to(counts, (part.stop - part.start, items))
+
+
+def popularity_of_texts(train: Log, texts: Sequence[str], items: int) -> Scorer:
+    """The items whose text has most events, whichever item they were of: what is popular where an item is new."""
+    _, of_item = np.unique(np.array(texts), return_inverse=True)
+    counts = np.bincount(train.items, minlength=items)[: len(texts)]
+    row = np.zeros(items, dtype=np.float32)
+    row[: len(texts)] = np.bincount(of_item, weights=counts)[of_item]
+    return lambda _log, _cases, part: np.broadcast_to(row, (part.stop - part.start, items))
 
 
 def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int | None = None) -> Scorer:

@@ -214,7 +214,7 @@ def compare(
                 makers[f"{one.name} + {name}"] = lambda: fused([make() for make in both])
                 if not asked.test.mask_seen:
                     remembered[f"{one.name} + {name}"] = min(one.log_length, two.log_length)
-        makers |= _baselines(asked, items, k, threads, learned=learned)
+        makers |= _baselines(asked, data, k, threads, learned=learned)
         for name, make in makers.items():
             report(name, 0, len(asked.test))
             done = partial(report, name)
@@ -373,9 +373,10 @@ def _of_bundle(
 
 
 def _baselines(
-    asked: Split, items: int, k: int, threads: int, *, learned: bool
+    asked: Split, data: Dataset, k: int, threads: int, *, learned: bool
 ) -> dict[str, Callable[[], Scorer]]:
     """Scorers by name, made when they are needed. Under `prequential` the counts go on with the replay."""
+    items = len(data.item_ids)
     if asked.protocol == "prequential":
         popular = baselines.popularity_now(asked.log, items)
         week = baselines.popularity_now(asked.log, items, days=7)
@@ -387,6 +388,8 @@ def _baselines(
         "popular in the last week": lambda: week,
         "buy again": lambda: baselines.buy_again(popular),
     }
+    if texts := data.texts:
+        makers["popular texts"] = lambda: baselines.popularity_of_texts(asked.train, texts, items)
     if learned:
         from models import item_models
 

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from models import metrics
 from models.datasets import Dataset, DatasetError
 from models.events import Log, newest
-from models.protocols import Cases, Floats, Ints, Scorer, Split, delayed, discoveries, histories, select
+from models.protocols import (
+    Cases,
+    Floats,
+    Ints,
+    Scorer,
+    Split,
+    delayed,
+    discoveries,
+    histories,
+    of_targets,
+    select,
+)
 from streams.encoder import Encoder
 from streams.features import clamp_gap_s, gaps_s
 from streams.recall.fusion import Ranking, fuse
@@ -72,11 +83,18 @@ def evaluate(
     *,
     remembered: int | None = None,
 ) -> dict[str, Quality]:
-    """Quality on each of the question sets; `remembered`: scorers and masks know the newest so many events of a user."""
+    """Quality on each of the question sets; `remembered`: scorers and masks know the newest so many events of a user.
+
+    After a split in time also on `newcomers`: the targets that nobody had before it, ranked among the items that nobody had.
+    """
+    sets = {name: (cases, scorer) for name, cases in question_sets(split).items()}
+    new = np.bincount(split.train.items, minlength=items) == 0
+    if split.at_ms is not None and new[split.test.targets].any():
+        sets["newcomers"] = (of_targets(split.test, new), _only(new, scorer))
     found = {}
-    for name, cases in question_sets(split).items():
+    for name, (cases, scored_by) in sets.items():
         known = replace(cases, remembered=remembered)
-        found[name] = quality(*ranking(scorer, split.log, known, items, k, done), split, cases, items, k)
+        found[name] = quality(*ranking(scored_by, split.log, known, items, k, done), split, cases, items, k)
     return found
 
 
@@ -106,6 +124,15 @@ def ranking(
         lists[part][np.isneginf(np.take_along_axis(scores, lists[part], axis=1))] = -1
         done(part.stop, len(cases))
     return ranks, lists
+
+
+def _only(items: NDArray[np.bool_], scorer: Scorer) -> Scorer:
+    """The scorer with all other items out of the ranking."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        return np.where(items, scorer(log, cases, part), np.float32(-np.inf))
+
+    return scores
 
 
 def tuned(

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -142,9 +141,11 @@ def fit(
     chosen = np.random.default_rng(0).permutation(len(split.validation))[: config.judged]
     judged = select(split.validation, np.sort(chosen))
     counts = np.bincount(split.train.items, minlength=model.table.num_embeddings)
+    # Popular items are drawn more often for the softmax, which corrects for it; the other losses want them uniform.
+    chances = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
     while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
         progress.epoch += 1
-        loss = _epoch(model, mean, optimizer, split.train, counts, config, progress.epoch, report, teacher)
+        loss = _epoch(model, mean, optimizer, split.train, chances, config, progress.epoch, report, teacher)
         averaged = mean.module
         assert isinstance(averaged, Model)
         quality = validation_ndcg(averaged, split.log, judged, config.length)
@@ -168,6 +169,11 @@ def fit(
         )
         partial.replace(checkpoint)
     model.load_state_dict(best)
+    with (
+        torch.no_grad()
+    ):  # an item without an event is like the average one, not like what chance put in its row
+        seen = torch.from_numpy(counts > 0)
+        model.table.weight[~seen] = model.table.weight[seen].mean(0)
     model.eval()
     return progress
 
@@ -185,7 +191,7 @@ def _epoch(
     mean: AveragedModel,
     optimizer: torch.optim.Optimizer,
     log: Log,
-    counts: NDArray[np.int64],
+    chances: Tensor,
     config: FitConfig,
     number: int,
     report: Report,
@@ -200,9 +206,9 @@ def _epoch(
     for batch in epoch(log, config.length, config.positions, config.augmentation, seed):
         width = rng.choice((model.encoder.dim, *config.nested)) if config.nested else None
         users, targets = _pairs(model, batch, config.mask, width)
-        loss = _loss(model, users, targets, counts, config, width)
+        loss = _loss(model, users, targets, chances, config, width)
         if teacher is not None:
-            loss = loss + config.teaching * _taught(model, teacher, batch, counts, config, rng)
+            loss = loss + config.teaching * _taught(model, teacher, batch, chances, config, rng)
         if config.contrast:
             loss = loss + config.contrast * _contrast(model, batch, config.mask)
         optimizer.zero_grad()
@@ -244,13 +250,13 @@ def _loss(
     model: Model,
     users: Tensor,
     targets: Tensor,
-    counts: NDArray[np.int64],
+    chances: Tensor,
     config: FitConfig,
     width: int | None = None,
 ) -> Tensor:
     if config.loss == "softmax":
         return losses.full_softmax(users, model.vectors(width=width), targets)
-    drawn, log_counts = _drawn(counts, config)
+    drawn, log_counts = _drawn(chances, config)
     right = (users * model.vectors(targets, width)).sum(-1)
     sampled = users @ model.vectors(drawn, width).T
     hits = drawn == targets[:, None]
@@ -262,19 +268,17 @@ def _loss(
     return losses.gbce(right, sampled, model.table.num_embeddings)
 
 
-def _drawn(counts: NDArray[np.int64], config: FitConfig) -> tuple[Tensor, Tensor]:
+def _drawn(chances: Tensor, config: FitConfig) -> tuple[Tensor, Tensor]:
     """Negatives, and the log of how often each is expected among them."""
-    # Popular items are drawn more often for the softmax, which corrects for it; the others want them uniform.
-    weights = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
-    drawn = torch.multinomial(weights, config.negatives, replacement=True)
-    return drawn, torch.log(config.negatives * weights / weights.sum())[drawn].float()
+    drawn = torch.multinomial(chances, config.negatives, replacement=True)
+    return drawn, torch.log(config.negatives * chances[drawn] / chances.sum()).float()
 
 
 def _taught(
     model: Model,
     teacher: Teacher,
     batch: Batch,
-    counts: NDArray[np.int64],
+    chances: Tensor,
     config: FitConfig,
     rng: np.random.Generator,
 ) -> Tensor:
@@ -286,7 +290,7 @@ def _taught(
     known = Batch(batch.items[:, read], batch.actions[:, read], batch.gaps_s[:, read], mask)
     now = np.zeros(len(ends), dtype=np.float32)
     few = model.table.num_embeddings <= config.negatives
-    drawn = torch.arange(model.table.num_embeddings) if few else _drawn(counts, config)[0]
+    drawn = torch.arange(model.table.num_embeddings) if few else _drawn(chances, config)[0]
     answers = model.encoder.answer(model.events(known), torch.from_numpy(now))
     students = (answers @ model.vectors(drawn).T).amax(1)
     return losses.distillation(students, torch.from_numpy(teacher.scores(known, now, drawn.numpy())), 1.0)

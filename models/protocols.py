@@ -119,6 +119,17 @@ def discoveries(log: Log, cases: Cases) -> Cases:
     )
 
 
+def of_targets(cases: Cases, items: NDArray[np.bool_]) -> Cases:
+    """The same questions for some of the items only; cases without any such target are left out."""
+    wanted = items[cases.targets]
+    owners, counts = np.unique(cases.case_of_target[wanted], return_counts=True)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    targets = cases.targets[wanted]
+    return Cases(
+        cases.users[owners], cases.ends[owners], cases.now_ms[owners], starts, targets, cases.mask_seen
+    )
+
+
 def delayed(log: Log, cases: Cases, delay_ms: int) -> Cases:
     """The same questions where events reach the history only `delay_ms` after they happen."""
     latest = cases.now_ms - delay_ms

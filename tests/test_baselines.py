@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from models.baselines import DAY_MS, buy_again, popularity, popularity_now
+from models.baselines import DAY_MS, buy_again, popularity, popularity_now, popularity_of_texts
 from models.protocols import split
 from tests.test_protocols import dataset
 
@@ -25,6 +25,12 @@ ALL = slice(0, len(ASKED.test))
 def test_popularity_counts_what_was_learned_and_is_the_same_for_all() -> None:
     found = popularity(ASKED.train, ITEMS)(ASKED.log, ASKED.test, ALL)
     assert found.tolist() == [[3, 2, 0, 0, 1, 0]] * 3
+
+
+def test_an_item_is_as_popular_as_all_with_its_text() -> None:
+    texts = ["tea", "milk", "tea", "tea", "bread"]  # item 5 has none
+    found = popularity_of_texts(ASKED.train, texts, ITEMS)(ASKED.log, ASKED.test, ALL)
+    assert found.tolist() == [[3, 2, 3, 3, 1, 0]] * 3
 
 
 def test_popularity_of_the_last_week_forgets_what_is_older() -> None:

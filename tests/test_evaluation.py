@@ -56,6 +56,12 @@ def test_discovery_masks_what_was_bought() -> None:
     assert found.ndcg.value == pytest.approx((1 + 1 / math.log2(4)) / 2)
 
 
+def test_newcomers_are_ranked_among_what_nobody_had() -> None:
+    found = evaluate(best_first(0, 1, 3, 2), LISTS, ITEMS, 20)["newcomers"]
+    assert (found.targets, found.cases) == (3, 2)  # ann's 2, twice, and bob's 3: nobody had either before
+    assert found.ndcg.value == pytest.approx((2 / math.log2(3) + 1) / 3)
+
+
 def test_a_target_below_the_last_place_counts_nothing() -> None:
     found = evaluate(best_first(*range(4, 24), 0, 2, 3), LISTS, ITEMS, 20)
     assert found["all"].hit.value == found["discovery"].hit.value == 0

@@ -93,6 +93,15 @@ def test_every_loss_learns_the_circle(tmp_path: Path, loss: str) -> None:
     assert progress.best > 0.5  # the most popular items first: about a third
 
 
+def test_an_item_without_an_event_is_like_the_average_one(tmp_path: Path) -> None:
+    trained = model()
+    never = Model(cycles.ITEMS + 2, trained.encoder)
+    fit(never, SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
+    rows = never.table.weight.detach()
+    assert torch.equal(rows[-1], rows[-2])
+    torch.testing.assert_close(rows[-1], rows[: cycles.ITEMS].mean(0))
+
+
 def test_an_epoch_reports_the_mean_loss_over_its_targets(tmp_path: Path) -> None:
     progress = fit(model(), SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
     assert progress.curve[0][0] == pytest.approx(np.log(cycles.ITEMS), rel=0.2)  # nothing is known yet
