@@ -67,7 +67,8 @@ def coverage(lists: Ints, items: int) -> float:
 def novelty(lists: Ints, counts: Ints) -> float:
     """Mean self-information, -log2 of an item's share of the events (each item given one more), of all places in bits."""
     information = -np.log2((counts + 1) / (counts + 1).sum())
-    return float(information[lists[lists >= 0]].mean())
+    listed = information[lists[lists >= 0]]
+    return float(listed.mean()) if len(listed) else 0.0
 
 
 def gini(lists: Ints, items: int) -> float:

@@ -52,9 +52,9 @@ def best_of(
             f"{search.study} holds a search of {study.user_attrs['asked']}, asked for is {asked}: name another file"
         )
     study.set_user_attr("asked", asked)
-    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a search that was killed
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    for left_over in study.get_trials(states=[TrialState.RUNNING]):  # of a search that was killed
+        study.tell(left_over.number, state=TrialState.FAIL)
+        study.enqueue_trial(left_over.params)
     judged = [trial.params for trial in study.get_trials(states=[TrialState.COMPLETE])]
     while len(judged) < search.trials:
         if search.by == "grid":

@@ -48,10 +48,9 @@ class Ask(NamedTuple):
     sources: Mapping[str, float]
     events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
     again: Sequence[int] = ()  # item keys that the user may want again, best first
-    history: History | None = (
-        None  # what candidates may be scored by; only for bundles with a score graph, ...
-    )
-    pool: int = 0  # ... which want so many from each source
+    # Only for a bundle with a score graph: what candidates are scored by, and how many it wants from each source.
+    history: History | None = None
+    pool: int = 0
 
 
 class Answer(NamedTuple):
