@@ -119,9 +119,8 @@ def train_sequence(
             def judge(values: dict[str, Any]) -> float:
                 return validated(model, data, asked, varied(chosen, values), report, taught)
 
-            chosen = varied(
-                chosen, best_of(search, model, ENCODER_SPACE, _named(data, asked), seed, judge, report)
-            )
+            over = f"{_named(data, asked)}, {chosen}, taught by {taught.encoder.id if taught else 'nobody'}"
+            chosen = varied(chosen, best_of(search, model, ENCODER_SPACE, over, seed, judge, report))
         make(model, data, asked, chosen, out, command, report, taught)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
@@ -161,7 +160,7 @@ def train_scorer(
             def judge(values: dict[str, Any]) -> float:
                 return validated(model, material, varied(chosen, values), report)
 
-            over = f"{_named(data, asked)}, {material.encoder.id}"
+            over = f"{_named(data, asked)}, {chosen}, {material.encoder.id}"
             chosen = varied(chosen, best_of(search, model, SCORER_SPACE, over, seed, judge, report))
         make(model, material, data, asked, chosen, out, command, report)
     results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)

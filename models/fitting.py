@@ -120,7 +120,7 @@ def fit(
             model.table.weight += torch.from_numpy(
                 spectral(split.train, model.table.num_embeddings, model.encoder.dim)
             )
-    settled = _settled(model, split, config)
+    settled = _settled(model, split, config, teacher)
     if checkpoint.exists():
         found = torch.load(checkpoint, weights_only=True)
         if found["settled"] != settled:
@@ -178,12 +178,17 @@ def fit(
     return progress
 
 
-def _settled(model: Model, split: Split, config: FitConfig) -> dict[str, Any]:
+def _settled(model: Model, split: Split, config: FitConfig, teacher: Teacher | None) -> dict[str, Any]:
     """What may not change on the way; how long to go on may."""
     log = split.train
     events = hashlib.sha256(log.starts.tobytes() + log.items.tobytes() + log.at_ms.tobytes()).hexdigest()
     fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
-    return {**fixed, "events": events, "model": str(model)}
+    return {
+        **fixed,
+        "events": events,
+        "model": str(model),
+        "teacher": teacher.encoder.id if teacher else None,
+    }
 
 
 def _epoch(

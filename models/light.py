@@ -97,6 +97,11 @@ def _check(source: Manifest, *, int8: bool, dim: int | None, prune: float) -> No
         raise export.ExportError(
             f"--dim is {dim}: expected 1 to {source.dim - 1}, the bundle has {source.dim} dimensions"
         )
+    if source.scoring is not None:
+        raise export.ExportError(
+            f"bundle {source.name} has a score graph made for its vectors: lighten the bundle that it was trained over, then "
+            "train the scorer over that"
+        )
     if not 0 <= prune < 1:
         raise export.ExportError(f"--prune is {prune:g}: expected a share from 0 to less than 1")
 

@@ -41,11 +41,18 @@ def best_of(
     """
     import optuna
     from optuna.trial import TrialState
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{search.study}", study_name=name, direction="maximize", load_if_exists=True
-    )
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{search.study}", study_name=name, direction="maximize", load_if_exists=True
+        )
+    except SQLAlchemyError as error:
+        raise SearchError(
+            f"{search.study} cannot keep a study ({type(error).__name__}): expected a new file in a folder that is there, or "
+            "the file of a search"
+        ) from error
     asked = json.dumps({"data": data, "space": space, "seed": seed})
     if study.user_attrs.setdefault("asked", asked) != asked:
         raise SearchError(
@@ -54,14 +61,18 @@ def best_of(
     study.set_user_attr("asked", asked)
     for left_over in study.get_trials(states=[TrialState.RUNNING]):  # of a search that was killed
         study.tell(left_over.number, state=TrialState.FAIL)
-        study.enqueue_trial(left_over.params)
+        if search.by != "grid" and left_over.params.keys() == space.keys():
+            study.enqueue_trial(left_over.params)
     judged = [trial.params for trial in study.get_trials(states=[TrialState.COMPLETE])]
     while len(judged) < search.trials:
         if search.by == "grid":
             left = [values for values in _grid(space, seed) if values not in judged]
             if not left:
                 break
-            study.enqueue_trial(left[0], skip_if_exists=True)
+            if not study.get_trials(
+                states=[TrialState.WAITING]
+            ):  # else a search was killed before it took this up
+                study.enqueue_trial(left[0])
         # Seeded by how far it is: a search that goes on draws what it would have drawn.
         elif search.by == "random":
             study.sampler = optuna.samplers.RandomSampler(seed + len(judged))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.datasets import Dataset
+from models.evaluation import encoded
 from models.sequences import Batch
 from streams.encoder import Encoder
 
@@ -19,7 +20,8 @@ class Teacher:
 
     @staticmethod
     def of(encoder: Encoder, data: Dataset) -> "Teacher":
-        return Teacher(encoder, encoder.encode_items(data.texts or [], data.item_ids))
+        """Raises DatasetError where the bundle reads texts and the data has none."""
+        return Teacher(encoder, encoded(encoder, data).vectors)
 
     def scores(self, batch: Batch, gap_to_now_s: Floats, items: NDArray[np.int64]) -> Floats:
         """(windows, items): scores of catalog rows `items`, the best over the interests."""

@@ -154,7 +154,9 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
     learned = adapt(network, config.rank) if config.rank else list(network.parameters())
     rate = config.learning_rate if config.rank else config.learning_rate / 10
     optimizer = torch.optim.AdamW(learned, rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, config.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, config.steps, pct_start=0.11
+    )  # with .1, ten steps divide by zero
     found = []
     for step, batch in zip(range(config.steps), pairs(train, of_item, config), strict=False):
         one, other = (

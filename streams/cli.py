@@ -635,6 +635,13 @@ class Asked:
 
 _ASKED: Final = Asked()
 
+# Which options of `train` go with which kind of model, beside those that go with all.
+_GOES_WITH: Final = {
+    "starter": {"--steps"},
+    "scorer": {"--bundle", "--epochs", "--search", "--study"},
+    "item ids": {"--epochs", "--search", "--study", "--teacher", "--nested", "--resume"},
+}
+
 
 @app.command
 def train(
@@ -688,9 +695,23 @@ def train(
     """
     from models.commands import tables, train_scorer, train_sequence, train_starter
 
-    if model == "starter":
-        if search is not None:
-            raise CommandError("--search is for models with a recipe: starter has none, leave it out")
+    kind = "starter" if model == "starter" else "scorer" if model in ("deepfm", "dlrm", "nfm") else "item ids"
+    given = {
+        "--steps": steps,
+        "--bundle": bundle,
+        "--epochs": epochs,
+        "--search": search,
+        "--study": study,
+        "--teacher": teacher,
+        "--nested": nested,
+        "--resume": resume,
+    }
+    for option, value in given.items():
+        if value and option not in _GOES_WITH[kind]:
+            raise CommandError(f"{option} does not go with {model}: leave it out")
+    if study is not None and search is None:
+        raise CommandError(f"--study {study}: expected --search with it, which says how to search")
+    if kind == "starter":
         command = f"headwater train starter --seed {seed}" + (f" --steps {steps}" if steps else "")
         print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
         return 0
@@ -710,7 +731,7 @@ def train(
 
         training["search"] = Search(search, trials, study or out.with_name(f"{out.name}.study"))
         training["command"] += f" --search {search} --trials {trials}"
-    if model in ("deepfm", "dlrm", "nfm"):
+    if kind == "scorer":
         base = bundle or _settings().bundle_path
         results = train_scorer(model, base, asked.load(), chosen, out, **training)
     else:
@@ -760,8 +781,9 @@ def evaluate(
     """
     from models.commands import as_json, compare, tables
 
-    if through_the_stream and baselines:
-        raise CommandError("--through-the-stream asks about a bundle alone: leave --baselines out")
+    if through_the_stream and (baselines or with_ is not None):
+        option = "--baselines" if baselines else "--with"
+        raise CommandError(f"--through-the-stream asks about a bundle alone: leave {option} out")
     if graph and not through_the_stream:
         raise CommandError("--graph says how the stream searches: expected --through-the-stream with it")
     if bundle is None and not baselines:

@@ -440,7 +440,12 @@ class RequestPath:
             exclude.update(item_key(event.item_id) for event in request.session)
             exclude.update(key for key, _, action in _entries(user.log) if SEEN[action])
         elif (sources or DEFAULT_WEIGHTS).get("buy-again", 0) > 0:
-            again = _again(_entries(user.log), request.at_ms or int(held.asked_ms))
+            now_ms = request.at_ms or int(held.asked_ms)
+            session = [
+                (item_key(event.item_id), event.at_ms or now_ms, ACTION_CODES[event.action])
+                for event in request.session
+            ]
+            again = _again([*_entries(user.log), *session], now_ms)
         events = [
             (key, at_ms, ACTION_NAMES[action])
             for key, at_ms, action in (_entries(user.log) if request.explain else ())

@@ -82,7 +82,8 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
     arguments = ("evaluate", "--data", "events.csv", "--map", "user_id=who", "--k", "2")
     found = json.loads(terminal.succeeds(*arguments, "--json"))
     assert (found["protocol"], found["dropped"]) == ("leave-one-out", {"no user or no item": 1})
-    assert set(found["methods"]) == {"starter", "popular", "popular in the last week", "buy again"}
+    counted = {"popular", "popular in the last week", "popular texts", "buy again"}
+    assert set(found["methods"]) == {"starter", *counted}
     quality = found["methods"]["starter"]["all"]
     assert (quality["targets"], quality["hit"]["value"]) == (6, 1.0)  # three of four drinks are seen
     assert "hit@2" in terminal.succeeds(*arguments)
@@ -154,6 +155,9 @@ def test_the_metrics_reference_has_every_metric(terminal: Terminal) -> None:
         (["evaluate", "--data", "nowhere.csv"], "nowhere.csv is no file: expected a CSV"),
         (["evaluate", "--at", "noon"], "--at is noon: expected a share of the events such as 0.9, or a date"),
         (["bundle", "compare"], "no bundle named: expected the folders of those to compare"),
+        (["evaluate", "--through-the-stream", "--with", "other"], "leave --with out"),
+        (["train", "nfm", "--out", "b", "--resume"], "--resume does not go with nfm: leave it out"),
+        (["train", "lru", "--out", "b", "--study", "s"], "--study s: expected --search with it"),
         (["evaluate", "--k", "0"], "--k is 0: expected a whole number from 1 on"),
     ],
 )

@@ -279,6 +279,15 @@ async def test_whose_log_holds_nothing_to_want_again_costs_no_look(index: Fallib
     assert (await answer(index, ask(COFFEE))).rung is None
 
 
+@pytest.mark.parametrize("where", [None, {"category": "coffee"}])
+async def test_repeats_that_cannot_be_looked_up_take_nothing_from_a_full_answer(
+    index: Fallible, where: dict[str, Any] | None
+) -> None:
+    index.failing.update({"items", "match"})
+    found = await answer(index, ask(COFFEE, again=["soap 1"], where=where))
+    assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], "no-repeats")
+
+
 async def test_a_repeat_is_explained_by_the_event_it_repeats(index: Fallible) -> None:
     events = [("coffee 3", 5, "click"), ("soap 1", 9, "purchase")]
     found = await answer(index, ask(COFFEE, again=["soap 1"], events=events))
@@ -427,6 +436,19 @@ async def test_without_vectors_the_order_stays_and_the_rung_says_so(index: Falli
     getattr(index, way).add("vectors")
     (found,) = await scored(index, Scorer(), ask(COFFEE, history=NEW_HERE), timeout_s=SOON_S)
     assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], "unscored")
+
+
+async def test_a_request_without_vectors_leaves_the_others_their_scores(index: Fallible) -> None:
+    vectors = index.vectors
+
+    async def no_soap(keys: Sequence[int]) -> dict[int, F32]:
+        return {key: found for key, found in (await vectors(keys)).items() if key not in soaps}
+
+    soaps = {item_key(f"soap {number}") for number in range(5)}
+    index.vectors = no_soap  # type: ignore[method-assign]
+    asks = (ask(COFFEE, history=NEW_HERE), ask(SOAP, where={"category": "soap"}, history=NEW_HERE))
+    coffee, soap = await scored(index, Scorer(), *asks)
+    assert (coffee.rung, soap.rung) == (None, "unscored")
 
 
 async def test_diversity_chooses_among_the_scored(index: Fallible) -> None:

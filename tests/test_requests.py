@@ -170,6 +170,9 @@ async def test_what_was_wished_for_comes_again_where_seen_items_may(worker: Aske
         await worker.answer("ann", exclude_seen=False, exclude=["batteries"], **again)
     ).items == found.items[:1]
     assert (await worker.answer("ann", **again)).items == []
+    basket = [{"item_id": "green tea", "action": "add_to_cart"}]
+    what_if = await worker.answer("ann", exclude_seen=False, session=basket, **again)
+    assert [item.item_id for item in what_if.items] == ["batteries"]
     by_default = await worker.answer("ann", exclude_seen=False)
     assert "buy-again" in {item.source for item in by_default.items}
 

@@ -73,6 +73,13 @@ def test_a_study_of_other_data_is_refused(tmp_path: Path) -> None:
         searched(tmp_path / "s", "random", 2, Judge(), data="other data")
 
 
+@pytest.mark.parametrize("place", ["no folder/s", "no study"])
+def test_a_study_that_cannot_be_kept_is_one_sentence(tmp_path: Path, place: str) -> None:
+    (tmp_path / "no study").write_text("a shopping list, longer than the header of a database " * 9)
+    with pytest.raises(SearchError, match="cannot keep a study"):
+        searched(tmp_path / place, "random", 1, Judge())
+
+
 def test_the_best_variant_is_what_is_trained_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

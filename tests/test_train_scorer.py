@@ -16,7 +16,9 @@ from models.candidates import Pooling, trending  # noqa: E402 - after the skip
 from models.datasets import Dataset  # noqa: E402 - after the skip
 from models.evaluation import encoded, interests_of  # noqa: E402 - after the skip
 from models.events import Log  # noqa: E402 - after the skip
+from models.export import ExportError  # noqa: E402 - needs onnx
 from models.fitting import FitError, Model  # noqa: E402 - needs torch
+from models.light import lighten  # noqa: E402 - needs onnx
 from models.protocols import split  # noqa: E402 - after the skip
 from streams.bundle import BundleError, Origin  # noqa: E402 - after the skip
 from streams.encoder import Encoder, load  # noqa: E402 - after the skip
@@ -131,6 +133,13 @@ def test_an_export_that_computes_something_else_is_not_shipped(
     config, network = SCORERS[model]
     with pytest.raises(AssertionError, match=r"differ by .* in the scores"):
         torch_export.check_scorer(bundle, network(config(), len(CANDIDATE_FEATURES), bundle.dim))
+
+
+def test_what_was_scored_for_other_vectors_is_not_lightened(
+    trained: tuple[commands.Results, Encoder], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="lighten the bundle that it was trained over"):
+        lighten(trained[1].path, tmp_path / "light", int8=True, dim=None, prune=0.0, command="a test")
 
 
 @pytest.mark.parametrize(

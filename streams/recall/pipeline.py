@@ -86,8 +86,13 @@ class Recall:
         else:
             (rankings, failed), known = await self._by_vector(asks, searched_by), {}
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
-        _add_again(asks, rankings, rungs, known)
+        if known is not None:
+            _add_again(asks, rankings, known)
         await self._add_popular(asks, rankings, rungs, popular, deadline)
+        if known is None:
+            rungs = [
+                rung or ("no-repeats" if ask.again else None) for ask, rung in zip(asks, rungs, strict=True)
+            ]
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
         await self._rescore(asks, fused, rungs, vectors, popular, deadline - (1 - _SCORE_SHARE) * timeout_s)
@@ -179,26 +184,29 @@ class Recall:
         deadline: float,
     ) -> None:
         """The bundle's own order of the candidates, where it has one and there is time for it."""
-        wanted = [index for index, ask in enumerate(asks) if _is_scored(ask) and fused[index]]
-        if not wanted or self._scorer is None:
+        if self._scorer is None:
             return
         encoder, threads = self._scorer
-        pools = []
+        pools: dict[int, Pooled] = {}
+        wanted = [index for index, ask in enumerate(asks) if _is_scored(ask) and fused[index]]
         for index in wanted:
             ask = asks[index]
             assert ask.history is not None
             known = [item for item in fused[index] if item.key in vectors]
-            pools.append(Pooled(known, ask.interests, ask.history))
+            if known:
+                pools[index] = Pooled(known, ask.interests, ask.history)
         weights = {item.key: item.weight for item in popular}
         loop = asyncio.get_running_loop()
         scored = None
-        if all(pool.items for pool in pools) and loop.time() < deadline:
+        if pools and loop.time() < deadline:
             scored = await _in_time(
-                loop.run_in_executor(threads, rescored, pools, vectors, weights, encoder), deadline
+                loop.run_in_executor(threads, rescored, [*pools.values()], vectors, weights, encoder),
+                deadline,
             )
-        for place, index in enumerate(wanted):
-            if scored is not None:
-                fused[index] = scored[place]
+        orders = dict(zip(pools, scored or (), strict=False))
+        for index in wanted:
+            if index in orders:
+                fused[index] = orders[index]
             else:
                 rungs[index] = rungs[index] or "unscored"
 
@@ -258,15 +266,11 @@ def _first(items: Iterable[PopularItem], count: int, unwanted: frozenset[int]) -
 def _add_again(
     asks: Sequence[Ask],
     rankings: list[list[Ranking]],
-    rungs: list[str | None],
-    known: Mapping[int, Mapping[str, Any]] | None,
+    known: Mapping[int, Mapping[str, Any]],
 ) -> None:
     """What users may want again, before all others: among equals it comes first."""
     for index, ask in enumerate(asks):
         if not ask.again:
-            continue
-        if known is None:
-            rungs[index] = rungs[index] or "no-repeats"
             continue
         items = [
             (key, str(known[key]["item_id"]))
