@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from rich.console import Console
@@ -25,6 +25,9 @@ from streams import encoder
 from streams.bundle import Manifest
 from streams.encoder import Encoder
 from streams.recall.fusion import DEFAULT_WEIGHTS
+
+if TYPE_CHECKING:
+    from models.recipes import AnyRecipe, Space
 
 Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
 
@@ -115,12 +118,9 @@ def train_sequence(
     with progress() as report:
         asked = split(data, protocol, at)
         if search is not None:
-
-            def judge(values: dict[str, Any]) -> float:
-                return validated(model, data, asked, varied(chosen, values), report, taught)
-
             over = f"{_named(data, asked)}, {chosen}, taught by {taught.encoder.id if taught else 'nobody'}"
-            chosen = varied(chosen, best_of(search, model, ENCODER_SPACE, over, seed, judge, report))
+            judge = partial(validated, model, data, asked, report=report, teacher=taught)
+            chosen = _best(search, model, chosen, ENCODER_SPACE, over, judge, report)
         make(model, data, asked, chosen, out, command, report, taught)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
@@ -156,16 +156,31 @@ def train_scorer(
         asked = split(data, protocol, at)
         material = prepare(base, data, asked, chosen.fit, report)
         if search is not None:
-
-            def judge(values: dict[str, Any]) -> float:
-                return validated(model, material, varied(chosen, values), report)
-
             over = f"{_named(data, asked)}, {chosen}, {material.encoder.id}"
-            chosen = varied(chosen, best_of(search, model, SCORER_SPACE, over, seed, judge, report))
+            judge = partial(validated, model, material, report=report)
+            chosen = _best(search, model, chosen, SCORER_SPACE, over, judge, report)
         make(model, material, data, asked, chosen, out, command, report)
     results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
     with_figures(out, _figures(results))
     return results
+
+
+def _best(
+    search: Search,
+    model: str,
+    recipe: "AnyRecipe",
+    space: "Space",
+    over: str,
+    judge: "Callable[[AnyRecipe], float]",
+    report: Report,
+) -> "AnyRecipe":
+    """The variant of a recipe that validates best; `over`: what it is judged on."""
+    from models.recipes import varied
+
+    def judged(values: dict[str, Any]) -> float:
+        return judge(varied(recipe, values))
+
+    return varied(recipe, best_of(search, model, space, over, recipe.fit.seed, judged, report))
 
 
 def _named(data: Dataset, asked: Split) -> str:

@@ -107,27 +107,14 @@ def discoveries(log: Log, cases: Cases) -> Cases:
     asked = np.unique(cases.case_of_target * items + cases.targets)
     new = np.setdiff1d(asked, owners * items + log.items[rows], assume_unique=False)
     cases_left, counts = np.unique(new // items, return_counts=True)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    return replace(
-        cases,
-        users=cases.users[cases_left],
-        ends=cases.ends[cases_left],
-        now_ms=cases.now_ms[cases_left],
-        target_starts=starts,
-        targets=new % items,
-        mask_seen=True,
-    )
+    return replace(_asked(cases, cases_left, counts, new % items), mask_seen=True)
 
 
 def of_targets(cases: Cases, items: NDArray[np.bool_]) -> Cases:
     """The same questions for some of the items only; cases without any such target are left out."""
     wanted = items[cases.targets]
     owners, counts = np.unique(cases.case_of_target[wanted], return_counts=True)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    targets = cases.targets[wanted]
-    return Cases(
-        cases.users[owners], cases.ends[owners], cases.now_ms[owners], starts, targets, cases.mask_seen
-    )
+    return _asked(cases, owners, counts, cases.targets[wanted])
 
 
 def delayed(log: Log, cases: Cases, delay_ms: int) -> Cases:
@@ -151,14 +138,18 @@ def histories(log: Log, cases: Cases, part: slice) -> tuple[Ints, Ints]:
 def select(cases: Cases, chosen: Ints) -> Cases:
     """Some of the cases, in the order given."""
     _, places = _ranges(cases.target_starts[chosen], cases.target_starts[chosen + 1])
-    starts = np.concatenate([[0], np.cumsum(np.diff(cases.target_starts)[chosen])])
+    return _asked(cases, chosen, np.diff(cases.target_starts)[chosen], cases.targets[places])
+
+
+def _asked(cases: Cases, chosen: Ints, counts: Ints, targets: Ints) -> Cases:
+    """The cases `chosen`, each asked for its own `counts` of the `targets`."""
     return replace(
         cases,
         users=cases.users[chosen],
         ends=cases.ends[chosen],
         now_ms=cases.now_ms[chosen],
-        target_starts=starts,
-        targets=cases.targets[places],
+        target_starts=np.concatenate([[0], np.cumsum(counts)]),
+        targets=targets,
     )
 
 
