@@ -433,22 +433,23 @@ class RequestPath:
 
     def _ask(self, held: Held, user: UserInterests, text: NDArray[np.float32] | None) -> Ask:
         request = held.request
+        now_ms = request.at_ms or int(held.asked_ms)
+        entries = _entries(user.log)
+        session = [
+            (item_key(event.item_id), event.at_ms or now_ms, ACTION_CODES[event.action])
+            for event in request.session
+        ]
         exclude = {item_key(item_id) for item_id in request.exclude}
         sources = {str(name): weight for name, weight in request.sources.items()}
         again: list[int] = []
         if request.exclude_seen:
-            exclude.update(item_key(event.item_id) for event in request.session)
-            exclude.update(key for key, _, action in _entries(user.log) if SEEN[action])
+            exclude.update(key for key, _, _ in session)
+            exclude.update(key for key, _, action in entries if SEEN[action])
         elif (sources or DEFAULT_WEIGHTS).get("buy-again", 0) > 0:
-            now_ms = request.at_ms or int(held.asked_ms)
-            session = [
-                (item_key(event.item_id), event.at_ms or now_ms, ACTION_CODES[event.action])
-                for event in request.session
-            ]
-            again = _again([*_entries(user.log), *session], now_ms)
+            again = _again([*entries, *session], now_ms)
         events = [
             (key, at_ms, ACTION_NAMES[action])
-            for key, at_ms, action in (_entries(user.log) if request.explain else ())
+            for key, at_ms, action in (entries if request.explain else ())
             if STEPS[action]
         ]
         return Ask(
@@ -462,21 +463,14 @@ class RequestPath:
             sources=sources,
             events=events,
             again=[key for key in again if key not in exclude],
-            history=self._history(held, user) if self._encoder.pool else None,
+            history=self._history([*entries, *session], now_ms) if self._encoder.pool else None,
             pool=self._encoder.pool,
         )
 
-    def _history(self, held: Held, user: UserInterests) -> History:
-        """The newest L wishes, those of the session last."""
-        request, length = held.request, self._encoder.log_length
-        now_ms = request.at_ms or int(held.asked_ms)
-        events = [(key, at_ms) for key, at_ms, action in _entries(user.log) if STEPS[action]]
-        events += [
-            (item_key(event.item_id), event.at_ms or now_ms)
-            for event in request.session
-            if STEPS[ACTION_CODES[event.action]]
-        ]
-        events = events[-length:]
+    def _history(self, entries: Sequence[tuple[int, int, int]], now_ms: int) -> History:
+        """The newest L wishes."""
+        length = self._encoder.log_length
+        events = [(key, at_ms) for key, at_ms, action in entries if STEPS[action]][-length:]
         return History(
             np.array([key for key, _ in events], dtype=np.uint64),
             np.array([at_ms for _, at_ms in events], dtype=np.int64),

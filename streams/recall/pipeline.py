@@ -195,10 +195,10 @@ class Recall:
             known = [item for item in fused[index] if item.key in vectors]
             if known:
                 pools[index] = Pooled(known, ask.interests, ask.history)
-        weights = {item.key: item.weight for item in popular}
         loop = asyncio.get_running_loop()
         scored = None
         if pools and loop.time() < deadline:
+            weights = {item.key: item.weight for item in popular}
             scored = await _in_time(
                 loop.run_in_executor(threads, rescored, [*pools.values()], vectors, weights, encoder),
                 deadline,
