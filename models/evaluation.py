@@ -234,9 +234,7 @@ def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, par
     given = (catalog.vectors[log.items[rows]], log.actions[rows], gaps_s(times), mask)
     any_event = mask.max(axis=1) > 0
     now = clamp_gap_s(np.where(any_event, cases.now_ms[part] - last[:, 0], 0) / 1000)
-    if encoder.kind == "windowed":
-        return Interests(*encoder.window(*given, now), any_event)
-    return Interests(*encoder.read(encoder.step(encoder.initial_state(len(rows)), *given), now), any_event)
+    return Interests(*encoder.answer(*given, now), any_event)
 
 
 def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:

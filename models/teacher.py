@@ -25,11 +25,7 @@ class Teacher:
 
     def scores(self, batch: Batch, gap_to_now_s: Floats, items: NDArray[np.int64]) -> Floats:
         """(windows, items): scores of catalog rows `items`, the best over the interests."""
-        given = (self.vectors[batch.items], batch.actions, batch.gaps_s, batch.mask)
-        if self.encoder.kind == "windowed":
-            interests, _ = self.encoder.window(*given, gap_to_now_s)
-        else:
-            state = self.encoder.step(self.encoder.initial_state(len(batch.mask)), *given)
-            interests, _ = self.encoder.read(state, gap_to_now_s)
+        vectors = self.vectors[batch.items]
+        interests, _ = self.encoder.answer(vectors, batch.actions, batch.gaps_s, batch.mask, gap_to_now_s)
         scores: Floats = (interests @ self.vectors[items].T).max(axis=1)
         return scores

@@ -144,6 +144,15 @@ class Encoder:
         interests, weights = self._window.run(["interests", "weights"], feed)
         return interests, weights
 
+    def answer(
+        self, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats, gap_to_now_s: Floats
+    ) -> tuple[Floats, Floats]:
+        """Interests (users, K, D) and weights (users, K) from whole histories, by whichever graphs the bundle has."""
+        if self.kind == "windowed":
+            return self.window(items, actions, gaps_s, mask, gap_to_now_s)
+        state = self.step(self.initial_state(len(items)), items, actions, gaps_s, mask)
+        return self.read(state, gap_to_now_s)
+
     def score(self, features: Floats, interests: Floats, items: Floats) -> Floats:
         """Scores (candidates,) between 0 and 1, the higher the likelier that the user takes the candidate next.
 
@@ -312,11 +321,7 @@ def fold(
     """Interests and weights from whole logs of equal length, by whichever graphs the bundle has."""
     codes = np.array([[ACTION_CODES[action] for action in row] for row in actions], dtype=np.int64)
     mask = np.ones(codes.shape, dtype=np.float32)
-    if encoder.kind == "windowed":
-        return encoder.window(items, codes, gaps_s, mask, gap_to_now_s)
-    return encoder.read(
-        encoder.step(encoder.initial_state(len(items)), items, codes, gaps_s, mask), gap_to_now_s
-    )
+    return encoder.answer(items, codes, gaps_s, mask, gap_to_now_s)
 
 
 def _agree(encoder: Encoder, what: str, got: Floats, expected: list[list[float]], tolerance: float) -> None:

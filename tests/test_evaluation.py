@@ -169,7 +169,7 @@ class Stand:
     def encode_items(self, texts: list[str], item_ids: list[str]) -> Floats:
         return np.eye(self.dim, dtype=np.float32)[[int(item_id[-1]) for item_id in item_ids]]
 
-    def window(
+    def answer(
         self, items: Floats, actions: Floats, gaps: Floats, mask: Floats, now: Floats
     ) -> tuple[Floats, Floats]:
         self.seen.append((items, actions, gaps, mask, now))

@@ -17,8 +17,8 @@ from tests.test_evaluation import Stand, small
 class Weighed(Stand):
     """With the interest of the event before the last at half the weight of that of the last."""
 
-    def window(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override, type-arg]
-        interests, weights = super().window(*inputs)
+    def answer(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override, type-arg]
+        interests, weights = super().answer(*inputs)
         return interests, weights * np.array([1.0, 0.5], dtype=np.float32)
 
 
@@ -42,8 +42,8 @@ def test_interests_vote_by_rank_and_weight_and_not_by_their_length() -> None:
 
 def test_an_interest_without_weight_has_no_vote() -> None:
     class One(Weighed):
-        def window(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override, type-arg]
-            interests, weights = super().window(*inputs)
+        def answer(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override, type-arg]
+            interests, weights = super().answer(*inputs)
             return interests, np.floor(weights)
 
     # Only item 3 is near; the others are level, and the lower number comes first.
