@@ -42,6 +42,7 @@ from streams.messages import (
     decode_response,
     encode,
 )
+from streams.producer import Producer
 from streams.refusal import why_unreachable
 from streams.settings import Settings
 from streams.topics import Topics
@@ -330,7 +331,7 @@ class HeadwaterClient:
         for partition, end in (await self._consumer.end_offsets(partitions)).items():
             self._consumer.seek(partition, end)
         # No lingering: a lone click goes out at once, and what comes while one is on its way shares the next batch.
-        self._producer = AIOKafkaProducer(
+        self._producer = Producer(
             **options, acks="all", linger_ms=0, request_timeout_ms=int(PUBLISH_TIMEOUT_S * 1000)
         )
         await self._producer.start()

@@ -12,6 +12,7 @@ from aiokafka.structs import RecordMetadata
 from msgspec import Struct
 
 from streams.engine import StopWorker
+from streams.producer import Producer
 from streams.settings import Settings
 
 # A broker that is started again, or whose partitions move to another, is away for less.
@@ -37,7 +38,7 @@ class Outgoing(Struct, frozen=True, gc=False):
 
 def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
     """A producer that waits for all replicas, two minutes for a broker that is away, and fills whole record batches."""
-    producer = AIOKafkaProducer(
+    producer = Producer(
         **settings.kafka_options(),
         acks="all",
         linger_ms=0,

@@ -83,8 +83,8 @@ class Index(Protocol):
         """The payloads, `item_id` among them, of those keys that have a live item, available or not."""
         ...
 
-    async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
-        """Those of the keys that a search with this filter could return."""
+    async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
+        """Those of the keys that a search with this filter could return, with the ids of their items."""
         ...
 
     async def count(self) -> int:

@@ -161,10 +161,10 @@ class EdgeIndex:
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
         return {key: _payload(item) for key, item in self._live(keys)}
 
-    async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
+    async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
         if where is None:
-            return {key for key, item in self._live(keys) if not item.is_hidden}
-        return {key for key, item in self._live(keys) if admits(where, _payload(item))}
+            return {key: item.item_id for key, item in self._live(keys) if not item.is_hidden}
+        return {key: item.item_id for key, item in self._live(keys) if admits(where, _payload(item))}
 
     async def count(self) -> int:
         return self._live_rows

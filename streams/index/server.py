@@ -171,8 +171,8 @@ class ServerIndex:
                 found[int(record.id)] = {**payload["item"], "item_id": payload["item_id"]}
         return found
 
-    async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
-        found: set[int] = set()
+    async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
+        found: dict[int, str] = {}
         for part in _slices(keys, READ_SLICE):
             group = _condition_on_items(where)
             wanted = _filter(
@@ -184,10 +184,10 @@ class ServerIndex:
                 self._collection,
                 wanted,
                 limit=READ_SLICE,
-                with_payload=False,
+                with_payload=["item_id"],
                 with_vectors=False,
             )
-            found.update(int(record.id) for record in records)
+            found |= {int(record.id): (record.payload or {})["item_id"] for record in records}
         return found
 
     async def count(self) -> int:

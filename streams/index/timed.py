@@ -36,7 +36,7 @@ class TimedIndex:
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
         return await self._timed("items", self._index.items(keys))
 
-    async def match(self, keys: Sequence[int], where: Filter | None) -> set[int]:
+    async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
         return await self._timed("match", self._index.match(keys, where))
 
     async def count(self) -> int:

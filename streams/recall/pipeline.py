@@ -7,14 +7,14 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streams.features import History
 from streams.index import Index, IndexUnavailable, Query
-from streams.recall.filters import Filter, admits
+from streams.recall.filters import Filter
 from streams.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
 from streams.recall.reasons import PastEvent, Share, reasons
 from streams.recall.rescoring import Pooled, rescored
@@ -128,9 +128,17 @@ class Recall:
             rankings[index].append(Ranking(source, weight, [(hit.key, hit.item_id) for hit in hits]))
         return rankings, {index for index, _, _ in votes} if found is None else set()
 
-    async def _again(self, asks: Sequence[Ask], deadline: float) -> Mapping[int, Mapping[str, Any]] | None:
-        """The payloads of what users may want again, None where the index does not give them."""
-        return await _in_time(self._index.items(list({key for ask in asks for key in ask.again})), deadline)
+    async def _again(
+        self, asks: Sequence[Ask], deadline: float
+    ) -> Mapping[Filter | None, Mapping[int, str]] | None:
+        """By filter, the ids of what users may want again that match it; None where the index does not say."""
+        wanted: dict[Filter | None, set[int]] = {}
+        for ask in asks:
+            if ask.again:
+                wanted.setdefault(ask.where, set()).update(ask.again)
+        calls = (self._index.match(list(keys), where) for where, keys in wanted.items())
+        found = await _in_time(asyncio.gather(*calls), deadline)
+        return None if found is None else dict(zip(wanted, found, strict=True))
 
     async def _add_popular(
         self,
@@ -266,17 +274,14 @@ def _first(items: Iterable[PopularItem], count: int, unwanted: frozenset[int]) -
 def _add_again(
     asks: Sequence[Ask],
     rankings: list[list[Ranking]],
-    known: Mapping[int, Mapping[str, Any]],
+    known: Mapping[Filter | None, Mapping[int, str]],
 ) -> None:
     """What users may want again, before all others: among equals it comes first."""
     for index, ask in enumerate(asks):
         if not ask.again:
             continue
-        items = [
-            (key, str(known[key]["item_id"]))
-            for key in ask.again
-            if key in known and admits(ask.where, known[key])
-        ]
+        matching = known[ask.where]
+        items = [(key, matching[key]) for key in ask.again if key in matching]
         weight = (ask.sources or DEFAULT_WEIGHTS)["buy-again"]
         rankings[index].insert(0, Ranking("buy-again", weight, items[: _pool(ask)]))
 

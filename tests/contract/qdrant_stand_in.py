@@ -234,11 +234,9 @@ class _Points(wire.PointsServicer):
             request.collection_name,
             GrpcToRest.convert_filter(request.filter),
             limit=request.limit,
-            with_payload=False,
+            with_payload=GrpcToRest.convert_with_payload_interface(request.with_payload),
         )
-        return wire.ScrollResponse(
-            result=[wire.RetrievedPoint(id=RestToGrpc.convert_extended_point_id(each.id)) for each in records]
-        )
+        return wire.ScrollResponse(result=[RestToGrpc.convert_retrieved_point(each) for each in records])
 
     async def Count(self, request: Any, context: Any) -> Any:
         await self._stand_in.enter(request, context)

@@ -112,7 +112,7 @@ async def test_empty_index_answers_with_nothing(index: Index) -> None:
     assert await index.count() == 0
     assert await index.vectors([1]) == {}
     assert await index.items([1]) == {}
-    assert await index.match([1], None) == set()
+    assert await index.match([1], None) == {}
     await index.put([])
 
 
@@ -176,7 +176,7 @@ async def test_unavailable_items_are_found_only_where_the_filter_asks(index: Ind
     ]:
         where = None if raw is None else parse(raw)
         assert await found(index, where) == expected
-        assert await index.match(keys, where) == {item_key(name) for name in expected}
+        assert await index.match(keys, where) == {item_key(name): name for name in expected}
     assert await index.count() == 3
     assert set(await index.items(keys)) == set(await index.vectors(keys)) == set(keys[:3])
 
@@ -316,12 +316,12 @@ async def test_deleted_item_is_nowhere(index: Index) -> None:
         assert await found(index, parse(raw)) == {"b"}
     for raw in ({"not": {"category": "c"}}, {"available": False}, {"not": {"available": True}}):
         assert await found(index, parse(raw)) == set()
-        assert await index.match([key], parse(raw)) == set()
+        assert await index.match([key], parse(raw)) == {}
     assert await index.count() == 1
     assert (await index.items([key]), await index.vectors([key]), await index.match([key], None)) == (
         {},
         {},
-        set(),
+        {},
     )
 
 
@@ -467,7 +467,7 @@ def test_engine_finds_exactly_what_the_filter_means(index_runner: "Runner", data
             }
             assert await found(index, where) == expected
             keys = [item_key(name) for name in items]
-            assert await index.match(keys, where) == {item_key(name) for name in expected}
+            assert await index.match(keys, where) == {item_key(name): name for name in expected}
 
     index_runner.run(check)
 
