@@ -1,9 +1,9 @@
 """Writing to a broker without the turns of the event loop that aiokafka's producer takes.
 
 aiokafka's sender is a task that waits for several others at once: three turns pass from `send` to the write, and five from
-the acknowledgement to whoever waits for it. Beside other work each is a wait, and on an idle machine they are a tenth of
-the way of a click and its answer. Here it is one turn to the write, so that what is sent in the same turn still shares a
-request, and one from the acknowledgement. Whatever goes wrong is left to aiokafka.
+the acknowledgement to whoever waits for it. Beside other work each is a wait, and on an idle machine they are a thirtieth
+of the way of a click and its answer. Here it is one turn to the write, so that what is sent in the same turn still shares
+a request, and one from the acknowledgement. Whatever goes wrong is left to aiokafka.
 """
 
 import asyncio
