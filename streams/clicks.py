@@ -33,6 +33,9 @@ log = structlog.get_logger(__name__)
 
 # Decoding holds the loop for about a millisecond a slice; requests get their turn in between.
 _SLICE: Final = 400
+# So many batches are worked on beside each other: one steps the encoder in its thread while another is decoded. With a
+# backlog of all partitions in hand each turn of the loop would otherwise take as many slices, and requests wait for it.
+_BESIDE: Final = 2
 # How long a batch may wait for its partition to be opened: a restore is reading, or the worker is stuck.
 _OPEN_TIMEOUT_S: Final = 600.0
 
@@ -81,6 +84,7 @@ class ClickPath:
         )
         self._partitions = partitions
         self._initial = encoder.initial_state(1)[0]
+        self._turns = asyncio.Semaphore(_BESIDE)
         self.counts: dict[int, Counts] = {}
         self._stage = {
             name: metrics.click_batch_stage_seconds.labels(name)
@@ -101,7 +105,7 @@ class ClickPath:
         if partition is None:
             raise Lost
         await partition.gate.passed(_OPEN_TIMEOUT_S)
-        async with partition.lock:
+        async with partition.lock, self._turns:
             partition.require(batch.generation)
             started = time.perf_counter()
             letters: list[DeadLetter] = []
@@ -222,11 +226,14 @@ class ClickPath:
     async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_]) -> None:
         if not self._vectors.can_fetch:
             return
+        self._turns.release()  # others need not wait for the index
         try:
             await self._vectors.ensure(keys_needed(change, refold))
         except IndexUnavailable as error:
             # Clicks go on: what has no vector now counts as pending, and is folded in when it has one.
             log.debug("vectors_unavailable", error=str(error))  # the index has said so itself, once
+        finally:
+            await self._turns.acquire()
 
     async def _run(self, job: Job) -> NDArray[np.float16]:
         if not job.calls:

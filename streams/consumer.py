@@ -10,6 +10,10 @@ Kafka holds that back (500 ms): whatever has been taken meanwhile is not asked f
 So it waits 2 ms, and such a fetch is not held back. And whoever waits for records is woken as they arrive, not after that
 has been considered: mostly they are then taken before, and all partitions are asked for at once.
 
+*Together*: clicks and requests come over one connection, one fetch of all at a time. Behind a backlog of clicks, megabytes
+that are read a piece at each turn of a busy loop, a request waited 100 ms before anybody saw it. So urgent topics have
+fetches of their own. There the next one already waits at the broker while a click is applied, too.
+
 *Records*: aiokafka takes 1 us to make one, of which half are fields that nobody here asks for. They keep the interpreter
 from the work beside, and each click is one.
 """
@@ -19,7 +23,8 @@ import contextlib
 import random
 import time
 from collections import OrderedDict
-from typing import Any, Final
+from collections.abc import Collection
+from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.protocol.fetch import FetchRequest
@@ -34,6 +39,8 @@ _PAUSE_S: Final = 0.01
 # So long may records wait to be taken before the other partitions are asked for without theirs.
 _TAKEN_WITHIN_S: Final = 0.002
 _PARTIAL_MAX_WAIT_MS: Final = 10
+# aiokafka's client knows its connections to a broker by number: 0 is for records, 1 for the group.
+_URGENT_CONNECTION: Final = 2
 
 
 # Not followed by the garbage collector: it holds text and numbers only.
@@ -50,15 +57,41 @@ class Record(Struct, frozen=True, gc=False):
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
-    """aiokafka's consumer, in all but that."""
+    """aiokafka's consumer, in all but that. Topics named ``urgent`` are fetched apart from the others."""
+
+    def __init__(self, *topics: str, urgent: Collection[str] = (), **options: Any) -> None:
+        super().__init__(*topics, **options)
+        self._urgent = frozenset(urgent)
 
     async def start(self) -> None:
         await super().start()
         fetcher: Any = self._fetcher
+        fetcher._client = _Connections(fetcher._client)
         _ask_quickly(fetcher)
         _pause_between_empty_fetches(fetcher)
-        _hurry_partial_fetches(fetcher)
-        fetcher._records = _Fetched(fetcher)
+        _plan_quickly(fetcher, self._urgent)
+        fetcher._records = _Fetched(fetcher, self._urgent)
+
+
+class _Apart(NamedTuple):
+    """A broker, as the urgent topics know it: what is on its way to it for others is no reason to wait."""
+
+    node: int
+
+
+class _Connections:
+    """A client that asks for urgent topics over a connection of their own: a broker answers one fetch of each at a time."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def send(self, node: Any, request: Any) -> Any:
+        if isinstance(node, _Apart):
+            return await self._client.send(node.node, request, group=_URGENT_CONNECTION)
+        return await self._client.send(node, request)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 def _ask_quickly(fetcher: Any) -> None:
@@ -85,41 +118,55 @@ def _pause_between_empty_fetches(fetcher: Any) -> None:
     fetcher._proc_fetch_request = paced
 
 
-def _hurry_partial_fetches(fetcher: Any) -> None:
+def _plan_quickly(fetcher: Any, urgent: Collection[str]) -> None:
     fetcher._prefetch_backoff = _TAKEN_WITHIN_S
-    whole_max_wait_ms = fetcher._fetch_max_wait_ms
-    plan = fetcher._get_actions_per_node
+    theirs, whole_max_wait_ms = fetcher._get_actions_per_node, fetcher._fetch_max_wait_ms
 
     def planned(assignment: Any) -> Any:
+        plan = _plan(fetcher, assignment, urgent, whole_max_wait_ms)
+        if plan is not None:
+            return plan
         fetcher._fetch_max_wait_ms = _PARTIAL_MAX_WAIT_MS if fetcher._records else whole_max_wait_ms
-        return _plan_whole(fetcher, assignment) or plan(assignment)
+        in_flight = fetcher._in_flight
+        fetcher._in_flight = {node.node if isinstance(node, _Apart) else node for node in in_flight}
+        try:
+            return theirs(assignment)
+        finally:
+            fetcher._in_flight, fetcher._fetch_max_wait_ms = in_flight, whole_max_wait_ms
 
     fetcher._get_actions_per_node = planned
 
 
-def _plan_whole(fetcher: Any, assignment: Any) -> Any:
-    """aiokafka's plan where every partition is to be asked for and nothing else is to be done, in a quarter of its time.
+def _plan(fetcher: Any, assignment: Any, urgent: Collection[str], whole_max_wait_ms: int) -> Any:
+    """What aiokafka plans for each half, urgent and not, where all that there is to do is to fetch; in a third of its time.
 
     None otherwise.
     """
-    if fetcher._records or fetcher._in_flight or fetcher._preferred_read_replica:
+    if fetcher._preferred_read_replica:
         return None
     leader_of, state_of = fetcher._client.cluster.leader_for_partition, assignment.state_value
-    most_bytes = fetcher._max_partition_fetch_bytes
-    nodes: dict[int, dict[str, list[tuple[int, int, int]]]] = {}
+    records, in_flight, most_bytes = fetcher._records, fetcher._in_flight, fetcher._max_partition_fetch_bytes
+    wanted: dict[int | _Apart, dict[str, list[tuple[int, int, int]]]] = {}
+    untaken: dict[int | _Apart, list[float]] = {}
+    partial = {tp.topic in urgent for tp in records}
     tps = list(assignment.tps)
     random.shuffle(tps)  # where an answer has no room for all, each is among the first of some
     for tp in tps:
-        node, state = leader_of(tp), state_of(tp)
-        if node is None or node == -1 or not state.has_valid_position or state.paused:
+        leader, state = leader_of(tp), state_of(tp)
+        if leader is None or leader == -1 or not state.has_valid_position or state.paused:
             return None
-        topics = nodes.setdefault(node, {})
-        topics.setdefault(tp.topic, []).append((tp.partition, state.position, most_bytes))
+        node = _Apart(leader) if tp.topic in urgent else leader
+        if tp in records:
+            if wait_s := records[tp].calculate_backoff():
+                untaken.setdefault(node, []).append(wait_s)
+        elif node not in in_flight:
+            topics = wanted.setdefault(node, {})
+            topics.setdefault(tp.topic, []).append((tp.partition, state.position, most_bytes))
     fetches = [
         (
             node,
             FetchRequest(
-                fetcher._fetch_max_wait_ms,
+                _PARTIAL_MAX_WAIT_MS if isinstance(node, _Apart) in partial else whole_max_wait_ms,
                 fetcher._fetch_min_bytes,
                 fetcher._fetch_max_bytes,
                 fetcher._isolation_level,
@@ -127,16 +174,18 @@ def _plan_whole(fetcher: Any, assignment: Any) -> Any:
                 rack_id=fetcher._client_rack or "",
             ),
         )
-        for node, topics in nodes.items()
+        for node, topics in wanted.items()
+        if node not in untaken
     ]
-    return fetches, {}, fetcher._fetcher_timeout, False, []
+    wait_s = min(map(max, untaken.values())) if untaken else fetcher._fetcher_timeout
+    return fetches, {}, wait_s, False, []
 
 
 class _Fetched(OrderedDict[TopicPartition, Any]):
-    """What has been fetched and not yet taken: runs of records, unpacked as they are taken, and errors."""
+    """What has been fetched and not yet taken, the urgent first: runs of records, unpacked as they are taken, and errors."""
 
-    def __init__(self, fetcher: Any) -> None:
-        self._fetcher = fetcher
+    def __init__(self, fetcher: Any, urgent: Collection[str]) -> None:
+        self._fetcher, self._urgent = fetcher, urgent
         super().__init__(fetcher._records)
 
     def __setitem__(self, tp: TopicPartition, fetched: Any) -> None:
@@ -144,6 +193,8 @@ class _Fetched(OrderedDict[TopicPartition, Any]):
         if records is not None:
             records._consumer_record = _record
         super().__setitem__(tp, fetched)
+        if tp.topic in self._urgent:
+            self.move_to_end(tp, last=False)
         for waiter in self._fetcher._fetch_waiters:
             self._fetcher._notify(waiter)
 

@@ -186,6 +186,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
         self._assignor = RangePartitionAssignor
         return Consumer(
             **settings.kafka_options(),
+            urgent=app.urgent,
             client_id=client_id(app.conf.id),
             group_id=app.conf.id,
             partition_assignment_strategy=[RangePartitionAssignor],
@@ -379,7 +380,7 @@ class EngineApp(faust.App):
     def __init__(self, group: str, settings: Settings) -> None:
         self.engine_settings = settings
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._urgent: set[str] = set()
+        self.urgent: set[str] = set()
         self._on_interrupt: list[Callable[[], None]] = []
         self._in_hand: set[asyncio.Task[None]] = set()
         self._handlers: dict[str, Handler] = {}
@@ -433,7 +434,7 @@ class EngineApp(faust.App):
         """Faust keeps no tables here, so it needs no folders."""
 
     def priority(self, tp: Any) -> bool:
-        return tp.topic not in self._urgent
+        return tp.topic not in self.urgent
 
     def handle(self, topic: str, handler: Handler, *, urgent: bool = False) -> None:
         """Call ``handler`` with every batch of ``topic``; batches of urgent topics go first.
@@ -442,7 +443,7 @@ class EngineApp(faust.App):
         the worker, and so does any other exception: none of them acknowledges anything.
         """
         if urgent:
-            self._urgent.add(topic)
+            self.urgent.add(topic)
         self._handlers[topic] = handler
         cast(Any, self.topics).add(self.topic(topic))  # which is what Faust subscribes to
 
@@ -453,10 +454,6 @@ class EngineApp(faust.App):
 
     async def _guarded(self, batch: Batch) -> None:
         try:
-            if batch.topic not in self._urgent:
-                # In this turn of the loop the consumer sends its next fetch. The work would hold it up, and with it a
-                # request that comes meanwhile.
-                await asyncio.sleep(0)
             await self._handlers[batch.topic](batch)
         except Lost:
             log.info("batch_dropped", topic=batch.topic, partition=batch.partition, reason="revoked")

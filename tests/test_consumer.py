@@ -16,10 +16,10 @@ class Fetcher:
 
     def __init__(self, clock: SimpleNamespace, took_s: float, has_news: bool) -> None:
         self._clock, self._took_s, self._has_news = clock, took_s, has_news
-        self._records: dict[str, object] = {}
+        self._records: dict[TopicPartition, object] = {}
         self._fetch_waiters: set[asyncio.Future[None]] = set()
         self._fetch_max_wait_ms = 500
-        self._in_flight = {0}
+        self._client = None
 
     def _notify(self, waiter: "asyncio.Future[None]") -> None:
         waiter.set_result(None)
@@ -64,18 +64,6 @@ async def test_a_fetch_that_brings_nothing_at_once_is_followed_by_a_pause(
     assert clock.pauses == [0.01]
 
 
-async def test_a_fetch_without_the_partitions_that_wait_to_be_taken_is_not_held_back(
-    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
-) -> None:
-    fetcher = Fetcher(clock, took_s=0.5, has_news=True)
-    await fetched(monkeypatch, fetcher)
-    assert fetcher._get_actions_per_node(None) == 500
-    fetcher._records["clicks 0"] = object()
-    assert fetcher._get_actions_per_node(None) == 10
-    fetcher._records.clear()
-    assert fetcher._get_actions_per_node(None) == 500
-
-
 async def test_who_waits_for_records_is_woken_as_they_arrive(
     monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
 ) -> None:
@@ -83,7 +71,7 @@ async def test_who_waits_for_records_is_woken_as_they_arrive(
     await fetched(monkeypatch, fetcher)
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     fetcher._fetch_waiters.add(waiter)
-    fetcher._records["clicks 0"] = object()
+    fetcher._records[TPS[0]] = object()
     assert waiter.done()
 
 
@@ -135,18 +123,61 @@ def said(plan: Any) -> Any:
     return told, [vars(request) | {"_topics": None} for _, request in fetches], rest
 
 
-def test_a_whole_fetch_is_planned_as_aiokafka_plans_it() -> None:
-    fetcher, assignment = planning()
-    theirs = said(fetcher._get_actions_per_node(assignment))
-    assert said(consumer._plan_whole(fetcher, assignment)) == theirs
-    assert theirs[0][1] == {"clicks": [(1, 7, 100)], "requests": [(1, 7, 100)]}
+class Untaken:
+    """Records that wait to be taken, for so many more seconds before the others are asked for without theirs."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s = wait_s
+
+    def calculate_backoff(self) -> float:
+        return self.wait_s
 
 
 @pytest.mark.parametrize(
     "way",
     [
-        {"_records": {TPS[0]: None}},
+        {},
         {"_in_flight": {0}},
+        {"_in_flight": {0, 1}},
+        {"_records": {TPS[0]: Untaken(0.0)}, "_fetch_max_wait_ms": 10},
+        {"_records": {TPS[0]: Untaken(0.001), TPS[4]: Untaken(0.002)}, "_fetch_max_wait_ms": 10},
+        {"_records": {TPS[0]: Untaken(0.001)}, "_in_flight": {1}, "_fetch_max_wait_ms": 10},
+    ],
+)
+def test_a_fetch_is_planned_as_aiokafka_plans_it(way: dict[str, object]) -> None:
+    fetcher, assignment = planning(**way)
+    theirs = said(fetcher._get_actions_per_node(assignment))
+    assert said(consumer._plan(fetcher, assignment, (), 500)) == theirs
+    if not way:
+        assert theirs[0][1] == {"clicks": [(1, 7, 100)], "requests": [(1, 7, 100)]}
+
+
+def test_urgent_topics_are_asked_for_apart_whatever_becomes_of_the_others() -> None:
+    requests = {
+        apart: {"requests": [(n, 7, 100) for n in (0, 1, 2) if n % 2 == apart.node]} for apart in APART
+    }
+    clicks = {node: {"clicks": [(n, 7, 100) for n in (0, 1, 2) if n % 2 == node]} for node in (0, 1)}
+    assert told() == clicks | requests
+    assert told(_in_flight={0, 1}) == requests
+    assert told(_in_flight=set(APART)) == clicks
+    assert told(_records={TPS[0]: Untaken(0.001), TPS[1]: Untaken(0.001)}) == requests
+
+    fetcher, assignment = planning(_records={TPS[0]: Untaken(0.0)})
+    waits = {node: each._max_wait_ms for node, each in consumer._plan(fetcher, assignment, URGENT, 500)[0]}
+    assert waits == {0: 10, 1: 10} | dict.fromkeys(APART, 500)
+
+
+URGENT = {"requests"}
+APART = (consumer._Apart(0), consumer._Apart(1))
+
+
+def told(**ways: object) -> Any:
+    return said(consumer._plan(*planning(**ways), URGENT, 500))[0]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
         {"_preferred_read_replica": {TPS[0]: (1, 0.0)}},
         {"leader": None},
         {"leader": -1},
@@ -154,5 +185,23 @@ def test_a_whole_fetch_is_planned_as_aiokafka_plans_it() -> None:
         {"state": {"paused": True}},
     ],
 )
-def test_with_anything_in_the_way_aiokafka_plans_itself(way: dict[str, object]) -> None:
-    assert consumer._plan_whole(*planning(**way)) is None
+def test_with_anything_in_the_way_aiokafka_plans_itself_and_one_fetch_a_broker(
+    way: dict[str, object],
+) -> None:
+    fetcher, assignment = planning(**way)
+    assert consumer._plan(fetcher, assignment, URGENT, 500) is None
+    consumer._plan_quickly(fetcher, URGENT)
+    fetcher._in_flight = {consumer._Apart(1)}
+    fetches = said(fetcher._get_actions_per_node(assignment))[0]
+    assert 1 not in fetches
+    assert fetcher._in_flight == {consumer._Apart(1)}
+
+
+async def test_what_is_urgent_is_taken_before_what_came_earlier(
+    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
+) -> None:
+    fetcher: Any = SimpleNamespace(_records={}, _fetch_waiters=())
+    records = consumer._Fetched(fetcher, URGENT)
+    for tp in TPS:
+        records[tp] = object()
+    assert [tp.topic for tp in records] == ["requests"] * 3 + ["clicks"] * 3
