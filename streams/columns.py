@@ -88,9 +88,10 @@ class Columns:
         self._used = 0
         self._allocate(capacity if folder is None else 0)
 
-    def _allocate(self, capacity: int) -> None:
+    def _allocate(self, room: int) -> None:
         length, size = self.log_length, self.state_size
         old = getattr(self, "n", None)
+        capacity = max(room, 1)  # row 0 stands in for whoever has none
         shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "n": ((capacity,), np.int64),
             "at_ms": ((capacity, length), np.int64),
@@ -106,7 +107,7 @@ class Columns:
             "generation": ((capacity,), np.int32),  # of the group, when the user was last written
         }
         assert tuple(shapes) == _COLUMNS
-        if self._folder is not None and capacity:
+        if self._folder is not None and room:
             wide = [(name, kind, shape[1:]) for name, (shape, kind) in shapes.items() if len(shape) > 1]
             self._file = self._file or RowFile(self._folder, np.dtype(wide, align=True))
             rows = self._file.grown(capacity)
@@ -119,6 +120,7 @@ class Columns:
                 array[: len(old)] = getattr(self, name)
             setattr(self, name, array)
         self.flat = {name: _flat(getattr(self, name)) for name in ("at_ms", "event", "item", "action")}
+        self._room = room
         if old is None:
             self.users: list[bytes] = []
             self.last_event: list[bytes] = []
@@ -153,7 +155,7 @@ class Columns:
             self.users[row] = user
         else:
             row = self._used
-            if row == len(self.n):
+            if row == self._room:
                 self._allocate(2 * row if self._folder is None else max(1024, row + row // 4))
             self._used += 1
             self.users.append(user)
@@ -174,6 +176,8 @@ class Columns:
 
     def log(self, rows: I64) -> Log:
         """Copies of the logs of ``rows``."""
+        if self._file is not None:
+            self._file.want(rows.tolist())
         return Log(self.n[rows], self.at_ms[rows], self.event[rows], self.item[rows], self.action[rows])
 
     def put_log(self, rows: I64, log: Log) -> None:

@@ -7,6 +7,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,9 @@ class RowFile:
             ) from error
         mapped.madvise(mmap.MADV_RANDOM)  # what lies beside a user is no more likely to be touched next
         return np.frombuffer(mapped, dtype=self._row)
+
+    def want(self, rows: Iterable[int]) -> None:
+        """Have rows that were written out read back, all at once: each would be waited for on its own when it is touched."""
+        file, size = self._file.fileno(), self._row.itemsize
+        for row in rows:
+            os.posix_fadvise(file, row * size, size, os.POSIX_FADV_WILLNEED)

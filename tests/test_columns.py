@@ -41,6 +41,11 @@ def test_a_new_row_is_empty_and_has_no_applied_offset(new_columns: NewColumns) -
     assert columns.rows == {b"ann": row}
 
 
+def test_the_first_row_can_be_read_before_anybody_has_one(new_columns: NewColumns) -> None:
+    """It stands in for a user without one, and is masked."""
+    assert new_columns(4, DIM).log(np.array([0])).events(0) == []
+
+
 def test_rows_survive_growth(new_columns: NewColumns) -> None:
     columns = new_columns(4, DIM, capacity=1)
     row = columns.add(b"ann")

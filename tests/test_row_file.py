@@ -51,6 +51,14 @@ def test_the_place_of_all_rows_is_taken_on_the_disk(tmp_path: Path) -> None:
     assert os.fstat(file._file.fileno()).st_blocks * 512 >= 100_000 * ROW.itemsize
 
 
+def test_rows_that_are_wanted_are_read_as_they_were(tmp_path: Path) -> None:
+    file = RowFile(tmp_path, ROW)
+    rows = file.grown(10_000)
+    rows["action"][:] = 5
+    file.want([0, 9_999, 3])
+    assert (rows["action"][[0, 9_999, 3]] == 5).all()
+
+
 def test_no_room_is_said_with_place_size_and_remedy(tmp_path: Path, small_files_only: None) -> None:
     file = RowFile(tmp_path, ROW)
     kept = file.grown(100)
