@@ -45,6 +45,9 @@ _AGAIN_S: Final = 1.0
 # Where the seeks of a rebalance take longer, Faust gives it up and consumes nothing from then on, without a word: longer
 # than any outage that a worker lives through.
 _SEEK_TIMEOUT_S: Final = 3600.0
+# aiokafka leaves the group where nothing has been fetched for so long, as while all partitions wait for an index that is
+# away. What should move and does not is the watchdog's to see.
+_POLL_INTERVAL_MS: Final = 7 * 86_400_000
 
 
 class StopWorker(Exception):
@@ -114,8 +117,8 @@ class Gate:
         self._is_broken = not self._is_open
         self._changed.set()
 
-    async def passed(self, timeout_s: float) -> None:
-        """Raises Lost when the partition goes first, TimeoutError after ``timeout_s``."""
+    async def passed(self, timeout_s: float | None) -> None:
+        """Raises Lost when the partition goes first, TimeoutError after ``timeout_s`` (None: never)."""
         if self._is_open:
             return
         changed = self._changed
@@ -192,7 +195,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=settings.max_poll_records,
-            max_poll_interval_ms=300_000,
+            max_poll_interval_ms=_POLL_INTERVAL_MS,
             max_partition_fetch_bytes=1_048_576,
             fetch_max_wait_ms=500,
             session_timeout_ms=int(settings.session_timeout_s * 1000),

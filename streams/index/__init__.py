@@ -29,6 +29,10 @@ class IndexUnavailable(RuntimeError):
     """The engine did not answer within its time and tries; the same call may succeed later."""
 
 
+class IndexRefused(RuntimeError):
+    """The engine has answered that it will not do it, and would again: the message says what it wants."""
+
+
 class NoRoom(RuntimeError):
     """The disk has too little room for what the engine is about to write."""
 
