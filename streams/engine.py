@@ -359,6 +359,9 @@ class BatchConsumer(driver.Consumer):
         self._forget()
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        # Faust does not where nothing is revoked. A worker that had no partitions would fetch from its first ones while
+        # Faust still seeks, and begin the same batch again after that.
+        self.stop_flow()
         await super().on_partitions_revoked(revoked)
         self._forget()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streams.columns import Columns
 from streams.engine import StopWorker
 from streams.row_file import DiskFull, RowFile
 from tests.interests_worker import InterestsWorker, now_ms
@@ -43,6 +44,21 @@ def test_nothing_has_a_name_in_the_folder(tmp_path: Path) -> None:
     assert not folder.exists()
     file.grown(10)
     assert list(folder.iterdir()) == []
+
+
+def test_the_disk_has_its_room_back_when_the_users_are_dropped(tmp_path: Path) -> None:
+    def held() -> int:
+        names = (str(link.resolve()) for link in Path("/proc/self/fd").iterdir())
+        return sum(name.startswith(str(tmp_path)) for name in names)
+
+    columns = Columns(4, 8, folder=tmp_path)
+    for number in range(5_000):
+        columns.add(b"%d" % number)
+    log = columns.log(np.array([0]))
+    assert held() > 0
+    del columns
+    assert held() == 0
+    assert log.events(0) == []
 
 
 def test_the_place_of_all_rows_is_taken_on_the_disk(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import secrets
+import shutil
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -21,23 +23,52 @@ from tests.kafka_server import KafkaNode, Listener, java_tool, own_node
 pytestmark = pytest.mark.kafka
 
 USER, PASSWORD, WRONG_PASSWORD = "shop", secrets.token_hex(12), secrets.token_hex(12)
+SCRAM_PASSWORD = secrets.token_hex(12)
 KEYSTORE_PASSWORD = secrets.token_hex(12)
 Given = Mapping[str, str]
 
 
+class OwnCertificate(NamedTuple):
+    """What a client proves itself with; the broker trusts nobody else on its listener MUTUAL."""
+
+    certificate: Path
+    key: Path
+
+
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> OwnCertificate:
+    """With a key that is encrypted by `KEYSTORE_PASSWORD`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no `openssl` to make a client's certificate with")
+    folder = tmp_path_factory.mktemp("client")
+    made = OwnCertificate(folder / "client.pem", folder / "client.key")
+    making = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=worker"]
+    kept = ["-passout", f"pass:{KEYSTORE_PASSWORD}", "-keyout", str(made.key), "-out", str(made.certificate)]
+    done = subprocess.run([*making, *kept], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, client: OwnCertificate) -> Iterator[KafkaNode]:
     keystore = tmp_path_factory.mktemp("keys") / "broker.p12"
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    modules = "org.apache.kafka.common.security"
+    plain, scram = f"{modules}.plain.PlainLoginModule required", f"{modules}.scram.ScramLoginModule required"
     properties = {
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.login.plain.sasl.jaas.config": f'{login} user_{USER}="{PASSWORD}";',
+        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+        "listener.name.login.plain.sasl.jaas.config": f'{plain} user_{USER}="{PASSWORD}";',
+        "listener.name.login.scram-sha-512.sasl.jaas.config": f"{scram};",
         "ssl.keystore.location": keystore,
         "ssl.keystore.password": KEYSTORE_PASSWORD,
+        "listener.name.mutual.ssl.client.auth": "required",
+        "listener.name.mutual.ssl.truststore.type": "PEM",
+        "listener.name.mutual.ssl.truststore.location": client.certificate,
     }
+    listeners = [Listener("LOGIN", "SASL_PLAINTEXT"), Listener("TLS", "SSL"), Listener("MUTUAL", "SSL")]
+    login = f"SCRAM-SHA-512=[name={USER},password={SCRAM_PASSWORD}]"
     with skipping_where_no_kafka_can_run():
         _make_keystore(keystore)
-        with own_node([Listener("LOGIN", "SASL_PLAINTEXT"), Listener("TLS", "SSL")], properties) as node:
+        with own_node(listeners, properties, [login]) as node:
             yield node
 
 
@@ -71,6 +102,16 @@ def with_tls(node: KafkaNode, certificate: str) -> Given:
     return {**to(node, "TLS", "SSL"), "kafka_ssl_ca_file": certificate}
 
 
+def with_scram(node: KafkaNode, password: str) -> Given:
+    return with_login(node, password, kafka_sasl_mechanism="SCRAM-SHA-512")
+
+
+def with_own_certificate(node: KafkaNode, certificate: str, client: OwnCertificate) -> Given:
+    proof = {"kafka_ssl_cert_file": str(client.certificate), "kafka_ssl_key_file": str(client.key)}
+    trusted = {"kafka_ssl_ca_file": certificate, "kafka_ssl_key_password": KEYSTORE_PASSWORD}
+    return {**to(node, "MUTUAL", "SSL"), **proof, **trusted}
+
+
 def to(node: KafkaNode, listener: str, protocol: str) -> Given:
     return {"kafka_bootstrap_servers": node.address(listener), "kafka_security_protocol": protocol}
 
@@ -89,8 +130,12 @@ REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
 }
 ALSO_REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
     "a mechanism that the broker has not": (
-        lambda node: with_login(node, PASSWORD, kafka_sasl_mechanism="SCRAM-SHA-512"),
-        ("refused the login", "HEADWATER_KAFKA_SASL_MECHANISM", "now SCRAM-SHA-512"),
+        lambda node: with_login(node, PASSWORD, kafka_sasl_mechanism="SCRAM-SHA-256"),
+        ("refused the login", "HEADWATER_KAFKA_SASL_MECHANISM", "now SCRAM-SHA-256"),
+    ),
+    "the password of another mechanism": (
+        lambda node: with_scram(node, PASSWORD),
+        ("refused the login", "HEADWATER_KAFKA_SASL_PASSWORD", "now SCRAM-SHA-512"),
     ),
     "no login where one is wanted": (
         lambda node: to(node, "LOGIN", "PLAINTEXT"),
@@ -112,7 +157,7 @@ ALSO_REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
 
 
 def check_no_secret(*texts: str) -> None:
-    for secret in (PASSWORD, WRONG_PASSWORD, KEYSTORE_PASSWORD):
+    for secret in (PASSWORD, WRONG_PASSWORD, SCRAM_PASSWORD, KEYSTORE_PASSWORD):
         assert not any(secret in text for text in texts), "a password is written there"
 
 
@@ -137,13 +182,26 @@ async def test_every_wrong_way_in_is_named_with_its_setting(node: KafkaNode, wro
     check_no_secret(str(refused.value))
 
 
-async def test_a_click_is_in_the_answer_and_no_password_in_the_log(
-    node: KafkaNode, certificate: str, own_topics: Settings, new_worker: Callable[..., WorkerProcess]
+async def test_without_a_certificate_where_one_is_wanted_a_client_is_refused(
+    node: KafkaNode, certificate: str
 ) -> None:
+    settings = {**with_tls(node, certificate), **to(node, "MUTUAL", "SSL")}
+    with pytest.raises(TopicsError, match="HEADWATER_KAFKA_SSL_CERT_FILE"):
+        await topics.check(Settings(**settings))
+
+
+async def test_a_click_is_in_the_answer_and_no_password_in_the_log(
+    node: KafkaNode,
+    certificate: str,
+    client: OwnCertificate,
+    own_topics: Settings,
+    new_worker: Callable[..., WorkerProcess],
+) -> None:
+    """Each part of the system comes in by another way."""
     by_login, by_tls = with_login(node, PASSWORD), with_tls(node, certificate)
     prefix = {"topic_prefix": own_topics.topic_prefix}
-    interests = new_worker("interests", log_level="debug", **by_login)
-    catalog = new_worker("catalog", log_level="debug", **by_tls)
+    interests = new_worker("interests", log_level="debug", **with_scram(node, SCRAM_PASSWORD))
+    catalog = new_worker("catalog", log_level="debug", **with_own_certificate(node, certificate, client))
     catalog.launch()
     await asyncio.to_thread(interests.start)
     async with Outside(Settings(**prefix, **by_tls), interests.check_alive) as outside:
