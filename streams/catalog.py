@@ -158,7 +158,7 @@ class CatalogPath:
             self._fail(str(error))
         except Exception as error:
             log.exception("catalog_failed")
-            self._fail(f"unexpected {type(error).__name__} beside {self._topics.vectors}: {error}")
+            self._fail(f"unexpected {type(error).__name__} in the catalog path: {error}")
 
     async def handle(self, batch: Batch) -> None:
         """Encode, index and publish one partition batch, then finish it.

@@ -259,6 +259,12 @@ class BatchConsumer(driver.Consumer):
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
+        except KafkaError as error:
+            app = cast(EngineApp, self.app)
+            app.fail(
+                f"group {app.conf.id}: the broker refuses what is read for it ({type(error).__name__}: {error}); "
+                "look at the rights of this user and at the broker's log"
+            )
 
     async def _begin_batches(self) -> None:
         """One fetch, only of partitions that may take more work; requests go first."""

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Array, Int8, Int16, Int32, Schema, String
 
 from streams import topics
 from streams.settings import Settings
 from streams.topics import TopicsError
 from tests.conftest import skipping_where_no_kafka_can_run
-from tests.kafka.outside import Outside
+from tests.kafka.outside import PATIENCE_S, Outside
 from tests.kafka.test_start import check_refused
 from tests.kafka.worker_process import WorkerProcess, finished
 from tests.kafka_server import KafkaNode, Listener, java_tool, own_node
@@ -55,6 +58,9 @@ def node(tmp_path_factory: pytest.TempPathFactory, client: OwnCertificate) -> It
     modules = "org.apache.kafka.common.security"
     plain, scram = f"{modules}.plain.PlainLoginModule required", f"{modules}.scram.ScramLoginModule required"
     properties = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+        "super.users": "User:ANONYMOUS",  # who comes in by the plain listener, the broker itself among them
         "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
         "listener.name.login.plain.sasl.jaas.config": f'{plain} user_{USER}="{PASSWORD}";',
         "listener.name.login.scram-sha-512.sasl.jaas.config": f"{scram};",
@@ -190,7 +196,7 @@ async def test_without_a_certificate_where_one_is_wanted_a_client_is_refused(
         await topics.check(Settings(**settings))
 
 
-async def test_a_click_is_in_the_answer_and_no_password_in_the_log(
+async def test_a_click_is_in_the_answer_until_the_group_is_denied_and_no_password_in_the_log(
     node: KafkaNode,
     certificate: str,
     client: OwnCertificate,
@@ -212,7 +218,60 @@ async def test_a_click_is_in_the_answer_and_no_password_in_the_log(
     assert [item["item_id"] for item in answer["items"]] == ["kept"]
     done = await asyncio.to_thread(finished, interests.home / "cli", "ask", "ann", **prefix, **by_login)
     assert done.returncode == 0, done.stderr
+    assert await asyncio.to_thread(catalog.stop) == 0
+    await deny_group(node, own_topics.interests_group)
+    assert await asyncio.to_thread(interests.exit_code, PATIENCE_S) == 1
+    assert "GroupAuthorizationFailed" in interests.last_words()
     for worker in (interests, catalog):
-        assert await asyncio.to_thread(worker.stop) == 0
+        assert "Traceback" not in worker.log.read_text()
         check_no_secret(worker.log.read_text())
     check_no_secret(done.stdout, done.stderr)
+
+
+class _AclsCreated(Response):
+    API_KEY, API_VERSION = 30, 1
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("results", Array(("error_code", Int16), ("error_message", String("utf-8")))),
+    )
+
+
+class _CreateAcls(RequestStruct):
+    API_KEY, API_VERSION, RESPONSE_TYPE = 30, 1, _AclsCreated
+    SCHEMA = Schema(
+        (
+            "creations",
+            Array(
+                ("resource_type", Int8),
+                ("resource_name", String("utf-8")),
+                ("resource_pattern_type", Int8),
+                ("principal", String("utf-8")),
+                ("host", String("utf-8")),
+                ("operation", Int8),
+                ("permission_type", Int8),
+            ),
+        )
+    )
+
+
+class _Deny(Request[_CreateAcls]):
+    API_KEY = 30
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def build(self, request_struct_class: type[_CreateAcls]) -> _CreateAcls:
+        a_group, literally, to_read, denied = 3, 3, 3, 2
+        user = f"User:{USER}"
+        return request_struct_class([(a_group, self._group, literally, user, "*", to_read, denied)])
+
+
+async def deny_group(node: KafkaNode, group: str) -> None:
+    """From now on the user of the logins may neither commit for that group nor stay in it."""
+    client = AIOKafkaClient(bootstrap_servers=node.servers)
+    try:
+        await client.bootstrap()
+        done = await client.send(client.get_random_node(), _Deny(group))
+        assert [code for code, _ in done.results] == [0], done
+    finally:
+        await client.close()
