@@ -71,7 +71,7 @@ class Index(Protocol):
         """Stores what is newer than what is there, by (version, offset); the rest is ignored, so a repeat is harmless.
 
         Read after write: what this call stored is found by every call that starts after it returned.
-        Raises BadVector before anything is stored, KeyCollision after the rest of the batch is, IndexUnavailable, NoRoom.
+        Raises BadVector before anything is stored, KeyCollision after the rest of the batch is, IndexUnavailable, IndexRefused, NoRoom.
         """
         ...
 
