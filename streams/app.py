@@ -7,8 +7,9 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -39,12 +40,12 @@ from streams.publish import Outgoing, producer_of, write_all
 from streams.recall.pipeline import Recall
 from streams.requests import RequestPath
 from streams.routing import partition_of
-from streams.settings import Settings
+from streams.settings import Settings, SettingsError
 from streams.tail import Tail
 from streams.topics import Topics
 from streams.trends import HALF_LIFE_S, Counts, Trends
 from streams.vectors import ItemVectors
-from streams.watchdog import TO_COMMIT, Progress, Watchdog
+from streams.watchdog import TO_COMMIT, Progress, Watchdog, ask_every_broker
 from streams.web import Web
 
 __all__ = ["Role", "Worker", "WorkerError", "configure_logging", "serve"]
@@ -168,7 +169,9 @@ class Worker:
             self._stack.push_async_callback(app.stop)
             await app.join()
         watchdog = Watchdog(
-            lambda: chain(self._progress(), self._commits()), self.fail, producer.client.fetch_all_metadata
+            lambda: chain(self._progress(), self._commits()),
+            self.fail,
+            partial(ask_every_broker, producer.client),
         )
         watchdog.start()
         self._stack.push_async_callback(watchdog.stop)
@@ -262,7 +265,7 @@ class Worker:
             popular=self._trends.popular,
             catalog=lambda: self._catalog_offsets,
             is_index_ready=items_tail.caught_up.is_set,
-            guard=self._guard,
+            guard=self.guard,
         )
         self._tails = [items_tail, trends_tail]
         for tail in self._tails:
@@ -429,12 +432,15 @@ class Worker:
                 end = consumer.highwater(tp)
                 parked = tp.topic == self._topics.requests
                 if done is not None and end is not None and not parked:
-                    waits = (
-                        tp.topic == self._topics.catalog
-                        and self._catalog is not None
-                        and self._catalog.waits(tp.partition)
-                    )
+                    waits = self._waits(tp.topic, tp.partition)
                     yield Progress(tp.topic, tp.partition, done, end - done, waits=waits)
+
+    def _waits(self, topic: str, number: int) -> bool:
+        """Whether the partition waits for what has a limit of its own: its state being read, or the index."""
+        if topic == self._topics.catalog:
+            return self._catalog is not None and self._catalog.waits(number)
+        partition = self._profiles.partition(number) if self._profiles is not None else None
+        return partition is not None and not partition.gate.is_open
 
     def _commits(self) -> Iterator[Progress]:
         for app in self._apps:
@@ -457,6 +463,7 @@ class Worker:
             "users": sum(len(each.columns) for each in partitions),
             "items": len(self._vectors) if self._vectors is not None else None,
             "graph": self._edge.graph_covers if self._edge is not None else None,
+            "index_away_s": round(self._catalog.index_away_s) if self._catalog is not None else None,
         }
 
     async def _describe_user(self, user_id: str) -> dict[str, Any] | None:
@@ -517,6 +524,8 @@ class Worker:
                 partitions = list(self._profiles.partitions.values())
                 self.metrics.store_users.set(sum(len(each.columns) for each in partitions))
                 self.metrics.pending_clicks.set(sum(int(each.columns.pending.sum()) for each in partitions))
+            if self._catalog is not None:
+                self.metrics.index_away_seconds.set(self._catalog.index_away_s)
             await asyncio.sleep(_GAUGES_S)
 
     async def _count_items(self, index: Index) -> None:
@@ -527,9 +536,9 @@ class Worker:
             await asyncio.sleep(_GAUGES_S)
 
     def _spawn(self, work: Any) -> None:
-        self._guard(asyncio.ensure_future(work))
+        self.guard(asyncio.ensure_future(work))
 
-    def _guard(self, task: asyncio.Future[None]) -> None:
+    def guard(self, task: asyncio.Future[None]) -> None:
         """Keep a background task; whatever it raises stops the worker."""
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -539,7 +548,7 @@ class Worker:
         if task.cancelled() or task.exception() is None:
             return
         error = task.exception()
-        if isinstance(error, StopWorker):
+        if isinstance(error, StopWorker | SettingsError):
             self.fail(str(error))
         else:
             log.error("background_task_failed", exc_info=error)
@@ -562,8 +571,13 @@ async def _started(producer: AIOKafkaProducer) -> AsyncIterator[AIOKafkaProducer
         await producer.stop()
 
 
-async def serve(settings: Settings, role: Role) -> int:
-    """Run a worker until SIGTERM or SIGINT (exit code 0) or until it has to stop (1). Raises what ``start`` does."""
+async def serve(
+    settings: Settings, role: Role, beside: Callable[[Worker], Coroutine[Any, Any, None]] | None = None
+) -> int:
+    """Run a worker until SIGTERM or SIGINT (exit code 0) or until it has to stop (1). Raises what ``start`` does.
+
+    ``beside`` is run once it is started, until it stops; what that raises stops it.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -578,6 +592,8 @@ async def serve(settings: Settings, role: Role) -> int:
         if (error := starting.exception()) is not None:
             await _end_what_is_left(EXIT_FAILED, str(error))  # which may be the last that is heard
             raise error
+        if beside is not None:
+            worker.guard(asyncio.ensure_future(beside(worker)))
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if failed.done():

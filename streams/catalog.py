@@ -5,9 +5,12 @@ vectors, and knows from them which version of each item is the newest.
 """
 
 import asyncio
+import contextlib
+import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,7 +23,7 @@ from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import READ_TIMEOUT_S, Batch, Gate, Lost, StopWorker, once_broker_answers, recreated
 from streams.features import item_key, item_text
-from streams.index import BadVector, Index, IndexUnavailable, KeyCollision, Point, Stamp, newer
+from streams.index import BadVector, Index, IndexRefused, IndexUnavailable, KeyCollision, Point, Stamp, newer
 from streams.messages import (
     MAX_ID_BYTES,
     BadMessage,
@@ -43,10 +46,12 @@ log = structlog.get_logger(__name__)
 
 # Texts encoded at once: enough to fill the encoder's batches, little enough to overlap with writing.
 _SLICE: Final = 512
-_OPEN_TIMEOUT_S: Final = 600.0
 # An index that does not answer is asked again so often; its own calls have retried already.
 _INDEX_RETRY_S: Final = 1.0
-_INDEX_PATIENCE_S: Final = 300.0
+# How often the index is asked for so many items of each partition that it must have. Of an index that has lost one item in
+# twenty, a hundred show it in 99 of 100 looks.
+_AUDIT_S: Final = 10.0
+_AUDITED: Final = 100
 
 
 class _Change(NamedTuple):
@@ -67,7 +72,18 @@ class _Versions:
         self.generation = generation
         self.stamps: dict[int, Stamp] = {}
         self.gate = Gate()
-        self.in_index = False  # a put is under way
+        self.lock = asyncio.Lock()  # one at a time: a batch, or a look at what the index has
+        self.audited: set[int] = set()  # keys of some items that it must have
+        self.in_index = False  # something is put
+        self.away_since_s: float | None = None  # the index has not taken it since
+
+    def published(self, points: Iterable[Point]) -> None:
+        """Choose what is asked for: items come first to be chosen, and stay until they are deleted."""
+        for point in points:
+            if point.vector is None:
+                self.audited.discard(point.key)
+            elif len(self.audited) < _AUDITED:
+                self.audited.add(point.key)
 
 
 class CatalogPath:
@@ -89,17 +105,18 @@ class CatalogPath:
         self._producer, self._index, self._dead_letters = producer, index, dead_letters
         self._metrics, self._fail = metrics, fail
         self._partitions: dict[int, _Versions] = {}
-        self._opening: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._batch_size = metrics.batch_size.labels("catalog")
         self._encode_seconds = metrics.encoder_seconds.labels("item")
 
     def assign(self, numbers: Iterable[int], generation: int) -> None:
         """Take over partitions: their versions are read from the vectors topic before the first batch."""
         self._partitions = {number: _Versions(generation) for number in numbers}
+        for number, versions in self._partitions.items():
+            if self._index is not None:
+                self._spawn(self._keep_filled(self._index, number, versions))
         if self._partitions:
-            task = asyncio.ensure_future(self._open(dict(self._partitions)))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._spawn(self._open(dict(self._partitions)))
 
     def interrupt(self) -> None:
         """A rebalance or stop begins: whoever waits for a partition to be opened is sent away."""
@@ -112,14 +129,36 @@ class CatalogPath:
     async def stop(self) -> None:
         """Changes that still wait for the index are left to the next owner."""
         self.freeze()
-        for task in self._opening:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._opening, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def waits(self, partition: int) -> bool:
-        """Whether its changes wait for the index, which may be away for a while."""
+        """Whether its changes wait until it is opened, or for the index, which may be away for as long as it likes."""
         versions = self._partitions.get(partition)
-        return versions is not None and versions.in_index
+        return versions is not None and (versions.in_index or not versions.gate.is_open)
+
+    @property
+    def index_away_s(self) -> float:
+        """For how long changes have waited for an index that does not take them."""
+        since = [each.away_since_s for each in self._partitions.values() if each.away_since_s is not None]
+        return time.monotonic() - min(since) if since else 0.0
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Lost:
+            pass
+        except StopWorker as error:
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("catalog_failed")
+            self._fail(f"unexpected {type(error).__name__} in the catalog path: {error}")
 
     async def handle(self, batch: Batch) -> None:
         """Encode, index and publish one partition batch, then finish it.
@@ -131,8 +170,11 @@ class CatalogPath:
         versions = self._partitions.get(batch.partition)
         if versions is None:
             raise Lost
-        await versions.gate.passed(_OPEN_TIMEOUT_S)
-        await self._apply(batch.partition, versions, batch.records)
+        # Without a limit: a language model may take hours to encode a catalog again.
+        await versions.gate.passed(None)
+        async with versions.lock:
+            self._require(batch.partition, versions)
+            await self._apply(batch.partition, versions, batch.records)
         batch.finish()
         self._batch_size.observe(len(batch.records))
 
@@ -276,68 +318,107 @@ class CatalogPath:
         if self._index is not None:
             await self._put(self._index, partition, versions, points)
         await write_all(self._producer, self._topics.vectors, partition, outgoing)
+        versions.published(points)
         self._metrics.catalog_items_total.inc(len(points))
 
     async def _put(self, index: Index, partition: int, versions: _Versions, points: Sequence[Point]) -> None:
-        """Into the index, waiting for one that is away: catalog changes wait, in order."""
-        deadline = time.monotonic() + _INDEX_PATIENCE_S
+        """Into the index, waiting for one that is away: catalog changes wait, in order.
+
+        Nothing more of the partition is fetched meanwhile, so what waits is one batch; the rest is in the topic.
+        """
         versions.in_index = True
         try:
-            while not await self._is_put(index, points, deadline):
+            while not await self._is_put(index, versions, points):
                 await asyncio.sleep(_INDEX_RETRY_S)
                 self._require(partition, versions)
         finally:
             versions.in_index = False
+            versions.away_since_s = None
         # The vectors topic keeps what is written last, and the partition's next owner may have written.
         self._require(partition, versions)
 
-    async def _is_put(self, index: Index, points: Sequence[Point], deadline: float) -> bool:
+    async def _is_put(self, index: Index, versions: _Versions, points: Sequence[Point]) -> bool:
         try:
             await index.put(points)
         except KeyCollision as error:
             log.error("key_collision", error=str(error))
         except BadVector as error:
             raise StopWorker(f"the index refused a checked vector: {error}") from error
+        except IndexRefused as error:
+            raise StopWorker(str(error)) from error
         except IndexUnavailable as error:
-            if time.monotonic() > deadline:
-                raise StopWorker(
-                    f"the index did not answer for {_INDEX_PATIENCE_S:.0f} s: {error}"
-                ) from error
-            log.warning("index_unavailable", error=str(error))
+            if versions.away_since_s is None:
+                versions.away_since_s = time.monotonic()
+                log.warning("catalog_waits_for_index", items=len(points), error=str(error))
             return False
+        if versions.away_since_s is not None:
+            log.warning("catalog_goes_on", seconds=round(time.monotonic() - versions.away_since_s, 1))
         return True
+
+    async def _keep_filled(self, index: Index, partition: int, versions: _Versions) -> None:
+        """Put again what the index has lost: its collection was made anew, or is that of an older snapshot."""
+        await versions.gate.passed(None)
+        while True:
+            async with versions.lock:
+                self._require(partition, versions)
+                if not await self._has_audited(index, versions):
+                    log.warning("index_lacks_items", partition=partition, remedy="they are put again")
+                    await once_broker_answers(
+                        self._topics.vectors, partial(self._fill, index, partition, versions)
+                    )
+                    # What that has not brought back is not asked for again.
+                    with contextlib.suppress(IndexUnavailable):
+                        versions.audited &= set(await index.items(list(versions.audited)))
+            await asyncio.sleep(_AUDIT_S)
+
+    async def _has_audited(self, index: Index, versions: _Versions) -> bool:
+        try:
+            return len(await index.items(list(versions.audited))) == len(versions.audited)
+        except IndexUnavailable:
+            return True  # as far as anybody knows
 
     def _require(self, partition: int, versions: _Versions) -> None:
         if self._partitions.get(partition) is not versions:
             raise Lost
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
-        try:
-            # Those that are open already go on by themselves.
-            await once_broker_answers(
-                self._topics.vectors,
-                lambda: self._read({n: each for n, each in partitions.items() if not each.gate.is_open}),
-            )
-        except Lost:
-            pass
-        except StopWorker as error:
-            self._fail(str(error))
-        except Exception as error:
-            log.exception("catalog_open_failed")
-            self._fail(f"unexpected {type(error).__name__} while reading {self._topics.vectors}: {error}")
+        # Those that are open already go on by themselves.
+        await once_broker_answers(
+            self._topics.vectors,
+            lambda: self._read({n: each for n, each in partitions.items() if not each.gate.is_open}),
+        )
 
-    async def _read(self, partitions: dict[int, _Versions]) -> None:
-        """Read the versions of the assigned partitions; encode again what another bundle encoded."""
-        consumer = Consumer(
+    async def _fill(self, index: Index, partition: int, versions: _Versions) -> None:
+        """Put everything of a partition that the vectors topic has."""
+        consumer, items, started_s = self._reader(), 0, time.monotonic()
+        try:
+            await consumer.start()
+            async for _, records in _whole(consumer, self._topics.vectors, [partition]):
+                found = (point_of_vector(record) for record in records)
+                points = [each[0] for each in found if each is not None and each[1] in ("", self._encoder.id)]
+                await self._put(index, partition, versions, points)
+                items += len(points)
+        finally:
+            await consumer.stop()
+        seconds = round(time.monotonic() - started_s, 1)
+        log.warning("index_filled_again", partition=partition, changes=items, seconds=seconds)
+
+    def _reader(self) -> Consumer:
+        return Consumer(
             **self._settings.kafka_options(),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=4 * 1024 * 1024,
             fetch_max_wait_ms=100,
         )
+
+    async def _read(self, partitions: dict[int, _Versions]) -> None:
+        """Read the versions of the assigned partitions; encode again what another bundle encoded."""
+        consumer = self._reader()
         try:
             await consumer.start()
             foreign: dict[int, set[int]] = {number: set() for number in partitions}
+            indexed: dict[int, set[int]] = {number: set() for number in partitions}
             async for number, records in _whole(consumer, self._topics.vectors, partitions):
                 stamps = partitions[number].stamps
                 for record in records:
@@ -346,15 +427,17 @@ class CatalogPath:
                         continue
                     point, bundle = found
                     stamps[point.key] = newer(point, None) or Stamp(0, point.offset)
-                    if bundle in ("", self._encoder.id):
-                        foreign[number].discard(point.key)
-                    else:
-                        foreign[number].add(point.key)
+                    is_foreign = bundle not in ("", self._encoder.id)
+                    (foreign[number].add if is_foreign else foreign[number].discard)(point.key)
+                    has_vector = point.vector is not None and not is_foreign
+                    (indexed[number].add if has_vector else indexed[number].discard)(point.key)
             tps = [TopicPartition(self._topics.catalog, number) for number in partitions]
             for tp, end in (await consumer.end_offsets(tps)).items():
                 newest = max((stamp.offset for stamp in partitions[tp.partition].stamps.values()), default=-1)
                 if newest >= end:  # every change without a version would look older than what is known
                     raise recreated(tp, f"changes up to offset {newest} are known", end, self._topics.vectors)
+            for number, keys in indexed.items():
+                partitions[number].audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))
             for number, keys in foreign.items():
                 for key in keys:
                     del partitions[number].stamps[key]

@@ -7,7 +7,6 @@ commands that need them, so that `headwater --help` answers at once.
 import asyncio
 import faulthandler
 import os
-import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import ExitStack
@@ -82,7 +81,6 @@ _EXTRA_OF: Final = {
     "onnxruntime": "cpu",
 }
 _BROKER_TIMEOUT_S: Final = 10.0
-_STOP_TIMEOUT_S: Final = 4.0
 Result = TypeVar("Result")
 
 
@@ -154,7 +152,7 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
 def up() -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
     from streams import runfile, topics
-    from streams.app import Worker, configure_logging
+    from streams.app import configure_logging, serve
     from streams.settings import Settings
 
     settings = Settings.load()
@@ -171,22 +169,17 @@ def up() -> int:
             broker = stack.enter_context(EmbeddedBroker(settings.data_dir))
             settings = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
 
+        async def beside(worker: Any) -> None:
+            web = f"http://{worker.web_address}"
+            with runfile.written(settings, web=web, bundle_id=worker.bundle_id):
+                await worker.ready.wait()
+                _say(f"ready: {web}/metrics, bundle {worker.bundle_id}; Ctrl-C stops it")
+                await worker.failed()
+
         async def serving() -> int:
             created = await topics.create(settings)
             _say(f"broker {settings.bootstrap_servers}, {len(created)} topics created")
-            stopping = _stop_signals()
-            worker = Worker(settings, "all")
-            if not await _before(worker.start(), stopping):
-                return 0
-            try:
-                web = f"http://{worker.web_address}" if worker.web_address else None
-                with runfile.written(settings, web=web, bundle_id=worker.bundle_id):
-                    await _before(worker.ready.wait(), stopping)
-                    if not stopping.is_set():
-                        _say(f"ready: {web}/metrics, bundle {worker.bundle_id}; Ctrl-C stops it")
-                    return await _until_stopped(worker, stopping)
-            finally:
-                await _stopped(worker)
+            return await serve(settings, "all", beside)
 
         return _run(serving())
 
@@ -1155,46 +1148,6 @@ async def _soon(work: Coroutine[Any, Any, Result], settings: "Settings") -> Resu
             f"no answer from the Kafka broker at {settings.bootstrap_servers} within {_BROKER_TIMEOUT_S:g} s: start one "
             "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
         ) from error
-
-
-def _stop_signals() -> asyncio.Event:
-    """Set by SIGINT and SIGTERM."""
-    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    return stopping
-
-
-async def _before(work: Coroutine[Any, Any, Any], stopping: asyncio.Event) -> bool:
-    """Whether `work` came to its end before we were told to stop; else it is cancelled. Its exceptions are raised."""
-    task, told = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if not task.done():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return False
-    await task
-    return True
-
-
-async def _stopped(worker: Any) -> None:
-    """Drain and stop, in bounded time: what is unfinished is uncommitted and will be read again."""
-    try:
-        await asyncio.wait_for(worker.stop(), _STOP_TIMEOUT_S)
-    except TimeoutError:
-        _say(f"headwater: the worker did not stop within {_STOP_TIMEOUT_S:g} s; ending without it")
-        os._exit(1)  # the embedded broker dies with us
-
-
-async def _until_stopped(worker: Any, stopping: asyncio.Event) -> int:
-    failed, told = asyncio.ensure_future(worker.failed()), asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({failed, told}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if failed.done():
-        raise CommandError(f"the worker stopped: {failed.result()}")
-    failed.cancel()
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The profiles of one partition as numpy columns, one row a user: what lets a batch be applied without a loop."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from streams.profile import Event
+from streams.row_file import RowFile
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -67,19 +70,28 @@ class Columns:
     """Rows are handed out by :meth:`add` and given back by :meth:`remove`; arrays grow by doubling.
 
     Untouched rows cost no memory: the kernel maps the zeroed pages of a new array when they are first written.
+
+    With a ``folder``, logs and states lie in a file there (`row_file.py`), a user's side by side, so that one who has
+    been written out is read back from one or two pages; the file grows by a quarter, since it is not copied for it. What
+    is looked at for all users at once, a number for each, stays in memory.
     """
 
-    def __init__(self, log_length: int, state_size: int, capacity: int = 1024) -> None:
+    def __init__(
+        self, log_length: int, state_size: int, capacity: int = 1024, folder: Path | None = None
+    ) -> None:
         self.log_length = log_length
         self.state_size = state_size
+        self._folder = folder
+        self._file: RowFile | None = None
         self.rows: dict[bytes, int] = {}
         self._free: list[int] = []
         self._used = 0
-        self._allocate(capacity)
+        self._allocate(capacity if folder is None else 0)
 
-    def _allocate(self, capacity: int) -> None:
+    def _allocate(self, room: int) -> None:
         length, size = self.log_length, self.state_size
         old = getattr(self, "n", None)
+        capacity = max(room, 1)  # row 0 stands in for whoever has none
         shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "n": ((capacity,), np.int64),
             "at_ms": ((capacity, length), np.int64),
@@ -94,17 +106,28 @@ class Columns:
             "forgotten_ms": ((capacity,), np.int64),  # events up to this time were erased
             "generation": ((capacity,), np.int32),  # of the group, when the user was last written
         }
+        assert tuple(shapes) == _COLUMNS
+        if self._folder is not None and room:
+            wide = [(name, kind, shape[1:]) for name, (shape, kind) in shapes.items() if len(shape) > 1]
+            self._file = self._file or RowFile(self._folder, np.dtype(wide, align=True))
+            rows = self._file.grown(capacity)
+            for name, _, _ in wide:
+                setattr(self, name, rows[name])
+                del shapes[name]
         for name, (shape, kind) in shapes.items():
             array: NDArray[Any] = np.zeros(shape, dtype=kind)
             if old is not None:
                 array[: len(old)] = getattr(self, name)
             setattr(self, name, array)
-        assert tuple(shapes) == _COLUMNS
+        self.flat = {name: _flat(getattr(self, name)) for name in ("at_ms", "event", "item", "action")}
+        self._room = room
         if old is None:
             self.users: list[bytes] = []
             self.last_event: list[bytes] = []
             self.strays: dict[int, dict[int, int]] = {}
 
+    # Of the log's columns: for `take` by one index, which is faster than by two.
+    flat: dict[str, tuple[NDArray[Any], int]]
     n: I64
     at_ms: I64
     event: U64
@@ -122,14 +145,18 @@ class Columns:
         return len(self.rows)
 
     def add(self, user: bytes) -> int:
-        """A zeroed row for a user who has none."""
+        """A zeroed row for a user who has none.
+
+        Raises:
+            DiskFull: the users are kept on disk, and there is no room for another one.
+        """
         if self._free:
             row = self._free.pop()
             self.users[row] = user
         else:
             row = self._used
-            if row == len(self.n):
-                self._allocate(2 * row)
+            if row == self._room:
+                self._allocate(2 * row if self._folder is None else max(1024, row + row // 4))
             self._used += 1
             self.users.append(user)
             self.last_event.append(b"")
@@ -149,6 +176,8 @@ class Columns:
 
     def log(self, rows: I64) -> Log:
         """Copies of the logs of ``rows``."""
+        if self._file is not None:
+            self._file.want(rows.tolist())
         return Log(self.n[rows], self.at_ms[rows], self.event[rows], self.item[rows], self.action[rows])
 
     def put_log(self, rows: I64, log: Log) -> None:
@@ -157,3 +186,10 @@ class Columns:
         self.event[rows] = log.event
         self.item[rows] = log.item
         self.action[rows] = log.action
+
+
+def _flat(column: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """The numbers of a column one after the other, and how many it is from one row to the next."""
+    rows, width = column.shape
+    step = column.strides[0] // column.itemsize
+    return as_strided(column, ((rows - 1) * step + width if rows else 0,), (column.itemsize,)), step

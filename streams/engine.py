@@ -45,6 +45,9 @@ _AGAIN_S: Final = 1.0
 # Where the seeks of a rebalance take longer, Faust gives it up and consumes nothing from then on, without a word: longer
 # than any outage that a worker lives through.
 _SEEK_TIMEOUT_S: Final = 3600.0
+# aiokafka leaves the group where nothing has been fetched for so long, as while all partitions wait for an index that is
+# away. What should move and does not is the watchdog's to see.
+_POLL_INTERVAL_MS: Final = 7 * 86_400_000
 
 
 class StopWorker(Exception):
@@ -114,8 +117,8 @@ class Gate:
         self._is_broken = not self._is_open
         self._changed.set()
 
-    async def passed(self, timeout_s: float) -> None:
-        """Raises Lost when the partition goes first, TimeoutError after ``timeout_s``."""
+    async def passed(self, timeout_s: float | None) -> None:
+        """Raises Lost when the partition goes first, TimeoutError after ``timeout_s`` (None: never)."""
         if self._is_open:
             return
         changed = self._changed
@@ -193,7 +196,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=settings.max_poll_records,
-            max_poll_interval_ms=300_000,
+            max_poll_interval_ms=_POLL_INTERVAL_MS,
             max_partition_fetch_bytes=1_048_576,
             fetch_max_wait_ms=500,
             session_timeout_ms=int(settings.session_timeout_s * 1000),
@@ -257,6 +260,12 @@ class BatchConsumer(driver.Consumer):
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
+        except KafkaError as error:
+            app = cast(EngineApp, self.app)
+            app.fail(
+                f"group {app.conf.id}: the broker refuses what is read for it ({type(error).__name__}: {error}); "
+                "look at the rights of this user and at the broker's log"
+            )
 
     async def _begin_batches(self) -> None:
         """One fetch, only of partitions that may take more work; requests go first."""
@@ -357,6 +366,9 @@ class BatchConsumer(driver.Consumer):
         self._forget()
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        # Faust does not where nothing is revoked. A worker that had no partitions would fetch from its first ones while
+        # Faust still seeks, and begin the same batch again after that.
+        self.stop_flow()
         await super().on_partitions_revoked(revoked)
         self._forget()
 

@@ -246,6 +246,13 @@ class Metrics:
             "Fewer than in the catalog: dead letters of the catalog topic, or an index still being filled.",
         ),
     ]
+    index_away_seconds: Annotated[
+        Gauge,
+        About(
+            "For how long catalog changes have waited for an index that does not take them; 0 while it does.",
+            "They wait in their topic, in order. See the index's own log, its disk and the network between.",
+        ),
+    ]
     index_seconds: Annotated[
         Histogram,
         About(

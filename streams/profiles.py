@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +26,7 @@ from streams.engine import READ_TIMEOUT_S, Gate, Lost, StopWorker, once_broker_a
 from streams.messages import header
 from streams.metrics import Metrics
 from streams.publish import Outgoing, Sent, send_all
+from streams.row_file import DiskFull, RowFile
 from streams.settings import Settings
 from streams.state_records import RecordError, Stamp, bundle_key, generation_of, pack, unpack
 from streams.topics import Topics
@@ -49,9 +52,9 @@ def _settled(value: bool) -> asyncio.Future[bool]:
 class Partition:
     """The users of one clicks partition, and how far it has come."""
 
-    def __init__(self, number: int, log_length: int, state_size: int) -> None:
+    def __init__(self, number: int, log_length: int, state_size: int, folder: Path | None = None) -> None:
         self.number = number
-        self.columns = Columns(log_length, state_size)
+        self.columns = Columns(log_length, state_size, folder=folder)
         # Users erased by `forget`, who have no row: events up to that time are dropped.
         self.forgotten: dict[bytes, int] = {}
         # And by which generation: a record that an older one wrote late does not bring them back.
@@ -73,10 +76,17 @@ class Partition:
         self._waiting: list[asyncio.Future[None]] = []
 
     def row_of(self, user: bytes) -> int:
-        """The user's row, made if there is none."""
+        """The user's row, made if there is none.
+
+        Raises:
+            StopWorker: there is no room for one on the disk.
+        """
         row = self.columns.rows.get(user)
         if row is None:
-            row = self.columns.add(user)
+            try:
+                row = self.columns.add(user)
+            except DiskFull as error:
+                raise StopWorker(str(error)) from error
             erased_ms = self.forgotten.get(user)
             if erased_ms is not None:
                 self.columns.forgotten_ms[row] = erased_ms
@@ -160,7 +170,10 @@ class Profiles:
         self._settings, self._topics, self._producer, self._metrics = settings, topics, producer, metrics
         self.writer = writer
         self.bundle = bundle_key(bundle_id)
-        self._log_length, self._state_size = log_length, state_size
+        self._folder = settings.data_dir / "states" if settings.state_on_disk else None
+        self._new_partition = partial(
+            Partition, log_length=log_length, state_size=state_size, folder=self._folder
+        )
         self._fail = fail
         self.partitions: dict[int, Partition] = {}
         self._reader = Consumer(
@@ -176,6 +189,12 @@ class Profiles:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
+        """Raises StopWorker where nothing can be kept in the folder that is to hold the users."""
+        if self._folder is not None:
+            try:
+                RowFile(self._folder, np.dtype(np.uint8)).grown(1)
+            except DiskFull as error:
+                raise StopWorker(str(error)) from error
         await self._reader.start()
         self._spawn(self._audit())
         if self._settings.user_ttl_days is not None:
@@ -212,9 +231,7 @@ class Profiles:
         for number in set(self.partitions) - wanted:
             del self.partitions[number]
         for number in sorted(wanted):
-            partition = self.partitions.setdefault(
-                number, Partition(number, self._log_length, self._state_size)
-            )
+            partition = self.partitions.setdefault(number, self._new_partition(number))
             partition.owned, partition.generation = True, generation
             partition.gate.close()
         self._metrics.rebalances_total.inc()
@@ -410,9 +427,12 @@ class Profiles:
                     if not partition.is_serving():
                         continue
                     columns, generation = partition.columns, partition.generation
+                    before_ms = time.time() * 1000.0 - ttl_ms
                     rows = np.array(list(columns.rows.values()), dtype=np.int64)
-                    newest_ms = columns.at_ms[rows, np.maximum(columns.n[rows] - 1, 0)]
-                    old = np.flatnonzero((columns.n[rows] > 0) & (newest_ms < time.time() * 1000.0 - ttl_ms))
+                    # Logs may lie on the disk: those are left alone whose state shows a later event.
+                    rows = rows[(columns.n[rows] > 0) & (columns.state_at_ms[rows] < before_ms)]
+                    newest_ms = columns.at_ms[rows, columns.n[rows] - 1]
+                    old = np.flatnonzero(newest_ms < before_ms)
                     gone = {
                         columns.users[int(rows[i])]: int(newest_ms[i]) for i in old[:_EXPIRE_USERS].tolist()
                     }

@@ -53,8 +53,10 @@ async def _refusal(settings: Settings, host: str, port: int) -> str | None:
     except (ConnectionRefusedError, TimeoutError):
         return None
     except (ssl.SSLError, ConnectionError, KafkaError) as error:
+        proof = "a certificate of ours that it trusts in HEADWATER_KAFKA_SSL_CERT_FILE, or "
         return (
-            f"{broker} closed the connection ({type(error).__name__}): expected HEADWATER_KAFKA_SECURITY_PROTOCOL to "
+            f"{broker} closed the connection ({type(error).__name__}): expected "
+            f"{proof if settings.kafka_security_protocol.endswith('SSL') else ''}HEADWATER_KAFKA_SECURITY_PROTOCOL to "
             f"be what it speaks on this port, other than {settings.kafka_security_protocol}"
         )
     except OSError:

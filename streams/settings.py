@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(default=None, description="a bundle's folder; none = the shipped starter")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     encoder_threads: int = Field(default=1, ge=1, le=256)
+    state_on_disk: bool = Field(
+        default=False, description="users' logs and states in a file under data_dir, not in memory"
+    )
     user_ttl_days: float | None = Field(
         default=None, gt=0, description="users without an event for so long are erased"
     )
@@ -190,6 +193,13 @@ class Settings(BaseSettings):
     def _file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError("the path of an existing file")
+        return value
+
+    @field_validator("state_on_disk")
+    @classmethod
+    def _can_reserve(cls, value: bool) -> bool:
+        if value and not hasattr(os, "posix_fallocate"):
+            raise ValueError("false on a system that cannot reserve room in a file; use Linux for it")
         return value
 
     @field_validator("bundle")

@@ -126,11 +126,14 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
 def _packed_logs(columns: Columns, rows: I64, n: I64) -> bytes:
     """The ``n`` real entries of each user's log, one after the other: most logs are far from full."""
     ends = np.cumsum(n)
-    place = np.arange(int(ends[-1])) - np.repeat(ends - n - rows * columns.log_length, n)
-    stamps = columns.at_ms.take(place) | (columns.action.take(place).astype(np.int64) << _TIME_BITS)
-    events = columns.event.take(place)
-    entries = np.empty(len(place), dtype=_ENTRY)
-    entries["item"] = columns.item.take(place)
+    count = int(ends[-1])
+    # One step for all in memory; on disk, a row's actions are counted in bytes and the others in eight of them.
+    steps = {step for _, step in columns.flat.values()}
+    at = {step: np.arange(count) - np.repeat(ends - n - rows * step, n) for step in steps}
+    at_ms, events, items, actions = (numbers.take(at[step]) for numbers, step in columns.flat.values())
+    stamps = at_ms | (actions.astype(np.int64) << _TIME_BITS)
+    entries = np.empty(count, dtype=_ENTRY)
+    entries["item"] = items
     entries["event_low"], entries["event_high"] = events & 0xFFFFFFFF, events >> 32
     entries["stamp_low"], entries["stamp_high"] = stamps & 0xFFFFFFFF, stamps >> 32
     return entries.tobytes()

@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
 import structlog
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 
 log = structlog.get_logger(__name__)
 
@@ -38,10 +40,23 @@ class Progress(NamedTuple):
     waits: bool = False  # for something that has its own patience
 
 
+async def ask_every_broker(client: AIOKafkaClient) -> None:
+    """What does not move may wait for any of them: to be read, for its changelog, to be committed.
+
+    One that is down for all is not among those that the cluster names.
+
+    Raises:
+        KafkaError: one of them cannot be reached.
+    """
+    there = {broker.nodeId for broker in (await client.fetch_all_metadata()).brokers()}
+    known = {broker.nodeId for broker in client.cluster.brokers()}
+    await asyncio.gather(*(client.send(node, MetadataRequest([])) for node in there & known))
+
+
 class Watchdog:
     """``progress`` is asked every second; ``fail`` is called once a partition with lag has not moved for 30 s.
 
-    ``ask_broker`` is awaited meanwhile: whenever it raises, or says nothing for 5 s, the count starts again, but not for
+    ``ask_brokers`` is awaited meanwhile: whenever it raises, or says nothing for 5 s, the count starts again, but not for
     more than ten minutes.
     """
 
@@ -49,9 +64,9 @@ class Watchdog:
         self,
         progress: Callable[[], Iterable[Progress]],
         fail: Callable[[str], None],
-        ask_broker: Callable[[], Awaitable[object]],
+        ask_brokers: Callable[[], Awaitable[object]],
     ) -> None:
-        self._progress, self._fail, self._ask_broker = progress, fail, ask_broker
+        self._progress, self._fail, self._ask_brokers = progress, fail, ask_brokers
         self._moved: dict[tuple[str, int, str], tuple[int, float]] = {}
         self._beat_s = time.monotonic()
         self._excused_s = 0.0  # no stall is counted from before
@@ -111,7 +126,7 @@ class Watchdog:
         if now - since_s <= early_s:
             self._silent_since_s = None
         elif now - max(since_s, self._excused_s) > early_s:
-            if await self._broker_answers():
+            if await self._brokers_answer():
                 self._silent_since_s = None
                 return
             self._silent_since_s = self._silent_since_s or now
@@ -119,11 +134,11 @@ class Watchdog:
                 log.warning("broker_silent", stalled_s=round(now - since_s))
                 self._excused_s = time.monotonic()
 
-    async def _broker_answers(self) -> bool:
+    async def _brokers_answer(self) -> bool:
         try:
             # Not `wait_for`, here or wherever a task is cancelled to end: in Python 3.11 it may swallow that.
             async with asyncio.timeout(_ANSWER_S):
-                await self._ask_broker()
+                await self._ask_brokers()
         except (KafkaError, OSError, TimeoutError):
             return False
         return True

@@ -98,7 +98,7 @@ class InterestsWorker:
         self._offsets: dict[tuple[str, int], int] = {}
 
     def own(self, number: int, *, is_open: bool = True) -> Partition:
-        partition = Partition(number, self.encoder.log_length, self.encoder.state_size)
+        partition = self.profiles._new_partition(number)
         partition.owned, partition.generation = True, GENERATION
         if is_open:
             partition.gate.open()

@@ -97,12 +97,17 @@ def kafka_server() -> Iterator[str]:
 
 @contextmanager
 def own_node(
-    listeners: Sequence[Listener] = (), properties: Mapping[str, object] = MappingProxyType({})
+    listeners: Sequence[Listener] = (),
+    properties: Mapping[str, object] = MappingProxyType({}),
+    scram: Sequence[str] = (),
 ) -> Iterator["KafkaNode"]:
-    """A Kafka of one's own that may be killed, frozen and started again. Raises as :func:`kafka_server` does."""
+    """A Kafka of one's own that may be killed, frozen and started again. Raises as :func:`kafka_server` does.
+
+    ``scram``: logins that it knows from the beginning, such as ``SCRAM-SHA-512=[name=ann,password=secret]``.
+    """
     java, jars = java_tool("java"), _jars()
     with tempfile.TemporaryDirectory(prefix="headwater-kafka-") as folder:
-        node = _started(java, jars, Path(folder), listeners, properties)
+        node = _started(java, jars, Path(folder), listeners, properties, scram)
         try:
             yield node
         finally:
@@ -119,6 +124,7 @@ class KafkaNode:
         home: Path,
         listeners: Sequence[Listener] = (),
         properties: Mapping[str, object] = MappingProxyType({}),
+        scram: Sequence[str] = (),
     ) -> None:
         self._home, self._output = home, home / "kafka.log"
         self._java = [java, "-cp", f"{jars}/*"]
@@ -141,6 +147,8 @@ class KafkaNode:
         self._properties.write_text(configured + more)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
         formatting = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
+        for login in scram:
+            formatting += ["--add-scram", login]
         done = subprocess.run(
             [*self._java, "-Xmx128m", "-XX:TieredStopAtLevel=1", *formatting], capture_output=True, text=True
         )
@@ -195,10 +203,15 @@ def _addresses(ports: Mapping[str, int]) -> str:
 
 
 def _started(
-    java: str, jars: Path, folder: Path, listeners: Sequence[Listener], properties: Mapping[str, object]
+    java: str,
+    jars: Path,
+    folder: Path,
+    listeners: Sequence[Listener],
+    properties: Mapping[str, object],
+    scram: Sequence[str],
 ) -> KafkaNode:
     for attempt in range(3):
-        node = KafkaNode(java, jars, folder / str(attempt), listeners, properties)
+        node = KafkaNode(java, jars, folder / str(attempt), listeners, properties, scram)
         try:
             node.start()
         except KafkaFailedError as failure:

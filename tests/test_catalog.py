@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jsonschema
@@ -22,7 +23,7 @@ from streams.dead_letters import DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost, StopWorker
 from streams.features import item_key
-from streams.index import Index, IndexUnavailable, Point, Query, Stamp, newer
+from streams.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
 from streams.index.edge import EdgeIndex
 from streams.messages import decode_item_vector, schemas
 from streams.metrics import Metrics
@@ -386,13 +387,86 @@ async def test_a_change_that_waits_for_the_index_is_left_to_the_next_owner_of_it
     assert worker.producer.records(worker.topics.vectors) == []
 
 
-async def test_an_index_that_is_away_for_too_long_ends_the_worker(
+async def test_changes_wait_however_long_it_takes_and_arrive_in_order(
     worker: CatalogWorker, away: _AwayIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "_INDEX_PATIENCE_S", 0.05)
-    with pytest.raises(StopWorker, match="did not answer for 0 s: told to be away"):
+    now_s = 1_000.0
+    monkeypatch.setattr(catalog, "time", SimpleNamespace(monotonic=lambda: now_s, perf_counter=lambda: now_s))
+    assert worker.path.index_away_s == 0
+    first = asyncio.ensure_future(worker.apply(worker.item(TEA, price=1.0), worker.item(COFFEE)))
+    await until(lambda: away.refused > 2)
+    second = asyncio.ensure_future(worker.apply(worker.item(TEA, title="green tea", price=2.0)))
+    now_s += 86_400
+    seen = away.refused
+    await until(lambda: away.refused > seen + 2)
+    assert (worker.path.index_away_s, worker.failures) == (86_400, [])
+    away.is_away = False
+    assert [batch.finished for batch in await asyncio.gather(first, second)] == [True, True]
+    assert [record.key for record in worker.producer.records(worker.topics.vectors)] == [
+        b"tea",
+        b"coffee",
+        b"tea",
+    ]
+    assert await worker.title(TEA) == worker.published_title(TEA) == "green tea"
+    assert worker.path.index_away_s == 0
+
+
+async def test_an_index_that_will_not_take_changes_ends_the_worker_with_its_reason(
+    worker: CatalogWorker, away: _AwayIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(points: Sequence[Point]) -> None:
+        raise IndexRefused("it wants another key")
+
+    monkeypatch.setattr(away, "put", refuse)
+    with pytest.raises(StopWorker, match="it wants another key"):
         await worker.apply(worker.item(TEA))
     assert worker.consumer.finished == []
+
+
+class _Reader:
+    """Instead of a consumer: what is to be read is known."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+async def test_what_the_index_has_lost_is_put_again_and_what_was_deleted_is_not(
+    worker: CatalogWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def everything(*_: Any) -> AsyncIterator[tuple[int, Sequence[ConsumerRecord]]]:
+        yield 0, worker.producer.records(worker.topics.vectors)
+
+    monkeypatch.setattr(catalog, "_AUDIT_S", 0.001)
+    monkeypatch.setattr(catalog, "_whole", everything)
+    monkeypatch.setattr(worker.path, "_reader", _Reader)
+    await worker.apply(worker.item(TEA), worker.item(COFFEE), worker.item("gone"))
+    await worker.apply(worker.item(TEA, title="green tea"), worker.delete("gone"))
+    anew = await EdgeIndex.open(tmp_path / "anew", worker.encoder.dim)
+    versions = worker.path._partitions[0]
+    keeping = asyncio.ensure_future(worker.path._keep_filled(anew, 0, versions))
+    async with asyncio.timeout(20):
+        while await anew.count() < 2:
+            await asyncio.sleep(0.002)
+    titles = {
+        found["item_id"]: found["title"] for found in (await anew.items(list(versions.stamps))).values()
+    }
+    assert titles == {TEA: "green tea", COFFEE: COFFEE}
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await anew.close()
+
+
+async def test_an_index_that_has_what_it_must_is_only_asked(
+    worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.path, "_fill", None)  # which nobody may call
+    await worker.apply(worker.item(TEA), worker.item(COFFEE))
+    await worker.apply(worker.delete(TEA))
+    versions = worker.path._partitions[0]
+    assert versions.audited == {item_key(COFFEE)}
+    assert worker.index is not None
+    assert await worker.path._has_audited(worker.index, versions)
 
 
 async def test_a_partition_that_was_taken_away_writes_nothing(worker: CatalogWorker) -> None:

@@ -1,12 +1,25 @@
-"""Rows of users: handed out, given back empty, and kept through growth."""
+"""Rows of users, in memory or in a file: handed out, given back empty, and kept through growth."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from streams.columns import Columns, Log
 from streams.profile import Event
 from tests.histories import DIM
 
 EVENTS = [Event(10, 1, 2**64 - 1, 1), Event(20, 2**48 - 1, 5, 9)]
+
+
+NewColumns = Callable[..., Columns]
+
+
+@pytest.fixture(params=["memory", "disk"])
+def new_columns(request: pytest.FixtureRequest, tmp_path: Path) -> NewColumns:
+    return partial(Columns, folder=tmp_path if request.param == "disk" else None)
 
 
 def log_of(events: list[Event], length: int = 4) -> Log:
@@ -20,29 +33,35 @@ def test_a_log_gives_back_the_events_that_were_written() -> None:
     assert log_of(EVENTS).events(0) == EVENTS
 
 
-def test_a_new_row_is_empty_and_has_no_applied_offset() -> None:
-    columns = Columns(4, DIM)
+def test_a_new_row_is_empty_and_has_no_applied_offset(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM)
     row = columns.add(b"ann")
     assert (columns.n[row], columns.offset[row], columns.last_event[row]) == (0, -1, b"")
     assert not columns.state[row].any()
     assert columns.rows == {b"ann": row}
 
 
-def test_rows_survive_growth() -> None:
-    columns = Columns(4, DIM, capacity=1)
+def test_the_first_row_can_be_read_before_anybody_has_one(new_columns: NewColumns) -> None:
+    """It stands in for a user without one, and is masked."""
+    assert new_columns(4, DIM).log(np.array([0])).events(0) == []
+
+
+def test_rows_survive_growth(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM, capacity=1)
     row = columns.add(b"ann")
     columns.put_log(np.array([row]), log_of(EVENTS))
     columns.state[row] = 1.5
-    for number in range(100):
+    for number in range(3_000):
         columns.add(f"user {number}".encode())
     assert columns.log(np.array([columns.rows[b"ann"]])).events(0) == EVENTS
     assert (columns.state[columns.rows[b"ann"]] == 1.5).all()
-    assert len(columns) == 101
-    assert sorted(columns.rows.values()) == list(range(101))
+    assert len(columns) == 3_001
+    assert sorted(columns.rows.values()) == list(range(3_001))
+    assert not columns.state[1 : len(columns)].any()
 
 
-def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again() -> None:
-    columns = Columns(4, DIM)
+def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM)
     row = columns.add(b"ann")
     columns.put_log(np.array([row]), log_of(EVENTS))
     for name in ("state", "state_at_ms", "pending", "stale", "forgotten_ms", "offset", "generation"):
@@ -52,7 +71,7 @@ def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again() -> No
     columns.remove(b"ann")
     assert b"ann" not in columns.rows
     again = columns.add(b"bob")
-    fresh = Columns(4, DIM)
+    fresh = new_columns(4, DIM)
     never_used = fresh.add(b"bob")
     assert again == row
     for name in ("n", "at_ms", "event", "item", "action", "offset", "state", "state_at_ms", "pending"):
@@ -64,17 +83,27 @@ def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again() -> No
     assert again not in columns.strays
 
 
-def test_a_log_that_is_read_is_a_copy() -> None:
-    columns = Columns(4, DIM)
+def test_a_log_that_is_read_is_a_copy(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM)
     row = columns.add(b"ann")
     columns.log(np.array([row])).write(0, EVENTS)
     assert columns.n[row] == 0
 
 
-def test_some_users_and_places_of_a_log_can_be_taken() -> None:
-    columns = Columns(4, DIM)
+def test_some_users_and_places_of_a_log_can_be_taken(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM)
     rows = np.array([columns.add(b"ann"), columns.add(b"bob")])
     log = columns.log(rows)
     log.write(1, EVENTS)
     assert log.take(slice(1, 2), 2).events(0) == EVENTS
     assert log.take(np.array([1, 0])).events(1) == []
+
+
+def test_the_numbers_of_a_column_can_be_taken_by_one_index(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM)
+    for name in (b"ann", b"bob", b"cid"):
+        columns.add(name)
+    columns.put_log(np.array([2]), log_of(EVENTS))
+    for name, (numbers, step) in columns.flat.items():
+        assert numbers.take([2 * step, 2 * step + 1]).tolist() == getattr(columns, name)[2, :2].tolist()
+        assert numbers.take(2 * step) == getattr(EVENTS[0], name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streams.features import item_key
-from streams.index import IndexUnavailable, Point, Query
+from streams.index import IndexRefused, IndexUnavailable, Point, Query
 from streams.index.server import ServerIndex
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
@@ -93,6 +93,23 @@ async def test_fault_that_will_not_pass_is_not_tried_again(stand_in: StandIn, in
     with pytest.raises(grpc.aio.AioRpcError):
         await index.search([Query(ONE, 5)])
     assert len(stand_in.fail_next) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, "HEADWATER_QDRANT_API_KEY"),
+        (grpc.StatusCode.NOT_FOUND, "start the worker again, which makes the collection anew"),
+    ],
+)
+async def test_put_that_is_refused_says_what_to_do(
+    stand_in: StandIn, index: ServerIndex, answer: grpc.StatusCode, remedy: str
+) -> None:
+    stand_in.fail_next = [answer]
+    with pytest.raises(
+        IndexRefused, match=f"Qdrant at {stand_in.url} answered {answer.name}: .*; .*{remedy}"
+    ):
+        await index.put([item("a")])
 
 
 async def test_server_that_is_not_there_is_named() -> None:

@@ -177,3 +177,11 @@ def test_groups_are_named_after_the_prefix(prefix: str, stored: str) -> None:
 def test_reply_topics_are_a_comma_separated_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWATER_REPLY_TOPICS", "answers.v1, other.v1,")
     assert Settings.load().reply_topics == ("answers.v1", "other.v1")
+
+
+def test_states_on_disk_want_a_system_that_can_reserve_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_STATE_ON_DISK", "true")
+    assert Settings.load().state_on_disk
+    monkeypatch.delattr(os, "posix_fallocate")
+    with pytest.raises(SettingsError, match="HEADWATER_STATE_ON_DISK is 'true': expected false on a system"):
+        Settings.load()

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from streams import watchdog
-from streams.watchdog import EXIT_STALLED, STALL_S, TO_COMMIT, Progress, Watchdog
+from streams.watchdog import EXIT_STALLED, STALL_S, TO_COMMIT, Progress, Watchdog, ask_every_broker
 from tests.interests_worker import until
 
 
@@ -35,9 +36,9 @@ class Watched:
         self.clock, self.looks, self.failures = clock, 0, list[str]()
         self.progress = [Progress("clicks", 2, 10, 5)]
         self.broker_is_away = False
-        self.dog = Watchdog(self._look, self.failures.append, self._ask_broker)
+        self.dog = Watchdog(self._look, self.failures.append, self._ask_brokers)
 
-    async def _ask_broker(self) -> None:
+    async def _ask_brokers(self) -> None:
         if self.broker_is_away:
             raise KafkaConnectionError
 
@@ -195,3 +196,28 @@ async def test_after_stop_nothing_is_looked_at(clock: Clock) -> None:
     await asyncio.sleep(0.01)
     assert one.looks == seen
     assert one.dog._stopped.is_set()
+
+
+class Brokers:
+    """A client as `ask_every_broker` uses it: broker 3 has left the cluster, which this client has not heard."""
+
+    def __init__(self, silent: int | None = None) -> None:
+        self.asked, self._silent = set[int](), silent
+        self.cluster = SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=node) for node in (1, 2, 3)])
+
+    async def fetch_all_metadata(self) -> object:
+        return SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=node) for node in (1, 2)])
+
+    async def send(self, node: int, request: object) -> None:
+        self.asked.add(node)
+        if node == self._silent:
+            await asyncio.Event().wait()
+
+
+async def test_every_broker_of_the_cluster_is_asked_and_has_to_answer() -> None:
+    brokers = Brokers()
+    await ask_every_broker(cast(Any, brokers))
+    assert brokers.asked == {1, 2}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await ask_every_broker(cast(Any, Brokers(silent=2)))

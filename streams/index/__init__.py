@@ -29,6 +29,10 @@ class IndexUnavailable(RuntimeError):
     """The engine did not answer within its time and tries; the same call may succeed later."""
 
 
+class IndexRefused(RuntimeError):
+    """The engine has answered that it will not do it, and would again: the message says what it wants."""
+
+
 class NoRoom(RuntimeError):
     """The disk has too little room for what the engine is about to write."""
 
@@ -67,7 +71,7 @@ class Index(Protocol):
         """Stores what is newer than what is there, by (version, offset); the rest is ignored, so a repeat is harmless.
 
         Read after write: what this call stored is found by every call that starts after it returned.
-        Raises BadVector before anything is stored, KeyCollision after the rest of the batch is, IndexUnavailable, NoRoom.
+        Raises BadVector before anything is stored, KeyCollision after the rest of the batch is, IndexUnavailable, IndexRefused, NoRoom.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Runs the benchmarks: python -m tests.bench [MEASURE ...] [--quick] [--lm-bundle FOLDER] [--json FILE]."""
+"""Runs the benchmarks: python -m tests.bench [MEASURE ...] [--quick] [--lm-bundle FOLDER] [--state-on-disk] [--json FILE]."""
 
 import argparse
 import os
@@ -69,6 +69,7 @@ async def _measure(
         kafka_bootstrap_servers=servers,
         topic_prefix=f"bench-{uuid.uuid4().hex[:8]}.",
         data_dir=folder / "data",
+        state_on_disk=options.state_on_disk,
     )
     system = System(settings, folder, QUICK if options.quick else FULL, report, options.lm_bundle)
     await system.open()
@@ -85,6 +86,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer items, clicks and rounds")
     parser.add_argument("--lm-bundle", type=Path, metavar="FOLDER", help="an exported language model")
+    parser.add_argument("--state-on-disk", action="store_true", help="of all workers of ours")
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"default: a new file in {RESULTS}")
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ class _Applied(NamedTuple):
     cpu_us: float  # of the worker, per click
     touched: float  # users, in a batch
     batch: float  # clicks
-    memory_mib: float  # with the users, before the clicks
+    memory_mib: float  # with the users, before the clicks; without pages of files
 
 
 async def measure(system: System) -> None:
@@ -42,7 +42,7 @@ async def measure(system: System) -> None:
             "memory of a user with 20 events",
             per_user,
             "bytes",
-            note="of the worker, beyond the first 10,000",
+            note="of the worker, beyond the first 10,000; without pages of files",
         ),
         _beside(f"clicks, {_MANY_PARTITIONS} partitions", spread, few, f"on {partitions}"),
         await _queries(system),
@@ -99,7 +99,7 @@ async def _applied(system: System, name: str, users: int, partitions: int) -> _A
     item_ids = [item.item_id for item in system.items[:_ITEMS]]
     records = dataset.clicks(item_ids, users, system.scale.grown_clicks, seed=4)
     async with worker("interests", system.folder, system.environment_of(settings)) as running:
-        memory_mib = running.process.memory_mib()
+        memory_mib = running.process.memory_mib() - running.process.mapped_mib()
         before = await clicks.applied(running)
         running.process.hold()
         counts = await dataset.publish(

@@ -46,7 +46,14 @@ class Process:
 
     def memory_mib(self) -> float:
         """Resident memory now."""
-        found = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        return self._status_mib("VmRSS")
+
+    def mapped_mib(self) -> float:
+        """Of that, pages of files: what the kernel can take back."""
+        return self._status_mib("RssFile")
+
+    def _status_mib(self, name: str) -> float:
+        found = re.search(rf"{name}:\s*(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         assert found is not None
         return int(found[1]) / 1024
 

@@ -34,7 +34,7 @@ async def measure(system: System) -> None:
     written = await write_users(settings, system.scale.recovered)
     async with worker("interests", system.folder, system.environment_of(settings)) as running:
         health, metrics = await running.health(), await running.metrics()
-        memory_mib = running.process.memory_mib()
+        memory_mib, mapped_mib = running.process.memory_mib(), running.process.mapped_mib()
     assert health["users"] == system.scale.recovered, health
     read_s = metrics["headwater_restore_seconds_sum"]
     system.report.add(
@@ -47,7 +47,8 @@ async def measure(system: System) -> None:
             running.ready_s / _ALLOWED_S,
             at_most=1.0,
             note=f"{health['users']:,} users with {_EVENTS} events each, {written / 1e6:,.0f} MB, from the start of "
-            f"the process; read in {read_s:.1f} s; {memory_mib:,.0f} MiB after",
+            f"the process; read in {read_s:.1f} s; {memory_mib:,.0f} MiB after, "
+            f"{mapped_mib:,.0f} of them of files",
         )
     )
 

@@ -87,6 +87,7 @@ class System:
             "HEADWATER_TOPIC_PREFIX": settings.topic_prefix,
             "HEADWATER_DATA_DIR": str(settings.data_dir),
             "HEADWATER_PARTITIONS": str(settings.partitions),
+            "HEADWATER_STATE_ON_DISK": str(settings.state_on_disk),
             # A worker is held still while its backlog is published.
             "HEADWATER_SESSION_TIMEOUT_S": "120",
             "HEADWATER_LOG_LEVEL": "warning",

@@ -58,7 +58,7 @@ def check_said(worker: WorkerProcess) -> None:
 async def test_full_under_load_it_ends_and_another_one_goes_on_from_there(
     new_system: Callable[..., System],
 ) -> None:
-    system = new_system(max_poll_records=50)
+    system = new_system(max_poll_records=50, state_on_disk=True)
     worker = system.worker
     worker.within = on_a_disk_of(160, worker.home / "data")
     async with system.stocked() as outside:
@@ -78,6 +78,29 @@ async def test_full_under_load_it_ends_and_another_one_goes_on_from_there(
         await applied(outside)
         await check_answers(outside, story)
         await check_every_user(outside, story)
+
+
+async def test_users_without_a_place_on_the_disk_end_it_before_their_clicks_are_committed(
+    new_system: Callable[..., System],
+) -> None:
+    system = new_system(state_on_disk=True)
+    worker = system.worker
+    worker.within = on_a_disk_of(160, worker.home / "data")
+    async with system.stocked() as outside:
+        story = begin(outside, repeated=0.02)
+        await asyncio.to_thread(fill_disk_of, worker)
+        await publish(outside, story.tell(500))
+        assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
+        said = worker.last_words()
+        assert f"{worker.home / 'data' / 'states'}: no room for 1.5 MB" in said
+        assert "Traceback" not in said
+        assert await check_no_commit_is_ahead(outside) == 0
+        worker.within = ()
+        await asyncio.to_thread(worker.start)
+        await applied(outside)
+        await check_every_user(outside, story)
+        await asyncio.to_thread(worker.kill)
+        assert list((worker.home / "data" / "states").iterdir()) == []
 
 
 async def test_full_from_the_beginning_it_does_not_start(new_system: Callable[..., System]) -> None:

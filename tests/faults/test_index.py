@@ -30,7 +30,7 @@ from tests.faults.ledger import check_every_user
 from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
 from tests.kafka.conftest import System
 from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka.outside import Answer, Outside
+from tests.kafka.outside import PATIENCE_S, Answer, Outside
 from tests.kafka.story import Story
 from tests.kafka.test_start import check_refused, starting
 from tests.kafka.worker_process import WorkerProcess
@@ -300,6 +300,35 @@ async def test_killed_between_the_index_and_the_vectors_topic(
         await asyncio.to_thread(worker.start)
         await outside.until("all are published", partial(are_published, 1.0, 2.0, None, 3.0))
         await outside.until("both agree", agree)
+
+
+async def test_a_collection_made_anew_is_filled_again_and_a_key_that_is_taken_no_more_is_named(
+    stand_in: StandIn, own_topics: Settings, new_worker: Callable[..., WorkerProcess]
+) -> None:
+    worker = new_worker("catalog", **on_server(stand_in))
+    await asyncio.to_thread(worker.start)
+    async with Outside(own_topics, worker.check_alive) as outside:
+        async with index_of(stand_in, own_topics) as index:
+            for number in range(4):
+                await outside.put(outside.item_at(number, "item"), title="garden hose")
+
+            async def are_there() -> bool:
+                points = await newest(outside)
+                return len(points) == 4 and await holds(index, points)
+
+            await outside.until("all are there", are_there)
+            await index.drop()
+            async with index_of(stand_in, own_topics):
+                assert await index.count() == 0
+            await outside.until("all are there again", are_there)
+        stand_in.api_key = "another-key"
+        await outside.put(outside.item_at(0, "item"), title="garden rake")
+        assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
+    said = worker.last_words()
+    assert "UNAUTHENTICATED" in said
+    assert "HEADWATER_QDRANT_API_KEY" in said
+    assert "Traceback" not in said
+    assert _KEY not in said
 
 
 async def test_an_index_that_is_a_hundred_times_slower_takes_no_more_memory_than_is_stated(

@@ -2,18 +2,23 @@
 
 import asyncio
 import secrets
+import shutil
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Array, Int8, Int16, Int32, Schema, String
 
 from streams import topics
 from streams.settings import Settings
 from streams.topics import TopicsError
 from tests.conftest import skipping_where_no_kafka_can_run
-from tests.kafka.outside import Outside
+from tests.kafka.outside import PATIENCE_S, Outside
 from tests.kafka.test_start import check_refused
 from tests.kafka.worker_process import WorkerProcess, finished
 from tests.kafka_server import KafkaNode, Listener, java_tool, own_node
@@ -21,23 +26,55 @@ from tests.kafka_server import KafkaNode, Listener, java_tool, own_node
 pytestmark = pytest.mark.kafka
 
 USER, PASSWORD, WRONG_PASSWORD = "shop", secrets.token_hex(12), secrets.token_hex(12)
+SCRAM_PASSWORD = secrets.token_hex(12)
 KEYSTORE_PASSWORD = secrets.token_hex(12)
 Given = Mapping[str, str]
 
 
+class OwnCertificate(NamedTuple):
+    """What a client proves itself with; the broker trusts nobody else on its listener MUTUAL."""
+
+    certificate: Path
+    key: Path
+
+
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> OwnCertificate:
+    """With a key that is encrypted by `KEYSTORE_PASSWORD`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no `openssl` to make a client's certificate with")
+    folder = tmp_path_factory.mktemp("client")
+    made = OwnCertificate(folder / "client.pem", folder / "client.key")
+    making = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=worker"]
+    kept = ["-passout", f"pass:{KEYSTORE_PASSWORD}", "-keyout", str(made.key), "-out", str(made.certificate)]
+    done = subprocess.run([*making, *kept], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, client: OwnCertificate) -> Iterator[KafkaNode]:
     keystore = tmp_path_factory.mktemp("keys") / "broker.p12"
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    modules = "org.apache.kafka.common.security"
+    plain, scram = f"{modules}.plain.PlainLoginModule required", f"{modules}.scram.ScramLoginModule required"
     properties = {
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.login.plain.sasl.jaas.config": f'{login} user_{USER}="{PASSWORD}";',
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+        "super.users": "User:ANONYMOUS",  # who comes in by the plain listener, the broker itself among them
+        "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+        "listener.name.login.plain.sasl.jaas.config": f'{plain} user_{USER}="{PASSWORD}";',
+        "listener.name.login.scram-sha-512.sasl.jaas.config": f"{scram};",
         "ssl.keystore.location": keystore,
         "ssl.keystore.password": KEYSTORE_PASSWORD,
+        "listener.name.mutual.ssl.client.auth": "required",
+        "listener.name.mutual.ssl.truststore.type": "PEM",
+        "listener.name.mutual.ssl.truststore.location": client.certificate,
     }
+    listeners = [Listener("LOGIN", "SASL_PLAINTEXT"), Listener("TLS", "SSL"), Listener("MUTUAL", "SSL")]
+    login = f"SCRAM-SHA-512=[name={USER},password={SCRAM_PASSWORD}]"
     with skipping_where_no_kafka_can_run():
         _make_keystore(keystore)
-        with own_node([Listener("LOGIN", "SASL_PLAINTEXT"), Listener("TLS", "SSL")], properties) as node:
+        with own_node(listeners, properties, [login]) as node:
             yield node
 
 
@@ -71,6 +108,16 @@ def with_tls(node: KafkaNode, certificate: str) -> Given:
     return {**to(node, "TLS", "SSL"), "kafka_ssl_ca_file": certificate}
 
 
+def with_scram(node: KafkaNode, password: str) -> Given:
+    return with_login(node, password, kafka_sasl_mechanism="SCRAM-SHA-512")
+
+
+def with_own_certificate(node: KafkaNode, certificate: str, client: OwnCertificate) -> Given:
+    proof = {"kafka_ssl_cert_file": str(client.certificate), "kafka_ssl_key_file": str(client.key)}
+    trusted = {"kafka_ssl_ca_file": certificate, "kafka_ssl_key_password": KEYSTORE_PASSWORD}
+    return {**to(node, "MUTUAL", "SSL"), **proof, **trusted}
+
+
 def to(node: KafkaNode, listener: str, protocol: str) -> Given:
     return {"kafka_bootstrap_servers": node.address(listener), "kafka_security_protocol": protocol}
 
@@ -89,8 +136,12 @@ REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
 }
 ALSO_REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
     "a mechanism that the broker has not": (
-        lambda node: with_login(node, PASSWORD, kafka_sasl_mechanism="SCRAM-SHA-512"),
-        ("refused the login", "HEADWATER_KAFKA_SASL_MECHANISM", "now SCRAM-SHA-512"),
+        lambda node: with_login(node, PASSWORD, kafka_sasl_mechanism="SCRAM-SHA-256"),
+        ("refused the login", "HEADWATER_KAFKA_SASL_MECHANISM", "now SCRAM-SHA-256"),
+    ),
+    "the password of another mechanism": (
+        lambda node: with_scram(node, PASSWORD),
+        ("refused the login", "HEADWATER_KAFKA_SASL_PASSWORD", "now SCRAM-SHA-512"),
     ),
     "no login where one is wanted": (
         lambda node: to(node, "LOGIN", "PLAINTEXT"),
@@ -112,7 +163,7 @@ ALSO_REFUSED: Mapping[str, tuple[Wrong, tuple[str, ...]]] = {
 
 
 def check_no_secret(*texts: str) -> None:
-    for secret in (PASSWORD, WRONG_PASSWORD, KEYSTORE_PASSWORD):
+    for secret in (PASSWORD, WRONG_PASSWORD, SCRAM_PASSWORD, KEYSTORE_PASSWORD):
         assert not any(secret in text for text in texts), "a password is written there"
 
 
@@ -137,13 +188,26 @@ async def test_every_wrong_way_in_is_named_with_its_setting(node: KafkaNode, wro
     check_no_secret(str(refused.value))
 
 
-async def test_a_click_is_in_the_answer_and_no_password_in_the_log(
-    node: KafkaNode, certificate: str, own_topics: Settings, new_worker: Callable[..., WorkerProcess]
+async def test_without_a_certificate_where_one_is_wanted_a_client_is_refused(
+    node: KafkaNode, certificate: str
 ) -> None:
+    settings = {**with_tls(node, certificate), **to(node, "MUTUAL", "SSL")}
+    with pytest.raises(TopicsError, match="HEADWATER_KAFKA_SSL_CERT_FILE"):
+        await topics.check(Settings(**settings))
+
+
+async def test_a_click_is_in_the_answer_until_the_group_is_denied_and_no_password_in_the_log(
+    node: KafkaNode,
+    certificate: str,
+    client: OwnCertificate,
+    own_topics: Settings,
+    new_worker: Callable[..., WorkerProcess],
+) -> None:
+    """Each part of the system comes in by another way."""
     by_login, by_tls = with_login(node, PASSWORD), with_tls(node, certificate)
     prefix = {"topic_prefix": own_topics.topic_prefix}
-    interests = new_worker("interests", log_level="debug", **by_login)
-    catalog = new_worker("catalog", log_level="debug", **by_tls)
+    interests = new_worker("interests", log_level="debug", **with_scram(node, SCRAM_PASSWORD))
+    catalog = new_worker("catalog", log_level="debug", **with_own_certificate(node, certificate, client))
     catalog.launch()
     await asyncio.to_thread(interests.start)
     async with Outside(Settings(**prefix, **by_tls), interests.check_alive) as outside:
@@ -154,7 +218,60 @@ async def test_a_click_is_in_the_answer_and_no_password_in_the_log(
     assert [item["item_id"] for item in answer["items"]] == ["kept"]
     done = await asyncio.to_thread(finished, interests.home / "cli", "ask", "ann", **prefix, **by_login)
     assert done.returncode == 0, done.stderr
+    assert await asyncio.to_thread(catalog.stop) == 0
+    await deny_group(node, own_topics.interests_group)
+    assert await asyncio.to_thread(interests.exit_code, PATIENCE_S) == 1
+    assert "GroupAuthorizationFailed" in interests.last_words()
     for worker in (interests, catalog):
-        assert await asyncio.to_thread(worker.stop) == 0
+        assert "Traceback" not in worker.log.read_text()
         check_no_secret(worker.log.read_text())
     check_no_secret(done.stdout, done.stderr)
+
+
+class _AclsCreated(Response):
+    API_KEY, API_VERSION = 30, 1
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("results", Array(("error_code", Int16), ("error_message", String("utf-8")))),
+    )
+
+
+class _CreateAcls(RequestStruct):
+    API_KEY, API_VERSION, RESPONSE_TYPE = 30, 1, _AclsCreated
+    SCHEMA = Schema(
+        (
+            "creations",
+            Array(
+                ("resource_type", Int8),
+                ("resource_name", String("utf-8")),
+                ("resource_pattern_type", Int8),
+                ("principal", String("utf-8")),
+                ("host", String("utf-8")),
+                ("operation", Int8),
+                ("permission_type", Int8),
+            ),
+        )
+    )
+
+
+class _Deny(Request[_CreateAcls]):
+    API_KEY = 30
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def build(self, request_struct_class: type[_CreateAcls]) -> _CreateAcls:
+        a_group, literally, to_read, denied = 3, 3, 3, 2
+        user = f"User:{USER}"
+        return request_struct_class([(a_group, self._group, literally, user, "*", to_read, denied)])
+
+
+async def deny_group(node: KafkaNode, group: str) -> None:
+    """From now on the user of the logins may neither commit for that group nor stay in it."""
+    client = AIOKafkaClient(bootstrap_servers=node.servers)
+    try:
+        await client.bootstrap()
+        done = await client.send(client.get_random_node(), _Deny(group))
+        assert [code for code, _ in done.results] == [0], done
+    finally:
+        await client.close()
