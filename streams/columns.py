@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.counters import DEFAULT_COUNTERS, Counted
 from streams.profile import Event
 
 I64 = NDArray[np.int64]
@@ -53,6 +54,8 @@ _COLUMNS = (
     "event",
     "item",
     "action",
+    "counted",
+    "level",
     "offset",
     "state",
     "state_at_ms",
@@ -69,9 +72,12 @@ class Columns:
     Untouched rows cost no memory: the kernel maps the zeroed pages of a new array when they are first written.
     """
 
-    def __init__(self, log_length: int, state_size: int, capacity: int = 1024) -> None:
+    def __init__(
+        self, log_length: int, state_size: int, capacity: int = 1024, counters: int = DEFAULT_COUNTERS
+    ) -> None:
         self.log_length = log_length
         self.state_size = state_size
+        self.counters = counters
         self.rows: dict[bytes, int] = {}
         self._free: list[int] = []
         self._used = 0
@@ -86,6 +92,8 @@ class Columns:
             "event": ((capacity, length), np.uint64),
             "item": ((capacity, length), np.uint64),
             "action": ((capacity, length), np.uint8),
+            "counted": ((capacity, self.counters), np.uint64),  # items whose wishes have left the log
+            "level": ((capacity, self.counters), np.uint16),  # and how much they count; 0: the place is free
             "offset": ((capacity,), np.int64),  # last applied offset of the user's own partition
             "state": ((capacity, size), np.float16),
             "state_at_ms": ((capacity,), np.int64),  # time of the last folded event; 0: none
@@ -94,10 +102,15 @@ class Columns:
             "forgotten_ms": ((capacity,), np.int64),  # events up to this time were erased
             "generation": ((capacity,), np.int32),  # of the group, when the user was last written
         }
+        # Most users have no counters, and to copy their zeros would map the pages of the new arrays.
+        counting = np.zeros(0, dtype=np.int64)
+        if old is not None:
+            counting = np.flatnonzero(self.level.any(axis=1))
         for name, (shape, kind) in shapes.items():
             array: NDArray[Any] = np.zeros(shape, dtype=kind)
             if old is not None:
-                array[: len(old)] = getattr(self, name)
+                kept = counting if name in ("counted", "level") else slice(len(old))
+                array[kept] = getattr(self, name)[kept]
             setattr(self, name, array)
         assert tuple(shapes) == _COLUMNS
         if old is None:
@@ -110,6 +123,8 @@ class Columns:
     event: U64
     item: U64
     action: U8
+    counted: U64
+    level: NDArray[np.uint16]
     offset: I64
     state: NDArray[np.float16]
     state_at_ms: I64
@@ -157,3 +172,6 @@ class Columns:
         self.event[rows] = log.event
         self.item[rows] = log.item
         self.action[rows] = log.action
+
+    def put_counters(self, new: Counted) -> None:
+        self.counted[new.rows], self.level[new.rows] = new.keys, new.levels

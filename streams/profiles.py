@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError
 
 from streams.columns import I64, Columns
 from streams.consumer import Consumer
+from streams.counters import DEFAULT_COUNTERS
 from streams.engine import READ_TIMEOUT_S, Gate, Lost, StopWorker, once_broker_answers, recreated
 from streams.messages import header
 from streams.metrics import Metrics
@@ -49,9 +50,11 @@ def _settled(value: bool) -> asyncio.Future[bool]:
 class Partition:
     """The users of one clicks partition, and how far it has come."""
 
-    def __init__(self, number: int, log_length: int, state_size: int) -> None:
+    def __init__(
+        self, number: int, log_length: int, state_size: int, counters: int = DEFAULT_COUNTERS
+    ) -> None:
         self.number = number
-        self.columns = Columns(log_length, state_size)
+        self.columns = Columns(log_length, state_size, counters=counters)
         # Users erased by `forget`, who have no row: events up to that time are dropped.
         self.forgotten: dict[bytes, int] = {}
         # And by which generation: a record that an older one wrote late does not bring them back.
@@ -213,7 +216,8 @@ class Profiles:
             del self.partitions[number]
         for number in sorted(wanted):
             partition = self.partitions.setdefault(
-                number, Partition(number, self._log_length, self._state_size)
+                number,
+                Partition(number, self._log_length, self._state_size, self._settings.counters_per_user),
             )
             partition.owned, partition.generation = True, generation
             partition.gate.close()

@@ -101,6 +101,12 @@ class Settings(BaseSettings):
     bundle: Path | None = Field(default=None, description="a bundle's folder; none = the shipped starter")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     encoder_threads: int = Field(default=1, ge=1, le=256)
+    counters_per_user: int = Field(
+        default=64,
+        ge=0,
+        le=255,
+        description="items that a user's log has lost and buy-again still counts, 10 bytes each",
+    )
     user_ttl_days: float | None = Field(
         default=None, gt=0, description="users without an event for so long are erased"
     )
