@@ -8,10 +8,10 @@ import numpy as np
 from models.baselines import DAY_MS
 from models.evaluation import Catalog, best, bundle_products, interests_of
 from models.events import Log, newest
-from models.protocols import Cases, Floats, Ints, Scorer, Split, histories
+from models.protocols import Cases, Floats, Ints, Scorer, Split
+from models.served import Counting, seen, wanted_again
 from streams.encoder import Encoder
 from streams.features import History, candidate_features
-from streams.recall.buy_again import buy_again
 from streams.trends import HALF_LIFE_S, TOP
 
 
@@ -33,6 +33,7 @@ class Pooling:
     def __init__(self, encoder: Encoder, catalog: Catalog, asked: Split, size: int) -> None:
         self.vectors, self._catalog = catalog.vectors, catalog
         self._encoder, self._size, self.length = encoder, size, encoder.log_length
+        self._counting = Counting(self.length)
         self._popularity = trending(asked, len(catalog.vectors))
 
     def __call__(self, log: Log, cases: Cases, part: slice) -> tuple[list[Pool], Floats]:
@@ -40,18 +41,19 @@ class Pooling:
         asked = interests_of(self._encoder, self._catalog, log, cases, part)
         products = bundle_products(asked.interests, self._catalog)
         products[~asked.any_event] = -np.inf
+        counted = self._counting(log, cases)
         if cases.mask_seen:
-            owners, rows = histories(log, cases, part)
-            products[owners, log.items[rows]] = -np.inf
+            products[seen(log, cases, part, counted)] = -np.inf
         nearest = best(products, self._size)
         rows, mask = newest(log, cases.users[part], cases.ends[part], self.length)
         pools = []
+        wanted = wanted_again(log, cases, part, self.length, counted)
         for case, own in enumerate(asked.interests):
             had = rows[case][mask[case] > 0]
             now_ms = int(cases.now_ms[part][case])
             bought, at_ms = log.items[had], log.at_ms[had]
-            again = buy_again(zip(bought.tolist(), at_ms.tolist(), strict=True), now_ms)
-            items = np.concatenate([nearest[case], np.setdiff1d(again, nearest[case]).astype(np.int64)])
+            again = np.setdiff1d(wanted[case], nearest[case]).astype(np.int64)
+            items = np.concatenate([nearest[case], again])
             items = items[np.isfinite(products[case, items])]
             features = candidate_features(
                 items.astype(np.uint64),

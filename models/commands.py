@@ -362,8 +362,9 @@ def tables(results: Results) -> Iterator[Table]:
         )
         for column in (f"hit@{results.k}", "interval", f"NDCG@{results.k}", "interval", "coverage"):
             shown.add_column(column, justify="right")
-        for method, found in results.methods.items():
-            quality = found[name]
+        # Newcomers are ranked among each other, which no request asks for: not every method has all sets.
+        having = {method: found[name] for method, found in results.methods.items() if name in found}
+        for method, quality in having.items():
             cells = []
             for measure in (quality.hit, quality.ndcg):
                 cells += [f"{measure.value:.4f}", f"{measure.low:.4f}-{measure.high:.4f}"]
@@ -374,10 +375,15 @@ def tables(results: Results) -> Iterator[Table]:
 def _of_bundle(
     loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
 ) -> dict[str, Callable[[], Scorer]]:
-    """A bundle alone, as it is served with buy-again where seen items may come, and with its scorer if it has one."""
+    """A bundle alone, beside that what its log and counters say may come again, both as they are served, and with its scorer if
+    it has one.
+
+    Where seen items may not come there is nothing to come again.
+    """
     catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
     makers: dict[str, Callable[[], Scorer]] = {name: lambda: bundle_scorer(loaded, catalog)}
     if not asked.test.mask_seen:
+        makers[f"{name}, buy again alone"] = lambda: served(loaded, catalog, k, {"buy-again": 1.0})
         makers[f"{name} and buy again"] = lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS)
     if loaded.pool:
         makers[f"{name}, scored again"] = lambda: rescored(

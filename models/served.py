@@ -1,7 +1,8 @@
 """Lists as the request path makes them, from arrays: its sources and its fusion, by exact search.
 
 `bundle_scorer` gives an item its best dot product with any interest. Serving asks the index once an interest and fuses the
-lists by their ranks; it forgets what fell out of a user's log. With the interests alone and one of them only that differs.
+lists by their ranks; of what fell out of a user's log it knows only what the counters hold. With the interests alone and one
+of them only that differs.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluation import Catalog, best, interests_of
-from models.events import Log
+from models.events import Log, newest
 from models.protocols import Cases, Floats, Ints, Scorer, histories
+from streams.counters import DEFAULT_COUNTERS, LEAVES, Counted, count
 from streams.encoder import Encoder
 from streams.recall.buy_again import buy_again
 from streams.recall.fusion import Ranking, fuse
@@ -23,31 +25,35 @@ INTERESTS: Final[Mapping[str, float]] = {"interests": 1.0}
 def served(encoder: Encoder, catalog: Catalog, k: int, sources: Mapping[str, float] = INTERESTS) -> Scorer:
     """Lists of length k as scores: k for the first of a list, 1 for its last, -inf for what is not in it.
 
-    `sources`: the weights of `interests` and, if it is there, `buy-again`. Ask with cases that remember no more than the log of
+    `sources`: the weights of `interests` and of `buy-again`, of those that are there. Ask with cases that remember no more than the log of
     the service does (`encoder.log_length`).
     """
+    counting = Counting(encoder.log_length)
 
     def scores(log: Log, cases: Cases, part: slice) -> Floats:
         asked = interests_of(encoder, catalog, log, cases, part)
         hidden = np.tile(~catalog.known, (part.stop - part.start, 1))
+        counted = counting(log, cases)
+        again: list[list[int]] = []
         if cases.mask_seen:
-            owners, rows = histories(log, cases, part)
-            hidden[owners, log.items[rows]] = True
+            hidden[seen(log, cases, part, counted)] = True
+        elif "buy-again" in sources:
+            again = wanted_again(log, cases, part, encoder.log_length, counted)
         nearest = [
             _nearest(asked.interests[:, interest] @ catalog.vectors.T, hidden, k)
             for interest in range(encoder.interests)
         ]
-        again = _again(catalog, log, cases, part, k) if "buy-again" in sources else {}
         found = np.full(hidden.shape, -np.inf, dtype=np.float32)
         for case in np.flatnonzero(asked.any_event).tolist():
             total = float(asked.weights[case].sum()) or 1.0
-            rankings = [_ranking("buy-again", sources["buy-again"], again[case])] if case in again else []
+            rankings = []
+            if again:
+                items = [item for item in again[case] if catalog.known[item]][:k]
+                rankings.append(_ranking("buy-again", sources["buy-again"], items))
             for weight, lists in zip(asked.weights[case], nearest, strict=True):
-                if weight > 0:
-                    items = lists[case][lists[case] >= 0].tolist()
-                    rankings.append(
-                        _ranking("interests", sources["interests"] * float(weight) / total, items)
-                    )
+                vote = sources.get("interests", 0.0) * float(weight) / total
+                if vote > 0:
+                    rankings.append(_ranking("interests", vote, lists[case][lists[case] >= 0].tolist()))
             for place, item in enumerate(fuse(rankings)[:k]):
                 found[case, item.key] = k - place
         return found
@@ -59,19 +65,55 @@ def _ranking(source: str, weight: float, items: list[int]) -> Ranking:
     return Ranking(source, weight, [(item, "") for item in items])
 
 
-def _again(catalog: Catalog, log: Log, cases: Cases, part: slice, k: int) -> dict[int, list[int]]:
-    """Of each case that may have seen items, counted from the slice's start: what is wanted again."""
-    if cases.mask_seen:
-        return {}
+class Counting:
+    """The counters that a worker holds of what has left each case's log, by the rule of the service."""
+
+    def __init__(self, length: int, counters: int = DEFAULT_COUNTERS) -> None:
+        self._length, self._counters = length, counters
+        self._held: tuple[Cases, Counted] | None = None  # of the cases asked about last: a slice at a time is
+
+    def __call__(self, log: Log, cases: Cases) -> Counted:
+        """A row a case."""
+        if self._held is None or self._held[0] is not cases:
+            self._held = cases, self._counted(log, cases)
+        return self._held[1]
+
+    def _counted(self, log: Log, cases: Cases) -> Counted:
+        """A user's cases go on from each other."""
+        shape = (len(cases), self._counters)
+        found = Counted(np.arange(len(cases)), np.zeros(shape, np.uint64), np.zeros(shape, np.uint16))
+        user, done = -1, 0
+        for case in np.lexsort((cases.ends, cases.users)).tolist():
+            if cases.users[case] != user:
+                user = int(cases.users[case])
+                done, keys, levels = int(log.starts[user]), [0] * self._counters, [0] * self._counters
+            stop = max(done, int(cases.ends[case]) - self._length)
+            what = LEAVES[log.actions[done:stop]].tolist()
+            count(keys, levels, zip(log.items[done:stop].tolist(), what, strict=True))
+            found.keys[case], found.levels[case], done = keys, levels, stop
+        return found
+
+
+def seen(log: Log, cases: Cases, part: slice, counted: Counted) -> tuple[Ints, Ints]:
+    """What a worker leaves out where seen items may not come: (case, counted from the slice's start; item)."""
     owners, rows = histories(log, cases, part)
-    known = catalog.known[log.items[rows]]
-    owners, rows = owners[known], rows[known]
-    bounds = np.searchsorted(owners, np.arange(part.stop - part.start + 1))
-    found = {}
+    before, places = np.nonzero(counted.levels[part])
+    items = counted.keys[part][before, places].astype(np.int64)
+    return np.concatenate([owners, before]), np.concatenate([log.items[rows], items])
+
+
+def wanted_again(log: Log, cases: Cases, part: slice, length: int, counted: Counted) -> list[list[int]]:
+    """Items that the users of a slice may want again, best first: by their newest `length` events and what was counted before."""
+    rows, mask = newest(log, cases.users[part], cases.ends[part], length)
+    found = []
     for case, now_ms in enumerate(cases.now_ms[part].tolist()):
-        mine = rows[bounds[case] : bounds[case + 1]]
-        wishes = zip(log.items[mine].tolist(), log.at_ms[mine].tolist(), strict=True)
-        found[case] = buy_again(wishes, now_ms)[:k]
+        own = rows[case][mask[case] > 0]
+        wishes = zip(log.items[own].tolist(), log.at_ms[own].tolist(), strict=True)
+        levels = counted.levels[part][case]
+        counters = zip(
+            counted.keys[part][case][levels > 0].tolist(), levels[levels > 0].tolist(), strict=True
+        )
+        found.append(buy_again(wishes, now_ms, counters))
     return found
 
 

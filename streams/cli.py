@@ -512,7 +512,7 @@ def user(user: str, *, json: Annotated[bool, Parameter(negative=())] = False) ->
     _stdout().print(table)
     _stdout().print(
         f"{len(found['events'])} events, {found['pending']} pending, partition {found['partition']}, watermark "
-        f"{found['watermark']}, last event {found['last_event_id']}",
+        f"{found['watermark']}, last event {found['last_event_id']}, {found.get('counters', 0)} items counted from before",
         highlight=False,
     )
     return 0

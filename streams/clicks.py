@@ -257,6 +257,7 @@ class ClickPath:
         """Write a change into the columns, all at once; returns the users that were erased, with the time."""
         columns, rows = partition.columns, change.rows
         columns.put_log(rows, change.log)
+        columns.put_counters(change.counted)
         columns.offset[rows] = change.offset
         columns.state[rows] = state
         columns.state_at_ms[rows] = job.state_at_ms

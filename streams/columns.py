@@ -7,6 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from streams.counters import DEFAULT_COUNTERS, Counted
 from streams.profile import Event
 from streams.row_file import RowFile
 
@@ -56,6 +57,8 @@ _COLUMNS = (
     "event",
     "item",
     "action",
+    "counted",
+    "level",
     "offset",
     "state",
     "state_at_ms",
@@ -77,10 +80,16 @@ class Columns:
     """
 
     def __init__(
-        self, log_length: int, state_size: int, capacity: int = 1024, folder: Path | None = None
+        self,
+        log_length: int,
+        state_size: int,
+        capacity: int = 1024,
+        counters: int = DEFAULT_COUNTERS,
+        folder: Path | None = None,
     ) -> None:
         self.log_length = log_length
         self.state_size = state_size
+        self.counters = counters
         self._folder = folder
         self._file: RowFile | None = None
         self.rows: dict[bytes, int] = {}
@@ -98,6 +107,8 @@ class Columns:
             "event": ((capacity, length), np.uint64),
             "item": ((capacity, length), np.uint64),
             "action": ((capacity, length), np.uint8),
+            "counted": ((capacity, self.counters), np.uint64),  # items whose wishes have left the log
+            "level": ((capacity, self.counters), np.uint16),  # and how much they count; 0: the place is free
             "offset": ((capacity,), np.int64),  # last applied offset of the user's own partition
             "state": ((capacity, size), np.float16),
             "state_at_ms": ((capacity,), np.int64),  # time of the last folded event; 0: none
@@ -114,10 +125,13 @@ class Columns:
             for name, _, _ in wide:
                 setattr(self, name, rows[name])
                 del shapes[name]
+        # Most users have no counters, and to copy their zeros would map the pages of the new arrays.
+        counting = np.flatnonzero(self.level.any(axis=1)) if old is not None and "level" in shapes else None
         for name, (shape, kind) in shapes.items():
             array: NDArray[Any] = np.zeros(shape, dtype=kind)
             if old is not None:
-                array[: len(old)] = getattr(self, name)
+                kept = counting if name in ("counted", "level") else slice(len(old))
+                array[kept] = getattr(self, name)[kept]
             setattr(self, name, array)
         self.flat = {name: _flat(getattr(self, name)) for name in ("at_ms", "event", "item", "action")}
         self._room = room
@@ -133,6 +147,8 @@ class Columns:
     event: U64
     item: U64
     action: U8
+    counted: U64
+    level: NDArray[np.uint16]
     offset: I64
     state: NDArray[np.float16]
     state_at_ms: I64
@@ -186,6 +202,9 @@ class Columns:
         self.event[rows] = log.event
         self.item[rows] = log.item
         self.action[rows] = log.action
+
+    def put_counters(self, new: Counted) -> None:
+        self.counted[new.rows], self.level[new.rows] = new.keys, new.levels
 
 
 def _flat(column: NDArray[Any]) -> tuple[NDArray[Any], int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.columns import I64, U8, U64, Columns, Log
+from streams.counters import LEAVES, Counted, Left, counted
 from streams.features import ACTION_CODES, clamp_gap_s
 from streams.messages import ACTIONS
 from streams.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
@@ -56,11 +57,20 @@ class Clicks(NamedTuple):
         )
 
 
+class Leaving(NamedTuple):
+    """Events that have left their logs, those of a user together and oldest first."""
+
+    user: I64  # (E,)
+    item: U64
+    action: U8
+
+
 class Change(NamedTuple):
     """What a batch does to R touched users. Nothing is written yet."""
 
     rows: I64  # (R,) unique
     log: Log  # the new logs
+    counted: Counted  # the new counters of those whose log something has left
     offset: I64  # (R,) new applied offsets
     refold: Bools  # (R,) the log changed elsewhere than at its end
     evicted: Bools  # (R,) appending pushed old events out
@@ -100,7 +110,10 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
     erased = np.zeros(len(rows), dtype=np.bool_)
     newest = np.full(len(rows), -1, dtype=np.int64)
 
-    evicted = _append(log, whose[easy], at_ms[easy], event[easy], item[easy], action[easy])
+    leaving = _append(log, whose[easy], at_ms[easy], event[easy], item[easy], action[easy])
+    evicted = np.zeros(len(rows), dtype=np.bool_)
+    evicted[leaving.user] = True
+    left: list[tuple[int, Event]] = []  # the same of the others
     applied[used[easy]] = True
     outcomes[Outcome.APPLIED] += len(used[easy])
     newest[whose[easy]] = order[used[easy]]  # later assignments win: the user's last event
@@ -110,17 +123,20 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
         index = int(whose[group[0]])
         events = log.events(index)
         before = list(events)
+        gone: list[Event] = []
         places: dict[int, int] = {}  # in the batch, of each event of it that came into the log
         for place in group.tolist():
             new = Event(int(at_ms[place]), int(event[place]), int(item[place]), int(action[place]))
             if new.action == FORGET:
+                if new.at_ms > forgotten[index]:
+                    gone = [new]  # a counter knows no times
                 forgotten[index] = max(int(forgotten[index]), new.at_ms)
                 events = [kept for kept in events if kept.at_ms > new.at_ms]
                 outcome = Outcome.APPLIED
             elif new.at_ms <= forgotten[index]:
                 outcome = Outcome.FORGOTTEN
             else:
-                outcome = insert(events, new, capacity)
+                outcome = insert(events, new, capacity, gone)
             outcomes[outcome] += 1
             if outcome is Outcome.APPLIED and new.action < RETRACT:
                 applied[used[place]] = True
@@ -129,6 +145,7 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
         if last is not None and last.event in places:
             newest[index] = order[used[places[last.event]]]
         erased[index] = not events and forgotten[index] > 0
+        left += [(index, entry) for entry in gone]
         if events != before:
             refold[index] = True
             log.write(index, events)
@@ -140,6 +157,7 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
     return Change(
         rows=rows,
         log=log,
+        counted=_counted(columns, rows, _joined(leaving, left)),
         offset=offset,
         refold=refold,
         evicted=evicted,
@@ -176,25 +194,54 @@ def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, ac
     return careful
 
 
-def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8) -> Bools:
-    """Append in place, shifting out the oldest; returns which users lost an event."""
+def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8) -> Leaving:
+    """Append in place, shifting out the oldest; returns what has left."""
     width = log.at_ms.shape[1]
     count = np.bincount(whose, minlength=len(log.n))
     shift = np.maximum(log.n + count - width, 0)
-    lost: Bools = shift > 0
-    if lost.any():
-        full = lost.nonzero()[0]
+    full = (shift > 0).nonzero()[0]
+    gone, place = (np.arange(width) < np.minimum(shift, log.n)[full, None]).nonzero()
+    gone = full[gone]
+    leaving = Leaving(gone, log.item[gone, place], log.action[gone, place])
+    if len(full):
         source = np.minimum(np.arange(width)[None, :] + shift[full, None], width - 1)
         for column in (log.at_ms, log.event, log.item, log.action):
             column[full] = np.take_along_axis(column[full], source, axis=1)
     rank = np.arange(len(whose)) - (count.cumsum() - count)[whose]
     place = (log.n - shift)[whose] + rank
     fits = place >= 0  # of more than a log's worth at once, only the newest stay
+    if not fits.all():
+        user = np.concatenate([leaving.user, whose[~fits]])
+        order = user.argsort(kind="stable")
+        through = (
+            np.concatenate([leaving.item, item[~fits]]),
+            np.concatenate([leaving.action, action[~fits]]),
+        )
+        leaving = Leaving(user[order], through[0][order], through[1][order])
     at = (whose[fits], place[fits])
     log.at_ms[at], log.event[at] = at_ms[fits], event[fits]
     log.item[at], log.action[at] = item[fits], action[fits]
     np.minimum(log.n + count, width, out=log.n)
-    return lost
+    return leaving
+
+
+def _joined(leaving: Leaving, left: list[tuple[int, Event]]) -> Leaving:
+    if not left:
+        return leaving
+    return Leaving(
+        np.append(leaving.user, [index for index, _ in left]),
+        np.append(leaving.item, np.array([entry.item for _, entry in left], dtype=np.uint64)),
+        np.append(leaving.action, np.array([entry.action for _, entry in left], dtype=np.uint8)),
+    )
+
+
+def _counted(columns: Columns, rows: I64, leaving: Leaving) -> Counted:
+    what = LEAVES[leaving.action]
+    counts = what != Left.NOTHING
+    if not counts.all():
+        leaving = Leaving(leaving.user[counts], leaving.item[counts], leaving.action[counts])
+        what = what[counts]
+    return counted(columns.counted, columns.level, rows[leaving.user], leaving.item, what)
 
 
 class StepInput(NamedTuple):

@@ -38,6 +38,7 @@ class UserInterests(NamedTuple):
     pending: int
     log: Log | None  # of this user alone
     last_event: bytes
+    counters: Sequence[tuple[int, int]] = ()  # (item key, level) of what left the log
 
 
 async def interests_of(
@@ -70,9 +71,9 @@ async def interests_of(
     count = len(users)
     log = columns.log(rows)
     log.n[~known] = 0
-    last_events = [columns.last_event[row] if row >= 0 else b"" for row in np.where(known, rows, -1).tolist()]
+    found = _without_interests(columns, rows, known, log, encoder.dim)
     if encoder.kind == "windowed":
-        return await _by_window(log, sessions, now_ms, vectors, encoder, threads, last_events)
+        return await _by_window(found, log, sessions, now_ms, vectors, encoder, threads)
     initial = encoder.initial_state(1)[0]
     state = columns.state[rows].astype(np.float32)
     state_at = np.where(known, columns.state_at_ms[rows], 0)
@@ -84,10 +85,7 @@ async def interests_of(
         state_at[behind], pending[behind] = again.state_at_ms[behind], again.pending[behind]
     sessions_job = _session_job(sessions, state_at, vectors, columns.log_length)
     if again is None and not sessions_job.calls and not (state_at > 0).any():
-        return [
-            _nobody(log, index, int(pending[index]), last_events[index], encoder.dim)
-            for index in range(count)
-        ]
+        return [user._replace(pending=int(behind)) for user, behind in zip(found, pending, strict=True)]
 
     def run() -> tuple[F32, F32]:
         if again is not None:
@@ -102,12 +100,7 @@ async def interests_of(
         interests, weights = run()
     else:
         interests, weights = await asyncio.get_running_loop().run_in_executor(threads, run)
-    return [
-        UserInterests(interests[i], weights[i], int(pending[i]), log.take(slice(i, i + 1)), last_events[i])
-        if sessions_job.state_at_ms[i] > 0
-        else _nobody(log, i, int(pending[i]), last_events[i], encoder.dim)
-        for i in range(count)
-    ]
+    return _with_interests(found, interests, weights, pending, sessions_job.state_at_ms > 0)
 
 
 def _rows(columns: Columns, users: Sequence[bytes]) -> tuple[I64, NDArray[np.bool_]]:
@@ -139,13 +132,13 @@ def _session_job(sessions: Sequence[Session], state_at: I64, vectors: ItemVector
 
 
 async def _by_window(
+    kept: Sequence[UserInterests],
     log: Log,
     sessions: Sequence[Session],
     now_ms: I64,
     vectors: ItemVectors,
     encoder: Encoder,
     threads: Executor,
-    last_events: Sequence[bytes],
 ) -> list[UserInterests]:
     """A windowed encoder sees the newest L events with a vector, the session's last."""
     count, length = len(log.n), encoder.log_length
@@ -179,14 +172,33 @@ async def _by_window(
     interests, weights = await loop.run_in_executor(
         threads, encoder.window, items, codes, gaps.astype(np.float32), mask, gap_to_now
     )
-    return [
-        UserInterests(interests[i], weights[i], int(pending[i]), log.take(slice(i, i + 1)), last_events[i])
-        if events[i]
-        else _nobody(log, i, int(pending[i]), last_events[i], encoder.dim)
-        for i in range(count)
-    ]
+    return _with_interests(kept, interests, weights, pending, events > 0)
 
 
-def _nobody(log: Log, index: int, pending: int, last_event: bytes, dim: int) -> UserInterests:
+def _without_interests(
+    columns: Columns, rows: I64, known: NDArray[np.bool_], log: Log, dim: int
+) -> list[UserInterests]:
+    """Copies of all else that is kept of the users of ``rows``."""
     nothing = np.zeros((0, dim), dtype=np.float32)
-    return UserInterests(nothing, nothing[:, 0], pending, log.take(slice(index, index + 1)), last_event)
+    users = [
+        UserInterests(nothing, nothing[:, 0], 0, log.take(slice(i, i + 1)), b"") for i in range(len(rows))
+    ]
+    for index in np.flatnonzero(known).tolist():
+        users[index] = users[index]._replace(last_event=columns.last_event[rows[index]])
+    for index in np.flatnonzero(known & columns.level[rows].any(axis=1)).tolist():
+        keys, levels = columns.counted[rows[index]], columns.level[rows[index]]
+        held = levels > 0
+        pairs = list(zip(keys[held].tolist(), levels[held].tolist(), strict=True))
+        users[index] = users[index]._replace(counters=pairs)
+    return users
+
+
+def _with_interests(
+    users: Sequence[UserInterests], interests: F32, weights: F32, pending: I64, any_event: NDArray[np.bool_]
+) -> list[UserInterests]:
+    return [
+        user._replace(interests=interests[i], weights=weights[i], pending=int(pending[i]))
+        if any_event[i]
+        else user._replace(pending=int(pending[i]))
+        for i, user in enumerate(users)
+    ]

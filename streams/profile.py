@@ -44,8 +44,8 @@ class Outcome(IntEnum):
     UNLOGGED = 6
 
 
-def insert(log: list[Event], new: Event, capacity: int) -> Outcome:
-    """Insert ``new`` into the sorted ``log`` in place.
+def insert(log: list[Event], new: Event, capacity: int, left: list[Event] | None = None) -> Outcome:
+    """Insert ``new`` into the sorted ``log`` in place; ``left`` takes what has to leave it.
 
     >>> log = [Event(5, 1, 7, 1)]
     >>> insert(log, Event(9, 1, 0, RETRACT), capacity=50).name, log[0].action == RETRACT
@@ -66,5 +66,7 @@ def insert(log: list[Event], new: Event, capacity: int) -> Outcome:
         return Outcome.TOO_LATE
     insort(log, new if new.action != RETRACT else new._replace(item=0))
     if len(log) > capacity:
-        del log[0]
+        oldest = log.pop(0)
+        if left is not None:
+            left.append(oldest)
     return Outcome.APPLIED

@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 
 from streams.columns import I64, Columns
 from streams.consumer import Consumer
+from streams.counters import DEFAULT_COUNTERS
 from streams.engine import READ_TIMEOUT_S, Gate, Lost, StopWorker, once_broker_answers, recreated
 from streams.messages import header
 from streams.metrics import Metrics
@@ -52,9 +53,16 @@ def _settled(value: bool) -> asyncio.Future[bool]:
 class Partition:
     """The users of one clicks partition, and how far it has come."""
 
-    def __init__(self, number: int, log_length: int, state_size: int, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        log_length: int,
+        state_size: int,
+        counters: int = DEFAULT_COUNTERS,
+        folder: Path | None = None,
+    ) -> None:
         self.number = number
-        self.columns = Columns(log_length, state_size, folder=folder)
+        self.columns = Columns(log_length, state_size, counters=counters, folder=folder)
         # Users erased by `forget`, who have no row: events up to that time are dropped.
         self.forgotten: dict[bytes, int] = {}
         # And by which generation: a record that an older one wrote late does not bring them back.
@@ -172,7 +180,11 @@ class Profiles:
         self.bundle = bundle_key(bundle_id)
         self._folder = settings.data_dir / "states" if settings.state_on_disk else None
         self._new_partition = partial(
-            Partition, log_length=log_length, state_size=state_size, folder=self._folder
+            Partition,
+            log_length=log_length,
+            state_size=state_size,
+            counters=settings.counters_per_user,
+            folder=self._folder,
         )
         self._fail = fail
         self.partitions: dict[int, Partition] = {}

@@ -445,8 +445,9 @@ class RequestPath:
         if request.exclude_seen:
             exclude.update(key for key, _, _ in session)
             exclude.update(key for key, _, action in entries if SEEN[action])
+            exclude.update(key for key, _ in user.counters)
         elif (sources or DEFAULT_WEIGHTS).get("buy-again", 0) > 0:
-            again = _again([*entries, *session], now_ms)
+            again = _again([*entries, *session], user.counters, now_ms)
         events = [
             (key, at_ms, ACTION_NAMES[action])
             for key, at_ms, action in (entries if request.explain else ())
@@ -562,12 +563,13 @@ def _entries(log_: Log | None) -> list[tuple[int, int, int]]:
     )
 
 
-def _again(entries: Sequence[tuple[int, int, int]], now_ms: int) -> list[int]:
+def _again(
+    entries: Sequence[tuple[int, int, int]], counters: Sequence[tuple[int, int]], now_ms: int
+) -> list[int]:
     """Item keys that the user may want again, those first that they wanted most."""
     unwanted = {key for key, _, action in entries if SEEN[action] and not STEPS[action]}
-    return buy_again(
-        ((key, at_ms) for key, at_ms, action in entries if STEPS[action] and key not in unwanted), now_ms
-    )
+    wishes = [(key, at_ms) for key, at_ms, action in entries if STEPS[action]]
+    return [key for key in buy_again(wishes, now_ms, counters) if key not in unwanted]
 
 
 def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:

@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     state_on_disk: bool = Field(
         default=False, description="users' logs and states in a file under data_dir, not in memory"
     )
+    counters_per_user: int = Field(
+        default=64,
+        ge=0,
+        le=255,
+        description="items that a user's log has lost and buy-again still counts, 10 bytes each",
+    )
     user_ttl_days: float | None = Field(
         default=None, gt=0, description="users without an event for so long are erased"
     )

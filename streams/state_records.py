@@ -1,8 +1,11 @@
 """The value of a user on the profiles topic: a small binary record, packed and unpacked a batch at a time.
 
     header 57 bytes | state float16[S] | log, n entries of 20 bytes | strays, 12 bytes each | newest event id
+    | counters, 10 bytes each
 
 The log and all that precedes it have fixed places, so whole batches are packed and unpacked by numpy.
+
+A record with counters is of format 2. One without is of format 1, byte by byte what versions before counters write and read.
 """
 
 from collections.abc import Sequence
@@ -13,8 +16,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from streams.columns import I64, Columns, Log
+from streams.counters import LEAVES, MAX_LEVEL, Counted, count
 
 FORMAT: Final = 1
+FORMAT_WITH_COUNTERS: Final = 2
 _HEADER: Final = np.dtype(
     [
         ("format", "u1"),
@@ -30,7 +35,8 @@ _HEADER: Final = np.dtype(
         ("offset", "<i8"),
         ("state_at_ms", "<i8"),
         ("forgotten_ms", "<i8"),
-        ("reserved", "<u4"),
+        ("counters", "u1"),
+        ("reserved", "V3"),
     ]
 )
 # item key 8, event key 6, time and action 6: 44 bits of milliseconds reach the year 2527, 4 bits hold 15 actions.
@@ -48,6 +54,7 @@ _ENTRY: Final = np.dtype(
 )
 assert _ENTRY.itemsize == ENTRY_BYTES
 _STRAY: Final = np.dtype([("partition", "<i4"), ("offset", "<i8")])
+_COUNTER: Final = np.dtype([("item", "<u8"), ("level", "<u2")])
 MAX_STRAYS: Final = 8
 # After format, n, pending, strays (1 byte each), two sizes (2), log_length (1) and writer (8).
 _GENERATION: Final = slice(17, 21)
@@ -74,9 +81,9 @@ def header_size() -> int:
     return _HEADER.itemsize
 
 
-def record_size(log_entries: int, state_size: int) -> int:
+def record_size(log_entries: int, state_size: int, counters: int = 0) -> int:
     """Bytes of a record without strays and event id."""
-    return _HEADER.itemsize + 2 * state_size + ENTRY_BYTES * log_entries
+    return _HEADER.itemsize + 2 * state_size + ENTRY_BYTES * log_entries + _COUNTER.itemsize * counters
 
 
 def generation_of(record: bytes) -> int:
@@ -94,8 +101,10 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     count, n, places = len(rows), columns.n[rows], rows.tolist()
     event_ids = [columns.last_event[row] for row in places]
     strays = [_strays(columns, row) for row in places] if columns.strays else [b""] * count
+    counters = _places(columns.level[rows])
     header = np.zeros(count, dtype=_HEADER)
-    header["format"] = FORMAT
+    header["format"] = np.where(counters > 0, FORMAT_WITH_COUNTERS, FORMAT)
+    header["counters"] = counters
     header["n"] = n
     header["pending"] = columns.pending[rows]
     header["strays"] = [len(each) // _STRAY.itemsize for each in strays] if columns.strays else 0
@@ -115,12 +124,31 @@ def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
     head_ends = range(size, count * size + 1, size)
     log_ends = np.cumsum(n * ENTRY_BYTES)
     log_starts = log_ends - n * ENTRY_BYTES
+    tails = _packed_counters(columns, rows, counters) if counters.any() else [b""] * count
     return [
-        b"".join((head_bytes[end - size : end], log_bytes[start:stop], stray, event_id))
-        for end, start, stop, stray, event_id in zip(
-            head_ends, log_starts.tolist(), log_ends.tolist(), strays, event_ids, strict=True
+        b"".join((head_bytes[end - size : end], log_bytes[start:stop], stray, event_id, tail))
+        for end, start, stop, stray, event_id, tail in zip(
+            head_ends, log_starts.tolist(), log_ends.tolist(), strays, event_ids, tails, strict=True
         )
     ]
+
+
+def _places(levels: NDArray[np.uint16]) -> I64:
+    """How many places of each user's counters are written: up to the last that is taken."""
+    taken = levels > 0
+    places: I64 = (taken * np.arange(1, levels.shape[1] + 1)).max(axis=1, initial=0)
+    return places
+
+
+def _packed_counters(columns: Columns, rows: I64, places: I64) -> list[bytes]:
+    held = np.flatnonzero(places)
+    entries = np.empty((len(held), int(places.max())), dtype=_COUNTER)
+    entries["item"] = columns.counted[rows[held], : entries.shape[1]]
+    entries["level"] = columns.level[rows[held], : entries.shape[1]]
+    packed = [b""] * len(rows)
+    for index, entry in zip(held.tolist(), entries, strict=True):
+        packed[index] = entry[: places[index]].tobytes()
+    return packed
 
 
 def _packed_logs(columns: Columns, rows: I64, n: I64) -> bytes:
@@ -157,24 +185,28 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
     count, size = len(records), _HEADER.itemsize
     if not count:
         return
-    short = next((record for record in records if len(record) < size or record[0] != FORMAT), None)
+    known = (FORMAT, FORMAT_WITH_COUNTERS)
+    short = next((record for record in records if len(record) < size or record[0] not in known), None)
     if short is not None:
         raise RecordError(
             f"state record: got format {short[0] if short else 'none'} with {len(short)} bytes, expected format "
-            f"{FORMAT} with at least {size} bytes; run the version that wrote it, or a newer one"
+            f"{FORMAT} or {FORMAT_WITH_COUNTERS} with at least {size} bytes; run the version that wrote it, or a newer one"
         )
     header = np.frombuffer(b"".join(record[:size] for record in records), dtype=_HEADER)
     log_at = size + 2 * header["state_size"].astype(np.int64)
     n = header["n"].astype(np.int64)
     strays_at = log_at + n * ENTRY_BYTES
     event_at = strays_at + header["strays"].astype(np.int64) * _STRAY.itemsize
-    whole_size = event_at + header["event_id_size"]
+    counters_at = event_at + header["event_id_size"]
+    counters = header["counters"].astype(np.int64)
+    whole_size = counters_at + counters * _COUNTER.itemsize
     lengths = np.array([len(record) for record in records])
     if (whole_size != lengths).any():
         wrong = int(np.flatnonzero(whole_size != lengths)[0])
         raise RecordError(
             f"state record: got {lengths[wrong]} bytes, expected {whole_size[wrong]}; the record is damaged"
         )
+    counted = _counters(columns, rows, records, counters, counters_at)
     columns.offset[rows] = header["offset"]
     columns.state_at_ms[rows] = header["state_at_ms"]
     columns.forgotten_ms[rows] = header["forgotten_ms"]
@@ -186,12 +218,41 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
     if len(kept) and columns.state_size:
         states = b"".join(records[index][size : size + 2 * columns.state_size] for index in kept.tolist())
         columns.state[rows[kept]] = np.frombuffer(states, dtype="<f2").reshape(len(kept), -1)
+    columns.level[rows[columns.level[rows].any(axis=1)]] = 0
+    columns.put_counters(counted)
     _unpack_logs(columns, rows, records, n, log_at)
     for index in np.flatnonzero(header["strays"]).tolist():
         raw = records[index][strays_at[index] : event_at[index]]
         columns.strays[int(rows[index])] = dict(np.frombuffer(raw, dtype=_STRAY).tolist())
-    for index, row in enumerate(rows.tolist()):
-        columns.last_event[row] = records[index][event_at[index] :]
+    for row, record, start, stop in zip(
+        rows.tolist(), records, event_at.tolist(), counters_at.tolist(), strict=True
+    ):
+        columns.last_event[row] = record[start:stop]
+
+
+def _counters(
+    columns: Columns, rows: I64, records: Sequence[bytes], counters: I64, counters_at: I64
+) -> Counted:
+    held = np.flatnonzero(counters)
+    widest = int(counters.max())
+    raw = b"".join(
+        records[index][counters_at[index] :].ljust(widest * _COUNTER.itemsize, b"\0")
+        for index in held.tolist()
+    )
+    entries = np.frombuffer(raw, dtype=_COUNTER).reshape(len(held), widest)
+    keys, levels = entries["item"].astype(np.uint64), entries["level"].astype(np.uint16)
+    if levels.max(initial=0) > MAX_LEVEL:
+        raise RecordError(
+            f"state record: got a counter of level {levels.max()}, expected at most {MAX_LEVEL}; the record is damaged"
+        )
+    if widest > columns.counters:  # a record of more counters than ours: the heaviest stay, where they stood
+        heaviest = np.sort((-levels.astype(np.int64)).argsort(axis=1, kind="stable")[:, : columns.counters])
+        keys, levels = (
+            np.take_along_axis(keys, heaviest, axis=1),
+            np.take_along_axis(levels, heaviest, axis=1),
+        )
+    missing = ((0, 0), (0, columns.counters - keys.shape[1]))
+    return Counted(rows[held], np.pad(keys, missing), np.pad(levels, missing))
 
 
 def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, log_at: I64) -> None:
@@ -210,9 +271,13 @@ def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, 
         _wide(entries[:, :, 0:8]),
         (stamps >> _TIME_BITS).astype(np.uint8),
     )
-    # A record of a longer log than ours: only the newest entries fit.
+    # A record of a longer log than ours: only the newest entries fit, and the others leave it as any does.
     for index in np.flatnonzero(n > length).tolist():
-        log.write(index, log.events(index)[-length:])
+        events, row = log.events(index), int(rows[index])
+        log.write(index, events[-length:])
+        keys, levels = columns.counted[row].tolist(), columns.level[row].tolist()
+        count(keys, levels, ((event.item, int(LEAVES[event.action])) for event in events[:-length]))
+        columns.counted[row], columns.level[row] = keys, levels
     columns.put_log(rows, log.take(slice(None), length))
 
 

@@ -38,15 +38,22 @@ from streams.messages import (
     Click,
     Item,
     Response,
+    SourceName,
     encode,
 )
 from streams.publish import Outgoing, producer_of
+from streams.recall.fusion import DEFAULT_WEIGHTS
 from streams.routing import write_keyed
 from streams.settings import Settings
 
 # What the two ways may differ by: half-precision states move a few items over the edge of their lists.
 TOLERANCE: Final = 1e-3
 _USERS_AT_ONCE: Final = 64
+# What a request without sources gets, but for popular items behind it.
+_SOURCES: Final[Mapping[SourceName, float]] = {
+    "interests": DEFAULT_WEIGHTS["interests"],
+    "buy-again": DEFAULT_WEIGHTS["buy-again"],
+}
 
 
 class UnlikeAnswerError(Exception):
@@ -93,7 +100,8 @@ async def compare(
     catalog = await asyncio.to_thread(encoded, loaded, data, partial(report, "encoding items"))
     items, length = len(data.item_ids), loaded.log_length
     whole = evaluate(bundle_scorer(loaded, catalog), asked, items, k)
-    offline = evaluate(served(loaded, catalog, k), asked, items, k, remembered=length)
+    as_served = served(loaded, catalog, k, {str(name): weight for name, weight in _SOURCES.items()})
+    offline = evaluate(as_served, asked, items, k, remembered=length)
     sets = question_sets(asked)
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder, EmbeddedBroker(Path(folder)) as broker:
         own = settings.model_copy(
@@ -114,7 +122,8 @@ async def compare(
     methods = {name: whole, f"{name} as it serves": offline, f"{name} through the stream": streamed}
     notes = [
         *data.notes,
-        f"as it serves: a user's newest {length} events are known, and out of the ranking",
+        f"as it serves: a user's newest {length} events are known, and counters of what came before; these items are out of the "
+        "ranking of discoveries, and those of all with the source buy-again",
         search,
     ]
     apart = {}
@@ -277,7 +286,7 @@ class _Asking:
                     self._log.users[user],
                     limit=self._limit,
                     exclude_seen=question.mask_seen,
-                    sources={"interests": 1.0},
+                    sources=_SOURCES,
                     at_ms=question.now_ms,
                     deadline_ms=MAX_DEADLINE_MS,
                 )

@@ -97,6 +97,7 @@ def apply(
     job = advance(columns, change, refold, vectors, initial)
     columns.state[change.rows] = job.run(encoder)
     columns.put_log(change.rows, change.log)
+    columns.put_counters(change.counted)
     columns.offset[change.rows] = change.offset
     columns.state_at_ms[change.rows] = job.state_at_ms
     columns.pending[change.rows] = job.pending

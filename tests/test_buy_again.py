@@ -1,5 +1,6 @@
 """What a user may want again, from the user's own log."""
 
+from streams.counters import HALF_LIFE, ONE
 from streams.recall.buy_again import REST_MS, buy_again
 
 LATER_MS = 100 * REST_MS
@@ -15,6 +16,24 @@ def test_what_was_wished_most_often_comes_first_and_among_equals_what_was_wished
 def test_what_is_in_the_basket_in_hand_rests() -> None:
     wishes = [(1, 0), (2, 0), (1, LATER_MS - REST_MS + 1), (2, LATER_MS - REST_MS)]
     assert buy_again(wishes, LATER_MS) == [2]
+
+
+def test_what_left_the_log_counts_on_beside_it() -> None:
+    wishes = [(1, 0), (2, 1), (2, 2)]
+    counters = [(3, ONE + HALF_LIFE + 20), (1, ONE + HALF_LIFE), (4, ONE - HALF_LIFE)]
+    assert buy_again(wishes, LATER_MS, counters) == [1, 3, 2, 4]
+
+
+def test_a_wish_in_the_log_fades_as_it_does_when_it_has_left() -> None:
+    wishes = [(1, 0), (2, 1)]
+    # As heavy as the older wish of the log, and heavier by one step.
+    assert buy_again(wishes, LATER_MS, [(3, ONE)])[-1] == 3
+    assert buy_again(wishes, LATER_MS, [(3, ONE + 2)])[0] == 3
+
+
+def test_what_is_counted_from_before_the_log_has_rested_unless_the_log_says_otherwise() -> None:
+    counters = [(1, ONE), (2, ONE)]
+    assert buy_again([(1, LATER_MS)], LATER_MS, counters) == [2]
 
 
 def test_nothing_comes_of_an_empty_log() -> None:

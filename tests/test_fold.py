@@ -1,15 +1,20 @@
 """Batches against columns: the vectorised way and the plain rules must give the same logs."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from streams.columns import Columns
+from streams.counters import LEAVES, Left, count
 from streams.features import ACTION_CODES, MAX_GAP_S
 from streams.fold import POPULARITY, SEEN, STEPS, plan, step_inputs
 from streams.messages import ACTIONS
 from streams.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+from streams.state_records import Stamp, pack, unpack
 from tests.histories import (
     CLICK,
     DIM,
@@ -104,10 +109,106 @@ def test_a_users_events_in_order_need_no_care_and_leave_the_same_log(
         assert log_of(columns, ANN) == in_order[-length:]
 
 
+class Counting:
+    """What the counters have to be: the rule of one user, one event at a time as the plain rules of the log evict it."""
+
+    def __init__(self, length: int, counters: int) -> None:
+        self.length, self.log, self.forgotten_ms = length, list[Event](), -1
+        self.keys, self.levels = [0] * counters, [0] * counters
+
+    def add(self, event: Event) -> None:
+        left: list[Event] = []
+        if event.action == FORGET and event.at_ms > self.forgotten_ms:
+            self.forgotten_ms, left = event.at_ms, [event]
+            self.log = [entry for entry in self.log if entry.at_ms > event.at_ms]
+        elif event.action not in (FORGET, IMPRESSION) and event.at_ms > self.forgotten_ms:
+            insert(self.log, event, self.length, left)
+        count(self.keys, self.levels, [(entry.item, int(LEAVES[entry.action])) for entry in left])
+
+    @property
+    def held(self) -> dict[int, int]:
+        return counters_of(self.keys, self.levels)
+
+
+def counters_of(keys: Sequence[int], levels: Sequence[int]) -> dict[int, int]:
+    return {key: level for key, level in zip(keys, levels, strict=True) if level}
+
+
+def restarted(columns: Columns) -> Columns:
+    again, stamp = Columns(columns.log_length, columns.state_size, counters=columns.counters), Stamp(1, 1, 1)
+    rows = np.array([again.add(user) for user in columns.rows], dtype=np.int64)
+    unpack(again, rows, pack(columns, np.array([*columns.rows.values()], dtype=np.int64), stamp), 1)
+    return again
+
+
+@given(histories(most=30), st.integers(1, 4), st.integers(0, 4), st.data())
+def test_what_leaves_the_log_is_counted_in_any_batches_and_through_restarts_and_replays(
+    history: History, length: int, counters: int, data: st.DataObject
+) -> None:
+    columns = Columns(length, DIM, capacity=2, counters=counters)
+    expected = {user: Counting(length, counters) for user in history.events}
+    bounds = [0, *sorted(cut for cut in history.cuts if cut < len(history.stream)), len(history.stream)]
+    for start, stop in pairwise(bounds):
+        applied = start
+        if start and data.draw(st.booleans()):
+            columns = restarted(columns)
+            applied = data.draw(st.integers(0, start))  # and what was applied comes once more
+        apply(columns, history.stream[applied:stop], ForgetfulEncoder(), item_vectors(), applied)
+        for user, event in history.stream[start:stop]:
+            expected[user].add(event)
+    for user, counting in expected.items():
+        row = columns.rows[user]
+        assert counters_of(columns.counted[row].tolist(), columns.level[row].tolist()) == counting.held
+
+
+@given(histories(take_back=False), st.integers(1, 9))
+def test_where_nothing_is_too_late_the_order_in_which_events_come_does_not_count(
+    history: History, length: int
+) -> None:
+    columns = Columns(length, DIM, counters=5)
+    changes = apply_in_batches(columns, history.stream, history.cuts, ForgetfulEncoder(), item_vectors())
+    assume(not sum(change.outcomes[Outcome.TOO_LATE] for change in changes))
+    for user, events in history.events.items():
+        in_order = Counting(length, 5)
+        for event in sorted(events):
+            in_order.add(event)
+        row = columns.rows[user]
+        assert counters_of(columns.counted[row].tolist(), columns.level[row].tolist()) == in_order.held
+
+
+def test_a_dislike_takes_the_counter_of_its_item_along_when_it_leaves() -> None:
+    hide = click(6, 6, item=1, action=ACTION_CODES["hide"])
+    columns = columns_after([click(1, 1, item=1), click(2, 2, item=2), hide], length=1)
+    assert columns.level[0].astype(bool).sum() == 2
+    columns = columns_after([click(1, 1, item=1), click(2, 2, item=2), hide, click(7, 7, item=3)], length=1)
+    assert columns.counted[0][columns.level[0] > 0].tolist() == [2]
+
+
+def test_a_retracted_wish_is_not_counted_while_the_log_has_it_and_stays_counted_when_it_has_left() -> None:
+    wishes = [click(second, second, item=second) for second in (1, 2, 3)]
+    in_log = columns_after([*wishes, retract(4, 2)], [click(5, 5), click(6, 6), click(7, 7)], length=3)
+    assert in_log.counted[0][in_log.level[0] > 0].tolist() == [1, 3]
+    left = columns_after([*wishes, click(4, 4), retract(5, 1)], [click(6, 6)], length=3)
+    assert left.counted[0][left.level[0] > 0].tolist()[0] == 1
+
+
+def test_forget_takes_the_counters_and_a_second_copy_of_it_takes_no_others() -> None:
+    many = [click(second, second) for second in range(1, 9)]
+    forgotten = columns_after([*many, forget(6, 98)])
+    assert not forgotten.level[0].any()
+    assert not forgotten.counted[0].any()
+    later = columns_after([*many, forget(6, 98)], [click(second, second) for second in range(10, 14)])
+    held = later.level[0].copy()
+    assert held.any()
+    apply(later, [(ANN, forget(6, 97))], ForgetfulEncoder(), item_vectors(), 50)
+    assert (later.level[0] == held).all()
+
+
 def test_planning_touches_nothing() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])
     before = {
-        name: getattr(columns, name).copy() for name in ("n", "at_ms", "event", "item", "action", "offset")
+        name: getattr(columns, name).copy()
+        for name in ("n", "at_ms", "event", "item", "action", "offset", "counted", "level")
     }
     planned(columns, click(3, 3), click(0, 4), retract(9, 1))
     for name, was in before.items():
@@ -233,6 +334,14 @@ def test_every_action_of_the_table_has_its_code_and_its_meaning_by_code() -> Non
         assert (STEPS[code], SEEN[code], POPULARITY[code]) == action, name
     assert not STEPS[0]
     assert not SEEN[0]
+
+
+def test_what_leaves_the_log_counts_by_its_action() -> None:
+    wishes = {"click", "view", "like", "add_to_cart", "purchase"}
+    assert {name for name, code in ACTION_CODES.items() if LEAVES[code] == Left.WISH} == wishes
+    assert {name for name, code in ACTION_CODES.items() if LEAVES[code] == Left.UNWISH} == {"dislike", "hide"}
+    assert LEAVES[RETRACT] == Left.NOTHING
+    assert LEAVES[FORGET] == Left.FORGET
 
 
 def test_only_positive_actions_step_the_encoder_and_are_popular() -> None:

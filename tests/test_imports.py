@@ -133,11 +133,12 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
 
 
 # What models may share with serving: the features, bundles with the one way to load and run them, by which an export
-# is shown to compute what torch does, the sources and their fusion, by which figures are of what is served, the half-life
-# of popularity, and the reading of users' files. Nothing of the streaming system.
+# is shown to compute what torch does, the sources, the counters and their fusion, by which figures are of what is served,
+# the half-life of popularity, and the reading of users' files. Nothing of the streaming system.
 SHARED = {
     "streams.features",
     "streams.bundle",
+    "streams.counters",
     "streams.encoder",
     "streams.recall.buy_again",
     "streams.recall.fusion",

@@ -177,6 +177,24 @@ async def test_what_was_wished_for_comes_again_where_seen_items_may(worker: Aske
     assert "buy-again" in {item.source for item in by_default.items}
 
 
+async def test_what_left_the_log_may_come_again_is_left_out_where_seen_items_are_and_is_told(
+    worker: Asked,
+) -> None:
+    times = [now_ms() - hours * 3_600_000 for hours in range(60, 5, -1)]
+    names = ["shampoo"] * 5 + ["green tea"] * 50
+    await worker.apply(*(worker.click("ann", name, at_ms=at) for name, at in zip(names, times, strict=True)))
+    again = {"sources": {"buy-again": 1.0}, "exclude_seen": False, "explain": True}
+    found = await worker.answer("ann", **again)
+    assert [item.item_id for item in found.items] == ["green tea", "shampoo"]
+    # No event of the log is of it; those that are there are named as for any item.
+    assert {reason.item_id for item in found.items for reason in item.because} == {"green tea"}
+    everything = await worker.answer("ann", limit=20)
+    assert not {"green tea", "shampoo"} & {item.item_id for item in everything.items}
+    await worker.apply(worker.click("ann", "shampoo", action="hide"))
+    hidden = await worker.answer("ann", **again)
+    assert [item.item_id for item in hidden.items] == ["green tea"]
+
+
 async def test_the_answer_proves_what_it_reflects(worker: Asked) -> None:
     await worker.apply(worker.click("ann", "dark roast"), worker.click("bob", "green tea"))
     record = worker.click("ann", "no such item", event_id="the last")

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from models.evaluation import encoded, evaluate, ranking
-from models.protocols import Cases
-from models.served import served
+from models.protocols import Cases, next_events
+from models.served import Counting, served
+from streams.counters import Left, count
 from streams.encoder import Encoder
 from streams.recall.buy_again import REST_MS
 from tests.test_evaluation import Stand, small
+from tests.test_protocols import dataset
 
 
 class Weighed(Stand):
@@ -74,6 +76,36 @@ def test_what_the_log_forgot_may_come_again() -> None:
         found[remembered] = ranking(scorer, asked.log, cases, 4, 4)[1].tolist()[0]
     assert found == {None: [2, -1, -1, -1], 2: [0, 2, -1, -1]}
     assert evaluate(scorer, asked, 4, 1, remembered=2)["all"].hit.value == 0
+
+
+def test_what_is_counted_at_a_question_is_what_a_worker_has_counted_by_then() -> None:
+    rng = np.random.default_rng(3)
+    names = {
+        f"user {n}": [(int(item), 1_000 * at) for at, item in enumerate(rng.integers(0, 9, 40))]
+        for n in range(3)
+    }
+    log = dataset(names).log
+    rows = rng.permutation(np.arange(len(log.items)))[:50]
+    cases = next_events(log, rows, mask_seen=False)
+    found = Counting(4, 5)(log, cases)
+    for case, (user, end) in enumerate(zip(cases.users, cases.ends, strict=True)):
+        keys, levels = [0] * 5, [0] * 5
+        count(
+            keys,
+            levels,
+            ((item, Left.WISH) for item in log.items[log.starts[user] : max(log.starts[user], end - 4)]),
+        )
+        assert found.levels[case].tolist() == levels
+        assert found.keys[case].tolist() == keys
+
+
+def test_items_that_were_counted_are_seen_too() -> None:
+    data, asked = small(None)  # 0, 1, 3, then 2 is asked for
+    encoder = cast(Encoder, Stand())
+    encoder.log_length = 2
+    scorer = served(encoder, encoded(encoder, data), 4)
+    cases = replace(asked.test, remembered=2)
+    assert ranking(scorer, asked.log, cases, 4, 4)[1].tolist()[0] == [2, -1, -1, -1]
 
 
 def test_nobody_without_events_has_interests() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from streams.counters import DEFAULT_COUNTERS
 from streams.settings import LOCAL_BROKER, Settings, SettingsError
 
 
@@ -25,6 +26,7 @@ def test_defaults_suit_a_laptop() -> None:
     }
     assert (settings.partitions, settings.catalog_partitions, settings.replication_factor) == (4, 4, 1)
     assert settings.web_host == "127.0.0.1"
+    assert settings.counters_per_user == DEFAULT_COUNTERS
     assert settings.model_fields_set == set()
 
 

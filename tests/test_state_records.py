@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from streams import encoder as encoders
 from streams.columns import Columns
+from streams.counters import MAX_LEVEL, weight
 from streams.features import ACTION_CODES
 from streams.messages import MAX_AHEAD_MS
 from streams.profile import EVENT_KEY_MASK, Event
@@ -26,6 +27,11 @@ from streams.state_records import (
 from tests.histories import DIM, START_MS
 
 STAMP = Stamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
+# Of the first user of `filled`, with one event and two floats, as the version before counters wrote it.
+FORMAT_1 = (
+    "0101000002000b0006ffffffffffffffff070000000500000000000080e8030000000000000068e5cf8b010000000000000000000000000000"
+    "0038003809000000000000000800000000000700000000506576656e74203020e29895"
+)
 
 events = st.builds(
     Event,
@@ -159,6 +165,87 @@ def test_a_log_of_another_length_keeps_its_newest_events(length: int) -> None:
     assert other.log(np.array([1])).events(0) == log[:1]
 
 
+counters = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, MAX_LEVEL)), max_size=8)
+
+
+def with_counters(columns: Columns, held: list[list[tuple[int, int]]]) -> None:
+    for row, pairs in enumerate(held):
+        for place, (key, level) in enumerate(pairs[: columns.counters]):
+            columns.counted[row, place], columns.level[row, place] = key, level
+
+
+def counters_of(columns: Columns, row: int) -> list[tuple[int, int] | None]:
+    pairs = zip(columns.counted[row].tolist(), columns.level[row].tolist(), strict=True)
+    return [pair if pair[1] else None for pair in pairs]
+
+
+@given(st.lists(counters, min_size=1, max_size=5))
+def test_counters_come_back_where_they_stood_over_whatever_was_there(
+    held: list[list[tuple[int, int]]],
+) -> None:
+    columns, rows = filled([[Event(1, 1, 1, 1)] for _ in held])
+    with_counters(columns, held)
+    columns.strays[0] = {3: 4}
+    other, _ = filled([[] for _ in held])
+    with_counters(other, [[(9, 9)] * 3] * len(held))
+    unpack(other, rows, pack(columns, rows, STAMP), STAMP.bundle)
+    for row in rows.tolist():
+        assert counters_of(other, row) == counters_of(columns, row)
+        assert other.last_event[row] == columns.last_event[row]
+    assert other.strays == columns.strays
+
+
+def test_a_user_without_counters_is_written_as_versions_before_them_write_and_read_it() -> None:
+    columns, rows = filled([[Event(7, 8, 9, 5)], [Event(7, 8, 9, 5)]], state_size=2)
+    with_counters(columns, [[], [(5, 2_048)]])
+    plain, counting = pack(columns, rows, STAMP)
+    assert plain.hex() == FORMAT_1
+    assert counting[0] == 2
+    assert len(counting) == len(plain) + 10
+    other = restored([bytes.fromhex(FORMAT_1)], state_size=2)
+    assert other.log(np.array([0])).events(0) == [Event(7, 8, 9, 5)]
+    assert counters_of(other, 0) == [None] * other.counters
+
+
+def test_of_more_counters_than_there_is_room_for_the_heaviest_stay() -> None:
+    columns, rows = filled([[]])
+    with_counters(columns, [[(1, 10), (2, 30), (3, 20), (4, 5)]])
+    (record,) = pack(columns, rows, STAMP)
+    for room, kept in ((2, [(2, 30), (3, 20)]), (0, [])):
+        fewer = Columns(6, DIM, counters=room)
+        unpack(fewer, np.array([fewer.add(b"ann")]), [record], STAMP.bundle)
+        assert counters_of(fewer, 0) == kept
+    assert pack(fewer, rows, STAMP)[0][0] == 1
+
+
+def test_what_a_shorter_log_has_no_room_for_is_counted_as_what_leaves_it() -> None:
+    wish, hide = ACTION_CODES["purchase"], ACTION_CODES["hide"]
+    log = [
+        Event(1, 1, 7, wish),
+        Event(2, 2, 8, wish),
+        Event(3, 3, 8, hide),
+        Event(4, 4, 7, wish),
+        Event(5, 5, 7, wish),
+    ]
+    other = restored(pack(*filled([log]), STAMP), length=1)
+    (counter,) = filter(None, counters_of(other, 0))
+    assert counter[0] == 7
+    assert weight(counter[1]) == pytest.approx(2, rel=0.01)
+
+
+def test_a_shorter_log_without_counters_counts_nothing() -> None:
+    none = Columns(1, DIM, counters=0)
+    unpack(none, np.array([none.add(b"ann")]), pack(*filled([[Event(n, n, 1, 1) for n in (1, 2)]]), STAMP), 1)
+    assert none.log(np.array([0])).events(0) == [Event(2, 2, 1, 1)]
+
+
+def test_a_counter_beyond_the_levels_is_refused() -> None:
+    columns, rows = filled([[]])
+    with_counters(columns, [[(1, MAX_LEVEL + 1)]])
+    with pytest.raises(RecordError, match=rf"level {MAX_LEVEL + 1}, expected at most {MAX_LEVEL}"):
+        restored(pack(columns, rows, STAMP))
+
+
 def test_of_many_stray_origins_the_newest_are_kept() -> None:
     columns, rows = filled([[]])
     columns.strays[0] = {partition: 100 + partition for partition in range(12)}
@@ -174,9 +261,9 @@ def test_no_records_change_nothing() -> None:
 
 def test_a_record_of_a_newer_format_is_refused_with_the_remedy() -> None:
     (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
-    newer = bytes([2]) + record[1:]
+    newer = bytes([3]) + record[1:]
     with pytest.raises(
-        RecordError, match=r"got format 2 .* expected format 1 .* run the version that wrote it"
+        RecordError, match=r"got format 3 .* expected format 1 or 2 .* run the version that wrote it"
     ):
         restored([record, newer])
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.commands import Results, tables
 from models.datasets import DatasetError
+from models.evaluation import Measure, Quality
 from models.protocols import split
 from streams import through_the_stream
 from streams.messages import Reflects, Response
@@ -55,6 +57,14 @@ def test_figures_further_apart_than_the_tolerance_do_not_agree() -> None:
     results = None
     for difference, agree in ((1e-3, True), (-1e-3, True), (0.0011, False), (-0.0011, False)):
         assert Compared(results, {"hit": 0.0, "NDCG": difference}, "").agree is agree  # type: ignore[arg-type]
+
+
+def test_a_table_shows_the_methods_that_were_asked() -> None:
+    measure = Measure(0.5, 0.4, 0.6)
+    quality = Quality(10, 1, 1, measure, measure, {}, 0.0, 0.0, 0.0, {}, {})
+    methods = {"offline": {"all": quality, "newcomers": quality}, "through the stream": {"all": quality}}
+    shown = tables(Results("shop", "", {}, [], "global-time", None, 0, 10, methods))
+    assert [table.row_count for table in shown] == [2, 1]
 
 
 def test_a_target_has_the_rank_of_its_place() -> None:

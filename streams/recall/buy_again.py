@@ -1,27 +1,37 @@
-"""What a user may want again: the items of their own log, by how often they were wished for. Pure."""
+"""What a user may want again: the items that they wished for, by how often and how lately. Pure."""
 
 from collections.abc import Iterable
 from typing import Final
+
+from streams.counters import ONE, weight
 
 # What was wished for within the last hour is in the basket in hand: who has just bought bread buys no other. On groceries
 # that finds a sixth more of the next purchases (`models/README.md`).
 REST_MS: Final = 3_600_000
 
 
-def buy_again(wishes: Iterable[tuple[int, int]], now_ms: int) -> list[int]:
-    """Item keys, the most frequent first, among equals the one wished for last; none that was wished for in the last hour.
+def buy_again(
+    wishes: Iterable[tuple[int, int]], now_ms: int, counters: Iterable[tuple[int, int]] = ()
+) -> list[int]:
+    """Item keys, those that were wished for most first; none that was wished for in the last hour, as far as the log says.
+
+    A wish fades in the log as in the counters: to half while 200 others come after it.
 
     Args:
-        wishes: (item key, time) of each event that is a wish, oldest first.
+        wishes: (item key, time) of each event of the log that is a wish, oldest first.
+        counters: (item key, level) of what was wished for before it (`streams/counters.py`).
 
     >>> hour = REST_MS
     >>> buy_again([(1, 0), (2, 1), (3, 2), (1, 3), (4, 2 * hour)], now_ms=2 * hour + 5)
     [1, 3, 2]
+    >>> buy_again([(1, 0), (2, 1)], now_ms=hour + 1, counters=[(3, ONE - 500), (2, ONE), (4, ONE + 500)])
+    [4, 2, 1, 3]
     """
-    counts: dict[int, int] = {}
+    log = list(wishes)
+    weights = {key: weight(level - len(log)) for key, level in counters}
     last_ms: dict[int, int] = {}
-    for key, at_ms in wishes:
-        counts[key] = counts.pop(key, 0) + 1  # put in anew, so that the order is that of the last wishes
+    for age, (key, at_ms) in zip(range(len(log) - 1, -1, -1), log, strict=True):
+        weights[key] = weights.get(key, 0.0) + weight(ONE - age)
         last_ms[key] = at_ms
-    rested = [key for key in reversed(counts) if now_ms - last_ms[key] >= REST_MS]
-    return sorted(rested, key=counts.__getitem__, reverse=True)
+    rested = [key for key in weights if key not in last_ms or now_ms - last_ms[key] >= REST_MS]
+    return sorted(rested, key=weights.__getitem__, reverse=True)

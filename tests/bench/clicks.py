@@ -3,12 +3,13 @@ and a loop around aiokafka written by hand."""
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streams.encoder import load
-from streams.state_records import ENTRY_BYTES, record_size
+from streams.state_records import ENTRY_BYTES, FORMAT_WITH_COUNTERS, record_size
 from tests.bench import catalog, dataset, stored
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure
@@ -24,14 +25,14 @@ _EVENT_ID_BYTES = 21  # as `dataset.clicks` makes them
 async def measure(system: System) -> None:
     """Clicks a second of all three; the stages of our worker; what a user's state takes."""
     ours, found = await _apply(system)
-    record_bytes, full_bytes, users = await _state_bytes(system)
+    state = await _state_bytes(system)
     naive, naive_cpu_us = await _naive(system)
     by_hand, by_hand_cpu_us = await _by_hand(system)
     scale, report = system.scale, system.report
     report.details["clicks"] = {
         **found,
-        "users_touched": users,
-        "record_bytes_mean": record_bytes,
+        "users_touched": state.users,
+        "record_bytes_mean": state.mean,
         "naive_clicks": scale.naive_clicks,
         # Processor time: a busy machine distorts it less than the clock.
         "cpu_us_per_click": {
@@ -64,12 +65,18 @@ async def measure(system: System) -> None:
             note=f"aim: 1.2; processor time per click: {1e6 * found['cpu_s'] / scale.clicks:.1f} us, "
             f"by hand {by_hand_cpu_us:.1f} us",
         ),
-        Figure("memory, after the clicks", found["memory_mib"], "MiB", note=f"{users:,} users"),
+        Figure("memory, after the clicks", found["memory_mib"], "MiB", note=f"{state.users:,} users"),
         Figure(
             f"state of a user at {_LOG_LENGTH} events",
-            full_bytes,
+            state.full,
             "bytes",
-            note=f"mean over all users: {record_bytes:,.0f}",
+            note=f"mean over all users: {state.mean:,.0f}",
+        ),
+        Figure(
+            "the same with what came before",
+            state.counting,
+            "bytes",
+            note=f"mean of those who had more; the largest: {state.largest:,}",
         ),
     )
 
@@ -156,12 +163,29 @@ async def detail(running: Worker) -> dict[str, Any]:
     }
 
 
-async def _state_bytes(system: System) -> tuple[float, float, int]:
-    """Bytes of a user's newest record with its key: the mean, that of users with a full log, and how many users."""
+class _StateBytes(NamedTuple):
+    """Of users' newest records with their keys."""
+
+    users: int
+    mean: float
+    full: float  # of users whose log is full and has lost nothing
+    counting: float  # of users whose log has lost something
+    largest: int
+
+
+async def _state_bytes(system: System) -> _StateBytes:
     newest = await stored.user_records(system.settings)
-    sizes = np.array([(len(user) + len(record), record[1]) for user, record in newest.items()])
-    full = sizes[sizes[:, 1] >= _LOG_LENGTH, 0]
-    return float(sizes[:, 0].mean()), float(full.mean()) if len(full) else 0.0, len(sizes)
+    found = [(len(user) + len(record), record[1], record[0]) for user, record in newest.items()]
+    sizes, events, formats = np.array(found).T
+    counting = formats == FORMAT_WITH_COUNTERS
+    full = (events >= _LOG_LENGTH) & ~counting
+    return _StateBytes(
+        len(sizes), float(sizes.mean()), _mean(sizes[full]), _mean(sizes[counting]), int(sizes.max())
+    )
+
+
+def _mean(sizes: NDArray[np.int64]) -> float:
+    return float(sizes.mean()) if len(sizes) else 0.0
 
 
 def record_shape(system: System) -> tuple[str, str]:

@@ -1,0 +1,149 @@
+"""What a user wished for before their log begins: decayed counters of items, few and small. Pure.
+
+A wish that the log pushes out is counted for its item, and all counters of the user fade a little: to half in 200 wishes. Where
+there is no room for one more item, the lightest makes way and leaves nothing behind. A dislike or hide that leaves the log
+takes the counter of its item along; a forget takes all.
+
+A counter is a *level*, the logarithm of its weight in whole steps: to fade is to go down by one, all arithmetic is exact, and
+two bytes hold it. So the counters follow from what has left the log, in order, however it came in batches.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.features import ACTION_CODES
+from streams.messages import ACTIONS
+
+U64 = NDArray[np.uint64]
+U16 = NDArray[np.uint16]
+U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+
+# In wishes. What was tried: `models/README.md`.
+HALF_LIFE: Final = 200
+DEFAULT_COUNTERS: Final = 64
+MAX_COUNTERS: Final = 255  # a byte of the record tells their number
+# The level of one wish that has just left the log. Ten halvings below, at 0, there is no counter any more.
+ONE: Final = 2_048
+# An item that comes back with every wish stays below: there one wish more no longer outweighs a step down.
+MAX_LEVEL: Final = 4_095
+
+
+class Left(IntEnum):
+    """What an event that has left the log does to the counters."""
+
+    NOTHING = 0
+    WISH = 1
+    UNWISH = 2
+    FORGET = 3
+
+
+# By action code.
+LEAVES: Final[U8] = np.zeros(max(ACTION_CODES.values()) + 1, dtype=np.uint8)
+for _name, _action in ACTIONS.items():
+    _unwish = Left.UNWISH if _action.counts_as_seen else Left.NOTHING
+    LEAVES[ACTION_CODES[_name]] = Left.WISH if _action.steps_encoder else _unwish
+LEAVES[ACTION_CODES["forget"]] = Left.FORGET
+
+
+class Counted(NamedTuple):
+    """The counters of R users; where the level is 0 the place is free."""
+
+    rows: I64  # (R,) unique
+    keys: U64  # (R, M) items
+    levels: U16  # (R, M)
+
+
+def weight(level: float) -> float:
+    """What a counter is worth, in wishes that have just left the log."""
+    return float(2.0 ** ((level - ONE) / HALF_LIFE))
+
+
+# Each level and one wish more: `weight(_RAISED[level])` is `weight(level) + 1`, to within half a step.
+_RAISED: Final[U16] = np.array(
+    [ONE] + [round(ONE + HALF_LIFE * np.log2(weight(level) + 1.0)) for level in range(1, MAX_LEVEL + 1)],
+    dtype=np.uint16,
+)
+_RAISED_LIST: Final[list[int]] = _RAISED.tolist()
+
+# With fewer users than this the plain rule is quicker than a round of numpy's calls.
+_FEW: Final = 8
+
+
+def count(keys: list[int], levels: list[int], left: Iterable[tuple[int, int]]) -> None:
+    """The rule, for one user: (item key, `Left`) of each event that has left the log, oldest first.
+
+    >>> keys, levels = [0, 0], [0, 0]
+    >>> count(keys, levels, [(7, Left.WISH), (8, Left.WISH), (7, Left.WISH), (9, Left.WISH)])
+    >>> keys, [round(weight(level), 2) for level in levels]
+    ([7, 9], [1.99, 1.0])
+    """
+    if not levels:
+        return
+    faded = 0  # how far `levels` are too high until the end: one subtraction for all wishes
+    for key, what in left:
+        faded += what == Left.WISH
+        # Of several places with this key the first is the live one: new ones take the first free place.
+        place = keys.index(key) if key in keys else -1
+        is_held = place >= 0 and levels[place] > faded
+        if what == Left.FORGET:
+            keys[:], levels[:] = [0] * len(keys), [0] * len(levels)
+        elif what == Left.UNWISH and is_held:
+            levels[place] = 0
+        elif what == Left.WISH and is_held:
+            levels[place] = _RAISED_LIST[levels[place] - faded] + faded
+        elif what == Left.WISH:
+            least = min(levels)
+            if least <= faded:
+                least = next(level for level in levels if level <= faded)
+            place = levels.index(least)
+            keys[place], levels[place] = key, ONE + faded
+    levels[:] = [max(level - faded, 0) for level in levels]
+
+
+def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> Counted:
+    """The same for many users: their new counters, with nothing written yet.
+
+    Args:
+        all_keys, all_levels: (rows, M) the counters as they are.
+        rows: (E,) whose log each event has left, those of a user together and oldest first; items: (E,); what: (E,)
+            of `Left`, but nothing of `NOTHING`.
+    """
+    if not len(rows) or not all_keys.shape[1]:
+        nobody = rows[:0]
+        return Counted(nobody, all_keys[nobody], all_levels[nobody])
+    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+    lengths = np.diff(starts, append=len(rows))
+    # Who loses most comes first, so that who still loses something in a round are the first ones. Whoever loses more than
+    # wishes comes last, with no rounds.
+    rounds = np.where(np.maximum.reduceat(what, starts) == Left.WISH, lengths, 0)
+    order = np.argsort(-rounds, kind="stable")
+    starts, lengths, rounds = starts[order], lengths[order], rounds[order]
+    new = Counted(rows[starts], all_keys[rows[starts]], all_levels[rows[starts]])
+    done, busy = 0, int(np.count_nonzero(rounds))
+    while busy >= _FEW:
+        _count_wishes(new.keys[:busy], new.levels[:busy], items[starts[:busy] + done])
+        done += 1
+        busy = int(np.searchsorted(-rounds, -done))
+    rest = np.concatenate([np.arange(busy), np.flatnonzero(rounds == 0)])
+    for user in rest.tolist():
+        first, stop = starts[user] + (done if rounds[user] else 0), starts[user] + lengths[user]
+        keys, levels = new.keys[user].tolist(), new.levels[user].tolist()
+        count(keys, levels, zip(items[first:stop].tolist(), what[first:stop].tolist(), strict=True))
+        new.keys[user], new.levels[user] = keys, levels
+    return new
+
+
+def _count_wishes(keys: U64, levels: U16, items: U64) -> None:
+    """One wish of each user, in place."""
+    np.subtract(levels, 1, out=levels, where=levels > 0)
+    users = np.arange(len(items))
+    place = (keys == items[:, None]).argmax(axis=1)
+    before = np.where(keys[users, place] == items, levels[users, place], 0)
+    new = np.flatnonzero(before == 0)
+    place[new] = levels[new].argmin(axis=1)
+    keys[users, place], levels[users, place] = items, _RAISED[before]
