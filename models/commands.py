@@ -87,6 +87,7 @@ def train_sequence(
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    settings: Sequence[str] = (),
     search: Search | None = None,
     teacher: Path | None = None,
     nested: Sequence[int] = (),
@@ -96,20 +97,22 @@ def train_sequence(
 ) -> Results:
     """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`).
 
-    teacher: a bundle whose answers are learned too; nested: numbers of first dimensions that have to do alone as well.
+    settings: other values of the recipe's fields, "fit.loss=gbce"; teacher: a bundle whose answers are learned too; nested:
+    numbers of first dimensions that have to do alone as well.
     """
     import torch
 
+    from models import recipes
     from models.export import make_place, with_figures
-    from models.recipes import ENCODER_SPACE, recipe, varied
     from models.teacher import Teacher
     from models.train_sequence import checkpoint_of, make, validated
 
     torch.set_num_threads(threads)
     if not resume:
         checkpoint_of(out).unlink(missing_ok=True)
-    chosen = recipe(model, data.name)
-    chosen = varied(
+    chosen = recipes.recipe(model, data.name)
+    chosen = recipes.varied(chosen, recipes.settings(chosen, settings))
+    chosen = recipes.varied(
         chosen,
         {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs, "fit.nested": tuple(nested)},
     )
@@ -120,7 +123,7 @@ def train_sequence(
         if search is not None:
             over = f"{_named(data, asked)}, {chosen}, taught by {taught.encoder.id if taught else 'nobody'}"
             judge = partial(validated, model, data, asked, report=report, teacher=taught)
-            chosen = _best(search, model, chosen, ENCODER_SPACE, over, judge, report)
+            chosen = _best(search, model, chosen, recipes.ENCODER_SPACE, over, judge, report)
         make(model, data, asked, chosen, out, command, report, taught)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
@@ -137,6 +140,7 @@ def train_scorer(
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    settings: Sequence[str] = (),
     search: Search | None = None,
     threads: int = 1,
     command: str = "headwater train",
@@ -144,13 +148,14 @@ def train_scorer(
     """A bundle and events -> the bundle with a score graph -> figures. Needs torch (the extra `train`)."""
     import torch
 
+    from models import recipes
     from models.export import make_place, with_figures
-    from models.recipes import SCORER_SPACE, scorer_recipe, varied
     from models.train_scorer import make, prepare, validated
 
     torch.set_num_threads(threads)
-    chosen = scorer_recipe(model)
-    chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
+    chosen = recipes.scorer_recipe(model)
+    chosen = recipes.varied(chosen, recipes.settings(chosen, settings))
+    chosen = recipes.varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
     make_place(out)
     with progress() as report:
         asked = split(data, protocol, at)
@@ -158,7 +163,7 @@ def train_scorer(
         if search is not None:
             over = f"{_named(data, asked)}, {chosen}, {material.encoder.id}"
             judge = partial(validated, model, material, report=report)
-            chosen = _best(search, model, chosen, SCORER_SPACE, over, judge, report)
+            chosen = _best(search, model, chosen, recipes.SCORER_SPACE, over, judge, report)
         make(model, material, data, asked, chosen, out, command, report)
     results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
     with_figures(out, _figures(results))
