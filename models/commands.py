@@ -307,7 +307,8 @@ def weigh(
     at: At | None = None,
     sample: int | None = None,
 ) -> dict[str, Weighed]:
-    """Bundles by their folders: quality on all targets, and costs measured in turns, on one thread."""
+    """Bundles by their folders: quality on all targets, of candidates scored again where a bundle does, and costs measured in
+    turns, on one thread."""
     asked = split(data, protocol, at, sample)
     k = usual_k(protocol)
     loaded = [encoder.load(bundle, threads=1, device="cpu") for bundle in bundles]
@@ -315,8 +316,9 @@ def weigh(
     with progress() as report:
         for bundle in loaded:
             catalog = encoded(bundle, data, partial(report, f"{bundle.name}: items"))
-            scorer = bundle_scorer(bundle, catalog)
-            quality = evaluate(scorer, asked, items, k, partial(report, f"{bundle.name}: questions"))
+            again = bundle.pool and rescored(bundle, Pooling(bundle, catalog, asked, bundle.pool))
+            done = partial(report, f"{bundle.name}: questions")
+            quality = evaluate(again or bundle_scorer(bundle, catalog), asked, items, k, done)
             found.append(quality["all"])
     costs = measured(loaded, items)
     return {
@@ -330,15 +332,16 @@ def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
     shown = Table(
         "bundle", title=title, caption=f"us for one user / a user in a batch of {USERS}; one thread"
     )
-    for column in ("hit", "NDCG", "MB", "click", "answer", "search"):
+    for column in ("hit", "NDCG", "MB", "click", "answer", "search", "score"):
         shown.add_column(column, justify="right")
     for name, found in weighed.items():
-        times = (found.cost.click_us, found.cost.answer_us, found.cost.search_us)
+        cost = found.cost
+        times = (cost.click_us, cost.answer_us, cost.search_us, cost.score_us)
         shown.add_row(
             Path(name).name,
             f"{found.hit.value:.4f}",
             f"{found.ndcg.value:.4f}",
-            f"{found.cost.bytes / 1e6:.2f}",
+            f"{cost.bytes / 1e6:.2f}",
             *("" if us is None else f"{us[0]:,.1f} / {us[1]:,.1f}" for us in times),
         )
     return shown

@@ -124,7 +124,8 @@ def settings(recipe: Recipe | ScorerRecipe, given: Sequence[str]) -> dict[str, A
 
 
 def _read(recipe: Recipe | ScorerRecipe, name: str, text: str) -> Any:
-    part, kind = recipe, Any
+    part: Any = recipe
+    kind: Any = None
     for step in name.split("."):
         if not is_dataclass(part) or step not in {known.name for known in fields(part)}:
             raise RecipeError(f"--set {name}={text}: expected a field of {recipe}")

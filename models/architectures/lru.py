@@ -50,11 +50,13 @@ class LRURec(RecurrentEncoder):
         *channels, output = state.split([self.config.width] * self.config.blocks + [self.config.dim], dim=1)
         x = self.inputs(Events(items, actions, gaps_s, mask))
         states = []
-        for block, before in zip(self.blocks[:-1], channels[:-1], strict=True):
+        *before_last, last = self.blocks
+        for block, before in zip(before_last, channels[:-1], strict=True):
             x, after = block(x, before, gaps_s, mask)
             states.append(after)
-        last, after = self.blocks[-1].last(x, channels[-1], gaps_s, mask)
-        output = torch.where(mask.amax(1, keepdim=True) > 0, last, output)
+        assert isinstance(last, Block)
+        x_last, after = last.fold(x, channels[-1], gaps_s, mask)
+        output = torch.where(mask.amax(1, keepdim=True) > 0, x_last, output)
         return torch.cat([*states, after, output], dim=1)
 
     def outputs(self, state: Tensor) -> Tensor:
@@ -86,9 +88,9 @@ class Block(nn.Module):
         channels = recurrence(values, log_keep.exp(), state)
         return self._read(x, channels), channels[:, -1]
 
-    def last(self, x: Tensor, state: Tensor, gaps_s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def fold(self, x: Tensor, state: Tensor, gaps_s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Of `forward`, what is at each user's last event: (users, dim), (users, width)."""
-        channels = fold(*self._steps(x, gaps_s, mask), state)
+        channels = last_channels(*self._steps(x, gaps_s, mask), state)
         return self._read(at_last(x, mask), channels), channels
 
     def _steps(self, x: Tensor, gaps_s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +106,7 @@ class Block(nn.Module):
         return out
 
 
-def fold(values: Tensor, log_keep: Tensor, state: Tensor) -> Tensor:
+def last_channels(values: Tensor, log_keep: Tensor, state: Tensor) -> Tensor:
     """The last h of `recurrence` in one sum: what came in at t is kept as often as events follow. (users, width)"""
     kept = log_keep.flip(1).cumsum(1).flip(1)  # over an event and all that follow it
     following = F.pad(kept[:, 1:], (0, 0, 0, 1))
