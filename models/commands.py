@@ -87,6 +87,7 @@ def train_sequence(
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    settings: Sequence[str] = (),
     search: Search | None = None,
     teacher: Path | None = None,
     nested: Sequence[int] = (),
@@ -96,20 +97,22 @@ def train_sequence(
 ) -> Results:
     """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`).
 
-    teacher: a bundle whose answers are learned too; nested: numbers of first dimensions that have to do alone as well.
+    settings: other values of the recipe's fields, "fit.loss=gbce"; teacher: a bundle whose answers are learned too; nested:
+    numbers of first dimensions that have to do alone as well.
     """
     import torch
 
+    from models import recipes
     from models.export import make_place, with_figures
-    from models.recipes import ENCODER_SPACE, recipe, varied
     from models.teacher import Teacher
     from models.train_sequence import checkpoint_of, make, validated
 
     torch.set_num_threads(threads)
     if not resume:
         checkpoint_of(out).unlink(missing_ok=True)
-    chosen = recipe(model, data.name)
-    chosen = varied(
+    chosen = recipes.recipe(model, data.name)
+    chosen = recipes.varied(chosen, recipes.settings(chosen, settings))
+    chosen = recipes.varied(
         chosen,
         {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs, "fit.nested": tuple(nested)},
     )
@@ -120,7 +123,7 @@ def train_sequence(
         if search is not None:
             over = f"{_named(data, asked)}, {chosen}, taught by {taught.encoder.id if taught else 'nobody'}"
             judge = partial(validated, model, data, asked, report=report, teacher=taught)
-            chosen = _best(search, model, chosen, ENCODER_SPACE, over, judge, report)
+            chosen = _best(search, model, chosen, recipes.ENCODER_SPACE, over, judge, report)
         make(model, data, asked, chosen, out, command, report, taught)
     results = compare(out, data, protocol, at=at, threads=threads)
     with_figures(out, _figures(results))
@@ -137,6 +140,7 @@ def train_scorer(
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    settings: Sequence[str] = (),
     search: Search | None = None,
     threads: int = 1,
     command: str = "headwater train",
@@ -144,13 +148,14 @@ def train_scorer(
     """A bundle and events -> the bundle with a score graph -> figures. Needs torch (the extra `train`)."""
     import torch
 
+    from models import recipes
     from models.export import make_place, with_figures
-    from models.recipes import SCORER_SPACE, scorer_recipe, varied
     from models.train_scorer import make, prepare, validated
 
     torch.set_num_threads(threads)
-    chosen = scorer_recipe(model)
-    chosen = varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
+    chosen = recipes.scorer_recipe(model)
+    chosen = recipes.varied(chosen, recipes.settings(chosen, settings))
+    chosen = recipes.varied(chosen, {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs})
     make_place(out)
     with progress() as report:
         asked = split(data, protocol, at)
@@ -158,7 +163,7 @@ def train_scorer(
         if search is not None:
             over = f"{_named(data, asked)}, {chosen}, {material.encoder.id}"
             judge = partial(validated, model, material, report=report)
-            chosen = _best(search, model, chosen, SCORER_SPACE, over, judge, report)
+            chosen = _best(search, model, chosen, recipes.SCORER_SPACE, over, judge, report)
         make(model, material, data, asked, chosen, out, command, report)
     results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
     with_figures(out, _figures(results))
@@ -302,7 +307,8 @@ def weigh(
     at: At | None = None,
     sample: int | None = None,
 ) -> dict[str, Weighed]:
-    """Bundles by their folders: quality on all targets, and costs measured in turns, on one thread."""
+    """Bundles by their folders: quality on all targets, of candidates scored again where a bundle does, and costs measured in
+    turns, on one thread."""
     asked = split(data, protocol, at, sample)
     k = usual_k(protocol)
     loaded = [encoder.load(bundle, threads=1, device="cpu") for bundle in bundles]
@@ -310,8 +316,9 @@ def weigh(
     with progress() as report:
         for bundle in loaded:
             catalog = encoded(bundle, data, partial(report, f"{bundle.name}: items"))
-            scorer = bundle_scorer(bundle, catalog)
-            quality = evaluate(scorer, asked, items, k, partial(report, f"{bundle.name}: questions"))
+            again = bundle.pool and rescored(bundle, Pooling(bundle, catalog, asked, bundle.pool))
+            done = partial(report, f"{bundle.name}: questions")
+            quality = evaluate(again or bundle_scorer(bundle, catalog), asked, items, k, done)
             found.append(quality["all"])
     costs = measured(loaded, items)
     return {
@@ -325,15 +332,16 @@ def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
     shown = Table(
         "bundle", title=title, caption=f"us for one user / a user in a batch of {USERS}; one thread"
     )
-    for column in ("hit", "NDCG", "MB", "click", "answer", "search"):
+    for column in ("hit", "NDCG", "MB", "click", "answer", "search", "score"):
         shown.add_column(column, justify="right")
     for name, found in weighed.items():
-        times = (found.cost.click_us, found.cost.answer_us, found.cost.search_us)
+        cost = found.cost
+        times = (cost.click_us, cost.answer_us, cost.search_us, cost.score_us)
         shown.add_row(
             Path(name).name,
             f"{found.hit.value:.4f}",
             f"{found.ndcg.value:.4f}",
-            f"{found.cost.bytes / 1e6:.2f}",
+            f"{cost.bytes / 1e6:.2f}",
             *("" if us is None else f"{us[0]:,.1f} / {us[1]:,.1f}" for us in times),
         )
     return shown

@@ -1,4 +1,5 @@
-"""What a bundle costs when it serves: bytes, and microseconds a click, an answer and a search, measured beside others."""
+"""What a bundle costs when it serves: bytes, and microseconds a click, an answer, a search and a pool scored again, measured
+beside others."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.evaluation import best
 from streams.encoder import Encoder
-from streams.features import ACTION_CODES
+from streams.features import ACTION_CODES, CANDIDATE_FEATURES
 
 Floats = NDArray[np.float32]
 USERS: Final = 32  # of a batch
@@ -25,6 +26,7 @@ class Cost:
     click_us: tuple[float, float] | None  # one event into the state; None without a state
     answer_us: tuple[float, float]  # from the state to interests; without a state, from a full log
     search_us: tuple[float, float]  # the best 10 of the catalog by exact search
+    score_us: tuple[float, float] | None = None  # a pool of candidates scored again; None without a scorer
 
 
 def measured(encoders: Sequence[Encoder], items: int, rounds: int = 100, seed: int = 0) -> list[Cost]:
@@ -48,6 +50,7 @@ def measured(encoders: Sequence[Encoder], items: int, rounds: int = 100, seed: i
             click_us=of(found, "click") if encoder.kind == "recurrent" else None,
             answer_us=of(found, "answer"),
             search_us=of(found, "search"),
+            score_us=of(found, "score") if encoder.pool else None,
         )
         for encoder, found in zip(encoders, us, strict=True)
     ]
@@ -76,6 +79,10 @@ def _works(
             works["answer", users] = partial(encoder.window, *log)
             interests, _ = encoder.window(*log)
         works["search", users] = partial(_search, interests, vectors)
+        if encoder.pool:
+            candidates = vectors[rng.integers(0, len(vectors), users * encoder.pool)]
+            features = rng.standard_normal((len(candidates), len(CANDIDATE_FEATURES)), dtype=np.float32)
+            works["score", users] = partial(encoder.score, features, candidates, candidates)
     return works
 
 

@@ -3,7 +3,7 @@
 freshness [BUNDLE]      recall by the delay of clicks on Complete Journey; asks the questions itself
 learning BUNDLE...      validation by epoch, as bundles of `headwater train` tell it
 groups FILE             hits by history length and popularity, from `headwater evaluate --json`
-light FILE              speed against recall, from `headwater bundle compare --json`
+light FILE...           speed against recall, a panel for each file of `headwater bundle compare --json`
 """
 
 import json
@@ -93,17 +93,19 @@ def _draw_group(axes: Any, groups: dict[str, Group], names: Sequence[str], label
     axes.plot(there, [groups[name].hit for name in there], marker=".", label=label)
 
 
-def draw_light(weighed: dict[str, Weighed], path: Path) -> None:
-    """Hit over the microseconds of a click, an answer and a search together; a point a bundle, its size in MB."""
-    figure, (axes,) = _figure(1)
-    for name, found in weighed.items():
-        cost = found.cost
-        us = sum(one for one, _ in (cost.click_us or (0, 0), cost.answer_us, cost.search_us))
-        low, high = found.hit.value - found.hit.low, found.hit.high - found.hit.value
-        said = f"{Path(name).name}, {cost.bytes / 1e6:.1f} MB"
-        axes.errorbar([us], [found.hit.value], yerr=[[low], [high]], fmt="o", capsize=3, label=said)
-    axes.set(xlabel="us for one user: click, answer and exact search", ylabel="hit", ylim=(0, None))
-    axes.legend(fontsize="small")
+def draw_light(panels: dict[str, dict[str, Weighed]], path: Path) -> None:
+    """Hit over the microseconds of a click, an answer and a search together; a panel for each data, a point a bundle, its size in MB."""
+    figure, every = _figure(len(panels))
+    for axes, (data, weighed) in zip(every, panels.items(), strict=True):
+        for name, found in weighed.items():
+            cost = found.cost
+            us = sum(one for one, _ in (cost.click_us or (0, 0), cost.answer_us, cost.search_us))
+            low, high = found.hit.value - found.hit.low, found.hit.high - found.hit.value
+            said = f"{Path(name).name}, {cost.bytes / 1e6:.1f} MB"
+            axes.errorbar([us], [found.hit.value], yerr=[[low], [high]], fmt="o", capsize=3, label=said)
+        axes.set(title=data, xlabel="us for one user: click, answer and exact search", ylim=(0, None))
+        axes.legend(fontsize="small")
+    every[0].set(ylabel="hit")
     _save(figure, path)
 
 
@@ -143,7 +145,8 @@ def _groups(given: Sequence[Path]) -> None:
 
 
 def _light(given: Sequence[Path]) -> None:
-    draw_light(msgspec.json.decode(given[0].read_bytes(), type=dict[str, Weighed]), HERE / "light.svg")
+    read = {file.stem: msgspec.json.decode(file.read_bytes(), type=dict[str, Weighed]) for file in given}
+    draw_light(read, HERE / "light.svg")
 
 
 _PLOTS: Final[dict[str, Callable[[Sequence[Path]], None]]] = {

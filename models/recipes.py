@@ -1,12 +1,19 @@
 """What each model is trained with: its sizes and its training, by data where one size does not fit all."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+import msgspec
 
 from models.architectures import ARCHITECTURES, SCORERS
 from models.architectures.sasrec import SASRecConfig
 from models.fitting import FitConfig
+
+
+class RecipeError(Exception):
+    """A recipe has no such field, or not with such a value; the message says which and what it may be."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +94,50 @@ AnyRecipe = TypeVar("AnyRecipe", Recipe, ScorerRecipe)
 
 
 def varied(recipe: AnyRecipe, values: Mapping[str, Any]) -> AnyRecipe:
-    """The recipe with other values of some fields: {"fit.learning_rate": 0.001}."""
+    """The recipe with other values of some fields: {"fit.learning_rate": 0.001, "fit.augmentation.crop": 0.5}."""
     for name, value in values.items():
-        part, _, field_name = name.partition(".")
-        recipe = replace(recipe, **{part: replace(getattr(recipe, part), **{field_name: value})})
+        recipe = _with(recipe, name.split("."), value)
     return recipe
+
+
+def _with(part: Any, path: Sequence[str], value: Any) -> Any:
+    name, *rest = path
+    return replace(part, **{name: _with(getattr(part, name), rest, value) if rest else value})
+
+
+# Fields that are options of their own, and those that are shares of something.
+_OPTIONS = {"fit.seed": "--seed", "fit.epochs": "--epochs", "fit.nested": "--nested"}
+_SHARES = {"dropout", "mask", "average", "crop", "drop", "reorder"}
+
+
+def settings(recipe: Recipe | ScorerRecipe, given: Sequence[str]) -> dict[str, Any]:
+    """Values for `varied` as the command line has them: ["fit.loss=gbce", "encoder.dim=32"]. Raises RecipeError."""
+    values = {}
+    for one in given:
+        name, _, text = one.partition("=")
+        if name in _OPTIONS:
+            raise RecipeError(f"--set {one}: expected {_OPTIONS[name]}, which sets it")
+        values[name] = _read(recipe, name, text)
+    if "fit.length" in values and hasattr(recipe.encoder if isinstance(recipe, Recipe) else None, "length"):
+        values.setdefault("encoder.length", values["fit.length"])
+    return values
+
+
+def _read(recipe: Recipe | ScorerRecipe, name: str, text: str) -> Any:
+    part: Any = recipe
+    kind: Any = None
+    for step in name.split("."):
+        if not is_dataclass(part) or step not in {known.name for known in fields(part)}:
+            raise RecipeError(f"--set {name}={text}: expected a field of {recipe}")
+        part, kind = getattr(part, step), get_type_hints(type(part))[step]
+    try:
+        value = msgspec.convert(text.split(",") if get_origin(kind) is tuple else text, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"--set {name}={text}: {error}") from error
+    most = 1.0 if name.rpartition(".")[2] in _SHARES else math.inf
+    if isinstance(value, int | float) and not 0 <= value <= most:
+        raise RecipeError(f"--set {name}={text}: expected a number from 0 to {most:g}")
+    return value
 
 
 def recipe(model: str, data: str) -> Recipe:

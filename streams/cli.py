@@ -63,6 +63,7 @@ _USER_ERRORS: Final = (
     ("models.datasets", "DatasetError"),
     ("models.export", "ExportError"),
     ("models.fitting", "FitError"),
+    ("models.recipes", "RecipeError"),
     ("models.search", "SearchError"),
     ("models.language_model", "ModelMissing"),
     ("models.tuning", "TuneError"),
@@ -631,8 +632,8 @@ _ASKED: Final = Asked()
 # Which options of `train` go with which kind of model, beside those that go with all.
 _GOES_WITH: Final = {
     "starter": {"--steps"},
-    "scorer": {"--bundle", "--epochs", "--search", "--study"},
-    "item ids": {"--epochs", "--search", "--study", "--teacher", "--nested", "--resume"},
+    "scorer": {"--bundle", "--epochs", "--set", "--search", "--study"},
+    "item ids": {"--epochs", "--set", "--search", "--study", "--teacher", "--nested", "--resume"},
 }
 
 
@@ -648,6 +649,7 @@ def train(
     seed: int = 0,
     epochs: int | None = None,
     steps: int | None = None,
+    set_: Annotated[list[str], Parameter(name="--set"), Many] = [],  # noqa: B006 - cyclopts never changes it
     search: Literal["grid", "random", "tpe"] | None = None,
     trials: int = 20,
     study: Path | None = None,
@@ -671,6 +673,8 @@ def train(
         At most so many; default: the recipe's. For all but starter.
     steps
         Training steps of starter; default: those of the shipped bundle.
+    set_
+        field=value of the recipe (models/recipes.py): fit.loss=gbce, encoder.dim=32; repeatable. For all but starter.
     search
         Try values of the space in models/recipes.py, by the validation, and train with the best. For all but starter.
     trials
@@ -693,6 +697,7 @@ def train(
         "--steps": steps,
         "--bundle": bundle,
         "--epochs": epochs,
+        "--set": set_,
         "--search": search,
         "--study": study,
         "--teacher": teacher,
@@ -711,10 +716,12 @@ def train(
     chosen = asked.protocol_or("global-time")
     command = f"headwater train {model} --data {asked.data} --protocol {chosen} --seed {seed}"
     command += (f" --at {asked.at}" if asked.at else "") + (f" --epochs {epochs}" if epochs else "")
+    command += "".join(f" --set {one}" for one in set_)
     training: dict[str, Any] = {
         "at": asked.moment(),
         "seed": seed,
         "epochs": _positive("--epochs", epochs),
+        "settings": set_,
         "threads": threads,
         "command": command,
     }

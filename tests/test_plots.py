@@ -60,7 +60,8 @@ def test_bundles_are_drawn_with_folder_and_size(tmp_path: Path) -> None:
         "bundles/lru": Weighed(half, half, Cost(2_500_000, (20.0, 1.0), (10.0, 1.0), (100.0, 50.0))),
         "bundles/sasrec": Weighed(half, half, Cost(9_000_000, None, (500.0, 300.0), (100.0, 50.0))),
     }
-    draw_light(weighed, tmp_path / "plot.svg")
+    draw_light({"beauty": weighed, "ml-100k": weighed}, tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f">{data}</text>" in drawn for data in ("beauty", "ml-100k"))
     assert "lru, 2.5 MB</text>" in drawn
     assert "sasrec, 9.0 MB</text>" in drawn

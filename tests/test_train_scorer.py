@@ -79,6 +79,22 @@ def test_it_learns_what_comes_again(trained: tuple[commands.Results, Encoder]) -
     assert bundle.manifest.origin.figures.keys() == results.methods.keys()
 
 
+def test_it_is_compared_by_what_it_orders_and_what_that_takes(
+    trained: tuple[commands.Results, Encoder], base: Path
+) -> None:
+    results, bundle = trained
+    found = commands.weigh([base, bundle.path], habits(), "global-time")
+    plain, scored = found.values()
+    assert (
+        scored.ndcg.value
+        == results.methods[f"{bundle.name}, scored again"]["all"].ndcg.value
+        > plain.ndcg.value
+    )
+    assert plain.cost.score_us is None
+    assert scored.cost.score_us is not None
+    assert scored.cost.score_us[0] > 0
+
+
 def test_all_but_the_score_graph_is_the_bundle_it_was_made_over(
     trained: tuple[commands.Results, Encoder], base: Path
 ) -> None:

@@ -4,9 +4,11 @@ After Yue et al., WSDM 2024 (arXiv:2310.02367), with real decays in place of com
 the elapsed time: each event and each second lets a channel forget at a pace of its own.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.architectures.encoder import Elapsed, Events, FeedForward, Inputs, RecurrentEncoder, at_last
@@ -43,6 +45,20 @@ class LRURec(RecurrentEncoder):
         output = torch.where(events.mask.amax(1, keepdim=True) > 0, at_last(x, events.mask), output)
         return x, torch.cat([*states, output], dim=1)
 
+    def step(self, state: Tensor, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor) -> Tensor:
+        """The states of `run`; of the last block only what follows all of the events, so that one event costs one step."""
+        *channels, output = state.split([self.config.width] * self.config.blocks + [self.config.dim], dim=1)
+        x = self.inputs(Events(items, actions, gaps_s, mask))
+        states = []
+        *before_last, last = self.blocks
+        for block, before in zip(before_last, channels[:-1], strict=True):
+            x, after = block(x, before, gaps_s, mask)
+            states.append(after)
+        assert isinstance(last, Block)
+        x_last, after = last.fold(x, channels[-1], gaps_s, mask)
+        output = torch.where(mask.amax(1, keepdim=True) > 0, x_last, output)
+        return torch.cat([*states, after, output], dim=1)
+
     def outputs(self, state: Tensor) -> Tensor:
         return state[:, -self.config.dim :]
 
@@ -68,14 +84,33 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, gaps_s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(users, T, dim), (users, width), twice (users, T) -> (users, T, dim), (users, width)"""
-        keep = self.keep_max * torch.sigmoid(self.keep)
-        share = torch.sqrt(1 - keep.square())  # the paper's gamma: channels of equal variance
-        left = keep * torch.exp(-gaps_s[..., None] * self.cooling.exp())
+        values, log_keep = self._steps(x, gaps_s, mask)
+        channels = recurrence(values, log_keep.exp(), state)
+        return self._read(x, channels), channels[:, -1]
+
+    def fold(self, x: Tensor, state: Tensor, gaps_s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `forward`, what is at each user's last event: (users, dim), (users, width)."""
+        channels = last_channels(*self._steps(x, gaps_s, mask), state)
+        return self._read(at_last(x, mask), channels), channels
+
+    def _steps(self, x: Tensor, gaps_s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What each event brings, and the log of what it leaves of everything before it: twice (users, T, width)."""
+        log_keep = math.log(self.keep_max) + F.logsigmoid(self.keep)
+        share = torch.sqrt(1 - (2 * log_keep).exp())  # the paper's gamma: channels of equal variance
         real = mask[..., None]
-        channels = recurrence(self.into(x) * share * real, torch.where(real > 0, left, 1.0), state)
+        return self.into(x) * share * real, (log_keep - gaps_s[..., None] * self.cooling.exp()) * real
+
+    def _read(self, x: Tensor, channels: Tensor) -> Tensor:
         x = self.norms[0](x + self.dropout(self.out(channels)))
-        x = self.norms[1](x + self.dropout(self.feed_forward(x)))
-        return x, channels[:, -1]
+        out: Tensor = self.norms[1](x + self.dropout(self.feed_forward(x)))
+        return out
+
+
+def last_channels(values: Tensor, log_keep: Tensor, state: Tensor) -> Tensor:
+    """The last h of `recurrence` in one sum: what came in at t is kept as often as events follow. (users, width)"""
+    kept = log_keep.flip(1).cumsum(1).flip(1)  # over an event and all that follow it
+    following = F.pad(kept[:, 1:], (0, 0, 0, 1))
+    return kept[:, 0].exp() * state + (following.exp() * values).sum(1)
 
 
 def recurrence(values: Tensor, keep: Tensor, state: Tensor) -> Tensor:
