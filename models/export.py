@@ -21,6 +21,7 @@ from streams.bundle import (
     Graphs,
     ItemRows,
     Manifest,
+    NeighbourTable,
     Origin,
     Probe,
     Scoring,
@@ -214,6 +215,16 @@ def with_scorer(
     scores = probe_scores(unchecked, vectors, interests, probe)
     scoring = msgspec.structs.replace(scoring, scores=_rounded(scores[None])[0])
     _write(folder, msgspec.structs.replace(manifest, scoring=scoring))
+    return load(folder, device="cpu")
+
+
+def with_neighbours(folder: Path, table: NeighbourTable, origin: Origin) -> Encoder:
+    """Name a table of neighbours, whose file lies in the folder already, in a bundle's manifest. The bundle's id changes with it."""
+    manifest = manifest_of(folder, manifest_bytes(folder))
+    _write(
+        folder,
+        msgspec.structs.replace(manifest, neighbours=table, files=_checks(folder), origin=origin),
+    )
     return load(folder, device="cpu")
 
 

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 RRF_K: Final = 60.0
 # The sources of a request that names none. Of 0.85 to 1.35 for buy-again, 1 found most of what was bought in the month before
 # the split of the tests (`models/README.md`).
-DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0, "buy-again": 1.0}
+DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
+    "interests": 1.0,
+    "query": 1.0,
+    "buy-again": 1.0,
+    "similar": 1.0,
+}
 
 
 class Ranking(NamedTuple):
