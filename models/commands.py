@@ -65,12 +65,13 @@ def train_starter(
     threads: int = 1,
     command: str = "headwater train starter",
 ) -> Encoder:
-    """Data -> model -> bundle -> figures. Needs torch and transformers (the extras `train` and `export`).
+    """Data -> model -> bundle -> its table of neighbours -> figures. Needs torch and transformers (the extras `train` and `export`).
 
     One thread by default: on cores that others use too, torch's threads wait for each other most of the time.
     """
     import torch
 
+    from models import neighbours
     from models.export import with_figures
     from models.train_starter import StarterConfig, make
 
@@ -79,6 +80,8 @@ def train_starter(
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
     with progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
+    asked = split(data, "list-at-split")
+    neighbours.make(bundle.path, data, asked, out, command, neighbours.TableConfig())
     results = compare(bundle.path, data, "list-at-split", threads=threads)
     for table in tables(results):
         _console().print(table)
@@ -183,11 +186,11 @@ def train_similar(
     command: str = "headwater train similar",
 ) -> Results:
     """A bundle and events -> the bundle with a table of neighbours -> figures. Needs scipy (the extra `train`)."""
+    from models import neighbours
     from models.export import make_place, with_figures
-    from models.neighbours import TableConfig, make
 
     make_place(out)
-    make(base, data, split(data, protocol, at), out, command, TableConfig())
+    neighbours.make(base, data, split(data, protocol, at), out, command, neighbours.TableConfig())
     results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
     with_figures(out, _figures(results))
     return results

@@ -1,8 +1,9 @@
 """The figures of a bundle through the running system: what the request topic answers is judged as an evaluation is.
 
 An embedded broker and a worker of our own get the catalog and, user by user, the events that a question may know. Each
-question goes through the request topic, asks for the interests alone, names the moment it is asked at (`at_ms`, so that the
-time since the last event is the data's) and demands its user's last event (`after`). An answer that does not rest on exactly
+question goes through the request topic, asks for the interests and, of a bundle with a table of neighbours, for what goes with
+the newest session, names the moment it is asked at (`at_ms`, so that the time since the last event is the data's) and demands its
+user's last event (`after`). An answer that does not rest on exactly
 the events it should ends the evaluation. Events keep the times that they have in the data.
 """
 
@@ -38,9 +39,11 @@ from streams.messages import (
     Click,
     Item,
     Response,
+    SourceName,
     encode,
 )
 from streams.publish import Outgoing, producer_of
+from streams.recall.fusion import DEFAULT_WEIGHTS
 from streams.routing import write_keyed
 from streams.settings import Settings
 
@@ -93,7 +96,7 @@ async def compare(
     catalog = await asyncio.to_thread(encoded, loaded, data, partial(report, "encoding items"))
     items, length = len(data.item_ids), loaded.log_length
     whole = evaluate(bundle_scorer(loaded, catalog), asked, items, k)
-    offline = evaluate(served(loaded, catalog, k), asked, items, k, remembered=length)
+    offline = evaluate(served(loaded, catalog, k, _sources(loaded)), asked, items, k, remembered=length)
     sets = question_sets(asked)
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder, EmbeddedBroker(Path(folder)) as broker:
         own = settings.model_copy(
@@ -128,6 +131,12 @@ async def compare(
         apart,
         search,
     )
+
+
+def _sources(loaded: Encoder) -> dict[SourceName, float]:
+    """What is asked for: all that is new to a user, which no log has to remember."""
+    sources: tuple[SourceName, ...] = ("interests", "similar") if loaded.neighbours else ("interests",)
+    return {source: DEFAULT_WEIGHTS[source] for source in sources}
 
 
 def _check(data: Dataset, k: int) -> None:
@@ -277,7 +286,7 @@ class _Asking:
                     self._log.users[user],
                     limit=self._limit,
                     exclude_seen=question.mask_seen,
-                    sources={"interests": 1.0},
+                    sources=_sources(self._encoder),
                     at_ms=question.now_ms,
                     deadline_ms=MAX_DEADLINE_MS,
                 )

@@ -1,9 +1,7 @@
 """What others took in one session with what the user has taken in the newest one: item-to-item neighbours. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from streams.features import ACTION_NAMES
 from streams.neighbours import Neighbours
@@ -19,53 +17,49 @@ class Similar:
     """
 
     def __init__(self, table: Neighbours) -> None:
-        self.table = table
-        self.rows = dict(zip(table.keys.tolist(), range(len(table.keys)), strict=True))
+        self._table = table
+        self._rows = dict(zip(table.keys.tolist(), range(len(table.keys)), strict=True))
 
     def to_newest(self, wishes: Sequence[Wish]) -> "Session":
-        """Of the wishes, which come oldest first, those of the newest session."""
-        return Session(self, newest_session(wishes, self.table.pause_ms))
+        """What goes with the newest session of the wishes, which come oldest first."""
+        taken = newest_session(wishes, self._table.pause_ms)
+        return Session(taken, [self._near(key) for key, _, _ in taken])
+
+    def _near(self, key: int) -> dict[int, float]:
+        """How alike the neighbours of an item are to it, by their keys."""
+        row = self._rows.get(key)
+        if row is None:
+            return {}
+        near = slice(*self._table.starts[row : row + 2])
+        keys = self._table.keys[self._table.items[near]]
+        return dict(zip(keys.tolist(), self._table.likeness[near].tolist(), strict=True))
 
 
 class Session(NamedTuple):
-    """What a user has taken lately, and what goes with it."""
+    """What a user has taken lately, and what is near to each of it."""
 
-    source: Similar
     wishes: Sequence[Wish]  # an item once
+    near: Sequence[Mapping[int, float]]  # of each wish: item key -> likeness
 
     def ranked(self) -> list[int]:
         """Item keys, best first, none of the session itself; empty where the table knows no item of it."""
-        table = self.source.table
-        rows = [row for key, _, _ in self.wishes if (row := self.source.rows.get(key)) is not None]
-        if not rows:
-            return []
-        parts = [slice(*table.starts[row : row + 2]) for row in rows]
-        items = np.concatenate([table.items[part] for part in parts])
-        likeness = np.concatenate([table.likeness[part] for part in parts])
-        total = np.bincount(items, likeness, minlength=max(rows) + 1)
-        total[rows] = 0.0
-        found = np.flatnonzero(total)
-        keys: list[int] = table.keys[found[np.argsort(-total[found], kind="stable")]].tolist()
-        return keys
+        total: dict[int, float] = {}
+        for near in self.near:
+            for key, likeness in near.items():
+                total[key] = total.get(key, 0.0) + likeness
+        for key, _, _ in self.wishes:
+            total.pop(key, None)
+        return sorted(total, key=total.__getitem__, reverse=True)
 
     def behind(self, key: int) -> list[tuple[tuple[int, int, str], float]]:
         """The wishes that brought an item up, at most three, as (item key, time, action), and their shares, largest first."""
-        alike = [self._likeness(taken, self.source.rows[key]) for taken, _, _ in self.wishes]
-        places = sorted((n for n, likeness in enumerate(alike) if likeness > 0), key=lambda n: -alike[n])
-        total = sum(alike[n] for n in places[:MAX_REASONS])
+        alike = [(near[key], wish) for near, wish in zip(self.near, self.wishes, strict=True) if key in near]
+        alike = sorted(alike, key=lambda pair: -pair[0])[:MAX_REASONS]
+        total = sum(likeness for likeness, _ in alike)
         return [
-            ((taken, at_ms, ACTION_NAMES[action]), alike[n] / total)
-            for n in places[:MAX_REASONS]
-            for taken, at_ms, action in [self.wishes[n]]
+            ((taken, at_ms, ACTION_NAMES[action]), likeness / total)
+            for likeness, (taken, at_ms, action) in alike
         ]
-
-    def _likeness(self, key: int, neighbour: int) -> float:
-        table, row = self.source.table, self.source.rows.get(key)
-        if row is None:
-            return 0.0
-        start, end = table.starts[row : row + 2]
-        place = start + int(np.searchsorted(table.items[start:end], neighbour))
-        return float(table.likeness[place]) if place < end and table.items[place] == neighbour else 0.0
 
 
 def newest_session(wishes: Sequence[Wish], pause_ms: int) -> list[Wish]:
