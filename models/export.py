@@ -70,6 +70,7 @@ class Parts:
     forgets: bool = False
     text: TextInput | None = None
     rows: ItemRows | None = None
+    neighbours: NeighbourTable | None = None
     graphs: Graphs = field(
         default_factory=lambda: Graphs(item="item.onnx", step="step.onnx", read="read.onnx")
     )
@@ -105,6 +106,7 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
         probe=probe,
         origin=parts.origin,
         radius=parts.radius,
+        neighbours=parts.neighbours,
     )
     _write(folder, manifest)
     unchecked = Encoder(folder, threads=1, device="cpu")

@@ -13,6 +13,7 @@ pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 from models import commands
 from models.datasets import Dataset, DatasetError
 from models.events import Log
+from models.light import lighten
 from models.neighbours import FILE, TableConfig, make, table_of
 from models.protocols import split
 from streams import neighbours
@@ -121,6 +122,12 @@ def test_a_bundle_gives_its_table_back_and_says_what_it_is_made_of(bundle: Path)
     assert said is not None
     assert (said.items, said.pairs, said.pause_s) == (len(table.keys), len(table.items), 60.0)
     assert any("a test" in note and "made up" in note for note in encoder.manifest.origin.notes)
+
+
+def test_a_lighter_bundle_keeps_the_table(bundle: Path, tmp_path: Path) -> None:
+    light = lighten(bundle, tmp_path / "light", int8=True, dim=None, prune=0.0, command="a test")
+    assert light.manifest.neighbours == load(bundle).manifest.neighbours
+    assert light.neighbours is not None
 
 
 def test_what_comes_after_the_split_is_not_in_it(bundle: Path) -> None:
