@@ -82,7 +82,7 @@ def _again(catalog: Catalog, log: Log, cases: Cases, part: slice, k: int) -> dic
 
 
 class _Sessions:
-    """What goes with the newest session of each case, from the newest events that the log of the service holds."""
+    """What goes with the session at hand of each case, from the newest events that the log of the service holds."""
 
     def __init__(self, table: Neighbours, length: int, catalog: Catalog) -> None:
         self._source, self._length, self._keys = Similar(table), length, catalog.keys.tolist()
@@ -94,7 +94,9 @@ class _Sessions:
         length = min(self._length, cases.remembered or self._length)
         rows, mask = newest(log, cases.users[part], cases.ends[part], length)
         found = {}
-        for case, (own, real) in enumerate(zip(rows, mask > 0, strict=True)):
+        for case, (own, real, now_ms) in enumerate(
+            zip(rows, mask > 0, cases.now_ms[part].tolist(), strict=True)
+        ):
             wishes = [
                 (self._keys[item], at_ms, action)
                 for item, at_ms, action in zip(
@@ -104,7 +106,7 @@ class _Sessions:
                     strict=True,
                 )
             ]
-            ranked = self._source.to_newest(wishes).ranked()
+            ranked = self._source.session(wishes, now_ms).ranked()
             items = (self._items[key] for key in ranked if key in self._items)
             found[case] = list(islice((item for item in items if not hidden[case, item]), k))
         return found

@@ -467,7 +467,7 @@ class RequestPath:
         ]
         taken = None
         if self._similar is not None and weights.get("similar", 0) > 0:
-            taken = self._similar.to_newest(wishes)
+            taken = self._similar.session(wishes, now_ms)
         similar = taken.ranked() if taken else []
         return Ask(
             limit=request.limit,

@@ -2,7 +2,7 @@
 
 An embedded broker and a worker of our own get the catalog and, user by user, the events that a question may know. Each
 question goes through the request topic, asks for the interests and, of a bundle with a table of neighbours, for what goes with
-the newest session, names the moment it is asked at (`at_ms`, so that the time since the last event is the data's) and demands its
+the session at hand, names the moment it is asked at (`at_ms`, so that the time since the last event is the data's) and demands its
 user's last event (`after`). An answer that does not rest on exactly
 the events it should ends the evaluation. Events keep the times that they have in the data.
 """

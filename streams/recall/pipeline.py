@@ -50,7 +50,7 @@ class Ask(NamedTuple):
     sources: Mapping[str, float]
     events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
     again: Sequence[int] = ()  # item keys that the user may want again, best first
-    similar: Sequence[int] = ()  # item keys that go with the newest session, best first
+    similar: Sequence[int] = ()  # item keys that go with the session at hand, best first
     # Only for a bundle with a score graph: what candidates are scored by, and how many it wants from each source.
     history: History | None = None
     pool: int = 0

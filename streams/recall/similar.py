@@ -1,4 +1,4 @@
-"""What others took in one session with what the user has taken in the newest one: item-to-item neighbours. Pure."""
+"""What others took in one session with what the user takes in the one at hand: item-to-item neighbours. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,9 +20,9 @@ class Similar:
         self._table = table
         self._rows = dict(zip(table.keys.tolist(), range(len(table.keys)), strict=True))
 
-    def to_newest(self, wishes: Sequence[Wish]) -> "Session":
-        """What goes with the newest session of the wishes, which come oldest first."""
-        taken = newest_session(wishes, self._table.pause_ms)
+    def session(self, wishes: Sequence[Wish], now_ms: int) -> "Session":
+        """What goes with the session at hand; the wishes come oldest first."""
+        taken = session_in_hand(wishes, now_ms, self._table.pause_ms)
         return Session(taken, [self._near(key) for key, _, _ in taken])
 
     def _near(self, key: int) -> dict[int, float]:
@@ -36,7 +36,7 @@ class Similar:
 
 
 class Session(NamedTuple):
-    """What a user has taken lately, and what is near to each of it."""
+    """What a user is taking, and what is near to each of it."""
 
     wishes: Sequence[Wish]  # an item once
     near: Sequence[Mapping[int, float]]  # of each wish: item key -> likeness
@@ -62,14 +62,17 @@ class Session(NamedTuple):
         ]
 
 
-def newest_session(wishes: Sequence[Wish], pause_ms: int) -> list[Wish]:
-    """The last of the wishes, which come oldest first, up to a pause longer than `pause_ms`: an item once, by its last wish.
+def session_in_hand(wishes: Sequence[Wish], now_ms: int, pause_ms: int) -> list[Wish]:
+    """The wishes, which come oldest first, since the last pause longer than `pause_ms`: an item once, by its last wish.
 
-    >>> newest_session([(1, 0, 5), (2, 90, 5), (3, 95, 5), (2, 99, 5)], pause_ms=50)
-    [(3, 95, 5), (2, 99, 5)]
+    None where the pause lasts until now: who comes back days later has something else in mind.
+
+    >>> wishes = [(1, 0, 5), (2, 90, 5), (3, 95, 5), (2, 99, 5)]
+    >>> session_in_hand(wishes, now_ms=120, pause_ms=50), session_in_hand(wishes, now_ms=150, pause_ms=50)
+    ([(3, 95, 5), (2, 99, 5)], [])
     """
     session: dict[int, Wish] = {}
-    later_ms = wishes[-1][1] if wishes else 0
+    later_ms = now_ms
     for wish in reversed(wishes):
         if later_ms - wish[1] > pause_ms:
             break
