@@ -57,20 +57,15 @@ def read(path: Path, manifest: Manifest) -> Neighbours | None:
             f"{file} is no table of neighbours ({error}): make it again with `headwater train similar`"
         ) from error
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    climbed = np.cumsum(steps, dtype=np.int64)
-    # Each item's rows begin anew at its first step.
-    before = np.concatenate([[0], climbed])[starts[:-1]]
-    items = climbed - np.repeat(before, counts) if len(climbed) == starts[-1] else climbed
-    if (
-        len(items) != starts[-1]
-        or len(coded) != starts[-1]
-        or len(counts) != len(keys)
-        or (keys[1:] <= keys[:-1]).any()
-        or (items >= len(keys)).any()
-    ):
+    fits = len(keys) == len(counts) and len(steps) == len(coded) == starts[-1]
+    items = np.cumsum(steps, dtype=np.int64)
+    if fits:  # each item's rows begin anew at its first step
+        items -= np.repeat(np.concatenate([[0], items])[starts[:-1]], counts)
+    if not fits or (keys[1:] <= keys[:-1]).any() or (items >= len(keys)).any():
         raise BundleError(
-            f"{file} holds {len(keys)} keys and {len(items)} of {starts[-1]} neighbours, expected ascending keys and rows "
-            "among them: make it again with `headwater train similar`"
+            f"{file} holds {len(keys)} keys, {len(counts)} counts, {starts[-1]} in all, {len(steps)} steps and {len(coded)} "
+            "likenesses: expected a count a key, as many of the others as in all, and rows among ascending keys; make it again "
+            "with `headwater train similar`"
         )
     likeness = np.exp(-_STEP * coded.astype(np.float32))
     pause_ms = int(manifest.neighbours.pause_s * 1000)

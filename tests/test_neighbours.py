@@ -159,7 +159,7 @@ def test_a_damaged_table_is_refused(bundle: Path) -> None:
     "arrays",
     [
         {"keys": [1, 2]},
-        {"keys": [1, 2], "counts": [1, 1], "steps": [1], "likeness": [0, 0]},
+        {"keys": [1, 2], "counts": [5, 1], "steps": [1], "likeness": [0]},
         {"keys": [1, 2], "counts": [1, 1], "steps": [1, 2], "likeness": [0, 0]},
         {"keys": [2, 1], "counts": [1, 1], "steps": [1, 0], "likeness": [0, 0]},
     ],

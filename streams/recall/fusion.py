@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 # The usual constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): it keeps a first place in
 # one source from outweighing good places in several.
 RRF_K: Final = 60.0
-# The sources of a request that names none. Of 0.85 to 1.35 for buy-again, 1 found most of what was bought in the month before
-# the split of the tests (`models/README.md`).
+# The sources of a request that names none. Of 0.85 to 1.35 for buy-again and 0.5 to 4 for similar, 1 found most of what was
+# bought in the month before the split of the tests (`models/README.md`).
 DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
     "interests": 1.0,
     "query": 1.0,
