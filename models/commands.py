@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
 
-# Questions that a bundle with a scorer or a table is judged on where it is made: a list each takes its time.
+# Questions that a bundle is judged on where it gets a scorer or a table: a list each takes its time.
 _JUDGED: Final = 10_000
 
 
@@ -80,9 +80,9 @@ def train_starter(
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
     with progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
-    asked = split(data, "list-at-split")
+    asked = split(data, "global-time")
     neighbours.make(bundle.path, data, asked, out, command, neighbours.TableConfig())
-    results = compare(bundle.path, data, "list-at-split", threads=threads)
+    results = compare(bundle.path, data, "global-time", sample=_JUDGED, threads=threads)
     for table in tables(results):
         _console().print(table)
     return with_figures(out, _figures(results))

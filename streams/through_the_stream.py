@@ -96,7 +96,8 @@ async def compare(
     catalog = await asyncio.to_thread(encoded, loaded, data, partial(report, "encoding items"))
     items, length = len(data.item_ids), loaded.log_length
     whole = evaluate(bundle_scorer(loaded, catalog), asked, items, k)
-    offline = evaluate(served(loaded, catalog, k, {**_sources(loaded)}), asked, items, k, remembered=length)
+    sources = {str(source): weight for source, weight in _sources(loaded).items()}
+    offline = evaluate(served(loaded, catalog, k, sources), asked, items, k, remembered=length)
     sets = question_sets(asked)
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder, EmbeddedBroker(Path(folder)) as broker:
         own = settings.model_copy(
