@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from rich.console import Console
@@ -31,8 +31,15 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
 
-# Questions that a bundle with a scorer is judged on where it is made: a pool each takes its time.
+# Questions that a bundle is judged on where it gets a scorer or a table: a list each takes its time.
 _JUDGED: Final = 10_000
+
+
+class Method(NamedTuple):
+    """What is judged: a scorer, made when it is its turn, and how many of a user's newest events it and the masks know."""
+
+    make: Callable[[], Scorer]
+    remembered: int | None = None  # None: all of them
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,13 @@ def train_starter(
     threads: int = 1,
     command: str = "headwater train starter",
 ) -> Encoder:
-    """Data -> model -> bundle -> figures. Needs torch and transformers (the extras `train` and `export`).
+    """Data -> model -> bundle -> its table of neighbours -> figures. Needs torch and transformers (the extras `train` and `export`).
 
     One thread by default: on cores that others use too, torch's threads wait for each other most of the time.
     """
     import torch
 
+    from models import neighbours
     from models.export import with_figures
     from models.train_starter import StarterConfig, make
 
@@ -72,7 +80,9 @@ def train_starter(
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
     with progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
-    results = compare(bundle.path, data, "list-at-split", threads=threads)
+    asked = split(data, "global-time")
+    neighbours.make(bundle.path, data, asked, out, command, neighbours.TableConfig())
+    results = compare(bundle.path, data, "global-time", sample=_JUDGED, threads=threads)
     for table in tables(results):
         _console().print(table)
     return with_figures(out, _figures(results))
@@ -170,6 +180,27 @@ def train_scorer(
     return results
 
 
+def train_similar(
+    base: Path,
+    data: Dataset,
+    protocol: Protocol,
+    out: Path,
+    *,
+    at: At | None = None,
+    threads: int = 1,
+    command: str = "headwater train similar",
+) -> Results:
+    """A bundle and events -> the bundle with a table of neighbours -> figures. Needs scipy (the extra `train`)."""
+    from models import neighbours
+    from models.export import make_place, with_figures
+
+    make_place(out)
+    neighbours.make(base, data, split(data, protocol, at), out, command, neighbours.TableConfig())
+    results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
+    with_figures(out, _figures(results))
+    return results
+
+
 def _best(
     search: Search,
     model: str,
@@ -206,38 +237,36 @@ def compare(
     learned: bool = False,
     threads: int = 1,
 ) -> Results:
-    """An exported bundle, if one is named, alone and, where seen items may come, as it is served with buy-again, beside the
-    counting baselines and, if `learned`, ItemKNN, EASE and ALS.
+    """An exported bundle, if one is named, alone, with its neighbours if it has a table of them and, where seen items may come,
+    as it is served with buy-again, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
 
     With an `other` bundle beside it: that one too, and the ranks of both fused. Lists have length `k`, if it is not said the
     usual one. The learned baselines need scipy and implicit (the extra `train`).
     """
     k = k or usual_k(protocol)
     asked = split(data, protocol, at, sample, seed)
-    makers: dict[str, Callable[[], Scorer]] = {}
-    remembered: dict[str, int] = {}  # what is served knows no more than the log
+    judged: dict[str, Method] = {}
     items, methods = len(data.item_ids), {}
     with progress() as report:
         if bundle is not None:
             one = encoder.load(bundle, threads=threads)
-            makers |= _of_bundle(one, one.name, data, asked, k, report)
-            remembered |= dict.fromkeys([*makers][1:], one.log_length)
+            judged |= _of_bundle(one, one.name, data, asked, k, report)
             if other is not None:
                 two = encoder.load(other, threads=threads)
                 name = two.name if two.name != one.name else two.id
                 others = _of_bundle(two, name, data, asked, k, report)
-                remembered |= dict.fromkeys([*others][1:], two.log_length)
                 # Each at its best: what is made last of a bundle is how it is served.
-                both = [[*makers.values()][-1], [*others.values()][-1]]
-                makers |= others
-                makers[f"{one.name} + {name}"] = lambda: fused([make() for make in both])
-                if not asked.test.mask_seen:
-                    remembered[f"{one.name} + {name}"] = min(one.log_length, two.log_length)
-        makers |= _baselines(asked, data, k, threads, learned=learned)
-        for name, make in makers.items():
+                both = [[*judged.values()][-1], [*others.values()][-1]]
+                known = min(one.log_length, two.log_length) if not asked.test.mask_seen else None
+                judged |= others
+                judged[f"{one.name} + {name}"] = Method(
+                    lambda: fused([method.make() for method in both]), known
+                )
+        judged |= _baselines(asked, data, k, threads, learned=learned)
+        for name, method in judged.items():
             report(name, 0, len(asked.test))
             done = partial(report, name)
-            methods[name] = evaluate(make(), asked, items, k, done, remembered=remembered.get(name))
+            methods[name] = evaluate(method.make(), asked, items, k, done, remembered=method.remembered)
     return Results(
         data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
     )
@@ -382,28 +411,30 @@ def tables(results: Results) -> Iterator[Table]:
 
 def _of_bundle(
     loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
-) -> dict[str, Callable[[], Scorer]]:
-    """A bundle alone, beside that what its log and counters say may come again, both as they are served, and with its scorer if
-    it has one.
-
-    Where seen items may not come there is nothing to come again.
-    """
+) -> dict[str, Method]:
+    """A bundle alone; its neighbours alone and with it, if it has a table of them; where seen items may come, what its log and
+    counters say of that alone, and all of it as it is served; and with its scorer, if it has one."""
     catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
-    makers: dict[str, Callable[[], Scorer]] = {name: lambda: bundle_scorer(loaded, catalog)}
+    length = loaded.log_length
+    judged = {name: Method(lambda: bundle_scorer(loaded, catalog))}
+    together = f"{name} and buy again"
+    if loaded.neighbours:
+        alone = {"similar": 1.0}
+        new = {source: DEFAULT_WEIGHTS[source] for source in ("interests", "similar")}
+        judged[f"{name}: similar"] = Method(lambda: served(loaded, catalog, k, alone))
+        judged[f"{name} and similar"] = Method(lambda: served(loaded, catalog, k, new))
+        together = f"{name}, similar and buy again"
     if not asked.test.mask_seen:
-        makers[f"{name}, buy again alone"] = lambda: served(loaded, catalog, k, {"buy-again": 1.0})
-        makers[f"{name} and buy again"] = lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS)
+        judged[f"{name}: buy again"] = Method(lambda: served(loaded, catalog, k, {"buy-again": 1.0}), length)
+        judged[together] = Method(lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS), length)
     if loaded.pool:
-        makers[f"{name}, scored again"] = lambda: rescored(
-            loaded, Pooling(loaded, catalog, asked, loaded.pool)
-        )
-    return makers
+        pooling = partial(Pooling, loaded, catalog, asked, loaded.pool)
+        judged[f"{name}, scored again"] = Method(lambda: rescored(loaded, pooling()), length)
+    return judged
 
 
-def _baselines(
-    asked: Split, data: Dataset, k: int, threads: int, *, learned: bool
-) -> dict[str, Callable[[], Scorer]]:
-    """Scorers by name, made when they are needed. Under `prequential` the counts go on with the replay."""
+def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bool) -> dict[str, Method]:
+    """Baselines by name. Under `prequential` the counts go on with the replay."""
     items = len(data.item_ids)
     if asked.protocol == "prequential":
         popular = baselines.popularity_now(asked.log, items)
@@ -428,7 +459,7 @@ def _baselines(
         ease = f"EASE ({item_models.EASE_ITEMS:,} most popular)" if items > item_models.EASE_ITEMS else "EASE"
         makers[ease] = lambda: item_models.ease(asked.train, items)
         makers["ALS"] = lambda: item_models.als(asked.train, items, threads=threads)
-    return makers
+    return {name: Method(make) for name, make in makers.items()}
 
 
 def _figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:

@@ -23,7 +23,7 @@ from models.protocols import (
     select,
 )
 from streams.encoder import Encoder
-from streams.features import clamp_gap_s, gaps_s
+from streams.features import clamp_gap_s, gaps_s, keys_of
 from streams.recall.fusion import Ranking, fuse
 
 Done = Callable[[int, int], None]  # done, of
@@ -170,6 +170,7 @@ class Catalog(NamedTuple):
 
     vectors: Floats  # (items, D), zeros where there is none
     known: NDArray[np.bool_]  # (items,) whether an item has a vector
+    keys: NDArray[np.uint64]  # (items,) as the table of neighbours names them
 
 
 def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Catalog:
@@ -189,7 +190,8 @@ def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) ->
         part = slice(start, min(start + 4096, count))
         vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
         done(part.stop, count)
-    return Catalog(vectors, known)
+    keys = keys_of(item_id.encode() for item_id in dataset.item_ids)
+    return Catalog(vectors, known, keys)
 
 
 def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:

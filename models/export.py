@@ -21,6 +21,7 @@ from streams.bundle import (
     Graphs,
     ItemRows,
     Manifest,
+    NeighbourTable,
     Origin,
     Probe,
     Scoring,
@@ -69,6 +70,7 @@ class Parts:
     forgets: bool = False
     text: TextInput | None = None
     rows: ItemRows | None = None
+    neighbours: NeighbourTable | None = None
     graphs: Graphs = field(
         default_factory=lambda: Graphs(item="item.onnx", step="step.onnx", read="read.onnx")
     )
@@ -104,6 +106,7 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
         probe=probe,
         origin=parts.origin,
         radius=parts.radius,
+        neighbours=parts.neighbours,
     )
     _write(folder, manifest)
     unchecked = Encoder(folder, threads=1, device="cpu")
@@ -214,6 +217,16 @@ def with_scorer(
     scores = probe_scores(unchecked, vectors, interests, probe)
     scoring = msgspec.structs.replace(scoring, scores=_rounded(scores[None])[0])
     _write(folder, msgspec.structs.replace(manifest, scoring=scoring))
+    return load(folder, device="cpu")
+
+
+def with_neighbours(folder: Path, table: NeighbourTable, origin: Origin) -> Encoder:
+    """Name a table of neighbours, whose file lies in the folder already, in a bundle's manifest. The bundle's id changes with it."""
+    manifest = manifest_of(folder, manifest_bytes(folder))
+    _write(
+        folder,
+        msgspec.structs.replace(manifest, neighbours=table, files=_checks(folder), origin=origin),
+    )
     return load(folder, device="cpu")
 
 

@@ -80,6 +80,7 @@ def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: floa
                 normalised=source.normalised,
                 text=source.text,
                 rows=source.rows,
+                neighbours=source.neighbours,
                 graphs=source.graphs,
                 probe_item_ids=source.probe.item_ids,
                 tolerance=source.probe.tolerance,

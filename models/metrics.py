@@ -72,10 +72,10 @@ def novelty(lists: Ints, counts: Ints) -> float:
 
 
 def gini(lists: Ints, items: int) -> float:
-    """How unequally items are recommended: 0 all alike, towards 1 when one has all places."""
+    """How unequally items are recommended: 0 all alike, or none at all, towards 1 when one has all places."""
     shown = np.sort(np.bincount(lists[lists >= 0], minlength=items)).astype(np.float64)
     below = np.cumsum(shown)
-    return float((items + 1 - 2 * below.sum() / below[-1]) / items)
+    return float((items + 1 - 2 * below.sum() / below[-1]) / items) if below[-1] else 0.0
 
 
 def popularity_deciles(counts: Ints) -> Ints:

@@ -6,6 +6,7 @@ of them only that differs.
 """
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -16,8 +17,10 @@ from models.events import Log, newest
 from models.protocols import Cases, Floats, Ints, Scorer, histories
 from streams.counters import DEFAULT_COUNTERS, LEAVES, Counted, count
 from streams.encoder import Encoder
+from streams.neighbours import Neighbours
 from streams.recall.buy_again import buy_again
 from streams.recall.fusion import Ranking, fuse
+from streams.recall.similar import Similar
 
 INTERESTS: Final[Mapping[str, float]] = {"interests": 1.0}
 
@@ -25,9 +28,10 @@ INTERESTS: Final[Mapping[str, float]] = {"interests": 1.0}
 def served(encoder: Encoder, catalog: Catalog, k: int, sources: Mapping[str, float] = INTERESTS) -> Scorer:
     """Lists of length k as scores: k for the first of a list, 1 for its last, -inf for what is not in it.
 
-    `sources`: the weights of `interests` and of `buy-again`, of those that are there. Ask with cases that remember no more than the log of
-    the service does (`encoder.log_length`).
+    `sources`: the weights of `interests`, `buy-again` and, for a bundle with a table of neighbours, `similar`; those that are
+    not there take no part. Ask with cases that remember no more than the log of the service does (`encoder.log_length`).
     """
+    with_session = _Sessions(encoder.neighbours, encoder.log_length, catalog) if encoder.neighbours else None
     counting = Counting(encoder.log_length)
 
     def scores(log: Log, cases: Cases, part: slice) -> Floats:
@@ -41,19 +45,23 @@ def served(encoder: Encoder, catalog: Catalog, k: int, sources: Mapping[str, flo
             again = wanted_again(log, cases, part, encoder.log_length, counted)
         nearest = [
             _nearest(asked.interests[:, interest] @ catalog.vectors.T, hidden, k)
-            for interest in range(encoder.interests)
+            for interest in range(encoder.interests if "interests" in sources else 0)
         ]
+        similar = with_session(log, cases, part, hidden, k) if with_session and "similar" in sources else {}
         found = np.full(hidden.shape, -np.inf, dtype=np.float32)
         for case in np.flatnonzero(asked.any_event).tolist():
             total = float(asked.weights[case].sum()) or 1.0
-            rankings = []
-            if again:
-                items = [item for item in again[case] if catalog.known[item]][:k]
-                rankings.append(_ranking("buy-again", sources["buy-again"], items))
-            for weight, lists in zip(asked.weights[case], nearest, strict=True):
-                vote = sources.get("interests", 0.0) * float(weight) / total
-                if vote > 0:
-                    rankings.append(_ranking("interests", vote, lists[case][lists[case] >= 0].tolist()))
+            named = {
+                "buy-again": [item for item in again[case] if catalog.known[item]][:k] if again else [],
+                "similar": similar.get(case, []),
+            }
+            rankings = [_ranking(source, sources[source], items) for source, items in named.items() if items]
+            for weight, lists in zip(asked.weights[case], nearest, strict=False):
+                if weight > 0:
+                    items = lists[case][lists[case] >= 0].tolist()
+                    rankings.append(
+                        _ranking("interests", sources["interests"] * float(weight) / total, items)
+                    )
             for place, item in enumerate(fuse(rankings)[:k]):
                 found[case, item.key] = k - place
         return found
@@ -115,6 +123,37 @@ def wanted_again(log: Log, cases: Cases, part: slice, length: int, counted: Coun
         )
         found.append(buy_again(wishes, now_ms, counters))
     return found
+
+
+class _Sessions:
+    """What goes with the session at hand of each case, from the newest events that the log of the service holds."""
+
+    def __init__(self, table: Neighbours, length: int, catalog: Catalog) -> None:
+        self._source, self._length, self._keys = Similar(table), length, catalog.keys.tolist()
+        self._items = dict(zip(self._keys, range(len(self._keys)), strict=True))
+
+    def __call__(
+        self, log: Log, cases: Cases, part: slice, hidden: NDArray[np.bool_], k: int
+    ) -> dict[int, list[int]]:
+        length = min(self._length, cases.remembered or self._length)
+        rows, mask = newest(log, cases.users[part], cases.ends[part], length)
+        found = {}
+        for case, (own, real, now_ms) in enumerate(
+            zip(rows, mask > 0, cases.now_ms[part].tolist(), strict=True)
+        ):
+            wishes = [
+                (self._keys[item], at_ms, action)
+                for item, at_ms, action in zip(
+                    log.items[own[real]].tolist(),
+                    log.at_ms[own[real]].tolist(),
+                    log.actions[own[real]].tolist(),
+                    strict=True,
+                )
+            ]
+            ranked = self._source.session(wishes, now_ms).ranked()
+            items = (self._items[key] for key in ranked if key in self._items)
+            found[case] = list(islice((item for item in items if not hidden[case, item]), k))
+        return found
 
 
 def _nearest(scores: Floats, hidden: NDArray[np.bool_], k: int) -> Ints:

@@ -58,6 +58,15 @@ class Scoring(msgspec.Struct, frozen=True):
     scores: list[float]
 
 
+class NeighbourTable(msgspec.Struct, frozen=True):
+    """Which items are taken together in one session (`streams/neighbours.py` says what the file holds)."""
+
+    file: str
+    pause_s: Annotated[float, msgspec.Meta(gt=0)]  # a longer one between two events of a user ends a session
+    items: int
+    pairs: int
+
+
 class FileCheck(msgspec.Struct, frozen=True):
     bytes: int
     sha256: str
@@ -116,6 +125,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     radius: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     # Only with a score graph. Whoever knows nothing of either serves the bundle without them.
     scoring: Scoring | None = None
+    # Only with a table of neighbours; ignored likewise.
+    neighbours: NeighbourTable | None = None
 
 
 def manifest_bytes(folder: Path) -> bytes:
@@ -167,6 +178,7 @@ def manifest_of(path: Path, raw: bytes) -> Manifest:
     named += [
         manifest.text.tokenizer if manifest.text else None,
         manifest.rows.keys if manifest.rows else None,
+        manifest.neighbours.file if manifest.neighbours else None,
     ]
     for file in named:
         if file is not None and file not in manifest.files:

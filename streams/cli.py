@@ -632,6 +632,7 @@ _ASKED: Final = Asked()
 # Which options of `train` go with which kind of model, beside those that go with all.
 _GOES_WITH: Final = {
     "starter": {"--steps"},
+    "table": {"--bundle"},
     "scorer": {"--bundle", "--epochs", "--set", "--search", "--study"},
     "item ids": {"--epochs", "--set", "--search", "--study", "--teacher", "--nested", "--resume"},
 }
@@ -640,7 +641,17 @@ _GOES_WITH: Final = {
 @app.command
 def train(
     model: Literal[
-        "starter", "bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec", "deepfm", "dlrm", "nfm"
+        "starter",
+        "bert4rec",
+        "gru4rec",
+        "lru",
+        "multi-interest",
+        "narm",
+        "sasrec",
+        "deepfm",
+        "dlrm",
+        "nfm",
+        "similar",
     ],
     *,
     out: Path,
@@ -663,20 +674,22 @@ def train(
     Parameters
     ----------
     model
-        starter: texts, on Complete Journey. deepfm, dlrm, nfm: how a bundle's candidates are ordered. The others: item ids, on
-        any data.
+        starter: texts, on Complete Journey. deepfm, dlrm, nfm: how a bundle's candidates are ordered. similar: a table of what
+        is taken together, put into a bundle. The others: item ids, on any data.
     out
         The folder of the new bundle.
     bundle
-        Whose candidates deepfm, dlrm and nfm order; default: the one that is set, else the shipped starter.
+        Whose candidates deepfm, dlrm and nfm order, or which gets the table of similar; default: the one that is set, else the
+        shipped starter.
     epochs
-        At most so many; default: the recipe's. For all but starter.
+        At most so many; default: the recipe's. For all but starter and similar.
     steps
         Training steps of starter; default: those of the shipped bundle.
     set_
         field=value of the recipe (models/recipes.py): fit.loss=gbce, encoder.dim=32; repeatable. For all but starter.
     search
-        Try values of the space in models/recipes.py, by the validation, and train with the best. For all but starter.
+        Try values of the space in models/recipes.py, by the validation, and train with the best. For all but starter and
+        similar.
     trials
         Variants in all, with those that the study has already.
     study
@@ -690,9 +703,10 @@ def train(
     threads
         More than one only on cores that nobody else uses: torch's threads wait for each other most of the time.
     """
-    from models.commands import tables, train_scorer, train_sequence, train_starter
+    from models.commands import tables, train_scorer, train_sequence, train_similar, train_starter
 
-    kind = "starter" if model == "starter" else "scorer" if model in ("deepfm", "dlrm", "nfm") else "item ids"
+    kinds = {"starter": "starter", "similar": "table", **dict.fromkeys(("deepfm", "dlrm", "nfm"), "scorer")}
+    kind = kinds.get(model, "item ids")
     given = {
         "--steps": steps,
         "--bundle": bundle,
@@ -731,8 +745,14 @@ def train(
 
         training["search"] = Search(search, trials, study or out.with_name(f"{out.name}.study"))
         training["command"] += f" --search {search} --trials {trials}"
-    if kind == "scorer":
-        base = bundle or _settings().bundle_path
+    base = bundle or _settings().bundle_path
+    if kind == "table":
+        command = f"headwater train similar --data {asked.data} --protocol {chosen}"
+        command += f" --at {asked.at}" if asked.at else ""
+        results = train_similar(
+            base, asked.load(), chosen, out, at=asked.moment(), threads=threads, command=command
+        )
+    elif kind == "scorer":
         results = train_scorer(model, base, asked.load(), chosen, out, **training)
     else:
         training["command"] += f" --teacher {teacher}" if teacher else ""

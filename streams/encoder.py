@@ -27,6 +27,7 @@ from streams.bundle import (
     row_keys,
 )
 from streams.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
+from streams.neighbours import Neighbours, read
 
 Floats = NDArray[np.float32]
 Device = Literal["cpu", "cuda", "auto"]
@@ -65,6 +66,7 @@ class Encoder:
         self._item_names = {given.name for given in self._item.get_inputs()}
         self._tokenizer = _tokenizer(path, self.manifest, threads)
         self._keys = row_keys(path, self.manifest)
+        self.neighbours: Neighbours | None = read(path, self.manifest)
         self.providers: list[str] = (self._window or self._item).get_providers()
         _check_shapes(self.manifest, self._item, self._step, self._read, self._window, self._score)
 

@@ -64,7 +64,7 @@ ACTIONS: Final[dict[str, Action]] = {
 }
 assert set(get_args(ActionName)) == set(ACTIONS)
 SESSION_ACTIONS: Final = tuple(name for name, action in ACTIONS.items() if action.steps_encoder)
-SourceName = Literal["interests", "query", "popular", "buy-again"]
+SourceName = Literal["interests", "query", "popular", "buy-again", "similar"]
 
 
 # Not followed by the garbage collector: it holds text only, and tens of thousands are made a second.

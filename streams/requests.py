@@ -47,6 +47,7 @@ from streams.recall import filters
 from streams.recall.buy_again import buy_again
 from streams.recall.fusion import DEFAULT_WEIGHTS
 from streams.recall.pipeline import Answer, Ask, Recall
+from streams.recall.similar import Similar
 from streams.routing import origin_of, partition_of, redirect
 from streams.settings import Settings
 from streams.topics import Topics
@@ -103,6 +104,7 @@ class RequestPath:
         self._recall, self._producer, self._dead_letters = recall, producer, dead_letters
         self._metrics, self._settings, self._topics = metrics, settings, topics
         self._popular, self._catalog, self._is_index_ready = popular, catalog, is_index_ready
+        self._similar = Similar(encoder.neighbours) if encoder.neighbours else None
         self._lots: dict[int, ParkingLot] = {}
         self._stage = {
             name: metrics.request_stage_seconds.labels(name)
@@ -373,7 +375,10 @@ class RequestPath:
                 each,
                 user,
                 answer,
-                answer.rung or restoring or (None if fetched else self._lacking(each, user)),
+                answer.rung
+                or restoring
+                or (None if fetched else self._lacking(each, user))
+                or self._without_table(each),
                 applied,
                 _needed(each, applied, partition),
             )
@@ -420,6 +425,11 @@ class RequestPath:
         session = (item_key(event.item_id) for event in held.request.session)
         return "stored" if user.pending or any(key not in self._vectors for key in session) else None
 
+    def _without_table(self, held: Held) -> str | None:
+        """The rung of an answer that was to come from a table which the bundle does not have."""
+        asked = held.request.sources.get("similar", 0) > 0
+        return "no-similar" if asked and self._similar is None else None
+
     async def _text_vectors(self, held: Sequence[Held]) -> list[NDArray[np.float32] | None]:
         asked = [index for index, each in enumerate(held) if each.request.query.strip()]
         vectors: list[NDArray[np.float32] | None] = [None] * len(held)
@@ -441,18 +451,25 @@ class RequestPath:
         ]
         exclude = {item_key(item_id) for item_id in request.exclude}
         sources = {str(name): weight for name, weight in request.sources.items()}
+        weights = sources or DEFAULT_WEIGHTS
+        unwanted = {key for key, _, action in entries if SEEN[action] and not STEPS[action]}
+        wishes = [wish for wish in (*entries, *session) if STEPS[wish[2]]]
         again: list[int] = []
         if request.exclude_seen:
             exclude.update(key for key, _, _ in session)
             exclude.update(key for key, _, action in entries if SEEN[action])
             exclude.update(key for key, _ in user.counters)
-        elif (sources or DEFAULT_WEIGHTS).get("buy-again", 0) > 0:
-            again = _again([*entries, *session], user.counters, now_ms)
+        elif weights.get("buy-again", 0) > 0:
+            again = buy_again(((key, at_ms) for key, at_ms, _ in wishes), now_ms, user.counters)
         events = [
             (key, at_ms, ACTION_NAMES[action])
             for key, at_ms, action in (entries if request.explain else ())
             if STEPS[action]
         ]
+        taken = None
+        if self._similar is not None and weights.get("similar", 0) > 0:
+            taken = self._similar.session([wish for wish in wishes if wish[0] not in unwanted], now_ms)
+        similar = taken.ranked() if taken else []
         return Ask(
             limit=request.limit,
             interests=user.interests,
@@ -463,9 +480,11 @@ class RequestPath:
             diversity=request.diversity,
             sources=sources,
             events=events,
-            again=[key for key in again if key not in exclude],
+            again=[key for key in again if key not in exclude and key not in unwanted],
+            similar=[key for key in similar if key not in exclude and key not in unwanted],
             history=self._history([*entries, *session], now_ms) if self._encoder.pool else None,
             pool=self._encoder.pool,
+            behind=taken.behind if request.explain and taken else None,
         )
 
     def _history(self, entries: Sequence[tuple[int, int, int]], now_ms: int) -> History:
@@ -561,15 +580,6 @@ def _entries(log_: Log | None) -> list[tuple[int, int, int]]:
     return list(
         zip(log_.item[0, :n].tolist(), log_.at_ms[0, :n].tolist(), log_.action[0, :n].tolist(), strict=True)
     )
-
-
-def _again(
-    entries: Sequence[tuple[int, int, int]], counters: Sequence[tuple[int, int]], now_ms: int
-) -> list[int]:
-    """Item keys that the user may want again, those first that they wanted most."""
-    unwanted = {key for key, _, action in entries if SEEN[action] and not STEPS[action]}
-    wishes = [(key, at_ms) for key, at_ms, action in entries if STEPS[action]]
-    return [key for key in buy_again(wishes, now_ms, counters) if key not in unwanted]
 
 
 def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:

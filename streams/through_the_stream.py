@@ -1,8 +1,9 @@
 """The figures of a bundle through the running system: what the request topic answers is judged as an evaluation is.
 
 An embedded broker and a worker of our own get the catalog and, user by user, the events that a question may know. Each
-question goes through the request topic, asks for the interests alone, names the moment it is asked at (`at_ms`, so that the
-time since the last event is the data's) and demands its user's last event (`after`). An answer that does not rest on exactly
+question goes through the request topic, asks for the interests, for what may come again and, of a bundle with a table of neighbours,
+for what goes with the session at hand, names the moment it is asked at (`at_ms`, so that the time since the last event is the
+data's) and demands its user's last event (`after`). An answer that does not rest on exactly
 the events it should ends the evaluation. Events keep the times that they have in the data.
 """
 
@@ -49,11 +50,6 @@ from streams.settings import Settings
 # What the two ways may differ by: half-precision states move a few items over the edge of their lists.
 TOLERANCE: Final = 1e-3
 _USERS_AT_ONCE: Final = 64
-# What a request without sources gets, but for popular items behind it.
-_SOURCES: Final[Mapping[SourceName, float]] = {
-    "interests": DEFAULT_WEIGHTS["interests"],
-    "buy-again": DEFAULT_WEIGHTS["buy-again"],
-}
 
 
 class UnlikeAnswerError(Exception):
@@ -100,8 +96,8 @@ async def compare(
     catalog = await asyncio.to_thread(encoded, loaded, data, partial(report, "encoding items"))
     items, length = len(data.item_ids), loaded.log_length
     whole = evaluate(bundle_scorer(loaded, catalog), asked, items, k)
-    as_served = served(loaded, catalog, k, {str(name): weight for name, weight in _SOURCES.items()})
-    offline = evaluate(as_served, asked, items, k, remembered=length)
+    sources = {str(source): weight for source, weight in _sources(loaded).items()}
+    offline = evaluate(served(loaded, catalog, k, sources), asked, items, k, remembered=length)
     sets = question_sets(asked)
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder, EmbeddedBroker(Path(folder)) as broker:
         own = settings.model_copy(
@@ -137,6 +133,14 @@ async def compare(
         apart,
         search,
     )
+
+
+def _sources(loaded: Encoder) -> dict[SourceName, float]:
+    """What a request without sources gets, but for popular items behind it."""
+    sources: tuple[SourceName, ...] = ("interests", "buy-again")
+    if loaded.neighbours:
+        sources += ("similar",)
+    return {source: DEFAULT_WEIGHTS[source] for source in sources}
 
 
 def _check(data: Dataset, k: int) -> None:
@@ -286,7 +290,7 @@ class _Asking:
                     self._log.users[user],
                     limit=self._limit,
                     exclude_seen=question.mask_seen,
-                    sources=_SOURCES,
+                    sources=_sources(self._encoder),
                     at_ms=question.now_ms,
                     deadline_ms=MAX_DEADLINE_MS,
                 )

@@ -83,7 +83,7 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
     found = json.loads(terminal.succeeds(*arguments, "--json"))
     assert (found["protocol"], found["dropped"]) == ("leave-one-out", {"no user or no item": 1})
     counted = {"popular", "popular in the last week", "popular texts", "buy again"}
-    assert set(found["methods"]) == {"starter", *counted}
+    assert set(found["methods"]) == {"starter", "starter: similar", "starter and similar", *counted}
     quality = found["methods"]["starter"]["all"]
     assert (quality["targets"], quality["hit"]["value"]) == (6, 1.0)  # three of four drinks are seen
     assert "hit@2" in terminal.succeeds(*arguments)

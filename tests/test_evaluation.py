@@ -14,6 +14,7 @@ from models.evaluation import bundle_scorer, encoded, evaluate, freshness, fused
 from models.protocols import Cases, Floats, Scorer, Split, split
 from streams.encoder import Encoder, load
 from streams.features import ACTION_CODES
+from streams.neighbours import Neighbours
 from tests.test_protocols import dataset
 
 ITEMS = 50
@@ -162,6 +163,7 @@ class Stand:
 
     id = name = "stand-in"
     dim, log_length, interests, kind, item_inputs = 4, 3, 2, "windowed", "item_id"
+    neighbours: Neighbours | None = None
 
     def __init__(self) -> None:
         self.seen: list[tuple[Floats, ...]] = []

@@ -116,7 +116,7 @@ def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
     loaded = loaded_by(
         *(
             f"streams.recall.{module}"
-            for module in ("buy_again", "filters", "fusion", "reasons", "rescoring", "pipeline")
+            for module in ("buy_again", "filters", "fusion", "reasons", "rescoring", "pipeline", "similar")
         )
     )
     assert not loaded & {"aiokafka", "faust", "mode", "qdrant_client", "qdrant_edge", "onnxruntime"}
@@ -141,7 +141,9 @@ SHARED = {
     "streams.counters",
     "streams.encoder",
     "streams.recall.buy_again",
+    "streams.neighbours",
     "streams.recall.fusion",
+    "streams.recall.similar",
     "streams.tables",
     "streams.trends",
 }

@@ -105,8 +105,14 @@ def ask(
     sources: Mapping[str, float] | None = None,
     events: Sequence[tuple[str, int, str]] = (),
     again: Sequence[str] = (),
+    similar: Sequence[str] = (),
+    behind: Mapping[str, Sequence[tuple[tuple[str, int, str], float]]] | None = None,
     history: History | None = None,
 ) -> Ask:
+    def of_key(key: int) -> list[tuple[tuple[int, int, str], float]]:
+        (shares,) = [shares for item_id, shares in (behind or {}).items() if item_key(item_id) == key]
+        return [((item_key(item_id), at_ms, action), share) for (item_id, at_ms, action), share in shares]
+
     return Ask(
         limit,
         np.array(interests, dtype=np.float32).reshape(-1, DIM),
@@ -118,8 +124,10 @@ def ask(
         sources or {},
         [(item_key(item_id), at_ms, action) for item_id, at_ms, action in events],
         [item_key(item_id) for item_id in again],
+        [item_key(item_id) for item_id in similar],
         history,
         Scorer.pool,
+        of_key if behind is not None else None,
     )
 
 
@@ -293,6 +301,37 @@ async def test_a_repeat_is_explained_by_the_event_it_repeats(index: Fallible) ->
     found = await answer(index, ask(COFFEE, again=["soap 1"], events=events))
     assert found.items[0].source == "buy-again"
     assert found.because[0][0].event == ("soap 1", 9, "purchase")
+
+
+async def test_what_goes_with_the_session_is_a_source_of_its_own(index: Fallible) -> None:
+    found = await answer(index, ask(COFFEE, similar=["soap 1", "gone", "soap 4", "tea 2"], limit=4))
+    assert ids(found) == ["soap 1", "coffee 0", "tea 2", "coffee 1"]  # "soap 4" is not available
+    assert [item.source for item in found.items] == ["similar", "interests", "similar", "interests"]
+    far = [*(f"tea {n}" for n in range(4)), *(f"soap {n}" for n in range(3)), "coffee 3"]
+    filtered = ask(COFFEE, similar=far, where={"category": "coffee"}, limit=1, sources={"similar": 1.0})
+    assert ids(await answer(index, filtered)) == ["coffee 3"]
+
+
+async def test_what_cannot_be_looked_up_costs_an_answer_its_rung_once(index: Fallible) -> None:
+    index.failing.add("items")
+    similar, both, none = await answers(
+        index, ask(COFFEE, similar=["soap 1"]), ask(COFFEE, similar=["soap 1"], again=["soap 2"]), ask(COFFEE)
+    )
+    assert ids(similar) == ids(both) == ids(none) == ["coffee 0", "coffee 1", "coffee 2"]
+    assert [found.rung for found in (similar, both, none)] == ["no-similar", "no-repeats", None]
+
+
+async def test_a_similar_item_is_explained_by_the_session_and_not_by_what_is_near(index: Fallible) -> None:
+    shares = [(("tea 0", 7, "add_to_cart"), 0.75), (("gone", 8, "click"), 0.25)]
+    asked = ask(
+        COFFEE, similar=["soap 1"], behind={"soap 1": shares}, events=[("soap 0", 5, "click")], limit=2
+    )
+    for broken in ((), ("vectors",)):
+        index.failing = set(broken)
+        found = await answer(index, asked)
+        assert [item.source for item in found.items] == ["similar", "interests"]
+        assert found.because[0] == [(("tea 0", 7, "add_to_cart"), 0.75)]
+        assert bool(found.because[1]) is not bool(broken)
 
 
 async def test_diversity_brings_another_theme_in(index: Fallible) -> None:

@@ -1,12 +1,14 @@
 """A batch of requests, from records to answers: waiting for clicks, deadlines, refusals, proofs."""
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import jsonschema
+import numpy as np
 import pytest
 import pytest_asyncio
 from aiokafka import ConsumerRecord
@@ -19,6 +21,7 @@ from streams.features import item_key
 from streams.index import IndexUnavailable, Point
 from streams.index.edge import EdgeIndex
 from streams.messages import Response, decode_response, schemas
+from streams.neighbours import Neighbours
 from streams.recall.pipeline import Ask, Recall
 from streams.requests import RequestPath
 from streams.routing import forwarded, partition_of
@@ -193,6 +196,74 @@ async def test_what_left_the_log_may_come_again_is_left_out_where_seen_items_are
     await worker.apply(worker.click("ann", "shampoo", action="hide"))
     hidden = await worker.answer("ann", **again)
     assert [item.item_id for item in hidden.items] == ["green tea"]
+
+
+async def test_what_goes_with_the_session_at_hand_comes_from_a_bundle_with_a_table(
+    starter: Encoder, index: EdgeIndex
+) -> None:
+    keys = np.sort(np.array([item_key(name) for name in TEXTS], dtype=np.uint64))
+    row = {name: int(np.searchsorted(keys, item_key(name))) for name in TEXTS}
+    pairs = sorted(
+        (row[one], row[other], likeness)
+        for one, other, likeness in (
+            ("batteries", "dog food", 0.4),
+            ("batteries", "shampoo", 0.3),
+            ("batteries", "no such item", 0.9),
+            ("green tea", "filters", 0.2),
+        )
+        if other in row
+    )
+    of, to, likeness = (np.array(column) for column in zip(*pairs, strict=True))
+    starts = np.searchsorted(of, np.arange(len(keys) + 1))
+    bundle = copy.copy(starter)
+    bundle.neighbours = Neighbours(keys, starts, to, likeness.astype(np.float32), pause_ms=60_000)
+    worker = Asked(bundle, index)
+    only = {"sources": {"similar": 1.0}, "explain": True}
+    lately = now_ms() - 30_000
+    await worker.apply(
+        worker.click("ann", "batteries", at_ms=lately), worker.click("ann", "green tea", at_ms=lately + 1)
+    )
+    found = await worker.answer("ann", **only)
+    assert [(item.item_id, item.source) for item in found.items] == [
+        ("dog food", "similar"),
+        ("shampoo", "similar"),
+        ("filters", "similar"),
+    ]
+    assert [[reason.item_id for reason in item.because] for item in found.items] == [
+        ["batteries"],
+        ["batteries"],
+        ["green tea"],
+    ]
+    left = await worker.answer("ann", exclude=["dog food"], **only)
+    assert [item.item_id for item in left.items] == ["shampoo", "filters"]
+    await worker.apply(worker.click("ann", "shampoo", action="hide"))
+    pets = await worker.answer("ann", exclude_seen=False, filter={"category": "pets"}, **only)
+    hidden = await worker.answer("ann", exclude_seen=False, **only)
+    assert [item.item_id for item in pets.items] == ["dog food"]
+    assert [item.item_id for item in hidden.items] == ["dog food", "filters"]
+    basket = [{"item_id": "green tea", "action": "add_to_cart"}]
+    what_if = await worker.answer("bob", session=basket, **only)
+    assert [item.item_id for item in what_if.items] == ["filters"]
+    assert (what_if.items[0].because[0].item_id, what_if.items[0].because[0].action) == (
+        "green tea",
+        "add_to_cart",
+    )
+    assert (await worker.answer("ann", at_ms=now_ms() + 70_000, **only)).items == []
+    by_default = await worker.answer("ann")
+    assert "similar" in {item.source for item in by_default.items}
+    assert (await worker.answer("ann", sources={"interests": 1.0})).items != by_default.items
+    assert {answer.status for answer in worker.responses().values()} == {"ok"}
+    await worker.close()
+
+
+async def test_who_asks_for_neighbours_of_a_bundle_without_a_table_is_told(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.requests, "_similar", None)
+    await worker.apply(worker.click("ann", "green tea"))
+    found = await worker.answer("ann", sources={"similar": 1.0})
+    assert (found.status, found.rung, found.items) == ("degraded", "no-similar", [])
+    assert (await worker.answer("ann")).rung is None
 
 
 async def test_the_answer_proves_what_it_reflects(worker: Asked) -> None:
@@ -618,7 +689,7 @@ async def test_a_request_that_is_misrouted_twice_is_dead_lettered(wide: Asked) -
             "unknown_partition",
             "after.partition: got 9, expected 0 to 0",
         ),
-        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular, buy-again"),
+        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular, buy-again, similar"),
         ({"at_ms": now_ms() + 10**11}, "time_in_future", "at_ms: got"),
     ],
     ids=lambda value: str(value)[:30],

@@ -11,6 +11,8 @@ from models.protocols import Cases, next_events
 from models.served import Counting, served
 from streams.counters import Left, count
 from streams.encoder import Encoder
+from streams.features import keys_of
+from streams.neighbours import Neighbours
 from streams.recall.buy_again import REST_MS
 from tests.test_evaluation import Stand, small
 from tests.test_protocols import dataset
@@ -64,6 +66,33 @@ def test_what_is_wanted_again_is_a_source_where_seen_items_may_come() -> None:
     assert ranking(scorer, asked.log, forgetful, 4, 1)[1].tolist() == [[3]]
     masked = replace(rested, mask_seen=True)
     assert ranking(scorer, asked.log, masked, 4, 2)[1].tolist() == [[2, -1]]
+
+
+def test_what_goes_with_the_session_at_hand_is_a_source_of_a_bundle_with_a_table() -> None:
+    data, asked = small(None)  # 0, 1, 3, then 2 is asked for; 0 comes two seconds before the others
+    keys = keys_of(item_id.encode() for item_id in data.item_ids)
+    of, to = np.array([0, 1, 1, 3]), np.array([3, 0, 2, 2])  # 0 goes with 3, 1 with 0 and 2, 3 with 2
+    row = np.argsort(np.argsort(keys))
+    order = np.lexsort((row[to], row[of]))
+    starts = np.searchsorted(row[of][order], np.arange(5))
+    likeness = np.array([0.9, 0.3, 0.2, 0.4], dtype=np.float32)[order]
+    stand = Stand()
+    scorers = {}
+    for pause_ms in (1_500, 5_000):
+        stand.neighbours = Neighbours(np.sort(keys), starts, row[to][order], likeness, pause_ms)
+        encoder = cast(Encoder, stand)
+        scorers[pause_ms] = served(encoder, encoded(encoder, data), 4, {"similar": 1.0})
+    later = open_questions()  # five seconds after the last event
+    assert ranking(scorers[1_500], asked.log, later, 4, 4)[1].tolist() == [[-1, -1, -1, -1]]
+    cases = replace(later, now_ms=later.now_ms - 4_000)
+    # With 1 and 3 in the session 2 is nearer than 0; with 0 in it too it is nothing new.
+    assert ranking(scorers[1_500], asked.log, cases, 4, 4)[1].tolist() == [[2, 0, -1, -1]]
+    assert ranking(scorers[5_000], asked.log, cases, 4, 4)[1].tolist() == [[2, -1, -1, -1]]
+    masked = replace(cases, mask_seen=True)
+    assert ranking(scorers[1_500], asked.log, masked, 4, 4)[1].tolist() == [[2, -1, -1, -1]]
+    assert ranking(scorers[5_000], asked.log, replace(cases, remembered=1), 4, 4)[1].tolist() == [
+        [2, -1, -1, -1]
+    ]
 
 
 def test_what_the_log_forgot_may_come_again() -> None:

@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 # one source from outweighing good places in several.
 RRF_K: Final = 60.0
 # The sources of a request that names none. Of 1 to 20 for buy-again, 20 found most of what was bought in the month before the
-# split of the tests (`models/README.md`): what may come again goes first, and the interests move it by a few places.
-DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {"interests": 1.0, "query": 1.0, "buy-again": 20.0}
+# split of the tests, and of 0.5 to 4 for similar, 1 most of what was bought for the first time (`models/README.md`): what may
+# come again goes first, and the others move it by a few places.
+DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
+    "interests": 1.0,
+    "query": 1.0,
+    "buy-again": 20.0,
+    "similar": 1.0,
+}
 
 
 class Ranking(NamedTuple):

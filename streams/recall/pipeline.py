@@ -4,7 +4,7 @@ Knows the index and nothing of Kafka. A source that fails or is late costs its a
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -31,6 +31,8 @@ _POOL_FACTOR: Final = 3
 _MAX_POOL: Final = 1_000
 _SEARCH_SHARE: Final = 0.7
 _FIRST_LOOK: Final = 100
+# Of what goes with a session so many times what is wanted: some of it may be sold out, or gone.
+_LOOKED_UP: Final = 4
 # By then what is scored again has to be there, so that the rest has its time.
 _SCORE_SHARE: Final = 0.9
 
@@ -48,9 +50,12 @@ class Ask(NamedTuple):
     sources: Mapping[str, float]
     events: Sequence[tuple[int, int, str]]  # (item key, time, action) to explain by; empty: do not explain
     again: Sequence[int] = ()  # item keys that the user may want again, best first
+    similar: Sequence[int] = ()  # item keys that go with the session at hand, best first
     # Only for a bundle with a score graph: what candidates are scored by, and how many it wants from each source.
     history: History | None = None
     pool: int = 0
+    # Where items are to be explained: the events behind a similar one, each as in `events`, and their shares.
+    behind: Callable[[int], Sequence[tuple[tuple[int, int, str], float]]] | None = None
 
 
 class Answer(NamedTuple):
@@ -79,20 +84,18 @@ class Recall:
         deadline = asyncio.get_running_loop().time() + timeout_s
         # A search that hangs must leave time to see which popular items may stand in.
         searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
-        if any(ask.again for ask in asks):
+        if any(_named(ask) for ask in asks):
             (rankings, failed), known = await asyncio.gather(
-                self._by_vector(asks, searched_by), self._again(asks, searched_by)
+                self._by_vector(asks, searched_by), self._matching(asks, searched_by)
             )
         else:
             (rankings, failed), known = await self._by_vector(asks, searched_by), {}
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
         if known is not None:
-            _add_again(asks, rankings, known)
+            _add_named(asks, rankings, known)
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         if known is None:
-            rungs = [
-                rung or ("no-repeats" if ask.again else None) for ask, rung in zip(asks, rungs, strict=True)
-            ]
+            rungs = [rung or _lost(ask) for ask, rung in zip(asks, rungs, strict=True)]
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
         await self._rescore(asks, fused, rungs, vectors, popular, deadline - (1 - _SCORE_SHARE) * timeout_s)
@@ -128,14 +131,14 @@ class Recall:
             rankings[index].append(Ranking(source, weight, [(hit.key, hit.item_id) for hit in hits]))
         return rankings, {index for index, _, _ in votes} if found is None else set()
 
-    async def _again(
+    async def _matching(
         self, asks: Sequence[Ask], deadline: float
     ) -> Mapping[Filter | None, Mapping[int, str]] | None:
-        """By filter, the ids of what users may want again that match it; None where the index does not say."""
+        """By filter, the ids of what sources name that match it; None where the index does not say."""
         wanted: dict[Filter | None, set[int]] = {}
         for ask in asks:
-            if ask.again:
-                wanted.setdefault(ask.where, set()).update(ask.again)
+            for keys in _named(ask).values():
+                wanted.setdefault(ask.where, set()).update(keys)
         calls = (self._index.match(list(keys), where) for where, keys in wanted.items())
         found = await _in_time(asyncio.gather(*calls), deadline)
         return None if found is None else dict(zip(wanted, found, strict=True))
@@ -221,21 +224,38 @@ class Recall:
     async def _explain(
         self, asks: Sequence[Ask], answers: list[Answer], vectors: Mapping[int, F32], deadline: float
     ) -> list[Answer]:
+        told = [_told(ask, answer.items) for ask, answer in zip(asks, answers, strict=True)]
         keys = {key for ask in asks for key, _, _ in ask.events}
-        if not keys or not vectors:
+        keys |= {key for of_ask in told for shares in of_ask.values() for (key, _, _), _ in shares}
+        if not keys:
             return answers
         payloads = await _in_time(self._index.items(list(keys)), deadline) or {}
+
+        def named(event: tuple[int, int, str]) -> PastEvent:
+            return PastEvent(str(payloads[event[0]]["item_id"]), *event[1:])
+
         explained = []
-        for ask, answer in zip(asks, answers, strict=True):
+        for ask, answer, by_session in zip(asks, answers, told, strict=True):
             known = [event for event in ask.events if event[0] in vectors and event[0] in payloads]
-            events = [PastEvent(payloads[key]["item_id"], at_ms, action) for key, at_ms, action in known]
-            matrix = _rows(vectors, [key for key, _, _ in known])
-            because = [
-                reasons(vectors[item.key], events, matrix) if item.key in vectors else []
-                for item in answer.items
-            ]
+            events, matrix = [*map(named, known)], _rows(vectors, [key for key, _, _ in known])
+            because = []
+            for item in answer.items:
+                if item.key in by_session:
+                    shares = by_session[item.key]
+                    because.append(
+                        [Share(named(event), share) for event, share in shares if event[0] in payloads]
+                    )
+                else:
+                    because.append(reasons(vectors[item.key], events, matrix) if item.key in vectors else [])
             explained.append(answer._replace(because=because))
         return explained
+
+
+def _told(ask: Ask, items: Sequence[Fused]) -> dict[int, Sequence[tuple[tuple[int, int, str], float]]]:
+    """Of the items that go with a session: the events behind each, and their shares."""
+    if ask.behind is None:
+        return {}
+    return {item.key: ask.behind(item.key) for item in items if item.source == "similar"}
 
 
 class _Matching:
@@ -271,19 +291,35 @@ def _first(items: Iterable[PopularItem], count: int, unwanted: frozenset[int]) -
     return list(islice(wanted, count))
 
 
-def _add_again(
+def _named(ask: Ask) -> dict[str, Sequence[int]]:
+    """The sources that name items by their keys, which have to be looked up; those that come first win ties."""
+    # Without a filter most of them match.
+    similar = ask.similar if ask.where else ask.similar[: _LOOKED_UP * _pool(ask)]
+    found = {"buy-again": ask.again, "similar": similar}
+    return {source: keys for source, keys in found.items() if keys}
+
+
+def _lost(ask: Ask) -> str | None:
+    """The rung of an answer for which no item could be looked up."""
+    return "no-repeats" if ask.again else "no-similar" if ask.similar else None
+
+
+def _add_named(
     asks: Sequence[Ask],
     rankings: list[list[Ranking]],
     known: Mapping[Filter | None, Mapping[int, str]],
 ) -> None:
-    """What users may want again, before all others: among equals it comes first."""
+    """What sources name, before all others: among equals it comes first."""
     for index, ask in enumerate(asks):
-        if not ask.again:
-            continue
-        matching = known[ask.where]
-        items = [(key, matching[key]) for key in ask.again if key in matching]
-        weight = (ask.sources or DEFAULT_WEIGHTS)["buy-again"]
-        rankings[index].insert(0, Ranking("buy-again", weight, items[: _pool(ask)]))
+        weights, matching = ask.sources or DEFAULT_WEIGHTS, known.get(ask.where, {})
+        rankings[index][:0] = [
+            Ranking(
+                source,
+                weights[source],
+                [(key, matching[key]) for key in keys if key in matching][: _pool(ask)],
+            )
+            for source, keys in _named(ask).items()
+        ]
 
 
 def _is_scored(ask: Ask) -> bool:

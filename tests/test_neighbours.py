@@ -1,0 +1,185 @@
+"""The table of neighbours: what it is made of, that its file gives it back, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="scipy is not installed (extra train)")
+pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
+
+from models import commands
+from models.datasets import Dataset, DatasetError
+from models.events import Log
+from models.light import lighten
+from models.neighbours import FILE, TableConfig, make, table_of
+from models.protocols import split
+from streams import neighbours
+from streams.bundle import BundleError, Manifest, NeighbourTable
+from streams.encoder import load
+from streams.features import item_key
+from streams.neighbours import Neighbours
+
+STARTER = Path(__file__).parents[1] / "models" / "starter"
+HOUR_MS = 3_600_000
+PAIRS = TableConfig(neighbours=2, together=2, shrink=1.0, pause_s=60.0)
+ITEM_IDS = ["tea", "milk", "bread", "soap", "rope"]
+
+
+def shop(users: int = 40) -> Dataset:
+    """Every hour somebody buys tea with milk, or bread with soap; rope goes with each of them once."""
+    baskets = [(0, 1), (2, 3)]
+    items, at_ms = [], []
+    for user in range(users):
+        for hour in range(6):
+            basket = (*baskets[(user + hour) % 2], *((4,) if user == hour == 0 else ()))
+            items += basket
+            at_ms += [1_700_000_000_000 + (user + hour) * HOUR_MS + 1_000 * n for n in range(len(basket))]
+    starts = np.concatenate([[0], np.cumsum([12 + (user == 0) for user in range(users)])])
+    log = Log(
+        [f"user-{n}" for n in range(users)],
+        starts,
+        np.array(items),
+        np.full(len(items), 5),
+        np.array(at_ms),
+    )
+    return Dataset("shop", ITEM_IDS, ITEM_IDS, log, "made up")
+
+
+def named(table: Neighbours) -> dict[str, dict[str, float]]:
+    names = {item_key(item_id): item_id for item_id in ITEM_IDS}
+    of = [names[key] for key in table.keys.tolist()]
+    return {
+        name: {of[table.items[n]]: float(table.likeness[n]) for n in range(*table.starts[row : row + 2])}
+        for row, name in enumerate(of)
+    }
+
+
+def test_neighbours_are_what_is_taken_in_one_session_by_jaccards_damped_index() -> None:
+    data = shop(users=2)  # six baskets of either kind, and one rope with tea and milk
+    found = named(table_of(data.log, data.item_ids, PAIRS))
+    of_six = pytest.approx(6 / (6 + 6 - 6 + 1))
+    assert found == {
+        "tea": {"milk": of_six},
+        "milk": {"tea": of_six},
+        "bread": {"soap": of_six},
+        "soap": {"bread": of_six},
+    }
+
+
+def test_an_item_counts_once_a_session_and_a_pause_ends_it() -> None:
+    at_ms = np.array([0, 10, 20, 500_000, 500_010, 500_020, 1_000_000])
+    log = Log(["ann"], np.array([0, 7]), np.array([0, 0, 1, 0, 1, 1, 2]), np.full(7, 1), at_ms)
+    assert named(table_of(log, ITEM_IDS, PAIRS))["tea"] == {"milk": pytest.approx(2 / 3)}
+    # Without a pause between them all is one session, and no pair is met twice.
+    assert not len(table_of(log, ITEM_IDS, TableConfig(together=2, pause_s=3600.0)).items)
+
+
+def test_an_item_keeps_those_of_its_neighbours_that_are_most_alike() -> None:
+    sessions = [(0, 1), (0, 1), (0, 1), (0, 2), (0, 2), (2, 3), (2, 3), (2, 3)]
+    items = np.array(sessions).ravel()
+    at_ms = np.repeat(np.arange(8) * HOUR_MS, 2)
+    log = Log(["ann"], np.array([0, 16]), items, np.full(16, 1), at_ms)
+    config = TableConfig(neighbours=1, together=2, shrink=0.0)
+    assert {name: [*near] for name, near in named(table_of(log, ITEM_IDS, config)).items()} == {
+        "tea": ["milk"],
+        "milk": ["tea"],
+        "bread": ["soap"],
+        "soap": ["bread"],
+    }
+
+
+def test_only_the_items_of_most_sessions_are_kept_where_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("models.neighbours.MAX_ITEMS", 2)
+    data = shop(users=3)  # tea and milk in three more baskets
+    extra = TableConfig(neighbours=2, together=2, shrink=0.0, pause_s=60.0)
+    assert len(named(table_of(data.log, data.item_ids, extra))) == 2
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    out = tmp_path / "bundle"
+    data = shop()
+    out.mkdir()
+    make(STARTER, data, split(data, "global-time", 0.9), out, "a test", PAIRS)
+    return out
+
+
+def test_a_bundle_gives_its_table_back_and_says_what_it_is_made_of(bundle: Path) -> None:
+    data, encoder = shop(), load(bundle)
+    table = table_of(split(data, "global-time", 0.9).train, data.item_ids, PAIRS)
+    read = encoder.neighbours
+    assert read is not None
+    np.testing.assert_array_equal(read.keys, table.keys)
+    np.testing.assert_array_equal(read.starts, table.starts)
+    np.testing.assert_array_equal(read.items, table.items)
+    np.testing.assert_allclose(read.likeness, table.likeness, rtol=0.016)
+    said = encoder.manifest.neighbours
+    assert said is not None
+    assert (said.items, said.pairs, said.pause_s) == (len(table.keys), len(table.items), 60.0)
+    assert any("a test" in note and "made up" in note for note in encoder.manifest.origin.notes)
+
+
+def test_a_lighter_bundle_keeps_the_table(bundle: Path, tmp_path: Path) -> None:
+    light = lighten(bundle, tmp_path / "light", int8=True, dim=None, prune=0.0, command="a test")
+    assert light.manifest.neighbours == load(bundle).manifest.neighbours
+    assert light.neighbours is not None
+
+
+def test_what_comes_after_the_split_is_not_in_it(bundle: Path) -> None:
+    data = shop()
+    log = data.log
+    later = log.at_ms > np.quantile(log.at_ms, 0.9)
+    changed = replace(data, log=replace(log, items=np.where(later, 4, log.items)))
+    out = bundle.with_name("other")
+    out.mkdir()
+    make(STARTER, changed, split(changed, "global-time", 0.9), out, "a test", PAIRS)
+    assert (out / FILE).read_bytes() == (bundle / FILE).read_bytes()
+
+
+def test_events_that_share_no_session_are_refused(tmp_path: Path) -> None:
+    data = shop()
+    apart = replace(data.log, at_ms=data.log.at_ms[0] + np.arange(len(data.log.items)) * HOUR_MS)
+    data = replace(data, log=apart)
+    with pytest.raises(DatasetError, match="no two items that share 2 sessions"):
+        make(STARTER, data, split(data, "global-time", 0.9), tmp_path / "bundle", "a test", PAIRS)
+
+
+def test_a_damaged_table_is_refused(bundle: Path) -> None:
+    (bundle / FILE).write_bytes(b"damaged")
+    with pytest.raises(BundleError, match=r"neighbours\.npz.*SHA-256"):
+        load(bundle)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"keys": [1, 2]},
+        {"keys": [1, 2], "counts": [5, 1], "steps": [1], "likeness": [0]},
+        {"keys": [1, 2], "counts": [1, 1], "steps": [1, 2], "likeness": [0, 0]},
+        {"keys": [2, 1], "counts": [1, 1], "steps": [1, 0], "likeness": [0, 0]},
+    ],
+    ids=["incomplete", "too short", "beyond its items", "out of order"],
+)
+def test_a_file_that_is_no_table_is_refused_with_the_remedy(
+    tmp_path: Path, arrays: dict[str, list[int]]
+) -> None:
+    np.savez(tmp_path / FILE, **{name: np.array(values, dtype=np.uint16) for name, values in arrays.items()})
+    manifest = msgspec.json.decode((STARTER / "bundle.json").read_bytes(), type=Manifest)
+    manifest = msgspec.structs.replace(manifest, neighbours=NeighbourTable(FILE, 60.0, 2, 2))
+    with pytest.raises(BundleError, match="headwater train similar"):
+        neighbours.read(tmp_path, manifest)
+
+
+def test_the_command_puts_a_table_into_a_bundle_in_its_place_and_says_what_it_finds(bundle: Path) -> None:
+    results = commands.train_similar(bundle, shop(), "global-time", bundle, at=0.5, command="once more")
+    assert results.methods.keys() >= {"starter", "starter: similar", "starter and similar"}
+    # Tea is asked for after milk, with what was had in the ranking: half of all purchases end a basket.
+    assert results.methods["starter: similar"]["all"].hit.value > 0.4
+    origin = load(bundle).manifest.origin
+    assert origin.figures.keys() == results.methods.keys()
+    assert sum(note.startswith("neighbours: ") for note in origin.notes) == 1
