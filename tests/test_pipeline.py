@@ -313,7 +313,7 @@ async def test_what_goes_with_the_session_is_a_source_of_its_own(index: Fallible
 
 
 async def test_what_cannot_be_looked_up_costs_an_answer_its_rung_once(index: Fallible) -> None:
-    index.failing.add("items")
+    index.failing.add("match")
     similar, both, none = await answers(
         index, ask(COFFEE, similar=["soap 1"]), ask(COFFEE, similar=["soap 1"], again=["soap 2"]), ask(COFFEE)
     )
