@@ -215,7 +215,7 @@ def _epoch(
         if teacher is not None:
             loss = loss + config.teaching * _taught(model, teacher, batch, chances, config, rng)
         if config.contrast:
-            loss = loss + config.contrast * _contrast(model, batch, config.mask)
+            loss = loss + config.contrast * _contrast(model, batch, config)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -237,10 +237,12 @@ def _pairs(model: Model, batch: Batch, mask: float, width: int | None) -> tuple[
     return vectors.take_along_dim(best[:, :, None], dim=1)[:, 0], targets
 
 
-def _contrast(model: Model, batch: Batch, mask: float) -> Tensor:
+def _contrast(model: Model, batch: Batch, config: FitConfig) -> Tensor:
     """DuoRec (Qiu et al., WSDM 2022, arXiv:2110.05730): two readings of a history are closer than those of two users."""
     now = torch.zeros(len(batch.items))
-    one, other = (model.encoder.answer(masked(model.events(batch), mask), now).flatten(1) for _ in range(2))
+    # A window has one event more than the encoder reads: the last of a full one is only found, never seen.
+    events = Events(*(column[:, : config.length] for column in model.events(batch)))
+    one, other = (model.encoder.answer(masked(events, config.mask), now).flatten(1) for _ in range(2))
     return losses.info_nce(one, other, TEMPERATURE)
 
 

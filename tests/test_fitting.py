@@ -137,6 +137,14 @@ def test_a_contrast_brings_two_readings_of_a_history_closer(tmp_path: Path) -> N
     assert likeness(1.0) > likeness(0.0) + 0.05
 
 
+def test_windowed_encoders_contrast_histories_longer_than_they_read(tmp_path: Path) -> None:
+    config, network = ARCHITECTURES["sasrec"]
+    trained = Model(cycles.ITEMS, network(config(dim=8, length=4, dropout=0.1)))
+    shorter = replace(CONFIG, length=4, epochs=1, contrast=0.1)
+    assert max(np.diff(SPLIT.train.starts)) > 4
+    assert fit(trained, SPLIT, shorter, tmp_path / "checkpoint", quietly).epoch == 1
+
+
 def test_the_start_from_who_took_what_is_ahead_of_a_start_from_chance(tmp_path: Path) -> None:
     first = {
         start: fit(model(), SPLIT, replace(CONFIG, epochs=1, start=start), tmp_path / start, quietly).best
