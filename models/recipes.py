@@ -67,12 +67,12 @@ _FEW_ITEMS: dict[str, Any] = {
 SIZES: dict[str | tuple[str, str], dict[str, Any]] = {
     "ml-100k": {"dropout": 0.3},
 }
-TEMPERATURES: dict[tuple[str, str], float] = {("sasrec", "beauty"): 0.07}
+TEMPERATURES: dict[tuple[str, str], float] = {("lru", "beauty"): 0.07, ("sasrec", "beauty"): 0.07}
 FITS: dict[str | tuple[str, str], dict[str, Any]] = {
     "beauty": _MANY_ITEMS,
     "complete-journey": _MANY_ITEMS,
     "ml-100k": _FEW_ITEMS,
-    ("lru", "beauty"): {"learning_rate": 4e-3},
+    ("lru", "beauty"): {"epochs": 15, "start": "svd"},
     ("sasrec", "beauty"): {"epochs": 15, "patience": 3, "start": "svd"},
 }
 

@@ -7,7 +7,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from streams import topics
-from streams.state_records import FORMAT
+from streams.state_records import FORMAT_WITH_COUNTERS
 from tests.faults.asking import begin
 from tests.faults.scale import TIMEOUT_S
 from tests.kafka.conftest import System
@@ -37,14 +37,14 @@ async def test_a_state_of_a_newer_format_ends_the_worker_and_stays_as_it_is(
         profiles = outside.topics.profiles
         held = {record.key: record for record in await outside.records_of(profiles)}
         key, old = next(iter(held.items()))
-        newer = bytes([FORMAT + 1]) + old.value[1:]
+        newer = bytes([FORMAT_WITH_COUNTERS + 1]) + old.value[1:]
         place = await outside.send(profiles, newer, key=key, partition=old.partition)
         await publish(outside, story.tell(100))
         worker.launch()
         assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
         said = worker.last_words()
         assert f"{profiles}-{place.partition}, offsets" in said
-        assert f"got format {FORMAT + 1}" in said
+        assert f"got format {FORMAT_WITH_COUNTERS + 1}" in said
         assert "run the version that wrote it, or a newer one" in said
         after = {record.key: record.value for record in await outside.records_of(profiles)}
         assert after == {name: record.value for name, record in held.items()} | {key: newer}

@@ -1,11 +1,17 @@
-"""What a user's state is, seen from outside: the order in which all items of the shop are recommended."""
+"""What a user's state is, seen from outside: the order in which it recommends all items of the shop."""
 
 from collections.abc import Sequence
 
 from tests.kafka.outside import Outside
 from tests.kafka.shop import THEMES
 
-_ALL = {"limit": 60, "exclude_seen": False, "filter": {"category": {"any": list(THEMES)}}}
+_ALL = {
+    "limit": 60,
+    "exclude_seen": False,
+    "filter": {"category": {"any": list(THEMES)}},
+    # Alone: what may come again depends on what the log has lost too.
+    "sources": {"interests": 1.0},
+}
 # A state kept as 16-bit floats may swap two neighbours that are as good as equal, while one event more or less moves
 # items by whole places.
 SAME_PLACES = 0.5
