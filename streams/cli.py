@@ -686,7 +686,8 @@ def train(
     steps
         Training steps of starter; default: those of the shipped bundle.
     set_
-        field=value of the recipe (models/recipes.py): fit.loss=gbce, encoder.dim=32; repeatable. For all but starter.
+        field=value of the recipe (models/recipes.py): fit.loss=gbce, encoder.dim=32; repeatable. For all but starter and
+        similar.
     search
         Try values of the space in models/recipes.py, by the validation, and train with the best. For all but starter and
         similar.
@@ -745,14 +746,20 @@ def train(
 
         training["search"] = Search(search, trials, study or out.with_name(f"{out.name}.study"))
         training["command"] += f" --search {search} --trials {trials}"
-    base = bundle or _settings().bundle_path
     if kind == "table":
         command = f"headwater train similar --data {asked.data} --protocol {chosen}"
         command += f" --at {asked.at}" if asked.at else ""
         results = train_similar(
-            base, asked.load(), chosen, out, at=asked.moment(), threads=threads, command=command
+            bundle or _settings().bundle_path,
+            asked.load(),
+            chosen,
+            out,
+            at=asked.moment(),
+            threads=threads,
+            command=command,
         )
     elif kind == "scorer":
+        base = bundle or _settings().bundle_path
         results = train_scorer(model, base, asked.load(), chosen, out, **training)
     else:
         training["command"] += f" --teacher {teacher}" if teacher else ""

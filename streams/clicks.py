@@ -59,6 +59,23 @@ class Decoded(NamedTuple):
         )
 
 
+class _Turn:
+    """A batch's place among those that are worked on; given back while it waits for somebody else."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places, self._is_held = places, False
+
+    async def take(self) -> None:
+        if not self._is_held:
+            await self._places.acquire()
+            self._is_held = True
+
+    def give(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._places.release()
+
+
 class ClickPath:
     """Applies click batches. One batch of a partition at a time; partitions beside each other."""
 
@@ -84,7 +101,7 @@ class ClickPath:
         )
         self._partitions = partitions
         self._initial = encoder.initial_state(1)[0]
-        self._turns = asyncio.Semaphore(_BESIDE)
+        self._places = asyncio.Semaphore(_BESIDE)
         self.counts: dict[int, Counts] = {}
         self._stage = {
             name: metrics.click_batch_stage_seconds.labels(name)
@@ -105,16 +122,21 @@ class ClickPath:
         if partition is None:
             raise Lost
         await partition.gate.passed(_OPEN_TIMEOUT_S)
-        async with partition.lock, self._turns:
-            partition.require(batch.generation)
-            started = time.perf_counter()
-            letters: list[DeadLetter] = []
-            strays: list[Outgoing] = []
-            decoded = await self._decode(partition, batch.records, letters, strays)
-            self._stage["decode"].observe(time.perf_counter() - started)
-            sent: list[Sent] = []
-            if decoded.records:
-                letters += await self._apply(partition, decoded, batch.generation, sent)
+        async with partition.lock:
+            turn = _Turn(self._places)
+            try:
+                await turn.take()
+                partition.require(batch.generation)
+                started = time.perf_counter()
+                letters: list[DeadLetter] = []
+                strays: list[Outgoing] = []
+                decoded = await self._decode(partition, batch.records, letters, strays)
+                self._stage["decode"].observe(time.perf_counter() - started)
+                sent: list[Sent] = []
+                if decoded.records:
+                    letters += await self._apply(partition, decoded, batch.generation, sent, turn)
+            finally:
+                turn.give()
             partition.require(batch.generation)
             before, settled = partition.settled, asyncio.get_running_loop().create_future()
             partition.settled = settled
@@ -189,14 +211,15 @@ class ClickPath:
         return Decoded(columns, read.records, read.event_ids, sent_ms, origins)
 
     async def _apply(
-        self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent]
+        self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent], turn: _Turn
     ) -> list[DeadLetter]:
         """Apply what was decoded and send it; if our own code fails on it, halve it until the culprit stands alone."""
+        await turn.take()
         try:
             started = time.perf_counter()
             change = plan(partition.columns, decoded.clicks)
             refold = needs_refold(partition.columns, change, self._encoder.forgets)
-            await self._fetch_vectors(change, refold)
+            await self._fetch_vectors(change, refold, turn)
             job = advance(partition.columns, change, refold, self._vectors, self._initial)
             planned = time.perf_counter()
             state = await self._run(job)
@@ -212,28 +235,28 @@ class ClickPath:
             middle = len(decoded.records) // 2
             rest = decoded.part(middle, len(decoded.records))
             users = [partition.columns.users[row] for row in rest.clicks.row.tolist()]
-            letters = await self._apply(partition, decoded.part(0, middle), generation, sent)
+            letters = await self._apply(partition, decoded.part(0, middle), generation, sent, turn)
             # The first half may have erased users, whose rows are then gone.
             rows = np.array([partition.row_of(user) for user in users], dtype=np.int64)
             rest = rest._replace(clicks=rest.clicks._replace(row=rows))
-            return letters + await self._apply(partition, rest, generation, sent)
+            return letters + await self._apply(partition, rest, generation, sent, turn)
         partition.require(generation)
         erased = self._commit(partition, decoded, change, job, state)
+        turn.give()  # the producer may keep a large batch waiting for what is on its way to the same broker
         sent.append(await self._profiles.send(partition, change.rows[~change.erased], erased, generation))
         self._count(partition, decoded, change)
         return []
 
-    async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_]) -> None:
+    async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_], turn: _Turn) -> None:
         if not self._vectors.can_fetch:
             return
-        self._turns.release()  # others need not wait for the index
+        turn.give()
         try:
             await self._vectors.ensure(keys_needed(change, refold))
         except IndexUnavailable as error:
             # Clicks go on: what has no vector now counts as pending, and is folded in when it has one.
             log.debug("vectors_unavailable", error=str(error))  # the index has said so itself, once
-        finally:
-            await self._turns.acquire()
+        await turn.take()
 
     async def _run(self, job: Job) -> NDArray[np.float16]:
         if not job.calls:

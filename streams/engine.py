@@ -288,7 +288,7 @@ class BatchConsumer(driver.Consumer):
         if not self._may_begin(generation):
             self._dropped |= {TP(tp.topic, tp.partition) for tp in fetched}
             return
-        for tp in sorted(fetched, key=app.priority):
+        for tp in fetched:  # the urgent first (`consumer.py`)
             key = TP(tp.topic, tp.partition)
             batch = Batch(self, key, fetched[tp], generation)
             self._outstanding.setdefault(key, deque()).append(batch)
@@ -444,9 +444,6 @@ class EngineApp(faust.App):
 
     def _create_directories(self) -> None:
         """Faust keeps no tables here, so it needs no folders."""
-
-    def priority(self, tp: Any) -> bool:
-        return tp.topic not in self.urgent
 
     def handle(self, topic: str, handler: Handler, *, urgent: bool = False) -> None:
         """Call ``handler`` with every batch of ``topic``; batches of urgent topics go first.

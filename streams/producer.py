@@ -11,16 +11,21 @@ import contextlib
 from functools import partial
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, RequestTimedOutError
 from aiokafka.producer.sender import Sender, SendProduceReqHandler
 
+log = structlog.get_logger(__name__)
+
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
-    """aiokafka's producer, in all but that; neither idempotent nor transactional."""
+    """aiokafka's producer, in all but that; neither idempotent nor transactional, which is refused by a ValueError."""
 
     def __init__(self, **options: Any) -> None:
+        if options.get("enable_idempotence") or options.get("transactional_id"):
+            raise ValueError("got enable_idempotence or a transactional_id: expected neither")
         super().__init__(**options)
         theirs: Any = vars(self)["_sender"]
         self._sender = _Sender(
@@ -77,12 +82,18 @@ class _Sender(Sender):  # type: ignore[misc]
 
     def _answered(self, node: int, handler: Any, timer: asyncio.TimerHandle, answer: Any) -> None:
         timer.cancel()
-        if answer.exception() is None and _is_success(answer.result()):
-            handler.handle_response(answer.result())
-            self._free(node, handler)
-        else:
-            handler._client = _Told(self.client, answer)
-            self._leave(node, handler)
+        try:
+            if answer.exception() is None and _is_success(answer.result()):
+                handler.handle_response(answer.result())
+                self._free(node, handler)
+            else:
+                handler._client = _Told(self.client, answer)
+                self._leave(node, handler)
+        except Exception as error:
+            log.exception("producer_failed", node=node)
+            self._message_accumulator.fail_all(
+                error
+            )  # as in aiokafka's routine: whoever waits must hear of it
 
     def _leave(self, node: int, handler: Any) -> None:
         """To aiokafka, which connects, tries again and gives up."""

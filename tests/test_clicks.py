@@ -344,6 +344,30 @@ async def test_the_next_batch_is_applied_while_one_is_stored_and_finishes_after_
     assert partition.watermark == third.last_offset
 
 
+async def test_batches_that_the_producer_keeps_waiting_hold_up_no_other_partition(
+    starter: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = InterestsWorker(TEXTS, encoder=starter, partitions=3, owned=range(3))
+    send, go_on = worker.producer.send_batch, asyncio.Event()
+
+    async def waiting(batch: Any, topic: str, *, partition: int) -> Any:
+        if partition < 2:
+            await go_on.wait()
+        return await send(batch, topic, partition=partition)
+
+    monkeypatch.setattr(worker.producer, "send_batch", waiting)
+    batches = []
+    for number in range(3):
+        user = next(name for name in map(str, range(100)) if partition_of(name.encode(), 3) == number)
+        batches.append(worker.batch([worker.click(user, "coffee", partition=number)]))
+    tasks = [asyncio.create_task(worker.clicks.handle(batch)) for batch in batches]
+    await until(lambda: worker.consumer.finished == [batches[2]])
+    go_on.set()
+    await asyncio.gather(*tasks)
+    assert set(worker.consumer.finished) == set(batches)
+    await worker.close()
+
+
 async def test_a_batch_whose_predecessor_was_not_stored_is_not_finished(worker: InterestsWorker) -> None:
     worker.producer.slow = {worker.topics.profiles}
     batches = [worker.batch([worker.click(user, "coffee")]) for user in ("ann", "bob")]

@@ -201,6 +201,21 @@ async def test_what_a_connection_swallows_is_sent_again_on_a_new_one(
         assert isinstance(lost._requests[0][2].exception(), RequestTimedOutError)
 
 
+async def test_an_answer_that_makes_no_sense_fails_what_waits_for_it(
+    producer: Producer, broker: Broker
+) -> None:
+    sent = await send(producer)
+    await turns(2)
+    broker.connection._requests[-1][2].set_result(SimpleNamespace(API_VERSION=7, topics=[("t", [(0, 0)])]))
+    with pytest.raises(ValueError, match="unpack"):
+        await sent
+
+
+async def test_what_needs_more_than_this_sender_is_refused() -> None:
+    with pytest.raises(ValueError, match="enable_idempotence"):
+        Producer(bootstrap_servers="127.0.0.1:9", enable_idempotence=True)
+
+
 async def test_records_without_a_leader_wait_for_one(producer: Producer, broker: Broker) -> None:
     broker.lose_leader()
     sent = await send(producer)
