@@ -75,6 +75,7 @@ class _Versions:
         self.lock = asyncio.Lock()  # one at a time: a batch, or a look at what the index has
         self.audited: set[int] = set()  # keys of some items that it must have
         self.in_index = False  # something is put
+        self.is_filled_again = False  # what the index has lost is read and put, which has a limit of its own
         self.away_since_s: float | None = None  # the index has not taken it since
 
     def published(self, points: Iterable[Point]) -> None:
@@ -134,9 +135,11 @@ class CatalogPath:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def waits(self, partition: int) -> bool:
-        """Whether its changes wait until it is opened, or for the index, which may be away for as long as it likes."""
+        """Whether its changes wait until it is opened, or for the index, which may be away for as long as it likes, or lack items."""
         versions = self._partitions.get(partition)
-        return versions is not None and (versions.in_index or not versions.gate.is_open)
+        if versions is None:
+            return False
+        return versions.in_index or versions.is_filled_again or not versions.gate.is_open
 
     @property
     def index_away_s(self) -> float:
@@ -363,9 +366,13 @@ class CatalogPath:
                 self._require(partition, versions)
                 if not await self._has_audited(index, versions):
                     log.warning("index_lacks_items", partition=partition, remedy="they are put again")
-                    await once_broker_answers(
-                        self._topics.vectors, partial(self._fill, index, partition, versions)
-                    )
+                    versions.is_filled_again = True
+                    try:
+                        await once_broker_answers(
+                            self._topics.vectors, partial(self._fill, index, partition, versions)
+                        )
+                    finally:
+                        versions.is_filled_again = False
                     # What that has not brought back is not asked for again.
                     with contextlib.suppress(IndexUnavailable):
                         versions.audited &= set(await index.items(list(versions.audited)))

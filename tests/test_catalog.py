@@ -434,7 +434,10 @@ class _Reader:
 async def test_what_the_index_has_lost_is_put_again_and_what_was_deleted_is_not(
     worker: CatalogWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waited = []
+
     async def everything(*_: Any) -> AsyncIterator[tuple[int, Sequence[ConsumerRecord]]]:
+        waited.append(worker.path.waits(0))  # or the watchdog takes it for one that stands still
         yield 0, worker.producer.records(worker.topics.vectors)
 
     monkeypatch.setattr(catalog, "_AUDIT_S", 0.001)
@@ -454,6 +457,8 @@ async def test_what_the_index_has_lost_is_put_again_and_what_was_deleted_is_not(
     assert titles == {TEA: "green tea", COFFEE: COFFEE}
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+    assert all(waited)
+    assert not worker.path.waits(0)
     await anew.close()
 
 
