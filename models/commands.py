@@ -113,7 +113,7 @@ def train_sequence(
     import torch
 
     from models import recipes
-    from models.export import make_place, with_figures
+    from models.export import make_place
     from models.teacher import Teacher
     from models.train_sequence import checkpoint_of, make, validated
 
@@ -135,9 +135,7 @@ def train_sequence(
             judge = partial(validated, model, data, asked, report=report, teacher=taught)
             chosen = _best(search, model, chosen, recipes.ENCODER_SPACE, over, judge, report)
         make(model, data, asked, chosen, out, command, report, taught)
-    results = compare(out, data, protocol, at=at, threads=threads)
-    with_figures(out, _figures(results))
-    return results
+    return _judged(out, data, protocol, at=at, threads=threads)
 
 
 def train_scorer(
@@ -159,7 +157,7 @@ def train_scorer(
     import torch
 
     from models import recipes
-    from models.export import make_place, with_figures
+    from models.export import make_place
     from models.train_scorer import make, prepare, validated
 
     torch.set_num_threads(threads)
@@ -175,9 +173,7 @@ def train_scorer(
             judge = partial(validated, model, material, report=report)
             chosen = _best(search, model, chosen, recipes.SCORER_SPACE, over, judge, report)
         make(model, material, data, asked, chosen, out, command, report)
-    results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
-    with_figures(out, _figures(results))
-    return results
+    return _judged(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
 
 
 def train_similar(
@@ -192,12 +188,19 @@ def train_similar(
 ) -> Results:
     """A bundle and events -> the bundle with a table of neighbours -> figures. Needs scipy (the extra `train`)."""
     from models import neighbours
-    from models.export import make_place, with_figures
+    from models.export import make_place
 
     make_place(out)
     neighbours.make(base, data, split(data, protocol, at), out, command, neighbours.TableConfig())
-    results = compare(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
-    with_figures(out, _figures(results))
+    return _judged(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
+
+
+def _judged(bundle: Path, data: Dataset, protocol: Protocol, **asked: Any) -> Results:
+    """Judge a bundle where it was made, and write what was found into its manifest; `asked`: see `compare`."""
+    from models.export import with_figures
+
+    results = compare(bundle, data, protocol, **asked)
+    with_figures(bundle, _figures(results))
     return results
 
 

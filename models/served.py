@@ -37,12 +37,11 @@ def served(encoder: Encoder, catalog: Catalog, k: int, sources: Mapping[str, flo
     def scores(log: Log, cases: Cases, part: slice) -> Floats:
         asked = interests_of(encoder, catalog, log, cases, part)
         hidden = np.tile(~catalog.known, (part.stop - part.start, 1))
-        counted = counting(log, cases)
         again: list[list[int]] = []
         if cases.mask_seen:
-            hidden[seen(log, cases, part, counted)] = True
+            hidden[seen(log, cases, part, counting(log, cases))] = True
         elif "buy-again" in sources:
-            again = wanted_again(log, cases, part, encoder.log_length, counted)
+            again = wanted_again(log, cases, part, encoder.log_length, counting(log, cases))
         nearest = [
             _nearest(asked.interests[:, interest] @ catalog.vectors.T, hidden, k)
             for interest in range(encoder.interests if "interests" in sources else 0)

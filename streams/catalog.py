@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 from streams.consumer import Consumer
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
-from streams.engine import READ_TIMEOUT_S, Batch, Gate, Lost, StopWorker, once_broker_answers, recreated
+from streams.engine import (
+    READ_TIMEOUT_S,
+    Background,
+    Batch,
+    Gate,
+    Lost,
+    StopWorker,
+    once_broker_answers,
+    recreated,
+)
 from streams.features import item_key, item_text
 from streams.index import BadVector, Index, IndexRefused, IndexUnavailable, KeyCollision, Point, Stamp, newer
 from streams.messages import (
@@ -104,9 +113,8 @@ class CatalogPath:
     ) -> None:
         self._settings, self._topics, self._encoder, self._threads = settings, topics, encoder, threads
         self._producer, self._index, self._dead_letters = producer, index, dead_letters
-        self._metrics, self._fail = metrics, fail
+        self._metrics, self._background = metrics, Background("the catalog path", fail)
         self._partitions: dict[int, _Versions] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._batch_size = metrics.batch_size.labels("catalog")
         self._encode_seconds = metrics.encoder_seconds.labels("item")
 
@@ -115,9 +123,9 @@ class CatalogPath:
         self._partitions = {number: _Versions(generation) for number in numbers}
         for number, versions in self._partitions.items():
             if self._index is not None:
-                self._spawn(self._keep_filled(self._index, number, versions))
+                self._background.spawn(self._keep_filled(self._index, number, versions))
         if self._partitions:
-            self._spawn(self._open(dict(self._partitions)))
+            self._background.spawn(self._open(dict(self._partitions)))
 
     def interrupt(self) -> None:
         """A rebalance or stop begins: whoever waits for a partition to be opened is sent away."""
@@ -130,9 +138,7 @@ class CatalogPath:
     async def stop(self) -> None:
         """Changes that still wait for the index are left to the next owner."""
         self.freeze()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
 
     def waits(self, partition: int) -> bool:
         """Whether its changes wait until it is opened, or for the index, which may be away for as long as it likes, or lack items."""
@@ -146,22 +152,6 @@ class CatalogPath:
         """For how long changes have waited for an index that does not take them."""
         since = [each.away_since_s for each in self._partitions.values() if each.away_since_s is not None]
         return time.monotonic() - min(since) if since else 0.0
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Lost:
-            pass
-        except StopWorker as error:
-            self._fail(str(error))
-        except Exception as error:
-            log.exception("catalog_failed")
-            self._fail(f"unexpected {type(error).__name__} in the catalog path: {error}")
 
     async def handle(self, batch: Batch) -> None:
         """Encode, index and publish one partition batch, then finish it.

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import faust
@@ -88,6 +88,36 @@ async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T
 
 class Lost(Exception):
     """The partition of this batch has been revoked: drop it, its new owner will read it again."""
+
+
+class Background:
+    """Work beside the batches; what fails in it ends the worker. ``where`` completes "unexpected ... in"."""
+
+    def __init__(self, where: str, fail: Callable[[str], None]) -> None:
+        self._where, self._fail = where, fail
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Begin it; a partition that goes ends it quietly."""
+        task = asyncio.ensure_future(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _guarded(self, work: Coroutine[Any, Any, object]) -> None:
+        try:
+            await work
+        except Lost:
+            pass
+        except StopWorker as error:
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("background_failed", where=self._where)
+            self._fail(f"unexpected {type(error).__name__} in {self._where}: {error}")
 
 
 class Gate:

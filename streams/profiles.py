@@ -9,10 +9,10 @@ they are read, and what an older generation overwrote is written again.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from aiokafka.errors import KafkaError
 from streams.columns import I64, Columns
 from streams.consumer import Consumer
 from streams.counters import DEFAULT_COUNTERS
-from streams.engine import READ_TIMEOUT_S, Gate, Lost, StopWorker, once_broker_answers, recreated
+from streams.engine import READ_TIMEOUT_S, Background, Gate, Lost, StopWorker, once_broker_answers, recreated
 from streams.messages import header
 from streams.metrics import Metrics
 from streams.publish import Outgoing, Sent, send_all
@@ -186,7 +186,6 @@ class Profiles:
             counters=settings.counters_per_user,
             folder=self._folder,
         )
-        self._fail = fail
         self.partitions: dict[int, Partition] = {}
         self._reader = Consumer(
             **settings.kafka_options(),
@@ -198,7 +197,7 @@ class Profiles:
         )
         self._reading = asyncio.Lock()
         self._paused_s: float | None = None  # since then, by a rebalance
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background("the profiles store", fail)
 
     async def start(self) -> None:
         """Raises StopWorker where nothing can be kept in the folder that is to hold the users."""
@@ -208,14 +207,12 @@ class Profiles:
             except DiskFull as error:
                 raise StopWorker(str(error)) from error
         await self._reader.start()
-        self._spawn(self._audit())
+        self._background.spawn(self._audit())
         if self._settings.user_ttl_days is not None:
-            self._spawn(self._expire(self._settings.user_ttl_days * 86_400_000.0))
+            self._background.spawn(self._expire(self._settings.user_ttl_days * 86_400_000.0))
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         await self._reader.stop()
 
     def partition(self, number: int) -> Partition | None:
@@ -248,7 +245,9 @@ class Profiles:
             partition.gate.close()
         self._metrics.rebalances_total.inc()
         if wanted:
-            self._spawn(self._open([self.partitions[number] for number in sorted(wanted)], generation))
+            self._background.spawn(
+                self._open([self.partitions[number] for number in sorted(wanted)], generation)
+            )
 
     async def _open(self, partitions: list[Partition], generation: int) -> None:
         started = time.monotonic()
@@ -267,7 +266,9 @@ class Profiles:
                 partition.gate.open()
                 partition.mark_applied(partition.watermark)
                 if partition.overwritten:
-                    self._spawn(self._write_again(partition, set(partition.overwritten), generation))
+                    self._background.spawn(
+                        self._write_again(partition, set(partition.overwritten), generation)
+                    )
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
         if self._paused_s is not None and all(each.gate.is_open for each in self.partitions.values()):
@@ -419,7 +420,7 @@ class Profiles:
         for start, stop in written:
             hole = partition.passed(start, stop)
             if hole is not None:
-                self._spawn(self._repair(partition, hole, start, generation))
+                self._background.spawn(self._repair(partition, hole, start, generation))
         self._metrics.changelog_records_total.inc(len(sent))
 
     async def _write(
@@ -539,22 +540,6 @@ class Profiles:
             is_whole = written == len(overwritten)
             partition.overwritten -= overwritten
         return is_whole
-
-    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
-        async def guarded() -> None:
-            try:
-                await work
-            except Lost:
-                pass
-            except StopWorker as error:
-                self._fail(str(error))
-            except Exception as error:
-                log.exception("profiles_failed")
-                self._fail(f"unexpected {type(error).__name__} in the profiles store: {error}")
-
-        task = asyncio.ensure_future(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _generation_of(record: ConsumerRecord) -> int:

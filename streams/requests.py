@@ -482,18 +482,18 @@ class RequestPath:
             events=events,
             again=[key for key in again if key not in exclude and key not in unwanted],
             similar=[key for key in similar if key not in exclude and key not in unwanted],
-            history=self._history([*entries, *session], now_ms) if self._encoder.pool else None,
+            history=self._history(wishes, now_ms) if self._encoder.pool else None,
             pool=self._encoder.pool,
             behind=taken.behind if request.explain and taken else None,
         )
 
-    def _history(self, entries: Sequence[tuple[int, int, int]], now_ms: int) -> History:
+    def _history(self, wishes: Sequence[tuple[int, int, int]], now_ms: int) -> History:
         """The newest L wishes."""
         length = self._encoder.log_length
-        events = [(key, at_ms) for key, at_ms, action in entries if STEPS[action]][-length:]
+        newest = wishes[-length:]
         return History(
-            np.array([key for key, _ in events], dtype=np.uint64),
-            np.array([at_ms for _, at_ms in events], dtype=np.int64),
+            np.array([key for key, _, _ in newest], dtype=np.uint64),
+            np.array([at_ms for _, at_ms, _ in newest], dtype=np.int64),
             now_ms,
             length,
         )
