@@ -154,7 +154,8 @@ class Recall:
 
     async def _new(self, asks: Sequence[Ask]) -> dict[int, Ranking]:
         """By ask, what is new and like what its user is taking."""
-        of_taken = await self._index.vectors([*{key for ask in asks for key in ask.taken}])
+        keys = {key for ask in asks for key in ask.taken}
+        of_taken = await self._index.vectors([*keys]) if keys else {}
         queries: list[Query] = []
         owners: list[int] = []
         for index, ask in enumerate(asks):
@@ -164,7 +165,9 @@ class Recall:
                     queries.append(Query(of_taken[key], limit, where, ask.exclude.union(ask.taken)))
                     owners.append(index)
         found: dict[int, dict[int, str]] = {index: {} for index in owners}
-        for index, hits in zip(owners, await self._index.search(queries) if queries else (), strict=True):
+        if not queries:
+            return {}
+        for index, hits in zip(owners, await self._index.search(queries), strict=True):
             found[index].update((hit.key, hit.item_id) for hit in hits)
         vectors = await self._index.vectors([*{key for items in found.values() for key in items}])
         rankings = {}
