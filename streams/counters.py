@@ -147,7 +147,12 @@ def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> 
     if not len(rows) or not all_keys.shape[1]:
         nobody = rows[:0]
         return Counted(nobody, all_keys[nobody], all_levels[nobody])
-    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+    first = np.concatenate([[True], rows[1:] != rows[:-1]])
+    if first.all() and (what == Left.WISH).all():
+        new = Counted(rows, all_keys[rows], all_levels[rows])
+        _count_wishes(new.keys, new.levels, items)
+        return new
+    starts = np.flatnonzero(first)
     lengths = np.diff(starts, append=len(rows))
     # Who loses most comes first, so that who still loses something in a round are the first ones. Whoever loses many, or
     # more than wishes, comes last, with no rounds.
@@ -163,19 +168,19 @@ def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> 
         busy = int(np.searchsorted(-rounds, -done))
     rest = np.concatenate([np.arange(busy), np.flatnonzero(rounds == 0)])
     for user in rest.tolist():
-        first, stop = starts[user] + (done if rounds[user] else 0), starts[user] + lengths[user]
+        begin, stop = starts[user] + (done if rounds[user] else 0), starts[user] + lengths[user]
         keys, levels = new.keys[user].tolist(), new.levels[user].tolist()
-        count(keys, levels, zip(items[first:stop].tolist(), what[first:stop].tolist(), strict=True))
+        count(keys, levels, zip(items[begin:stop].tolist(), what[begin:stop].tolist(), strict=True))
         new.keys[user], new.levels[user] = keys, levels
     return new
 
 
 def _count_wishes(keys: U64, levels: U16, items: U64) -> None:
     """One wish of each user, in place."""
-    np.subtract(levels, 1, out=levels, where=levels > 0)
-    users = np.arange(len(items))
+    levels -= levels > 0
     place = (keys == items[:, None]).argmax(axis=1)
-    before = np.where(keys[users, place] == items, levels[users, place], 0)
-    new = np.flatnonzero(before == 0)
+    at = (np.arange(len(items)), place)
+    before = levels[at] * (keys[at] == items)
+    new = (before == 0).nonzero()[0]
     place[new] = levels[new].argmin(axis=1)
-    keys[users, place], levels[users, place] = items, _RAISED[before]
+    keys[at], levels[at] = items, _RAISED[before]
