@@ -1,8 +1,8 @@
 """What is new in the catalog and like what the user is taking. Pure.
 
 New items are in no table and no count, and interests, which are trained on what was taken, rank them behind what was: only
-what they say of themselves tells them apart. So they are compared with the items of the session at hand, one by one, by
-cosines: of new items, those of the lengths that training gave to others mean nothing (`models/README.md`, "Newcomers").
+what they say of themselves tells them apart. So they are compared with the items of the session at hand, one by one, and by
+cosines: how long a new item's vector is says nothing of it. What that finds is in `models/README.md`, "What is new".
 """
 
 from collections.abc import Sequence
