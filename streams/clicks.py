@@ -1,7 +1,6 @@
 """Path 1: a batch of clicks -> the users' logs and encoder states -> the profiles changelog -> the watermark."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -37,8 +36,9 @@ _SLICE: Final = 400
 # So many batches are worked on beside each other: one steps the encoder in its thread while another is decoded. With a
 # backlog of all partitions in hand each turn of the loop would otherwise take as many slices, and requests wait for it.
 _BESIDE: Final = 2
-# Most of what so few clicks cost is what any batch costs, so those of several partitions are applied as one.
+# Most of what so few clicks cost is what any batch costs, so those of several partitions are applied as one: up to that many.
 _SMALL: Final = 64
+_COMPANY: Final = 1_000
 # How long a batch may wait for its partition to be opened: a restore is reading, or the worker is stuck.
 _OPEN_TIMEOUT_S: Final = 600.0
 
@@ -95,6 +95,7 @@ class _Company:
 
     def __init__(self) -> None:
         self.shares: list[_Share] = []
+        self.clicks = 0
 
 
 class _Turn:
@@ -112,6 +113,12 @@ class _Turn:
         if self._is_held:
             self._is_held = False
             self._places.release()
+
+    def handed_over(self) -> "_Turn":
+        """The place, to somebody else."""
+        other = _Turn(self._places)
+        self._is_held, other._is_held = False, self._is_held
+        return other
 
 
 class ClickPath:
@@ -173,10 +180,8 @@ class ClickPath:
                 self._stage["decode"].observe(time.perf_counter() - started)
                 sent: list[Sent] = []
                 is_done = not decoded.records
-                if not is_done and self._has_company(batch):
-                    turn.give()
-                    share = _Share(partition, decoded, batch.generation)
-                    is_done = await self._apply_in_company(share, sent)
+                if not is_done and self._joins(batch, decoded):
+                    is_done = await self._apply_in_company(partition, decoded, batch.generation, sent, turn)
                 if not is_done:
                     letters += await self._apply(partition, decoded, batch.generation, sent, turn)
             finally:
@@ -282,54 +287,58 @@ class ClickPath:
         await self._send(partition, decoded, result.change, erased, generation, sent)
         return []
 
-    def _has_company(self, batch: Batch) -> bool:
-        return len(batch.records) <= _SMALL and (batch.has_company or self._company is not None)
+    def _joins(self, batch: Batch, decoded: Decoded) -> bool:
+        """Whether a batch is applied with others: it is small, there are such, and no vector has to be waited for."""
+        return (
+            len(batch.records) <= _SMALL
+            and (batch.has_company or self._company is not None)
+            and not (self._vectors.can_fetch and self._vectors.missing(decoded.clicks.item.tolist()))
+        )
 
-    async def _apply_in_company(self, share: _Share, sent: list[Sent]) -> bool:
-        """Apply and send a small batch together with others. False: nothing was done, since one of them fails.
+    async def _apply_in_company(
+        self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent], turn: _Turn
+    ) -> bool:
+        """Apply and send a small batch together with others. False: they failed together, and nothing was done.
 
-        The company begins at the next turn of the loop, or when it has a place. Until then it takes whoever comes, and each
-        holds the lock of its partition.
+        Who comes first opens a company and gives its place to it. It begins at the next turn of the loop. Until then it
+        takes whoever comes, and each holds the lock of its partition.
         """
-        company = self._company
-        if company is None:
+        share, company = _Share(partition, decoded, generation), self._company
+        if company is None or company.clicks >= _COMPANY:
             company = self._company = _Company()
-            company.work = asyncio.ensure_future(self._apply_company(company))
+            company.work = asyncio.ensure_future(self._apply_company(company, turn.handed_over()))
+        turn.give()
         company.shares.append(share)
+        company.clicks += len(decoded.records)
         await asyncio.wait({company.work})
         company.work.result()
-        share.partition.require(share.generation)
+        partition.require(generation)
         if share.applied is None:
             return False
-        change, erased = share.applied
-        await self._send(share.partition, share.decoded, change, erased, share.generation, sent)
+        await self._send(partition, decoded, *share.applied, generation, sent)
         return True
 
-    async def _apply_company(self, company: _Company) -> None:
-        turn = _Turn(self._places)
+    async def _apply_company(self, company: _Company, turn: _Turn) -> None:
         try:
-            await turn.take()
-            self._company = None
-            shares = company.shares
+            if self._company is company:
+                self._company = None
+            shares = [each for each in company.shares if each.partition.is_ours(each.generation)]
+            if not shares:
+                return
             table = Together([share.partition.columns for share in shares])
             clicks = joined(share.decoded.clicks for share in shares)
             try:
                 result = await self._work_out(table, clicks, turn)
             except Exception:
-                log.exception("company_failed", batches=len(shares))
+                log.exception("company_failed", partitions=[share.partition.number for share in shares])
                 return
         finally:
             turn.give()
-            if self._company is company:
-                self._company = None
-        users = first = 0
-        for number, (share, until) in enumerate(zip(shares, table.bounds(result.change.rows), strict=True)):
-            stop = first + len(share.decoded.records)
-            part = result.part(slice(users, until), slice(first, stop), number * table.SPREAD)
-            with contextlib.suppress(Lost):
-                share.partition.require(share.generation)
-                share.applied = part.change, self._commit(share.partition, share.decoded, part)
-            users, first = until, stop
+        sizes = [len(share.decoded.records) for share in shares]
+        for share, part in zip(shares, table.parts(result.change.rows, sizes), strict=True):
+            if share.partition.is_ours(share.generation):
+                own = result.part(*part)
+                share.applied = own.change, self._commit(share.partition, share.decoded, own)
 
     async def _work_out(self, table: Table, clicks: Clicks, turn: _Turn) -> _Result:
         """What becomes of the users of these clicks; nothing is written yet."""
@@ -406,7 +415,7 @@ class ClickPath:
         return erased
 
     def _count(self, partition: Partition, decoded: Decoded, change: Change) -> None:
-        outcomes = change.outcomes
+        outcomes = change.outcome_counts
         self._metrics.clicks_total.inc(int(outcomes[Outcome.APPLIED]))
         self._metrics.duplicates_total.inc(
             int(outcomes[Outcome.DUPLICATE] + outcomes[Outcome.REPLAYED] + outcomes[Outcome.RETRACTED])

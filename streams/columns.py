@@ -1,6 +1,10 @@
-"""The profiles of one partition as numpy columns, one row a user: what lets a batch be applied without a loop."""
+"""The profiles of one partition as numpy columns, one row a user: what lets a batch be applied without a loop.
 
-from collections.abc import Iterable, Sequence
+Several partitions' are one table to who only reads: what a batch costs, whatever is in it, is then paid once for all.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -220,10 +224,14 @@ class Columns:
         self.strays.pop(row, None)
         self._free.append(row)
 
-    def log(self, rows: I64) -> Log:
-        """Copies of the logs of ``rows``."""
+    def want(self, rows: I64) -> None:
+        """Have those rows read from the disk that have been written out there."""
         if self._file is not None:
             self._file.want(rows.tolist())
+
+    def log(self, rows: I64) -> Log:
+        """Copies of the logs of ``rows``."""
+        self.want(rows)
         return Log(self.n[rows], self.at_ms[rows], self.event[rows], self.item[rows], self.action[rows])
 
     def held(self, rows: I64) -> Held:
@@ -258,25 +266,33 @@ class Together:
     def __init__(self, tables: Sequence[Columns]) -> None:
         self._tables = tables
 
-    def bounds(self, rows: I64) -> list[int]:
-        """Where in ``rows``, ascending, those of each table end."""
+    def parts(self, rows: I64, sizes: Sequence[int]) -> Iterator[tuple[slice, slice, int]]:
+        """Of each table, whose batch is of so many clicks: which of ``rows``, ascending, and of all clicks are its own, and
+        its first row."""
+        first = 0
+        for number, (start, stop) in enumerate(pairwise([0, *self._ends(rows)])):
+            yield slice(start, stop), slice(first, first + sizes[number]), number * self.SPREAD
+            first += sizes[number]
+
+    def _ends(self, rows: I64) -> list[int]:
         ends: list[int] = np.searchsorted(rows, np.arange(1, len(self._tables) + 1) * self.SPREAD).tolist()
         return ends
 
     def held(self, rows: I64) -> Held:
-        parts = np.split(rows, self.bounds(rows)[:-1])
-        return Held.joined(
-            table.held(part % self.SPREAD) for table, part in zip(self._tables, parts, strict=True)
-        )
+        of_tables = np.split(rows % self.SPREAD, self._ends(rows)[:-1])
+        parts = [*zip(self._tables, of_tables, strict=True)]
+        for table, own in parts:
+            table.want(own)
+        return Held.joined(table.held(own) for table, own in parts)
 
     def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
         places = self._tables[0].counters
         keys = np.empty((len(rows), places), dtype=np.uint64)
         levels = np.empty((len(rows), places), dtype=np.uint16)
         number = rows // self.SPREAD
-        for each, table in enumerate(self._tables):
+        for each in np.unique(number).tolist():
             mine = np.flatnonzero(number == each)
-            keys[mine], levels[mine] = table.counters_of(rows[mine] % self.SPREAD)
+            keys[mine], levels[mine] = self._tables[each].counters_of(rows[mine] % self.SPREAD)
         return keys, levels
 
 

@@ -1,4 +1,4 @@
-"""A batch of clicks against the columns of its partition: new logs, and what the encoder has to step or fold again.
+"""A batch of clicks against the columns of its partition, or of several together: new logs, and what the encoder has to step or fold again.
 
 Pure: arrays in, arrays out. Users whose events simply come after what they have (nearly all) are handled together;
 the others (late, repeated, retracted, forgotten) one by one, by the rules of `profile.py`. Both ways give the same
@@ -97,8 +97,8 @@ class Change(NamedTuple):
     applied: Bools  # (batch,) events that count, for popularity
 
     @property
-    def outcomes(self) -> I64:
-        """Counts by Outcome."""
+    def outcome_counts(self) -> I64:
+        """By Outcome."""
         return np.bincount(self.outcome, minlength=len(Outcome))
 
     def part(self, users: slice, clicks: slice, row: int) -> "Change":

@@ -115,7 +115,8 @@ class Metrics:
     click_batch_stage_seconds: Annotated[
         Histogram,
         About(
-            "Time of one click batch in each of its stages: decode, apply, encode, changelog.",
+            "Time of one click batch in each of its stages: decode, apply, encode, changelog. Small batches of several "
+            "partitions are applied and encoded as one, and counted as one there.",
             "encode: raise HEADWATER_ENCODER_THREADS or choose a smaller bundle. changelog: the broker is slow "
             "to acknowledge. The others: smaller batches (HEADWATER_MAX_POLL_RECORDS).",
             ("stage",),

@@ -155,8 +155,11 @@ class Partition:
 
     def require(self, generation: int) -> None:
         """Raises Lost unless this worker still owns the partition in that generation."""
-        if not self.owned or self.generation != generation:
+        if not self.is_ours(generation):
             raise Lost
+
+    def is_ours(self, generation: int) -> bool:
+        return self.owned and self.generation == generation
 
 
 class Profiles:

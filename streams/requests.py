@@ -239,8 +239,9 @@ class RequestPath:
         if after.partition == partition.number:
             return partition.applied >= after.offset
         row = partition.columns.rows.get(held.user)
-        strays = partition.columns.strays.get(row, {}) if row is not None else {}
-        return strays.get(after.partition, -1) >= after.offset
+        if row is None or partition.columns.offset[row] > partition.applied:
+            return False  # what it has of the user is not on its way to the changelog yet
+        return partition.columns.strays.get(row, {}).get(after.partition, -1) >= after.offset
 
     def _park(self, held: Held, partition: Partition) -> None:
         lot = self._lots.get(partition.number)

@@ -73,13 +73,17 @@ class ItemVectors:
         if self._fetch is None or wanted:
             self.put(key, vector)
 
+    def missing(self, keys: Iterable[int]) -> frozenset[int]:
+        """Those of the keys that :meth:`ensure` would have to ask for."""
+        if self._fetch is None:
+            return frozenset()
+        return frozenset(key for key in keys if key not in self._rows and key not in self._absent)
+
     async def ensure(self, keys: Iterable[int]) -> None:
         """Bring in what is missing; read :meth:`rows` and :attr:`matrix` right after, before the next await."""
-        if self._fetch is None:
-            return
         needed = frozenset(keys)
-        missing = frozenset(key for key in needed if key not in self._rows and key not in self._absent)
-        if not missing:
+        missing = self.missing(needed)
+        if self._fetch is None or not missing:
             return
         self._asked.append(missing)
         try:

@@ -329,7 +329,7 @@ def planned_together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def at_home(worker: InterestsWorker, user: str, item: str, **fields: Any) -> ConsumerRecord:
+def at_home(worker: InterestsWorker, user: str, item: str = "", **fields: Any) -> ConsumerRecord:
     return worker.click(user, item, partition=partition_of(user.encode(), PARTITIONS), **fields)
 
 
@@ -369,6 +369,76 @@ async def test_small_batches_of_one_fetch_are_applied_as_one(
             if record.key == user.encode()
         ][-1:]
         assert stored == home
+
+
+async def test_forgets_and_strays_in_company_are_what_they_are_alone(wide: InterestsWorker) -> None:
+    users = [f"user {number}" for number in range(9)]
+    homes = {user: partition_of(user.encode(), PARTITIONS) for user in users}
+    await wide.apply_together(*(at_home(wide, user, "tea") for user in users))
+    astray = wide.click("user 1", "coffee", partition=(homes["user 1"] + 1) % PARTITIONS)
+    await wide.apply_together(
+        at_home(wide, "user 0", action="forget", at_ms=now_ms() + 1_000),
+        astray,
+        *(at_home(wide, user, "coffee") for user in users[2:]),
+    )
+    assert b"user 0" not in wide.partition(homes["user 0"]).columns.rows
+    assert wide.producer.latest(wide.topics.profiles)[b"user 0"].value is None
+    (sent,) = wide.producer.records(wide.topics.clicks)
+    assert (sent.partition, sent.value) == (homes["user 1"], astray.value)
+    for user in users[2:]:
+        assert [event.item for event in wide.log(user, homes[user])] == [item_key("tea"), item_key("coffee")]
+
+
+async def test_who_is_too_many_for_a_company_or_has_to_wait_for_a_vector_goes_alone(
+    wide: InterestsWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = planned_together(monkeypatch)
+    users = [f"user {number}" for number in range(60)]
+    of_one = [user for user in users if partition_of(user.encode(), PARTITIONS) == 0]
+    of_others = [user for user in users if user not in of_one]
+    small = click_path._SMALL
+    many = [at_home(wide, of_one[0], "tea", event_id=f"a {number}") for number in range(small)]
+    await wide.apply_together(*many, *(at_home(wide, user, "tea") for user in of_others))
+    assert sizes == [small + len(of_others)]
+    sizes.clear()
+    many = [at_home(wide, of_one[0], "tea", event_id=f"b {number}") for number in range(small + 1)]
+    await wide.apply_together(*many, *(at_home(wide, user, "tea") for user in of_others))
+    assert sorted(sizes) == sorted([small + 1, len(of_others)])
+    sizes.clear()
+
+    async def nothing(keys: object) -> dict[int, Any]:
+        return {}
+
+    monkeypatch.setattr(wide.vectors, "_fetch", nothing)
+    await wide.apply_together(
+        at_home(wide, of_one[0], "novelty"), *(at_home(wide, user, "tea") for user in of_others)
+    )
+    assert sorted(sizes) == sorted([1, len(of_others)])
+
+
+async def test_a_partition_that_goes_after_it_was_applied_in_company_is_written_when_it_comes_again(
+    wide: InterestsWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [at_home(wide, f"user {number}", "tea") for number in range(9)]
+    gone = records[0].partition
+    send = wide.profiles.send
+
+    async def revoked(partition: Partition, *arguments: Any) -> Any:
+        wide.partition(gone).generation = GENERATION + 1
+        return await send(partition, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wide.profiles, "send", revoked)
+        with pytest.raises(Lost):
+            await wide.apply_together(*records)
+    assert gone not in {record.partition for record in wide.producer.records(wide.topics.profiles)}
+    again = wide.batch([record for record in records if record.partition == gone], GENERATION + 1)
+    await wide.clicks.handle(again)
+    stored = {
+        record.key for record in wide.producer.records(wide.topics.profiles) if record.partition == gone
+    }
+    assert stored == {record.key for record in again.records}
+    assert all(len(wide.log(user.decode(), gone)) == 1 for user in stored)
 
 
 async def test_of_batches_together_that_our_own_code_fails_on_the_culprit_alone_is_dead_lettered(

@@ -86,7 +86,7 @@ def test_the_vectorised_way_and_the_plain_rules_agree_event_by_event(history: Hi
         outcomes[outcome] += 1
         applied.append(outcome is Outcome.APPLIED)
     assert {user: log_of(columns, user) for user in plain} == plain
-    assert sum(change.outcomes for change in changes).tolist() == outcomes.tolist()
+    assert sum(change.outcome_counts for change in changes).tolist() == outcomes.tolist()
     assert np.concatenate([change.applied for change in changes]).tolist() == applied
 
 
@@ -167,7 +167,7 @@ def test_where_nothing_is_too_late_the_order_in_which_events_come_does_not_count
 ) -> None:
     columns = Columns(length, DIM, counters=5)
     changes = apply_in_batches(columns, history.stream, history.cuts, ForgetfulEncoder(), item_vectors())
-    assume(not sum(change.outcomes[Outcome.TOO_LATE] for change in changes))
+    assume(not sum(change.outcome_counts[Outcome.TOO_LATE] for change in changes))
     for user, events in history.events.items():
         in_order = Counting(length, 5)
         for event in sorted(events):
@@ -221,16 +221,13 @@ def test_partitions_that_are_planned_together_change_as_each_does_alone(
         several = [each for each, stream in zip(tables, streams, strict=True) if stream]
         streams = [stream for stream in streams if stream]
         batches = [clicks_of(*of, start) for of in zip(several, streams, strict=True)]
-        together, change = Together(several), plan(Together(several), joined(batches))
-        users = first = 0
-        for number, until in enumerate(together.bounds(change.rows)):
-            last = first + len(streams[number])
-            part = change.part(slice(users, until), slice(first, last), number * Together.SPREAD)
-            alone = plan(several[number], batches[number])
+        together = Together(several)
+        change = plan(together, joined(batches))
+        for number, which in enumerate(together.parts(change.rows, [*map(len, streams)])):
+            part, alone = change.part(*which), plan(several[number], batches[number])
             for name, one, other in zip(Change._fields, part, alone, strict=True):
                 for of_part, of_alone in zip(flat(one), flat(other), strict=True):
                     assert np.array_equal(of_part, of_alone), name  # type: ignore[arg-type]
-            users, first = until, last
             apply(several[number], streams[number], ForgetfulEncoder(), item_vectors(), start)
 
 
@@ -248,8 +245,8 @@ def test_planning_touches_nothing() -> None:
 def test_an_offset_at_or_below_the_applied_one_is_not_applied_again() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])  # offsets 0 and 1
     change = planned(columns, click(3, 3), click(4, 4), first_offset=1)
-    assert change.outcomes[Outcome.REPLAYED] == 1
-    assert change.outcomes[Outcome.APPLIED] == 1
+    assert change.outcome_counts[Outcome.REPLAYED] == 1
+    assert change.outcome_counts[Outcome.APPLIED] == 1
     assert change.applied.tolist() == [False, True]
     assert change.offset.tolist() == [2]
 
@@ -258,14 +255,14 @@ def test_a_batch_replayed_whole_still_names_its_users_so_that_they_are_written_a
     columns = columns_after([click(1, 1), click(2, 2)])
     change = planned(columns, click(1, 1), click(2, 2), first_offset=0)
     assert change.rows.tolist() == [columns.rows[ANN]]
-    assert change.outcomes[Outcome.REPLAYED] == 2
+    assert change.outcome_counts[Outcome.REPLAYED] == 2
     assert not change.refold.any()
 
 
 def test_an_event_older_than_a_full_log_is_counted_too_late_and_not_applied() -> None:
     columns = columns_after([click(second, second) for second in (10, 11, 12, 13)])
     change = planned(columns, click(5, 5))
-    assert change.outcomes[Outcome.TOO_LATE] == 1
+    assert change.outcome_counts[Outcome.TOO_LATE] == 1
     assert change.applied.tolist() == [False]
     assert not change.refold.any()
 
@@ -275,7 +272,7 @@ def test_an_impression_evicts_nothing_and_counts_for_nothing() -> None:
     before = log_of(columns, ANN)
     change = apply(columns, [(ANN, click(20, 20, action=IMPRESSION))], ForgetfulEncoder(), item_vectors(), 50)
     assert log_of(columns, ANN) == before
-    assert change.outcomes[Outcome.UNLOGGED] == 1
+    assert change.outcome_counts[Outcome.UNLOGGED] == 1
     assert change.applied.tolist() == [False]
     assert change.newest.tolist() == [-1]
     assert columns.offset[columns.rows[ANN]] == 50
@@ -295,13 +292,13 @@ def test_a_retraction_takes_its_event_out_and_keeps_its_copies_out() -> None:
 def test_an_event_id_that_comes_again_with_a_later_time_is_still_a_repetition() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])
     change = planned(columns, click(5, 1))
-    assert change.outcomes[Outcome.DUPLICATE] == 1
+    assert change.outcome_counts[Outcome.DUPLICATE] == 1
     assert change.log.events(0) == [click(1, 1), click(2, 2)]
 
 
 def test_of_two_forgets_the_later_holds_whichever_comes_last() -> None:
     columns = columns_after([click(1, 1), forget(5, 98), forget(3, 99), click(9, 9)])
-    assert planned(columns, click(4, 4)).outcomes[Outcome.FORGOTTEN] == 1
+    assert planned(columns, click(4, 4)).outcome_counts[Outcome.FORGOTTEN] == 1
 
 
 def test_a_retraction_may_come_before_its_event() -> None:
@@ -313,7 +310,7 @@ def test_forget_erases_what_happened_up_to_its_time_and_keeps_out_what_arrives_l
     columns = columns_after([click(1, 1), click(2, 2), click(5, 5)], [forget(3)])
     assert log_of(columns, ANN) == [click(5, 5)]
     change = planned(columns, click(2, 7), click(3, 8), click(4, 9))
-    assert change.outcomes[Outcome.FORGOTTEN] == 2
+    assert change.outcome_counts[Outcome.FORGOTTEN] == 2
     assert change.log.events(0) == [click(4, 9), click(5, 5)]
     assert not change.erased.any()
 

@@ -698,6 +698,34 @@ async def test_after_in_stray_coordinates_waits_for_the_forwarded_click(wide: As
     assert response.reflects.events == 2
 
 
+async def test_a_stray_that_is_not_on_its_way_to_the_changelog_yet_is_waited_for(
+    wide: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, away = away_from_home("ann")
+    await wide.apply(wide.click("ann", "green tea", partition=home))
+    send, may_send = wide.profiles.send, asyncio.Event()
+
+    async def kept(*arguments: Any) -> Any:
+        await may_send.wait()
+        return await send(*arguments)
+
+    monkeypatch.setattr(wide.profiles, "send", kept)
+    outgoing = forwarded(wide.click("ann", "dark roast", partition=away, offset=12), b"ann")
+    applying = asyncio.ensure_future(
+        wide.apply(
+            wide.record(wide.topics.clicks, b"ann", outgoing.value, partition=home, headers=outgoing.headers)
+        )
+    )
+    await until(lambda: wide.partition(home).columns.strays)
+    await wide.ask(wide.request("ann", partition=home, after=after(12, away)))
+    await asyncio.gather(*wide.tasks)
+    assert wide.responses() == {}
+    may_send.set()
+    await applying
+    await until(wide.responses)
+    assert wide.responses()["r1"].reflects.events == 2  # type: ignore[union-attr]
+
+
 async def test_a_request_that_is_misrouted_twice_is_dead_lettered(wide: Asked) -> None:
     _, away = away_from_home("ann")
     outgoing = forwarded(wide.request("ann", partition=away), b"ann")
