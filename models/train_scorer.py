@@ -25,12 +25,15 @@ from models.candidates import Pool, Pooling
 from models.datasets import Dataset
 from models.denormals import flushed_denormals
 from models.evaluation import encoded
+from models.events import Log, ends_at, prefixes
 from models.fitting import FitError, Report
 from models.metrics import NEVER, by_case
+from models.neighbours import TableConfig, table_of
 from models.protocols import Cases, Ints, Split, discoveries, next_events
 from models.recipes import ScorerFit, ScorerRecipe
 from streams.encoder import Encoder, load
 from streams.features import CANDIDATE_FEATURES
+from streams.neighbours import Neighbours
 
 _K = 10  # of the validation's NDCG
 _CASES = 128  # whose products with all items are held at once
@@ -64,9 +67,26 @@ def prepare(base: Path, data: Dataset, asked: Split, config: ScorerFit, report: 
     """The candidates of the bundle `base` for past questions. Raises FitError where there are too few."""
     encoder = load(base, device="cpu")
     catalog = encoded(encoder, data, lambda *done: report("encoding items", *done))
-    pooling = Pooling(encoder, catalog, asked, config.pool)
-    questions, judged = examples(pooling, asked, config, report)
+    since_ms, table = _known_before(encoder, data, asked.train, config)
+    pooling = Pooling(encoder, catalog, asked, config.pool, table)
+    questions, judged = examples(pooling, asked, since_ms, config, report)
     return Material(encoder, torch.from_numpy(pooling.vectors), questions, judged)
+
+
+def _known_before(
+    encoder: Encoder, data: Dataset, train: Log, config: ScorerFit
+) -> tuple[int, Neighbours | None]:
+    """From when on questions are asked, and the table of neighbours that they are asked with.
+
+    A table knows the sessions that it was made of better than it will know any other, and a scorer would trust it too much:
+    of a bundle that has one only the newest events are asked for, with a table of those before them.
+    """
+    if encoder.neighbours is None or not len(train.at_ms):
+        return 0, None
+    since_ms = int(np.quantile(train.at_ms, 1 - config.newest))
+    before = prefixes(train, ends_at(train, since_ms))
+    pause_s = encoder.neighbours.pause_ms / 1000
+    return since_ms, table_of(before, data.item_ids, TableConfig(pause_s=pause_s))
 
 
 def make(
@@ -125,14 +145,17 @@ def _trained(
     return scorer, *fit(scorer, material, recipe.fit, report)
 
 
-def examples(pooling: Pooling, asked: Split, config: ScorerFit, report: Report) -> tuple[Questions, Judged]:
-    """Questions drawn from the training events, nine tenths of the users to learn from and the others to judge by.
+def examples(
+    pooling: Pooling, asked: Split, since_ms: int, config: ScorerFit, report: Report
+) -> tuple[Questions, Judged]:
+    """Questions drawn from the training events since a moment, nine tenths of the users to learn from and the others to judge by.
 
     Where items come again, the same questions are asked for discoveries too, as a request is that wants nothing seen.
     Raises FitError.
     """
     log, rng = asked.train, np.random.default_rng(config.seed)
-    rows = np.flatnonzero(np.arange(len(log.items)) - log.starts[log.owners] >= config.least)
+    several = np.arange(len(log.items)) - log.starts[log.owners] >= config.least
+    rows = np.flatnonzero(several & (log.at_ms >= since_ms))
     rows = np.sort(rng.permutation(rows)[: config.questions])
     every = next_events(log, rows, mask_seen=False)
     # As when it serves: what fell out of the log may come up again.

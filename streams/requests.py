@@ -454,7 +454,7 @@ class RequestPath:
         weights = sources or DEFAULT_WEIGHTS
         unwanted = {key for key, _, action in entries if SEEN[action] and not STEPS[action]}
         wishes = [wish for wish in (*entries, *session) if STEPS[wish[2]]]
-        again: list[int] = []
+        again: dict[int, float] = {}
         if request.exclude_seen:
             exclude.update(key for key, _, _ in session)
             exclude.update(key for key, _, action in entries if SEEN[action])
@@ -469,7 +469,7 @@ class RequestPath:
         taken = None
         if self._similar is not None and weights.get("similar", 0) > 0:
             taken = self._similar.session([wish for wish in wishes if wish[0] not in unwanted], now_ms)
-        similar = taken.ranked() if taken else []
+        similar = taken.ranked() if taken else {}
         return Ask(
             limit=request.limit,
             interests=user.interests,
@@ -482,13 +482,19 @@ class RequestPath:
             events=events,
             again=[key for key in again if key not in exclude and key not in unwanted],
             similar=[key for key in similar if key not in exclude and key not in unwanted],
-            history=self._history(wishes, now_ms) if self._encoder.pool else None,
+            history=self._history(wishes, now_ms, again, similar) if self._encoder.pool else None,
             pool=self._encoder.pool,
             behind=taken.behind if request.explain and taken else None,
         )
 
-    def _history(self, wishes: Sequence[tuple[int, int, int]], now_ms: int) -> History:
-        """The newest L wishes."""
+    def _history(
+        self,
+        wishes: Sequence[tuple[int, int, int]],
+        now_ms: int,
+        again: Mapping[int, float],
+        similar: Mapping[int, float],
+    ) -> History:
+        """The newest L wishes, and what sources make of all of them."""
         length = self._encoder.log_length
         newest = wishes[-length:]
         return History(
@@ -496,6 +502,8 @@ class RequestPath:
             np.array([at_ms for _, at_ms, _ in newest], dtype=np.int64),
             now_ms,
             length,
+            again,
+            similar,
         )
 
     def _reply(self, held: Held, answer: Answer, reflects: Reflects, rung: str | None) -> _Reply:

@@ -12,19 +12,14 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra tra
 
 from models import commands, sequence_bundle, torch_export  # noqa: E402 - needs torch
 from models.architectures import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
-from models.candidates import Pooling, trending  # noqa: E402 - after the skip
 from models.datasets import Dataset  # noqa: E402 - after the skip
-from models.evaluation import encoded, interests_of  # noqa: E402 - after the skip
 from models.events import Log  # noqa: E402 - after the skip
 from models.export import ExportError  # noqa: E402 - needs onnx
 from models.fitting import FitError, Model  # noqa: E402 - needs torch
 from models.light import lighten  # noqa: E402 - needs onnx
-from models.protocols import split  # noqa: E402 - after the skip
 from streams.bundle import BundleError, Origin  # noqa: E402 - after the skip
 from streams.encoder import Encoder, load  # noqa: E402 - after the skip
-from streams.features import CANDIDATE_FEATURES, History  # noqa: E402 - after the skip
-from streams.recall.fusion import Fused  # noqa: E402 - after the skip
-from streams.recall.rescoring import Pooled, rescored  # noqa: E402 - after the skip
+from streams.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)
 ITEMS = 60
@@ -118,27 +113,6 @@ def test_a_candidate_has_the_same_score_alone_and_among_others(
     for place in range(50):
         alone = bundle.score(*(part[place : place + 1] for part in given))
         np.testing.assert_allclose(alone, together[place : place + 1], atol=1e-5)
-
-
-def test_serving_tells_a_candidate_what_training_told_it(trained: tuple[commands.Results, Encoder]) -> None:
-    _, bundle = trained
-    data = habits()
-    asked, catalog = split(data, "global-time"), encoded(bundle, data)
-    pools, _ = Pooling(bundle, catalog, asked, 20)(asked.log, asked.test, slice(0, 4))
-    own = interests_of(bundle, catalog, asked.log, asked.test, slice(0, 4)).interests
-    weights = trending(asked, ITEMS)(int(asked.test.now_ms[0]), np.arange(ITEMS))
-    for case, pool in enumerate(pools):
-        start, end = asked.log.starts[asked.test.users[case]], asked.test.ends[case]
-        now_ms = int(asked.test.now_ms[case])
-        history = History(
-            asked.log.items[start:end].astype(np.uint64), asked.log.at_ms[start:end], now_ms, 20
-        )
-        items = [Fused(int(item), "", 0.0, "") for item in pool.items]
-        vectors = dict(enumerate(catalog.vectors))
-        popular = {item: float(weights[item]) for item in np.flatnonzero(weights).tolist()}
-        (found,) = rescored([Pooled(items, own[case], history)], vectors, popular, bundle)
-        wanted = bundle.score(pool.features, pool.nearest, catalog.vectors[pool.items])
-        assert [item.score for item in found] == pytest.approx(sorted(wanted, reverse=True), abs=1e-5)
 
 
 @pytest.mark.parametrize("model", sorted(SCORERS))
