@@ -10,6 +10,7 @@ two bytes hold it. So the counters follow from what has left the log, in order, 
 
 from collections.abc import Iterable
 from enum import IntEnum
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -70,8 +71,10 @@ _RAISED: Final[U16] = np.array(
 )
 _RAISED_LIST: Final[list[int]] = _RAISED.tolist()
 
-# With fewer users than this the plain rule is quicker than a round of numpy's calls.
-_FEW: Final = 8
+# The plain rule is quicker than rounds of numpy's calls with fewer users than this, and for a user who loses more.
+_FEW: Final = 4
+_MANY: Final = 24
+_PLACES: Final = 256  # more than there are
 
 
 def count(keys: list[int], levels: list[int], left: Iterable[tuple[int, int]]) -> None:
@@ -84,25 +87,53 @@ def count(keys: list[int], levels: list[int], left: Iterable[tuple[int, int]]) -
     """
     if not levels:
         return
-    faded = 0  # how far `levels` are too high until the end: one subtraction for all wishes
+    # `levels` stay too high by what has faded until the end: one subtraction for all wishes.
+    faded = 0
+    place_of = {key: place for place, (key, level) in enumerate(zip(keys, levels, strict=True)) if level}
+    free = [place for place, level in enumerate(levels) if not level]
+    # Of each place that is taken its level at some time, with the place: levels only rise, so the lightest is soon found.
+    heap = [level * _PLACES + place for place, level in enumerate(levels) if level]
+    heapify(heap)
     for key, what in left:
-        faded += what == Left.WISH
-        # Of several places with this key the first is the live one: new ones take the first free place.
-        place = keys.index(key) if key in keys else -1
-        is_held = place >= 0 and levels[place] > faded
-        if what == Left.FORGET:
-            keys[:], levels[:] = [0] * len(keys), [0] * len(levels)
-        elif what == Left.UNWISH and is_held:
+        place = place_of.get(key, -1)
+        if what == Left.WISH:
+            faded += 1
+            if place >= 0 and levels[place] > faded:
+                levels[place] = _RAISED_LIST[levels[place] - faded] + faded
+                continue
+            _fade(levels, heap, free, faded)
+            if free:
+                place = heappop(free)
+                heappush(heap, (ONE + faded) * _PLACES + place)
+            else:
+                place = heap[0] % _PLACES
+                heapreplace(heap, (ONE + faded) * _PLACES + place)
+            if place_of.get(keys[place]) == place:
+                del place_of[keys[place]]
+            keys[place], levels[place], place_of[key] = key, ONE + faded, place
+        elif what == Left.UNWISH and place >= 0 and levels[place] > faded:
             levels[place] = 0
-        elif what == Left.WISH and is_held:
-            levels[place] = _RAISED_LIST[levels[place] - faded] + faded
-        elif what == Left.WISH:
-            least = min(levels)
-            if least <= faded:
-                least = next(level for level in levels if level <= faded)
-            place = levels.index(least)
-            keys[place], levels[place] = key, ONE + faded
-    levels[:] = [max(level - faded, 0) for level in levels]
+            heappush(free, place)
+        elif what == Left.FORGET:
+            keys[:], levels[:] = [0] * len(keys), [0] * len(levels)
+            place_of, free, heap = {}, list(range(len(keys))), []
+    levels[:] = [level - faded if level > faded else 0 for level in levels]
+
+
+def _fade(levels: list[int], heap: list[int], free: list[int], faded: int) -> None:
+    """Free the places that have faded away; then the lightest of the others is the first of the heap."""
+    while heap:
+        level, place = divmod(heap[0], _PLACES)
+        if levels[place] > level:
+            heapreplace(heap, levels[place] * _PLACES + place)
+        elif levels[place] < level:  # it was freed, and may have been taken again
+            heappop(heap)
+        elif level <= faded:
+            heappop(heap)
+            levels[place] = 0
+            heappush(free, place)
+        else:
+            break
 
 
 def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> Counted:
@@ -116,11 +147,17 @@ def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> 
     if not len(rows) or not all_keys.shape[1]:
         nobody = rows[:0]
         return Counted(nobody, all_keys[nobody], all_levels[nobody])
-    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+    first = np.concatenate([[True], rows[1:] != rows[:-1]])
+    if first.all() and (what == Left.WISH).all():
+        new = Counted(rows, all_keys[rows], all_levels[rows])
+        _count_wishes(new.keys, new.levels, items)
+        return new
+    starts = np.flatnonzero(first)
     lengths = np.diff(starts, append=len(rows))
-    # Who loses most comes first, so that who still loses something in a round are the first ones. Whoever loses more than
-    # wishes comes last, with no rounds.
-    rounds = np.where(np.maximum.reduceat(what, starts) == Left.WISH, lengths, 0)
+    # Who loses most comes first, so that who still loses something in a round are the first ones. Whoever loses many, or
+    # more than wishes, comes last, with no rounds.
+    only_wishes = np.maximum.reduceat(what, starts) == Left.WISH
+    rounds = np.where(only_wishes & (lengths <= _MANY), lengths, 0)
     order = np.argsort(-rounds, kind="stable")
     starts, lengths, rounds = starts[order], lengths[order], rounds[order]
     new = Counted(rows[starts], all_keys[rows[starts]], all_levels[rows[starts]])
@@ -131,19 +168,19 @@ def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> 
         busy = int(np.searchsorted(-rounds, -done))
     rest = np.concatenate([np.arange(busy), np.flatnonzero(rounds == 0)])
     for user in rest.tolist():
-        first, stop = starts[user] + (done if rounds[user] else 0), starts[user] + lengths[user]
+        begin, stop = starts[user] + (done if rounds[user] else 0), starts[user] + lengths[user]
         keys, levels = new.keys[user].tolist(), new.levels[user].tolist()
-        count(keys, levels, zip(items[first:stop].tolist(), what[first:stop].tolist(), strict=True))
+        count(keys, levels, zip(items[begin:stop].tolist(), what[begin:stop].tolist(), strict=True))
         new.keys[user], new.levels[user] = keys, levels
     return new
 
 
 def _count_wishes(keys: U64, levels: U16, items: U64) -> None:
     """One wish of each user, in place."""
-    np.subtract(levels, 1, out=levels, where=levels > 0)
-    users = np.arange(len(items))
+    levels -= levels > 0
     place = (keys == items[:, None]).argmax(axis=1)
-    before = np.where(keys[users, place] == items, levels[users, place], 0)
-    new = np.flatnonzero(before == 0)
+    at = (np.arange(len(items)), place)
+    before = levels[at] * (keys[at] == items)
+    new = (before == 0).nonzero()[0]
     place[new] = levels[new].argmin(axis=1)
-    keys[users, place], levels[users, place] = items, _RAISED[before]
+    keys[at], levels[at] = items, _RAISED[before]

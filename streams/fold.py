@@ -204,9 +204,10 @@ def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8)
     gone = full[gone]
     leaving = Leaving(gone, log.item[gone, place], log.action[gone, place])
     if len(full):
-        source = np.minimum(np.arange(width)[None, :] + shift[full, None], width - 1)
+        place_after = np.minimum(np.arange(width) + shift[full, None], width - 1)
+        source = place_after + full[:, None] * width  # in all logs, one after the other
         for column in (log.at_ms, log.event, log.item, log.action):
-            column[full] = np.take_along_axis(column[full], source, axis=1)
+            column[full] = column.ravel().take(source)
     rank = np.arange(len(whose)) - (count.cumsum() - count)[whose]
     place = (log.n - shift)[whose] + rank
     fits = place >= 0  # of more than a log's worth at once, only the newest stay
@@ -218,9 +219,11 @@ def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8)
             np.concatenate([leaving.action, action[~fits]]),
         )
         leaving = Leaving(user[order], through[0][order], through[1][order])
-    at = (whose[fits], place[fits])
-    log.at_ms[at], log.event[at] = at_ms[fits], event[fits]
-    log.item[at], log.action[at] = item[fits], action[fits]
+        whose, place, at_ms, event, item, action = (
+            column[fits] for column in (whose, place, at_ms, event, item, action)
+        )
+    at = (whose, place)
+    log.at_ms[at], log.event[at], log.item[at], log.action[at] = at_ms, event, item, action
     np.minimum(log.n + count, width, out=log.n)
     return leaving
 
@@ -310,7 +313,8 @@ def step_inputs(
 
 def _firsts(values: NDArray[Any]) -> Bools:
     """Where a value differs from the one before it."""
-    differs = np.ones(len(values), dtype=np.bool_)
+    differs = np.empty(len(values), dtype=np.bool_)
+    differs[:1] = True
     np.not_equal(values[1:], values[:-1], out=differs[1:])
     return differs
 

@@ -145,9 +145,9 @@ def _packed_counters(columns: Columns, rows: I64, places: I64) -> list[bytes]:
     entries = np.empty((len(held), int(places.max())), dtype=_COUNTER)
     entries["item"] = columns.counted[rows[held], : entries.shape[1]]
     entries["level"] = columns.level[rows[held], : entries.shape[1]]
-    packed = [b""] * len(rows)
-    for index, entry in zip(held.tolist(), entries, strict=True):
-        packed[index] = entry[: places[index]].tobytes()
+    packed, flat, each = [b""] * len(rows), entries.tobytes(), entries.shape[1] * _COUNTER.itemsize
+    for start, index in enumerate(held.tolist()):
+        packed[index] = flat[start * each : start * each + int(places[index]) * _COUNTER.itemsize]
     return packed
 
 

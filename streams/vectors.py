@@ -44,9 +44,9 @@ class ItemVectors:
         """Whether :meth:`ensure` can bring in anything."""
         return self._fetch is not None
 
-    def rows(self, keys: Iterable[int]) -> NDArray[np.int64]:
+    def rows(self, keys: Sequence[int]) -> NDArray[np.int64]:
         """Row of each key in :attr:`matrix`, -1 where it has no vector."""
-        return np.fromiter(map(self._rows.get, keys, repeat(-1)), dtype=np.int64)
+        return np.fromiter(map(self._rows.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
 
     def put(self, key: int, vector: F32) -> None:
         row = self._rows.get(key)
