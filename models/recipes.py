@@ -25,7 +25,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ScorerFit:
-    questions: int = 12_000  # drawn from the training events
+    questions: int = 24_000  # drawn from the training events
     newest: float = (
         0.1  # where there is a table of neighbours, from this share of them: the table is of the others
     )

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from models.events import Log, ends_at, prefixes
 from models.fitting import FitError, Report
 from models.metrics import NEVER, by_case
 from models.neighbours import TableConfig, table_of
-from models.protocols import Cases, Ints, Split, discoveries, next_events
+from models.protocols import Cases, Floats, Ints, Split, discoveries, next_events
 from models.recipes import ScorerFit, ScorerRecipe
 from streams.encoder import Encoder, load
 from streams.features import CANDIDATE_FEATURES
@@ -161,7 +162,7 @@ def examples(
     # As when it serves: what fell out of the log may come up again.
     masked = replace(discoveries(log, every), remembered=pooling.length)
     held_out = rng.random(len(log.users)) < 0.1
-    learned: list[tuple[Pool, Ints]] = []
+    learned: list[tuple[Floats, Floats, Ints]] = []
     judged, targets = [], []
     for cases in [masked] if asked.test.mask_seen else [every, masked]:
         for case, pool in enumerate(_pools(pooling, asked, cases, report)):
@@ -171,27 +172,24 @@ def examples(
                 targets.append(cases.targets[case])
             elif right.any() and len(right) > config.negatives:
                 others = rng.choice(np.flatnonzero(~right), config.negatives, replace=False)
-                learned.append((pool, np.concatenate([np.flatnonzero(right), others])))
+                chosen = np.concatenate([np.flatnonzero(right), others])
+                learned.append((pool.features[chosen], pool.nearest[chosen], pool.items[chosen]))
     if not learned or not judged:
         raise FitError(
             f"nothing to learn a scorer from: {len(rows):,} questions with at least {config.least} events before them, "
             f"{len(learned):,} of them with the right item among {config.pool} candidates; expected more of either"
         )
-    questions = Questions(
-        torch.from_numpy(np.stack([pool.features[chosen] for pool, chosen in learned])),
-        torch.from_numpy(np.stack([pool.nearest[chosen] for pool, chosen in learned])),
-        torch.from_numpy(np.stack([pool.items[chosen] for pool, chosen in learned])),
-    )
+    questions = Questions(*(torch.from_numpy(np.stack(part)) for part in zip(*learned, strict=True)))
     return questions, Judged(judged, np.array(targets))
 
 
-def _pools(pooling: Pooling, asked: Split, cases: Cases, report: Report) -> list[Pool]:
-    pools: list[Pool] = []
+def _pools(pooling: Pooling, asked: Split, cases: Cases, report: Report) -> Iterator[Pool]:
+    """One after the other, since all of them together are large."""
     what = "discoveries" if cases.mask_seen else "candidates"
     for start in range(0, len(cases), _CASES):
-        pools += pooling(asked.train, cases, slice(start, min(start + _CASES, len(cases))))[0]
-        report(what, len(pools), len(cases))
-    return pools
+        part = slice(start, min(start + _CASES, len(cases)))
+        yield from pooling(asked.train, cases, part)[0]
+        report(what, part.stop, len(cases))
 
 
 @flushed_denormals()
