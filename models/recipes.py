@@ -26,9 +26,7 @@ class Recipe:
 @dataclass(frozen=True)
 class ScorerFit:
     questions: int = 24_000  # drawn from the training events
-    newest: float = (
-        0.1  # where there is a table of neighbours, from this share of them: the table is of the others
-    )
+    newest: float = 0.1  # over a table of neighbours, from this share of them; their table is of the others
     least: int = 3  # events that a user had before a question
     pool: int = 200  # candidates of a question
     negatives: int = 40  # of them, drawn once for each question

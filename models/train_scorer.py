@@ -68,19 +68,19 @@ def prepare(base: Path, data: Dataset, asked: Split, config: ScorerFit, report: 
     """The candidates of the bundle `base` for past questions. Raises FitError where there are too few."""
     encoder = load(base, device="cpu")
     catalog = encoded(encoder, data, lambda *done: report("encoding items", *done))
-    since_ms, table = _known_before(encoder, data, asked.train, config)
+    since_ms, table = known_before(encoder, data, asked.train, config)
     pooling = Pooling(encoder, catalog, asked, config.pool, table)
     questions, judged = examples(pooling, asked, since_ms, config, report)
     return Material(encoder, torch.from_numpy(pooling.vectors), questions, judged)
 
 
-def _known_before(
+def known_before(
     encoder: Encoder, data: Dataset, train: Log, config: ScorerFit
 ) -> tuple[int, Neighbours | None]:
     """From when on questions are asked, and the table of neighbours that they are asked with.
 
     A table knows the sessions that it was made of better than it will know any other, and a scorer would trust it too much:
-    of a bundle that has one only the newest events are asked for, with a table of those before them.
+    over a bundle that has one only the newest events are asked for, with a table of those before them.
     """
     if encoder.neighbours is None or not len(train.at_ms):
         return 0, None
@@ -149,7 +149,8 @@ def _trained(
 def examples(
     pooling: Pooling, asked: Split, since_ms: int, config: ScorerFit, report: Report
 ) -> tuple[Questions, Judged]:
-    """Questions drawn from the training events since a moment, nine tenths of the users to learn from and the others to judge by.
+    """Questions drawn from the training events since a moment, nine tenths of the users to learn from and the others to
+    judge by.
 
     Where items come again, the same questions are asked for discoveries too, as a request is that wants nothing seen.
     Raises FitError.

@@ -172,12 +172,12 @@ def _tell(found: NDArray[np.float32], of: Mapping[int, float], keys: Sequence[in
 
 
 def _log_part(value: NDArray[np.floating]) -> NDArray[np.floating]:
-    """0 for nothing, 1 for 1, and three quarters for a tenth of it: by and large, as many steps for each power of ten."""
+    """0 for nothing, about 1 for 1, a third less for each tenth of it."""
     return np.asarray(np.log1p(1000.0 * value) / 7.0)
 
 
 def _log_place(value: NDArray[np.floating]) -> NDArray[np.float64]:
-    """How many others have more, logarithmic: 0 for the largest, 1 for the thousandth."""
+    """How many others have more, logarithmic: 0 for the largest, about 1 for the thousandth."""
     return np.asarray(np.log1p(np.searchsorted(np.sort(-value), -value)) / 7.0)
 
 

@@ -10,13 +10,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from models import commands, sequence_bundle, torch_export  # noqa: E402 - needs torch
+from models import commands, neighbours, sequence_bundle, torch_export  # noqa: E402 - needs torch
 from models.architectures import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
 from models.datasets import Dataset  # noqa: E402 - after the skip
 from models.events import Log  # noqa: E402 - after the skip
 from models.export import ExportError  # noqa: E402 - needs onnx
 from models.fitting import FitError, Model  # noqa: E402 - needs torch
 from models.light import lighten  # noqa: E402 - needs onnx
+from models.neighbours import TableConfig  # noqa: E402 - needs scipy
+from models.protocols import split  # noqa: E402 - after the skip
+from models.recipes import ScorerFit  # noqa: E402 - needs torch
+from models.train_scorer import known_before, prepare  # noqa: E402 - needs torch
 from streams.bundle import BundleError, Origin  # noqa: E402 - after the skip
 from streams.encoder import Encoder, load  # noqa: E402 - after the skip
 from streams.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
@@ -113,6 +117,28 @@ def test_a_candidate_has_the_same_score_alone_and_among_others(
     for place in range(50):
         alone = bundle.score(*(part[place : place + 1] for part in given))
         np.testing.assert_allclose(alone, together[place : place + 1], atol=1e-5)
+
+
+def test_over_a_table_the_newest_events_are_asked_for_with_a_table_of_those_before(
+    base: Path, tmp_path: Path
+) -> None:
+    data = habits()
+    asked = split(data, "global-time")
+    bundle = neighbours.make(base, data, asked, tmp_path / "bundle", "a test", TableConfig(pause_s=7_200))
+    config = ScorerFit(newest=0.5, pool=20, negatives=5)
+    since_ms, table = known_before(bundle, data, asked.train, config)
+    assert since_ms == pytest.approx(np.median(asked.train.at_ms))
+    assert table is not None
+    assert bundle.neighbours is not None
+    assert 0 < len(table.items) < len(bundle.neighbours.items)
+    assert table.pause_ms == 7_200_000
+    material = prepare(bundle.path, data, asked, config, lambda *_: None)
+    features = dict(zip(CANDIDATE_FEATURES, material.questions.features.permute(2, 0, 1), strict=True))
+    assert (features["similar"] > 0).any()
+    assert (
+        features["events"].min() >= 0.2
+    )  # half of the 14 events, less what is of the last tenth, of a log of 20
+    assert known_before(load(base), data, asked.train, config) == (0, None)
 
 
 @pytest.mark.parametrize("model", sorted(SCORERS))
