@@ -1,6 +1,7 @@
 """Path 1: a batch of clicks -> the users' logs and encoder states -> the profiles changelog -> the watermark."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -12,12 +13,12 @@ import structlog
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from numpy.typing import NDArray
 
-from streams.columns import I64
+from streams.columns import I64, Table, Together
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
 from streams.features import ACTION_CODES, event_key, keys_of
-from streams.fold import Change, Clicks, plan
+from streams.fold import Change, Clicks, joined, plan
 from streams.index import IndexUnavailable
 from streams.messages import ReadClicks
 from streams.metrics import Metrics
@@ -36,6 +37,8 @@ _SLICE: Final = 400
 # So many batches are worked on beside each other: one steps the encoder in its thread while another is decoded. With a
 # backlog of all partitions in hand each turn of the loop would otherwise take as many slices, and requests wait for it.
 _BESIDE: Final = 2
+# Most of what so few clicks cost is what any batch costs, so those of several partitions are applied as one.
+_SMALL: Final = 64
 # How long a batch may wait for its partition to be opened: a restore is reading, or the worker is stuck.
 _OPEN_TIMEOUT_S: Final = 600.0
 
@@ -57,6 +60,41 @@ class Decoded(NamedTuple):
             self.sent_ms[start:stop],
             self.strays if start == 0 else [],
         )
+
+
+class _Result(NamedTuple):
+    """What clicks do to their users: their logs, and their encoder states (R, S) with the time and what is pending of each."""
+
+    change: Change
+    state: NDArray[np.float16]
+    state_at_ms: I64
+    pending: I64
+
+    def part(self, users: slice, clicks: slice, row: int) -> "_Result":
+        """See `Change.part`."""
+        return _Result(
+            self.change.part(users, clicks, row),
+            self.state[users],
+            self.state_at_ms[users],
+            self.pending[users],
+        )
+
+
+class _Share:
+    """One partition's small batch in a company, and what came of it: its change, and the users that it erased."""
+
+    def __init__(self, partition: Partition, decoded: Decoded, generation: int) -> None:
+        self.partition, self.decoded, self.generation = partition, decoded, generation
+        self.applied: tuple[Change, dict[bytes, int]] | None = None
+
+
+class _Company:
+    """Small batches of several partitions, applied as one."""
+
+    work: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.shares: list[_Share] = []
 
 
 class _Turn:
@@ -102,6 +140,7 @@ class ClickPath:
         self._partitions = partitions
         self._initial = encoder.initial_state(1)[0]
         self._places = asyncio.Semaphore(_BESIDE)
+        self._company: _Company | None = None  # one that has not begun, and takes more
         self.counts: dict[int, Counts] = {}
         self._stage = {
             name: metrics.click_batch_stage_seconds.labels(name)
@@ -133,7 +172,12 @@ class ClickPath:
                 decoded = await self._decode(partition, batch.records, letters, strays)
                 self._stage["decode"].observe(time.perf_counter() - started)
                 sent: list[Sent] = []
-                if decoded.records:
+                is_done = not decoded.records
+                if not is_done and self._has_company(batch):
+                    turn.give()
+                    share = _Share(partition, decoded, batch.generation)
+                    is_done = await self._apply_in_company(share, sent)
+                if not is_done:
                     letters += await self._apply(partition, decoded, batch.generation, sent, turn)
             finally:
                 turn.give()
@@ -216,15 +260,7 @@ class ClickPath:
         """Apply what was decoded and send it; if our own code fails on it, halve it until the culprit stands alone."""
         await turn.take()
         try:
-            started = time.perf_counter()
-            change = plan(partition.columns, decoded.clicks)
-            refold = needs_refold(partition.columns, change, self._encoder.forgets)
-            await self._fetch_vectors(change, refold, turn)
-            job = advance(partition.columns, change, refold, self._vectors, self._initial)
-            planned = time.perf_counter()
-            state = await self._run(job)
-            self._stage["apply"].observe(planned - started)
-            self._stage["encode"].observe(time.perf_counter() - planned)
+            result = await self._work_out(partition.columns, decoded.clicks, turn)
         except Exception as error:
             if len(decoded.records) == 1:
                 record = decoded.records[0]
@@ -241,11 +277,84 @@ class ClickPath:
             rest = rest._replace(clicks=rest.clicks._replace(row=rows))
             return letters + await self._apply(partition, rest, generation, sent, turn)
         partition.require(generation)
-        erased = self._commit(partition, decoded, change, job, state)
+        erased = self._commit(partition, decoded, result)
         turn.give()  # the producer may keep a large batch waiting for what is on its way to the same broker
+        await self._send(partition, decoded, result.change, erased, generation, sent)
+        return []
+
+    def _has_company(self, batch: Batch) -> bool:
+        return len(batch.records) <= _SMALL and (batch.has_company or self._company is not None)
+
+    async def _apply_in_company(self, share: _Share, sent: list[Sent]) -> bool:
+        """Apply and send a small batch together with others. False: nothing was done, since one of them fails.
+
+        The company begins at the next turn of the loop, or when it has a place. Until then it takes whoever comes, and each
+        holds the lock of its partition.
+        """
+        company = self._company
+        if company is None:
+            company = self._company = _Company()
+            company.work = asyncio.ensure_future(self._apply_company(company))
+        company.shares.append(share)
+        await asyncio.wait({company.work})
+        company.work.result()
+        share.partition.require(share.generation)
+        if share.applied is None:
+            return False
+        change, erased = share.applied
+        await self._send(share.partition, share.decoded, change, erased, share.generation, sent)
+        return True
+
+    async def _apply_company(self, company: _Company) -> None:
+        turn = _Turn(self._places)
+        try:
+            await turn.take()
+            self._company = None
+            shares = company.shares
+            table = Together([share.partition.columns for share in shares])
+            clicks = joined(share.decoded.clicks for share in shares)
+            try:
+                result = await self._work_out(table, clicks, turn)
+            except Exception:
+                log.exception("company_failed", batches=len(shares))
+                return
+        finally:
+            turn.give()
+            if self._company is company:
+                self._company = None
+        users = first = 0
+        for number, (share, until) in enumerate(zip(shares, table.bounds(result.change.rows), strict=True)):
+            stop = first + len(share.decoded.records)
+            part = result.part(slice(users, until), slice(first, stop), number * table.SPREAD)
+            with contextlib.suppress(Lost):
+                share.partition.require(share.generation)
+                share.applied = part.change, self._commit(share.partition, share.decoded, part)
+            users, first = until, stop
+
+    async def _work_out(self, table: Table, clicks: Clicks, turn: _Turn) -> _Result:
+        """What becomes of the users of these clicks; nothing is written yet."""
+        started = time.perf_counter()
+        change = plan(table, clicks)
+        refold = needs_refold(change, self._encoder.forgets)
+        await self._fetch_vectors(change, refold, turn)
+        job = advance(change, refold, self._vectors, self._initial)
+        planned = time.perf_counter()
+        state = await self._run(job)
+        self._stage["apply"].observe(planned - started)
+        self._stage["encode"].observe(time.perf_counter() - planned)
+        return _Result(change, state, job.state_at_ms, job.pending)
+
+    async def _send(
+        self,
+        partition: Partition,
+        decoded: Decoded,
+        change: Change,
+        erased: dict[bytes, int],
+        generation: int,
+        sent: list[Sent],
+    ) -> None:
         sent.append(await self._profiles.send(partition, change.rows[~change.erased], erased, generation))
         self._count(partition, decoded, change)
-        return []
 
     async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_], turn: _Turn) -> None:
         if not self._vectors.can_fetch:
@@ -269,22 +378,16 @@ class ClickPath:
         self._step_seconds.observe(time.perf_counter() - started)
         return state
 
-    def _commit(
-        self,
-        partition: Partition,
-        decoded: Decoded,
-        change: Change,
-        job: Job,
-        state: NDArray[np.float16],
-    ) -> dict[bytes, int]:
+    def _commit(self, partition: Partition, decoded: Decoded, result: _Result) -> dict[bytes, int]:
         """Write a change into the columns, all at once; returns the users that were erased, with the time."""
-        columns, rows = partition.columns, change.rows
+        columns, change = partition.columns, result.change
+        rows = change.rows
         columns.put_log(rows, change.log)
         columns.put_counters(change.counted)
         columns.offset[rows] = change.offset
-        columns.state[rows] = state
-        columns.state_at_ms[rows] = job.state_at_ms
-        columns.pending[rows] = job.pending
+        columns.state[rows] = result.state
+        columns.state_at_ms[rows] = result.state_at_ms
+        columns.pending[rows] = result.pending
         columns.stale[rows] = False
         columns.forgotten_ms[rows] = change.forgotten_ms
         newer = change.newest >= 0

@@ -1,7 +1,8 @@
 """The profiles of one partition as numpy columns, one row a user: what lets a batch be applied without a loop."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -49,6 +50,35 @@ class Log(NamedTuple):
             self.event[index, place] = event.event
             self.item[index, place] = event.item
             self.action[index, place] = event.action
+
+
+class Held(NamedTuple):
+    """Copies of what is held of R users, but for their counters, which only few batches touch."""
+
+    log: Log
+    offset: I64  # (R,) last applied offset of the user's own partition
+    forgotten_ms: I64  # (R,) events up to this time were erased
+    state: NDArray[np.float16]  # (R, S)
+    state_at_ms: I64  # (R,) time of the last folded event; 0: none
+    behind: NDArray[np.bool_]  # (R,) the state lacks some of the log, or is of another bundle
+
+    @classmethod
+    def joined(cls, several: Iterable["Held"]) -> "Held":
+        logs, *columns = zip(*several, strict=True)
+        log = Log(*map(np.concatenate, zip(*logs, strict=True)))
+        return cls(log, *map(np.concatenate, columns))
+
+
+class Table(Protocol):
+    """Rows of users, as `fold.plan` reads them."""
+
+    def held(self, rows: I64) -> Held:
+        """Args: rows: (R,) ascending."""
+        ...
+
+    def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
+        """Items (R, M) and how much they count; copies."""
+        ...
 
 
 _COLUMNS = (
@@ -196,6 +226,19 @@ class Columns:
             self._file.want(rows.tolist())
         return Log(self.n[rows], self.at_ms[rows], self.event[rows], self.item[rows], self.action[rows])
 
+    def held(self, rows: I64) -> Held:
+        return Held(
+            self.log(rows),
+            self.offset[rows],
+            self.forgotten_ms[rows],
+            self.state[rows],
+            self.state_at_ms[rows],
+            self.stale[rows] | (self.pending[rows] > 0),
+        )
+
+    def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
+        return self.counted[rows], self.level[rows]
+
     def put_log(self, rows: I64, log: Log) -> None:
         self.n[rows] = log.n
         self.at_ms[rows] = log.at_ms
@@ -205,6 +248,36 @@ class Columns:
 
     def put_counters(self, new: Counted) -> None:
         self.counted[new.rows], self.level[new.rows] = new.keys, new.levels
+
+
+class Together:
+    """Several partitions' columns as one table: the rows of each come after those of the one before."""
+
+    SPREAD: Final = 1 << 40  # rows; more than there are of any
+
+    def __init__(self, tables: Sequence[Columns]) -> None:
+        self._tables = tables
+
+    def bounds(self, rows: I64) -> list[int]:
+        """Where in ``rows``, ascending, those of each table end."""
+        ends: list[int] = np.searchsorted(rows, np.arange(1, len(self._tables) + 1) * self.SPREAD).tolist()
+        return ends
+
+    def held(self, rows: I64) -> Held:
+        parts = np.split(rows, self.bounds(rows)[:-1])
+        return Held.joined(
+            table.held(part % self.SPREAD) for table, part in zip(self._tables, parts, strict=True)
+        )
+
+    def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
+        places = self._tables[0].counters
+        keys = np.empty((len(rows), places), dtype=np.uint64)
+        levels = np.empty((len(rows), places), dtype=np.uint16)
+        number = rows // self.SPREAD
+        for each, table in enumerate(self._tables):
+            mine = np.flatnonzero(number == each)
+            keys[mine], levels[mine] = table.counters_of(rows[mine] % self.SPREAD)
+        return keys, levels
 
 
 def _flat(column: NDArray[Any]) -> tuple[NDArray[Any], int]:

@@ -8,7 +8,7 @@ A counter is a *level*, the logarithm of its weight in whole steps: to fade is t
 two bytes hold it. So the counters follow from what has left the log, in order, however it came in batches.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, NamedTuple
@@ -136,20 +136,20 @@ def _fade(levels: list[int], heap: list[int], free: list[int], faded: int) -> No
             break
 
 
-def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> Counted:
+def counted(counters_of: Callable[[I64], tuple[U64, U16]], rows: I64, items: U64, what: U8) -> Counted:
     """The same for many users: their new counters, with nothing written yet.
 
     Args:
-        all_keys, all_levels: (rows, M) the counters as they are.
+        counters_of: copies of the counters, (R, M) each, of rows (R,) as they are.
         rows: (E,) whose log each event has left, those of a user together and oldest first; items: (E,); what: (E,)
             of `Left`, but nothing of `NOTHING`.
     """
-    if not len(rows) or not all_keys.shape[1]:
-        nobody = rows[:0]
-        return Counted(nobody, all_keys[nobody], all_levels[nobody])
+    nobody = Counted(rows[:0], *counters_of(rows[:0]))
+    if not len(rows) or not nobody.keys.shape[1]:
+        return nobody
     first = np.concatenate([[True], rows[1:] != rows[:-1]])
     if first.all() and (what == Left.WISH).all():
-        new = Counted(rows, all_keys[rows], all_levels[rows])
+        new = Counted(rows, *counters_of(rows))
         _count_wishes(new.keys, new.levels, items)
         return new
     starts = np.flatnonzero(first)
@@ -160,7 +160,7 @@ def counted(all_keys: U64, all_levels: U16, rows: I64, items: U64, what: U8) -> 
     rounds = np.where(only_wishes & (lengths <= _MANY), lengths, 0)
     order = np.argsort(-rounds, kind="stable")
     starts, lengths, rounds = starts[order], lengths[order], rounds[order]
-    new = Counted(rows[starts], all_keys[rows[starts]], all_levels[rows[starts]])
+    new = Counted(rows[starts], *counters_of(rows[starts]))
     done, busy = 0, int(np.count_nonzero(rounds))
     while busy >= _FEW:
         _count_wishes(new.keys[:busy], new.levels[:busy], items[starts[:busy] + done])

@@ -8,7 +8,7 @@ is committed when it has been finished, in order, and by nothing else.
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
@@ -165,13 +165,21 @@ class Batch:
     to be committed as soon as all earlier batches are finished too, and releases it if need be.
     """
 
-    __slots__ = ("_consumer", "finished", "generation", "partition", "records", "topic")
+    __slots__ = ("_consumer", "finished", "generation", "has_company", "partition", "records", "topic")
 
-    def __init__(self, consumer: "BatchConsumer", tp: TP, records: Sequence[ConsumerRecord], generation: int):
+    def __init__(
+        self,
+        consumer: "BatchConsumer",
+        tp: TP,
+        records: Sequence[ConsumerRecord],
+        generation: int,
+        has_company: bool = False,
+    ) -> None:
         self._consumer = consumer
         self.topic, self.partition = tp
         self.records = records
         self.generation = generation
+        self.has_company = has_company  # the fetch brought more of this topic, from other partitions
         self.finished = False
 
     @property
@@ -318,9 +326,10 @@ class BatchConsumer(driver.Consumer):
         if not self._may_begin(generation):
             self._dropped |= {TP(tp.topic, tp.partition) for tp in fetched}
             return
+        batches = Counter(tp.topic for tp in fetched)
         for tp in fetched:  # the urgent first (`consumer.py`)
             key = TP(tp.topic, tp.partition)
-            batch = Batch(self, key, fetched[tp], generation)
+            batch = Batch(self, key, fetched[tp], generation, batches[tp.topic] > 1)
             self._outstanding.setdefault(key, deque()).append(batch)
             self._held.add(key)
             app.begin(batch)

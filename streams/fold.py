@@ -5,13 +5,13 @@ the others (late, repeated, retracted, forgotten) one by one, by the rules of `p
 log, which a property test holds to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.columns import I64, U8, U64, Columns, Log
+from streams.columns import I64, U8, U64, Log, Table, Together
 from streams.counters import LEAVES, Counted, Left, counted
 from streams.features import ACTION_CODES, clamp_gap_s
 from streams.messages import ACTIONS
@@ -37,7 +37,10 @@ for _name, _action in ACTIONS.items():
 
 
 class Clicks(NamedTuple):
-    """Decoded clicks of one partition in offset order; ``row`` points into the partition's columns."""
+    """Decoded clicks of one partition in offset order; ``row`` points into the partition's columns.
+
+    Or of several, one after the other, with rows of `columns.Together`.
+    """
 
     row: I64
     offset: I64
@@ -57,6 +60,14 @@ class Clicks(NamedTuple):
         )
 
 
+def joined(several: Iterable[Clicks]) -> Clicks:
+    """The clicks of several partitions one after the other, with rows of `columns.Together`."""
+    spread = (
+        clicks._replace(row=clicks.row + number * Together.SPREAD) for number, clicks in enumerate(several)
+    )
+    return Clicks(*map(np.concatenate, zip(*spread, strict=True)))
+
+
 class Leaving(NamedTuple):
     """Events that have left their logs, those of a user together and oldest first."""
 
@@ -68,10 +79,13 @@ class Leaving(NamedTuple):
 class Change(NamedTuple):
     """What a batch does to R touched users. Nothing is written yet."""
 
-    rows: I64  # (R,) unique
+    rows: I64  # (R,) unique, ascending
     log: Log  # the new logs
     counted: Counted  # the new counters of those whose log something has left
     offset: I64  # (R,) new applied offsets
+    state: NDArray[np.float16]  # (R, S) the encoder's states as they are
+    state_at_ms: I64  # (R,) and the time of the last event in each; 0: none
+    behind: Bools  # (R,) they lack some of the log, or are of another bundle
     refold: Bools  # (R,) the log changed elsewhere than at its end
     evicted: Bools  # (R,) appending pushed old events out
     steps_user: I64  # (E,) index into rows of each appended event that may step the encoder, in order
@@ -79,21 +93,51 @@ class Change(NamedTuple):
     erased: Bools  # (R,) forget took everything
     forgotten_ms: I64  # (R,)
     newest: I64  # (R,) index into the batch of the event that is now the user's newest, or -1
-    outcomes: NDArray[np.int64]  # counts by Outcome
+    outcome: U8  # (batch,) what became of each event
     applied: Bools  # (batch,) events that count, for popularity
 
+    @property
+    def outcomes(self) -> I64:
+        """Counts by Outcome."""
+        return np.bincount(self.outcome, minlength=len(Outcome))
 
-def plan(columns: Columns, clicks: Clicks) -> Change:
-    """Work out what ``clicks`` do, without touching ``columns``."""
-    capacity = columns.log_length
+    def part(self, users: slice, clicks: slice, row: int) -> "Change":
+        """What happens to some of the users, all of whose clicks are those named; ``row`` becomes row 0."""
+        mine = slice(*np.searchsorted(self.steps_user, (users.start, users.stop)).tolist())
+        begin, end = self.rows[users][[0, -1]]
+        counting = (self.counted.rows >= begin) & (self.counted.rows <= end)
+        newest = self.newest[users]
+        return Change(
+            rows=self.rows[users] - row,
+            log=self.log.take(users),
+            counted=Counted(
+                self.counted.rows[counting] - row, self.counted.keys[counting], self.counted.levels[counting]
+            ),
+            offset=self.offset[users],
+            state=self.state[users],
+            state_at_ms=self.state_at_ms[users],
+            behind=self.behind[users],
+            refold=self.refold[users],
+            evicted=self.evicted[users],
+            steps_user=self.steps_user[mine] - users.start,
+            steps=self.steps.take(mine)._replace(row=self.steps.row[mine] - row),
+            erased=self.erased[users],
+            forgotten_ms=self.forgotten_ms[users],
+            newest=np.where(newest < 0, -1, newest - clicks.start),
+            outcome=self.outcome[clicks],
+            applied=self.applied[clicks],
+        )
+
+
+def plan(table: Table, clicks: Clicks) -> Change:
+    """Work out what ``clicks`` do, without touching ``table``."""
     order = clicks.row.argsort(kind="stable")
     ordered = clicks.take(order)
     first = _firsts(ordered.row)
     rows = ordered.row[first]
     user = first.cumsum() - 1  # of each event in `order`
-    log = columns.log(rows)
-    offset = columns.offset[rows]
-    forgotten = columns.forgotten_ms[rows]
+    held = table.held(rows)
+    log, offset, forgotten = held.log, held.offset, held.forgotten_ms  # copies, which become the new ones
 
     replayed = ordered.offset <= offset[user]
     unlogged = ~replayed & (ordered.action == IMPRESSION)
@@ -103,8 +147,7 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
 
     slow = _needs_care(log, forgotten, whose, at_ms, event, action)
     easy: Bools | slice = ~slow[whose] if slow.any() else slice(None)
-    outcomes = np.zeros(len(Outcome), dtype=np.int64)
-    outcomes[Outcome.REPLAYED], outcomes[Outcome.UNLOGGED] = replayed.sum(), unlogged.sum()
+    outcome = replayed * np.uint8(Outcome.REPLAYED) + unlogged * np.uint8(Outcome.UNLOGGED)  # else 0, applied
     applied = np.zeros(len(order), dtype=np.bool_)
     refold = np.zeros(len(rows), dtype=np.bool_)
     erased = np.zeros(len(rows), dtype=np.bool_)
@@ -115,7 +158,6 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
     evicted[leaving.user] = True
     left: list[tuple[int, Event]] = []  # the same of the others
     applied[used[easy]] = True
-    outcomes[Outcome.APPLIED] += len(used[easy])
     newest[whose[easy]] = order[used[easy]]  # later assignments win: the user's last event
 
     hard = slow[whose].nonzero()[0]
@@ -132,13 +174,13 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
                     gone = [new]  # a counter knows no times
                 forgotten[index] = max(int(forgotten[index]), new.at_ms)
                 events = [kept for kept in events if kept.at_ms > new.at_ms]
-                outcome = Outcome.APPLIED
+                became = Outcome.APPLIED
             elif new.at_ms <= forgotten[index]:
-                outcome = Outcome.FORGOTTEN
+                became = Outcome.FORGOTTEN
             else:
-                outcome = insert(events, new, capacity, gone)
-            outcomes[outcome] += 1
-            if outcome is Outcome.APPLIED and new.action < RETRACT:
+                became = insert(events, new, log.at_ms.shape[1], gone)
+            outcome[used[place]] = became
+            if became is Outcome.APPLIED and new.action < RETRACT:
                 applied[used[place]] = True
                 places[new.event] = place
         last = next((entry for entry in reversed(events) if entry.action != RETRACT), None)
@@ -151,14 +193,16 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
             log.write(index, events)
 
     steps = used[easy][STEPS[action[easy]]]
-    was_applied = np.zeros(len(order), dtype=np.bool_)
-    was_applied[order] = applied
+    back = order.argsort(kind="stable")
     offset[user] = np.maximum(offset[user], ordered.offset)  # in order, so that the user's last counts
     return Change(
         rows=rows,
         log=log,
-        counted=_counted(columns, rows, _joined(leaving, left)),
+        counted=_counted(table, rows, _joined(leaving, left)),
         offset=offset,
+        state=held.state,
+        state_at_ms=held.state_at_ms,
+        behind=held.behind,
         refold=refold,
         evicted=evicted,
         steps_user=user[steps],
@@ -166,8 +210,8 @@ def plan(columns: Columns, clicks: Clicks) -> Change:
         erased=erased,
         forgotten_ms=forgotten,
         newest=newest,
-        outcomes=outcomes,
-        applied=was_applied,
+        outcome=outcome[back],
+        applied=applied[back],
     )
 
 
@@ -238,13 +282,13 @@ def _joined(leaving: Leaving, left: list[tuple[int, Event]]) -> Leaving:
     )
 
 
-def _counted(columns: Columns, rows: I64, leaving: Leaving) -> Counted:
+def _counted(table: Table, rows: I64, leaving: Leaving) -> Counted:
     what = LEAVES[leaving.action]
     counts = what != Left.NOTHING
     if not counts.all():
         leaving = Leaving(leaving.user[counts], leaving.item[counts], leaving.action[counts])
         what = what[counts]
-    return counted(columns.counted, columns.level, rows[leaving.user], leaving.item, what)
+    return counted(table.counters_of, rows[leaving.user], leaving.item, what)
 
 
 class StepInput(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.columns import I64, Columns, Log
+from streams.columns import I64, Log
 from streams.fold import STEPS, Change, StepInput, counts_by_user, folded_entries, last_time, step_inputs
 from streams.vectors import ItemVectors
 
@@ -45,16 +45,15 @@ class Job(NamedTuple):
         return state.astype(np.float16)
 
 
-def needs_refold(columns: Columns, change: Change, forgets: bool) -> NDArray[np.bool_]:
+def needs_refold(change: Change, forgets: bool) -> NDArray[np.bool_]:
     """Whose state cannot simply be stepped on: the log changed inside, or the state lacks or exceeds it.
 
     That an encoder forgets is shown for a log's worth of events that step it. A log with others among them (a
     dislike, a mark) holds fewer, and what it has lost would still be heard.
     """
-    behind = columns.stale[change.rows] | (columns.pending[change.rows] > 0)
     heard = ~STEPS[change.log.action].all(axis=1) | (not forgets)
     lost = change.evicted & heard
-    return (change.refold | behind | lost) & ~change.erased
+    return (change.refold | change.behind | lost) & ~change.erased
 
 
 def keys_needed(change: Change, refold: NDArray[np.bool_]) -> list[int]:
@@ -63,30 +62,26 @@ def keys_needed(change: Change, refold: NDArray[np.bool_]) -> list[int]:
     return list({*np.unique(change.steps.item).tolist(), *np.unique(folded).tolist()})
 
 
-def advance(
-    columns: Columns, change: Change, refold: NDArray[np.bool_], vectors: ItemVectors, initial: F32
-) -> Job:
+def advance(change: Change, refold: NDArray[np.bool_], vectors: ItemVectors, initial: F32) -> Job:
     """Step appended events on; fold whole logs where that is not enough. ``initial`` is the state of nobody (S,)."""
-    rows = change.rows
-    state = columns.state[rows].astype(np.float32)
-    state_at = columns.state_at_ms[rows].copy()
+    state, state_at = change.state.astype(np.float32), change.state_at_ms
     state[state_at == 0] = initial
     users, steps = change.steps_user, change.steps
     if refold.any():
         stepping = ~refold[users]
         users, steps = users[stepping], steps.take(stepping)
     found = vectors.rows(steps.item.tolist())
-    pending = np.zeros(len(rows), dtype=np.int64)
+    pending = np.zeros(len(state), dtype=np.int64)
     known = found >= 0
     if not known.all():
         lacking, late = users[~known], steps.take(~known)
         # Of more than a log's worth at once, only what the log holds can be waited for.
         oldest_at, oldest = change.log.at_ms[lacking, 0], change.log.event[lacking, 0]
         held = (late.at_ms > oldest_at) | ((late.at_ms == oldest_at) & (late.event >= oldest))
-        pending = counts_by_user(lacking[held], len(rows))
+        pending = counts_by_user(lacking[held], len(state))
         users, steps, found = users[known], steps.take(known), found[known]
     actions = steps.action.astype(np.int64)
-    calls = gathered(vectors, users, found, actions, steps.at_ms, state_at, columns.log_length)
+    calls = gathered(vectors, users, found, actions, steps.at_ms, state_at, change.log.at_ms.shape[1])
     state_at = last_time(users, steps.at_ms, state_at)
     chosen = np.flatnonzero(refold)
     if len(chosen):

@@ -92,9 +92,9 @@ def apply(
 ) -> Change:
     """One batch, all the way into the columns."""
     change = plan(columns, clicks_of(columns, stream, first_offset))
-    refold = needs_refold(columns, change, encoder.forgets)
+    refold = needs_refold(change, encoder.forgets)
     initial = np.zeros(columns.state_size, dtype=np.float32)
-    job = advance(columns, change, refold, vectors, initial)
+    job = advance(change, refold, vectors, initial)
     columns.state[change.rows] = job.run(encoder)
     columns.put_log(change.rows, change.log)
     columns.put_counters(change.counted)

@@ -140,15 +140,24 @@ class InterestsWorker:
         }
         return self.record(self.topics.clicks, user.encode(), json.dumps(message).encode(), **place)
 
-    def batch(self, records: Sequence[ConsumerRecord], generation: int = GENERATION) -> Batch:
+    def batch(self, records: Sequence[ConsumerRecord], generation: int = GENERATION, **ways: Any) -> Batch:
         tp = TP(records[0].topic, records[0].partition)
-        return Batch(cast(Any, self.consumer), tp, records, generation)
+        return Batch(cast(Any, self.consumer), tp, records, generation, **ways)
 
     async def apply(self, *records: ConsumerRecord) -> Batch:
         """Clicks of one partition, as one batch."""
         batch = self.batch(records)
         await self.clicks.handle(batch)
         return batch
+
+    async def apply_together(self, *records: ConsumerRecord) -> list[Batch]:
+        """Clicks of several partitions, as one fetch brings them."""
+        fetched: dict[int, list[ConsumerRecord]] = {}
+        for record in records:
+            fetched.setdefault(record.partition, []).append(record)
+        batches = [self.batch(each, has_company=len(fetched) > 1) for each in fetched.values()]
+        await asyncio.gather(*map(self.clicks.handle, batches))
+        return batches
 
     def log(self, user: str, partition: int = 0) -> list[Event]:
         columns = self.partition(partition).columns

@@ -12,10 +12,12 @@ from aiokafka import ConsumerRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams import clicks as click_path
 from streams import encoder as encoders
 from streams.encoder import Encoder
 from streams.engine import Lost, StopWorker
 from streams.features import ACTION_CODES, event_key, item_key
+from streams.fold import Clicks, plan
 from streams.profile import EVENT_KEY_MASK, FORGET, RETRACT, Event
 from streams.profiles import Partition
 from streams.routing import Origin, forwarded, origin_of, partition_of
@@ -310,6 +312,107 @@ async def test_a_forget_in_the_same_batch_as_a_culprit_does_not_mix_up_users(sta
     assert set(worker.producer.latest(worker.topics.profiles)) == {b"ann", b"new"}
     assert [reason for reason, _, _ in worker.letters()] == ["internal_error"]
     await worker.close()
+
+
+# Small batches of several partitions are applied as one
+
+
+def planned_together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many clicks were planned each time from now on."""
+    sizes = []
+
+    def noted(table: Any, clicks: Clicks) -> Any:
+        sizes.append(len(clicks.row))
+        return plan(table, clicks)
+
+    monkeypatch.setattr(click_path, "plan", noted)
+    return sizes
+
+
+def at_home(worker: InterestsWorker, user: str, item: str, **fields: Any) -> ConsumerRecord:
+    return worker.click(user, item, partition=partition_of(user.encode(), PARTITIONS), **fields)
+
+
+async def test_small_batches_of_one_fetch_are_applied_as_one(
+    wide: InterestsWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, rng = planned_together(monkeypatch), np.random.default_rng(3)
+    users, start_ms = [f"user {number}" for number in range(9)], now_ms() - 60_000
+    log: dict[str, list[Event]] = {user: [] for user in users}
+    for part in range(30):
+        records = [
+            at_home(
+                wide,
+                users[who],
+                f"item {rng.integers(12)}",
+                event_id=f"{part} {place}",
+                at_ms=start_ms + part,
+            )
+            for place, who in enumerate(rng.integers(0, 9, 12).tolist())
+        ]
+        batches = await wide.apply_together(*records)
+        assert wide.consumer.finished[-len(batches) :] == batches
+        for record in records:
+            log[json.loads(record.value)["user_id"]].append(entry(record))
+    assert sizes == [12] * 30
+    assert wide.measured("clicks_total") == 360
+    for user in users:
+        home = partition_of(user.encode(), PARTITIONS)
+        expected = canonical_log(log[user], wide.encoder.log_length)
+        assert wide.log(user, home) == expected
+        columns = wide.partition(home).columns
+        state, _ = canonical_state(expected, wide.vectors, wide.encoder, wide.encoder.state_size)
+        assert cosine(columns.state[columns.rows[user.encode()]], state) >= 1 - 1e-6
+        (stored,) = [
+            record.partition
+            for record in wide.producer.records(wide.topics.profiles)
+            if record.key == user.encode()
+        ][-1:]
+        assert stored == home
+
+
+async def test_of_batches_together_that_our_own_code_fails_on_the_culprit_alone_is_dead_lettered(
+    starter: Encoder,
+) -> None:
+    worker = InterestsWorker(
+        TEXTS,
+        encoder=Brittle(starter, "soap"),  # type: ignore[arg-type]
+        partitions=PARTITIONS,
+        owned=range(PARTITIONS),
+    )
+    users = [f"user {number}" for number in range(9)]
+    await worker.apply_together(*(at_home(worker, user, "tea") for user in users))
+    await worker.apply_together(
+        *(at_home(worker, user, "soap" if user == "user 4" else "coffee") for user in users)
+    )
+    assert [reason for reason, _, _ in worker.letters()] == ["internal_error"]
+    for user in users:
+        items = [event.item for event in worker.log(user, partition_of(user.encode(), PARTITIONS))]
+        assert items == [item_key("tea")] + [item_key("coffee")] * (user != "user 4")
+    assert worker.measured("clicks_total") == 17
+    await worker.close()
+
+
+async def test_a_partition_that_goes_while_others_are_applied_with_it_takes_none_of_them_along(
+    wide: InterestsWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = [f"user {number}" for number in range(9)]
+    homes = {user: partition_of(user.encode(), PARTITIONS) for user in users}
+    gone = homes["user 0"]
+
+    def revoked(table: Any, clicks: Clicks) -> Any:
+        wide.partition(gone).generation = GENERATION + 1
+        return plan(table, clicks)
+
+    monkeypatch.setattr(click_path, "plan", revoked)
+    with pytest.raises(Lost):
+        await wide.apply_together(*(at_home(wide, user, "tea") for user in users))
+    await until(lambda: len(wide.consumer.finished) == len(set(homes.values())) - 1)
+    assert not wide.partition(gone).columns.n.any()
+    assert all(len(wide.log(user, home)) == 1 for user, home in homes.items() if home != gone)
+    assert {record.partition for record in wide.producer.records(wide.topics.profiles)} == {
+        *homes.values()
+    } - {gone}
 
 
 async def test_a_broker_that_takes_no_writes_stops_the_worker_unacknowledged(worker: InterestsWorker) -> None:

@@ -1,11 +1,13 @@
 """Counters of what has left a log: the rule, many users at once, and what the levels mean."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.counters import HALF_LIFE, MAX_LEVEL, ONE, Left, count, counted, weight
+from streams.counters import HALF_LIFE, I64, MAX_LEVEL, ONE, U16, U64, Left, count, counted, weight
 
 Event = tuple[int, int]
 
@@ -34,6 +36,10 @@ def live(keys: list[int], levels: list[int]) -> list[tuple[int, int] | None]:
     return [(key, level) if level else None for key, level in zip(keys, levels, strict=True)]
 
 
+def of(keys: U64, levels: U16, rows: I64) -> tuple[U64, U16]:
+    return keys[rows], levels[rows]
+
+
 wishes = st.tuples(st.integers(0, 9), st.just(int(Left.WISH)))
 mixed = st.tuples(st.integers(0, 9), st.sampled_from([Left.WISH] * 6 + [Left.UNWISH, Left.FORGET]).map(int))
 
@@ -54,7 +60,7 @@ def test_many_users_in_any_batches_are_counted_as_each_alone(
         items = np.array([key for user in order for key, _ in batch[user]], dtype=np.uint64)
         what = np.array([what for user in order for _, what in batch[user]], dtype=np.uint8)
         before = keys.copy(), levels.copy()
-        new = counted(keys, levels, rows, items, what)
+        new = counted(partial(of, keys, levels), rows, items, what)
         assert (keys == before[0]).all()
         assert (levels == before[1]).all(), "nothing is written yet"
         keys[new.rows], levels[new.rows] = new.keys, new.levels
@@ -96,5 +102,7 @@ def test_an_item_that_comes_with_every_wish_stays_within_the_levels() -> None:
 
 def test_without_counters_nothing_is_counted() -> None:
     none = np.zeros((3, 0), np.uint64), np.zeros((3, 0), np.uint16)
-    new = counted(*none, np.array([1]), np.array([7], np.uint64), np.array([Left.WISH], np.uint8))
+    new = counted(
+        partial(of, *none), np.array([1]), np.array([7], np.uint64), np.array([Left.WISH], np.uint8)
+    )
     assert not len(new.rows)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from streams.columns import Columns
+from streams.columns import Columns, Together
 from streams.counters import LEAVES, Left, count
 from streams.features import ACTION_CODES, MAX_GAP_S
-from streams.fold import POPULARITY, SEEN, STEPS, plan, step_inputs
+from streams.fold import POPULARITY, SEEN, STEPS, Change, joined, plan, step_inputs
 from streams.messages import ACTIONS
 from streams.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
 from streams.state_records import Stamp, pack, unpack
@@ -202,6 +202,36 @@ def test_forget_takes_the_counters_and_a_second_copy_of_it_takes_no_others() -> 
     assert held.any()
     apply(later, [(ANN, forget(6, 97))], ForgetfulEncoder(), item_vectors(), 50)
     assert (later.level[0] == held).all()
+
+
+def flat(values: object) -> list[object]:
+    """The arrays in nested tuples."""
+    return [each for part in values for each in flat(part)] if isinstance(values, tuple) else [values]
+
+
+@given(histories(), st.lists(st.integers(0, 3), min_size=3, max_size=3), st.integers(1, 6))
+def test_partitions_that_are_planned_together_change_as_each_does_alone(
+    history: History, homes: list[int], length: int
+) -> None:
+    home = dict(zip((b"ann", b"bob", b"cy"), homes, strict=True))
+    tables = [Columns(length, DIM, capacity=2, counters=2) for _ in range(4)]
+    bounds = [0, *sorted(cut for cut in history.cuts if cut < len(history.stream)), len(history.stream)]
+    for start, stop in pairwise(bounds):
+        streams = [[each for each in history.stream[start:stop] if home[each[0]] == n] for n in range(4)]
+        several = [each for each, stream in zip(tables, streams, strict=True) if stream]
+        streams = [stream for stream in streams if stream]
+        batches = [clicks_of(*of, start) for of in zip(several, streams, strict=True)]
+        together, change = Together(several), plan(Together(several), joined(batches))
+        users = first = 0
+        for number, until in enumerate(together.bounds(change.rows)):
+            last = first + len(streams[number])
+            part = change.part(slice(users, until), slice(first, last), number * Together.SPREAD)
+            alone = plan(several[number], batches[number])
+            for name, one, other in zip(Change._fields, part, alone, strict=True):
+                for of_part, of_alone in zip(flat(one), flat(other), strict=True):
+                    assert np.array_equal(of_part, of_alone), name  # type: ignore[arg-type]
+            users, first = until, last
+            apply(several[number], streams[number], ForgetfulEncoder(), item_vectors(), start)
 
 
 def test_planning_touches_nothing() -> None:
