@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from models.baselines import DAY_MS
-from models.evaluation import Catalog, best, bundle_products, interests_of
+from models.evaluation import Catalog, best, interests_of
 from models.events import Log, newest
 from models.protocols import Cases, Floats, Ints, Scorer, Split
-from models.served import Counting, seen, wanted_again
+from models.served import Counting, Sessions, nearest, seen, shown, wanted_again
 from streams.encoder import Encoder
 from streams.features import History, candidate_features
+from streams.neighbours import Neighbours
 from streams.trends import HALF_LIFE_S, TOP
 
 
@@ -19,50 +21,71 @@ from streams.trends import HALF_LIFE_S, TOP
 class Pool:
     """One question's candidates."""
 
-    items: Ints  # (candidates,) best first, then those that the user had
+    items: Ints  # (candidates,)
     features: Floats  # (candidates, CANDIDATE_FEATURES)
     nearest: Floats  # (candidates, D): the user's interest that each of them is nearest to
 
 
 class Pooling:
-    """What recall brings up: the items nearest to the user's interests and, where they may come again, those it had.
+    """What the sources of a request that names none bring up: what may come again, where it may; what goes with the session at
+    hand; and what is nearest to each of the user's interests.
 
-    `size` of the former; popularity as `trending` has it.
+    At most `size` of each; popularity as `trending` has it.
+
+    Args:
+        table: of neighbours; the bundle's own, unless its events are asked about.
     """
 
-    def __init__(self, encoder: Encoder, catalog: Catalog, asked: Split, size: int) -> None:
+    def __init__(
+        self, encoder: Encoder, catalog: Catalog, asked: Split, size: int, table: Neighbours | None = None
+    ) -> None:
         self.vectors, self._catalog = catalog.vectors, catalog
         self._encoder, self._size, self.length = encoder, size, encoder.log_length
+        self._sessions = Sessions(table or encoder.neighbours, self.length, catalog)
         self._counting = Counting(self.length)
         self._popularity = trending(asked, len(catalog.vectors))
 
     def __call__(self, log: Log, cases: Cases, part: slice) -> tuple[list[Pool], Floats]:
         """The pool of each case, and the products of all items (cases, items) that it was chosen by."""
         asked = interests_of(self._encoder, self._catalog, log, cases, part)
-        products = bundle_products(asked.interests, self._catalog)
-        products[~asked.any_event] = -np.inf
         counted = self._counting(log, cases)
+        hidden = np.tile(~self._catalog.known, (part.stop - part.start, 1))
+        again: list[dict[int, float]] = [{}] * len(hidden)
         if cases.mask_seen:
-            products[seen(log, cases, part, counted)] = -np.inf
-        nearest = best(products, self._size)
+            hidden[seen(log, cases, part, counted)] = True
+        else:
+            again = wanted_again(log, cases, part, self.length, counted)
+        products, near = np.full(hidden.shape, -np.inf, dtype=np.float32), []
+        for interest, weights in enumerate(asked.weights.T):
+            own = asked.interests[:, interest] @ self.vectors.T
+            near.append(np.where(weights[:, None] > 0, nearest(own, hidden, self._size), -1))
+            np.maximum(products, own, out=products)
+        products[~asked.any_event] = -np.inf
+        near_any = np.concatenate(near, axis=1)
+        similar = self._sessions(log, cases, part)
         rows, mask = newest(log, cases.users[part], cases.ends[part], self.length)
         pools = []
-        wanted = wanted_again(log, cases, part, self.length, counted)
-        for case, own in enumerate(asked.interests):
+        for case, interests in enumerate(asked.interests):
             had = rows[case][mask[case] > 0]
             now_ms = int(cases.now_ms[part][case])
-            bought, at_ms = log.items[had], log.at_ms[had]
-            again = np.setdiff1d(wanted[case], nearest[case]).astype(np.int64)
-            items = np.concatenate([nearest[case], again])
-            items = items[np.isfinite(products[case, items])]
+            named = [shown(of[case], hidden[case], self._size) for of in (again, similar)]
+            items = np.fromiter(dict.fromkeys(chain(*named, near_any[case].tolist())), dtype=np.int64)
+            items = items[(items >= 0) & np.isfinite(products[case, items])]
             features = candidate_features(
                 items.astype(np.uint64),
                 products[case, items],
                 self._popularity(now_ms, items),
-                History(bought.astype(np.uint64), at_ms, now_ms, self.length),
+                History(
+                    log.items[had].astype(np.uint64),
+                    log.at_ms[had],
+                    now_ms,
+                    self.length,
+                    again[case],
+                    similar[case],
+                ),
             )
-            which = (self.vectors[items] @ own.T).argmax(axis=1)
-            pools.append(Pool(items, features, own[which]))
+            which = (self.vectors[items] @ interests.T).argmax(axis=1)
+            pools.append(Pool(items, features, interests[which]))
         return pools, products
 
 

@@ -25,7 +25,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ScorerFit:
-    questions: int = 12_000  # drawn from the training events
+    questions: int = 24_000  # drawn from the training events
+    newest: float = 0.1  # over a table of neighbours, from this share of them; their table is of the others
     least: int = 3  # events that a user had before a question
     pool: int = 200  # candidates of a question
     negatives: int = 40  # of them, drawn once for each question
@@ -107,7 +108,7 @@ def _with(part: Any, path: Sequence[str], value: Any) -> Any:
 
 # Fields that are options of their own, and those that are shares of something.
 _OPTIONS = {"fit.seed": "--seed", "fit.epochs": "--epochs", "fit.nested": "--nested"}
-_SHARES = {"dropout", "mask", "average", "crop", "drop", "reorder"}
+_SHARES = {"newest", "dropout", "mask", "average", "crop", "drop", "reorder"}
 
 
 def settings(recipe: Recipe | ScorerRecipe, given: Sequence[str]) -> dict[str, Any]:

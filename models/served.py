@@ -5,7 +5,7 @@ lists by their ranks; of what fell out of a user's log it knows only what the co
 of them only that differs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Final
 
@@ -39,32 +39,32 @@ def served(
     which items are `new`, that; those that are not there take no part. Ask with cases that remember no more than the log of the
     service does (`encoder.log_length`).
     """
-    with_session = _Sessions(encoder.neighbours, encoder.log_length, catalog) if encoder.neighbours else None
+    sessions = Sessions(encoder.neighbours, encoder.log_length, catalog)
     among_new = _New(catalog, new, encoder.log_length) if new is not None and "new" in sources else None
     counting = Counting(encoder.log_length)
 
     def scores(log: Log, cases: Cases, part: slice) -> Floats:
         asked = interests_of(encoder, catalog, log, cases, part)
         hidden = np.tile(~catalog.known, (part.stop - part.start, 1))
-        again: list[list[int]] = []
+        again: list[dict[int, float]] = []
         if cases.mask_seen:
             hidden[seen(log, cases, part, counting(log, cases))] = True
         elif "buy-again" in sources:
             again = wanted_again(log, cases, part, encoder.log_length, counting(log, cases))
-        nearest = [
-            _nearest(asked.interests[:, interest] @ catalog.vectors.T, hidden, k)
+        near = [
+            nearest(asked.interests[:, interest] @ catalog.vectors.T, hidden, k)
             for interest in range(encoder.interests if "interests" in sources else 0)
         ]
-        similar = with_session(log, cases, part, hidden, k) if with_session and "similar" in sources else {}
+        similar = sessions(log, cases, part) if "similar" in sources else []
         found = np.full(hidden.shape, -np.inf, dtype=np.float32)
         for case in np.flatnonzero(asked.any_event).tolist():
             total = float(asked.weights[case].sum()) or 1.0
             named = {
-                "buy-again": [item for item in again[case] if catalog.known[item]][:k] if again else [],
-                "similar": similar.get(case, []),
+                "buy-again": shown(again[case], ~catalog.known, k) if again else [],
+                "similar": shown(similar[case], hidden[case], k) if similar else [],
             }
             rankings = [_ranking(source, sources[source], items) for source, items in named.items() if items]
-            for weight, lists in zip(asked.weights[case], nearest, strict=False):
+            for weight, lists in zip(asked.weights[case], near, strict=False):
                 if weight > 0:
                     items = lists[case][lists[case] >= 0].tolist()
                     rankings.append(
@@ -121,8 +121,11 @@ def seen(log: Log, cases: Cases, part: slice, counted: Counted) -> tuple[Ints, I
     return np.concatenate([owners, before]), np.concatenate([log.items[rows], items])
 
 
-def wanted_again(log: Log, cases: Cases, part: slice, length: int, counted: Counted) -> list[list[int]]:
-    """Items that the users of a slice may want again, best first: by their newest `length` events and what was counted before."""
+def wanted_again(
+    log: Log, cases: Cases, part: slice, length: int, counted: Counted
+) -> list[dict[int, float]]:
+    """Items that the users of a slice may want again, best first, and how much: by their newest `length` events and what was
+    counted before."""
     rows, mask = newest(log, cases.users[part], cases.ends[part], length)
     found = []
     for case, now_ms in enumerate(cases.now_ms[part].tolist()):
@@ -136,22 +139,22 @@ def wanted_again(log: Log, cases: Cases, part: slice, length: int, counted: Coun
     return found
 
 
-class _Sessions:
+class Sessions:
     """What goes with the session at hand of each case, from the newest events that the log of the service holds."""
 
-    def __init__(self, table: Neighbours, length: int, catalog: Catalog) -> None:
-        self._source, self._length, self._keys = Similar(table), length, catalog.keys.tolist()
+    def __init__(self, table: Neighbours | None, length: int, catalog: Catalog) -> None:
+        self._source, self._length = Similar(table) if table else None, length
+        self._keys = catalog.keys.tolist()
         self._items = dict(zip(self._keys, range(len(self._keys)), strict=True))
 
-    def __call__(
-        self, log: Log, cases: Cases, part: slice, hidden: NDArray[np.bool_], k: int
-    ) -> dict[int, list[int]]:
+    def __call__(self, log: Log, cases: Cases, part: slice) -> list[dict[int, float]]:
+        """Of each case the items that its session is like, best first, and how much; none without a table."""
+        if self._source is None:
+            return [{} for _ in range(part.stop - part.start)]
         length = min(self._length, cases.remembered or self._length)
         rows, mask = newest(log, cases.users[part], cases.ends[part], length)
-        found = {}
-        for case, (own, real, now_ms) in enumerate(
-            zip(rows, mask > 0, cases.now_ms[part].tolist(), strict=True)
-        ):
+        found = []
+        for own, real, now_ms in zip(rows, mask > 0, cases.now_ms[part].tolist(), strict=True):
             wishes = [
                 (self._keys[item], at_ms, action)
                 for item, at_ms, action in zip(
@@ -162,9 +165,13 @@ class _Sessions:
                 )
             ]
             ranked = self._source.session(wishes, now_ms).ranked()
-            items = (self._items[key] for key in ranked if key in self._items)
-            found[case] = list(islice((item for item in items if not hidden[case, item]), k))
+            found.append({self._items[key]: value for key, value in ranked.items() if key in self._items})
         return found
+
+
+def shown(items: Iterable[int], hidden: NDArray[np.bool_], k: int) -> list[int]:
+    """The first k that are not hidden (items,)."""
+    return list(islice((item for item in items if not hidden[item]), k))
 
 
 class _New:
@@ -193,7 +200,7 @@ class _New:
         return [int(item) for item in self._new[found[order]]]
 
 
-def _nearest(scores: Floats, hidden: NDArray[np.bool_], k: int) -> Ints:
+def nearest(scores: Floats, hidden: NDArray[np.bool_], k: int) -> Ints:
     """The best k items of each case that are not hidden, -1 where there are fewer."""
     scores[hidden] = -np.inf
     lists = best(scores, k)

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,12 +26,15 @@ from models.candidates import Pool, Pooling
 from models.datasets import Dataset
 from models.denormals import flushed_denormals
 from models.evaluation import encoded
+from models.events import Log, ends_at, prefixes
 from models.fitting import FitError, Report
 from models.metrics import NEVER, by_case
-from models.protocols import Cases, Ints, Split, discoveries, next_events
+from models.neighbours import TableConfig, table_of
+from models.protocols import Cases, Floats, Ints, Split, discoveries, next_events
 from models.recipes import ScorerFit, ScorerRecipe
 from streams.encoder import Encoder, load
 from streams.features import CANDIDATE_FEATURES
+from streams.neighbours import Neighbours
 
 _K = 10  # of the validation's NDCG
 _CASES = 128  # whose products with all items are held at once
@@ -64,9 +68,26 @@ def prepare(base: Path, data: Dataset, asked: Split, config: ScorerFit, report: 
     """The candidates of the bundle `base` for past questions. Raises FitError where there are too few."""
     encoder = load(base, device="cpu")
     catalog = encoded(encoder, data, lambda *done: report("encoding items", *done))
-    pooling = Pooling(encoder, catalog, asked, config.pool)
-    questions, judged = examples(pooling, asked, config, report)
+    since_ms, table = known_before(encoder, data, asked.train, config)
+    pooling = Pooling(encoder, catalog, asked, config.pool, table)
+    questions, judged = examples(pooling, asked, since_ms, config, report)
     return Material(encoder, torch.from_numpy(pooling.vectors), questions, judged)
+
+
+def known_before(
+    encoder: Encoder, data: Dataset, train: Log, config: ScorerFit
+) -> tuple[int, Neighbours | None]:
+    """From when on questions are asked, and the table of neighbours that they are asked with.
+
+    A table knows the sessions that it was made of better than it will know any other, and a scorer would trust it too much:
+    over a bundle that has one only the newest events are asked for, with a table of those before them.
+    """
+    if encoder.neighbours is None or not len(train.at_ms):
+        return 0, None
+    since_ms = int(np.quantile(train.at_ms, 1 - config.newest))
+    before = prefixes(train, ends_at(train, since_ms))
+    pause_s = encoder.neighbours.pause_ms / 1000
+    return since_ms, table_of(before, data.item_ids, TableConfig(pause_s=pause_s))
 
 
 def make(
@@ -125,20 +146,24 @@ def _trained(
     return scorer, *fit(scorer, material, recipe.fit, report)
 
 
-def examples(pooling: Pooling, asked: Split, config: ScorerFit, report: Report) -> tuple[Questions, Judged]:
-    """Questions drawn from the training events, nine tenths of the users to learn from and the others to judge by.
+def examples(
+    pooling: Pooling, asked: Split, since_ms: int, config: ScorerFit, report: Report
+) -> tuple[Questions, Judged]:
+    """Questions drawn from the training events since a moment, nine tenths of the users to learn from and the others to
+    judge by.
 
     Where items come again, the same questions are asked for discoveries too, as a request is that wants nothing seen.
     Raises FitError.
     """
     log, rng = asked.train, np.random.default_rng(config.seed)
-    rows = np.flatnonzero(np.arange(len(log.items)) - log.starts[log.owners] >= config.least)
+    several = np.arange(len(log.items)) - log.starts[log.owners] >= config.least
+    rows = np.flatnonzero(several & (log.at_ms >= since_ms))
     rows = np.sort(rng.permutation(rows)[: config.questions])
     every = next_events(log, rows, mask_seen=False)
     # As when it serves: what fell out of the log may come up again.
     masked = replace(discoveries(log, every), remembered=pooling.length)
     held_out = rng.random(len(log.users)) < 0.1
-    learned: list[tuple[Pool, Ints]] = []
+    learned: list[tuple[Floats, Floats, Ints]] = []
     judged, targets = [], []
     for cases in [masked] if asked.test.mask_seen else [every, masked]:
         for case, pool in enumerate(_pools(pooling, asked, cases, report)):
@@ -148,27 +173,24 @@ def examples(pooling: Pooling, asked: Split, config: ScorerFit, report: Report) 
                 targets.append(cases.targets[case])
             elif right.any() and len(right) > config.negatives:
                 others = rng.choice(np.flatnonzero(~right), config.negatives, replace=False)
-                learned.append((pool, np.concatenate([np.flatnonzero(right), others])))
+                chosen = np.concatenate([np.flatnonzero(right), others])
+                learned.append((pool.features[chosen], pool.nearest[chosen], pool.items[chosen]))
     if not learned or not judged:
         raise FitError(
             f"nothing to learn a scorer from: {len(rows):,} questions with at least {config.least} events before them, "
             f"{len(learned):,} of them with the right item among {config.pool} candidates; expected more of either"
         )
-    questions = Questions(
-        torch.from_numpy(np.stack([pool.features[chosen] for pool, chosen in learned])),
-        torch.from_numpy(np.stack([pool.nearest[chosen] for pool, chosen in learned])),
-        torch.from_numpy(np.stack([pool.items[chosen] for pool, chosen in learned])),
-    )
+    questions = Questions(*(torch.from_numpy(np.stack(part)) for part in zip(*learned, strict=True)))
     return questions, Judged(judged, np.array(targets))
 
 
-def _pools(pooling: Pooling, asked: Split, cases: Cases, report: Report) -> list[Pool]:
-    pools: list[Pool] = []
+def _pools(pooling: Pooling, asked: Split, cases: Cases, report: Report) -> Iterator[Pool]:
+    """One after the other, since all of them together are large."""
     what = "discoveries" if cases.mask_seen else "candidates"
     for start in range(0, len(cases), _CASES):
-        pools += pooling(asked.train, cases, slice(start, min(start + _CASES, len(cases))))[0]
-        report(what, len(pools), len(cases))
-    return pools
+        part = slice(start, min(start + _CASES, len(cases)))
+        yield from pooling(asked.train, cases, part)[0]
+        report(what, part.stop, len(cases))
 
 
 @flushed_denormals()

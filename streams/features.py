@@ -4,6 +4,7 @@ Everything here is numpy and plain strings, so that `models` can train on exactl
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 # Thirty days: longer gaps carry no more meaning for an interest, and the clamp keeps every encoder's input bounded.
 MAX_GAP_S = 30 * 86_400.0
+
+# What is younger is of the visit in hand, as for `streams/recall/buy_again.py`.
+_LATELY_S = 3_600.0
 
 # The encoder's vocabulary of actions. 0 is padding; the numbers are part of every bundle, so they are never reused.
 ACTION_CODES: dict[str, int] = {
@@ -42,6 +46,11 @@ CANDIDATE_FEATURES: tuple[str, ...] = (
     "due",  # the same time, relative to the usual between two of them; 0 where there are no two
     "idle",  # how long ago the user's last event was, logarithmic
     "events",  # how many of these events there are, relative to L
+    "again",  # how much the user may want it again, by log and counters, logarithmic
+    "again_rank",  # its place in the pool by that, logarithmic; 1 where it is no such item
+    "similar",  # how alike it is to what the user is taking, by the table of neighbours, logarithmic
+    "similar_rank",  # its place in the pool by that, logarithmic; 1 where it is no neighbour
+    "lately",  # how many of the user's events are of the last hour, logarithmic
 )
 
 
@@ -95,12 +104,14 @@ def clamp_gap_s(gap_s: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 class History(NamedTuple):
-    """A user's newest events that step an encoder, oldest first, as a moment finds them."""
+    """A user's newest events that step an encoder, oldest first, as a moment finds them, and what sources make of them."""
 
     items: NDArray[np.uint64]  # (events,) keys
     at_ms: NDArray[np.int64]  # (events,)
     now_ms: int
     length: int  # L, the most events that there can be
+    again: Mapping[int, float] = MappingProxyType({})  # item key -> weight (`streams/recall/buy_again.py`)
+    similar: Mapping[int, float] = MappingProxyType({})  # item key -> likeness (`streams/recall/similar.py`)
 
 
 def candidate_features(
@@ -118,21 +129,22 @@ def candidate_features(
     found = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
     if not len(items):
         return found
-    order = np.argsort(-scores, kind="stable")
-    ranks = np.empty(len(items))
-    ranks[order] = np.arange(len(items))
     events, length = len(history.items), history.length
+    keys = items.tolist()
     found[:, 0] = scores
     found[:, 1] = scores.max() - scores
-    found[:, 2] = np.log1p(ranks) / 7.0
-    found[:, 3] = np.log1p(1000.0 * popularity) / 7.0
+    found[:, 2] = _log_place(scores)
+    found[:, 3] = _log_part(popularity)
     found[:, 6:8] = 1.0
     found[:, 9] = 1.0
     found[:, 10] = events / length
+    _tell(found[:, 11:13], history.again, keys)
+    _tell(found[:, 13:15], history.similar, keys)
     if not events:
         return found
     ages_s = np.maximum(history.now_ms - history.at_ms, 0) / 1000.0
     found[:, 9] = _log_age(ages_s[-1:])
+    found[:, 15] = np.log1p(np.count_nonzero(ages_s < _LATELY_S))
     had = np.flatnonzero(np.isin(items, history.items))
     same = items[had, None] == history.items  # (had, events)
     times = same.sum(axis=1)
@@ -145,6 +157,28 @@ def candidate_features(
     found[had, 7] = (events - 1 - last) / length
     found[had, 8] = np.where(times > 1, np.minimum(since_s / np.maximum(usual_s, 1.0), 4.0), 0.0)
     return found
+
+
+def _tell(found: NDArray[np.float32], of: Mapping[int, float], keys: Sequence[int]) -> None:
+    """What a source thinks of each item, and the item's place by that: into `found` (items, 2)."""
+    found[:, 1] = 1.0
+    if not of:
+        return
+    value = np.array([of.get(key, 0.0) for key in keys])
+    (named,) = value.nonzero()
+    value = value[named]
+    found[named, 0] = _log_part(value)
+    found[named, 1] = _log_place(value)
+
+
+def _log_part(value: NDArray[np.floating]) -> NDArray[np.floating]:
+    """0 for nothing, about 1 for 1, a third less for each tenth of it."""
+    return np.asarray(np.log1p(1000.0 * value) / 7.0)
+
+
+def _log_place(value: NDArray[np.floating]) -> NDArray[np.float64]:
+    """How many others have more, logarithmic: 0 for the largest, about 1 for the thousandth."""
+    return np.asarray(np.log1p(np.searchsorted(np.sort(-value), -value)) / 7.0)
 
 
 def _log_age(age_s: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -457,7 +457,7 @@ class RequestPath:
         weights = sources or DEFAULT_WEIGHTS
         unwanted = {key for key, _, action in entries if SEEN[action] and not STEPS[action]}
         wishes = [wish for wish in (*entries, *session) if STEPS[wish[2]]]
-        again: list[int] = []
+        again: dict[int, float] = {}
         if request.exclude_seen:
             exclude.update(key for key, _, _ in session)
             exclude.update(key for key, _, action in entries if SEEN[action])
@@ -473,7 +473,7 @@ class RequestPath:
         in_hand = None
         if self._similar is not None and weights.get("similar", 0) > 0:
             in_hand = self._similar.session(liked, now_ms)
-        similar = in_hand.ranked() if in_hand else []
+        similar = in_hand.ranked() if in_hand else {}
         return Ask(
             limit=request.limit,
             interests=user.interests,
@@ -486,15 +486,21 @@ class RequestPath:
             events=events,
             again=[key for key in again if key not in exclude and key not in unwanted],
             similar=[key for key in similar if key not in exclude and key not in unwanted],
-            history=self._history(wishes, now_ms) if self._encoder.pool else None,
+            history=self._history(wishes, now_ms, again, similar) if self._encoder.pool else None,
             pool=self._encoder.pool,
             behind=in_hand.behind if request.explain and in_hand else None,
             taken=taken(liked, now_ms) if weights.get("new", 0) > 0 else (),
             new_since_ms=now_ms - int(self._settings.new_days * _DAY_MS),
         )
 
-    def _history(self, wishes: Sequence[tuple[int, int, int]], now_ms: int) -> History:
-        """The newest L wishes."""
+    def _history(
+        self,
+        wishes: Sequence[tuple[int, int, int]],
+        now_ms: int,
+        again: Mapping[int, float],
+        similar: Mapping[int, float],
+    ) -> History:
+        """The newest L wishes, and what sources make of all of them."""
         length = self._encoder.log_length
         newest = wishes[-length:]
         return History(
@@ -502,6 +508,8 @@ class RequestPath:
             np.array([at_ms for _, at_ms, _ in newest], dtype=np.int64),
             now_ms,
             length,
+            again,
+            similar,
         )
 
     def _reply(self, held: Held, answer: Answer, reflects: Reflects, rung: str | None) -> _Reply:

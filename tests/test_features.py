@@ -117,6 +117,24 @@ def test_a_candidate_is_told_its_place_in_the_pool_and_how_popular_it_is() -> No
     assert found["popularity"] == pytest.approx((np.log1p([1000, 500, 0]) / 7).tolist())
 
 
+def test_a_candidate_is_told_what_the_sources_think_of_it() -> None:
+    milk, tea, new, newer = 1, 2, 3, 4
+    found = features(
+        SHOPPER._replace(again={milk: 2.5, 9: 9.0, tea: 0.1}, similar={new: 0.2, tea: 0.2, 8: 0.1}),
+        *(newer, new, tea, milk),
+    )
+    assert found["again"] == pytest.approx((np.log1p([0, 0, 100, 2500]) / 7).tolist())
+    assert found["again_rank"] == pytest.approx([1, 1, np.log1p(1) / 7, 0])  # among the candidates
+    assert found["similar"] == pytest.approx((np.log1p([0, 200, 200, 0]) / 7).tolist())
+    assert found["similar_rank"] == [1, 0, 0, 1]  # as good as each other
+
+
+def test_a_candidate_is_told_how_much_the_user_has_just_taken() -> None:
+    later = SHOPPER._replace(at_ms=SHOPPER.now_ms - 1000 * np.array([3_601, 3_599, 60, 0]))
+    assert features(SHOPPER, 7)["lately"] == [0]
+    assert features(later, 7)["lately"] == pytest.approx([np.log1p(3)])
+
+
 def test_a_user_without_events_had_nothing() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     found = features(History(nothing.astype(np.uint64), nothing, DAY_MS, 50), 7, 8)
@@ -129,7 +147,7 @@ def test_the_order_of_the_candidates_does_not_change_what_they_are_told(
     had: list[int], order: list[int]
 ) -> None:
     at_ms = np.arange(len(had), dtype=np.int64) * 1000
-    history = History(np.array(had, dtype=np.uint64), at_ms, 100_000, 50)
+    history = History(np.array(had, dtype=np.uint64), at_ms, 100_000, 50, {1: 0.5, 3: 0.5}, {0: 0.1, 4: 0.2})
     keys, scores = np.arange(5, dtype=np.uint64), np.arange(5, dtype=np.float32)
     found = candidate_features(keys, scores, scores / 5, history)
     assert np.isfinite(found).all()

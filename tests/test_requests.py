@@ -75,10 +75,17 @@ async def index(starter: Encoder, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 class Asked(InterestsWorker):
-    """An interests worker that also answers requests."""
+    """An interests worker that also answers requests, by the bundle's scorer if it has one."""
 
-    def __init__(self, encoder: Encoder, index: EdgeIndex, **options: Any) -> None:
-        super().__init__(TEXTS, encoder=encoder, **options)
+    def __init__(
+        self,
+        encoder: Encoder,
+        index: EdgeIndex,
+        texts: Mapping[str, str] = TEXTS,
+        popular: Sequence[PopularItem] = (PopularItem(item_key("batteries"), "batteries", 3.0),),
+        **options: Any,
+    ) -> None:
+        super().__init__(texts, encoder=encoder, **options)
         self.tasks: set[asyncio.Future[None]] = set()
         self.index_ready = True
         self.requests = RequestPath(
@@ -86,13 +93,13 @@ class Asked(InterestsWorker):
             self.vectors,
             self.encoder,
             self.threads,
-            Recall(index),
+            Recall(index, (encoder, self.threads) if encoder.pool else None),
             cast(Any, self.producer),
             self.dead_letters,
             self.metrics,
             settings=self.settings,
             topics=self.topics,
-            popular=lambda: [PopularItem(item_key("batteries"), "batteries", 3.0)],
+            popular=lambda: popular,
             catalog=lambda: {0: 8},
             is_index_ready=lambda: self.index_ready,
             guard=self.tasks.add,

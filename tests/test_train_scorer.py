@@ -10,21 +10,20 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from models import commands, sequence_bundle, torch_export  # noqa: E402 - needs torch
+from models import commands, neighbours, sequence_bundle, torch_export  # noqa: E402 - needs torch
 from models.architectures import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
-from models.candidates import Pooling, trending  # noqa: E402 - after the skip
 from models.datasets import Dataset  # noqa: E402 - after the skip
-from models.evaluation import encoded, interests_of  # noqa: E402 - after the skip
 from models.events import Log  # noqa: E402 - after the skip
 from models.export import ExportError  # noqa: E402 - needs onnx
 from models.fitting import FitError, Model  # noqa: E402 - needs torch
 from models.light import lighten  # noqa: E402 - needs onnx
+from models.neighbours import TableConfig  # noqa: E402 - needs scipy
 from models.protocols import split  # noqa: E402 - after the skip
+from models.recipes import ScorerFit  # noqa: E402 - needs torch
+from models.train_scorer import known_before, prepare  # noqa: E402 - needs torch
 from streams.bundle import BundleError, Origin  # noqa: E402 - after the skip
 from streams.encoder import Encoder, load  # noqa: E402 - after the skip
-from streams.features import CANDIDATE_FEATURES, History  # noqa: E402 - after the skip
-from streams.recall.fusion import Fused  # noqa: E402 - after the skip
-from streams.recall.rescoring import Pooled, rescored  # noqa: E402 - after the skip
+from streams.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)
 ITEMS = 60
@@ -120,25 +119,26 @@ def test_a_candidate_has_the_same_score_alone_and_among_others(
         np.testing.assert_allclose(alone, together[place : place + 1], atol=1e-5)
 
 
-def test_serving_tells_a_candidate_what_training_told_it(trained: tuple[commands.Results, Encoder]) -> None:
-    _, bundle = trained
+def test_over_a_table_the_newest_events_are_asked_for_with_a_table_of_those_before(
+    base: Path, tmp_path: Path
+) -> None:
     data = habits()
-    asked, catalog = split(data, "global-time"), encoded(bundle, data)
-    pools, _ = Pooling(bundle, catalog, asked, 20)(asked.log, asked.test, slice(0, 4))
-    own = interests_of(bundle, catalog, asked.log, asked.test, slice(0, 4)).interests
-    weights = trending(asked, ITEMS)(int(asked.test.now_ms[0]), np.arange(ITEMS))
-    for case, pool in enumerate(pools):
-        start, end = asked.log.starts[asked.test.users[case]], asked.test.ends[case]
-        now_ms = int(asked.test.now_ms[case])
-        history = History(
-            asked.log.items[start:end].astype(np.uint64), asked.log.at_ms[start:end], now_ms, 20
-        )
-        items = [Fused(int(item), "", 0.0, "") for item in pool.items]
-        vectors = dict(enumerate(catalog.vectors))
-        popular = {item: float(weights[item]) for item in np.flatnonzero(weights).tolist()}
-        (found,) = rescored([Pooled(items, own[case], history)], vectors, popular, bundle)
-        wanted = bundle.score(pool.features, pool.nearest, catalog.vectors[pool.items])
-        assert [item.score for item in found] == pytest.approx(sorted(wanted, reverse=True), abs=1e-5)
+    asked = split(data, "global-time")
+    bundle = neighbours.make(base, data, asked, tmp_path / "bundle", "a test", TableConfig(pause_s=7_200))
+    config = ScorerFit(newest=0.5, pool=20, negatives=5)
+    since_ms, table = known_before(bundle, data, asked.train, config)
+    assert since_ms == pytest.approx(np.median(asked.train.at_ms))
+    assert table is not None
+    assert bundle.neighbours is not None
+    assert 0 < len(table.items) < len(bundle.neighbours.items)
+    assert table.pause_ms == 7_200_000
+    material = prepare(bundle.path, data, asked, config, lambda *_: None)
+    features = dict(zip(CANDIDATE_FEATURES, material.questions.features.permute(2, 0, 1), strict=True))
+    assert (features["similar"] > 0).any()
+    assert (
+        features["events"].min() >= 0.2
+    )  # half of the 14 events, less what is of the last tenth, of a log of 20
+    assert known_before(load(base), data, asked.train, config) == (0, None)
 
 
 @pytest.mark.parametrize("model", sorted(SCORERS))

@@ -12,8 +12,8 @@ REST_MS: Final = 3_600_000
 
 def buy_again(
     wishes: Iterable[tuple[int, int]], now_ms: int, counters: Iterable[tuple[int, int]] = ()
-) -> list[int]:
-    """Item keys, those that were wished for most first; none that was wished for in the last hour, as far as the log says.
+) -> dict[int, float]:
+    """Item keys with their weights in wishes, the heaviest first; none that was wished for in the last hour, as far as the log says.
 
     A wish fades in the log as in the counters: to half while 200 others come after it.
 
@@ -22,9 +22,9 @@ def buy_again(
         counters: (item key, level) of what was wished for before it (`streams/counters.py`).
 
     >>> hour = REST_MS
-    >>> buy_again([(1, 0), (2, 1), (3, 2), (1, 3), (4, 2 * hour)], now_ms=2 * hour + 5)
+    >>> [*buy_again([(1, 0), (2, 1), (3, 2), (1, 3), (4, 2 * hour)], now_ms=2 * hour + 5)]
     [1, 3, 2]
-    >>> buy_again([(1, 0), (2, 1)], now_ms=hour + 1, counters=[(3, ONE - 500), (2, ONE), (4, ONE + 500)])
+    >>> [*buy_again([(1, 0), (2, 1)], now_ms=hour + 1, counters=[(3, ONE - 500), (2, ONE), (4, ONE + 500)])]
     [4, 2, 1, 3]
     """
     log = list(wishes)
@@ -34,4 +34,4 @@ def buy_again(
         weights[key] = weights.get(key, 0.0) + weight(ONE - age)
         last_ms[key] = at_ms
     rested = [key for key in weights if key not in last_ms or now_ms - last_ms[key] >= REST_MS]
-    return sorted(rested, key=weights.__getitem__, reverse=True)
+    return {key: weights[key] for key in sorted(rested, key=weights.__getitem__, reverse=True)}

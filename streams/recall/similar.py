@@ -41,15 +41,15 @@ class Session(NamedTuple):
     wishes: Sequence[Wish]  # an item once
     near: Sequence[Mapping[int, float]]  # of each wish: item key -> likeness
 
-    def ranked(self) -> list[int]:
-        """Item keys, best first, none of the session itself; empty where the table knows no item of it."""
+    def ranked(self) -> dict[int, float]:
+        """Item keys with their likeness, best first, none of the session itself; empty where the table knows no item of it."""
         total: dict[int, float] = {}
         for near in self.near:
             for key, likeness in near.items():
                 total[key] = total.get(key, 0.0) + likeness
         for key, _, _ in self.wishes:
             total.pop(key, None)
-        return sorted(total, key=total.__getitem__, reverse=True)
+        return {key: total[key] for key in sorted(total, key=total.__getitem__, reverse=True)}
 
     def behind(self, key: int) -> list[tuple[tuple[int, int, str], float]]:
         """The wishes that brought an item up, at most three, as (item key, time, action), and their shares, largest first."""
