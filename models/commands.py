@@ -17,7 +17,7 @@ from models import baselines
 from models.candidates import Pooling, rescored
 from models.costs import USERS, Cost, measured
 from models.datasets import Dataset
-from models.evaluation import Measure, Quality, bundle_scorer, encoded, evaluate, fused, tuned
+from models.evaluation import Measure, Quality, bundle_scorer, encoded, evaluate, fused, newcomers, tuned
 from models.protocols import At, Protocol, Scorer, Split, split
 from models.search import Search, best_of
 from models.served import served
@@ -415,11 +415,16 @@ def tables(results: Results) -> Iterator[Table]:
 def _of_bundle(
     loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
 ) -> dict[str, Method]:
-    """A bundle alone; its neighbours alone and with it, if it has a table of them; where seen items may come, what its log and
-    counters say of that alone, and all of it as it is served; and with its scorer, if it has one."""
+    """A bundle alone; what is new alone, after a split in time; its neighbours alone and with it, if it has a table of them; where
+    seen items may come, what its log and counters say of that alone, and all of it as it is served; and with its scorer, if it
+    has one."""
     catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
     length = loaded.log_length
     judged = {name: Method(lambda: bundle_scorer(loaded, catalog))}
+    unknown = newcomers(asked, len(data.item_ids))
+    # To a bundle of item ids all new items are alike.
+    if unknown is not None and loaded.item_inputs == "text":
+        judged[f"{name}: new"] = Method(lambda: served(loaded, catalog, k, {"new": 1.0}, unknown))
     together = f"{name} and buy again"
     if loaded.neighbours:
         alone = {"similar": 1.0}

@@ -88,14 +88,19 @@ def evaluate(
     After a split in time also on `newcomers`: the targets that nobody had before it, ranked among the items that nobody had.
     """
     sets = {name: (cases, scorer) for name, cases in question_sets(split).items()}
-    new = np.bincount(split.train.items, minlength=items) == 0
-    if split.at_ms is not None and new[split.test.targets].any():
+    new = newcomers(split, items)
+    if new is not None and new[split.test.targets].any():
         sets["newcomers"] = (of_targets(split.test, new), _only(new, scorer))
     found = {}
     for name, (cases, scored_by) in sets.items():
         known = replace(cases, remembered=remembered)
         found[name] = quality(*ranking(scored_by, split.log, known, items, k, done), split, cases, items, k)
     return found
+
+
+def newcomers(split: Split, items: int) -> NDArray[np.bool_] | None:
+    """Whether an item (items,) is new: no event before a split in time is of it. None where the split is of another kind."""
+    return np.bincount(split.train.items, minlength=items) == 0 if split.at_ms is not None else None
 
 
 def ranking(

@@ -20,18 +20,27 @@ from streams.encoder import Encoder
 from streams.neighbours import Neighbours
 from streams.recall.buy_again import buy_again
 from streams.recall.fusion import Ranking, fuse
+from streams.recall.new import CHOICE, by_likeness, taken
 from streams.recall.similar import Similar
 
 INTERESTS: Final[Mapping[str, float]] = {"interests": 1.0}
 
 
-def served(encoder: Encoder, catalog: Catalog, k: int, sources: Mapping[str, float] = INTERESTS) -> Scorer:
+def served(
+    encoder: Encoder,
+    catalog: Catalog,
+    k: int,
+    sources: Mapping[str, float] = INTERESTS,
+    new: NDArray[np.bool_] | None = None,
+) -> Scorer:
     """Lists of length k as scores: k for the first of a list, 1 for its last, -inf for what is not in it.
 
-    `sources`: the weights of `interests`, `buy-again` and, for a bundle with a table of neighbours, `similar`; those that are
-    not there take no part. Ask with cases that remember no more than the log of the service does (`encoder.log_length`).
+    `sources`: the weights of `interests`, `buy-again`, for a bundle with a table of neighbours `similar`, and, where it is said
+    which items are `new`, that; those that are not there take no part. Ask with cases that remember no more than the log of the
+    service does (`encoder.log_length`).
     """
     with_session = _Sessions(encoder.neighbours, encoder.log_length, catalog) if encoder.neighbours else None
+    among_new = _New(catalog, new, encoder.log_length) if new is not None and "new" in sources else None
     counting = Counting(encoder.log_length)
 
     def scores(log: Log, cases: Cases, part: slice) -> Floats:
@@ -61,6 +70,9 @@ def served(encoder: Encoder, catalog: Catalog, k: int, sources: Mapping[str, flo
                     rankings.append(
                         _ranking("interests", sources["interests"] * float(weight) / total, items)
                     )
+            if among_new:
+                items = among_new(log, cases, part.start + case, hidden[case], k)
+                rankings.append(_ranking("new", sources["new"], items))
             for place, item in enumerate(fuse(rankings)[:k]):
                 found[case, item.key] = k - place
         return found
@@ -153,6 +165,32 @@ class _Sessions:
             items = (self._items[key] for key in ranked if key in self._items)
             found[case] = list(islice((item for item in items if not hidden[case, item]), k))
         return found
+
+
+class _New:
+    """What is new and like what the user of a case is taking, by the newest events that the log of the service holds."""
+
+    def __init__(self, catalog: Catalog, new: NDArray[np.bool_], length: int) -> None:
+        self._catalog, self._length = catalog, length
+        self._new = np.flatnonzero(new & catalog.known)
+        self._vectors = catalog.vectors[self._new]
+
+    def __call__(self, log: Log, cases: Cases, case: int, hidden: NDArray[np.bool_], k: int) -> list[int]:
+        """Items, best first; those that are `hidden` (items,) are none."""
+        length = min(self._length, cases.remembered or self._length)
+        end = int(cases.ends[case])
+        own = slice(max(int(log.starts[cases.users[case]]), end - length), end)
+        wishes = zip(log.items[own].tolist(), log.at_ms[own].tolist(), log.actions[own].tolist(), strict=True)
+        items = taken([*wishes], int(cases.now_ms[case]))
+        like = self._catalog.vectors[[item for item in items if self._catalog.known[item]]]
+        if not len(like) or not len(self._new):
+            return []
+        scores = like @ self._vectors.T
+        scores[:, hidden[self._new] | np.isin(self._new, items)] = -np.inf
+        lists = best(scores, CHOICE * k)
+        found = np.unique(lists[np.isfinite(np.take_along_axis(scores, lists, axis=1))])
+        order = by_likeness(self._vectors[found], like)[:k] if len(found) else found
+        return [int(item) for item in self._new[found[order]]]
 
 
 def _nearest(scores: Floats, hidden: NDArray[np.bool_], k: int) -> Ints:

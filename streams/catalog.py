@@ -72,6 +72,7 @@ class _Change(NamedTuple):
     item: Item | None
     text: str  # of the item, as the encoder reads it
     stamp: Stamp
+    since_ms: int | None = None  # of the item: when it came in
 
 
 class _Versions:
@@ -80,6 +81,8 @@ class _Versions:
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.stamps: dict[int, Stamp] = {}
+        # When each live item came in; None where a version before this field has written it: it is not new.
+        self.since_ms: dict[int, int | None] = {}
         self.gate = Gate()
         self.lock = asyncio.Lock()  # one at a time: a batch, or a look at what the index has
         self.audited: set[int] = set()  # keys of some items that it must have
@@ -89,11 +92,33 @@ class _Versions:
 
     def published(self, points: Iterable[Point]) -> None:
         """Choose what is asked for: items come first to be chosen, and stay until they are deleted."""
+        self.remember(points)
         for point in points:
             if point.vector is None:
                 self.audited.discard(point.key)
             elif len(self.audited) < _AUDITED:
                 self.audited.add(point.key)
+
+    def remember(self, points: Iterable[Point]) -> None:
+        """When items came in: it outlives their changes, and not their deletion."""
+        for point in points:
+            if point.vector is None:
+                self.since_ms.pop(point.key, None)
+            else:
+                self.since_ms[point.key] = point.payload.get("since_ms")
+
+    def comes_in_ms(self, item: Item | None, key: int, before: _Change | None, record_ms: int) -> int | None:
+        """When an item came in that a record changes: what it says itself, or the time of the first record of it.
+
+        `before`: a change of it in the same batch.
+        """
+        if item is None:
+            return None
+        if item.since_ms is not None:
+            return item.since_ms
+        if before is not None:
+            return before.since_ms if before.item is not None else record_ms
+        return self.since_ms.get(key, record_ms)
 
 
 class CatalogPath:
@@ -173,7 +198,7 @@ class CatalogPath:
 
     async def _apply(self, partition: int, versions: _Versions, records: Sequence[ConsumerRecord]) -> None:
         letters: list[DeadLetter] = []
-        changes = self._decode(records, versions.stamps, letters)
+        changes = self._decode(records, versions, letters)
         slices = [changes[start : start + _SLICE] for start in range(0, len(changes), _SLICE)]
         # One slice is encoded in a thread while the one before is indexed and written.
         encoding = self._encoded(slices[0]) if slices else None
@@ -187,7 +212,7 @@ class CatalogPath:
         await self._dead_letters.put(letters)
 
     def _decode(
-        self, records: Sequence[ConsumerRecord], stamps: dict[int, Stamp], letters: list[DeadLetter]
+        self, records: Sequence[ConsumerRecord], versions: _Versions, letters: list[DeadLetter]
     ) -> list[_Change]:
         """What is newer than what is known; of several changes of one item in a batch, only the newest."""
         newest: dict[int, _Change] = {}
@@ -200,11 +225,12 @@ class CatalogPath:
             key = item_key(item_id)
             version = item.version if item is not None else None
             point = Point(key, item_id, None, {}, version, record.partition, record.offset)
-            known = newest[key].stamp if key in newest else stamps.get(key)
+            known = newest[key].stamp if key in newest else versions.stamps.get(key)
             stamp = newer(point, known)
             if stamp is not None:
-                newest.pop(key, None)  # so that the order of the changes is that of their records
-                newest[key] = _Change(record, key, item_id, item, text, stamp)
+                before = newest.pop(key, None)  # so that the order of the changes is that of their records
+                since_ms = versions.comes_in_ms(item, key, before, record.timestamp)
+                newest[key] = _Change(record, key, item_id, item, text, stamp, since_ms)
         return list(newest.values())
 
     def _item(self, record: ConsumerRecord) -> tuple[str, Item | None, str]:
@@ -289,7 +315,7 @@ class CatalogPath:
                 continue
             # A delete carries the version it inherited, so that an older version stays out wherever it arrives.
             version = change.stamp.version if change.stamp.version >= 0 else None
-            payload = {} if item is None else _payload(item)
+            payload = {} if item is None else _payload(item, change.since_ms)
             points.append(
                 Point(change.key, change.item_id, vector, payload, version, partition, record.offset)
             )
@@ -424,6 +450,7 @@ class CatalogPath:
                         continue
                     point, bundle = found
                     stamps[point.key] = newer(point, None) or Stamp(0, point.offset)
+                    partitions[number].remember([point])
                     is_foreign = bundle not in ("", self._encoder.id)
                     (foreign[number].add if is_foreign else foreign[number].discard)(point.key)
                     has_vector = point.vector is not None and not is_foreign
@@ -513,7 +540,7 @@ def _text(item: Item) -> str:
     return item_text(item.title, item.description, item.category, item.tags, item.attributes)
 
 
-def _payload(item: Item) -> dict[str, Any]:
+def _payload(item: Item, since_ms: int | None) -> dict[str, Any]:
     """What the index keeps of an item: the filterable fields, and the title for people."""
     return {
         "item_id": item.item_id,
@@ -523,4 +550,5 @@ def _payload(item: Item) -> dict[str, Any]:
         "price": item.price,
         "available": item.available,
         "attributes": item.attributes,
+        "since_ms": since_ms,
     }

@@ -303,7 +303,7 @@ def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_ba
     if kind == "clicks":
         prepared = importing.prepared_clicks(table, columns, now_ms=int(time.time() * 1000), unit=unit)
     else:
-        prepared = importing.prepared_items(table, columns)
+        prepared = importing.prepared_items(table, columns, unit=unit)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

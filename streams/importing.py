@@ -30,7 +30,8 @@ Done = Callable[[int], None]  # called with the number of rows published so far
 
 CLICK_FIELDS: Final = ("user_id", "item_id", "at_ms", "action", "event_id")
 ITEM_FIELDS: Final = (
-    "item_id", "title", "description", "tags", "category", "price", "available", "image", "version", "attributes",
+    "item_id", "title", "description", "tags", "category", "price", "available", "image", "version", "since_ms",
+    "attributes",
 )  # fmt: skip
 FIELDS: Final[dict[Kind, Fields]] = {
     "clicks": Fields("clicks", CLICK_FIELDS, required=("user_id", "item_id", "at_ms"), open_ended="context."),
@@ -181,7 +182,7 @@ def prepared_clicks(
     return Prepared(ordered.drop(_ROW, _NOTE, "__at"), total, bad, first)
 
 
-def prepared_items(table: pl.DataFrame, columns: dict[str, str]) -> Prepared:
+def prepared_items(table: pl.DataFrame, columns: dict[str, str], *, unit: TimeUnit = "auto") -> Prepared:
     """Catalog entries in file order."""
     given = [name for name in columns if name in ("title", "description", "category", "image")]
     chosen: list[pl.Expr | pl.Series] = [
@@ -208,6 +209,18 @@ def prepared_items(table: pl.DataFrame, columns: dict[str, str]) -> Prepared:
                 pl.col(name).is_null() | ~(pl.col(name) >= 0) | ~pl.col(name).cast(pl.Float64).is_finite()
             )
             problems.append((wrong, pl.format(f"{name}: got '{{}}', expected {expected}", f"__{name}")))
+    if "since_ms" in columns:
+        source = table[columns["since_ms"]]
+        shown = source.cast(pl.String, strict=False).str.strip_chars().replace("", None)
+        chosen += [at_ms(source, unit).alias("since_ms"), shown.alias("__since_ms")]
+        wrong = pl.col("since_ms").is_null() | (pl.col("since_ms") < MIN_AT_MS)
+        expected = "an ISO time, seconds or milliseconds, from 1973 on"
+        problems.append(
+            (
+                pl.col("__since_ms").is_not_null() & wrong,
+                pl.format(f"since_ms: got '{{}}', expected {expected}", "__since_ms"),
+            )
+        )
     if "available" in columns:
         chosen += [
             _flag(table[columns["available"]]).alias("available"),

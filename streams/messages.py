@@ -64,7 +64,7 @@ ACTIONS: Final[dict[str, Action]] = {
 }
 assert set(get_args(ActionName)) == set(ACTIONS)
 SESSION_ACTIONS: Final = tuple(name for name, action in ACTIONS.items() if action.steps_encoder)
-SourceName = Literal["interests", "query", "popular", "buy-again", "similar"]
+SourceName = Literal["interests", "query", "popular", "buy-again", "similar", "new"]
 
 
 # Not followed by the garbage collector: it holds text only, and tens of thousands are made a second.
@@ -83,7 +83,10 @@ class Click(Struct, frozen=True, gc=False):
 
 
 class Item(Struct, frozen=True):
-    """One catalog entry. A null Kafka value deletes the item of the record's key."""
+    """One catalog entry. A null Kafka value deletes the item of the record's key.
+
+    ``since_ms`` is when the item came into the assortment; without it, when its first record was published.
+    """
 
     item_id: Id
     title: str = ""
@@ -95,6 +98,7 @@ class Item(Struct, frozen=True):
     attributes: dict[str, str | float | bool] = {}
     image: str | None = None
     version: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    since_ms: AtMs | None = None
 
 
 class Position(Struct, frozen=True):
@@ -262,7 +266,7 @@ def _explain(raw: bytes, error: msgspec.ValidationError) -> str:
     names = _NAMES.get(re.sub(r"\[\d+\]", "[]", where))
     if expected.startswith("Invalid enum value") and names:
         expected = f"Expected one of {', '.join(names)}"
-    elif where.endswith("at_ms") and "`int` >=" in expected:
+    elif where.endswith(("at_ms", "since_ms")) and "`int` >=" in expected:
         expected += ", in milliseconds since 1970"
     try:
         value: Any = msgspec.json.decode(raw)

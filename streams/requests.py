@@ -46,6 +46,7 @@ from streams.publish import Outgoing, write_scattered
 from streams.recall import filters
 from streams.recall.buy_again import buy_again
 from streams.recall.fusion import DEFAULT_WEIGHTS
+from streams.recall.new import taken
 from streams.recall.pipeline import Answer, Ask, Recall
 from streams.recall.similar import Similar
 from streams.routing import origin_of, partition_of, redirect
@@ -60,6 +61,7 @@ log = structlog.get_logger(__name__)
 _ANSWER_MS: Final = 20.0
 # Of the time that is left: vectors that a state lacks may take no longer, so that recall has its own.
 _FETCH_SHARE: Final = 0.3
+_DAY_MS: Final = 86_400_000
 
 
 class _Reply(NamedTuple):
@@ -466,10 +468,11 @@ class RequestPath:
             for key, at_ms, action in (entries if request.explain else ())
             if STEPS[action]
         ]
-        taken = None
+        liked = [wish for wish in wishes if wish[0] not in unwanted]
+        in_hand = None
         if self._similar is not None and weights.get("similar", 0) > 0:
-            taken = self._similar.session([wish for wish in wishes if wish[0] not in unwanted], now_ms)
-        similar = taken.ranked() if taken else []
+            in_hand = self._similar.session(liked, now_ms)
+        similar = in_hand.ranked() if in_hand else []
         return Ask(
             limit=request.limit,
             interests=user.interests,
@@ -484,7 +487,9 @@ class RequestPath:
             similar=[key for key in similar if key not in exclude and key not in unwanted],
             history=self._history(wishes, now_ms) if self._encoder.pool else None,
             pool=self._encoder.pool,
-            behind=taken.behind if request.explain and taken else None,
+            behind=in_hand.behind if request.explain and in_hand else None,
+            taken=taken(liked, now_ms) if weights.get("new", 0) > 0 else (),
+            new_since_ms=now_ms - int(self._settings.new_days * _DAY_MS),
         )
 
     def _history(self, wishes: Sequence[tuple[int, int, int]], now_ms: int) -> History:

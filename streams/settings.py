@@ -110,6 +110,9 @@ class Settings(BaseSettings):
         le=255,
         description="items that a user's log has lost and buy-again still counts, 10 bytes each",
     )
+    new_days: float = Field(
+        default=30.0, gt=0, le=3650, description="how long items of the catalog are new to the source `new`"
+    )
     user_ttl_days: float | None = Field(
         default=None, gt=0, description="users without an event for so long are erased"
     )

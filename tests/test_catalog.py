@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,7 @@ class CatalogWorker:
             assert found is not None
             point = found[0]
             versions.stamps[point.key] = newer(point, None) or Stamp(0, point.offset)
+            versions.remember([point])
         versions.gate.open()
         self.path._partitions = {0: versions}
 
@@ -187,6 +189,55 @@ async def test_an_older_version_never_overrides_a_newer_one(worker: CatalogWorke
     assert "inherits" in str(await worker.title(TEA))
     await worker.apply(worker.item(TEA, version=1, title="one again"))
     assert "inherits" in str(worker.published_title(TEA))
+
+
+async def since_ms(worker: CatalogWorker, item_id: str) -> int | None:
+    """As the index has it, which is as the next owner of the partition reads it."""
+    assert worker.index is not None
+    value: int | None = (await worker.index.items([item_key(item_id)]))[item_key(item_id)]["since_ms"]
+    record = worker.producer.latest(worker.topics.vectors)[item_id.encode()]
+    assert decode_item_vector(record.value).payload["since_ms"] == value
+    return value
+
+
+async def test_an_item_is_as_new_as_its_first_record_through_all_its_changes(worker: CatalogWorker) -> None:
+    first = worker.item(TEA)
+    await worker.apply(first)
+    assert await since_ms(worker, TEA) == first.timestamp
+    changed = replace(worker.item(TEA, price=3.0), timestamp=first.timestamp + 5_000)
+    await worker.apply(changed)
+    assert await since_ms(worker, TEA) == first.timestamp
+    worker.own()  # another worker's turn
+    await worker.apply(replace(worker.item(TEA, price=4.0), timestamp=first.timestamp + 6_000))
+    assert await since_ms(worker, TEA) == first.timestamp
+
+
+async def test_what_the_shop_says_of_an_items_age_holds_until_it_says_otherwise(
+    worker: CatalogWorker,
+) -> None:
+    year_ms = 365 * 86_400_000
+    old = worker.item(TEA)
+    await worker.apply(old, worker.item(COFFEE, since_ms=old.timestamp - year_ms))
+    await worker.apply(
+        worker.item(TEA, since_ms=old.timestamp - 2 * year_ms), worker.item(COFFEE, title="ground coffee")
+    )
+    assert await since_ms(worker, TEA) == old.timestamp - 2 * year_ms
+    assert await since_ms(worker, COFFEE) == old.timestamp - year_ms
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+async def test_an_item_that_comes_back_is_new_again(worker: CatalogWorker, batches: int) -> None:
+    story = [worker.item(TEA, since_ms=1_600_000_000_000), worker.delete(TEA), worker.item(TEA)]
+    for part in [story] if batches == 1 else [[each] for each in story]:
+        await worker.apply(*part)
+    assert await since_ms(worker, TEA) == story[-1].timestamp
+
+
+async def test_an_item_that_an_older_version_has_written_is_not_new(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA))
+    worker.path._partitions[0].since_ms[item_key(TEA)] = None  # as its record says nothing
+    await worker.apply(worker.item(TEA, price=3.0))
+    assert await since_ms(worker, TEA) is None
 
 
 Step = tuple[str, int | None]  # what happens, and the version it carries

@@ -257,6 +257,17 @@ def test_a_catalog_row_becomes_an_item(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("since", [AT_MS, str(AT_MS), "2023-11-14T22:13:20Z"])
+def test_a_catalog_row_may_say_since_when_the_item_is_there(since: object) -> None:
+    table = pl.DataFrame({"item_id": ["a", "b"], "created": [since, None]})
+    told, untold = items_of(items(table, "since_ms=created"))
+    assert (told.since_ms, untold.since_ms) == (AT_MS, None)
+    bad = items(pl.DataFrame({"item_id": ["a"], "since_ms": ["yesterday"]}))
+    assert [row.reason for row in bad.first_bad] == [
+        "since_ms: got 'yesterday', expected an ISO time, seconds or milliseconds, from 1973 on"
+    ]
+
+
 def test_nested_attributes_and_lists_of_tags_are_taken_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(
         '{"item_id": 7, "tags": ["a", "b"], "attributes": {"colour": "red", "organic": true}}\n'

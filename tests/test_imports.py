@@ -143,6 +143,7 @@ SHARED = {
     "streams.recall.buy_again",
     "streams.neighbours",
     "streams.recall.fusion",
+    "streams.recall.new",
     "streams.recall.similar",
     "streams.tables",
     "streams.trends",

@@ -238,6 +238,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("item", {"tags": "tea"}, "tags", "got 'tea'", "expected `array`"),
     ("item", {"tags": ["tea", 5]}, "tags[1]", "got 5", "expected `str`"),
     ("item", {"price": -1}, "price", "got -1", ">= 0.0"),
+    ("item", {"since_ms": NOW_MS // 1000}, "since_ms", f"got {NOW_MS // 1000}", "milliseconds"),
     ("item", {"price": "5"}, "price", "got '5'", "expected `float"),
     ("item", {"available": "yes"}, "available", "got 'yes'", "expected `bool`"),
     ("item", {"attributes": {"a": [1]}}, "attributes", "got {'a': [1]}", "`bool | float | str`"),

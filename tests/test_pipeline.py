@@ -27,6 +27,7 @@ DIM = 4
 COFFEE, TEA, SOAP = (np.eye(DIM, dtype=np.float32)[axis] for axis in range(3))
 THEMES = {"coffee": COFFEE, "tea": TEA, "soap": SOAP}
 SOON_S = 0.2
+DAY_MS = 86_400_000
 
 
 def vector_of(theme: str, number: int) -> F32:
@@ -74,13 +75,18 @@ class Fallible:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def items(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EdgeIndex]:
-    """Five items of each theme; the last of each is not available."""
+    """Five items of each theme, the first from day 0 to the last from day 4; that one is not available."""
     edge = await EdgeIndex.open(tmp_path_factory.mktemp("index"), DIM)
     points = []
     for theme in THEMES:
         for number in range(5):
             item_id = f"{theme} {number}"
-            payload = {"item_id": item_id, "category": theme, "available": number < 4}
+            payload = {
+                "item_id": item_id,
+                "category": theme,
+                "available": number < 4,
+                "since_ms": number * DAY_MS,
+            }
             points.append(
                 Point(item_key(item_id), item_id, vector_of(theme, number), payload, None, 0, len(points))
             )
@@ -108,6 +114,8 @@ def ask(
     similar: Sequence[str] = (),
     behind: Mapping[str, Sequence[tuple[tuple[str, int, str], float]]] | None = None,
     history: History | None = None,
+    taken: Sequence[str] = (),
+    new_since: int = 0,
 ) -> Ask:
     def of_key(key: int) -> list[tuple[tuple[int, int, str], float]]:
         (shares,) = [shares for item_id, shares in (behind or {}).items() if item_key(item_id) == key]
@@ -128,6 +136,8 @@ def ask(
         history,
         Scorer.pool,
         of_key if behind is not None else None,
+        [item_key(item_id) for item_id in taken],
+        new_since * DAY_MS,
     )
 
 
@@ -332,6 +342,62 @@ async def test_a_similar_item_is_explained_by_the_session_and_not_by_what_is_nea
         assert [item.source for item in found.items] == ["similar", "interests"]
         assert found.because[0] == [(("tea 0", 7, "add_to_cart"), 0.75)]
         assert bool(found.because[1]) is not bool(broken)
+
+
+NEW = {"new": 1.0}
+
+
+async def test_what_is_new_and_like_what_the_user_takes_is_a_source_of_its_own(index: Fallible) -> None:
+    found = await answer(index, ask(SOAP, taken=["coffee 0", "gone"], new_since=2, sources=NEW, limit=2))
+    assert ids(found) == [
+        "coffee 2",
+        "coffee 3",
+    ]  # "coffee 0" and "coffee 1" are old, "coffee 4" is not available
+    assert {item.source for item in found.items} == {"new"}
+    assert found.rung is None
+    filtered = ask(SOAP, taken=["coffee 1"], new_since=2, sources=NEW, where={"category": "tea"})
+    assert ids(await answer(index, filtered)) == ["tea 3", "tea 2"]
+    mixed, others = {"interests": 1.0, "new": 1.0}, ["soap 3", "tea 3"]
+    both = await answer(
+        index, ask(SOAP, taken=["coffee 0"], new_since=3, sources=mixed, exclude=others, limit=4)
+    )
+    assert ids(both) == ["soap 0", "coffee 3", "soap 1", "soap 2"]
+    assert [item.source for item in both.items] == ["interests", "new", "interests", "interests"]
+
+
+async def test_new_items_are_like_any_that_is_taken_and_are_none_of_them(index: Fallible) -> None:
+    asked = ask(taken=["coffee 1", "tea 2"], new_since=1, sources=NEW, exclude=["tea 1"], limit=10)
+    # In both themes the nearest by angle first; "coffee 1", "tea 1" and "tea 2" may not come, "soap" is like neither.
+    assert ids(await answer(index, asked))[:3] == ["tea 3", "coffee 2", "coffee 3"]
+    assert not {"coffee 1", "tea 1", "tea 2"} & set(ids(await answer(index, asked)))
+
+
+async def test_of_new_items_a_long_vector_is_no_merit(index: Fallible) -> None:
+    long = Point(item_key("long"), "long", 3 * vector_of("tea", 9), {"since_ms": 9 * DAY_MS}, None, 0, 99)
+    await index.put([long])
+    try:
+        found = await answer(index, ask(taken=["tea 1"], new_since=2, sources=NEW, limit=3))
+        assert ids(found) == ["tea 2", "tea 3", "long"]
+    finally:
+        await index.put([Point(long.key, "long", None, {}, None, 0, 100)])
+
+
+@pytest.mark.parametrize("broken", ["vectors", "search"])
+async def test_new_items_that_cannot_be_looked_up_cost_an_answer_its_rung(
+    index: Fallible, broken: str
+) -> None:
+    index.failing.add(broken)
+    asked = (ask(taken=["coffee 0"], new_since=2, sources=NEW), ask(sources=NEW))
+    found, other = await answers(index, *asked)
+    assert (ids(found), found.rung) == ([], "no-new")
+    assert (ids(other), other.rung) == ([], None)
+
+
+async def test_a_new_item_is_explained_by_the_events_that_it_is_like(index: Fallible) -> None:
+    events = [("coffee 0", 5, "purchase"), ("tea 1", 9, "click")]
+    found = await answer(index, ask(taken=["tea 1"], new_since=2, sources=NEW, events=events, limit=1))
+    assert ids(found) == ["tea 2"]
+    assert found.because[0][0].event == ("tea 1", 9, "click")
 
 
 async def test_diversity_brings_another_theme_in(index: Fallible) -> None:

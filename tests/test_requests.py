@@ -256,6 +256,39 @@ async def test_what_goes_with_the_session_at_hand_comes_from_a_bundle_with_a_tab
     await worker.close()
 
 
+async def test_new_items_like_what_the_user_takes_come_to_who_asks_for_them(
+    worker: Asked, index: EdgeIndex, starter: Encoder
+) -> None:
+    day_ms = 86_400_000
+    arrivals = {
+        "new tea": ("Herbal tea bags, 20 ct", now_ms() - day_ms),
+        "new shampoo": ("Shampoo for oily hair", now_ms() - 29 * day_ms),
+        "old tea": ("Black tea bags, 20 ct", now_ms() - 31 * day_ms),
+    }
+    vectors = starter.encode_items([text for text, _ in arrivals.values()])
+    points = [
+        Point(item_key(item_id), item_id, vector, {"item_id": item_id, "since_ms": since_ms}, None, 0, 100)
+        for (item_id, (_, since_ms)), vector in zip(arrivals.items(), vectors, strict=True)
+    ]
+    await index.put(points)
+    try:
+        await worker.apply(worker.click("ann", "green tea"), worker.click("ann", "shampoo", action="hide"))
+        only = {"sources": {"new": 1.0}, "explain": True}
+        found = await worker.answer("ann", **only)
+        assert [(item.item_id, item.source) for item in found.items] == [
+            ("new tea", "new"),
+            ("new shampoo", "new"),
+        ]
+        assert found.items[0].because[0].item_id == "green tea"
+        basket = [{"item_id": "shampoo", "action": "add_to_cart"}]
+        what_if = await worker.answer("bob", session=basket, limit=1, **only)
+        assert [item.item_id for item in what_if.items] == ["new shampoo"]
+        assert (await worker.answer("nobody", **only)).items == []
+        assert "new" not in {item.source for item in (await worker.answer("ann")).items}
+    finally:
+        await index.put([Point(each.key, each.item_id, None, {}, None, 0, 101) for each in points])
+
+
 async def test_who_asks_for_neighbours_of_a_bundle_without_a_table_is_told(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -689,7 +722,7 @@ async def test_a_request_that_is_misrouted_twice_is_dead_lettered(wide: Asked) -
             "unknown_partition",
             "after.partition: got 9, expected 0 to 0",
         ),
-        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular, buy-again, similar"),
+        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular, buy-again, similar, new"),
         ({"at_ms": now_ms() + 10**11}, "time_in_future", "at_ms: got"),
     ],
     ids=lambda value: str(value)[:30],

@@ -95,6 +95,29 @@ def test_what_goes_with_the_session_at_hand_is_a_source_of_a_bundle_with_a_table
     ]
 
 
+def test_what_is_new_and_like_what_is_taken_is_a_source_where_it_is_said_what_is_new() -> None:
+    data, asked = small(None)  # 0, 1, 3, then 2 is asked for
+    encoder = cast(Encoder, Stand())
+    catalog = encoded(encoder, data)
+    vectors = np.array([[1, 0], [0, 2], [1, 9], [4, 1]], dtype=np.float32)
+    catalog = catalog._replace(vectors=np.pad(vectors, ((0, 0), (0, encoder.dim - 2))))
+    cases = open_questions()
+    found = {}
+    for new in ({2, 3}, {0, 2}, {0, 1, 2, 3}):
+        mask = np.isin(np.arange(4), [*new])
+        scorer = served(encoder, catalog, 2, {"new": 1.0}, mask)
+        found[frozenset(new)] = ranking(scorer, asked.log, cases, 4, 2)[1].tolist()[0]
+    # 0, 1 and 3 are taken already; of the rest only what is new comes.
+    assert found == {frozenset(new): [2, -1] for new in found}
+    later = replace(cases, now_ms=cases.now_ms + 86_400_000, remembered=1)
+    scorer = served(encoder, catalog, 2, {"new": 1.0}, np.array([True, True, True, False]))
+    assert ranking(scorer, asked.log, later, 4, 2)[1].tolist() == [
+        [0, 2]
+    ]  # like 3 by angle; by products 2 is
+    nobody = served(encoder, catalog, 2, {"new": 1.0}, np.zeros(4, dtype=np.bool_))
+    assert ranking(nobody, asked.log, later, 4, 2)[1].tolist() == [[-1, -1]]
+
+
 def test_what_the_log_forgot_may_come_again() -> None:
     data, asked = small(None)  # 0, 1, 3, then 2 is asked for
     encoder = cast(Encoder, Stand())

@@ -2,8 +2,8 @@
 
 Texts, bools and whether an item may be shown become words in one list, such as `8:category=garden`; so one index serves
 every field, attributes of any number, name and type among them, where an index per name would need a bound, one type
-for all items and an escape for odd names. Numbers need ranges, so `price` and each attribute that is a number have a
-field and an index of their own, attributes for the first 64 names; beyond them filters stay right, but the engine reads
+for all items and an escape for odd names. Numbers need ranges, so `price`, `since_ms` and each attribute that is a number
+have a field and an index of their own, 64 of them in all; beyond them filters stay right, but the engine reads
 every item.
 
 `available` is such a word too. Over 92,000 items that are scanned, asking for it costs a search 1-2 ms, leaving out what
@@ -32,7 +32,7 @@ from streams.recall.filters import (
 )
 
 MAX_NUMBER_FIELDS = 64
-_PLAIN_FIELDS = ("category", "tags", "price", "available")
+_PLAIN_FIELDS = ("category", "tags", "price", "available", "since_ms")
 
 
 class Document(NamedTuple):

@@ -30,6 +30,7 @@ FIELDS: dict[str, Kind] = {
     "tags": "text",
     "price": "number",
     "available": "bool",
+    "since_ms": "number",
 }
 
 

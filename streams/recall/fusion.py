@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 RRF_K: Final = 60.0
 # The sources of a request that names none. Of 1 to 20 for buy-again, 20 found most of what was bought in the month before the
 # split of the tests, and of 0.5 to 4 for similar, 1 most of what was bought for the first time (`models/README.md`): what may
-# come again goes first, and the others move it by a few places.
+# come again goes first, and the others move it by a few places. What is popular or new comes to those who ask for it: a new
+# item takes the place of one that is taken more often.
 DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
     "interests": 1.0,
     "query": 1.0,

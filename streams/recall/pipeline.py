@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from streams.features import History
 from streams.index import Index, IndexUnavailable, Query
-from streams.recall.filters import Filter
+from streams.recall.filters import And, Filter, Range
 from streams.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
+from streams.recall.new import CHOICE, by_likeness
 from streams.recall.reasons import PastEvent, Share, reasons
 from streams.recall.rescoring import Pooled, rescored
 from streams.trends import PopularItem
@@ -56,6 +57,8 @@ class Ask(NamedTuple):
     pool: int = 0
     # Where items are to be explained: the events behind a similar one, each as in `events`, and their shares.
     behind: Callable[[int], Sequence[tuple[tuple[int, int, str], float]]] | None = None
+    taken: Sequence[int] = ()  # item keys that new items are to be like; empty: none are asked for
+    new_since_ms: int = 0  # what came into the catalog then, or later, is new
 
 
 class Answer(NamedTuple):
@@ -84,18 +87,24 @@ class Recall:
         deadline = asyncio.get_running_loop().time() + timeout_s
         # A search that hangs must leave time to see which popular items may stand in.
         searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
-        if any(_named(ask) for ask in asks):
-            (rankings, failed), known = await asyncio.gather(
-                self._by_vector(asks, searched_by), self._matching(asks, searched_by)
+        if any(_named(ask) or ask.taken for ask in asks):
+            (rankings, failed), known, new = await asyncio.gather(
+                self._by_vector(asks, searched_by),
+                self._matching(asks, searched_by),
+                _in_time(self._new(asks), searched_by),
             )
         else:
-            (rankings, failed), known = await self._by_vector(asks, searched_by), {}
+            (rankings, failed), known, new = await self._by_vector(asks, searched_by), {}, {}
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
         if known is not None:
             _add_named(asks, rankings, known)
+        for index, ranking in (new or {}).items():
+            rankings[index].append(ranking)
         await self._add_popular(asks, rankings, rungs, popular, deadline)
         if known is None:
             rungs = [rung or _lost(ask) for ask, rung in zip(asks, rungs, strict=True)]
+        if new is None:
+            rungs = [rung or ("no-new" if ask.taken else None) for ask, rung in zip(asks, rungs, strict=True)]
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
         await self._rescore(asks, fused, rungs, vectors, popular, deadline - (1 - _SCORE_SHARE) * timeout_s)
@@ -142,6 +151,33 @@ class Recall:
         calls = (self._index.match(list(keys), where) for where, keys in wanted.items())
         found = await _in_time(asyncio.gather(*calls), deadline)
         return None if found is None else dict(zip(wanted, found, strict=True))
+
+    async def _new(self, asks: Sequence[Ask]) -> dict[int, Ranking]:
+        """By ask, what is new and like what its user is taking."""
+        keys = {key for ask in asks for key in ask.taken}
+        of_taken = await self._index.vectors([*keys]) if keys else {}
+        queries: list[Query] = []
+        owners: list[int] = []
+        for index, ask in enumerate(asks):
+            limit, where = min(CHOICE * _pool(ask), _MAX_POOL), _of_new(ask)
+            for key in ask.taken:
+                if key in of_taken:
+                    queries.append(Query(of_taken[key], limit, where, ask.exclude.union(ask.taken)))
+                    owners.append(index)
+        found: dict[int, dict[int, str]] = {index: {} for index in owners}
+        if not queries:
+            return {}
+        for index, hits in zip(owners, await self._index.search(queries), strict=True):
+            found[index].update((hit.key, hit.item_id) for hit in hits)
+        vectors = await self._index.vectors([*{key for items in found.values() for key in items}])
+        rankings = {}
+        for index, items in found.items():
+            ask, live = asks[index], [key for key in items if key in vectors]
+            taken = _rows(of_taken, [key for key in ask.taken if key in of_taken])
+            order = by_likeness(_rows(vectors, live), taken)[: _pool(ask)].tolist() if live else []
+            weight = (ask.sources or DEFAULT_WEIGHTS)["new"]
+            rankings[index] = Ranking("new", weight, [(live[place], items[live[place]]) for place in order])
+        return rankings
 
     async def _add_popular(
         self,
@@ -297,6 +333,12 @@ def _named(ask: Ask) -> dict[str, Sequence[int]]:
     similar = ask.similar if ask.where else ask.similar[: _LOOKED_UP * _pool(ask)]
     found = {"buy-again": ask.again, "similar": similar}
     return {source: keys for source, keys in found.items() if keys}
+
+
+def _of_new(ask: Ask) -> Filter:
+    """The ask's filter, for what is new."""
+    new = Range("since_ms", gte=float(ask.new_since_ms))
+    return And((ask.where, new)) if ask.where else new
 
 
 def _lost(ask: Ask) -> str | None:

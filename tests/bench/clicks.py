@@ -3,6 +3,7 @@ and a loop around aiokafka written by hand."""
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +104,7 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
         )
         before = running.process.used_cpu_s()
         running.process.go_on()
-        per_s = await rate(running, done, sum(counts))
+        per_s = await rate([running], done, sum(counts))
         found = await detail(running)
         found["cpu_s"] = running.process.used_cpu_s() - before
     system.clicks_per_s = per_s
@@ -121,23 +122,24 @@ async def _items_known(system: System, running: Worker) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def applied(running: Worker) -> int:
+async def applied(*crew: Worker) -> int:
     """How many clicks are applied and stored, of all partitions."""
-    watermarks: dict[str, int] = (await running.health())["partitions"]
-    return sum(watermarks.values()) + len(watermarks)
+    watermarks = [mark for each in crew for mark in (await each.health())["partitions"].values()]
+    return sum(watermarks) + len(watermarks)
 
 
-async def rate(running: Worker, before: int, count: int) -> float:
-    """Clicks a second from the first after ``before`` to the last of ``count``."""
+async def rate(crew: Sequence[Worker], before: int, count: int) -> float:
+    """Clicks a second of all workers, from the first after ``before`` to the last of ``count``."""
     first: tuple[int, float] | None = None
     started = time.monotonic()
     while True:
-        done, now = await applied(running), time.monotonic()
+        done, now = await applied(*crew), time.monotonic()
         if first is None and done > before:
             first = done, now
         if done >= before + count:
             break
-        running.process.require_running()
+        for each in crew:
+            each.process.require_running()
         if now - started > _STALLED_S:
             raise BenchError(f"{done - before} of {count} clicks applied after {_STALLED_S:.0f} s")
         await asyncio.sleep(_POLL_S)

@@ -120,7 +120,7 @@ async def _backlog(
     running.process.hold()
     count = await _publish_backlog(system, number)
     running.process.go_on()
-    draining = asyncio.ensure_future(clicks.rate(running, before, count))
+    draining = asyncio.ensure_future(clicks.rate([running], before, count))
     taken, failed = await requests.at_rate(
         client, requests.askers(system), requests.STEADY_RATE, lambda: not draining.done()
     )

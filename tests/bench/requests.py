@@ -97,7 +97,7 @@ async def measure_server(system: System) -> None:
         before = await clicks.applied(running)
         topic = Topics.named(settings.topic_prefix).clicks
         counts = await dataset.publish(settings, topic, settings.partitions, records)
-        await clicks.rate(running, before, sum(counts))
+        await clicks.rate([running], before, sum(counts))
         await _optimised(settings)
         async with HeadwaterClient(settings) as client:
             await _as_many(client, who, 2.0)

@@ -20,7 +20,7 @@ from streams.features import item_key
 from streams.index import BadVector, Index, KeyCollision, Point, Query
 from streams.index.edge import EdgeIndex
 from streams.index.server import ServerIndex
-from streams.recall.filters import Filter, FilterError, admits, parse
+from streams.recall.filters import And, Filter, FilterError, Range, admits, parse
 from tests.contract import qdrant_stand_in
 
 DIM = 8
@@ -179,6 +179,22 @@ async def test_unavailable_items_are_found_only_where_the_filter_asks(index: Ind
         assert await index.match(keys, where) == {item_key(name): name for name in expected}
     assert await index.count() == 3
     assert set(await index.items(keys)) == set(await index.vectors(keys)) == set(keys[:3])
+
+
+async def test_what_came_in_since_a_moment_is_found_to_the_millisecond(index: Index) -> None:
+    moment = 1_700_000_000_000
+    await index.put(
+        [
+            item("before", since_ms=moment - 1),
+            item("then", since_ms=moment),
+            item("later", since_ms=moment + 1, category="garden"),
+            item("unsaid", since_ms=None),
+        ]
+    )
+    new = Range("since_ms", gte=float(moment))
+    assert await found(index, new) == {"then", "later"}
+    assert await found(index, And((parse({"category": "garden"}), new))) == {"later"}
+    assert await found(index, parse({"since_ms": {"lt": moment}})) == {"before"}
 
 
 # -- reading back ------------------------------------------------------------------------------------------------------
@@ -403,6 +419,7 @@ payloads = st.fixed_dictionaries(
         "tags": st.lists(words, max_size=3),
         "price": numbers,
         "available": st.booleans(),
+        "since_ms": numbers,
         "attributes": st.dictionaries(names, attribute, max_size=4),
     },
 )
@@ -421,7 +438,7 @@ def entry(
 
 conditions = st.one_of(
     entry(st.sampled_from(["category", "tags"]), one_or_any(words)),
-    entry(st.just("price"), one_or_any(numbers) | bounds),
+    entry(st.sampled_from(["price", "since_ms"]), one_or_any(numbers) | bounds),
     entry(st.just("available"), one_or_any(st.booleans())),
     entry(st.just("item_id"), one_or_any(st.sampled_from([f"item {i}" for i in range(10)]))),
     entry(names.map("attributes.".__add__), one_or_any(st.one_of(words, numbers, st.booleans())) | bounds),

@@ -53,6 +53,26 @@ async def test_an_item_recalled_by_a_users_interests_vanishes_with_its_deletion(
     assert item not in await outside.items(user, limit=60)
 
 
+async def test_a_new_item_comes_to_those_who_take_the_like_and_an_old_one_does_not(
+    shelf: Shelf, item: str, outside: Outside
+) -> None:
+    year_ago_ms = outside.next_ms() - 365 * 86_400_000
+    drinker, owner, old, toy = (outside.own(name) for name in ("drinker", "owner", "old", "toy"))
+    drank, fed = await outside.click(drinker, "coffee-1"), await outside.click(owner, "dog-1")
+    await shelf.put(old, title="Ground coffee light roast", since_ms=year_ago_ms)
+    new = {"sources": {"new": 1}, "filter": {"category": shelf.category}}
+    assert await outside.items(drinker, after=drank, **new) == []
+    await shelf.put(item, title="Ground coffee light roast")
+    await shelf.put(toy, title="Dog chew toy")
+    answer = await outside.ask(drinker, explain=True, **new)
+    assert [(each["item_id"], each["source"]) for each in answer["items"]] == [(item, "new"), (toy, "new")]
+    assert answer["items"][0]["because"][0]["item_id"] == "coffee-1"
+    assert await outside.items(owner, after=fed, limit=1, **new) == [toy]
+    await shelf.put(old, title="Ground coffee light roast", price=2.0)  # a change makes nothing new
+    await shelf.put(item, title="Ground coffee light roast", since_ms=year_ago_ms)
+    assert await outside.items(drinker, **new) == [toy]
+
+
 async def test_deleting_what_never_was_does_no_harm(shelf: Shelf, item: str) -> None:
     await shelf.delete(item)
     assert await shelf.items() == []
