@@ -98,8 +98,8 @@ class Examples:
             np.searchsorted(self._weights, self.rng.random(config.batch)).clip(max=len(self._rows) - 1)
         ]
         owners = self._owners[rows]
-        # Half of the moments are right after an event (in the middle of a basket, as answers to clicks are), half up to
-        # two weeks later.
+        # Half of the moments are right after an event, half up to two weeks later. Items of one basket are a millisecond
+        # apart in this data, so after 100 ms it is over: no moment is in the middle of one.
         later = self.rng.random(config.batch) < 0.5
         wait_ms = np.where(
             later, self.rng.exponential(5 * DAY_MS, config.batch).clip(max=14 * DAY_MS), 100
