@@ -292,7 +292,7 @@ class ClickPath:
         return (
             len(batch.records) <= _SMALL
             and (batch.has_company or self._company is not None)
-            and not (self._vectors.can_fetch and self._vectors.missing(decoded.clicks.item.tolist()))
+            and not self._vectors.missing(decoded.clicks.item.tolist())
         )
 
     async def _apply_in_company(

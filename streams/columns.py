@@ -232,11 +232,19 @@ class Columns:
     def log(self, rows: I64) -> Log:
         """Copies of the logs of ``rows``."""
         self.want(rows)
+        return self._log(rows)
+
+    def _log(self, rows: I64) -> Log:
         return Log(self.n[rows], self.at_ms[rows], self.event[rows], self.item[rows], self.action[rows])
 
     def held(self, rows: I64) -> Held:
+        self.want(rows)
+        return self.wanted(rows)
+
+    def wanted(self, rows: I64) -> Held:
+        """:meth:`held`, of rows that :meth:`want` has been called for."""
         return Held(
-            self.log(rows),
+            self._log(rows),
             self.offset[rows],
             self.forgotten_ms[rows],
             self.state[rows],
@@ -283,7 +291,7 @@ class Together:
         parts = [*zip(self._tables, of_tables, strict=True)]
         for table, own in parts:
             table.want(own)
-        return Held.joined(table.held(own) for table, own in parts)
+        return Held.joined(table.wanted(own) for table, own in parts)
 
     def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
         places = self._tables[0].counters

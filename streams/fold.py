@@ -193,7 +193,8 @@ def plan(table: Table, clicks: Clicks) -> Change:
             log.write(index, events)
 
     steps = used[easy][STEPS[action[easy]]]
-    back = order.argsort(kind="stable")
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
     offset[user] = np.maximum(offset[user], ordered.offset)  # in order, so that the user's last counts
     return Change(
         rows=rows,

@@ -91,9 +91,8 @@ class _Sender(Sender):  # type: ignore[misc]
                 self._leave(node, handler)
         except Exception as error:
             log.exception("producer_failed", node=node)
-            self._message_accumulator.fail_all(
-                error
-            )  # as in aiokafka's routine: whoever waits must hear of it
+            # As in aiokafka's routine: whoever waits must hear of it.
+            self._message_accumulator.fail_all(error)
 
     def _leave(self, node: int, handler: Any) -> None:
         """To aiokafka, which connects, tries again and gives up."""
