@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
@@ -54,7 +54,9 @@ PUBLISH_TIMEOUT_S: Final = 30.0
 # What an answer may need beyond its deadline: the way to the worker and back, on a busy machine.
 ANSWER_MARGIN_S: Final = 3.0
 _STOP_TIMEOUT_S: Final = 5.0
-_POLL_MS: Final = 500
+_POLL_S: Final = 0.5
+# Of answers, before others have their turn.
+_MOST_TAKEN: Final = 500
 
 
 class ClientError(Exception):
@@ -118,7 +120,7 @@ class HeadwaterClient:
         self._last_at_ms: OrderedDict[str, int] = OrderedDict()
         self._waiting: dict[str, asyncio.Future[Response]] = {}
         self._producer: AIOKafkaProducer | None = None
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: Consumer | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -337,10 +339,17 @@ class HeadwaterClient:
         await self._producer.start()
         self._reader = asyncio.create_task(self._read(self._consumer), name="headwater-answers")
 
-    async def _read(self, consumer: AIOKafkaConsumer) -> None:
+    async def _read(self, consumer: Consumer) -> None:
+        def take() -> None:
+            for records in consumer.taken(consumer.assignment(), _MOST_TAKEN).values():
+                for record in records:
+                    self._take(record.value, record.headers)
+
+        consumer.on_news = take  # whoever waits for an answer hears of it at once
         while True:
             try:
-                fetched = await consumer.getmany(timeout_ms=_POLL_MS)
+                take()
+                await consumer.news(_POLL_S)
             except KafkaError as error:
                 if not error.retriable:
                     self._give_up(
@@ -350,11 +359,7 @@ class HeadwaterClient:
                         )
                     )
                     raise
-                await asyncio.sleep(_POLL_MS / 1000.0)
-                continue
-            for records in fetched.values():
-                for record in records:
-                    self._take(record.value, record.headers)
+                await asyncio.sleep(_POLL_S)
 
     def _take(self, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
         """Hand an answer to whoever waits for it; answers to others, and repeated ones, are left alone."""

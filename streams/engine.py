@@ -6,9 +6,8 @@ is committed when it has been finished, in order, and by nothing else.
 """
 
 import asyncio
-import contextlib
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
@@ -31,11 +30,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# How long a fetch may wait while a partition is busy: its next batch must be picked up soon after it is released.
-_BUSY_FETCH_S: Final = 0.005
-_IDLE_FETCH_S: Final = 1.0
-# With every partition busy there is nothing to fetch until one is released (which ends this wait).
-_IDLE_WAIT_S: Final = 0.5
+# What is fetched is begun at once; so often is looked whether somebody has stopped the service.
+_NEWS_S: Final = 1.0
 # A batch in hand at a rebalance or stop gets so long to finish; then it is dropped uncommitted and replayed.
 _DRAIN_S: Final = 5.0
 _MEMBERSHIP_S: Final = 1.0
@@ -279,22 +275,27 @@ class BatchConsumer(driver.Consumer):
         self._outstanding: dict[TP, deque[Batch]] = {}
         self._held: set[TP] = set()
         self._next: dict[TP, int] = {}
-        self._freed = asyncio.Event()
-        self._dropped: set[TP] = set()
+        self._fetched: Consumer | None = None  # while it is read
+        self._begins_soon = False
 
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
         return _ConsumerInLoop(self, loop=self.loop, thread_loop=self.loop, beacon=self.beacon)
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        """Fetch batches and begin to handle them, until Faust stops the fetcher.
+        """Begin to handle what is fetched, as it comes, until Faust stops the fetcher.
 
         Faust leads each message through a callback, a channel, a stream and an agent, five tasks in all: on an idle
         machine that is half a millisecond of every click and every request.
         """
+        self._fetched = self._thread._ensure_consumer()
+        self._fetched.on_news = self._begin
         try:
             while not (self.should_stop or fetcher.should_stop):
-                await self._begin_batches()
-                await asyncio.sleep(0)
+                if self.flow_active:
+                    self._begin()
+                    await self._fetched.news(_NEWS_S)
+                else:
+                    await self.wait(self.can_resume_flow.wait())
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
@@ -304,63 +305,49 @@ class BatchConsumer(driver.Consumer):
                 f"group {app.conf.id}: the broker refuses what is read for it ({type(error).__name__}: {error}); "
                 "look at the rights of this user and at the broker's log"
             )
+        finally:
+            self._fetched.on_news = None
+            self._fetched = None
 
-    async def _begin_batches(self) -> None:
-        """One fetch, only of partitions that may take more work; requests go first."""
-        if not self.flow_active:
-            await self.wait(self.can_resume_flow.wait())
-        if self.should_stop:
-            return
-        await self._rewind()
-        wanted = self._get_active_partitions() - self._held
-        if not wanted:
-            self._freed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_IDLE_WAIT_S):
-                    await self._freed.wait()
+    def _begin(self) -> None:
+        """Begin what has been fetched of partitions that may take more work; requests go first.
+
+        Nothing is waited for between the look at the group's generation and the begin, so a rebalance finds each record
+        either in hand or not taken yet.
+        """
+        self._begins_soon = False
+        wanted = self._active_partitions - self._held
+        if self._fetched is None or not wanted or not self._may_begin():
             return
         app = cast(EngineApp, self.app)
-        generation = app.consumer_generation_id
-        wait_s = _BUSY_FETCH_S if self._held else _IDLE_FETCH_S
-        fetched = await self._getmany(active_partitions=wanted, timeout=wait_s)
-        if not self._may_begin(generation):
-            self._dropped |= {TP(tp.topic, tp.partition) for tp in fetched}
-            return
-        batches = Counter(tp.topic for tp in fetched)
-        for tp in fetched:  # the urgent first (`consumer.py`)
+        most = app.engine_settings.max_poll_records
+        fetched = self._fetched.taken(wanted, most)
+        topics = [tp.topic for tp in fetched]
+        for tp, records in fetched.items():
             key = TP(tp.topic, tp.partition)
-            batch = Batch(self, key, fetched[tp], generation, batches[tp.topic] > 1)
+            has_company = topics.count(tp.topic) > 1
+            batch = Batch(self, key, records, app.consumer_generation_id, has_company)
             self._outstanding.setdefault(key, deque()).append(batch)
             self._held.add(key)
             app.begin(batch)
+            most -= len(records)
+        if most <= 0:
+            self._begin_soon()
 
-    async def _rewind(self) -> None:
-        """Go back to what was fetched and then not handed out.
+    def _may_begin(self) -> bool:
+        return self.flow_active and not self.should_stop and not cast(EngineApp, self.app).draining
 
-        A fetch may last longer than a whole rebalance. Its records are then those of the new assignment, and nothing
-        else would ever read them again; or those of the old one, and going back does no harm.
-        """
-        self._dropped &= self.assignment()
-        for tp in list(self._dropped):
-            queue = self._outstanding.get(tp)
-            offset = queue[-1].last_offset + 1 if queue else self.done(tp)
-            if offset is None:
-                offset = (await self.earliest_offsets(tp))[tp]
-            if not self.flow_active:
-                return
-            with contextlib.suppress(IllegalStateError):  # revoked: it will be read from its committed offset
-                await self._seek(tp, offset)
-            self._dropped.discard(tp)
-
-    def _may_begin(self, generation: int) -> bool:
-        app = cast(EngineApp, self.app)
-        return self.flow_active and not app.draining and app.consumer_generation_id == generation
+    def _begin_soon(self) -> None:
+        """At the next turn of the loop, for all partitions that are free by then."""
+        if not self._begins_soon:
+            self._begins_soon = True
+            self.loop.call_soon(self._begin)
 
     def release(self, batch: Batch) -> None:
         queue = self._outstanding.get(TP(batch.topic, batch.partition))
         if queue and queue[-1] is batch:
             self._held.discard(TP(batch.topic, batch.partition))
-            self._freed.set()
+            self._begin_soon()
 
     def finish(self, batch: Batch) -> None:
         tp = TP(batch.topic, batch.partition)
@@ -415,7 +402,6 @@ class BatchConsumer(driver.Consumer):
         self._outstanding.clear()
         self._held.clear()
         self._next.clear()
-        self._freed.set()
 
     # Faust's livelock detector looks at its own bookkeeping, which is empty here; `watchdog.py` takes its place.
     def verify_event_path(self, now: float, tp: TP) -> None:

@@ -1,12 +1,20 @@
-"""Pauses between fetches that bring nothing; the same consumer reads from both brokers in tests/kafka."""
+"""Pauses between fetches that bring nothing, and what is told and taken of one; the same consumer reads from both brokers in
+tests/kafka."""
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher as TheirFetcher
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.errors import CorruptRecordException, UnknownError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streams import consumer
 
@@ -199,7 +207,165 @@ def test_with_anything_in_the_way_aiokafka_plans_itself_and_one_fetch_a_broker(
 
 def test_what_is_urgent_is_taken_before_what_came_earlier() -> None:
     fetcher: Any = SimpleNamespace(_records={}, _fetch_waiters=())
-    records = consumer._Fetched(fetcher, URGENT)
+    records = consumer._Fetched(cast(Any, SimpleNamespace(on_news=None)), fetcher, URGENT)
     for tp in TPS:
         records[tp] = object()
     assert list(records) == [*TPS[3:], *TPS[:3]]
+
+
+class Reading:
+    """A consumer between a broker's answers, which tests make up: its fetcher is aiokafka's, but for its task."""
+
+    def __init__(self, *, checks: bool = True) -> None:
+        self.consumer = consumer.Consumer(bootstrap_servers="127.0.0.1:9", urgent=URGENT)
+        self.consumer._closed = True  # it never was open: nothing to close
+        subscriptions = self.consumer._subscription = SubscriptionState()
+        subscriptions.assign_from_user(TPS)
+        self.assignment = subscriptions.subscription.assignment
+        for tp in TPS:
+            self.assignment.state_value(tp).reset_to(0)
+        fetcher: Any = object.__new__(TheirFetcher)
+        fetcher._loop, fetcher._closed, fetcher._subscriptions = (
+            asyncio.get_running_loop(),
+            False,
+            subscriptions,
+        )
+        fetcher._fetch_waiters, fetcher._wait_consume_future, fetcher._prefetch_backoff = set(), None, 0.1
+        fetcher._records, self.checks = {}, checks
+        fetcher._records = consumer._Fetched(self.consumer, fetcher, URGENT)
+        self.consumer._fetcher = self.fetcher = fetcher
+
+    def fetched(self, tp: TopicPartition, *batches: bytes, offset: int = 0) -> None:
+        records = PartitionRecords(
+            tp, MemoryRecords(b"".join(batches)), [], offset, None, None, self.checks, 0
+        )
+        self.fetcher._records[tp] = FetchResult(
+            tp, assignment=self.assignment, partition_records=records, backoff=0.1
+        )
+
+    def position(self, tp: TopicPartition) -> int:
+        return int(self.assignment.state_value(tp).position)
+
+    def taken(self, *tps: TopicPartition, most: int = 100) -> dict[TopicPartition, list[int]]:
+        found = self.consumer.taken(tps or TPS, most)
+        return {tp: [record.offset for record in records] for tp, records in found.items()}
+
+
+def batch(first: int, count: int, *, control: bool = False) -> bytes:
+    """Records of these offsets, as a broker stores them."""
+    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 10_000)
+    for number in range(count):
+        builder.append(number, 7, b"key", b"%d" % (first + number), [("name", b"header")])
+    raw = bytearray(builder.build())
+    raw[:8] = first.to_bytes(8, "big")  # beside the checksum
+    return bytes(raw)
+
+
+async def test_records_are_taken_a_batch_at_a_time_and_the_rest_later() -> None:
+    reading = Reading()
+    reading.fetched(TPS[0], batch(0, 3), batch(3, 4))
+    reading.fetched(TPS[3], batch(0, 2))
+    assert reading.taken(most=4) == {TPS[3]: [0, 1], TPS[0]: [0, 1]}
+    assert reading.position(TPS[0]) == 2
+    assert reading.taken(TPS[1]) == {}
+    assert reading.taken(most=3) == {TPS[0]: [2, 3, 4]}
+    assert reading.taken() == {TPS[0]: [5, 6]}
+    assert reading.position(TPS[0]) == 7
+    assert not reading.fetcher._records
+    assert reading.taken() == {}
+
+
+async def test_a_record_has_what_the_broker_has_of_it() -> None:
+    reading = Reading()
+    reading.fetched(TPS[0], batch(5, 1), offset=5)
+    reading.assignment.state_value(TPS[0]).seek(5)
+    [record] = reading.consumer.taken(TPS, 10)[TPS[0]]
+    assert record == consumer.Record("clicks", 0, 5, 7, b"key", b"5", (("name", b"header"),))
+
+
+async def test_what_lies_before_the_position_in_its_batch_is_left_out() -> None:
+    reading = Reading()
+    reading.assignment.state_value(TPS[0]).seek(2)
+    reading.fetched(TPS[0], batch(0, 4), offset=2)
+    assert reading.taken() == {TPS[0]: [2, 3]}
+
+
+async def test_what_was_fetched_for_another_position_is_dropped() -> None:
+    reading = Reading()
+    reading.fetched(TPS[0], batch(0, 4))
+    reading.assignment.state_value(TPS[0]).seek(3)
+    assert reading.taken() == {}
+    assert not reading.fetcher._records
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4), st.lists(st.integers(1, 7), min_size=1, max_size=9)
+)
+def test_however_they_are_taken_records_come_once_and_in_order(counts: list[int], takes: list[int]) -> None:
+    async def run() -> None:
+        reading, starts = Reading(), [sum(counts[:n]) for n in range(len(counts))]
+        reading.fetched(TPS[0], *map(batch, starts, counts))
+        seen: list[int] = []
+        for most in [*takes, 100]:
+            seen += reading.taken(most=most).get(TPS[0], [])
+            assert reading.position(TPS[0]) == len(seen)
+        assert seen == list(range(sum(counts)))
+
+    asyncio.run(run())
+
+
+async def test_aiokafka_itself_takes_the_same_records() -> None:
+    reading = Reading()
+    reading.fetched(TPS[0], batch(0, 3), batch(3, 2))
+    found = await reading.fetcher.fetched_records(TPS, max_records=4)
+    assert [record.offset for record in found[TPS[0]]] == [0, 1, 2, 3]
+    assert reading.taken() == {TPS[0]: [4]}
+
+
+async def test_a_damaged_batch_is_told_as_the_news_that_it_is() -> None:
+    reading = Reading()
+    damaged = bytearray(batch(0, 2))
+    damaged[-1] ^= 1
+    reading.fetched(TPS[0], bytes(damaged))
+    assert reading.taken() == {}
+    reading.consumer._closed = False
+    with pytest.raises(CorruptRecordException):
+        await reading.consumer.news(1.0)
+    await reading.consumer.news(0.0)
+    reading.consumer._closed = True
+
+
+async def test_an_error_wakes_who_waits_for_news_and_records_that_are_taken_at_once_do_not() -> None:
+    reading = Reading()
+    reading.consumer._closed = False
+    reading.consumer.on_news = lambda: None
+    waiting = asyncio.ensure_future(reading.consumer.news(20.0))
+    await asyncio.sleep(0)
+    reading.fetched(TPS[0], batch(0, 1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    reading.fetcher._set_error(TPS[1], UnknownError())
+    await waiting
+    with pytest.raises(UnknownError):
+        await reading.consumer.news(20.0)
+    reading.consumer._closed = True
+
+
+async def test_who_wants_to_is_called_in_the_turn_in_which_a_fetch_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[int] = []
+
+    async def start(self: AIOKafkaConsumer) -> None:
+        self._fetcher = fetcher
+
+    fetcher = Fetcher(SimpleNamespace(now_s=0.0), took_s=0.5, has_news=True)
+    monkeypatch.setattr(AIOKafkaConsumer, "start", start)
+    reading = consumer.Consumer(bootstrap_servers="127.0.0.1:9")
+    await reading.start()
+    reading.on_news = lambda: called.append(1)
+    assert not await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))  # all was taken
+    assert called == [1]
+    fetcher._records[TPS[0]] = object()
+    assert await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))
+    reading._closed = True

@@ -39,6 +39,8 @@ def vector_of(theme: str, number: int) -> F32:
 class Fallible:
     """An index whose calls can be made to fail, or never to answer."""
 
+    in_process = False
+
     def __init__(self, index: Index) -> None:
         self._index = index
         self.failing: set[str] = set()

@@ -67,6 +67,8 @@ class Hit(NamedTuple):
 
 
 class Index(Protocol):
+    in_process: bool  # reads wait for nobody
+
     async def put(self, points: Sequence[Point]) -> None:
         """Stores what is newer than what is there, by (version, offset); the rest is ignored, so a repeat is harmless.
 

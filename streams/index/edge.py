@@ -91,6 +91,8 @@ class _Item(msgspec.Struct, gc=False):
 class EdgeIndex:
     """`open` it within a running event loop and `close` it there. `open` and `put` raise NoRoom when the disk is full."""
 
+    in_process = True
+
     def __init__(self, folder: Path, lock: int, dim: int, radius: float, policy: GraphPolicy) -> None:
         self._folder = folder
         self._lock = lock

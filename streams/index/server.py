@@ -76,6 +76,8 @@ T = TypeVar("T")
 class ServerIndex:
     """`connect` it. Every call ends in time, be it with IndexUnavailable; see `calls`."""
 
+    in_process = False
+
     def __init__(
         self,
         client: AsyncQdrantClient,

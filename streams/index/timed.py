@@ -19,6 +19,7 @@ class TimedIndex:
 
     def __init__(self, index: Index, metrics: Metrics) -> None:
         self._index = index
+        self.in_process = index.in_process
         self._seconds = {
             call: metrics.index_seconds.labels(call)
             for call in ("put", "search", "vectors", "items", "match")

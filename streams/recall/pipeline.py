@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,14 +87,11 @@ class Recall:
         deadline = asyncio.get_running_loop().time() + timeout_s
         # A search that hangs must leave time to see which popular items may stand in.
         searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
-        if any(_named(ask) or ask.taken for ask in asks):
-            (rankings, failed), known, new = await asyncio.gather(
-                self._by_vector(asks, searched_by),
-                self._matching(asks, searched_by),
-                _in_time(self._new(asks), searched_by),
-            )
-        else:
-            (rankings, failed), known, new = await self._by_vector(asks, searched_by), {}, {}
+        (rankings, failed), known, new = await self._at_once(
+            self._by_vector(asks, searched_by),
+            self._matching(asks, searched_by),
+            _in_time(self._new(asks), searched_by),
+        )
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
         if known is not None:
             _add_named(asks, rankings, known)
@@ -116,6 +113,10 @@ class Recall:
                 chosen = diversify(chosen, matrix, ask.diversity, ask.limit)
             answers.append(Answer(chosen, [[] for _ in chosen], rung))
         return await self._explain(asks, answers, vectors, deadline)
+
+    async def _at_once(self, *calls: Awaitable[Any]) -> list[Any]:
+        """What several calls return. In the process none of them waits for anything, and tasks would only cost their time."""
+        return [await call for call in calls] if self._index.in_process else await asyncio.gather(*calls)
 
     async def _by_vector(self, asks: Sequence[Ask], deadline: float) -> tuple[list[list[Ranking]], set[int]]:
         """What the index found for each ask; and the asks that it should have found something for, but failed."""
@@ -148,8 +149,10 @@ class Recall:
         for ask in asks:
             for keys in _named(ask).values():
                 wanted.setdefault(ask.where, set()).update(keys)
+        if not wanted:
+            return {}
         calls = (self._index.match(list(keys), where) for where, keys in wanted.items())
-        found = await _in_time(asyncio.gather(*calls), deadline)
+        found = await _in_time(self._at_once(*calls), deadline)
         return None if found is None else dict(zip(wanted, found, strict=True))
 
     async def _new(self, asks: Sequence[Ask]) -> dict[int, Ranking]:
