@@ -367,6 +367,7 @@ def ask(
     *,
     limit: int = 10,
     after: str | None = None,
+    after_event_id: str | None = None,
     no_wait: Annotated[bool, Parameter(negative=())] = False,
     filter_: Annotated[str | None, Parameter(name="--filter")] = None,
     exclude: Annotated[list[str], Many] = [],  # noqa: B006 - cyclopts never changes it
@@ -383,6 +384,8 @@ def ask(
     ----------
     after
         P:O, a partition and offset of the clicks topic that the answer has to reflect.
+    after_event_id
+        Instead, the id of an event that it has to reflect.
     no_wait
         Do not wait for the last click.
     filter_
@@ -419,7 +422,7 @@ def ask(
                 f'--filter is {filter_}: expected a JSON object such as \'{{"category": "garden"}}\''
             )
     place = _place(after) if after is not None else None
-    if place is None and not no_wait:
+    if place is None and after_event_id is None and not no_wait:
         place = _LastClicks(settings).get(user)
 
     async def asking() -> "Response":
@@ -435,6 +438,7 @@ def ask(
                 session=[SessionEvent(item_id) for item_id in session],
                 explain=True,
                 after=place,
+                after_event_id=after_event_id,
                 deadline_ms=deadline_ms,
             )
 

@@ -191,7 +191,7 @@ class ClickPath:
             partition.settled = settled
         applied = time.perf_counter()
         try:
-            partition.mark_applied(batch.last_offset)
+            partition.mark_applied(batch.last_offset, decoded.clicks.event)
             # The next batch is applied while this one is on its way to the changelog: two of a partition at most.
             if not before.done():
                 await asyncio.wait({before})
@@ -404,6 +404,9 @@ class ClickPath:
             columns.last_event[row] = decoded.event_ids[newest]
         for index in np.flatnonzero(change.refold).tolist():
             _drop_stale_id(columns.last_event, int(rows[index]), change, index)
+        beside = change.outcome > Outcome.DUPLICATE
+        if beside.any():
+            partition.keep_beside_log(decoded.clicks.row[beside], decoded.clicks.event[beside])
         for row, origin, offset in decoded.strays:
             held = columns.strays.setdefault(row, {})
             held[origin] = max(offset, held.get(origin, -1))
@@ -411,7 +414,7 @@ class ClickPath:
         for index in np.flatnonzero(change.erased).tolist():
             user = columns.users[int(rows[index])]
             erased[user] = partition.forgotten[user] = int(change.forgotten_ms[index])
-            columns.remove(user)
+            partition.remove(user)
         return erased
 
     def _count(self, partition: Partition, decoded: Decoded, change: Change) -> None:

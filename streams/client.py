@@ -5,7 +5,10 @@
         answer = await client.recall("ann", limit=10)  # reflects the click, or raises RequestExpired
 
 With no settings it finds the system that `headwater up` or `headwater demo` runs in this folder. Reading one's own
-writes is the default: the client remembers the last click of each user and demands it in the user's next request.
+writes is the default: the client remembers the last click of each user and demands it in the user's next request. Who does
+not want to wait for the broker in between publishes and asks at once:
+
+    _, answer = await asyncio.gather(client.click("ann", "coffee-1"), client.recall("ann"))
 """
 
 import asyncio
@@ -16,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -106,6 +109,13 @@ def demo_dir(settings: Settings) -> Path:
     return settings.data_dir / "demo"
 
 
+class _Published(NamedTuple):
+    """A click that the broker has not acknowledged yet; whether it did, `ended` does not say."""
+
+    click: Click
+    ended: asyncio.Future[None]
+
+
 class HeadwaterClient:
     """An async context manager, for one event loop. All methods may run many times at once.
 
@@ -118,6 +128,9 @@ class HeadwaterClient:
         self._remembered_users = remembered_users
         self._last_clicks: OrderedDict[str, Position] = OrderedDict()
         self._last_at_ms: OrderedDict[str, int] = OrderedDict()
+        self._on_its_way: dict[
+            str, _Published
+        ] = {}  # of each user the newest click without an acknowledgement
         self._waiting: dict[str, asyncio.Future[Response]] = {}
         self._producer: AIOKafkaProducer | None = None
         self._consumer: Consumer | None = None
@@ -186,8 +199,14 @@ class HeadwaterClient:
         )
         value = _encoded(click)
         decode_click(None, value, now_ms)
-        position = await self._publish(self._topics.clicks, user_id, value)
-        self._remember(user_id, position)
+        published = self._on_its_way[user_id] = _Published(click, asyncio.get_running_loop().create_future())
+        try:
+            position = await self._publish(self._topics.clicks, user_id, value)
+            self._remember(user_id, position)
+        finally:
+            published.ended.set_result(None)
+            if self._on_its_way.get(user_id) is published:
+                del self._on_its_way[user_id]
         return position
 
     async def put_item(self, item: Item) -> Position:
@@ -223,20 +242,22 @@ class HeadwaterClient:
         explain: bool = False,
         at_ms: int | None = None,
         after: Position | None = None,
+        after_event_id: str | None = None,
         read_own_clicks: bool = True,
         deadline_ms: int = DEFAULT_DEADLINE_MS,
         timeout_s: float | None = None,
     ) -> Response:
         """Ask for items for a user; the answer's status is `ok` or `degraded`. Fields: see `messages.Request`.
 
-        `after` demands a click of another program; without it, the last click that this client published for the
-        user is demanded, unless `read_own_clicks` is off. `timeout_s`: how long to wait for the answer, by
-        default the deadline and 3 s.
+        `after` demands a click of another program, `after_event_id` one whose place is not known yet; without them, the
+        last click that this client published for the user is demanded, acknowledged or still on its way, unless
+        `read_own_clicks` is off. `timeout_s`: how long to wait for the answer, by default the deadline and 3 s.
 
         Raises RequestRejected, RequestExpired, RecallTimeout or NotPublished.
         """
-        if after is None and read_own_clicks:
-            after = self.last_click(user_id)
+        if after is None and after_event_id is None and read_own_clicks:
+            after_event_id = await self._click_on_its_way(user_id)
+            after = self.last_click(user_id) if after_event_id is None else None
         request = Request(
             request_id=uuid.uuid4().hex,
             user_id=user_id,
@@ -248,6 +269,7 @@ class HeadwaterClient:
             query=query,
             session=list(session),
             after=after,
+            after_event_id=after_event_id,
             deadline_ms=deadline_ms,
             at_ms=at_ms,
             sources=dict(sources or {}),
@@ -302,6 +324,15 @@ class HeadwaterClient:
     def last_click(self, user_id: str) -> Position | None:
         """Where the last click of this user went that this client published and still remembers."""
         return self._last_clicks.get(user_id)
+
+    async def _click_on_its_way(self, user_id: str) -> str | None:
+        """The event id of the user's newest click that has no place yet. What takes events back is waited for: its id is not
+        its own, or nothing is left that would tell."""
+        while (published := self._on_its_way.get(user_id)) is not None:
+            if published.click.action not in ("retract", "forget"):
+                return published.click.event_id
+            await asyncio.wait({published.ended})
+        return None
 
     # Connection
 

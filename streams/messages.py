@@ -117,7 +117,11 @@ class SessionEvent(Struct, frozen=True):
 
 
 class Request(Struct, frozen=True):
-    """A recall request. ``deadline_ms`` is a duration from the record's own timestamp."""
+    """A recall request. ``deadline_ms`` is a duration from the record's own timestamp.
+
+    It may wait for a click by its place, ``after``, or by its event's id, ``after_event_id``: then nobody has to wait for
+    the click's acknowledgement first.
+    """
 
     request_id: Id
     user_id: Id
@@ -136,6 +140,7 @@ class Request(Struct, frozen=True):
         Meta(extra_json_schema={"propertyNames": {"enum": list(get_args(SourceName))}}),
     ] = {}
     explain: bool = False
+    after_event_id: Id | None = None
 
 
 class Reason(Struct, frozen=True, omit_defaults=True):
@@ -512,6 +517,10 @@ def decode_request(key: bytes | None, raw: bytes | None, record_ms: int) -> Requ
         _check_id(f"session[{index}].item_id", event.item_id)
     if request.at_ms is not None:
         check_at_ms(request.at_ms, record_ms)
+    if request.after_event_id is not None:
+        _check_id("after_event_id", request.after_event_id)
+        if request.after is not None:
+            raise BadMessage("bad_field", "after_event_id: got it beside after, expected one of the two")
     return request
 
 

@@ -4,9 +4,10 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from streams.columns import U64
 from streams.engine import Batch
 from streams.messages import Request
 from streams.recall import filters
@@ -35,6 +36,7 @@ class Held:
     reply_headers: list[tuple[str, bytes]]
     asked_ms: float  # the record's timestamp (the original's, if it was forwarded)
     unanswered: Unanswered
+    event: int | None = None  # key of the event that it waits for by its id
     timings: dict[str, float] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     expired: bool = False  # its click did not come in time
@@ -45,18 +47,23 @@ class Held:
 
 
 class ParkingLot:
-    """Requests of one partition that wait: by offset of that partition, or for a stray's own coordinates."""
+    """Requests of one partition that wait: by offset of that partition, for a stray's own coordinates, or for an event."""
 
     def __init__(self) -> None:
         self._by_offset: list[tuple[int, int, Held]] = []
         self._strays: list[Held] = []
+        self._by_event: dict[int, list[Held]] = {}
         self._gone: set[Held] = set()
         self._order = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._by_offset) - len(self._gone) + len(self._strays)
+        by_event = sum(map(len, self._by_event.values()))
+        return len(self._by_offset) - len(self._gone) + len(self._strays) + by_event
 
     def add(self, held: Held, partition: int) -> None:
+        if held.event is not None:
+            self._by_event.setdefault(held.event, []).append(held)
+            return
         after = held.request.after
         assert after is not None
         if after.partition == partition:
@@ -64,8 +71,12 @@ class ParkingLot:
         else:
             self._strays.append(held)
 
-    def take(self, watermark: int, may_answer: Callable[[Held], bool]) -> list[Held]:
-        """Remove and return those whose click has been applied."""
+    def take(self, watermark: int, may_answer: Callable[[Held], bool], events: U64 | None) -> list[Held]:
+        """Remove and return those whose click has been applied.
+
+        Args:
+            events: keys of the events that were looked at since the last time; None: any may have been.
+        """
         taken = []
         while self._by_offset and self._by_offset[0][0] <= watermark:
             held = heapq.heappop(self._by_offset)[2]
@@ -77,10 +88,29 @@ class ParkingLot:
             arrived = [held for held in self._strays if may_answer(held)]
             self._strays = [held for held in self._strays if held not in arrived]
             taken += arrived
+        if self._by_event:
+            for event in self._by_event.keys() & (
+                self._by_event.keys() if events is None else set(events.tolist())
+            ):
+                arrived = [held for held in self._by_event[event] if may_answer(held)]
+                self._leave(event, arrived)
+                taken += arrived
         return taken
+
+    def _leave(self, event: int, leaving: Sequence[Held]) -> None:
+        left = [held for held in self._by_event[event] if held not in leaving]
+        if left:
+            self._by_event[event] = left
+        else:
+            del self._by_event[event]
 
     def remove(self, held: Held) -> bool:
         """Whether it still waited. The heap lets go of it when its turn comes."""
+        if held.event is not None:
+            waited = held in self._by_event.get(held.event, ())
+            if waited:
+                self._leave(held.event, [held])
+            return waited
         if held in self._strays:
             self._strays.remove(held)
             return True
@@ -90,9 +120,11 @@ class ParkingLot:
         return True
 
     def clear(self) -> None:
-        for held in (*self._strays, *(entry[2] for entry in self._by_offset)):
+        by_event = itertools.chain.from_iterable(self._by_event.values())
+        for held in (*self._strays, *by_event, *(entry[2] for entry in self._by_offset)):
             if held.timer is not None:
                 held.timer.cancel()
         self._by_offset.clear()
         self._strays.clear()
+        self._by_event.clear()
         self._gone.clear()

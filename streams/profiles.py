@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ import structlog
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from streams.columns import I64, Columns
+from streams.columns import I64, U64, Columns
 from streams.consumer import Consumer
 from streams.counters import DEFAULT_COUNTERS
 from streams.engine import READ_TIMEOUT_S, Background, Gate, Lost, StopWorker, once_broker_answers, recreated
@@ -40,6 +41,8 @@ _AUDIT_S: Final = 5.0
 # Users past HEADWATER_USER_TTL_DAYS: looked for so often, and erased so many at a time, so that clicks go on.
 _EXPIRE_S: Final = 10.0
 _EXPIRE_USERS: Final = 2_000
+# Of a partition's events that came into no log so many are remembered: of a burst of impressions, a minute's.
+_BESIDE_LOG: Final = 10_000
 _NOBODY: Final = np.zeros(0, dtype=np.int64)
 _FORGOT_HEADER: Final = "headwater-forgot-ms"
 
@@ -80,7 +83,10 @@ class Partition:
         self.lock = asyncio.Lock()
         # Of the newest batch: True once it and all before it are in the changelog, False when one was given up.
         self.settled: asyncio.Future[bool] = _settled(True)
-        self.listeners: list[Callable[[Partition], None]] = []
+        # Called with the keys of the events that were just looked at; None: with all that there are.
+        self.listeners: list[Callable[[Partition, U64 | None], None]] = []
+        # The newest (row, event key) that were looked at and came into no log: too late, say, or an impression.
+        self._beside_log: dict[tuple[int, int], None] = {}
         self._waiting: list[asyncio.Future[None]] = []
 
     def row_of(self, user: bytes) -> int:
@@ -100,6 +106,25 @@ class Partition:
                 self.columns.forgotten_ms[row] = erased_ms
         return row
 
+    def remove(self, user: bytes) -> None:
+        """Erase a user's row, which may be handed out again."""
+        self.columns.remove(user)
+        self._beside_log.clear()
+
+    def keep_beside_log(self, rows: I64, events: U64) -> None:
+        """Remember events that came into no log, for those who wait for them; the newest of them."""
+        self._beside_log.update(dict.fromkeys(zip(rows.tolist(), events.tolist(), strict=True)))
+        for known in list(islice(self._beside_log, max(len(self._beside_log) - _BESIDE_LOG, 0))):
+            del self._beside_log[known]
+
+    def has_seen(self, user: bytes, event: int) -> bool:
+        """Whether this event of the user is among the newest of the log, or was looked at lately and came into none."""
+        row = self.columns.rows.get(user)
+        if row is None:
+            return False
+        log = self.columns.event[row, : self.columns.n[row]]
+        return event in log.tolist() or (row, event) in self._beside_log
+
     def passed(self, start: int, stop: int) -> int | None:
         """Take the changelog's records from ``start`` to ``stop`` (excluded) for known; where a hole before them begins."""
         hole, self.changelog_next = self.changelog_next, max(stop, self.changelog_next)
@@ -113,11 +138,11 @@ class Partition:
         self.changelog_next = min({self.changelog_next, *self.holes})
         self.holes.clear()
 
-    def mark_applied(self, offset: int) -> None:
-        """Tell whoever waits for it that the columns hold the clicks up to ``offset``."""
+    def mark_applied(self, offset: int, events: U64 | None = None) -> None:
+        """Tell whoever waits for it that the columns hold the clicks up to ``offset``, the last of which had these keys."""
         self.applied = max(self.applied, offset)
         for listener in self.listeners:
-            listener(self)
+            listener(self, events)
 
     def advance(self, offset: int) -> None:
         """Move the watermark."""
@@ -373,7 +398,7 @@ class Profiles:
                 kept.append(record)
                 continue
             if user in partition.columns.rows:
-                partition.columns.remove(user)
+                partition.remove(user)
             erasure = _erasure_of(record)
             if erasure is not None:
                 partition.forgotten[user], partition.erased_by[user] = erasure
@@ -453,7 +478,7 @@ class Profiles:
                         columns.users[int(rows[i])]: int(newest_ms[i]) for i in old[:_EXPIRE_USERS].tolist()
                     }
                     for user, erased_ms in gone.items():
-                        columns.remove(user)
+                        partition.remove(user)
                         partition.forgotten[user] = erased_ms
                     if gone:
                         with contextlib.suppress(Lost):

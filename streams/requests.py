@@ -15,11 +15,11 @@ import structlog
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from numpy.typing import NDArray
 
-from streams.columns import Log
+from streams.columns import U64, Log
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
-from streams.features import ACTION_CODES, ACTION_NAMES, History, item_key
+from streams.features import ACTION_CODES, ACTION_NAMES, History, event_key, item_key
 from streams.fold import SEEN, STEPS
 from streams.index import IndexUnavailable
 from streams.interests import Session, UserInterests, interests_of
@@ -40,7 +40,7 @@ from streams.messages import (
 )
 from streams.metrics import Metrics
 from streams.parking import Held, ParkingLot, Unanswered
-from streams.profile import RETRACT
+from streams.profile import EVENT_KEY_MASK, RETRACT
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, write_scattered
 from streams.recall import filters
@@ -213,7 +213,9 @@ class RequestPath:
                 return None
         origin = origin_of(record)
         asked_ms = origin.timestamp_ms if origin else record.timestamp
-        return Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered)
+        event_id = request.after_event_id
+        event = None if event_id is None else event_key(event_id) & EVENT_KEY_MASK
+        return Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered, event)
 
     def _reply_topic(self, record: ConsumerRecord) -> str:
         asked = header(record.headers, *REPLY_HEADERS)
@@ -232,15 +234,17 @@ class RequestPath:
 
     def _may_answer(self, held: Held, partition: Partition) -> bool:
         after = held.request.after
-        if after is None:
+        if after is None and held.event is None:
             return True
         if not partition.gate.is_open:
             return False
-        if after.partition == partition.number:
+        if after is not None and after.partition == partition.number:
             return partition.applied >= after.offset
         row = partition.columns.rows.get(held.user)
         if row is None or partition.columns.offset[row] > partition.applied:
             return False  # what it has of the user is not on its way to the changelog yet
+        if after is None:
+            return held.event is not None and partition.has_seen(held.user, held.event)
         return partition.columns.strays.get(row, {}).get(after.partition, -1) >= after.offset
 
     def _park(self, held: Held, partition: Partition) -> None:
@@ -254,12 +258,11 @@ class RequestPath:
         held.timer = asyncio.get_running_loop().call_later(delay_s, self._expire, held, partition)
         self._metrics.parked_requests.set(self.parked)
 
-    def _wake(self, partition: Partition) -> None:
+    def _wake(self, partition: Partition, events: U64 | None) -> None:
         lot = self._lots.get(partition.number)
         if lot and partition.gate.is_open:
-            self._leave(
-                lot.take(partition.applied, lambda held: self._may_answer(held, partition)), partition
-            )
+            arrived = lot.take(partition.applied, lambda held: self._may_answer(held, partition), events)
+            self._leave(arrived, partition)
 
     def _expire(self, held: Held, partition: Partition) -> None:
         lot = self._lots.get(partition.number)
@@ -612,14 +615,19 @@ def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:
 def _needed(held: Held, applied: int, partition: Partition) -> int:
     """What of this partition has to be stored before ``held`` may be answered from what is ``applied``."""
     after = held.request.after
-    if after is None:
+    if after is None and held.event is None:
         return -1
-    # A stray's own coordinates say nothing of this partition; its click is among what is applied.
-    return after.offset if after.partition == partition.number else applied
+    # An event's id, or a stray's own coordinates, say nothing of this partition; the click is among what is applied.
+    return after.offset if after is not None and after.partition == partition.number else applied
 
 
 def _late(held: Held, partition: Partition) -> str:
     after = held.request.after
+    if held.event is not None:
+        return (
+            f"after_event_id: {shown(held.request.after_event_id)} was not applied within "
+            f"{held.request.deadline_ms} ms"
+        )
     if after is None:
         return f"deadline_ms: {held.request.deadline_ms} ms were over before the request was read"
     return (

@@ -155,6 +155,30 @@ async def test_reading_own_clicks_can_be_turned_off_or_replaced(system: Settings
     assert [request.after for request in worker.asked] == [None, Position(1, 77)]
 
 
+async def test_a_click_that_is_still_on_its_way_is_demanded_by_its_events_id(system: Settings) -> None:
+    async with answering(system) as worker, HeadwaterClient(system) as client:
+        await client.click("ann", "coffee-1")
+        last, _ = await asyncio.gather(
+            client.click("ann", "coffee-2", event_id="mine"), client.recall("ann", deadline_ms=LONG_MS)
+        )
+        await client.recall("ann", deadline_ms=LONG_MS)
+    assert [(request.after, request.after_event_id) for request in worker.asked] == [
+        (None, "mine"),
+        (last, None),
+    ]
+
+
+async def test_a_retraction_on_its_way_is_waited_for_since_its_id_is_that_of_another_event(
+    system: Settings,
+) -> None:
+    async with answering(system) as worker, HeadwaterClient(system) as client:
+        await client.click("ann", "coffee-1", event_id="mine")
+        place, _ = await asyncio.gather(
+            client.click("ann", action="retract", event_id="mine"), client.recall("ann", deadline_ms=LONG_MS)
+        )
+    assert [(request.after, request.after_event_id) for request in worker.asked] == [(place, None)]
+
+
 async def test_the_client_forgets_the_users_it_heard_of_longest_ago(system: Settings) -> None:
     async with HeadwaterClient(system, remembered_users=2) as client:
         for user in ("ann", "ben", "cat"):

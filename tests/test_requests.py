@@ -438,6 +438,99 @@ async def test_a_click_that_is_applied_already_is_not_waited_for(worker: Asked) 
     assert (await worker.answer("ann", after=after(0))).status == "ok"
 
 
+async def test_a_request_may_wait_for_a_click_whose_place_nobody_knows_yet(worker: Asked) -> None:
+    parked = await worker.ask(worker.request("ann", "waits", after_event_id="mine"))
+    await worker.apply(worker.click("ann", "dark roast", event_id="another"))
+    await worker.apply(worker.click("bob", "decaf", event_id="mine"))
+    assert worker.responses() == {}
+    assert worker.requests.parked == 1
+    await worker.apply(worker.click("ann", "decaf", event_id="mine"))
+    await until(lambda: parked in worker.consumer.finished)
+    response = worker.responses()["waits"]
+    assert response.status == "ok"
+    assert response.reflects is not None
+    assert (response.reflects.last_event_id, response.reflects.offset) == ("mine", 2)
+    assert worker.requests.parked == 0
+    assert (await worker.answer("ann", after_event_id="another")).status == "ok"  # it is in the log
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"action": "impression"},
+        {"at_ms": 1_500_000_000_000},  # too late for a full log
+    ],
+)
+async def test_an_event_that_comes_into_no_log_is_waited_for_as_well(
+    worker: Asked, beside: dict[str, Any]
+) -> None:
+    await worker.apply(*(worker.click("ann", "dark roast") for _ in range(worker.encoder.log_length)))
+    await worker.ask(worker.request("ann", "before", after_event_id="beside"))
+    assert worker.responses() == {}
+    await worker.apply(worker.click("ann", "decaf", event_id="beside", **beside))
+    await until(worker.responses)
+    assert worker.responses()["before"].status == "ok"
+    assert (await worker.answer("ann", after_event_id="beside")).status == "ok"
+
+
+async def test_what_is_remembered_of_events_beside_the_logs_is_bounded(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.profiles._BESIDE_LOG", 2)
+    seen = [worker.click("ann", "decaf", action="impression", event_id=f"seen {n}") for n in range(4)]
+    await worker.apply(worker.click("ann", "decaf"), *seen)
+    statuses = [
+        (await worker.answer("ann", after_event_id=f"seen {n}", deadline_ms=50)).status for n in (2, 3)
+    ]
+    assert statuses == ["ok", "ok"]
+    assert len(worker.partition()._beside_log) == 2
+
+
+async def test_an_event_that_does_not_come_lets_the_request_expire(worker: Asked) -> None:
+    batch = await worker.ask(worker.request("ann", after_event_id="lost", deadline_ms=30))
+    await until(worker.responses)
+    response = worker.responses()["r1"]
+    assert response.status == "expired"
+    assert response.error is not None
+    assert response.error.message == "after_event_id: 'lost' was not applied within 30 ms"
+    await until(lambda: batch in worker.consumer.finished)
+    assert worker.requests.parked == 0
+
+
+async def test_an_event_that_the_last_owner_applied_is_found_when_its_partition_is_opened(
+    worker: Asked,
+) -> None:
+    partition = worker.partition()
+    await worker.apply(worker.click("ann", "dark roast", event_id="mine"))
+    partition.gate.close()
+    await worker.ask(worker.request("ann", after_event_id="mine"))
+    assert worker.responses() == {}
+    partition.gate.open()
+    partition.mark_applied(0)
+    await until(worker.responses)
+    assert worker.responses()["r1"].status == "ok"
+
+
+async def test_a_request_waits_for_a_place_or_an_event_not_both(worker: Asked) -> None:
+    response = await worker.answer("ann", after=after(0), after_event_id="mine")
+    assert response.status == "rejected"
+    assert response.error is not None
+    assert response.error.message == "after_event_id: got it beside after, expected one of the two"
+
+
+async def test_an_answer_that_waited_for_an_event_waits_for_it_to_be_stored(worker: Asked) -> None:
+    await worker.ask(worker.request("ann", after_event_id="mine"))
+    worker.producer.slow = {worker.topics.profiles}
+    applying = asyncio.create_task(worker.apply(worker.click("ann", "dark roast", event_id="mine")))
+    await until(lambda: worker.requests.parked == 0)
+    await asyncio.sleep(0.05)
+    assert worker.responses() == {}
+    worker.producer.acknowledge()
+    await applying
+    await until(worker.responses)
+    assert worker.responses()["r1"].status == "ok"
+
+
 async def test_a_bad_click_wakes_who_waits_for_its_offset(worker: Asked) -> None:
     await worker.ask(worker.request("ann", after=after(0)))
     await worker.apply(worker.record(worker.topics.clicks, b"ann", b"{"))
@@ -521,7 +614,10 @@ async def test_beyond_the_bound_of_parked_requests_others_are_refused_and_told_s
 
 
 async def test_at_a_rebalance_the_parked_are_dropped_unanswered(worker: Asked) -> None:
-    batch = await worker.ask(worker.request("ann", after=after(0), deadline_ms=50))
+    batch = await worker.ask(
+        worker.request("ann", after=after(0), deadline_ms=50),
+        worker.request("ann", "r2", after_event_id="event 0", deadline_ms=50),
+    )
     worker.requests.drop_parked()
     await worker.apply(worker.click("ann", "dark roast"))
     await asyncio.sleep(0.1)  # past the deadline: its timer is gone too

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import pytest_asyncio
 
+from streams.client import HeadwaterClient
 from streams.messages import schemas
 from tests.kafka.conftest import System
 from tests.kafka.outside import Answer, Outside
@@ -38,6 +39,21 @@ async def test_a_partition_that_does_not_exist_is_rejected(outside: Outside, par
     answer = await outside.ask(outside.own("ann"), after={"partition": partition, "offset": 0})
     assert (answer["status"], answer["error"]["code"]) == ("rejected", "unknown_partition")
     assert f"got {partition}, expected 0 to 3" in answer["error"]["message"]
+
+
+async def test_a_click_and_a_request_for_it_may_be_sent_at_once(new_system: Callable[..., System]) -> None:
+    system = new_system()
+    with system.worker:
+        async with system.outside() as outside, HeadwaterClient(outside.settings) as client:
+            for number in range(20):
+                user, event_id = f"at-once-{number % 3}", f"event-{number}"
+                place, answer = await asyncio.gather(
+                    client.click(user, f"coffee-{number % 10}", event_id=event_id),
+                    client.recall(user, limit=3, deadline_ms=20_000),
+                )
+                assert answer.reflects is not None
+                assert answer.reflects.last_event_id == event_id
+                assert answer.reflects.offset >= place.offset
 
 
 async def test_two_hundred_parked_requests_hold_up_nobody(outside: Outside) -> None:
