@@ -156,7 +156,7 @@ class RequestPath:
             unanswered.answered(settled)
         partition.require(batch.generation)
         if ready:
-            await self._answer(ready, partition)
+            await self._answer(ready, partition, batch.release)
         batch.release()
         self._batch_size.observe(len(batch.records))
 
@@ -284,8 +284,13 @@ class RequestPath:
 
     # From request to answer
 
-    async def _answer(self, held: list[Held], partition: Partition) -> None:
-        """Answer all of ``held``; where our own code fails, halve until the culprit stands alone."""
+    async def _answer(
+        self, held: list[Held], partition: Partition, release: Callable[[], None] = lambda: None
+    ) -> None:
+        """Answer all of ``held``; where our own code fails, halve until the culprit stands alone.
+
+        Others need not wait until the answers are acknowledged: ``release`` lets them come as soon as there are some.
+        """
         if len(held) > 1 and len(groups := _by_haste(held)) > 1:
             await asyncio.gather(*(self._answer(group, partition) for group in groups))
             return
@@ -302,6 +307,7 @@ class RequestPath:
             reply = self._refusal(held[0], partition, "rejected", "internal_error", message)
             await self._deliver([(held[0], reply)])
             return
+        release()
         await self._deliver([(each, self._expired(each, partition)) for each in late])
         if waiting := await self._tell(found, partition):
             # They hold up neither the others nor the next batch.

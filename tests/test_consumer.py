@@ -24,6 +24,7 @@ class Fetcher:
 
     def __init__(self, clock: SimpleNamespace, took_s: float, has_news: bool) -> None:
         self._clock, self._took_s, self._has_news = clock, took_s, has_news
+        self.fetches: list[tuple[object, object]] = []
         self._records: dict[TopicPartition, object] = {}
         self._fetch_waiters: set[asyncio.Future[None]] = set()
         self._fetch_max_wait_ms = 500
@@ -35,7 +36,8 @@ class Fetcher:
     def _get_actions_per_node(self, _: object) -> int:
         return self._fetch_max_wait_ms
 
-    async def _proc_fetch_request(self, *_: object) -> bool:
+    async def _proc_fetch_request(self, _: object, node: object, request: object) -> bool:
+        self.fetches.append((node, request))
         self._clock.now_s += self._took_s
         return self._has_news
 
@@ -155,7 +157,7 @@ class Untaken:
 def test_a_fetch_is_planned_as_aiokafka_plans_it(way: dict[str, object]) -> None:
     fetcher, assignment = planning(**way)
     theirs = said(fetcher._get_actions_per_node(assignment))
-    assert said(consumer._plan(fetcher, assignment, (), 500)) == theirs
+    assert said(consumer._plan(fetcher, assignment, (), 500, fetcher._in_flight)) == theirs
     if not way:
         assert theirs[0][1] == {"clicks": [(1, 7, 100)], "requests": [(1, 7, 100)]}
 
@@ -171,7 +173,9 @@ def test_urgent_topics_are_asked_for_apart_whatever_becomes_of_the_others() -> N
     assert told(_records={TPS[0]: Untaken(0.001), TPS[1]: Untaken(0.001)}) == requests
 
     fetcher, assignment = planning(_records={TPS[0]: Untaken(0.0)})
-    waits = {node: each._max_wait_ms for node, each in consumer._plan(fetcher, assignment, URGENT, 500)[0]}
+    waits = {
+        node: each._max_wait_ms for node, each in consumer._plan(fetcher, assignment, URGENT, 500, ())[0]
+    }
     assert waits == {0: 10, 1: 10} | dict.fromkeys(APART, 500)
 
 
@@ -180,7 +184,8 @@ APART = (consumer._Apart(0), consumer._Apart(1))
 
 
 def told(**ways: object) -> Any:
-    return said(consumer._plan(*planning(**ways), URGENT, 500))[0]
+    fetcher, assignment = planning(**ways)
+    return said(consumer._plan(fetcher, assignment, URGENT, 500, fetcher._in_flight))[0]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +202,7 @@ def test_with_anything_in_the_way_aiokafka_plans_itself_and_one_fetch_a_broker(
     way: dict[str, object],
 ) -> None:
     fetcher, assignment = planning(**way)
-    assert consumer._plan(fetcher, assignment, URGENT, 500) is None
+    assert consumer._plan(fetcher, assignment, URGENT, 500, ()) is None
     consumer._plan_quickly(fetcher, URGENT)
     fetcher._in_flight = {consumer._Apart(1)}
     fetches = said(fetcher._get_actions_per_node(assignment))[0]
@@ -369,3 +374,46 @@ async def test_who_wants_to_is_called_in_the_turn_in_which_a_fetch_ends(
     fetcher._records[TPS[0]] = object()
     assert await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))
     reading._closed = True
+
+
+async def test_a_fetch_of_what_is_urgent_is_followed_by_the_next_until_something_is_left_or_it_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def start(self: AIOKafkaConsumer) -> None:
+        self._fetcher = fetcher
+
+    fetcher, called = Fetcher(SimpleNamespace(now_s=0.0), took_s=0.5, has_news=True), []
+    planner, assignment = planning()
+    theirs: Any = vars(fetcher)
+    theirs.update({**vars(planner), "_in_flight": {APART[0]}, "_records": {}})
+    assignment.active = True
+    monkeypatch.setattr(AIOKafkaConsumer, "start", start)
+    reading = consumer.Consumer(bootstrap_servers="127.0.0.1:9", urgent=URGENT)
+    await reading.start()
+    reading._closed = True
+    ask: Any = fetcher._proc_fetch_request
+
+    def take() -> None:
+        called.append(len(fetcher.fetches))
+        if len(called) == 3:
+            fetcher._records[TPS[3]] = object()  # a request that cannot be taken yet
+
+    reading.on_news = take
+    assert await ask(assignment, APART[0], SimpleNamespace(topics=[]))
+    assert called == [1, 2, 3]
+    assert {node for node, _ in fetcher.fetches} == {APART[0]}
+    asked: Any = fetcher.fetches[1][1]
+    assert sorted(dict(asked.topics)["requests"]) == [(0, 7, 100), (2, 7, 100)]
+
+    del fetcher._records[TPS[3]]
+    reading.on_news = lambda: called.append(0)
+    going_on = asyncio.ensure_future(ask(assignment, APART[0], SimpleNamespace(topics=[])))
+    while len(called) < 20:
+        await asyncio.sleep(0)
+    going_on.cancel()
+    assert await going_on is False
+
+    called.clear()
+    fetcher._in_flight = {0}
+    await ask(assignment, 0, SimpleNamespace(topics=[]))  # what is not urgent goes aiokafka's way
+    assert called == [0]

@@ -433,6 +433,18 @@ async def test_a_request_waits_for_its_click_and_holds_nobody_up(worker: Asked) 
     assert worker.measured("parked_requests") == 0
 
 
+async def test_the_next_requests_need_not_wait_until_an_answer_is_acknowledged(worker: Asked) -> None:
+    worker.producer.slow = {worker.topics.responses}
+    batch = worker.batch([worker.request("bob", "goes")])
+    answering = asyncio.create_task(worker.requests.handle(batch))
+    await until(worker.responses)
+    assert batch in worker.consumer.released
+    assert batch not in worker.consumer.finished
+    worker.producer.acknowledge()
+    await answering
+    assert batch in worker.consumer.finished
+
+
 async def test_a_click_that_is_applied_already_is_not_waited_for(worker: Asked) -> None:
     await worker.apply(worker.click("ann", "dark roast"))
     assert (await worker.answer("ann", after=after(0))).status == "ok"
