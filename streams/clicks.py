@@ -414,7 +414,7 @@ class ClickPath:
         for index in np.flatnonzero(change.erased).tolist():
             user = columns.users[int(rows[index])]
             erased[user] = partition.forgotten[user] = int(change.forgotten_ms[index])
-            partition.remove(user)
+            columns.remove(user)
         return erased
 
     def _count(self, partition: Partition, decoded: Decoded, change: Change) -> None:

@@ -17,6 +17,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -371,15 +372,17 @@ class HeadwaterClient:
         self._reader = asyncio.create_task(self._read(self._consumer), name="headwater-answers")
 
     async def _read(self, consumer: Consumer) -> None:
-        def take() -> None:
-            for records in consumer.taken(consumer.assignment(), _MOST_TAKEN).values():
-                for record in records:
-                    self._take(record.value, record.headers)
+        def take() -> int:
+            taken = [*chain.from_iterable(consumer.taken(consumer.assignment(), _MOST_TAKEN).values())]
+            for record in taken:
+                self._take(record.value, record.headers)
+            return len(taken)
 
         consumer.on_news = take  # whoever waits for an answer hears of it at once
         while True:
             try:
-                take()
+                while take() == _MOST_TAKEN:  # noqa: ASYNC110 - there is more; others have their turn
+                    await asyncio.sleep(0)
                 await consumer.news(_POLL_S)
             except KafkaError as error:
                 if not error.retriable:
@@ -391,11 +394,19 @@ class HeadwaterClient:
                     )
                     raise
                 await asyncio.sleep(_POLL_S)
+            except Exception as error:
+                self._give_up(
+                    ClientError(f"reading {self._topics.responses} failed: {error!r}; connect again")
+                )
+                raise
 
     def _take(self, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
         """Hand an answer to whoever waits for it; answers to others, and repeated ones, are left alone."""
         for name, correlation in headers:
-            if name == CORRELATION_HEADERS[0] and correlation.decode(errors="replace") not in self._waiting:
+            if (
+                name == CORRELATION_HEADERS[0]
+                and (correlation or b"").decode("utf-8", "replace") not in self._waiting
+            ):
                 return
         try:
             response = decode_response(value)

@@ -66,14 +66,15 @@ class Record(Struct, frozen=True, gc=False):
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     """aiokafka's consumer, in all but that. Topics named ``urgent`` are fetched apart from the others.
 
-    With ``on_news`` somebody is called as soon as a fetch has brought something, and has to take it by :meth:`taken`; it
-    must not raise. Errors, and what was left there, are told by :meth:`news`.
+    With ``on_news`` somebody is called as soon as a fetch has brought something, and has to take it by :meth:`taken`.
+    Errors, also its own, and what was left there, are told by :meth:`news`.
     """
 
     def __init__(self, *topics: str, urgent: Collection[str] = (), **options: Any) -> None:
         super().__init__(*topics, **options)
         self._urgent = frozenset(urgent)
-        self.on_news: Callable[[], None] | None = None
+        self.on_news: Callable[[], object] | None = None
+        self.failure: Exception | None = None  # of `on_news`
 
     async def start(self) -> None:
         await super().start()
@@ -99,7 +100,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                     continue
                 try:
                     records = _some(fetched, most)
-                except CorruptRecordException as error:
+                except Exception as error:  # noqa: BLE001 - a damaged batch, an unknown codec: `news` raises it
                     del fetcher._records[tp]
                     fetcher._set_error(tp, error)
                     continue
@@ -115,12 +116,14 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         """Wait until a fetch has brought what was not taken at once, at most so long.
 
         Raises:
-            KafkaError: that is what it was.
+            KafkaError: that is what it was. Or whatever kept :meth:`taken` from unpacking it.
             ConsumerStoppedError: there will be none.
         """
         fetcher: Any = self._fetcher
         if self._closed or fetcher._closed:
             raise ConsumerStoppedError
+        if self.failure is not None:
+            raise self.failure
         for tp, fetched in list(fetcher._records.items()):
             if isinstance(fetched, FetchError):
                 del fetcher._records[tp]
@@ -186,7 +189,11 @@ def _tell_at_once(consumer: Consumer, fetcher: Any) -> None:
         while await fetch(assignment, node, request):
             if consumer.on_news is None:
                 return True
-            consumer.on_news()
+            try:
+                consumer.on_news()
+            except Exception as error:  # noqa: BLE001 - it would end all fetching in silence; `news` raises it
+                consumer.failure = error
+                return True
             is_urgent = isinstance(node, _Apart)
             if any((tp.topic in consumer._urgent) == is_urgent for tp in fetcher._records):
                 return True
@@ -306,6 +313,7 @@ class _Records(Iterator[Record]):
         self.next_fetch_offset: int = theirs.next_fetch_offset
         self._made: list[Record] = []
         self._first = 0  # of those made that is not taken yet
+        self._has_failed = False
         self._end: int = self.next_fetch_offset  # where those end
 
     def __next__(self) -> Record:
@@ -318,9 +326,11 @@ class _Records(Iterator[Record]):
         """The next ones, at most so many; none: there are no more."""
         while self._first == len(self._made):
             self.next_fetch_offset = self._end
-            if not self._batches.has_next():
+            if self._has_failed or not self._batches.has_next():
                 return []
+            self._has_failed = True  # what comes after a damaged batch is fetched again with it
             self._make()
+            self._has_failed = False
         records = self._made[self._first : self._first + most]
         self._first += len(records)
         is_whole = self._first == len(self._made)

@@ -334,6 +334,10 @@ class BatchConsumer(driver.Consumer):
         if most <= 0:
             self._begin_soon()
 
+    def resume_flow(self) -> None:
+        super().resume_flow()
+        self._begin_soon()
+
     def _may_begin(self) -> bool:
         return self.flow_active and not self.should_stop and not cast(EngineApp, self.app).draining
 

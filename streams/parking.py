@@ -47,31 +47,39 @@ class Held:
 
 
 class ParkingLot:
-    """Requests of one partition that wait: by offset of that partition, for a stray's own coordinates, or for an event."""
+    """Requests of one partition that wait: by offset of that partition, for an event, or by neither: for a stray's own
+    coordinates, or for an event that has come and is not on its way to the changelog yet.
+    """
 
     def __init__(self) -> None:
         self._by_offset: list[tuple[int, int, Held]] = []
-        self._strays: list[Held] = []
+        self._others: list[Held] = []
+        self._waiting = 0  # for events
         self._by_event: dict[int, list[Held]] = {}
         self._gone: set[Held] = set()
         self._order = itertools.count()
 
     def __len__(self) -> int:
-        by_event = sum(map(len, self._by_event.values()))
-        return len(self._by_offset) - len(self._gone) + len(self._strays) + by_event
+        return len(self._by_offset) - len(self._gone) + len(self._others) + self._waiting
 
-    def add(self, held: Held, partition: int) -> None:
-        if held.event is not None:
-            self._by_event.setdefault(held.event, []).append(held)
-            return
+    def add(self, held: Held, partition: int, has_come: bool) -> None:
+        """``has_come``: the event that it waits for."""
         after = held.request.after
-        assert after is not None
-        if after.partition == partition:
+        if held.event is not None and not has_come:
+            self._by_event.setdefault(held.event, []).append(held)
+            self._waiting += 1
+        elif after is not None and after.partition == partition:
             heapq.heappush(self._by_offset, (after.offset, next(self._order), held))
         else:
-            self._strays.append(held)
+            self._others.append(held)
 
-    def take(self, watermark: int, may_answer: Callable[[Held], bool], events: U64 | None) -> list[Held]:
+    def take(
+        self,
+        watermark: int,
+        may_answer: Callable[[Held], bool],
+        has_come: Callable[[Held], bool],
+        events: U64 | None,
+    ) -> list[Held]:
         """Remove and return those whose click has been applied.
 
         Args:
@@ -84,20 +92,22 @@ class ParkingLot:
                 self._gone.discard(held)
             else:
                 taken.append(held)
-        if self._strays:
-            arrived = [held for held in self._strays if may_answer(held)]
-            self._strays = [held for held in self._strays if held not in arrived]
-            taken += arrived
         if self._by_event:
-            for event in self._by_event.keys() & (
-                self._by_event.keys() if events is None else set(events.tolist())
-            ):
-                arrived = [held for held in self._by_event[event] if may_answer(held)]
+            looked_at = (
+                self._by_event.keys() if events is None else self._by_event.keys() & set(events.tolist())
+            )
+            for event in list(looked_at):
+                arrived = [held for held in self._by_event[event] if has_come(held)]
                 self._leave(event, arrived)
-                taken += arrived
+                self._others += arrived
+        if self._others:
+            arrived = [held for held in self._others if may_answer(held)]
+            self._others = [held for held in self._others if held not in arrived]
+            taken += arrived
         return taken
 
     def _leave(self, event: int, leaving: Sequence[Held]) -> None:
+        self._waiting -= len(leaving)
         left = [held for held in self._by_event[event] if held not in leaving]
         if left:
             self._by_event[event] = left
@@ -106,14 +116,14 @@ class ParkingLot:
 
     def remove(self, held: Held) -> bool:
         """Whether it still waited. The heap lets go of it when its turn comes."""
+        if held in self._others:
+            self._others.remove(held)
+            return True
         if held.event is not None:
             waited = held in self._by_event.get(held.event, ())
             if waited:
                 self._leave(held.event, [held])
             return waited
-        if held in self._strays:
-            self._strays.remove(held)
-            return True
         if held in self._gone or not any(entry[2] is held for entry in self._by_offset):
             return False
         self._gone.add(held)
@@ -121,10 +131,11 @@ class ParkingLot:
 
     def clear(self) -> None:
         by_event = itertools.chain.from_iterable(self._by_event.values())
-        for held in (*self._strays, *by_event, *(entry[2] for entry in self._by_offset)):
+        for held in (*self._others, *by_event, *(entry[2] for entry in self._by_offset)):
             if held.timer is not None:
                 held.timer.cancel()
         self._by_offset.clear()
-        self._strays.clear()
+        self._others.clear()
         self._by_event.clear()
+        self._waiting = 0
         self._gone.clear()

@@ -85,8 +85,8 @@ class Partition:
         self.settled: asyncio.Future[bool] = _settled(True)
         # Called with the keys of the events that were just looked at; None: with all that there are.
         self.listeners: list[Callable[[Partition, U64 | None], None]] = []
-        # The newest (row, event key) that were looked at and came into no log: too late, say, or an impression.
-        self._beside_log: dict[tuple[int, int], None] = {}
+        # The newest (user, event key) that were looked at and came into no log: too late, say, or an impression.
+        self._beside_log: dict[tuple[bytes, int], None] = {}
         self._waiting: list[asyncio.Future[None]] = []
 
     def row_of(self, user: bytes) -> int:
@@ -106,24 +106,18 @@ class Partition:
                 self.columns.forgotten_ms[row] = erased_ms
         return row
 
-    def remove(self, user: bytes) -> None:
-        """Erase a user's row, which may be handed out again."""
-        self.columns.remove(user)
-        self._beside_log.clear()
-
     def keep_beside_log(self, rows: I64, events: U64) -> None:
         """Remember events that came into no log, for those who wait for them; the newest of them."""
-        self._beside_log.update(dict.fromkeys(zip(rows.tolist(), events.tolist(), strict=True)))
+        users = [self.columns.users[row] for row in rows.tolist()]
+        self._beside_log.update(dict.fromkeys(zip(users, events.tolist(), strict=True)))
         for known in list(islice(self._beside_log, max(len(self._beside_log) - _BESIDE_LOG, 0))):
             del self._beside_log[known]
 
     def has_seen(self, user: bytes, event: int) -> bool:
         """Whether this event of the user is among the newest of the log, or was looked at lately and came into none."""
         row = self.columns.rows.get(user)
-        if row is None:
-            return False
-        log = self.columns.event[row, : self.columns.n[row]]
-        return event in log.tolist() or (row, event) in self._beside_log
+        log = [] if row is None else self.columns.event[row, : self.columns.n[row]].tolist()
+        return event in log or (user, event) in self._beside_log
 
     def passed(self, start: int, stop: int) -> int | None:
         """Take the changelog's records from ``start`` to ``stop`` (excluded) for known; where a hole before them begins."""
@@ -398,7 +392,7 @@ class Profiles:
                 kept.append(record)
                 continue
             if user in partition.columns.rows:
-                partition.remove(user)
+                partition.columns.remove(user)
             erasure = _erasure_of(record)
             if erasure is not None:
                 partition.forgotten[user], partition.erased_by[user] = erasure
@@ -478,7 +472,7 @@ class Profiles:
                         columns.users[int(rows[i])]: int(newest_ms[i]) for i in old[:_EXPIRE_USERS].tolist()
                     }
                     for user, erased_ms in gone.items():
-                        partition.remove(user)
+                        columns.remove(user)
                         partition.forgotten[user] = erased_ms
                     if gone:
                         with contextlib.suppress(Lost):

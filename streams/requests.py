@@ -117,6 +117,7 @@ class RequestPath:
         self._batch_size = metrics.batch_size.labels("requests")
         self._strays = metrics.strays_total.labels(topics.requests)
         self._guard = guard
+        self._delivering = 0  # answers on their way
 
     async def handle(self, batch: Batch) -> None:
         """Answer what can be answered now, park the rest, and let the next batch come.
@@ -241,11 +242,17 @@ class RequestPath:
         if after is not None and after.partition == partition.number:
             return partition.applied >= after.offset
         row = partition.columns.rows.get(held.user)
-        if row is None or partition.columns.offset[row] > partition.applied:
+        if row is not None and partition.columns.offset[row] > partition.applied:
             return False  # what it has of the user is not on its way to the changelog yet
         if after is None:
-            return held.event is not None and partition.has_seen(held.user, held.event)
+            return self._has_come(held, partition)
+        if row is None:
+            return False
         return partition.columns.strays.get(row, {}).get(after.partition, -1) >= after.offset
+
+    def _has_come(self, held: Held, partition: Partition) -> bool:
+        """Whether the event that it waits for by its id has been looked at."""
+        return held.event is not None and partition.gate.is_open and partition.has_seen(held.user, held.event)
 
     def _park(self, held: Held, partition: Partition) -> None:
         lot = self._lots.get(partition.number)
@@ -253,7 +260,7 @@ class RequestPath:
             lot = self._lots[partition.number] = ParkingLot()
             if self._wake not in partition.listeners:
                 partition.listeners.append(self._wake)
-        lot.add(held, partition.number)
+        lot.add(held, partition.number, self._has_come(held, partition))
         delay_s = max(held.left_ms, 0.0) / 1000.0
         held.timer = asyncio.get_running_loop().call_later(delay_s, self._expire, held, partition)
         self._metrics.parked_requests.set(self.parked)
@@ -261,7 +268,12 @@ class RequestPath:
     def _wake(self, partition: Partition, events: U64 | None) -> None:
         lot = self._lots.get(partition.number)
         if lot and partition.gate.is_open:
-            arrived = lot.take(partition.applied, lambda held: self._may_answer(held, partition), events)
+            arrived = lot.take(
+                partition.applied,
+                lambda held: self._may_answer(held, partition),
+                lambda held: self._has_come(held, partition),
+                events,
+            )
             self._leave(arrived, partition)
 
     def _expire(self, held: Held, partition: Partition) -> None:
@@ -289,7 +301,8 @@ class RequestPath:
     ) -> None:
         """Answer all of ``held``; where our own code fails, halve until the culprit stands alone.
 
-        Others need not wait until the answers are acknowledged: ``release`` lets them come as soon as there are some.
+        Others need not wait until the answers are acknowledged: ``release`` lets them come as soon as there are some, unless
+        very many are on their way, as to a broker that takes nothing.
         """
         if len(held) > 1 and len(groups := _by_haste(held)) > 1:
             await asyncio.gather(*(self._answer(group, partition) for group in groups))
@@ -307,7 +320,8 @@ class RequestPath:
             reply = self._refusal(held[0], partition, "rejected", "internal_error", message)
             await self._deliver([(held[0], reply)])
             return
-        release()
+        if self._delivering < self._settings.max_parked:
+            release()
         await self._deliver([(each, self._expired(each, partition)) for each in late])
         if waiting := await self._tell(found, partition):
             # They hold up neither the others nor the next batch.
@@ -345,7 +359,11 @@ class RequestPath:
     async def _deliver(self, replies: Sequence[tuple[Held, _Reply]]) -> None:
         if not replies:
             return
-        await self._send([reply for _, reply in replies])
+        self._delivering += len(replies)
+        try:
+            await self._send([reply for _, reply in replies])
+        finally:
+            self._delivering -= len(replies)
         now_ms = time.time() * 1000.0
         for held, _ in replies:
             self._metrics.request_seconds.observe(max(now_ms - held.asked_ms, 0.0) / 1000.0)
@@ -361,8 +379,13 @@ class RequestPath:
         is_open = partition.gate.is_open
         # Read before the states: they may be newer than what the answer claims, never older.
         applied = partition.applied if is_open else -1
-        # Where the demanded click is gone again there was a rebalance: the next owner reads the request again.
-        live = [each for each in live if self._may_answer(each, partition)]
+        # Where the demanded click is gone again there was a rebalance, and the next owner reads the request again; or a later
+        # batch of the user has been applied meanwhile that is not on its way to the changelog yet.
+        early = [each for each in live if not self._may_answer(each, partition)]
+        live = [each for each in live if each not in early]
+        if partition.is_serving():
+            for each in early:
+                self._park(each, partition)
         if not live:
             return late, []
         started = time.perf_counter()

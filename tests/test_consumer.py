@@ -340,6 +340,39 @@ async def test_a_damaged_batch_is_told_as_the_news_that_it_is() -> None:
     reading.consumer._closed = True
 
 
+async def test_what_follows_a_damaged_batch_is_not_read_in_its_place() -> None:
+    reading = Reading()
+    damaged = bytearray(batch(0, 2))
+    damaged[-1] ^= 1
+    reading.fetched(TPS[0], bytes(damaged), batch(2, 2))
+    with pytest.raises(CorruptRecordException):
+        await reading.fetcher.fetched_records(TPS)
+    assert await reading.fetcher.fetched_records(TPS) == {}
+    assert reading.position(TPS[0]) == 0  # from where it is fetched again
+
+
+async def test_what_fails_in_who_takes_records_at_once_is_told_as_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def start(self: AIOKafkaConsumer) -> None:
+        self._fetcher = fetcher
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    fetcher = Fetcher(SimpleNamespace(now_s=0.0), took_s=0.5, has_news=True)
+    monkeypatch.setattr(AIOKafkaConsumer, "start", start)
+    reading = consumer.Consumer(bootstrap_servers="127.0.0.1:9")
+    await reading.start()
+    reading.on_news = fail
+    assert await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))
+    theirs: Any = fetcher
+    theirs._closed = False
+    with pytest.raises(ValueError, match="a bug"):
+        await reading.news(1.0)
+    reading._closed = True
+
+
 async def test_an_error_wakes_who_waits_for_news_and_records_that_are_taken_at_once_do_not() -> None:
     reading = Reading()
     reading.consumer._closed = False

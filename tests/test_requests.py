@@ -22,6 +22,7 @@ from streams.index import IndexUnavailable, Point
 from streams.index.edge import EdgeIndex
 from streams.messages import Response, decode_response, schemas
 from streams.neighbours import Neighbours
+from streams.profiles import Partition
 from streams.recall.pipeline import Ask, Recall
 from streams.requests import RequestPath
 from streams.routing import forwarded, partition_of
@@ -521,6 +522,50 @@ async def test_an_event_that_the_last_owner_applied_is_found_when_its_partition_
     partition.mark_applied(0)
     await until(worker.responses)
     assert worker.responses()["r1"].status == "ok"
+
+
+async def test_an_event_is_not_missed_while_a_later_one_of_its_user_is_on_its_way(worker: Asked) -> None:
+    partition = worker.partition()
+    await worker.apply(worker.click("ann", "dark roast", event_id="mine"))
+    row = partition.columns.rows[b"ann"]
+    partition.columns.offset[row] = 1  # the next batch is in the columns, and not on its way yet
+    await worker.ask(worker.request("ann", after_event_id="mine"))
+    assert worker.responses() == {}
+    partition.mark_applied(1, np.array([7], dtype=np.uint64))  # which had another event
+    partition.advance(1)
+    await until(worker.responses)
+    assert worker.responses()["r1"].status == "ok"
+    assert worker.requests.parked == 0
+
+
+async def test_a_request_whose_user_moves_on_before_it_is_answered_waits_for_that_too(worker: Asked) -> None:
+    partition = worker.partition()
+    await worker.apply(worker.click("ann", "dark roast", event_id="mine"))
+    batch = worker.batch([worker.request("ann", after_event_id="mine")])
+    accept = worker.requests._may_answer
+    looks = iter([True])
+
+    def first_then_not_yet(held: parking.Held, of: Partition) -> bool:
+        return next(looks, False) or accept(held, of)
+
+    worker.requests._may_answer = first_then_not_yet  # type: ignore[method-assign]
+    partition.columns.offset[partition.columns.rows[b"ann"]] = 1
+    await worker.requests.handle(batch)
+    assert (worker.responses(), worker.requests.parked) == ({}, 1)
+    partition.mark_applied(1, np.array([7], dtype=np.uint64))
+    partition.advance(1)
+    await until(lambda: batch in worker.consumer.finished)
+    assert worker.responses()["r1"].status == "ok"
+
+
+async def test_what_is_remembered_beside_the_logs_outlives_the_erasure_of_others(worker: Asked) -> None:
+    await worker.apply(
+        worker.click("ann", "decaf"),
+        worker.click("ann", "decaf", action="impression", event_id="seen"),
+        worker.click("bob", "decaf"),
+        worker.click("bob", action="forget", at_ms=now_ms()),
+    )
+    assert (await worker.answer("ann", after_event_id="seen")).status == "ok"
 
 
 async def test_a_request_waits_for_a_place_or_an_event_not_both(worker: Asked) -> None:
