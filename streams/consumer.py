@@ -317,25 +317,33 @@ class _Records(Iterator[Record]):
         self._end: int = self.next_fetch_offset  # where those end
 
     def __next__(self) -> Record:
-        some = self.some(1)
-        if not some:
+        if self._first == len(self._made) and not self._has_more():
             raise StopIteration
-        return some[0]
+        record = self._made[self._first]
+        self._went_to(self._first + 1)
+        return record
 
     def some(self, most: int) -> list[Record]:
         """The next ones, at most so many; none: there are no more."""
+        if self._first == len(self._made) and not self._has_more():
+            return []
+        records = self._made[self._first : self._first + most]
+        self._went_to(self._first + len(records))
+        return records
+
+    def _went_to(self, first: int) -> None:
+        self._first = first
+        self.next_fetch_offset = self._made[first].offset if first < len(self._made) else self._end
+
+    def _has_more(self) -> bool:
         while self._first == len(self._made):
             self.next_fetch_offset = self._end
             if self._has_failed or not self._batches.has_next():
-                return []
+                return False
             self._has_failed = True  # what comes after a damaged batch is fetched again with it
             self._make()
             self._has_failed = False
-        records = self._made[self._first : self._first + most]
-        self._first += len(records)
-        is_whole = self._first == len(self._made)
-        self.next_fetch_offset = self._end if is_whole else records[-1].offset + 1
-        return records
+        return True
 
     def _make(self) -> None:
         batch = self._batches.next_batch()
