@@ -129,9 +129,8 @@ class HeadwaterClient:
         self._remembered_users = remembered_users
         self._last_clicks: OrderedDict[str, Position] = OrderedDict()
         self._last_at_ms: OrderedDict[str, int] = OrderedDict()
-        self._on_its_way: dict[
-            str, _Published
-        ] = {}  # of each user the newest click without an acknowledgement
+        # Of each user the newest click without an acknowledgement.
+        self._on_its_way: dict[str, _Published] = {}
         self._waiting: dict[str, asyncio.Future[Response]] = {}
         self._producer: AIOKafkaProducer | None = None
         self._consumer: Consumer | None = None

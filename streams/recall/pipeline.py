@@ -87,11 +87,14 @@ class Recall:
         deadline = asyncio.get_running_loop().time() + timeout_s
         # A search that hangs must leave time to see which popular items may stand in.
         searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
-        (rankings, failed), known, new = await self._at_once(
-            self._by_vector(asks, searched_by),
-            self._matching(asks, searched_by),
-            _in_time(self._new(asks), searched_by),
-        )
+        if any(_named(ask) or ask.taken for ask in asks):
+            (rankings, failed), known, new = await self._at_once(
+                self._by_vector(asks, searched_by),
+                self._matching(asks, searched_by),
+                _in_time(self._new(asks), searched_by),
+            )
+        else:
+            (rankings, failed), known, new = await self._by_vector(asks, searched_by), {}, {}
         rungs = ["popular" if index in failed else None for index in range(len(asks))]
         if known is not None:
             _add_named(asks, rankings, known)
@@ -149,8 +152,6 @@ class Recall:
         for ask in asks:
             for keys in _named(ask).values():
                 wanted.setdefault(ask.where, set()).update(keys)
-        if not wanted:
-            return {}
         calls = (self._index.match(list(keys), where) for where, keys in wanted.items())
         found = await _in_time(self._at_once(*calls), deadline)
         return None if found is None else dict(zip(wanted, found, strict=True))
