@@ -409,6 +409,24 @@ async def test_who_wants_to_is_called_in_the_turn_in_which_a_fetch_ends(
     reading._closed = True
 
 
+@pytest.mark.parametrize(
+    ("took_ms", "busy_ms", "records", "pause_ms"),
+    [
+        (10.0, 9.0, 20, 12.5),  # busy nine tenths of the time: with this pause it is two fifths
+        (10.0, 4.0, 20, 0.0),
+        (500.0, 3.0, 1, 0.0),  # a lone click
+        (80.0, 80.0, 20, 30.0),  # others keep the loop busy: clicks are fetched all the same
+        (40.0, 40.0, 2_000, 0.0),  # a backlog
+    ],
+)
+def test_small_fetches_leave_the_loop_time_for_what_is_urgent(
+    took_ms: float, busy_ms: float, records: int, pause_ms: float
+) -> None:
+    at_s, worked_s = iter([1.0, 1.0 + took_ms / 1000]), iter([7.0, 7.0 + busy_ms / 1000])
+    pace = consumer._Pace(lambda: next(at_s), lambda: next(worked_s))
+    assert pace.pause_s(records) == pytest.approx(pause_ms / 1000)
+
+
 async def test_a_fetch_of_what_is_urgent_is_followed_by_the_next_until_something_is_left_or_it_is_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
