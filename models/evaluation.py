@@ -23,7 +23,7 @@ from models.protocols import (
     select,
 )
 from streams.encoder import Encoder
-from streams.features import clamp_gap_s, gaps_s, keys_of
+from streams.features import clamp_gap_s, gaps_s, item_keys
 from streams.recall.fusion import Ranking, fuse
 
 Done = Callable[[int, int], None]  # done, of
@@ -195,7 +195,7 @@ def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) ->
         part = slice(start, min(start + 4096, count))
         vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
         done(part.stop, count)
-    keys = keys_of(item_id.encode() for item_id in dataset.item_ids)
+    keys = item_keys(item_id.encode() for item_id in dataset.item_ids)
     return Catalog(vectors, known, keys)
 
 

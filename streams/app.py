@@ -400,6 +400,7 @@ class Worker:
         for number, counts in list(self._clicks.counts.items()):
             if not counts.changed:
                 continue
+            await asyncio.sleep(0)  # some milliseconds each, and requests in between
             top = counts.top()
             counts.changed = False  # what is counted from here on is for the next time
             try:

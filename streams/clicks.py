@@ -16,12 +16,12 @@ from streams.columns import I64, Table, Together
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
-from streams.features import ACTION_CODES, event_key, keys_of
+from streams.features import ACTION_CODES, event_key, event_keys, item_keys
 from streams.fold import Change, Clicks, joined, plan
 from streams.index import IndexUnavailable
 from streams.messages import ReadClicks
 from streams.metrics import Metrics
-from streams.profile import EVENT_KEY_MASK, RETRACT, Outcome
+from streams.profile import RETRACT, Outcome
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, Sent, write_scattered
 from streams.routing import origin_of, partitions_of, redirect
@@ -252,8 +252,8 @@ class ClickPath:
             rows,
             np.array(read.offsets, dtype=np.int64),
             np.array(read.at_ms, dtype=np.int64),
-            keys_of(read.event_ids) & np.uint64(EVENT_KEY_MASK),
-            keys_of(read.item_ids),
+            event_keys(read.event_ids),
+            item_keys(read.item_ids),
             np.array([ACTION_CODES[action] for action in read.actions], dtype=np.uint8),
         )
         sent_ms = np.array(read.sent_ms, dtype=np.int64)
@@ -433,5 +433,5 @@ def _drop_stale_id(last_event: list[bytes], row: int, change: Change, index: int
     """After a retraction the newest event is another one, whose id string is no longer known."""
     events = change.log.events(index)
     newest = next((event.event for event in reversed(events) if event.action != RETRACT), -1)
-    if event_key(last_event[row].decode()) & EVENT_KEY_MASK != newest:
+    if event_key(last_event[row].decode()) != newest:
         last_event[row] = b""

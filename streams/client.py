@@ -45,6 +45,7 @@ from streams.messages import (
     decode_item,
     decode_response,
     encode,
+    header,
 )
 from streams.producer import Producer
 from streams.refusal import why_unreachable
@@ -255,8 +256,10 @@ class HeadwaterClient:
 
         Raises RequestRejected, RequestExpired, RecallTimeout or NotPublished.
         """
+        limit_s = timeout_s if timeout_s is not None else _limit_s(deadline_ms)
+        began_s = asyncio.get_running_loop().time()
         if after is None and after_event_id is None and read_own_clicks:
-            after_event_id = await self._click_on_its_way(user_id)
+            after_event_id = await self._click_on_its_way(user_id, limit_s)
             after = self.last_click(user_id) if after_event_id is None else None
         request = Request(
             request_id=uuid.uuid4().hex,
@@ -275,7 +278,8 @@ class HeadwaterClient:
             sources=dict(sources or {}),
             explain=explain,
         )
-        response = await self.answer(request, timeout_s=timeout_s)
+        waited_s = asyncio.get_running_loop().time() - began_s
+        response = await self.answer(request, timeout_s=limit_s - waited_s)
         if response.status == "rejected":
             raise RequestRejected(response)
         if response.status == "expired":
@@ -293,7 +297,7 @@ class HeadwaterClient:
             )
         if request.request_id in self._waiting:
             raise ClientError(f"request {request.request_id} waits already: expected a new request_id")
-        limit_s = timeout_s if timeout_s is not None else request.deadline_ms / 1000.0 + ANSWER_MARGIN_S
+        limit_s = timeout_s if timeout_s is not None else _limit_s(request.deadline_ms)
         value = _encoded(request)
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self._waiting[request.request_id] = future
@@ -310,7 +314,7 @@ class HeadwaterClient:
                 return await future
         except TimeoutError as error:
             raise RecallTimeout(
-                f"request {request.request_id} was not answered on {self._topics.responses} within {limit_s:g} s: "
+                f"request {request.request_id} was not answered on {self._topics.responses} within {limit_s:.3g} s: "
                 "expected a worker of the role interests (or all) that runs and keeps up; see `headwater doctor`"
             ) from error
         except KafkaError as error:
@@ -325,13 +329,23 @@ class HeadwaterClient:
         """Where the last click of this user went that this client published and still remembers."""
         return self._last_clicks.get(user_id)
 
-    async def _click_on_its_way(self, user_id: str) -> str | None:
+    async def _click_on_its_way(self, user_id: str, limit_s: float) -> str | None:
         """The event id of the user's newest click that has no place yet. What takes events back is waited for: its id is not
-        its own, or nothing is left that would tell."""
-        while (published := self._on_its_way.get(user_id)) is not None:
-            if published.click.action not in ("retract", "forget"):
-                return published.click.event_id
-            await asyncio.wait({published.ended})
+        its own, or nothing is left that would tell.
+
+        Raises RecallTimeout.
+        """
+        try:
+            async with asyncio.timeout(limit_s):
+                while (published := self._on_its_way.get(user_id)) is not None:
+                    if published.click.action not in ("retract", "forget"):
+                        return published.click.event_id
+                    await asyncio.wait({published.ended})
+        except TimeoutError as error:
+            raise RecallTimeout(
+                f"{user_id!r} was not asked for: the broker did not acknowledge a retract or forget of this user "
+                f"within {limit_s:g} s; look at the broker, or ask with read_own_clicks=False"
+            ) from error
         return None
 
     # Connection
@@ -401,12 +415,9 @@ class HeadwaterClient:
 
     def _take(self, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
         """Hand an answer to whoever waits for it; answers to others, and repeated ones, are left alone."""
-        for name, correlation in headers:
-            if (
-                name == CORRELATION_HEADERS[0]
-                and (correlation or b"").decode("utf-8", "replace") not in self._waiting
-            ):
-                return
+        correlation = header(headers, CORRELATION_HEADERS[0])
+        if correlation and (correlation[1] or b"").decode("utf-8", "replace") not in self._waiting:
+            return
         try:
             response = decode_response(value)
         except BadMessage:
@@ -460,6 +471,10 @@ def _encoded(message: msgspec.Struct) -> bytes:
         raise BadMessage(
             "bad_field", f"{ascii(error.object)[:80]}: expected valid Unicode, without lone surrogates"
         ) from None
+
+
+def _limit_s(deadline_ms: int) -> float:
+    return deadline_ms / 1000.0 + ANSWER_MARGIN_S
 
 
 def _key(text: str) -> bytes:

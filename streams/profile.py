@@ -16,8 +16,6 @@ from typing import Final, NamedTuple
 from streams.features import ACTION_CODES
 
 DEFAULT_LOG_LENGTH: Final = 50
-# 48 bits identify an event within one user's log of 50: a false duplicate once in 5 * 10^12 events.
-EVENT_KEY_MASK: Final = 2**48 - 1
 RETRACT: Final = ACTION_CODES["retract"]
 FORGET: Final = ACTION_CODES["forget"]
 IMPRESSION: Final = ACTION_CODES["impression"]

@@ -40,7 +40,7 @@ from streams.messages import (
 )
 from streams.metrics import Metrics
 from streams.parking import Held, ParkingLot, Unanswered
-from streams.profile import EVENT_KEY_MASK, RETRACT
+from streams.profile import RETRACT
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, write_scattered
 from streams.recall import filters
@@ -215,7 +215,7 @@ class RequestPath:
         origin = origin_of(record)
         asked_ms = origin.timestamp_ms if origin else record.timestamp
         event_id = request.after_event_id
-        event = None if event_id is None else event_key(event_id) & EVENT_KEY_MASK
+        event = None if event_id is None else event_key(event_id)
         return Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered, event)
 
     def _reply_topic(self, record: ConsumerRecord) -> str:

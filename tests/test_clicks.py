@@ -18,7 +18,7 @@ from streams.encoder import Encoder
 from streams.engine import Lost, StopWorker
 from streams.features import ACTION_CODES, event_key, item_key
 from streams.fold import Clicks, plan
-from streams.profile import EVENT_KEY_MASK, FORGET, RETRACT, Event
+from streams.profile import FORGET, RETRACT, Event
 from streams.profiles import Partition
 from streams.routing import Origin, forwarded, origin_of, partition_of
 from streams.state_records import stamp_of
@@ -52,7 +52,7 @@ def entry(record: ConsumerRecord) -> Event:
     click = json.loads(record.value)
     action = ACTION_CODES[click["action"]] if "action" in click else ACTION_CODES["click"]
     item = 0 if action == RETRACT else item_key(click["item_id"])
-    return Event(click["at_ms"], event_key(click["event_id"]) & EVENT_KEY_MASK, item, action)
+    return Event(click["at_ms"], event_key(click["event_id"]), item, action)
 
 
 async def test_clicks_are_in_the_log_and_the_state_when_the_batch_is_finished(
@@ -618,7 +618,7 @@ def test_any_order_repetition_batching_and_restart_gives_the_canonical_users(
             named = [
                 Event(
                     event.at_ms,
-                    event_key(f"e{event.event}") & EVENT_KEY_MASK,
+                    event_key(f"e{event.event}"),
                     item_key(f"item {event.item}"),
                     event.action,
                 )

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -177,6 +178,25 @@ async def test_a_retraction_on_its_way_is_waited_for_since_its_id_is_that_of_ano
             client.click("ann", action="retract", event_id="mine"), client.recall("ann", deadline_ms=LONG_MS)
         )
     assert [(request.after, request.after_event_id) for request in worker.asked] == [(place, None)]
+
+
+async def test_who_waits_for_a_retraction_waits_no_longer_than_for_an_answer(
+    system: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    async with answering(system) as worker, HeadwaterClient(system) as client:
+        producer: Any = client._producer
+        with monkeypatch.context() as patch:
+            patch.setattr(producer, "send_and_wait", never)
+            retracting = asyncio.ensure_future(client.click("ann", action="retract", event_id="mine"))
+            await asyncio.sleep(0)
+            with pytest.raises(RecallTimeout, match=r"'ann'.*retract or forget.*within 0\.05 s"):
+                await client.recall("ann", timeout_s=0.05)
+            retracting.cancel()
+            await asyncio.gather(retracting, return_exceptions=True)
+    assert not worker.asked
 
 
 async def test_the_client_forgets_the_users_it_heard_of_longest_ago(system: Settings) -> None:

@@ -11,7 +11,7 @@ from models.protocols import Cases, next_events
 from models.served import Counting, served
 from streams.counters import Left, count
 from streams.encoder import Encoder
-from streams.features import keys_of
+from streams.features import item_keys
 from streams.neighbours import Neighbours
 from streams.recall.buy_again import REST_MS
 from tests.test_evaluation import Stand, small
@@ -70,7 +70,7 @@ def test_what_is_wanted_again_is_a_source_where_seen_items_may_come() -> None:
 
 def test_what_goes_with_the_session_at_hand_is_a_source_of_a_bundle_with_a_table() -> None:
     data, asked = small(None)  # 0, 1, 3, then 2 is asked for; 0 comes two seconds before the others
-    keys = keys_of(item_id.encode() for item_id in data.item_ids)
+    keys = item_keys(item_id.encode() for item_id in data.item_ids)
     of, to = np.array([0, 1, 1, 3]), np.array([3, 0, 2, 2])  # 0 goes with 3, 1 with 0 and 2, 3 with 2
     row = np.argsort(np.argsort(keys))
     order = np.lexsort((row[to], row[of]))

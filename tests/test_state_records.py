@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from streams import encoder as encoders
 from streams.columns import Columns
 from streams.counters import MAX_LEVEL, weight
-from streams.features import ACTION_CODES
+from streams.features import ACTION_CODES, EVENT_KEY_MASK
 from streams.messages import MAX_AHEAD_MS
-from streams.profile import EVENT_KEY_MASK, Event
+from streams.profile import Event
 from streams.state_records import (
     MAX_STRAYS,
     RecordError,

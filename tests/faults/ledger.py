@@ -12,7 +12,7 @@ from streams.catalog import point_of_vector
 from streams.columns import Columns
 from streams.encoder import Encoder
 from streams.features import ACTION_CODES, event_key, item_key
-from streams.profile import EVENT_KEY_MASK, Event
+from streams.profile import Event
 from streams.state_records import bundle_key, unpack
 from streams.vectors import ItemVectors
 from tests.histories import canonical_state, cosine
@@ -67,7 +67,7 @@ def _difference(
     expected = [
         Event(
             each["at_ms"],
-            event_key(each["event_id"]) & EVENT_KEY_MASK,
+            event_key(each["event_id"]),
             item_key(each["item_id"]),
             ACTION_CODES[each["action"]],
         )
