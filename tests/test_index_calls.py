@@ -145,13 +145,20 @@ async def test_a_read_that_fails_when_nobody_waits_for_it_any_more_is_no_traceba
     assert told == []
 
 
-@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND"])
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("UNAUTHENTICATED", "HEADWATER_QDRANT_API_KEY"),
+        ("PERMISSION_DENIED", "HEADWATER_QDRANT_API_KEY"),
+        ("NOT_FOUND", "start the catalog worker again"),
+    ],
+)
 async def test_a_server_that_does_not_let_us_read_is_away_too(
-    client: Calls, server: Server, code: str
+    client: Calls, server: Server, code: str, remedy: str
 ) -> None:
     """A key that was changed, a collection that was dropped: no click and no request is to blame."""
     server.code = grpc.StatusCode[code]
-    with pytest.raises(IndexUnavailable, match=f"the server: {code}"):
+    with pytest.raises(IndexUnavailable, match=f"the server answered {code}: .*{remedy}"):
         await client.prompt(1.0, server.read)
     assert server.asked == 1
     while server.looks < 3:

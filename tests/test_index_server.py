@@ -99,7 +99,7 @@ async def test_fault_that_will_not_pass_is_not_tried_again(stand_in: StandIn, in
     ("answer", "remedy"),
     [
         (grpc.StatusCode.UNAUTHENTICATED, "HEADWATER_QDRANT_API_KEY"),
-        (grpc.StatusCode.NOT_FOUND, "start the worker again, which makes the collection anew"),
+        (grpc.StatusCode.NOT_FOUND, "start the catalog worker again, which makes the collection anew"),
     ],
 )
 async def test_put_that_is_refused_says_what_to_do(

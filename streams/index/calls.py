@@ -61,6 +61,13 @@ class Calls:
             each.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
+    def refusal(self, problem: AioRpcError) -> str:
+        """What to say where trying again is of no use."""
+        remedy = "check HEADWATER_QDRANT_URL and HEADWATER_QDRANT_API_KEY"
+        if problem.code() is StatusCode.NOT_FOUND:
+            remedy = "start the catalog worker again, which makes the collection anew and fills it from the vectors topic"
+        return f"{self._server} answered {_said(problem)}; {remedy}"
+
     async def patient(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """One call within its time, again after a passing fault: all that we send can be repeated.
 
@@ -123,9 +130,7 @@ class Calls:
             if isinstance(problem, TimeoutError):
                 said = f"{self._server} did not answer within {within_s} s"
             else:
-                said = (
-                    f"{self._server}: {_said(problem)}" if isinstance(problem, AioRpcError) else str(problem)
-                )
+                said = self.refusal(problem) if isinstance(problem, AioRpcError) else str(problem)
             if self._looking is None:
                 log.warning("%s; nothing is read from it until it answers", said)
                 self._looking = asyncio.create_task(self._look_for_it(), name="index-look")

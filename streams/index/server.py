@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from grpc import StatusCode  # type: ignore[import-untyped]
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
@@ -130,7 +129,7 @@ class ServerIndex:
                 await index.make_live(alias)
         except AioRpcError as problem:
             await client.close()
-            raise IndexUnavailable(index._refusal(problem)) from None
+            raise IndexUnavailable(index._calls.refusal(problem)) from None
         except BaseException:
             await client.close()
             raise
@@ -143,7 +142,7 @@ class ServerIndex:
             for part in _slices(points, PUT_SLICE):
                 await self._put_slice(part, collisions)
         except AioRpcError as problem:
-            raise IndexRefused(self._refusal(problem)) from problem
+            raise IndexRefused(self._calls.refusal(problem)) from problem
         if collisions:
             raise KeyCollision("; ".join(collisions))
 
@@ -227,14 +226,6 @@ class ServerIndex:
         marks = models.Filter(must=[_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
         await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
-
-    def _refusal(self, problem: AioRpcError) -> str:
-        remedy = "check HEADWATER_QDRANT_URL and HEADWATER_QDRANT_API_KEY"
-        if problem.code() is StatusCode.NOT_FOUND:
-            remedy = (
-                "start the worker again, which makes the collection anew and fills it from the vectors topic"
-            )
-        return f"Qdrant at {self._url} answered {problem.code().name}: {problem.details()}; {remedy}"
 
     # -- putting -----------------------------------------------------------------------------------------------------
 

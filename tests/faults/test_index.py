@@ -331,6 +331,24 @@ async def test_a_collection_made_anew_is_filled_again_and_a_key_that_is_taken_no
     assert _KEY not in said
 
 
+async def test_a_key_that_is_taken_no_more_costs_answers_a_rung_until_it_is_taken_again(
+    stand_in: StandIn, new_system: Callable[..., System]
+) -> None:
+    """While nothing changes in the catalog, which would end the worker that has to write it."""
+    system = new_system(**on_server(stand_in))
+    async with system.stocked() as outside:
+        await until_items_are_popular(outside)
+        story = begin(outside, repeated=0.0)
+        async with told(stand_in, api_key="another-key"):
+            await check_clicks_and_answers_go_on(outside, story, "key")
+        await check_normal_again(outside, "key")
+    said = system.worker.log.read_text()
+    assert "UNAUTHENTICATED" in said
+    assert "HEADWATER_QDRANT_API_KEY" in said
+    assert "Traceback" not in said
+    assert _KEY not in said
+
+
 async def test_an_index_that_is_a_hundred_times_slower_takes_no_more_memory_than_is_stated(
     stand_in: StandIn, new_system: Callable[..., System]
 ) -> None:
