@@ -43,11 +43,12 @@ async def asking_all_the_time(outside: Outside, story: Story) -> AsyncIterator[l
         yield answers
 
 
+@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
 async def test_partitions_are_shared_handed_over_and_taken_back_with_all_they_know(
-    new_system: Callable[..., System], new_worker: Callable[..., WorkerProcess]
+    new_system: Callable[..., System], new_worker: Callable[..., WorkerProcess], on_disk: bool
 ) -> None:
-    system = new_system()
-    first, second = system.worker, new_worker("interests")
+    system = new_system(state_on_disk=on_disk)
+    first, second = system.worker, new_worker("interests", state_on_disk=on_disk)
     await asyncio.to_thread(first.start)
     async with system.outside() as outside:
         await outside.stock()
