@@ -1,6 +1,6 @@
 """Baseline: a plain Faust agent that answers each message with itself, on the same broker.
 
-python -m tests.bench.echo_agent SERVERS IN OUT
+python -m tests.bench.echo_agent SERVERS IN OUT FOLDER
 """
 
 import asyncio
@@ -11,11 +11,12 @@ import faust
 import uvloop
 
 
-async def _run(servers: str, asked: str, answered: str) -> None:
+async def _run(servers: str, asked: str, answered: str, folder: str) -> None:
     app = faust.App(
         f"echo-{asked}",
         broker=[f"kafka://{server}" for server in servers.split(",")],
         store="memory://",
+        datadir=folder,
         key_serializer="raw",
         value_serializer="raw",
         web_enabled=False,

@@ -124,7 +124,14 @@ async def echo(system: System) -> AsyncIterator[Echo]:
     run = f"{settings.topic_prefix}echo-{time.monotonic_ns()}"
     asked, answered = f"{run}-asked", f"{run}-answered"
     await system.create_plain(asked, answered)
-    arguments = ["-m", "tests.bench.echo_agent", settings.bootstrap_servers, asked, answered]
+    arguments = [
+        "-m",
+        "tests.bench.echo_agent",
+        settings.bootstrap_servers,
+        asked,
+        answered,
+        str(system.folder),
+    ]
     consumer = AIOKafkaConsumer(**settings.kafka_options())
     producer = AIOKafkaProducer(**settings.kafka_options(), linger_ms=0, acks="all")
     async with python(arguments, system.folder, "echo-agent"):
