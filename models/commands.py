@@ -315,11 +315,13 @@ def tune_lm(
         tune(model, data, split(data, protocol, at).train, out, config, report)
 
 
-def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: float, command: str) -> Encoder:
+def lighten(
+    bundle: Path, out: Path, *, int8: bool, fp16: bool, dim: int | None, prune: float, command: str
+) -> Encoder:
     """A lighter bundle. Needs onnx (the extra `train`)."""
     from models.light import lighten as made
 
-    return made(bundle, out, int8=int8, dim=dim, prune=prune, command=command)
+    return made(bundle, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command)
 
 
 @dataclass(frozen=True)

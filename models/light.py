@@ -1,11 +1,11 @@
-"""Lighter bundles out of bundles: tables and matrices in 8 bits, fewer dimensions, fewer hidden units.
+"""Lighter bundles out of bundles: tables and matrices in 8 bits, half precision, fewer dimensions, fewer hidden units.
 
 Surgery on ONNX graphs, so it needs no torch and serves any bundle. What each costs in recall is for `headwater bundle compare`.
 """
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,10 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnx.numpy_helper
+import onnx.shape_inference
+import onnx.utils
 from numpy.typing import NDArray
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from models import export, mean
 from streams.bundle import Manifest
@@ -23,14 +26,23 @@ _SMALL = 1024  # numbers below which a matrix is not worth a scale of its own
 _HIDDEN = ".feed_forward.into.bias"
 
 
-def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: float, command: str) -> Encoder:
-    """Prune, then truncate, then quantise, each only where asked.
+def lighten(
+    bundle: Path,
+    out: Path,
+    *,
+    int8: bool = False,
+    fp16: bool = False,
+    dim: int | None = None,
+    prune: float = 0.0,
+    command: str,
+) -> Encoder:
+    """Prune, then truncate, then quantise or halve, each only where asked.
 
     Raises ExportError: nothing is asked, or there is nothing of the kind in this bundle.
     """
     encoder = load(bundle, device="cpu")
     source = encoder.manifest
-    _check(source, int8=int8, dim=dim, prune=prune)
+    _check(source, int8=int8, fp16=fp16, dim=dim, prune=prune)
     graphs = {name: onnx.load(bundle / name) for name in set(msgspec.structs.astuple(source.graphs)) - {None}}
     done = []
     if prune:
@@ -50,6 +62,10 @@ def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: floa
         for graph in graphs.values():
             quantise(graph)
         done.append("int8 per row")
+    if fp16:
+        for graph in graphs.values():
+            halve(graph)
+        done.append("half precision")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name in source.files:
@@ -64,7 +80,9 @@ def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: floa
             notes=[f"made of {encoder.id}: {', '.join(done)}", *source.origin.notes],
         )
         suffix = (
-            (f"-dim{dim}" if dim else "") + (f"-pruned{prune:g}" if prune else "") + ("-int8" if int8 else "")
+            (f"-dim{dim}" if dim else "")
+            + (f"-pruned{prune:g}" if prune else "")
+            + ("-int8" if int8 else "-fp16" if fp16 else "")
         )
         export.write_manifest(
             folder,
@@ -91,9 +109,11 @@ def lighten(bundle: Path, out: Path, *, int8: bool, dim: int | None, prune: floa
         return export.move_bundle(folder, out)
 
 
-def _check(source: Manifest, *, int8: bool, dim: int | None, prune: float) -> None:
-    if not (int8 or dim or prune):
-        raise export.ExportError("nothing to do: expected --int8, --dim or --prune")
+def _check(source: Manifest, *, int8: bool, fp16: bool, dim: int | None, prune: float) -> None:
+    if not (int8 or fp16 or dim or prune):
+        raise export.ExportError("nothing to do: expected --int8, --fp16, --dim or --prune")
+    if int8 and fp16:
+        raise export.ExportError("--int8 and --fp16: expected one of them")
     if dim is not None and not 1 <= dim < source.dim:
         raise export.ExportError(
             f"--dim is {dim}: expected 1 to {source.dim - 1}, the bundle has {source.dim} dimensions"
@@ -164,6 +184,53 @@ def _read_rows(gather: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 def _scaled(whole: str, scale: str, out: str) -> Iterator[onnx.NodeProto]:
     yield onnx.helper.make_node("Cast", [whole], [f"{out}_whole"], to=onnx.TensorProto.FLOAT)
     yield onnx.helper.make_node("Mul", [f"{out}_whole", scale], [out])
+
+
+def halve(model: onnx.ModelProto) -> None:
+    """Weights and arithmetic in half precision, in place; what goes in and out stays in single.
+
+    So does what is computed of times alone: 30 days are 2.6 million seconds, and half precision ends at 65,504.
+    """
+    gaps, rest = (
+        [port.name for port in model.graph.input if _is_gap(port) == wanted] for wanted in (True, False)
+    )
+    of_time = _of_time_alone(model.graph, gaps)
+    if not of_time:
+        model.CopyFrom(convert_float_to_float16(model, keep_io_types=True))
+        return
+    parts = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
+    times = parts.extract_model(gaps, of_time).graph
+    others = parts.extract_model([*rest, *of_time], [port.name for port in model.graph.output])
+    for weight in times.initializer:  # some are of both
+        _rename(times, weight.name, f"times_{weight.name}")
+        weight.name = f"times_{weight.name}"
+    graph = convert_float_to_float16(others, keep_io_types=True).graph
+    del graph.value_info[:]
+    graph.node.extend(times.node)  # ONNX Runtime puts them in order
+    graph.initializer.extend(times.initializer)
+    ports = [*model.graph.input]
+    del graph.input[:]
+    graph.input.extend(ports)
+    model.graph.CopyFrom(graph)
+
+
+def _is_gap(port: onnx.ValueInfoProto) -> bool:
+    return str(port.name).startswith("gap")
+
+
+def _of_time_alone(graph: onnx.GraphProto, gaps: Collection[str]) -> list[str]:
+    """What is computed of the gaps and constants, as far as anything else uses it."""
+    constant, of_time = {weight.name for weight in graph.initializer}, set(gaps)
+    used: dict[str, None] = {}
+    for node in graph.node:
+        given = {name for name in node.input if name}
+        if given <= constant:
+            constant.update(node.output)
+        elif given <= constant | of_time:
+            of_time.update(node.output)
+        else:
+            used |= dict.fromkeys(name for name in node.input if name in of_time)
+    return list(used)
 
 
 def truncate(model: onnx.ModelProto, wide: int, narrow: int) -> None:

@@ -994,6 +994,7 @@ def lighten(
     out: Path,
     bundle: Path | None = None,
     int8: Annotated[bool, Parameter(negative=())] = False,
+    fp16: Annotated[bool, Parameter(negative=())] = False,
     dim: int | None = None,
     prune: float = 0.0,
 ) -> int:
@@ -1005,6 +1006,8 @@ def lighten(
         The one to lighten; default: the one that is set, else the shipped starter.
     int8
         Tables and matrices in 8 bits, a scale for each row or column.
+    fp16
+        Weights and arithmetic in half precision. A processor computes in single all the same; a GPU may be quicker.
     dim
         Keep only so many dimensions, the first ones: for bundles of `headwater train --nested`.
     prune
@@ -1012,10 +1015,10 @@ def lighten(
     """
     from models import commands
 
-    command = f"headwater bundle lighten{' --int8' if int8 else ''}"
+    command = f"headwater bundle lighten{' --int8' if int8 else ''}{' --fp16' if fp16 else ''}"
     command += (f" --dim {dim}" if dim else "") + (f" --prune {prune:g}" if prune else "")
     source = bundle or _settings().bundle_path
-    print(commands.lighten(source, out, int8=int8, dim=dim, prune=prune, command=command).id)
+    print(commands.lighten(source, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command).id)
     return 0
 
 

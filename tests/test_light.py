@@ -39,14 +39,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return sequence_bundle.write(out, model, IDS, LENGTH, "sasrec", "", origin)
 
 
-def interests(bundle: Encoder, items: np.ndarray) -> np.ndarray:
+def interests(bundle: Encoder, items: np.ndarray, gap_s: float = 1.0) -> np.ndarray:
     users, length = items.shape[:2]
     return fold(
         bundle,
         items,
         [["click"] * length] * users,
-        np.ones((users, length), np.float32),
-        np.ones(users, np.float32),
+        np.full((users, length), gap_s, np.float32),
+        np.full(users, gap_s, np.float32),
     )[0]
 
 
@@ -76,6 +76,25 @@ def test_an_int8_answer_does_not_depend_on_who_else_asks(
     items = np.random.default_rng(1).normal(size=(4, LENGTH, light.dim)).astype(np.float32)
     loud = np.concatenate([items[:1], 100 * items[1:]])
     np.testing.assert_allclose(interests(light, loud)[0], interests(light, items[:1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("shipped", [False, True])
+def test_half_precision_changes_little_however_long_the_gaps_are(
+    whole: Encoder, tmp_path: Path, shipped: bool
+) -> None:
+    source = load(STARTER) if shipped else whole
+    light = lighten(source.path, tmp_path / "light", fp16=True, command="a test")
+    assert light.name == f"{source.name}-fp16"
+    known = list(source.manifest.probe.item_ids) or IDS
+    texts = ["Ground coffee"] * len(known) if shipped else []
+    exact, found = source.encode_items(texts, known), light.encode_items(texts, known)
+    np.testing.assert_allclose(found, exact, atol=0.003)
+    assert np.abs(found - exact).max() > 0
+    items = np.random.default_rng(1).choice(exact, (4, LENGTH))
+    for gap_s in (1.0, 3_600.0, 30 * 86_400.0):
+        np.testing.assert_allclose(
+            interests(light, items, gap_s), interests(source, items, gap_s), rtol=0.02, atol=0.03
+        )
 
 
 def test_truncation_keeps_the_first_dimensions_and_reads_the_others_as_zero(
@@ -116,7 +135,8 @@ def test_all_of_it_together_on_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"int8": False, "dim": None, "prune": 0.0}, "nothing to do"),
+        ({}, "nothing to do"),
+        ({"int8": True, "fp16": True}, "--int8 and --fp16: expected one"),
         ({"int8": True, "dim": 64, "prune": 0.0}, "--dim is 64: expected 1 to 63"),
         ({"int8": True, "dim": 0, "prune": 0.0}, "--dim is 0"),
         ({"int8": True, "dim": None, "prune": 1.0}, "--prune is 1"),
