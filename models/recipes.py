@@ -68,12 +68,14 @@ _FEW_ITEMS: dict[str, Any] = {
 SIZES: dict[str | tuple[str, str], dict[str, Any]] = {
     "ml-100k": {"dropout": 0.3},
 }
-TEMPERATURES: dict[tuple[str, str], float] = {("lru", "beauty"): 0.07, ("sasrec", "beauty"): 0.07}
+TEMPERATURES: dict[tuple[str, str], float] = {
+    (model, "beauty"): 0.07 for model in ("gru4rec", "lru", "narm", "sasrec")
+}
 FITS: dict[str | tuple[str, str], dict[str, Any]] = {
     "beauty": _MANY_ITEMS,
     "complete-journey": _MANY_ITEMS,
     "ml-100k": _FEW_ITEMS,
-    ("lru", "beauty"): {"epochs": 15, "start": "svd"},
+    **{(model, "beauty"): {"epochs": 15, "start": "svd"} for model in ("gru4rec", "lru", "narm")},
     ("sasrec", "beauty"): {"epochs": 15, "patience": 3, "start": "svd"},
 }
 
