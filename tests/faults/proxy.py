@@ -67,10 +67,11 @@ class ProduceProxy:
         task = asyncio.create_task(self._connect(client, to_client))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: to_client.close())  # also of one that is cut before it has begun
 
     async def _connect(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """Both ways, until one side has gone or a request is refused."""
-        with contextlib.closing(to_client), contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             broker, to_broker = await asyncio.open_connection("127.0.0.1", self.broker_port)
             with contextlib.closing(to_broker):
                 ways = [
