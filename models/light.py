@@ -16,7 +16,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 import onnx.utils
 from numpy.typing import NDArray
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from models import export, mean
 from streams.bundle import Manifest
@@ -189,14 +189,14 @@ def _scaled(whole: str, scale: str, out: str) -> Iterator[onnx.NodeProto]:
 def halve(model: onnx.ModelProto) -> None:
     """Weights and arithmetic in half precision, in place; what goes in and out stays in single.
 
-    So does what is computed of times alone: 30 days are 2.6 million seconds, and half precision ends at 65,504.
+    So do layer norms, and what is computed of times alone: 30 days are 2.6 million seconds, and half precision ends at 65,504.
     """
     gaps, rest = (
         [port.name for port in model.graph.input if _is_gap(port) == wanted] for wanted in (True, False)
     )
     of_time = _of_time_alone(model.graph, gaps)
     if not of_time:
-        model.CopyFrom(convert_float_to_float16(model, keep_io_types=True))
+        model.CopyFrom(_halved(model))
         return
     parts = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
     times = parts.extract_model(gaps, of_time).graph
@@ -204,7 +204,7 @@ def halve(model: onnx.ModelProto) -> None:
     for weight in times.initializer:  # some are of both
         _rename(times, weight.name, f"times_{weight.name}")
         weight.name = f"times_{weight.name}"
-    graph = convert_float_to_float16(others, keep_io_types=True).graph
+    graph = _halved(others).graph
     del graph.value_info[:]
     graph.node.extend(times.node)  # ONNX Runtime puts them in order
     graph.initializer.extend(times.initializer)
@@ -212,6 +212,18 @@ def halve(model: onnx.ModelProto) -> None:
     del graph.input[:]
     graph.input.extend(ports)
     model.graph.CopyFrom(graph)
+
+
+def _halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    # On norms in half precision ONNX Runtime 1.31 crashes where it optimises NARM.
+    converted: onnx.ModelProto = convert_float_to_float16(
+        model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"]
+    )
+    # What several norms share is cast for each of them, by nodes of one name.
+    nodes = {node.name or id(node): node for node in converted.graph.node}
+    del converted.graph.node[:]
+    converted.graph.node.extend(nodes.values())
+    return converted
 
 
 def _is_gap(port: onnx.ValueInfoProto) -> bool:

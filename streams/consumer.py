@@ -239,8 +239,12 @@ def _tell_at_once(consumer: Consumer, fetcher: Any) -> None:
             # request would be seen: beside a backlog, ten milliseconds each. So it follows right behind who handles these.
             request = await following(assignment, node) if is_urgent else None
             if request is None:
-                if not is_urgent and consumer._urgent:
-                    await _sleep(pace.pause_s(consumer.taken_count - before))
+                if (
+                    not is_urgent
+                    and consumer._urgent
+                    and (pause_s := pace.pause_s(consumer.taken_count - before))
+                ):
+                    await _sleep(pause_s)
                 return False
         return False
 
