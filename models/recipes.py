@@ -69,13 +69,14 @@ SIZES: dict[str | tuple[str, str], dict[str, Any]] = {
     "ml-100k": {"dropout": 0.3},
 }
 TEMPERATURES: dict[tuple[str, str], float] = {
-    (model, "beauty"): 0.07 for model in ("gru4rec", "lru", "narm", "sasrec")
+    (model, "beauty"): 0.07 for model in ("gru4rec", "lru", "multi-interest", "narm", "sasrec")
 }
 FITS: dict[str | tuple[str, str], dict[str, Any]] = {
     "beauty": _MANY_ITEMS,
     "complete-journey": _MANY_ITEMS,
     "ml-100k": _FEW_ITEMS,
     **{(model, "beauty"): {"epochs": 15, "start": "svd"} for model in ("gru4rec", "lru", "narm")},
+    ("multi-interest", "beauty"): {"start": "svd"},
     ("sasrec", "beauty"): {"epochs": 15, "patience": 3, "start": "svd"},
 }
 
