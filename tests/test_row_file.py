@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,15 @@ TEXTS = {"tea": "Green tea bags", "soap": "Hand soap, lavender"}
 ROW = np.dtype([("state", np.float16, (8,)), ("action", np.uint8, (3,))], align=True)
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only() -> Iterator[None]:
-    """As a full disk: no file of this process may exceed 256 KiB."""
+    """As a full disk: no file of this process may exceed 256 KiB, also not the one that pytest may report to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_was_written_is_there_after_growth_and_new_rows_are_zero(tmp_path: Path) -> None:
@@ -75,11 +78,14 @@ def test_rows_that_are_wanted_are_read_as_they_were(tmp_path: Path) -> None:
     assert (rows["action"][[0, 9_999, 3]] == 5).all()
 
 
-def test_no_room_is_said_with_place_size_and_remedy(tmp_path: Path, small_files_only: None) -> None:
+def test_no_room_is_said_with_place_size_and_remedy(tmp_path: Path) -> None:
     file = RowFile(tmp_path, ROW)
     kept = file.grown(100)
-    with pytest.raises(
-        DiskFull, match=r"no room for 2\.0 MB, the states of 100,000 users .*STATE_ON_DISK=false"
+    with (
+        small_files_only(),
+        pytest.raises(
+            DiskFull, match=r"no room for 2\.0 MB, the states of 100,000 users .*STATE_ON_DISK=false"
+        ),
     ):
         file.grown(100_000)
     kept["action"][99] = 1
@@ -117,18 +123,17 @@ async def test_users_on_disk_are_written_to_the_changelog_as_those_in_memory_are
     assert on_disk_too == in_memory
 
 
-async def test_a_batch_whose_users_find_no_room_is_not_finished(
-    tmp_path: Path, small_files_only: None
-) -> None:
-    worker = InterestsWorker(TEXTS, state_on_disk=True, data_dir=tmp_path)
-    with pytest.raises(
-        StopWorker, match=r"states: no room for .* the states of 1,024 users of one partition"
-    ):
-        await worker.apply(worker.click("ann", "tea"))
-    assert worker.consumer.finished == []
-    assert worker.producer.records(worker.topics.profiles) == []
-    assert worker.partition().watermark == -1
-    await worker.close()
+async def test_a_batch_whose_users_find_no_room_is_not_finished(tmp_path: Path) -> None:
+    with small_files_only():
+        worker = InterestsWorker(TEXTS, state_on_disk=True, data_dir=tmp_path)
+        with pytest.raises(
+            StopWorker, match=r"states: no room for .* the states of 1,024 users of one partition"
+        ):
+            await worker.apply(worker.click("ann", "tea"))
+        assert worker.consumer.finished == []
+        assert worker.producer.records(worker.topics.profiles) == []
+        assert worker.partition().watermark == -1
+        await worker.close()
 
 
 async def test_a_worker_that_can_keep_nothing_in_its_folder_does_not_start(tmp_path: Path) -> None:
