@@ -256,7 +256,7 @@ class HeadwaterClient:
 
         Raises RequestRejected, RequestExpired, RecallTimeout or NotPublished.
         """
-        limit_s = timeout_s if timeout_s is not None else _limit_s(deadline_ms)
+        limit_s = _limit_s(timeout_s, deadline_ms)
         began_s = asyncio.get_running_loop().time()
         if after is None and after_event_id is None and read_own_clicks:
             after_event_id = await self._click_on_its_way(user_id, limit_s)
@@ -297,7 +297,7 @@ class HeadwaterClient:
             )
         if request.request_id in self._waiting:
             raise ClientError(f"request {request.request_id} waits already: expected a new request_id")
-        limit_s = timeout_s if timeout_s is not None else _limit_s(request.deadline_ms)
+        limit_s = _limit_s(timeout_s, request.deadline_ms)
         value = _encoded(request)
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         self._waiting[request.request_id] = future
@@ -314,7 +314,7 @@ class HeadwaterClient:
                 return await future
         except TimeoutError as error:
             raise RecallTimeout(
-                f"request {request.request_id} was not answered on {self._topics.responses} within {limit_s:.3g} s: "
+                f"request {request.request_id} was not answered on {self._topics.responses} within {round(limit_s, 3):g} s: "
                 "expected a worker of the role interests (or all) that runs and keeps up; see `headwater doctor`"
             ) from error
         except KafkaError as error:
@@ -473,8 +473,8 @@ def _encoded(message: msgspec.Struct) -> bytes:
         ) from None
 
 
-def _limit_s(deadline_ms: int) -> float:
-    return deadline_ms / 1000.0 + ANSWER_MARGIN_S
+def _limit_s(timeout_s: float | None, deadline_ms: int) -> float:
+    return deadline_ms / 1000.0 + ANSWER_MARGIN_S if timeout_s is None else timeout_s
 
 
 def _key(text: str) -> bytes:

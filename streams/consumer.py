@@ -82,9 +82,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     def __init__(self, *topics: str, urgent: Collection[str] = (), **options: Any) -> None:
         super().__init__(*topics, **options)
         self._urgent = frozenset(urgent)
-        self.on_news: Callable[[], object] | None = None
+        self.on_news: Callable[[], int] | None = None  # how many records were taken
         self.failure: Exception | None = None  # of `on_news`
-        self.taken_count = 0  # records
 
     async def start(self) -> None:
         await super().start()
@@ -120,7 +119,6 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 if records:
                     found[tp] = records
                     most -= len(records)
-                    self.taken_count += len(records)
         return found
 
     async def news(self, timeout_s: float) -> None:
@@ -226,25 +224,22 @@ def _tell_at_once(consumer: Consumer, fetcher: Any) -> None:
         while await fetch(assignment, node, request):
             if consumer.on_news is None:
                 return True
-            before = consumer.taken_count
             try:
-                consumer.on_news()
+                taken = consumer.on_news()
             except Exception as error:  # noqa: BLE001 - it would end all fetching in silence; `news` raises it
                 consumer.failure = error
                 return True
             is_urgent = isinstance(node, _Apart)
             if any((tp.topic in consumer._urgent) == is_urgent for tp in fetcher._records):
                 return True
+            if not is_urgent:
+                if consumer._urgent and (pause_s := pace.pause_s(taken)):
+                    await _sleep(pause_s)
+                return False
             # What was taken is no news to others. aiokafka plans the next fetch five turns of the loop later, in which no
             # request would be seen: beside a backlog, ten milliseconds each. So it follows right behind who handles these.
-            request = await following(assignment, node) if is_urgent else None
+            request = await following(assignment, node)
             if request is None:
-                if (
-                    not is_urgent
-                    and consumer._urgent
-                    and (pause_s := pace.pause_s(consumer.taken_count - before))
-                ):
-                    await _sleep(pause_s)
                 return False
         return False
 

@@ -309,8 +309,8 @@ class BatchConsumer(driver.Consumer):
             self._fetched.on_news = None
             self._fetched = None
 
-    def _begin(self) -> None:
-        """Begin what has been fetched of partitions that may take more work; requests go first.
+    def _begin(self) -> int:
+        """Begin what has been fetched of partitions that may take more work; requests go first. How many records that is.
 
         Nothing is waited for between the look at the group's generation and the begin, so a rebalance finds each record
         either in hand or not taken yet.
@@ -318,9 +318,9 @@ class BatchConsumer(driver.Consumer):
         self._begins_soon = False
         wanted = self._active_partitions - self._held
         if self._fetched is None or not wanted or not self._may_begin():
-            return
+            return 0
         app = cast(EngineApp, self.app)
-        most = app.engine_settings.max_poll_records
+        left = most = app.engine_settings.max_poll_records
         fetched = self._fetched.taken(wanted, most)
         topics = [tp.topic for tp in fetched]
         for tp, records in fetched.items():
@@ -330,9 +330,10 @@ class BatchConsumer(driver.Consumer):
             self._outstanding.setdefault(key, deque()).append(batch)
             self._held.add(key)
             app.begin(batch)
-            most -= len(records)
-        if most <= 0:
+            left -= len(records)
+        if left <= 0:
             self._begin_soon()
+        return most - left
 
     def resume_flow(self) -> None:
         super().resume_flow()

@@ -376,7 +376,7 @@ async def test_what_fails_in_who_takes_records_at_once_is_told_as_news(
 async def test_an_error_wakes_who_waits_for_news_and_records_that_are_taken_at_once_do_not() -> None:
     reading = Reading()
     reading.consumer._closed = False
-    reading.consumer.on_news = lambda: None
+    reading.consumer.on_news = lambda: 0
     waiting = asyncio.ensure_future(reading.consumer.news(20.0))
     await asyncio.sleep(0)
     reading.fetched(TPS[0], batch(0, 1))
@@ -401,7 +401,7 @@ async def test_who_wants_to_is_called_in_the_turn_in_which_a_fetch_ends(
     monkeypatch.setattr(AIOKafkaConsumer, "start", start)
     reading = consumer.Consumer(bootstrap_servers="127.0.0.1:9")
     await reading.start()
-    reading.on_news = lambda: called.append(1)
+    reading.on_news = lambda: called.append(1) or 1
     assert not await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))  # all was taken
     assert called == [1]
     fetcher._records[TPS[0]] = object()
@@ -444,10 +444,11 @@ async def test_a_fetch_of_what_is_urgent_is_followed_by_the_next_until_something
     reading._closed = True
     ask: Any = fetcher._proc_fetch_request
 
-    def take() -> None:
+    def take() -> int:
         called.append(len(fetcher.fetches))
         if len(called) == 3:
             fetcher._records[TPS[3]] = object()  # a request that cannot be taken yet
+        return 1
 
     reading.on_news = take
     assert await ask(assignment, APART[0], SimpleNamespace(topics=[]))
@@ -457,7 +458,7 @@ async def test_a_fetch_of_what_is_urgent_is_followed_by_the_next_until_something
     assert sorted(dict(asked.topics)["requests"]) == [(0, 7, 100), (2, 7, 100)]
 
     del fetcher._records[TPS[3]]
-    reading.on_news = lambda: called.append(0)
+    reading.on_news = lambda: called.append(0) or 1
     going_on = asyncio.ensure_future(ask(assignment, APART[0], SimpleNamespace(topics=[])))
     while len(called) < 20:
         await asyncio.sleep(0)

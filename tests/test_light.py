@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
 from models import sequence_bundle  # noqa: E402 - needs torch
-from models.architectures import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
+from models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
 from models.costs import measured  # noqa: E402 - after the skip
 from models.export import ExportError  # noqa: E402 - needs onnx
 from models.fitting import Model  # noqa: E402 - needs torch
@@ -88,7 +88,7 @@ def test_an_int8_answer_does_not_depend_on_who_else_asks(
     np.testing.assert_allclose(interests(light, loud)[0], interests(light, items[:1])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["starter", *(name for name in ARCHITECTURES if name not in SCORERS)])
+@pytest.mark.parametrize("model", ["starter", *ARCHITECTURES])
 def test_half_precision_changes_little_however_long_the_gaps_are(tmp_path: Path, model: str) -> None:
     shipped = model == "starter"
     source = load(STARTER) if shipped else untrained(tmp_path / "whole", model)

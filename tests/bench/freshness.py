@@ -125,12 +125,8 @@ async def echo(system: System) -> AsyncIterator[Echo]:
     asked, answered = f"{run}-asked", f"{run}-answered"
     await system.create_plain(asked, answered)
     arguments = [
-        "-m",
-        "tests.bench.echo_agent",
-        settings.bootstrap_servers,
-        asked,
-        answered,
-        str(system.folder),
+        *("-m", "tests.bench.echo_agent", settings.bootstrap_servers),
+        *(asked, answered, str(system.folder)),
     ]
     consumer = AIOKafkaConsumer(**settings.kafka_options())
     producer = AIOKafkaProducer(**settings.kafka_options(), linger_ms=0, acks="all")
