@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
@@ -34,6 +34,7 @@ from streams.index.timed import TimedIndex
 from streams.logs import configure_logging
 from streams.messages import BadMessage, Trend, decode_trend, encode
 from streams.metrics import Metrics
+from streams.producer import Producer
 from streams.profile import RETRACT
 from streams.profiles import Profiles
 from streams.publish import Outgoing, producer_of, write_all
@@ -215,7 +216,7 @@ class Worker:
         return TimedIndex(index, self.metrics)
 
     async def _open_interests(
-        self, encoder: Encoder, producer: AIOKafkaProducer, dead_letters: DeadLetters
+        self, encoder: Encoder, producer: Producer, dead_letters: DeadLetters
     ) -> EngineApp:
         settings, index = self._settings, self._index
         assert index is not None
@@ -305,7 +306,7 @@ class Worker:
         return app
 
     async def _open_catalog(
-        self, encoder: Encoder, producer: AIOKafkaProducer, dead_letters: DeadLetters
+        self, encoder: Encoder, producer: Producer, dead_letters: DeadLetters
     ) -> EngineApp:
         settings = self._settings
         catalog = self._catalog = CatalogPath(
@@ -385,13 +386,13 @@ class Worker:
             except BadMessage as error:
                 log.error("bad_trend_record", offset=record.offset, error=str(error))
 
-    async def _keep_publishing_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
+    async def _keep_publishing_trends(self, producer: Producer, index: Index) -> None:
         """What is popular in each of our partitions, every few seconds, where it changed."""
         while True:
             await asyncio.sleep(_TRENDS_S)
             await self._publish_trends(producer, index)
 
-    async def _publish_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
+    async def _publish_trends(self, producer: Producer, index: Index) -> None:
         assert self._clicks is not None
         names = self._item_names
         if len(names) > _MAX_NAMES:
@@ -415,7 +416,7 @@ class Worker:
         if outgoing:
             await write_all(producer, self._topics.trends, 0, outgoing)
 
-    async def _publish_last_trends(self, producer: AIOKafkaProducer, index: Index) -> None:
+    async def _publish_last_trends(self, producer: Producer, index: Index) -> None:
         """The clicks of the last seconds are committed and will not be counted again."""
         try:
             async with asyncio.timeout(_LAST_TRENDS_S):
@@ -562,7 +563,7 @@ def _log_of(columns: Columns, row: int) -> Sequence[Any]:
 
 
 @contextlib.asynccontextmanager
-async def _started(producer: AIOKafkaProducer) -> AsyncIterator[AIOKafkaProducer]:
+async def _started(producer: Producer) -> AsyncIterator[Producer]:
     try:
         await producer.start()
     except KafkaError as error:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from numpy.typing import NDArray
 
 from streams.consumer import Consumer
@@ -47,6 +47,7 @@ from streams.messages import (
     vector_bytes,
 )
 from streams.metrics import Metrics
+from streams.producer import Producer
 from streams.publish import Outgoing, write_all
 from streams.settings import Settings
 from streams.topics import Topics
@@ -130,7 +131,7 @@ class CatalogPath:
         topics: Topics,
         encoder: Encoder,
         threads: Executor,
-        producer: AIOKafkaProducer,
+        producer: Producer,
         index: Index | None,
         dead_letters: DeadLetters,
         metrics: Metrics,

@@ -9,18 +9,19 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
-from streams.columns import I64, Table, Together
+from streams.columns import I64, U8, Table, Together
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
 from streams.features import ACTION_CODES, event_key, event_keys, item_keys
-from streams.fold import Change, Clicks, joined, plan
+from streams.fold import Bools, Change, Clicks, joined, plan
 from streams.index import IndexUnavailable
 from streams.messages import ReadClicks
 from streams.metrics import Metrics
+from streams.producer import Producer
 from streams.profile import RETRACT, Outcome
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, Sent, write_scattered
@@ -80,6 +81,15 @@ class _Result(NamedTuple):
         )
 
 
+class _Done(NamedTuple):
+    """Clicks that are in the columns, on their way to the changelog, and what became of each; see `Change`."""
+
+    sent: Sent
+    clicks: Clicks
+    outcome: U8
+    applied: Bools
+
+
 class _Share:
     """One partition's small batch in a company, and what came of it: its change, and the users that it erased."""
 
@@ -130,7 +140,7 @@ class ClickPath:
         vectors: ItemVectors,
         encoder: Encoder,
         threads: Executor,
-        producer: AIOKafkaProducer,
+        producer: Producer,
         dead_letters: DeadLetters,
         metrics: Metrics,
         *,
@@ -178,12 +188,12 @@ class ClickPath:
                 strays: list[Outgoing] = []
                 decoded = await self._decode(partition, batch.records, letters, strays)
                 self._stage["decode"].observe(time.perf_counter() - started)
-                sent: list[Sent] = []
+                done: list[_Done] = []
                 is_done = not decoded.records
                 if not is_done and self._joins(batch, decoded):
-                    is_done = await self._apply_in_company(partition, decoded, batch.generation, sent, turn)
+                    is_done = await self._apply_in_company(partition, decoded, batch.generation, done, turn)
                 if not is_done:
-                    letters += await self._apply(partition, decoded, batch.generation, sent, turn)
+                    letters += await self._apply(partition, decoded, batch.generation, done, turn)
             finally:
                 turn.give()
             partition.require(batch.generation)
@@ -198,8 +208,8 @@ class ClickPath:
             if not before.result():
                 raise Lost
             batch.release()
-            for each in sent:
-                await self._profiles.settle(partition, each, batch.generation)
+            for each in done:
+                await self._profiles.settle(partition, each.sent, batch.generation)
             await self._dead_letters.put(letters)
             if strays:
                 await write_scattered(self._producer, self._topic, strays)
@@ -212,6 +222,8 @@ class ClickPath:
             if not settled.done():
                 settled.set_result(False)
         await asyncio.sleep(0)  # requests that waited for these clicks go first
+        for each in done:
+            self._count(partition, each)
         self._stage["changelog"].observe(time.perf_counter() - applied)
         self._batch_size.observe(len(batch.records))
         now_ms = time.time() * 1000.0
@@ -260,7 +272,7 @@ class ClickPath:
         return Decoded(columns, read.records, read.event_ids, sent_ms, origins)
 
     async def _apply(
-        self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent], turn: _Turn
+        self, partition: Partition, decoded: Decoded, generation: int, done: list[_Done], turn: _Turn
     ) -> list[DeadLetter]:
         """Apply what was decoded and send it; if our own code fails on it, halve it until the culprit stands alone."""
         await turn.take()
@@ -276,15 +288,16 @@ class ClickPath:
             middle = len(decoded.records) // 2
             rest = decoded.part(middle, len(decoded.records))
             users = [partition.columns.users[row] for row in rest.clicks.row.tolist()]
-            letters = await self._apply(partition, decoded.part(0, middle), generation, sent, turn)
+            letters = await self._apply(partition, decoded.part(0, middle), generation, done, turn)
             # The first half may have erased users, whose rows are then gone.
             rows = np.array([partition.row_of(user) for user in users], dtype=np.int64)
             rest = rest._replace(clicks=rest.clicks._replace(row=rows))
-            return letters + await self._apply(partition, rest, generation, sent, turn)
+            return letters + await self._apply(partition, rest, generation, done, turn)
         partition.require(generation)
         erased = self._commit(partition, decoded, result)
         turn.give()  # the producer may keep a large batch waiting for what is on its way to the same broker
-        await self._send(partition, decoded, result.change, erased, generation, sent)
+        done.append(await self._send(partition, decoded, result.change, erased, generation))
+        self._producer.write_now()
         return []
 
     def _joins(self, batch: Batch, decoded: Decoded) -> bool:
@@ -296,7 +309,7 @@ class ClickPath:
         )
 
     async def _apply_in_company(
-        self, partition: Partition, decoded: Decoded, generation: int, sent: list[Sent], turn: _Turn
+        self, partition: Partition, decoded: Decoded, generation: int, done: list[_Done], turn: _Turn
     ) -> bool:
         """Apply and send a small batch together with others. False: they failed together, and nothing was done.
 
@@ -315,7 +328,7 @@ class ClickPath:
         partition.require(generation)
         if share.applied is None:
             return False
-        await self._send(partition, decoded, *share.applied, generation, sent)
+        done.append(await self._send(partition, decoded, *share.applied, generation))
         return True
 
     async def _apply_company(self, company: _Company, turn: _Turn) -> None:
@@ -360,10 +373,10 @@ class ClickPath:
         change: Change,
         erased: dict[bytes, int],
         generation: int,
-        sent: list[Sent],
-    ) -> None:
-        sent.append(await self._profiles.send(partition, change.rows[~change.erased], erased, generation))
-        self._count(partition, decoded, change)
+    ) -> _Done:
+        rows = change.rows[~change.erased]
+        sent = await self._profiles.send(partition, rows, erased, generation)
+        return _Done(sent, decoded.clicks, change.outcome, change.applied)
 
     async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_], turn: _Turn) -> None:
         if not self._vectors.can_fetch:
@@ -417,14 +430,14 @@ class ClickPath:
             columns.remove(user)
         return erased
 
-    def _count(self, partition: Partition, decoded: Decoded, change: Change) -> None:
-        outcomes = change.outcome_counts
+    def _count(self, partition: Partition, done: _Done) -> None:
+        outcomes = np.bincount(done.outcome, minlength=len(Outcome))
         self._metrics.clicks_total.inc(int(outcomes[Outcome.APPLIED]))
         self._metrics.duplicates_total.inc(
             int(outcomes[Outcome.DUPLICATE] + outcomes[Outcome.REPLAYED] + outcomes[Outcome.RETRACTED])
         )
         self._metrics.too_late_total.inc(int(outcomes[Outcome.TOO_LATE] + outcomes[Outcome.FORGOTTEN]))
-        clicks, applied = decoded.clicks, change.applied
+        clicks, applied = done.clicks, done.applied
         counts = self.counts.setdefault(partition.number, Counts())
         counts.add(clicks.item[applied], clicks.action[applied], clicks.at_ms[applied])
 

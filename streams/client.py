@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
@@ -133,7 +133,7 @@ class HeadwaterClient:
         # Of each user the newest click without an acknowledgement.
         self._on_its_way: dict[str, _Published] = {}
         self._waiting: dict[str, asyncio.Future[Response]] = {}
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: Producer | None = None
         self._consumer: Consumer | None = None
         self._reader: asyncio.Task[None] | None = None
 

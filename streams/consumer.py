@@ -18,9 +18,13 @@ fetches of their own. There the next one already waits at the broker while a cli
 oftener, and pays what any fetch and any batch cost for a handful of records each. At 2,000 clicks a second its loop was busy for nine
 tenths of the time, and requests waited behind it. So where the loop is busy the next fetch of what is not urgent waits a little.
 
-*At once*: from an answer of the broker to whoever waits for records are three turns of the loop, each of them behind all
+*At once*: from an answer of the broker to whoever waits for records are four turns of the loop, each of them behind all
 that is ready by then: on an idle machine half a millisecond of every click and of every request. So whoever wants can be
-called in the turn in which a fetch has brought something, and takes it without waiting.
+called in the turn after an answer has come, and takes it without waiting.
+
+*Afterwards*: the next fetch is planned by a task that waits for all others: half a millisecond on an idle machine, in which a
+click could be on its way to the changelog, and a request to its answer. So it is planned where the last one has ended, and once
+those who handle that have had their turns.
 
 *Records*: aiokafka takes 1 us to make one, of which half are fields that nobody here asks for, and much of the rest the way
 from one record to the next. They keep the interpreter from the work beside, and each click is one. So they are made a
@@ -36,11 +40,13 @@ from collections.abc import Callable, Collection, Container, Iterator
 from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import READ_UNCOMMITTED, FetchError, FetchResult
 from aiokafka.errors import ConsumerStoppedError, CorruptRecordException
 from aiokafka.protocol.fetch import FetchRequest
 from msgspec import Struct
 
+from streams.frames import handle_at_once
 from streams.wire import Fetch
 
 # Below what any held fetch takes on Kafka, far above what one takes on a broker that does not wait.
@@ -55,6 +61,9 @@ _BUSY_SHARE: Final = 0.4
 _MOST_APART_S: Final = 0.03
 # With more records a fetch is worth what it costs, and behind a backlog nothing is to be waited for.
 _FEW: Final = 500
+# A click or a request is mostly done with in so many turns of the loop, and on an idle machine in that time.
+_TURNS: Final = 10
+_TURNS_S: Final = 0.008
 # aiokafka's client knows its connections to a broker by number: 0 is for records, 1 for the group.
 _URGENT_CONNECTION: Final = 2
 
@@ -84,6 +93,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         self._urgent = frozenset(urgent)
         self.on_news: Callable[[], int] | None = None  # how many records were taken
         self.failure: Exception | None = None  # of `on_news`
+        self._brought_by: Any = None  # the node whose fetch it is called for
 
     async def start(self) -> None:
         await super().start()
@@ -115,7 +125,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                     continue
                 if not fetched.has_more():
                     del fetcher._records[tp]
-                    fetcher._notify(fetcher._wait_consume_future)
+                    if self._brought_by is None or self._brought_by != _node_of(fetcher, tp, self._urgent):
+                        fetcher._notify(fetcher._wait_consume_future)
                 if records:
                     found[tp] = records
                     most -= len(records)
@@ -159,9 +170,11 @@ class _Connections:
         self._client = client
 
     async def send(self, node: Any, request: Any) -> Any:
+        number, group = node, ConnectionGroup.DEFAULT
         if isinstance(node, _Apart):
-            return await self._client.send(node.node, request, group=_URGENT_CONNECTION)
-        return await self._client.send(node, request)
+            number, group = node.node, _URGENT_CONNECTION
+        handle_at_once(self._client._conns.get((number, group)))
+        return await self._client.send(number, request, group=group)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -224,34 +237,44 @@ def _tell_at_once(consumer: Consumer, fetcher: Any) -> None:
         while await fetch(assignment, node, request):
             if consumer.on_news is None:
                 return True
+            consumer._brought_by = node
             try:
                 taken = consumer.on_news()
             except Exception as error:  # noqa: BLE001 - it would end all fetching in silence; `news` raises it
                 consumer.failure = error
                 return True
+            finally:
+                consumer._brought_by = None
             is_urgent = isinstance(node, _Apart)
             if any((tp.topic in consumer._urgent) == is_urgent for tp in fetcher._records):
                 return True
-            if not is_urgent:
-                if consumer._urgent and (pause_s := pace.pause_s(taken)):
-                    await _sleep(pause_s)
-                return False
-            # What was taken is no news to others. aiokafka plans the next fetch five turns of the loop later, in which no
-            # request would be seen: beside a backlog, ten milliseconds each. So it follows right behind who handles these.
-            request = await following(assignment, node)
+            # What was taken is no news to others, and by aiokafka's way no request would be seen for five turns of the loop:
+            # beside a backlog, ten milliseconds each.
+            if consumer._urgent and not is_urgent and (pause_s := pace.pause_s(taken)):
+                await _sleep(pause_s)
+            await _after_others()
+            request = following(assignment, node)
             if request is None:
                 return False
         return False
 
-    async def following(assignment: Any, node: Any) -> Any:
-        await _sleep(0)
+    def following(assignment: Any, node: Any) -> Any:
         task = asyncio.current_task()
         if (task is not None and task.cancelling()) or not assignment.active:
             return None
-        plan = _plan(fetcher, assignment, consumer._urgent, most_wait_ms, fetcher._in_flight - {node})
+        plan = _plan(fetcher, assignment, consumer._urgent, most_wait_ms, fetcher._in_flight - {node}, node)
         return dict(plan[0]).get(node) if plan is not None else None
 
     fetcher._proc_fetch_request = telling
+
+
+async def _after_others() -> None:
+    """Give those who handle what has just come their turns, unless the loop has so much to do that this takes long."""
+    started = time.monotonic()
+    for _ in range(_TURNS):
+        await _sleep(0)
+        if time.monotonic() - started > _TURNS_S:
+            return
 
 
 def _plan_quickly(fetcher: Any, urgent: Collection[str]) -> None:
@@ -273,17 +296,31 @@ def _plan_quickly(fetcher: Any, urgent: Collection[str]) -> None:
     fetcher._get_actions_per_node = planned
 
 
+def _node_of(fetcher: Any, tp: TopicPartition, urgent: Collection[str]) -> Any:
+    """Whom its records are asked for; None: nobody knows."""
+    leader = fetcher._client.cluster.leader_for_partition(tp)
+    if leader is None or leader == -1:
+        return None
+    return _Apart(leader) if tp.topic in urgent else leader
+
+
 def _plan(
-    fetcher: Any, assignment: Any, urgent: Collection[str], whole_max_wait_ms: int, in_flight: Collection[Any]
+    fetcher: Any,
+    assignment: Any,
+    urgent: Collection[str],
+    whole_max_wait_ms: int,
+    in_flight: Collection[Any],
+    only: Any = None,
 ) -> Any:
     """What aiokafka plans for each half, urgent and not, where all that there is to do is to fetch; in a third of its time.
+    Or what it does for ``only`` one of them.
 
     None otherwise: then aiokafka asks for both halves at once, and while that lasts the urgent one may be asked for again here.
     That costs a fetch, no more: what does not begin at a partition's position is left alone.
     """
     if fetcher._preferred_read_replica:
         return None
-    leader_of, state_of = fetcher._client.cluster.leader_for_partition, assignment.state_value
+    state_of = assignment.state_value
     records, most_bytes = fetcher._records, fetcher._max_partition_fetch_bytes
     wanted: dict[int | _Apart, dict[str, list[tuple[int, int, int]]]] = {}
     untaken: dict[int | _Apart, list[float]] = {}
@@ -291,10 +328,11 @@ def _plan(
     tps = list(assignment.tps)
     random.shuffle(tps)  # where an answer has no room for all, each is among the first of some
     for tp in tps:
-        leader, state = leader_of(tp), state_of(tp)
-        if leader is None or leader == -1 or not state.has_valid_position or state.paused:
+        node, state = _node_of(fetcher, tp, urgent), state_of(tp)
+        if node is None or not state.has_valid_position or state.paused:
             return None
-        node = _Apart(leader) if tp.topic in urgent else leader
+        if only is not None and node != only:
+            continue
         if tp in records:
             if wait_s := records[tp].calculate_backoff():
                 untaken.setdefault(node, []).append(wait_s)

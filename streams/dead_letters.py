@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka import ConsumerRecord
 
 from streams.metrics import Metrics
+from streams.producer import Producer
 from streams.publish import Outgoing, write_all
 
 log = structlog.get_logger(__name__)
@@ -27,7 +28,7 @@ class DeadLetter(NamedTuple):
 class DeadLetters:
     """Writes to the dead-letter topic and waits for it, before the batch that held the records is finished."""
 
-    def __init__(self, producer: AIOKafkaProducer, topic: str, metrics: Metrics) -> None:
+    def __init__(self, producer: Producer, topic: str, metrics: Metrics) -> None:
         self._producer, self._topic, self._metrics = producer, topic, metrics
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:

@@ -1,13 +1,14 @@
 """Writing to a broker without the turns of the event loop that aiokafka's producer takes.
 
 aiokafka's sender is a task that waits for several others at once: three turns pass from `send` to the write, and five from
-the acknowledgement to whoever waits for it. Beside other work each is a wait, and on an idle machine they are a thirtieth
+the acknowledgement to whoever waits for it. Beside other work each is a wait, and on an idle machine they are a twentieth
 of the way of a click and its answer. Here it is one turn to the write, so that what is sent in the same turn still shares
-a request, and one from the acknowledgement. Whatever goes wrong is left to aiokafka.
+a request, or none, by `write_now`; and one from the acknowledgement. Whatever goes wrong is left to aiokafka.
 """
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, RequestTimedOutError
 from aiokafka.producer.sender import Sender, SendProduceReqHandler
+
+from streams.frames import handle_at_once
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +39,10 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
             retry_backoff_ms=theirs._retry_backoff * 1000,
             request_timeout_ms=theirs._request_timeout_ms,
         )
+
+    def write_now(self) -> None:
+        """Write what was sent in this turn of the loop before others have theirs. What is sent later waits for its answer."""
+        self._sender._begin()
 
 
 class _Sender(Sender):  # type: ignore[misc]
@@ -69,14 +76,16 @@ class _Sender(Sender):  # type: ignore[misc]
         connection = self.client._conns.get((node, handler.group))
         if connection is not None and connection.connected():
             with contextlib.suppress(KafkaError):
+                handle_at_once(connection)
                 connection.send(
                     handler.create_request()
                 ).close()  # would wait for the answer, two turns longer
-                answer = connection._requests[-1][2]
+                answer = _Answer()
+                connection._requests[-1] = (*connection._requests[-1][:2], answer)
                 timer = asyncio.get_running_loop().call_later(
                     connection._request_timeout, _give_up, connection, answer
                 )
-                answer.add_done_callback(partial(self._answered, node, handler, timer))
+                answer.then = partial(self._answered, node, handler, timer, answer)
                 return
         self._leave(node, handler)
 
@@ -111,6 +120,20 @@ class _Sender(Sender):  # type: ignore[misc]
         self._muted_partitions.difference_update(handler._batches)
         if self._message_accumulator._batches:
             self._begin()  # which wakes the routine too, for those without a leader
+
+
+class _Answer(asyncio.Future[Any]):
+    """Calls ``then`` where it is told what became of a request, not a turn later."""
+
+    then: Callable[[], None]
+
+    def set_result(self, result: Any, /) -> None:
+        super().set_result(result)
+        self.then()
+
+    def set_exception(self, exception: type | BaseException, /) -> None:
+        super().set_exception(exception)
+        self.then()
 
 
 class _Told:

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 import numpy as np
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streams.columns import I64, U64, Columns
@@ -27,6 +27,7 @@ from streams.counters import DEFAULT_COUNTERS
 from streams.engine import READ_TIMEOUT_S, Background, Gate, Lost, StopWorker, once_broker_answers, recreated
 from streams.messages import header
 from streams.metrics import Metrics
+from streams.producer import Producer
 from streams.publish import Outgoing, Sent, send_all
 from streams.row_file import DiskFull, RowFile
 from streams.settings import Settings
@@ -188,7 +189,7 @@ class Profiles:
         self,
         settings: Settings,
         topics: Topics,
-        producer: AIOKafkaProducer,
+        producer: Producer,
         metrics: Metrics,
         *,
         writer: int,

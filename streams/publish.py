@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
@@ -36,7 +35,7 @@ class Outgoing(Struct, frozen=True, gc=False):
     timestamp_ms: int | None = None  # None: now
 
 
-def producer_of(settings: Settings, **options: object) -> AIOKafkaProducer:
+def producer_of(settings: Settings, **options: object) -> Producer:
     """A producer that waits for all replicas, two minutes for a broker that is away, and fills whole record batches."""
     producer = Producer(
         **settings.kafka_options(),
@@ -99,9 +98,7 @@ def _refused(topic: str, partition: int, error: Exception) -> StopWorker:
     )
 
 
-async def send_all(
-    producer: AIOKafkaProducer, topic: str, partition: int, records: Iterable[Outgoing]
-) -> Sent:
+async def send_all(producer: Producer, topic: str, partition: int, records: Iterable[Outgoing]) -> Sent:
     """Hand ``records`` to the producer, in order, as whole record batches of one partition.
 
     Raises:
@@ -137,13 +134,13 @@ async def send_all(
 
 
 async def write_all(
-    producer: AIOKafkaProducer, topic: str, partition: int, records: Iterable[Outgoing]
+    producer: Producer, topic: str, partition: int, records: Iterable[Outgoing]
 ) -> list[Written]:
     """:func:`send_all`, and wait until everything is acknowledged. Raises StopWorker as both do."""
     return await (await send_all(producer, topic, partition, records)).acknowledged()
 
 
-async def _known(producer: AIOKafkaProducer, topic: str) -> None:
+async def _known(producer: Producer, topic: str) -> None:
     """Wait for a topic that has not been written to before: aiokafka itself gives a silent broker no more than a request's
     time to say where it is."""
     deadline = time.monotonic() + _DELIVERY_TIMEOUT_S
@@ -163,7 +160,7 @@ def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:
     return builder.append(key=record.key, value=record.value, timestamp=record.timestamp_ms, headers=headers)
 
 
-async def write_scattered(producer: AIOKafkaProducer, topic: str, records: Iterable[Outgoing]) -> None:
+async def write_scattered(producer: Producer, topic: str, records: Iterable[Outgoing]) -> None:
     """Write records to the partitions of their keys and wait until all are acknowledged.
 
     Raises:
@@ -175,6 +172,7 @@ async def write_scattered(producer: AIOKafkaProducer, topic: str, records: Itera
             await producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
             for record in records
         ]
+        producer.write_now()
         async with asyncio.timeout(_ACK_TIMEOUT_S):
             await asyncio.gather(*futures)
     except (KafkaError, TimeoutError) as error:

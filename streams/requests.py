@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
 from streams.columns import U64, Log
@@ -40,6 +40,7 @@ from streams.messages import (
 )
 from streams.metrics import Metrics
 from streams.parking import Held, ParkingLot, Unanswered
+from streams.producer import Producer
 from streams.profile import RETRACT
 from streams.profiles import Partition, Profiles
 from streams.publish import Outgoing, write_scattered
@@ -91,7 +92,7 @@ class RequestPath:
         encoder: Encoder,
         threads: Executor,
         recall: Recall,
-        producer: AIOKafkaProducer,
+        producer: Producer,
         dead_letters: DeadLetters,
         metrics: Metrics,
         *,
@@ -393,6 +394,11 @@ class RequestPath:
         read_s = time.perf_counter() - started
         self._stage["read"].observe(read_s)
         self._read_seconds.observe(read_s)
+        if any(_needed(each, applied, partition) > partition.watermark for each in live):
+            # What they demand is mostly acknowledged by now. Whoever hears of it goes first: an answer that is found before
+            # that has to wait for the loop once more.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
         texts = await self._text_vectors(live)
         asks = [self._ask(each, user, text) for each, user, text in zip(live, users, texts, strict=True)]
         left_ms = min(each.left_ms for each in live)

@@ -10,11 +10,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
-from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka import ConsumerRecord
 from aiokafka.partitioner import murmur2
 from numpy.typing import NDArray
 
 from streams.dead_letters import DeadLetter
+from streams.producer import Producer
 from streams.publish import Outgoing, write_all
 
 _ORIGIN_HEADER: Final = "headwater-origin"
@@ -90,7 +91,7 @@ def forwarded(record: ConsumerRecord, user: bytes) -> Outgoing:
 
 
 async def write_keyed(
-    producer: AIOKafkaProducer,
+    producer: Producer,
     topic: str,
     partitions: int,
     chunks: Iterable[Sequence[Outgoing]],

@@ -14,7 +14,7 @@ from aiokafka.structs import RecordMetadata
 
 
 class RecordingProducer:
-    """Takes what an AIOKafkaProducer takes. ``down`` makes every write fail as a broker that is away does; writes to
+    """Takes what a Producer takes. ``down`` makes every write fail as a broker that is away does; writes to
     the topics in ``slow`` are acknowledged by :meth:`acknowledge`."""
 
     def __init__(self, partitions: int = 4, batch_bytes: int = 256 * 1024) -> None:
@@ -72,6 +72,9 @@ class RecordingProducer:
         if partition is None:
             partition = (murmur2(key) & 0x7FFFFFFF) % self._partitions if key else 0
         return self._append(topic, partition, [(key, value, headers, timestamp_ms or 0)])
+
+    def write_now(self) -> None:
+        """It has been written when it was sent."""
 
     def _append(self, topic: str, partition: int, records: Sequence[Any]) -> "asyncio.Future[RecordMetadata]":
         done: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()

@@ -402,10 +402,11 @@ async def test_who_wants_to_is_called_in_the_turn_in_which_a_fetch_ends(
     reading = consumer.Consumer(bootstrap_servers="127.0.0.1:9")
     await reading.start()
     reading.on_news = lambda: called.append(1) or 1
-    assert not await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))  # all was taken
+    ended: Any = SimpleNamespace(active=False)
+    assert not await fetcher._proc_fetch_request(ended, 0, SimpleNamespace(topics=[]))  # all was taken
     assert called == [1]
     fetcher._records[TPS[0]] = object()
-    assert await fetcher._proc_fetch_request(None, 0, SimpleNamespace(topics=[]))
+    assert await fetcher._proc_fetch_request(ended, 0, SimpleNamespace(topics=[]))
     reading._closed = True
 
 
@@ -427,8 +428,15 @@ def test_small_fetches_leave_the_loop_time_for_what_is_urgent(
     assert pace.pause_s(records) == pytest.approx(pause_ms / 1000)
 
 
-async def test_a_fetch_of_what_is_urgent_is_followed_by_the_next_until_something_is_left_or_it_is_cancelled(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("node", "untaken", "topic", "asked"),
+    [
+        (APART[0], TPS[3], "requests", [(0, 7, 100), (2, 7, 100)]),
+        (0, TPS[0], "clicks", [(0, 7, 100), (2, 7, 100)]),
+    ],
+)
+async def test_a_fetch_is_followed_by_the_next_of_its_half_until_something_is_left_or_it_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, node: Any, untaken: TopicPartition, topic: str, asked: list[Any]
 ) -> None:
     async def start(self: AIOKafkaConsumer) -> None:
         self._fetcher = fetcher
@@ -436,9 +444,10 @@ async def test_a_fetch_of_what_is_urgent_is_followed_by_the_next_until_something
     fetcher, called = Fetcher(SimpleNamespace(now_s=0.0), took_s=0.5, has_news=True), []
     planner, assignment = planning()
     theirs: Any = vars(fetcher)
-    theirs.update({**vars(planner), "_in_flight": {APART[0]}, "_records": {}})
+    theirs.update({**vars(planner), "_in_flight": {node}, "_records": {}})
     assignment.active = True
     monkeypatch.setattr(AIOKafkaConsumer, "start", start)
+    monkeypatch.setattr(consumer, "_MOST_APART_S", 0.0)
     reading = consumer.Consumer(bootstrap_servers="127.0.0.1:9", urgent=URGENT)
     await reading.start()
     reading._closed = True
@@ -447,25 +456,49 @@ async def test_a_fetch_of_what_is_urgent_is_followed_by_the_next_until_something
     def take() -> int:
         called.append(len(fetcher.fetches))
         if len(called) == 3:
-            fetcher._records[TPS[3]] = object()  # a request that cannot be taken yet
+            fetcher._records[untaken] = object()  # what cannot be taken yet
         return 1
 
     reading.on_news = take
-    assert await ask(assignment, APART[0], SimpleNamespace(topics=[]))
+    assert await ask(assignment, node, SimpleNamespace(topics=[]))
     assert called == [1, 2, 3]
-    assert {node for node, _ in fetcher.fetches} == {APART[0]}
-    asked: Any = fetcher.fetches[1][1]
-    assert sorted(dict(asked.topics)["requests"]) == [(0, 7, 100), (2, 7, 100)]
+    assert {each for each, _ in fetcher.fetches} == {node}
+    following: Any = fetcher.fetches[1][1]
+    assert {name: sorted(partitions) for name, partitions in following.topics} == {topic: asked}
 
-    del fetcher._records[TPS[3]]
+    del fetcher._records[untaken]
     reading.on_news = lambda: called.append(0) or 1
-    going_on = asyncio.ensure_future(ask(assignment, APART[0], SimpleNamespace(topics=[])))
+    going_on = asyncio.ensure_future(ask(assignment, node, SimpleNamespace(topics=[])))
     while len(called) < 20:
         await asyncio.sleep(0)
     going_on.cancel()
     assert await going_on is False
 
-    called.clear()
-    fetcher._in_flight = {0}
-    await ask(assignment, 0, SimpleNamespace(topics=[]))  # what is not urgent goes aiokafka's way
-    assert called == [0]
+
+async def test_who_handles_what_a_fetch_brought_has_its_turns_before_the_next_is_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def turns_before(each_takes_s: float) -> int:
+        now_s, taken = 0.0, 0
+        monkeypatch.setattr(consumer, "time", SimpleNamespace(monotonic=lambda: now_s))
+        others = asyncio.ensure_future(consumer._after_others())
+        while not others.done():
+            await asyncio.sleep(0)
+            now_s, taken = now_s + each_takes_s, taken + 1
+        return taken
+
+    assert await turns_before(0.0001) >= consumer._TURNS
+    assert await turns_before(0.02) <= 3  # a backlog: nobody would see a request meanwhile
+
+
+@pytest.mark.parametrize(("brought_by", "is_woken"), [(0, False), (APART[0], True), (None, True)])
+async def test_aiokafka_plans_anew_for_what_is_taken_unless_that_is_done_where_it_came(
+    brought_by: Any, is_woken: bool
+) -> None:
+    reading = Reading()
+    reading.fetcher._client = SimpleNamespace(cluster=SimpleNamespace(leader_for_partition=lambda _: 0))
+    waiting = reading.fetcher._wait_consume_future = asyncio.get_running_loop().create_future()
+    reading.fetched(TPS[0], batch(0, 1))
+    reading.consumer._brought_by = brought_by
+    assert reading.taken() == {TPS[0]: [0]}
+    assert waiting.done() is is_woken

@@ -25,6 +25,7 @@ class Connection:
     """Takes requests; the test answers them."""
 
     _request_timeout = TIMEOUT_S
+    _reader = None
 
     def __init__(self) -> None:
         self._requests: list[tuple[None, Any, asyncio.Future[Any]]] = []
@@ -134,6 +135,23 @@ async def test_what_is_sent_in_one_turn_leaves_together_in_the_next(
     assert broker.connection.written == []
     await turns(1)
     assert [sorted(each) for each in broker.connection.written] == [[("t", 0), ("t", 1)]]
+
+
+async def test_what_cannot_wait_leaves_in_the_same_turn_and_what_comes_later_waits_for_its_answer(
+    producer: Producer, broker: Broker
+) -> None:
+    await turns(1)
+    first = await send(producer)
+    producer.write_now()
+    assert broker.connection.written == [[("t", 0)]]
+    await send(producer, 1)
+    producer.write_now()
+    await turns(3)
+    assert len(broker.connection.written) == 1
+    broker.connection.answer(offset=2)
+    assert first.done()  # in the turn in which it came
+    assert broker.connection.written[1:] == [[("t", 1)]]
+    broker.connection.answer(offset=3)
 
 
 async def test_an_acknowledgement_reaches_its_sender_in_one_turn_and_lets_the_next_one_go(
