@@ -12,7 +12,7 @@ import structlog
 from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
-from streams.columns import I64, U8, Table, Together
+from streams.columns import I64, Table, Together
 from streams.dead_letters import DeadLetter, DeadLetters
 from streams.encoder import Encoder
 from streams.engine import Batch, Lost
@@ -82,11 +82,11 @@ class _Result(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """Clicks that are in the columns, on their way to the changelog, and what became of each; see `Change`."""
+    """Clicks that are in the columns and on their way to the changelog, and what became of them; see `Change`."""
 
     sent: Sent
     clicks: Clicks
-    outcome: U8
+    outcome_counts: I64
     applied: Bools
 
 
@@ -376,7 +376,7 @@ class ClickPath:
     ) -> _Done:
         rows = change.rows[~change.erased]
         sent = await self._profiles.send(partition, rows, erased, generation)
-        return _Done(sent, decoded.clicks, change.outcome, change.applied)
+        return _Done(sent, decoded.clicks, change.outcome_counts, change.applied)
 
     async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_], turn: _Turn) -> None:
         if not self._vectors.can_fetch:
@@ -431,7 +431,7 @@ class ClickPath:
         return erased
 
     def _count(self, partition: Partition, done: _Done) -> None:
-        outcomes = np.bincount(done.outcome, minlength=len(Outcome))
+        outcomes = done.outcome_counts
         self._metrics.clicks_total.inc(int(outcomes[Outcome.APPLIED]))
         self._metrics.duplicates_total.inc(
             int(outcomes[Outcome.DUPLICATE] + outcomes[Outcome.REPLAYED] + outcomes[Outcome.RETRACTED])
