@@ -382,6 +382,10 @@ class HeadwaterClient:
             **options, acks="all", linger_ms=0, request_timeout_ms=int(PUBLISH_TIMEOUT_S * 1000)
         )
         await self._producer.start()
+        # Else the first message of each waits for it, beyond the reach of whoever closes the client meanwhile.
+        await asyncio.gather(
+            *map(self._producer.partitions_for, (self._topics.clicks, self._topics.requests))
+        )
         self._reader = asyncio.create_task(self._read(self._consumer), name="headwater-answers")
 
     async def _read(self, consumer: Consumer) -> None:
