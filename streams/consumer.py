@@ -262,7 +262,7 @@ def _tell_at_once(consumer: Consumer, fetcher: Any) -> None:
         task = asyncio.current_task()
         if (task is not None and task.cancelling()) or not assignment.active:
             return None
-        plan = _plan(fetcher, assignment, consumer._urgent, most_wait_ms, fetcher._in_flight - {node}, node)
+        plan = _plan(fetcher, assignment, consumer._urgent, most_wait_ms, (), node)
         return dict(plan[0]).get(node) if plan is not None else None
 
     fetcher._proc_fetch_request = telling

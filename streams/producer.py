@@ -85,7 +85,7 @@ class _Sender(Sender):  # type: ignore[misc]
                 timer = asyncio.get_running_loop().call_later(
                     connection._request_timeout, _give_up, connection, answer
                 )
-                answer.then = partial(self._answered, node, handler, timer, answer)
+                answer.then = partial(self._answered, node, handler, timer)
                 return
         self._leave(node, handler)
 
@@ -125,15 +125,16 @@ class _Sender(Sender):  # type: ignore[misc]
 class _Answer(asyncio.Future[Any]):
     """Calls ``then`` where it is told what became of a request, not a turn later."""
 
-    then: Callable[[], None]
+    # Told of the answer itself, as any callback: one that held it would leave both to the garbage collector.
+    then: Callable[[asyncio.Future[Any]], None]
 
     def set_result(self, result: Any, /) -> None:
         super().set_result(result)
-        self.then()
+        self.then(self)
 
     def set_exception(self, exception: type | BaseException, /) -> None:
         super().set_exception(exception)
-        self.then()
+        self.then(self)
 
 
 class _Told:

@@ -394,7 +394,8 @@ class RequestPath:
         read_s = time.perf_counter() - started
         self._stage["read"].observe(read_s)
         self._read_seconds.observe(read_s)
-        if any(_needed(each, applied, partition) > partition.watermark for each in live):
+        needed = [_needed(each, applied, partition) for each in live]
+        if max(needed) > partition.watermark:
             # What they demand is mostly acknowledged by now. Whoever hears of it goes first: an answer that is found before
             # that has to wait for the loop once more.
             await asyncio.sleep(0)
@@ -421,9 +422,9 @@ class RequestPath:
                 or (None if fetched else self._lacking(each, user))
                 or self._without_table(each),
                 applied,
-                _needed(each, applied, partition),
+                least,
             )
-            for each, user, answer in zip(live, users, answers, strict=True)
+            for each, user, answer, least in zip(live, users, answers, needed, strict=True)
         ]
 
     async def _interests(
