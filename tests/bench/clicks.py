@@ -21,6 +21,9 @@ _STALLED_S = 120.0
 _STAGES = ("decode", "apply", "encode", "changelog")
 _LOG_LENGTH = 50
 _EVENT_ID_BYTES = 21  # as `dataset.clicks` makes them
+# Other measures click later than all of these.
+_UNTIL_S_AGO = 7200
+_AGAIN_SPACING_MS = 1
 
 
 async def measure(system: System) -> None:
@@ -91,24 +94,42 @@ async def fill(system: System) -> None:
 async def _apply(system: System) -> tuple[float, dict[str, Any]]:
     """Clicks a second from the first to the last, published while the worker is held."""
     await catalog.fill(system)
-    ids = [item.item_id for item in system.items]
-    # Other measures click later.
-    records = dataset.clicks(ids, system.scale.users, system.scale.clicks, seed=1, until_s_ago=7200)
     async with worker("interests", system.folder, system.environment) as running:
         await _items_known(system, running)
         await running.wait_graph()
-        done = await applied(running)
-        running.process.hold()
-        counts = await dataset.publish(
-            system.settings, system.topics.clicks, system.settings.partitions, records
-        )
-        before = running.process.used_cpu_s()
-        running.process.go_on()
-        per_s = await rate([running], done, sum(counts))
+        per_s, cpu_s = await backlog(system, running, 1, _UNTIL_S_AGO)
         found = await detail(running)
-        found["cpu_s"] = running.process.used_cpu_s() - before
     system.clicks_per_s = per_s
-    return per_s, found
+    return per_s, {**found, "cpu_s": cpu_s}
+
+
+async def again(system: System, running: Worker, number: int) -> float:
+    """Clicks a second of as many later clicks of the same users; ``number`` counts the times, from 1."""
+    until_s_ago = _UNTIL_S_AGO - number * system.scale.clicks * _AGAIN_SPACING_MS // 1000
+    per_s, _ = await backlog(system, running, 1 + number, until_s_ago, _AGAIN_SPACING_MS)
+    return per_s
+
+
+async def backlog(
+    system: System, running: Worker, seed: int, until_s_ago: int, spacing_ms: int = 20
+) -> tuple[float, float]:
+    """Clicks a second, and seconds of processor time, of a backlog that is published while the worker is held."""
+    scale = system.scale
+    records = dataset.clicks(
+        [item.item_id for item in system.items],
+        scale.users,
+        scale.clicks,
+        seed=seed,
+        spacing_ms=spacing_ms,
+        until_s_ago=until_s_ago,
+    )
+    done = await applied(running)
+    running.process.hold()
+    counts = await dataset.publish(system.settings, system.topics.clicks, system.settings.partitions, records)
+    before = running.process.used_cpu_s()
+    running.process.go_on()
+    per_s = await rate([running], done, sum(counts))
+    return per_s, running.process.used_cpu_s() - before
 
 
 async def _items_known(system: System, running: Worker) -> None:
