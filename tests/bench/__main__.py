@@ -13,7 +13,7 @@ import uvloop
 from rich.console import Console
 
 from streams.settings import Settings
-from tests.bench import catalog, clicks, freshness, growth, load, others, recovery, requests
+from tests.bench import catalog, clicks, freshness, growth, load, machine, others, recovery, requests
 from tests.bench.processes import BenchError
 from tests.bench.report import RESULTS, Report
 from tests.bench.system import FULL, QUICK, System
@@ -21,6 +21,7 @@ from tests.kafka_server import CannotRunError, KafkaFailedError, kafka_server
 
 # In the order they run: each leaves behind what the next ones need.
 MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
+    "machine": machine.measure,
     "catalog": catalog.measure,
     "freshness": freshness.measure,
     "clicks": clicks.measure,
