@@ -104,7 +104,7 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
 
 
 async def again(system: System, running: Worker, number: int) -> float:
-    """Clicks a second of as many later clicks of the same users; ``number`` counts the times, from 1."""
+    """Clicks a second of as many later clicks, where others are the busiest users; ``number`` counts the times, from 1."""
     until_s_ago = _UNTIL_S_AGO - number * system.scale.clicks * _AGAIN_SPACING_MS // 1000
     per_s, _ = await backlog(system, running, 1 + number, until_s_ago, _AGAIN_SPACING_MS)
     return per_s
