@@ -87,7 +87,7 @@ async def measure(system: System) -> None:
 
 async def fill(system: System) -> None:
     """Only have the clicks applied, for other measures."""
-    if not system.clicks_per_s:
+    if not system.clicked:
         await _apply(system)
 
 
@@ -97,20 +97,20 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
     async with worker("interests", system.folder, system.environment) as running:
         await _items_known(system, running)
         await running.wait_graph()
-        per_s, cpu_s = await backlog(system, running, 1, _UNTIL_S_AGO)
+        per_s, cpu_s = await _backlog(system, running, 1, _UNTIL_S_AGO)
         found = await detail(running)
-    system.clicks_per_s = per_s
+    system.clicked = True
     return per_s, {**found, "cpu_s": cpu_s}
 
 
 async def again(system: System, running: Worker, number: int) -> float:
     """Clicks a second of as many later clicks, where others are the busiest users; ``number`` counts the times, from 1."""
     until_s_ago = _UNTIL_S_AGO - number * system.scale.clicks * _AGAIN_SPACING_MS // 1000
-    per_s, _ = await backlog(system, running, 1 + number, until_s_ago, _AGAIN_SPACING_MS)
+    per_s, _ = await _backlog(system, running, 1 + number, until_s_ago, _AGAIN_SPACING_MS)
     return per_s
 
 
-async def backlog(
+async def _backlog(
     system: System, running: Worker, seed: int, until_s_ago: int, spacing_ms: int = 20
 ) -> tuple[float, float]:
     """Clicks a second, and seconds of processor time, of a backlog that is published while the worker is held."""

@@ -67,7 +67,7 @@ class System:
     lm_bundle: Path | None
     items: list[Item] = field(default_factory=list)
     filled: bool = False  # the catalog is encoded
-    clicks_per_s: float = 0.0  # once the clicks are applied
+    clicked: bool = False  # the clicks are applied
 
     @property
     def topics(self) -> Topics:
