@@ -63,8 +63,13 @@ log.cleaner.dedupe.buffer.size=33554432
 # As Kafka's own start script has it. In a small heap that grows, a broker under load collects its garbage every second or
 # two, on all cores and for 10 to 80 ms, and whoever waits for it is measured with that.
 _JVM = (
-    *("-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"),
-    *("-XX:+ExplicitGCInvokesConcurrent", "-XX:MaxInlineLevel=15"),
+    "-Xms1g",
+    "-Xmx1g",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent",
+    "-XX:MaxInlineLevel=15",
 )
 
 

@@ -3,14 +3,17 @@ and a loop around aiokafka written by hand."""
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streams.encoder import load
+from streams.publish import Outgoing
+from streams.settings import Settings
 from streams.state_records import ENTRY_BYTES, FORMAT_WITH_COUNTERS, record_size
+from streams.topics import Topics
 from tests.bench import catalog, dataset, stored
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure
@@ -92,44 +95,49 @@ async def fill(system: System) -> None:
 
 
 async def _apply(system: System) -> tuple[float, dict[str, Any]]:
-    """Clicks a second from the first to the last, published while the worker is held."""
+    """Clicks a second, and what the worker says of them."""
     await catalog.fill(system)
+    ids, scale = [item.item_id for item in system.items], system.scale
     async with worker("interests", system.folder, system.environment) as running:
         await _items_known(system, running)
         await running.wait_graph()
-        per_s, cpu_s = await _backlog(system, running, 1, _UNTIL_S_AGO)
+        records = dataset.clicks(ids, scale.users, scale.clicks, seed=1, until_s_ago=_UNTIL_S_AGO)
+        per_s, cpu_s = await backlog([running], system.settings, records)
         found = await detail(running)
     system.clicked = True
     return per_s, {**found, "cpu_s": cpu_s}
 
 
 async def again(system: System, running: Worker, number: int) -> float:
-    """Clicks a second of as many later clicks, where others are the busiest users; ``number`` counts the times, from 1."""
-    until_s_ago = _UNTIL_S_AGO - number * system.scale.clicks * _AGAIN_SPACING_MS // 1000
-    per_s, _ = await _backlog(system, running, 1 + number, until_s_ago, _AGAIN_SPACING_MS)
+    """Clicks a second of the same clicks, as later events; ``number`` counts the times, from 1."""
+    ids, scale = [item.item_id for item in system.items], system.scale
+    records = dataset.clicks(
+        ids,
+        scale.users,
+        scale.clicks,
+        seed=1,
+        spacing_ms=_AGAIN_SPACING_MS,
+        until_s_ago=_UNTIL_S_AGO - number * scale.clicks * _AGAIN_SPACING_MS // 1000,
+        first=number * scale.clicks,
+    )
+    per_s, _ = await backlog([running], system.settings, records)
     return per_s
 
 
-async def _backlog(
-    system: System, running: Worker, seed: int, until_s_ago: int, spacing_ms: int = 20
+async def backlog(
+    crew: Sequence[Worker], settings: Settings, records: Iterator[Outgoing]
 ) -> tuple[float, float]:
-    """Clicks a second, and seconds of processor time, of a backlog that is published while the worker is held."""
-    scale = system.scale
-    records = dataset.clicks(
-        [item.item_id for item in system.items],
-        scale.users,
-        scale.clicks,
-        seed=seed,
-        spacing_ms=spacing_ms,
-        until_s_ago=until_s_ago,
-    )
-    done = await applied(running)
-    running.process.hold()
-    counts = await dataset.publish(system.settings, system.topics.clicks, system.settings.partitions, records)
-    before = running.process.used_cpu_s()
-    running.process.go_on()
-    per_s = await rate([running], done, sum(counts))
-    return per_s, running.process.used_cpu_s() - before
+    """Clicks a second, and seconds of processor time, of all workers, for records published while they are held."""
+    before = await applied(*crew)
+    for each in crew:
+        each.process.hold()
+    topic = Topics.named(settings.topic_prefix).clicks
+    counts = await dataset.publish(settings, topic, settings.partitions, records)
+    used_s = sum(each.process.used_cpu_s() for each in crew)
+    for each in crew:
+        each.process.go_on()
+    per_s = await rate(crew, before, sum(counts))
+    return per_s, sum(each.process.used_cpu_s() for each in crew) - used_s
 
 
 async def _items_known(system: System, running: Worker) -> None:

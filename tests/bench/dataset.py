@@ -48,15 +48,19 @@ def clicks(
     seed: int,
     spacing_ms: int = 20,
     until_s_ago: int = 0,
+    first: int = 0,
 ) -> Iterator[Outgoing]:
-    """Clicks in order of time, the last so long ago: users by Zipf 1.0, items by Zipf 0.8."""
+    """Clicks in order of time, the last so long ago: users by Zipf 1.0, items by Zipf 0.8.
+
+    Their events are numbered from ``first``: the same clicks with other numbers are new events.
+    """
     rng = np.random.default_rng(seed)
     who = rng.permutation(users)[zipf(rng, users, count)].tolist()
     what = rng.permutation(len(item_ids))[zipf(rng, len(item_ids), count, 0.8)].tolist()
     first_ms = int(time.time() * 1000) - 1000 * until_s_ago - count * spacing_ms
     for number, (user, item) in enumerate(zip(who, what, strict=True)):
         user_id = f"user-{user:06d}"
-        event_id = f"{seed:08x}-{number:012x}"
+        event_id = f"{seed:08x}-{first + number:012x}"
         click = Click(event_id, user_id, first_ms + number * spacing_ms, item_ids[item], context=_NO_CONTEXT)
         yield Outgoing(user_id.encode(), encode(click))
 

@@ -120,22 +120,12 @@ async def _applied(system: System, name: str, users: int, partitions: int, worke
             crew.append(await running.enter_async_context(worker("interests", system.folder, environment)))
         await _shared_out(crew, partitions)
         memory_mib = sum(each.process.memory_mib() - each.process.mapped_mib() for each in crew)
-        before = await clicks.applied(*crew)
-        for each in crew:
-            each.process.hold()
-        counts = await dataset.publish(
-            settings, Topics.named(settings.topic_prefix).clicks, partitions, records
-        )
-        used_s = sum(each.process.used_cpu_s() for each in crew)
-        for each in crew:
-            each.process.go_on()
-        per_s = await clicks.rate(crew, before, sum(counts))
-        used_s = sum(each.process.used_cpu_s() for each in crew) - used_s
+        per_s, used_s = await clicks.backlog(crew, settings, records)
         details = [await clicks.detail(each) for each in crew]
     touched, batch = (
         float(np.mean([each[name] for each in details])) for name in ("touched_per_batch", "clicks_per_batch")
     )
-    return _Applied(per_s, 1e6 * used_s / sum(counts), touched, batch, memory_mib)
+    return _Applied(per_s, 1e6 * used_s / system.scale.grown_clicks, touched, batch, memory_mib)
 
 
 async def _shared_out(crew: Sequence[Worker], partitions: int) -> None:

@@ -38,46 +38,54 @@ _OTHERS: Final = (
 async def measure(system: System) -> None:
     """Clicks a second of each, and of ours right before and after: a minute later a machine may be half as quick."""
     await clicks.fill(system)
+    problems = [await asyncio.to_thread(_install, _home(system, other), other) for other in _OTHERS]
     async with worker("interests", system.folder, system.environment) as running:
         await running.wait_graph()
         before = await clicks.again(system, running, 1)
-        for number, other in enumerate(_OTHERS, 2):
-            name = f"clicks, beside {other.name}"
-            try:
-                theirs, cpu_us = await _rate_of(system, other)
-            except (BenchError, TimeoutError, ValueError) as error:
-                system.report.add(Figure(name, None, "clicks/s", note=f"not measured: {error!r}"))
-                continue
+        for number, (other, problem) in enumerate(zip(_OTHERS, problems, strict=True), 2):
+            found = problem or await _rate_of(system, other)
             after = await clicks.again(system, running, number)
-            ours = (before + after) / 2
-            system.report.add(
-                Figure(
-                    name,
-                    ours,
-                    "clicks/s",
-                    theirs,
-                    other.name,
-                    ours / theirs,
-                    at_least=other.at_least,
-                    note=f"aim: {other.aim:g}; ours {before:,.0f} before it and {after:,.0f} after; it has {other.does}, "
-                    f"and no encoder; processor time per click {cpu_us:.1f} us",
-                )
-            )
+            system.report.add(_beside(other, found, before, after))
             before = after
 
 
-async def _rate_of(system: System, other: _Other) -> tuple[float, float]:
-    """Clicks a second, and microseconds of processor time for each. Raises BenchError, TimeoutError, ValueError."""
-    home = system.folder / other.script.removesuffix(".py")
-    if problem := await asyncio.to_thread(_install, home, other):
-        raise BenchError(problem)
+def _beside(other: _Other, found: tuple[float, float] | str, before: float, after: float) -> Figure:
+    name = f"clicks, beside {other.name}"
+    if isinstance(found, str):
+        return Figure(name, None, "clicks/s", note=f"not measured: {found}")
+    (theirs, cpu_us), ours = found, (before + after) / 2
+    return Figure(
+        name,
+        ours,
+        "clicks/s",
+        theirs,
+        other.name,
+        ours / theirs,
+        at_least=other.at_least,
+        note=f"aim: {other.aim:g}; ours {before:,.0f} before it and {after:,.0f} after; it has {other.does}, "
+        f"and no encoder; processor time per click {cpu_us:.1f} us",
+    )
+
+
+def _home(system: System, other: _Other) -> Path:
+    return system.folder / other.script.removesuffix(".py")
+
+
+async def _rate_of(system: System, other: _Other) -> tuple[float, float] | str:
+    """Clicks a second, and microseconds of processor time for each; or why there are none."""
+    home = _home(system, other)
     arguments = [
         # -P: our own modules have names that theirs may import.
         *("-P", str(_HERE / other.script), system.settings.bootstrap_servers, system.topics.clicks),
         *(*clicks.record_shape(system), str(system.scale.clicks)),
     ]
-    async with python(arguments, system.folder, home.name, interpreter=str(home / "bin" / "python")) as job:
-        theirs, cpu_us = map(float, (await asyncio.wait_for(job.finished(), 300.0)).split())
+    try:
+        async with python(
+            arguments, system.folder, home.name, interpreter=str(home / "bin" / "python")
+        ) as job:
+            theirs, cpu_us = map(float, (await asyncio.wait_for(job.finished(), 300.0)).split())
+    except (BenchError, TimeoutError, ValueError) as error:
+        return repr(error)
     return theirs, cpu_us
 
 
