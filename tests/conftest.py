@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from streams.broker import EmbeddedBroker
-from streams.settings import Settings
+from headwater.broker import EmbeddedBroker
+from headwater.settings import Settings
 from tests.kafka_server import CannotRunError, external_servers, kafka_server
 
 _SESSION = f"test-{uuid.uuid4().hex[:8]}"

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from models.datasets import Dataset
-from models.events import Log
+from headwater_models.datasets import Dataset
+from headwater_models.events import Log
 
 ITEMS = 20
 

@@ -13,12 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streams.columns import Columns
-from streams.features import ACTION_CODES, MAX_GAP_S
-from streams.fold import STEPS, Change, Clicks, plan
-from streams.profile import FORGET, IMPRESSION, RETRACT, Event
-from streams.states import StepEncoder, advance, needs_refold
-from streams.vectors import ItemVectors
+from headwater.columns import Columns
+from headwater.features import ACTION_CODES, MAX_GAP_S
+from headwater.fold import STEPS, Change, Clicks, plan
+from headwater.profile import FORGET, IMPRESSION, RETRACT, Event
+from headwater.states import StepEncoder, advance, needs_refold
+from headwater.vectors import ItemVectors
 
 # The same examples on every run, and no clock in the verdict: a red build is red again on the next machine.
 settings.register_profile("headwater", derandomize=True, deadline=None, max_examples=100)

@@ -13,22 +13,22 @@ from aiokafka import ConsumerRecord
 from faust.types import TP
 from prometheus_client.parser import text_string_to_metric_families
 
-from streams import encoder as encoders
-from streams.clicks import ClickPath
-from streams.dead_letters import DeadLetters
-from streams.encoder import Encoder
-from streams.engine import Batch
-from streams.features import item_key
-from streams.metrics import Metrics
-from streams.profile import Event
-from streams.profiles import Partition, Profiles
-from streams.settings import Settings
-from streams.topics import Topics
-from streams.vectors import ItemVectors
+from headwater import encoder as encoders
+from headwater.clicks import ClickPath
+from headwater.dead_letters import DeadLetters
+from headwater.encoder import Encoder
+from headwater.engine import Batch
+from headwater.features import item_key
+from headwater.metrics import Metrics
+from headwater.profile import Event
+from headwater.profiles import Partition, Profiles
+from headwater.settings import Settings
+from headwater.topics import Topics
+from headwater.vectors import ItemVectors
 from tests.recording_producer import RecordingProducer
 
 GENERATION = 4
-STARTER = Path("models/starter")
+STARTER = Path("models/headwater_models/starter")
 
 
 class Committed:

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from models import sequence_bundle  # noqa: E402 - needs torch
-from models.architectures import ARCHITECTURES, Events  # noqa: E402 - needs torch
-from models.fitting import FitConfig, Model, fit  # noqa: E402 - needs torch
-from models.protocols import split  # noqa: E402 - after the skip
-from streams.bundle import Origin  # noqa: E402 - after the skip
-from streams.encoder import Encoder  # noqa: E402 - after the skip
-from streams.features import MAX_GAP_S  # noqa: E402 - after the skip
+from headwater.bundle import Origin  # noqa: E402 - after the skip
+from headwater.encoder import Encoder  # noqa: E402 - after the skip
+from headwater.features import MAX_GAP_S  # noqa: E402 - after the skip
+from headwater_models import sequence_bundle  # noqa: E402 - needs torch
+from headwater_models.architectures import ARCHITECTURES, Events  # noqa: E402 - needs torch
+from headwater_models.fitting import FitConfig, Model, fit  # noqa: E402 - needs torch
+from headwater_models.protocols import split  # noqa: E402 - after the skip
 from tests import cycles  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)  # threads of tiny products wait for each other, and on busy cores for long

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from models.baselines import DAY_MS, buy_again, popularity, popularity_now, popularity_of_texts
-from models.protocols import split
+from headwater_models.baselines import DAY_MS, buy_again, popularity, popularity_now, popularity_of_texts
+from headwater_models.protocols import split
 from tests.test_protocols import dataset
 
 ITEMS = 6

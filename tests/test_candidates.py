@@ -8,19 +8,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from models.candidates import Pooling, trending
-from models.datasets import Dataset
-from models.evaluation import encoded
-from models.events import Log
-from models.protocols import Split, next_events
-from models.served import Counting
-from streams import encoder as encoders
-from streams.features import ACTION_CODES, CANDIDATE_FEATURES
-from streams.index import Point
-from streams.index.edge import EdgeIndex
-from streams.neighbours import Neighbours
-from streams.trends import PopularItem
-from streams.vectors import F32
+from headwater import encoder as encoders
+from headwater.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.index import Point
+from headwater.index.edge import EdgeIndex
+from headwater.neighbours import Neighbours
+from headwater.trends import PopularItem
+from headwater.vectors import F32
+from headwater_models.candidates import Pooling, trending
+from headwater_models.datasets import Dataset
+from headwater_models.evaluation import encoded
+from headwater_models.events import Log
+from headwater_models.protocols import Split, next_events
+from headwater_models.served import Counting
 from tests.interests_worker import STARTER
 from tests.test_requests import Asked
 

@@ -17,19 +17,19 @@ import pytest_asyncio
 from aiokafka import ConsumerRecord
 from faust.types import TP
 
-from streams import catalog
-from streams import encoder as encoders
-from streams.catalog import CatalogPath, _Versions, point_of_vector
-from streams.dead_letters import DeadLetters
-from streams.encoder import Encoder
-from streams.engine import Batch, Lost, StopWorker
-from streams.features import item_key
-from streams.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
-from streams.index.edge import EdgeIndex
-from streams.messages import decode_item_vector, schemas
-from streams.metrics import Metrics
-from streams.settings import Settings
-from streams.topics import Topics
+from headwater import catalog
+from headwater import encoder as encoders
+from headwater.catalog import CatalogPath, _Versions, point_of_vector
+from headwater.dead_letters import DeadLetters
+from headwater.encoder import Encoder
+from headwater.engine import Batch, Lost, StopWorker
+from headwater.features import item_key
+from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
+from headwater.index.edge import EdgeIndex
+from headwater.messages import decode_item_vector, schemas
+from headwater.metrics import Metrics
+from headwater.settings import Settings
+from headwater.topics import Topics
 from tests.interests_worker import STARTER, Committed, until
 from tests.recording_producer import RecordingProducer
 

@@ -13,12 +13,12 @@ from typing import get_args
 import jsonschema
 import pytest
 
-from models.events import WISHES
-from models.protocols import Protocol
-from streams import cli, runfile, topics
-from streams.messages import ACTIONS, SESSION_ACTIONS, schemas
-from streams.metrics import DEFINITIONS
-from streams.settings import Settings
+from headwater import cli, runfile, topics
+from headwater.messages import ACTIONS, SESSION_ACTIONS, schemas
+from headwater.metrics import DEFINITIONS
+from headwater.settings import Settings
+from headwater_models.events import WISHES
+from headwater_models.protocols import Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ class Terminal:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "streams.cli", *arguments],
+            [sys.executable, "-W", "ignore", "-m", "headwater.cli", *arguments],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -102,7 +102,7 @@ def test_what_trains_an_encoder_is_what_steps_it() -> None:
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     code = """
 import sys
-from streams.cli import app
+from headwater.cli import app
 print(sorted({"faust", "onnxruntime", "polars", "aiokafka", "numpy", "qdrant_client"} & set(sys.modules)))
 app(["--help"], result_action="return_value")
 """

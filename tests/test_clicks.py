@@ -12,16 +12,16 @@ from aiokafka import ConsumerRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams import clicks as click_path
-from streams import encoder as encoders
-from streams.encoder import Encoder
-from streams.engine import Lost, StopWorker
-from streams.features import ACTION_CODES, event_key, item_key
-from streams.fold import Clicks, plan
-from streams.profile import FORGET, RETRACT, Event
-from streams.profiles import Partition
-from streams.routing import Origin, forwarded, origin_of, partition_of
-from streams.state_records import stamp_of
+from headwater import clicks as click_path
+from headwater import encoder as encoders
+from headwater.encoder import Encoder
+from headwater.engine import Lost, StopWorker
+from headwater.features import ACTION_CODES, event_key, item_key
+from headwater.fold import Clicks, plan
+from headwater.profile import FORGET, RETRACT, Event
+from headwater.profiles import Partition
+from headwater.routing import Origin, forwarded, origin_of, partition_of
+from headwater.state_records import stamp_of
 from tests.histories import History, canonical_log, canonical_state, cosine, histories
 from tests.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
 

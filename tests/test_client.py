@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from streams import runfile, topics
-from streams.client import (
+from headwater import runfile, topics
+from headwater.client import (
     ClientError,
     HeadwaterClient,
     RecallTimeout,
@@ -22,7 +22,7 @@ from streams.client import (
     demo_dir,
     running_system,
 )
-from streams.messages import (
+from headwater.messages import (
     CORRELATION_HEADERS,
     BadMessage,
     ErrorDetail,
@@ -36,9 +36,9 @@ from streams.messages import (
     decode_request,
     encode,
 )
-from streams.routing import partition_of
-from streams.settings import Settings
-from streams.topics import Topics
+from headwater.routing import partition_of
+from headwater.settings import Settings
+from headwater.topics import Topics
 
 Answering = Callable[[Request], list[Response]]
 # A broker that was just given nine topics by a busy machine may take its time; nothing here is about speed.
@@ -217,7 +217,7 @@ async def test_of_clicks_published_at_once_the_last_one_stored_is_demanded(syste
 async def test_clicks_of_one_user_keep_their_order_within_a_millisecond(
     system: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.client.time.time_ns", lambda: 1_700_000_000_000_000_000)
+    monkeypatch.setattr("headwater.client.time.time_ns", lambda: 1_700_000_000_000_000_000)
     clicks = Topics.named(system.topic_prefix).clicks
     async with HeadwaterClient(system) as client:
         places = [await client.click("ann", f"coffee-{n}") for n in range(3)]

@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from models import complete_journey
-from models.complete_journey import DataMissing, readable
+from headwater_models import complete_journey
+from headwater_models.complete_journey import DataMissing, readable
 
 needs_data = pytest.mark.skipif(
     importlib.util.find_spec(complete_journey.PACKAGE) is None,

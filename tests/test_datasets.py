@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models import complete_journey
-from models.datasets import Dataset, DatasetError, load
-from streams.features import ACTION_CODES
-from streams.tables import ImportFileError
+from headwater.features import ACTION_CODES
+from headwater.tables import ImportFileError
+from headwater_models import complete_journey
+from headwater_models.datasets import Dataset, DatasetError, load
 
 needs_data = pytest.mark.skipif(
     importlib.util.find_spec(complete_journey.PACKAGE) is None,

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from streams import runfile
-from streams.client import ClientError, HeadwaterClient, demo_dir
-from streams.demo import (
+from headwater import runfile
+from headwater.client import ClientError, HeadwaterClient, demo_dir
+from headwater.demo import (
     Basket,
     Shown,
     Summary,
@@ -24,9 +24,9 @@ from streams.demo import (
     _replay,
     _summary,
 )
-from streams.messages import Candidate, Position, Reflects, Response
-from streams.own_worker import OwnWorkerError
-from streams.settings import Settings
+from headwater.messages import Candidate, Position, Reflects, Response
+from headwater.own_worker import OwnWorkerError
+from headwater.settings import Settings
 from tests.test_cli import Terminal, children_of
 
 # What is replayed

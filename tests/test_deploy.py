@@ -19,8 +19,8 @@ import jsonschema
 import pytest
 import yaml
 
-from streams.metrics import DEFINITIONS, NAMESPACE, Histogram
-from streams.settings import PREFIX, Settings
+from headwater.metrics import DEFINITIONS, NAMESPACE, Histogram
+from headwater.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -312,7 +312,7 @@ def test_the_command_line_knows_the_commands_that_are_deployed(command: list[str
     words = [word for word in command if not word.startswith("-")]
     name = words[:-1] if "--role" in command else words
     done = subprocess.run(
-        [sys.executable, "-c", "from streams.cli import main; main()", *name, "--help"],
+        [sys.executable, "-c", "from headwater.cli import main; main()", *name, "--help"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams import encoder
-from streams.bundle import BundleError, Manifest, opset_of
-from streams.encoder import Encoder
-from streams.features import ACTION_CODES
+from headwater import encoder
+from headwater.bundle import BundleError, Manifest, opset_of
+from headwater.encoder import Encoder
+from headwater.features import ACTION_CODES
 
-STARTER = Path(__file__).parents[1] / "models" / "starter"
+STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 TEXTS = [
     "Ground coffee, 12 oz",
     "Garden hose",

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from streams.engine import EngineApp
-from streams.settings import Settings
+from headwater.engine import EngineApp
+from headwater.settings import Settings
 
 
 async def test_a_worker_without_partitions_fetches_nothing_from_a_rebalance_on_until_faust_goes_on() -> None:

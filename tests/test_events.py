@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from models.events import ends_at, in_order, log_of, newest, of_items, prefixes
+from headwater_models.events import ends_at, in_order, log_of, newest, of_items, prefixes
 
 
 def frame(rows: list[tuple[str, str, int]]) -> pl.DataFrame:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.features import (
+from headwater.features import (
     ACTION_CODES,
     CANDIDATE_FEATURES,
     EVENT_KEY_MASK,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from streams.recall.filters import (
+from headwater.recall.filters import (
     And,
     AnyOf,
     FilterError,

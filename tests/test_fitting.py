@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 
-from models import fitting  # noqa: E402 - needs torch
-from models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
-from models.fitting import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
-from models.protocols import select, split  # noqa: E402 - after the skip
-from models.sequences import Augmentation, epoch  # noqa: E402 - after the skip
+from headwater_models import fitting  # noqa: E402 - needs torch
+from headwater_models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
+from headwater_models.fitting import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
+from headwater_models.protocols import select, split  # noqa: E402 - after the skip
+from headwater_models.sequences import Augmentation, epoch  # noqa: E402 - after the skip
 from tests import cycles  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)  # threads of tiny products wait for each other, and on busy cores for long

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from streams.columns import Columns, Together
-from streams.counters import LEAVES, Left, count
-from streams.features import ACTION_CODES, MAX_GAP_S
-from streams.fold import POPULARITY, SEEN, STEPS, Change, joined, plan, step_inputs
-from streams.messages import ACTIONS
-from streams.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
-from streams.state_records import Stamp, pack, unpack
+from headwater.columns import Columns, Together
+from headwater.counters import LEAVES, Left, count
+from headwater.features import ACTION_CODES, MAX_GAP_S
+from headwater.fold import POPULARITY, SEEN, STEPS, Change, joined, plan, step_inputs
+from headwater.messages import ACTIONS
+from headwater.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+from headwater.state_records import Stamp, pack, unpack
 from tests.histories import (
     CLICK,
     DIM,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from streams.frames import handle_at_once
+from headwater.frames import handle_at_once
 
 
 class Connection:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.recall.fusion import RRF_K, Fused, Ranking, diversify, fuse
+from headwater.recall.fusion import RRF_K, Fused, Ranking, diversify, fuse
 
 
 def ranking(source: str, *keys: int, weight: float = 1.0) -> Ranking:

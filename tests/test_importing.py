@@ -11,8 +11,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import topics
-from streams.importing import (
+from headwater import topics
+from headwater.importing import (
     ImportFileError,
     Prepared,
     mapping,
@@ -21,11 +21,11 @@ from streams.importing import (
     publish,
     records,
 )
-from streams.messages import MAX_AHEAD_MS, BadMessage, Click, Item, decode_click, decode_item
-from streams.routing import partition_of
-from streams.settings import Settings
-from streams.tables import read
-from streams.topics import Topics
+from headwater.messages import MAX_AHEAD_MS, BadMessage, Click, Item, decode_click, decode_item
+from headwater.routing import partition_of
+from headwater.settings import Settings
+from headwater.tables import read
+from headwater.topics import Topics
 
 NOW_MS = 1_760_000_000_000
 AT_MS = 1_700_000_000_000

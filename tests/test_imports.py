@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import streams
+import headwater
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "optimum", "sentence_transformers")
@@ -71,13 +71,13 @@ def test_serving_imports_encodes_steps_and_reads_where_torch_cannot_be_imported(
                 raise ImportError(f"{{spec.name}} was imported")
 
         sys.meta_path.insert(0, Refuse())
-        for name in {modules_of(streams)!r}:
+        for name in {modules_of(headwater)!r}:
             importlib.import_module(name)
 
         from pathlib import Path
         import numpy as np
-        from streams import encoder
-        starter = encoder.load(Path("models/starter"))
+        from headwater import encoder
+        starter = encoder.load(Path("models/headwater_models/starter"))
         items = starter.encode_items(["Green tea", "Ground coffee"])
         state = starter.step(
             starter.initial_state(1), items[None], np.array([[1, 5]]), np.zeros((1, 2), np.float32),
@@ -93,14 +93,14 @@ def test_serving_imports_encodes_steps_and_reads_where_torch_cannot_be_imported(
 
 def test_no_line_of_serving_names_torch() -> None:
     """Not even inside a function that no test calls."""
-    for path in sorted((ROOT / "streams").rglob("*.py")):
+    for path in sorted((ROOT / "streams" / "headwater").rglob("*.py")):
         heavy = {name for name in imported_names(path) if name.partition(".")[0] in HEAVY}
         assert not heavy, f"{path.name} imports {heavy}"
 
 
 def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
     core = ("messages", "features", "profile", "columns", "fold", "states", "state_records", "vectors")
-    loaded = loaded_by(*(f"streams.{module}" for module in core))
+    loaded = loaded_by(*(f"headwater.{module}" for module in core))
     assert not loaded & {
         "aiokafka",
         "faust",
@@ -115,7 +115,7 @@ def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
 def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
     loaded = loaded_by(
         *(
-            f"streams.recall.{module}"
+            f"headwater.recall.{module}"
             for module in ("buy_again", "filters", "fusion", "reasons", "rescoring", "pipeline", "similar")
         )
     )
@@ -125,7 +125,7 @@ def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
 def test_only_the_engine_and_the_app_know_faust() -> None:
     knowing = {
         path.name
-        for path in (ROOT / "streams").rglob("*.py")
+        for path in (ROOT / "streams" / "headwater").rglob("*.py")
         if any(name.partition(".")[0] in ("faust", "mode") for name in imported_names(path))
     }
     assert "engine.py" in knowing
@@ -136,29 +136,31 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
 # is shown to compute what torch does, the sources, the counters and their fusion, by which figures are of what is served,
 # the half-life of popularity, and the reading of users' files. Nothing of the streaming system.
 SHARED = {
-    "streams.features",
-    "streams.bundle",
-    "streams.counters",
-    "streams.encoder",
-    "streams.recall.buy_again",
-    "streams.neighbours",
-    "streams.recall.fusion",
-    "streams.recall.new",
-    "streams.recall.similar",
-    "streams.tables",
-    "streams.trends",
+    "headwater.features",
+    "headwater.bundle",
+    "headwater.counters",
+    "headwater.encoder",
+    "headwater.recall.buy_again",
+    "headwater.neighbours",
+    "headwater.recall.fusion",
+    "headwater.recall.new",
+    "headwater.recall.similar",
+    "headwater.tables",
+    "headwater.trends",
 }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "models" / "headwater_models").glob("*.py")), ids=lambda path: path.stem
+)
 def test_models_share_features_and_bundles_with_serving_and_nothing_else(path: Path) -> None:
-    ours = {name for name in imported_names(path) if name.partition(".")[0] == "streams"}
+    ours = {name for name in imported_names(path) if name.partition(".")[0] == "headwater"}
     foreign = {name for name in ours if not any(name == one or name.startswith(f"{one}.") for one in SHARED)}
-    assert not foreign - {"streams"}, f"{path.name} imports {foreign}"
+    assert not foreign - {"headwater"}, f"{path.name} imports {foreign}"
 
 
 def test_data_and_figures_need_no_torch() -> None:
-    assert not loaded_by("models.commands") & {*HEAVY, "scipy", "implicit", "matplotlib"}
+    assert not loaded_by("headwater_models.commands") & {*HEAVY, "scipy", "implicit", "matplotlib"}
 
 
 def test_what_models_share_brings_no_streaming_along() -> None:

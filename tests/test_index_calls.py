@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from grpc.aio import AioRpcError, Metadata
 
-from streams.index import IndexUnavailable, calls
-from streams.index.calls import Calls
+from headwater.index import IndexUnavailable, calls
+from headwater.index.calls import Calls
 
 NEVER = 1_000.0
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streams.features import item_key
-from streams.index import Point, Query, hnsw
-from streams.index.edge import EdgeIndex, GraphPolicy
-from streams.recall.filters import parse
+from headwater.features import item_key
+from headwater.index import Point, Query, hnsw
+from headwater.index.edge import EdgeIndex, GraphPolicy
+from headwater.recall.filters import parse
 
 DIM = 16
 ROOT = Path(__file__).parent.parent
@@ -314,7 +314,7 @@ async def test_other_work_runs_while_many_items_are_put(index: EdgeIndex) -> Non
 SERVES_AND_BUILDS = """
 import asyncio, sys
 from pathlib import Path
-from streams.index.edge import EdgeIndex
+from headwater.index.edge import EdgeIndex
 from tests.test_index_edge import BY_HAND, DIM, items
 
 async def main() -> None:

@@ -9,9 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
-from streams.features import item_key
-from streams.index import IndexRefused, IndexUnavailable, Point, Query
-from streams.index.server import ServerIndex
+from headwater.features import item_key
+from headwater.index import IndexRefused, IndexUnavailable, Point, Query
+from headwater.index.server import ServerIndex
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streams import encoder as encoders
-from streams.columns import Columns
-from streams.encoder import Encoder
-from streams.features import ACTION_CODES, MAX_GAP_S, item_key
-from streams.index import IndexUnavailable
-from streams.interests import Session, UserInterests, interests_of
-from streams.profile import Event
-from streams.states import StepEncoder
-from streams.vectors import ItemVectors
+from headwater import encoder as encoders
+from headwater.columns import Columns
+from headwater.encoder import Encoder
+from headwater.features import ACTION_CODES, MAX_GAP_S, item_key
+from headwater.index import IndexUnavailable
+from headwater.interests import Session, UserInterests, interests_of
+from headwater.profile import Event
+from headwater.states import StepEncoder
+from headwater.vectors import ItemVectors
 from tests.histories import CLICK, START_MS, apply, canonical_state, cosine
 from tests.interests_worker import STARTER
 

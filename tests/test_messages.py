@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.consumer import Record
-from streams.features import ACTION_CODES
-from streams.messages import (
+from headwater.consumer import Record
+from headwater.features import ACTION_CODES
+from headwater.messages import (
     ACTIONS,
     CORRELATION_HEADERS,
     MAX_DEADLINE_MS,

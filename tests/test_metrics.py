@@ -2,7 +2,7 @@ import pytest
 from prometheus_client import Counter, Gauge, Info
 from prometheus_client.parser import text_string_to_metric_families
 
-from streams.metrics import DEFINITIONS, Definition, Histogram, Metrics, reference
+from headwater.metrics import DEFINITIONS, Definition, Histogram, Metrics, reference
 
 
 def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

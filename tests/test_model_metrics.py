@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import metrics
+from headwater_models import metrics
 
 ir_measures = pytest.importorskip("ir_measures", reason="ir-measures is not installed (extra test)")
 

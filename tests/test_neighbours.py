@@ -10,19 +10,19 @@ import pytest
 pytest.importorskip("scipy", reason="scipy is not installed (extra train)")
 pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
-from models import commands
-from models.datasets import Dataset, DatasetError
-from models.events import Log
-from models.light import lighten
-from models.neighbours import FILE, TableConfig, make, table_of
-from models.protocols import split
-from streams import neighbours
-from streams.bundle import BundleError, Manifest, NeighbourTable
-from streams.encoder import load
-from streams.features import item_key
-from streams.neighbours import Neighbours
+from headwater import neighbours
+from headwater.bundle import BundleError, Manifest, NeighbourTable
+from headwater.encoder import load
+from headwater.features import item_key
+from headwater.neighbours import Neighbours
+from headwater_models import commands
+from headwater_models.datasets import Dataset, DatasetError
+from headwater_models.events import Log
+from headwater_models.light import lighten
+from headwater_models.neighbours import FILE, TableConfig, make, table_of
+from headwater_models.protocols import split
 
-STARTER = Path(__file__).parents[1] / "models" / "starter"
+STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 HOUR_MS = 3_600_000
 PAIRS = TableConfig(neighbours=2, together=2, shrink=1.0, pause_s=60.0)
 ITEM_IDS = ["tea", "milk", "bread", "soap", "rope"]
@@ -94,7 +94,7 @@ def test_an_item_keeps_those_of_its_neighbours_that_are_most_alike() -> None:
 def test_only_the_items_of_most_sessions_are_kept_where_there_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("models.neighbours.MAX_ITEMS", 2)
+    monkeypatch.setattr("headwater_models.neighbours.MAX_ITEMS", 2)
     data = shop(users=3)  # tea and milk in three more baskets
     extra = TableConfig(neighbours=2, together=2, shrink=0.0, pause_s=60.0)
     assert len(named(table_of(data.log, data.item_ids, extra))) == 2

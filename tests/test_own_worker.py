@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from streams import own_worker
-from streams.own_worker import OwnWorkerError
-from streams.settings import Settings
+from headwater import own_worker
+from headwater.own_worker import OwnWorkerError
+from headwater.settings import Settings
 
 
 def test_the_worker_gets_the_settings_of_this_process(
@@ -20,7 +20,7 @@ def test_the_worker_gets_the_settings_of_this_process(
         catalog_partitions=2,
         graph_min_items=77,
         data_dir=tmp_path,
-        bundle=Path("models/starter").resolve(),
+        bundle=Path("models/headwater_models/starter").resolve(),
         device="cpu",
         encoder_threads=2,
     )

@@ -143,7 +143,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
 def in_the_tree(*folders: str) -> set[str]:
     paths = (path for folder in folders for path in (ROOT / folder).rglob("*"))
     return {
-        path.relative_to(ROOT).as_posix()
+        path.relative_to(ROOT).as_posix().partition("/")[2]
         for path in paths
         if path.is_file() and "__pycache__" not in path.parts
     }
@@ -151,22 +151,24 @@ def in_the_tree(*folders: str) -> set[str]:
 
 def test_the_wheel_has_the_packages_the_bundle_and_the_license(wheel: zipfile.Path) -> None:
     names = set(wheel.root.namelist())
-    assert in_the_tree("models/starter") <= names
-    assert "models/starter/bundle.json" in names
-    assert {path for path in in_the_tree("streams", "models") if path.endswith(".py")} <= names
+    assert in_the_tree("models/headwater_models/starter") <= names
+    assert "headwater_models/starter/bundle.json" in names
+    assert {
+        path for path in in_the_tree("streams/headwater", "models/headwater_models") if path.endswith(".py")
+    } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"streams", "models", "headwater"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"headwater", "headwater_models"}
 
 
 def test_the_wheel_brings_the_command(wheel: zipfile.Path) -> None:
     (entry_points,) = (name for name in wheel.root.namelist() if name.endswith("entry_points.txt"))
-    assert "headwater = streams.cli:main" in wheel.root.read(entry_points).decode()
+    assert "headwater = headwater.cli:main" in wheel.root.read(entry_points).decode()
 
 
 def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path) -> None:
     wheel.root.extractall(tmp_path / "site")
     code = (
-        "import streams.settings as s, streams.encoder as e; "
+        "import headwater.settings as s, headwater.encoder as e; "
         "path = s.Settings.load().bundle_path; print(path); print(e.load(path).dim)"
     )
     done = subprocess.run(
@@ -190,8 +192,8 @@ def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path)
 def test_no_part_of_serving_imports_torch_or_its_company() -> None:
     code = """
 import importlib, pkgutil, sys
-import streams
-modules = ["streams", *(found.name for found in pkgutil.walk_packages(streams.__path__, "streams."))]
+import headwater
+modules = ["headwater", *(found.name for found in pkgutil.walk_packages(headwater.__path__, "headwater."))]
 for name in modules:
     importlib.import_module(name)
 heavy = {"torch", "transformers", "optimum", "onnx", "pandas", "pyarrow", "sklearn", "scipy", "pytest"}
@@ -200,7 +202,7 @@ print(len(modules), sorted(heavy & set(sys.modules)))
     done = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", "-c", code],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "streams")},
         capture_output=True,
         text=True,
         timeout=120,

@@ -11,13 +11,13 @@ import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
-from streams.encoder import Encoder
-from streams.features import CANDIDATE_FEATURES, History, item_key
-from streams.index import Hit, Index, IndexUnavailable, Point, Query
-from streams.index.edge import EdgeIndex
-from streams.recall.filters import Filter, parse
-from streams.recall.pipeline import Answer, Ask, Recall
-from streams.trends import PopularItem
+from headwater.encoder import Encoder
+from headwater.features import CANDIDATE_FEATURES, History, item_key
+from headwater.index import Hit, Index, IndexUnavailable, Point, Query
+from headwater.index.edge import EdgeIndex
+from headwater.recall.filters import Filter, parse
+from headwater.recall.pipeline import Answer, Ask, Recall
+from headwater.trends import PopularItem
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,10 +8,10 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra tra
 
 pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
-from models.commands import Results, Weighed
-from models.costs import Cost
-from models.evaluation import Group, Measure, Quality
-from models.plots import DELAYS_MS, draw_freshness, draw_groups, draw_learning, draw_light
+from headwater_models.commands import Results, Weighed
+from headwater_models.costs import Cost
+from headwater_models.evaluation import Group, Measure, Quality
+from headwater_models.plots import DELAYS_MS, draw_freshness, draw_groups, draw_learning, draw_light
 
 
 def test_a_freshness_curve_is_drawn_with_its_delays_and_always_alike(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 
-from streams.producer import Producer
+from headwater.producer import Producer
 
 TIMEOUT_S = 0.05
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from models.datasets import Dataset, DatasetError
-from models.events import Log
-from models.protocols import Cases, delayed, discoveries, histories, select, split
+from headwater_models.datasets import Dataset, DatasetError
+from headwater_models.events import Log
+from headwater_models.protocols import Cases, delayed, discoveries, histories, select, split
 
 
 def dataset(users: dict[str, list[tuple[int, int]]]) -> Dataset:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.settings import PREFIX, Settings
+from headwater.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,8 +22,12 @@ def test_every_setting_is_in_the_table() -> None:
 
 def test_every_file_of_streams_is_in_its_map() -> None:
     text = (ROOT / "streams" / "README.md").read_text(encoding="utf-8")
-    files = {path.name for path in (ROOT / "streams").glob("*.py")} - {"__init__.py"}
-    folders = {f"{path.name}/" for path in (ROOT / "streams").iterdir() if (path / "__init__.py").exists()}
+    files = {path.name for path in (ROOT / "streams" / "headwater").glob("*.py")} - {"__init__.py"}
+    folders = {
+        f"{path.name}/"
+        for path in (ROOT / "streams" / "headwater").iterdir()
+        if (path / "__init__.py").exists()
+    }
     assert {name for name in files | folders if f"`{name}`" not in text} == set()
 
 
@@ -37,7 +41,7 @@ def test_every_command_of_the_table_exists() -> None:
     }
     for command in sorted(commands):
         done = subprocess.run(
-            [sys.executable, "-m", "streams.cli", command, "--help"],
+            [sys.executable, "-m", "headwater.cli", command, "--help"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -52,7 +56,7 @@ def test_the_client_example_runs_against_a_running_system(tmp_path: Path) -> Non
     script = tmp_path / "example.py"
     script.write_text(example[1], encoding="utf-8")
     system = subprocess.Popen(
-        [sys.executable, "-m", "streams.cli", "up"],
+        [sys.executable, "-m", "headwater.cli", "up"],
         cwd=tmp_path,
         env=_environment(),
         stdout=subprocess.DEVNULL,

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed (extra train)")
 
-from models.recipes import RecipeError, recipe, scorer_recipe, settings, varied
+from headwater_models.recipes import RecipeError, recipe, scorer_recipe, settings, varied
 
 
 def test_a_field_is_set_by_name_in_its_own_type() -> None:

@@ -13,21 +13,21 @@ import pytest
 import pytest_asyncio
 from aiokafka import ConsumerRecord
 
-from streams import encoder as encoders
-from streams import parking
-from streams.encoder import Encoder
-from streams.engine import Batch, Lost, StopWorker
-from streams.features import item_key
-from streams.index import IndexUnavailable, Point
-from streams.index.edge import EdgeIndex
-from streams.messages import Response, decode_response, schemas
-from streams.neighbours import Neighbours
-from streams.profiles import Partition
-from streams.recall.pipeline import Ask, Recall
-from streams.requests import RequestPath
-from streams.routing import forwarded, partition_of
-from streams.trends import PopularItem
-from streams.vectors import F32, Fetch
+from headwater import encoder as encoders
+from headwater import parking
+from headwater.encoder import Encoder
+from headwater.engine import Batch, Lost, StopWorker
+from headwater.features import item_key
+from headwater.index import IndexUnavailable, Point
+from headwater.index.edge import EdgeIndex
+from headwater.messages import Response, decode_response, schemas
+from headwater.neighbours import Neighbours
+from headwater.profiles import Partition
+from headwater.recall.pipeline import Ask, Recall
+from headwater.requests import RequestPath
+from headwater.routing import forwarded, partition_of
+from headwater.trends import PopularItem
+from headwater.vectors import F32, Fetch
 from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -489,7 +489,7 @@ async def test_an_event_that_comes_into_no_log_is_waited_for_as_well(
 async def test_what_is_remembered_of_events_beside_the_logs_is_bounded(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.profiles._BESIDE_LOG", 2)
+    monkeypatch.setattr("headwater.profiles._BESIDE_LOG", 2)
     seen = [worker.click("ann", "decaf", action="impression", event_id=f"seen {n}") for n in range(4)]
     await worker.apply(worker.click("ann", "decaf"), *seen)
     statuses = [

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streams.columns import Columns
-from streams.engine import StopWorker
-from streams.row_file import DiskFull, RowFile
+from headwater.columns import Columns
+from headwater.engine import StopWorker
+from headwater.row_file import DiskFull, RowFile
 from tests.interests_worker import InterestsWorker, now_ms
 
 TEXTS = {"tea": "Green tea bags", "soap": "Hand soap, lavender"}

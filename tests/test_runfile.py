@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from streams import runfile
-from streams.settings import Settings, SettingsError
+from headwater import runfile
+from headwater.settings import Settings, SettingsError
 
 
 def _settings(data_dir: Path, **given: object) -> Settings:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra train)")
 
-from models.search import Search, SearchError, best_of
+from headwater_models.search import Search, SearchError, best_of
 
 # Best: 3 and "b".
 SPACE = {"fit.size": (1, 2, 3), "network.kind": ("a", "b")}
@@ -84,7 +84,7 @@ def test_the_best_variant_is_what_is_trained_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch", reason="torch is not installed (extra train)")
-    from models import commands, recipes, train_sequence
+    from headwater_models import commands, recipes, train_sequence
     from tests import cycles
 
     class Exported(Exception):

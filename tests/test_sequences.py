@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.events import Log
-from models.sequences import Augmentation, batch_of, crop, drop, epoch, reorder, windows
+from headwater_models.events import Log
+from headwater_models.sequences import Augmentation, batch_of, crop, drop, epoch, reorder, windows
 
 LENGTHS = (1, 2, 9, 5)
 

@@ -6,14 +6,14 @@ from typing import cast
 import numpy as np
 import pytest
 
-from models.evaluation import encoded, evaluate, ranking
-from models.protocols import Cases, next_events
-from models.served import Counting, served
-from streams.counters import Left, count
-from streams.encoder import Encoder
-from streams.features import item_keys
-from streams.neighbours import Neighbours
-from streams.recall.buy_again import REST_MS
+from headwater.counters import Left, count
+from headwater.encoder import Encoder
+from headwater.features import item_keys
+from headwater.neighbours import Neighbours
+from headwater.recall.buy_again import REST_MS
+from headwater_models.evaluation import encoded, evaluate, ranking
+from headwater_models.protocols import Cases, next_events
+from headwater_models.served import Counting, served
 from tests.test_evaluation import Stand, small
 from tests.test_protocols import dataset
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from streams.counters import DEFAULT_COUNTERS
-from streams.settings import LOCAL_BROKER, Settings, SettingsError
+from headwater.counters import DEFAULT_COUNTERS
+from headwater.settings import LOCAL_BROKER, Settings, SettingsError
 
 
 @pytest.fixture(autouse=True)

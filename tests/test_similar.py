@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from streams.features import ACTION_CODES
-from streams.neighbours import Neighbours
-from streams.recall.similar import Session, Similar, session_in_hand
+from headwater.features import ACTION_CODES
+from headwater.neighbours import Neighbours
+from headwater.recall.similar import Session, Similar, session_in_hand
 
 BOUGHT = ACTION_CODES["purchase"]
 # Item 10 goes with 20, 30 and 40, item 20 with 10 and 40; 30 and 40 have no neighbours of their own.

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import encoder as encoders
-from streams.columns import Columns
-from streams.counters import MAX_LEVEL, weight
-from streams.features import ACTION_CODES, EVENT_KEY_MASK
-from streams.messages import MAX_AHEAD_MS
-from streams.profile import Event
-from streams.state_records import (
+from headwater import encoder as encoders
+from headwater.columns import Columns
+from headwater.counters import MAX_LEVEL, weight
+from headwater.features import ACTION_CODES, EVENT_KEY_MASK
+from headwater.messages import MAX_AHEAD_MS
+from headwater.profile import Event
+from headwater.state_records import (
     MAX_STRAYS,
     RecordError,
     Stamp,
@@ -109,7 +109,7 @@ def test_times_and_actions_fit_their_bits() -> None:
 
 def test_fifty_events_and_the_starters_state_take_at_most_1280_bytes() -> None:
     """Beside them come the header and the newest event's id, of the producer's choosing."""
-    starter = encoders.load(Path("models/starter"))
+    starter = encoders.load(Path("models/headwater_models/starter"))
     log = [Event(START_MS + number, EVENT_KEY_MASK - number, 2**64 - 1, 9) for number in range(50)]
     assert starter.log_length == 50
     (record,) = pack(*filled([log], length=50, state_size=starter.state_size), STAMP)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams import encoder as encoders
-from streams.columns import Columns
-from streams.encoder import Encoder
-from streams.features import ACTION_CODES
-from streams.profile import RETRACT, Event
-from streams.states import StepEncoder, fold_again
-from streams.vectors import ItemVectors
+from headwater import encoder as encoders
+from headwater.columns import Columns
+from headwater.encoder import Encoder
+from headwater.features import ACTION_CODES
+from headwater.profile import RETRACT, Event
+from headwater.states import StepEncoder, fold_again
+from headwater.vectors import ItemVectors
 from tests.histories import (
     CLICK,
     DIM,
@@ -37,7 +37,7 @@ CLOSE = 1 - 1e-6
 
 @pytest.fixture(scope="module")
 def starter() -> Encoder:
-    return encoders.load(Path("models/starter"))
+    return encoders.load(Path("models/headwater_models/starter"))
 
 
 def check_states(columns: Columns, history: History, vectors: ItemVectors, encoder: StepEncoder) -> None:

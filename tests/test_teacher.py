@@ -9,12 +9,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from models import sequence_bundle  # noqa: E402 - needs torch
-from models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
-from models.fitting import FitConfig, FitError, Model, fit, validation_ndcg  # noqa: E402 - needs torch
-from models.protocols import split  # noqa: E402 - after the skip
-from models.teacher import Teacher  # noqa: E402 - after the skip
-from streams.bundle import Origin  # noqa: E402 - after the skip
+from headwater.bundle import Origin  # noqa: E402 - after the skip
+from headwater_models import sequence_bundle  # noqa: E402 - needs torch
+from headwater_models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
+from headwater_models.fitting import FitConfig, FitError, Model, fit, validation_ndcg  # noqa: E402 - needs torch
+from headwater_models.protocols import split  # noqa: E402 - after the skip
+from headwater_models.teacher import Teacher  # noqa: E402 - after the skip
 from tests import cycles  # noqa: E402 - after the skip
 
 SPLIT = split(cycles.dataset(), "leave-one-out")

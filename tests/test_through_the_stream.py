@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.commands import Results, tables
-from models.datasets import DatasetError
-from models.evaluation import Measure, Quality
-from models.protocols import split
-from streams import through_the_stream
-from streams.messages import Reflects, Response
-from streams.through_the_stream import Compared, UnlikeAnswerError, _Asking, _check, _ranks
+from headwater import through_the_stream
+from headwater.messages import Reflects, Response
+from headwater.through_the_stream import Compared, UnlikeAnswerError, _Asking, _check, _ranks
+from headwater_models.commands import Results, tables
+from headwater_models.datasets import DatasetError
+from headwater_models.evaluation import Measure, Quality
+from headwater_models.protocols import split
 from tests.test_cli import Terminal
 from tests.test_protocols import dataset
 

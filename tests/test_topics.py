@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from streams import topics
-from streams.settings import Settings
-from streams.topics import Problem, Topics, TopicsError
+from headwater import topics
+from headwater.settings import Settings
+from headwater.topics import Problem, Topics, TopicsError
 
 
 async def _create(settings: Settings, name: str, partitions: int, **config: str) -> None:

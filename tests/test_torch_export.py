@@ -8,14 +8,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from models import export, torch_export  # noqa: E402 - needs torch
-from models.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch
-from models.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
-from streams.bundle import ItemRows, Origin, TextInput  # noqa: E402 - after the skip
-from streams.encoder import Encoder  # noqa: E402 - after the skip
-from streams.features import item_key  # noqa: E402 - after the skip
+from headwater.bundle import ItemRows, Origin, TextInput  # noqa: E402 - after the skip
+from headwater.encoder import Encoder  # noqa: E402 - after the skip
+from headwater.features import item_key  # noqa: E402 - after the skip
+from headwater_models import export, torch_export  # noqa: E402 - needs torch
+from headwater_models.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch
+from headwater_models.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
 
-STARTER = Path(__file__).parents[1] / "models" / "starter"
+STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 VOCABULARY = 30_522
 
 

@@ -10,20 +10,20 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from models import commands, neighbours, sequence_bundle, torch_export  # noqa: E402 - needs torch
-from models.architectures import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
-from models.datasets import Dataset  # noqa: E402 - after the skip
-from models.events import Log  # noqa: E402 - after the skip
-from models.export import ExportError  # noqa: E402 - needs onnx
-from models.fitting import FitError, Model  # noqa: E402 - needs torch
-from models.light import lighten  # noqa: E402 - needs onnx
-from models.neighbours import TableConfig  # noqa: E402 - needs scipy
-from models.protocols import split  # noqa: E402 - after the skip
-from models.recipes import ScorerFit  # noqa: E402 - needs torch
-from models.train_scorer import known_before, prepare  # noqa: E402 - needs torch
-from streams.bundle import BundleError, Origin  # noqa: E402 - after the skip
-from streams.encoder import Encoder, load  # noqa: E402 - after the skip
-from streams.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
+from headwater.bundle import BundleError, Origin  # noqa: E402 - after the skip
+from headwater.encoder import Encoder, load  # noqa: E402 - after the skip
+from headwater.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
+from headwater_models import commands, neighbours, sequence_bundle, torch_export  # noqa: E402 - needs torch
+from headwater_models.architectures import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
+from headwater_models.datasets import Dataset  # noqa: E402 - after the skip
+from headwater_models.events import Log  # noqa: E402 - after the skip
+from headwater_models.export import ExportError  # noqa: E402 - needs onnx
+from headwater_models.fitting import FitError, Model  # noqa: E402 - needs torch
+from headwater_models.light import lighten  # noqa: E402 - needs onnx
+from headwater_models.neighbours import TableConfig  # noqa: E402 - needs scipy
+from headwater_models.protocols import split  # noqa: E402 - after the skip
+from headwater_models.recipes import ScorerFit  # noqa: E402 - needs torch
+from headwater_models.train_scorer import known_before, prepare  # noqa: E402 - needs torch
 
 torch.set_num_threads(1)
 ITEMS = 60

@@ -5,11 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 
-from models.events import Log  # noqa: E402 - after the skip
-from models.losses import first_purchases, next_purchases, same_geometry  # noqa: E402 - needs torch
-from models.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch
-from models.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
-from models.training import (  # noqa: E402 - needs torch
+from headwater.features import ACTION_CODES, gaps_s  # noqa: E402 - after the skip
+from headwater_models.events import Log  # noqa: E402 - after the skip
+from headwater_models.losses import first_purchases, next_purchases, same_geometry  # noqa: E402 - needs torch
+from headwater_models.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch
+from headwater_models.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
+from headwater_models.training import (  # noqa: E402 - needs torch
     DAY_MS,
     Examples,
     Texts,
@@ -17,7 +18,6 @@ from models.training import (  # noqa: E402 - needs torch
     start_from_popularity,
     train,
 )
-from streams.features import ACTION_CODES, gaps_s  # noqa: E402 - after the skip
 
 THEMES, PER_THEME, USERS = 5, 8, 60
 ITEMS = THEMES * PER_THEME

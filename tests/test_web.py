@@ -6,8 +6,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from streams.metrics import Metrics
-from streams.web import Web
+from headwater.metrics import Metrics
+from headwater.web import Web
 
 
 class Site:

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 
-from streams.settings import Settings
+from headwater.settings import Settings
 from tests.bench import catalog, clicks, freshness, growth, load, machine, others, recovery, requests
 from tests.bench.processes import BenchError
 from tests.bench.report import RESULTS, Report

@@ -21,12 +21,12 @@ import uvloop
 from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
 
-from streams.columns import Columns
-from streams.encoder import Encoder, load
-from streams.features import clamp_gap_s, item_key
-from streams.index import edge, fields, server
-from streams.settings import Settings
-from streams.state_records import bundle_key, unpack
+from headwater.columns import Columns
+from headwater.encoder import Encoder, load
+from headwater.features import clamp_gap_s, item_key
+from headwater.index import edge, fields, server
+from headwater.settings import Settings
+from headwater.state_records import bundle_key, unpack
 from tests.bench import stored
 from tests.bench.processes import GRAPH_ITEMS, python
 from tests.bench.system import System

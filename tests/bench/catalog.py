@@ -5,9 +5,9 @@ import json
 import time
 from pathlib import Path
 
-from streams.features import item_text
-from streams.messages import Item
-from streams.settings import STARTER_BUNDLE, Settings
+from headwater.features import item_text
+from headwater.messages import Item
+from headwater.settings import STARTER_BUNDLE, Settings
 from tests.bench.processes import python, worker
 from tests.bench.report import Figure
 from tests.bench.system import System

@@ -16,10 +16,10 @@ import numpy as np
 import uvloop
 from aiokafka import AIOKafkaProducer
 
-from streams.messages import Click, encode
-from streams.publish import producer_of
-from streams.routing import partitions_of
-from streams.settings import Settings
+from headwater.messages import Click, encode
+from headwater.publish import producer_of
+from headwater.routing import partitions_of
+from headwater.settings import Settings
 from tests.bench import dataset
 
 _TICK_S = 0.005

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.encoder import load
-from streams.publish import Outgoing
-from streams.settings import Settings
-from streams.state_records import ENTRY_BYTES, FORMAT_WITH_COUNTERS, record_size
-from streams.topics import Topics
+from headwater.encoder import load
+from headwater.publish import Outgoing
+from headwater.settings import Settings
+from headwater.state_records import ENTRY_BYTES, FORMAT_WITH_COUNTERS, record_size
+from headwater.topics import Topics
 from tests.bench import catalog, dataset, stored
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from models import complete_journey
-from streams.messages import Click, Item, encode
-from streams.publish import Outgoing, producer_of, write_all
-from streams.routing import partitions_of
-from streams.settings import Settings
+from headwater.messages import Click, Item, encode
+from headwater.publish import Outgoing, producer_of, write_all
+from headwater.routing import partitions_of
+from headwater.settings import Settings
+from headwater_models import complete_journey
 
 _NO_CONTEXT = msgspec.Raw(b"{}")
 

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from streams.client import HeadwaterClient
-from streams.messages import Position, Response
+from headwater.client import HeadwaterClient
+from headwater.messages import Position, Response
 from tests.bench import catalog
 from tests.bench.processes import BenchError, python, worker
 from tests.bench.report import Figure

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from streams.client import HeadwaterClient
+from headwater.client import HeadwaterClient
 from tests.bench import clicks, dataset, freshness, requests
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure

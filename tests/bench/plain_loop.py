@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from streams import encoder
+from headwater import encoder
 
 # As many texts at once as a catalog worker encodes.
 SLICE = 512

@@ -22,12 +22,12 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from numpy.typing import NDArray
 
-from streams.encoder import Encoder, load
-from streams.features import ACTION_CODES, clamp_gap_s
-from streams.messages import ReadClicks
-from streams.settings import Settings
-from streams.state_records import ENTRY_BYTES, header_size
-from streams.topics import Topics
+from headwater.encoder import Encoder, load
+from headwater.features import ACTION_CODES, clamp_gap_s
+from headwater.messages import ReadClicks
+from headwater.settings import Settings
+from headwater.state_records import ENTRY_BYTES, header_size
+from headwater.topics import Topics
 from tests.bench import stored
 
 # With 2,000 it is a third slower; 8,000 to 32,000 make no difference, nor do larger or shorter fetches.

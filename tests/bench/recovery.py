@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from streams.columns import Columns, Log
-from streams.encoder import load
-from streams.features import ACTION_CODES
-from streams.publish import Outgoing, producer_of
-from streams.routing import write_keyed
-from streams.settings import Settings
-from streams.state_records import Stamp, bundle_key, pack
-from streams.topics import Topics
+from headwater.columns import Columns, Log
+from headwater.encoder import load
+from headwater.features import ACTION_CODES
+from headwater.publish import Outgoing, producer_of
+from headwater.routing import write_keyed
+from headwater.settings import Settings
+from headwater.state_records import Stamp, bundle_key, pack
+from headwater.topics import Topics
 from tests.bench.processes import worker
 from tests.bench.report import Figure
 from tests.bench.system import System

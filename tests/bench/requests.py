@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from qdrant_client.models import CollectionStatus
 
-from streams.client import ClientError, HeadwaterClient
-from streams.encoder import load
-from streams.settings import Settings
-from streams.topics import Topics
+from headwater.client import ClientError, HeadwaterClient
+from headwater.encoder import load
+from headwater.settings import Settings
+from headwater.topics import Topics
 from tests.bench import bare_queries, catalog, clicks, dataset
 from tests.bench.processes import GRAPH_S, Worker, worker
 from tests.bench.report import Figure

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from streams.catalog import point_of_vector
-from streams.index import Point
-from streams.settings import Settings
-from streams.topics import Topics
+from headwater.catalog import point_of_vector
+from headwater.index import Point
+from headwater.settings import Settings
+from headwater.topics import Topics
 
 
 async def records_of(settings: Settings, topic: str, partitions: int) -> AsyncIterator[ConsumerRecord]:

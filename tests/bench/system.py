@@ -5,11 +5,11 @@ from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from streams import topics
-from streams.messages import Item, encode
-from streams.publish import Outgoing
-from streams.settings import Settings
-from streams.topics import Topics
+from headwater import topics
+from headwater.messages import Item, encode
+from headwater.publish import Outgoing
+from headwater.settings import Settings
+from headwater.topics import Topics
 from tests.bench import dataset
 from tests.bench.report import Report
 

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streams.features import item_key
-from streams.index import BadVector, Index, KeyCollision, Point, Query
-from streams.index.edge import EdgeIndex
-from streams.index.server import ServerIndex
-from streams.recall.filters import And, Filter, FilterError, Range, admits, parse
+from headwater.features import item_key
+from headwater.index import BadVector, Index, KeyCollision, Point, Query
+from headwater.index.edge import EdgeIndex
+from headwater.index.server import ServerIndex
+from headwater.recall.filters import And, Filter, FilterError, Range, admits, parse
 from tests.contract import qdrant_stand_in
 
 DIM = 8

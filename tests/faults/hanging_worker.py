@@ -6,8 +6,8 @@ import signal
 import time
 from typing import Any
 
-from streams import cli
-from streams.engine import EngineApp
+from headwater import cli
+from headwater.engine import EngineApp
 
 _apps: list[tuple[asyncio.AbstractEventLoop, Any]] = []
 
@@ -29,9 +29,9 @@ def _end_fetching(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    import streams.app
+    import headwater.app
 
-    streams.app.EngineApp = _KnownApp  # type: ignore[misc]
+    headwater.app.EngineApp = _KnownApp  # type: ignore[misc]
     signal.signal(signal.SIGUSR1, _block)
     signal.signal(signal.SIGUSR2, _end_fetching)
     cli.main()

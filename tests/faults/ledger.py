@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from aiokafka import ConsumerRecord
 
-from streams import encoder as encoders
-from streams.catalog import point_of_vector
-from streams.columns import Columns
-from streams.encoder import Encoder
-from streams.features import ACTION_CODES, event_key, item_key
-from streams.profile import Event
-from streams.state_records import bundle_key, unpack
-from streams.vectors import ItemVectors
+from headwater import encoder as encoders
+from headwater.catalog import point_of_vector
+from headwater.columns import Columns
+from headwater.encoder import Encoder
+from headwater.features import ACTION_CODES, event_key, item_key
+from headwater.profile import Event
+from headwater.state_records import bundle_key, unpack
+from headwater.vectors import ItemVectors
 from tests.histories import canonical_state, cosine
 from tests.kafka.outside import Outside
 from tests.kafka.story import Story, newest_events

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from streams import topics
-from streams.state_records import FORMAT_WITH_COUNTERS
+from headwater import topics
+from headwater.state_records import FORMAT_WITH_COUNTERS
 from tests.faults.asking import begin
 from tests.faults.scale import TIMEOUT_S
 from tests.kafka.conftest import System

@@ -17,12 +17,12 @@ import pytest
 import pytest_asyncio
 from aiokafka.structs import RecordMetadata
 
-from streams import encoder as encoders
-from streams.catalog import point_of_vector
-from streams.features import item_key
-from streams.index import Point
-from streams.index.server import ServerIndex
-from streams.settings import Settings
+from headwater import encoder as encoders
+from headwater.catalog import point_of_vector
+from headwater.features import item_key
+from headwater.index import Point
+from headwater.index.server import ServerIndex
+from headwater.settings import Settings
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
 from tests.faults.asking import asking, begin

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from streams import topics
-from streams.settings import Settings
+from headwater import topics
+from headwater.settings import Settings
 from tests.conftest import new_topic_prefix
 from tests.kafka.outside import Outside
 from tests.kafka.worker_process import WorkerProcess

@@ -14,10 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.partitioner import murmur2
 from aiokafka.structs import RecordMetadata
 
-from streams.consumer import Consumer
-from streams.messages import schemas
-from streams.settings import Settings
-from streams.topics import Topics
+from headwater.consumer import Consumer
+from headwater.messages import schemas
+from headwater.settings import Settings
+from headwater.topics import Topics
 from tests.kafka import shop
 
 # No answer takes so long; it bounds a test that fails.

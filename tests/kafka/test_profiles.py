@@ -11,15 +11,15 @@ import pytest
 import pytest_asyncio
 from aiokafka import TopicPartition
 
-from streams.app import _started
-from streams.columns import Columns
-from streams.consumer import Consumer
-from streams.metrics import Metrics
-from streams.profiles import Partition, Profiles
-from streams.publish import producer_of
-from streams.settings import Settings
-from streams.state_records import bundle_key, unpack
-from streams.topics import Topics
+from headwater.app import _started
+from headwater.columns import Columns
+from headwater.consumer import Consumer
+from headwater.metrics import Metrics
+from headwater.profiles import Partition, Profiles
+from headwater.publish import producer_of
+from headwater.settings import Settings
+from headwater.state_records import bundle_key, unpack
+from headwater.topics import Topics
 
 _WITHIN_S = 30.0
 
@@ -161,7 +161,7 @@ async def test_a_late_write_does_not_bring_an_erased_user_back(
     own_topics: Settings, stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither where it was erased nor for whoever reads the changelog, record by record."""
-    monkeypatch.setattr("streams.profiles._READ_RECORDS", 1)
+    monkeypatch.setattr("headwater.profiles._READ_RECORDS", 1)
     frozen, heir = stores
     await frozen.own(1)
     await frozen.write(b"ann", 3)

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 import pytest_asyncio
 
-from streams.client import HeadwaterClient
-from streams.messages import schemas
+from headwater.client import HeadwaterClient
+from headwater.messages import schemas
 from tests.kafka.conftest import System
 from tests.kafka.outside import Answer, Outside
 from tests.kafka.shop import THEMES, theme_of

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from streams import topics
-from streams.settings import STARTER_BUNDLE, Settings
+from headwater import topics
+from headwater.settings import STARTER_BUNDLE, Settings
 from tests.kafka.worker_process import WorkerProcess, finished
 
 

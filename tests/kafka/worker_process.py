@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
-from streams.broker import dying_with_us
+from headwater.broker import dying_with_us
 
 ROOT = Path(__file__).resolve().parents[2]
 # Generous, since two cores may be shared with a compiler; a worker that is well needs four seconds.
@@ -25,7 +25,7 @@ STOP_S = 15.0
 SESSION_TIMEOUT_S = 6.0
 
 
-def command(*arguments: str, module: str = "streams.cli") -> list[str]:
+def command(*arguments: str, module: str = "headwater.cli") -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
@@ -47,7 +47,7 @@ class WorkerProcess:
         ] = ()  # a command that becomes the worker, after what it does to its surroundings
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
-        self.module = "streams.cli"
+        self.module = "headwater.cli"
         self._may_end = False
 
     def __enter__(self) -> Self:

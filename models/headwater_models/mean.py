@@ -1,0 +1,122 @@
+"""The training-free user encoder: a decayed, action-weighted mean of item vectors, over any item tower.
+
+"Cosine of user text and item text", kept up incrementally. The state is the weighted sum, the interest its direction.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import onnx.parser
+
+from headwater.features import ACTION_CODES
+
+OPSET = 18
+
+
+@dataclass(frozen=True)
+class MeanConfig:
+    # A click keeps 0.85 of what was before: after 50 clicks 0.0003 is left, which no answer shows, and so stepping on
+    # past evicted events equals the fold over the newest 50 (`forgets`).
+    keep: float = 0.85
+    half_life_s: float = 14 * 86_400.0
+    click: float = 1.0
+    view: float = 0.5
+    like: float = 1.5
+    add_to_cart: float = 2.0
+    purchase: float = 3.0
+
+    def weights(self) -> list[float]:
+        """Weight by action code; actions that never step an encoder count nothing."""
+        codes = {code: name for name, code in ACTION_CODES.items()}
+        return [float(getattr(self, codes.get(code, ""), 0.0)) for code in range(max(codes) + 1)]
+
+
+def step_graph(dim: int, config: MeanConfig) -> onnx.ModelProto:
+    """state' = decay * state + sum of what is left of each weighted item; the sums run backwards from the last event."""
+    return _model(
+        f"""
+        step (float[users, {dim}] state, float[users, events, {dim}] items, int64[users, events] actions,
+              float[users, events] gaps_s, float[users, events] mask) => (float[users, {dim}] new_state)
+        {{
+            cooling = Mul(gaps_s, cooling_per_s)
+            log_keep = Add(cooling, log_keep_per_event)
+            masked_log_keep = Mul(log_keep, mask)
+            log_left = CumSum <exclusive = 1, reverse = 1> (masked_log_keep, events_axis)
+            left = Exp(log_left)
+            weight = Gather(weights, actions)
+            masked_weight = Mul(weight, mask)
+            share = Mul(masked_weight, left)
+            share_row = Unsqueeze(share, events_axis)
+            summed = MatMul(share_row, items)
+            added = Squeeze(summed, events_axis)
+            log_all = ReduceSum <keepdims = 1> (masked_log_keep, events_axis)
+            all_left = Exp(log_all)
+            kept = Mul(state, all_left)
+            new_state = Add(kept, added)
+        }}
+        """,
+        cooling_per_s=np.float32(-np.log(2) / config.half_life_s),
+        log_keep_per_event=np.float32(np.log(config.keep)),
+        weights=np.array(config.weights(), np.float32),
+        events_axis=np.array([1]),
+    )
+
+
+def read_graph(dim: int) -> onnx.ModelProto:
+    """The direction of the state; a user without events has interest zero with weight zero."""
+    return _model(
+        f"""
+        read (float[users, {dim}] state, float[users] gap_to_now_s)
+            => (float[users, 1, {dim}] interests, float[users, 1] weights)
+        {{
+            length = ReduceL2 <keepdims = 1> (state, last_axis)
+            divisor = Max(length, tiny)
+            direction = Div(state, divisor)
+            interests = Unsqueeze(direction, first_axis)
+            any = Greater(length, tiny)
+            one_if_any = Cast <to = 1> (any)
+            now_times_zero = Mul(gap_to_now_s, zero)
+            column = Unsqueeze(now_times_zero, first_axis)
+            weights = Add(one_if_any, column)
+        }}
+        """,
+        last_axis=np.array([1]),
+        first_axis=np.array([1]),
+        tiny=np.float32(1e-6),
+        zero=np.float32(0),
+    )
+
+
+def normalised(item_graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same item tower with vectors of length one."""
+    graph = item_graph.graph
+    for node in graph.node:
+        for place, name in enumerate(node.output):
+            if name == "vectors":
+                node.output[place] = "raw_vectors"
+        for place, name in enumerate(node.input):
+            if name == "vectors":
+                node.input[place] = "raw_vectors"
+    graph.node.append(onnx.helper.make_node("LpNormalization", ["raw_vectors"], ["vectors"], axis=-1, p=2))
+    return item_graph
+
+
+def write_user_graphs(folder: Path, dim: int, config: MeanConfig) -> None:
+    """step.onnx and read.onnx."""
+    onnx.save(step_graph(dim, config), folder / "step.onnx")
+    onnx.save(read_graph(dim), folder / "read.onnx")
+
+
+def _model(text: str, **constants: object) -> onnx.ModelProto:
+    graph = onnx.parser.parse_graph(text)
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
+    # IR version 9 goes with opset 18 to 20: older ONNX Runtimes refuse newer ones.
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model

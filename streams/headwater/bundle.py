@@ -1,0 +1,266 @@
+"""What a bundle is: the manifest of an exported encoder, and the checks that need no ONNX Runtime.
+
+A bundle is a folder: `bundle.json` (class Manifest) and the files it names, each with its SHA-256.
+"""
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.features import ACTION_CODES, CANDIDATE_FEATURES
+
+FORMAT = 1
+# A user's record counts the entries of its log in one byte.
+MAX_LOG_LENGTH = 255
+OPSETS = range(17, 22)  # what the oldest ONNX Runtime we support (1.17) can run, and not older than we test
+
+
+class BundleError(Exception):
+    """A bundle that must not be served: the message names the file, what was seen, what was expected and the remedy."""
+
+
+class TextInput(msgspec.Struct, frozen=True):
+    """How texts become token ids."""
+
+    tokenizer: str  # a tokenizers file
+    max_tokens: int  # longer texts are cut, special tokens included
+    special_tokens: bool  # [CLS] and [SEP] around the text
+    pad_id: int
+
+
+class ItemRows(msgspec.Struct, frozen=True):
+    """Items that the item graph knows by name: row i + 1 of its table is key i of the file, row 0 any other item."""
+
+    keys: str  # little-endian unsigned 64-bit item keys, ascending
+    count: int
+
+
+class Graphs(msgspec.Struct, frozen=True):
+    item: str
+    step: str | None = None
+    read: str | None = None
+    window: str | None = None
+    score: str | None = None
+
+
+class Scoring(msgspec.Struct, frozen=True):
+    """What the score graph is given, and what came out of it where it was exported."""
+
+    features: list[str]  # of a candidate, in order
+    pool: Annotated[int, msgspec.Meta(ge=1, le=1000)]  # candidates of a request that it was trained to order
+    probe: list[list[float]]  # (events of the bundle's probe, features): each of its items as a candidate
+    scores: list[float]
+
+
+class NeighbourTable(msgspec.Struct, frozen=True):
+    """Which items are taken together in one session (`streams/headwater/neighbours.py` says what the file holds)."""
+
+    file: str
+    pause_s: Annotated[float, msgspec.Meta(gt=0)]  # a longer one between two events of a user ends a session
+    items: int
+    pairs: int
+
+
+class FileCheck(msgspec.Struct, frozen=True):
+    bytes: int
+    sha256: str
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """One user's events and what came out of the encoder where it was exported."""
+
+    texts: list[str]
+    item_ids: list[str]
+    actions: list[str]
+    gaps_s: list[float]
+    gap_to_now_s: float
+    vectors: list[list[float]]  # (events, dim)
+    interests: list[list[float]]  # (interests, dim)
+    tolerance: float  # of the largest absolute value expected
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a bundle comes from: enough to make it again and to judge it."""
+
+    data: str  # what it was trained on, in words
+    data_sha256: str | None
+    command: str
+    seed: int | None
+    seconds: float
+    versions: dict[str, str]
+    # method -> set of targets -> measure -> value, of this very bundle with full ranking; `targets` is their number
+    figures: dict[str, dict[str, dict[str, float]]]
+    notes: list[str] = []
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """bundle.json"""
+
+    format: int
+    name: str
+    summary: str
+    kind: Literal["recurrent", "windowed"]
+    item_inputs: Literal["text", "item_id"]
+    dim: int
+    state_size: int
+    log_length: Annotated[int, msgspec.Meta(ge=1, le=MAX_LOG_LENGTH)]
+    interests: int
+    normalised: bool  # item vectors have length one, so that a dot product is a cosine
+    forgets: bool  # the export showed that the fold over 4 L events and over the newest L agree
+    opset: int
+    actions: dict[str, int]
+    text: TextInput | None
+    rows: ItemRows | None
+    graphs: Graphs
+    files: dict[str, FileCheck]
+    probe: Probe
+    origin: Origin
+    # A length that item vectors hardly exceed: the index lifts them to it. 0: as they come.
+    radius: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
+    # Only with a score graph. Whoever knows nothing of either serves the bundle without them.
+    scoring: Scoring | None = None
+    # Only with a table of neighbours; ignored likewise.
+    neighbours: NeighbourTable | None = None
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    path = folder / "bundle.json"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {path} ({error.strerror}): a bundle is a folder with a bundle.json; "
+            "make one with `headwater train` or `headwater export`"
+        ) from error
+
+
+def manifest_of(path: Path, raw: bytes) -> Manifest:
+    try:
+        form = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format")
+        if form is not None and bytes(form) != str(FORMAT).encode():
+            raise BundleError(
+                f"{path} has bundle format {bytes(form).decode()}, this version reads {FORMAT}: export it again"
+            )
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{path / 'bundle.json'} is not a manifest of format {FORMAT}: {error}; export the bundle again"
+        ) from error
+    if manifest.actions != ACTION_CODES:
+        raise BundleError(
+            f"{path} was trained with action codes {manifest.actions}, this version has {ACTION_CODES}: export it again"
+        )
+    graphs = manifest.graphs
+    wanted = ("step", "read") if manifest.kind == "recurrent" else ("window",)
+    for name in wanted:
+        if getattr(graphs, name) is None:
+            raise BundleError(f"{path} is {manifest.kind} but names no {name} graph: export it again")
+    if (graphs.score is None) != (manifest.scoring is None):
+        raise BundleError(
+            f"{path} has only one of a score graph and its settings (scoring): train its scorer again"
+        )
+    if manifest.scoring and manifest.scoring.features != list(CANDIDATE_FEATURES):
+        raise BundleError(
+            f"{path} scores candidates by {', '.join(manifest.scoring.features)}, this version knows "
+            f"{', '.join(CANDIDATE_FEATURES)}: train its scorer again"
+        )
+    if manifest.item_inputs == "text" and manifest.text is None:
+        raise BundleError(f"{path} takes text but names no tokenizer: export it again")
+    if manifest.item_inputs == "item_id" and manifest.rows is None:
+        raise BundleError(f"{path} takes item ids but names no file of item keys: export it again")
+    named = [graphs.item, graphs.step, graphs.read, graphs.window, graphs.score]
+    named += [
+        manifest.text.tokenizer if manifest.text else None,
+        manifest.rows.keys if manifest.rows else None,
+        manifest.neighbours.file if manifest.neighbours else None,
+    ]
+    for file in named:
+        if file is not None and file not in manifest.files:
+            raise BundleError(f"{path} uses {file} but lists no checksum for it: export it again")
+    return manifest
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    for name, check in manifest.files.items():
+        if Path(name).name != name:
+            raise BundleError(
+                f"{path} lists the file {name!r}: a bundle's files lie in its own folder, without a path"
+            )
+        file = path / name
+        try:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                size = stream.tell()
+        except OSError as error:
+            raise BundleError(
+                f"cannot read {file} ({error.strerror}), which bundle.json lists: copy the bundle again"
+            ) from error
+        if digest != check.sha256:
+            raise BundleError(
+                f"{file} ({size} bytes) has SHA-256 {digest}, bundle.json says {check.sha256} ({check.bytes} bytes): "
+                "the file is damaged or was changed; copy or export the bundle again"
+            )
+
+
+def opset_of(path: Path) -> int:
+    """The version of the default operator set that an ONNX file imports.
+
+    Read straight from the protobuf (ModelProto.opset_import, field 8), since ONNX Runtime does not tell and the `onnx`
+    package is not part of serving.
+    """
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for field, start, end in _fields(data, 0, len(data)):
+                if field == 8:
+                    found = {number: (a, b) for number, a, b in _fields(data, start, end)}
+                    if 1 not in found or found[1][0] == found[1][1]:  # domain "" is the default one
+                        return _varint(data, found[2][0])[0]
+    except (IndexError, KeyError, ValueError) as error:
+        raise BundleError(
+            f"{path} is not an ONNX model ({type(error).__name__} while reading it): export the bundle again"
+        ) from error
+    raise BundleError(f"{path} imports no operator set: export the bundle again")
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    while at < end:
+        tag, at = _varint(data, at)
+        start, kind = at, tag & 7
+        if kind == 0:
+            _, at = _varint(data, at)
+        elif kind == 2:
+            length, start = _varint(data, at)
+            at = start + length
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        yield tag >> 3, start, at
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def row_keys(path: Path, manifest: Manifest) -> NDArray[np.uint64]:
+    if manifest.rows is None:
+        return np.empty(0, dtype=np.uint64)
+    keys = np.fromfile(path / manifest.rows.keys, dtype="<u8").astype(np.uint64)
+    if keys.size != manifest.rows.count or (keys[1:] <= keys[:-1]).any():
+        raise BundleError(
+            f"{path / manifest.rows.keys} holds {keys.size} keys, expected {manifest.rows.count} in ascending order: "
+            "export the bundle again"
+        )
+    return keys

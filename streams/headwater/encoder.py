@@ -1,0 +1,360 @@
+"""Bundles: exported encoders, checked on load and run through ONNX Runtime.
+
+A bundle is a folder: `bundle.json` (the manifest below) and the files it names. Every encoder, static or language model,
+trained or training-free, is served by this one path, and torch is never needed for it.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from headwater.bundle import (
+    OPSETS,
+    BundleError,
+    Manifest,
+    check_files,
+    manifest_bytes,
+    manifest_of,
+    opset_of,
+    row_keys,
+)
+from headwater.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
+from headwater.neighbours import Neighbours, read
+
+Floats = NDArray[np.float32]
+Device = Literal["cpu", "cuda", "auto"]
+log = logging.getLogger(__name__)
+
+
+class Encoder:
+    """A loaded bundle. All methods block for the length of the computation and may be called from any thread."""
+
+    def __init__(self, path: Path, threads: int, device: Device) -> None:
+        self.path = path
+        raw = manifest_bytes(path)
+        self.manifest = manifest_of(path, raw)
+        self.id = f"{self.manifest.name}-{hashlib.sha256(raw).hexdigest()[:12]}"
+        self.name = self.manifest.name
+        self.dim = self.manifest.dim
+        self.state_size = self.manifest.state_size
+        self.log_length = self.manifest.log_length
+        self.interests = self.manifest.interests
+        self.kind = self.manifest.kind
+        self.item_inputs = self.manifest.item_inputs
+        self.forgets = self.manifest.forgets
+        # How many candidates of a request the score graph is to order; 0: there is none.
+        self.pool = self.manifest.scoring.pool if self.manifest.scoring else 0
+        check_files(path, self.manifest)
+
+        graphs = self.manifest.graphs
+        self._item = _session(path, graphs.item, threads, device, self.manifest)
+        # The recurrence is a few microseconds of arithmetic a user: a trip to an accelerator costs more than it saves.
+        self._step = _session(path, graphs.step, threads, "cpu", self.manifest) if graphs.step else None
+        self._read = _session(path, graphs.read, threads, "cpu", self.manifest) if graphs.read else None
+        self._window = (
+            _session(path, graphs.window, threads, device, self.manifest) if graphs.window else None
+        )
+        self._score = _session(path, graphs.score, threads, "cpu", self.manifest) if graphs.score else None
+        self._item_names = {given.name for given in self._item.get_inputs()}
+        self._tokenizer = _tokenizer(path, self.manifest, threads)
+        self._keys = row_keys(path, self.manifest)
+        self.neighbours: Neighbours | None = read(path, self.manifest)
+        self.providers: list[str] = (self._window or self._item).get_providers()
+        _check_shapes(self.manifest, self._item, self._step, self._read, self._window, self._score)
+
+    def encode_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Floats:
+        """Vectors f32[items, dim]. Without ids, a text bundle encodes each item as one it has never met.
+
+        An `item_id` bundle looks only at the ids.
+        """
+        if self.item_inputs == "item_id" and item_ids is None:
+            raise ValueError(f"bundle {self.id} encodes item ids, got texts only: pass item_ids")
+        count = len(texts) if item_ids is None else len(item_ids)
+        vectors = np.empty((count, self.dim), dtype=np.float32)
+        rows = self._rows(item_ids, count)
+        if self._tokenizer is None:
+            for chunk in _chunks(np.arange(count), 4096):
+                (vectors[chunk],) = self._item.run(["vectors"], {"item_row": rows[chunk]})
+            return vectors
+        tokens = self.tokens(texts)
+        lengths = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=count)
+        # Texts of like length together, so that little of the work is padding; ~8k tokens keep a batch inside the cache.
+        for chunk in _even_chunks(lengths, budget=8192):
+            feed = self._padded(tokens, lengths, chunk)
+            if "item_row" in self._item_names:
+                feed["item_row"] = rows[chunk]
+            (vectors[chunk],) = self._item.run(["vectors"], feed)
+        return vectors
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, cut to the bundle's length, unpadded."""
+        if self._tokenizer is None or self.manifest.text is None:
+            raise ValueError(f"bundle {self.id} encodes item ids and has no tokenizer")
+        found = self._tokenizer.encode_batch_fast(
+            list(texts), add_special_tokens=self.manifest.text.special_tokens
+        )
+        return [one.ids for one in found]
+
+    def step(
+        self, state: Floats, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats
+    ) -> Floats:
+        """States after the masked events of each row, events in order of time and padding (mask 0) after them.
+
+        state (users, S), items (users, events, D), the rest (users, events) -> (users, S). A row of padding only keeps
+        its state bit for bit.
+        """
+        if self._step is None:
+            raise BundleError(
+                f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events"
+            )
+        feed = {"state": state, "items": items, "actions": actions, "gaps_s": gaps_s, "mask": mask}
+        (new_state,) = self._step.run(["new_state"], feed)
+        return np.asarray(new_state)
+
+    def read(self, state: Floats, gap_to_now_s: Floats) -> tuple[Floats, Floats]:
+        """Interests (users, K, D) and their weights (users, K) at `gap_to_now_s` seconds after the last event."""
+        if self._read is None:
+            raise BundleError(
+                f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events"
+            )
+        interests, weights = self._read.run(
+            ["interests", "weights"], {"state": state, "gap_to_now_s": gap_to_now_s}
+        )
+        return interests, weights
+
+    def window(
+        self, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats, gap_to_now_s: Floats
+    ) -> tuple[Floats, Floats]:
+        """Interests (users, K, D) and weights (users, K) from the newest events, padding (mask 0) after them."""
+        if self._window is None:
+            raise BundleError(f"bundle {self.id} is {self.kind}, not windowed: use step() and read()")
+        feed = {
+            "items": items,
+            "actions": actions,
+            "gaps_s": gaps_s,
+            "mask": mask,
+            "gap_to_now_s": gap_to_now_s,
+        }
+        interests, weights = self._window.run(["interests", "weights"], feed)
+        return interests, weights
+
+    def answer(
+        self, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats, gap_to_now_s: Floats
+    ) -> tuple[Floats, Floats]:
+        """Interests (users, K, D) and weights (users, K) from whole histories, by whichever graphs the bundle has."""
+        if self.kind == "windowed":
+            return self.window(items, actions, gaps_s, mask, gap_to_now_s)
+        state = self.step(self.initial_state(len(items)), items, actions, gaps_s, mask)
+        return self.read(state, gap_to_now_s)
+
+    def score(self, features: Floats, interests: Floats, items: Floats) -> Floats:
+        """Scores (candidates,) between 0 and 1, the higher the likelier that the user takes the candidate next.
+
+        features (candidates, CANDIDATE_FEATURES); of each candidate the interest that it is nearest to and its own vector, both
+        (candidates, D).
+        """
+        if self._score is None:
+            raise BundleError(
+                f"bundle {self.id} has no score graph: train one over it, `headwater train deepfm`"
+            )
+        feed = {"features": features, "nearest": interests, "candidates": items}
+        (scores,) = self._score.run(["scores"], feed)
+        return np.asarray(scores)
+
+    def initial_state(self, users: int) -> Floats:
+        """The state of users without events."""
+        return np.zeros((users, self.state_size), dtype=np.float32)
+
+    def _rows(self, item_ids: Sequence[str] | None, count: int) -> NDArray[np.int64]:
+        if item_ids is None or self._keys.size == 0:
+            return np.zeros(count, dtype=np.int64)
+        keys = np.fromiter((item_key(item_id) for item_id in item_ids), dtype=np.uint64, count=count)
+        places = np.searchsorted(self._keys, keys).clip(max=self._keys.size - 1)
+        return np.where(self._keys[places] == keys, places + 1, 0).astype(np.int64)
+
+    def _padded(
+        self, tokens: list[list[int]], lengths: NDArray[np.int64], chunk: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.int64]]:
+        assert self.manifest.text is not None
+        width = max(1, int(lengths[chunk].max()))
+        mask = (np.arange(width) < lengths[chunk, None]).astype(np.int64)
+        ids = np.full(mask.shape, self.manifest.text.pad_id, dtype=np.int64)
+        ids[mask == 1] = np.fromiter(
+            (i for row in chunk for i in tokens[row]), np.int64, count=int(mask.sum())
+        )
+        feed = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in self._item_names:
+            feed["token_type_ids"] = np.zeros_like(ids)
+        return feed
+
+
+def load(path: Path, *, threads: int = 1, device: Device = "auto") -> Encoder:
+    """The bundle in a folder, checked: format, files, opset, dimensions, and its probe run once.
+
+    `auto` uses CUDA where this ONNX Runtime really has it; `cuda` insists. Raises BundleError.
+    """
+    encoder = Encoder(path, threads, device)
+    _check_probe(encoder)
+    log.info("bundle %s runs on %s with %d thread(s)", encoder.id, ", ".join(encoder.providers), threads)
+    return encoder
+
+
+def _session(path: Path, file: str, threads: int, device: Device, manifest: Manifest) -> ort.InferenceSession:
+    opset = opset_of(path / file)
+    if opset != manifest.opset or opset not in OPSETS:
+        raise BundleError(
+            f"{path / file} has opset {opset}, its manifest says {manifest.opset} and this version runs "
+            f"{OPSETS.start} to {OPSETS.stop - 1}: export it again"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle threads of a session must not spin: the worker's event loop shares these cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
+        ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the loader does not look by itself
+        providers.insert(
+            0, ("CUDAExecutionProvider", {"use_tf32": "0"})
+        )  # the probe compares with full precision
+    try:
+        session = ort.InferenceSession(str(path / file), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions have no common class below Exception
+        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path / file}: {error}") from error
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise BundleError(
+            f"device cuda was asked for, {file} runs on {', '.join(session.get_providers())}: install onnxruntime-gpu and a "
+            "CUDA it supports, or use device cpu"
+        )
+    return session
+
+
+def _tokenizer(path: Path, manifest: Manifest, threads: int) -> Tokenizer | None:
+    if manifest.text is None:
+        return None
+    # Read once by the tokenizers library at its first batch; without it, one-thread encoders would use every core.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+    try:
+        tokenizer = Tokenizer.from_file(str(path / manifest.text.tokenizer))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise BundleError(f"cannot read the tokenizer {path / manifest.text.tokenizer}: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(manifest.text.max_tokens)
+    return tokenizer
+
+
+def _check_shapes(
+    manifest: Manifest, item: ort.InferenceSession, *users: ort.InferenceSession | None
+) -> None:
+    """Where a graph has fixed sizes, they are those of the manifest."""
+    dim, state, interests = manifest.dim, manifest.state_size, manifest.interests
+    sizes = {
+        "vectors": (None, dim),
+        "items": (None, None, dim),
+        "state": (None, state),
+        "new_state": (None, state),
+        "interests": (None, interests, dim),
+        "weights": (None, interests),
+        "features": (None, len(CANDIDATE_FEATURES)),
+        "nearest": (None, dim),
+        "candidates": (None, dim),
+    }
+    for session in (item, *users):
+        for port in [*session.get_inputs(), *session.get_outputs()] if session else []:
+            wanted = sizes.get(port.name)
+            if wanted is None:
+                continue
+            given = tuple(size if isinstance(size, int) else None for size in port.shape)
+            if len(given) != len(wanted) or any(
+                a and b and a != b for a, b in zip(given, wanted, strict=True)
+            ):
+                raise BundleError(
+                    f"{port.name} of bundle {manifest.name} has shape {list(port.shape)}, its manifest says {list(wanted)} "
+                    f"(dim {dim}, state_size {state}, interests {interests}): export it again"
+                )
+
+
+def _check_probe(encoder: Encoder) -> None:
+    probe = encoder.manifest.probe
+    try:
+        vectors = encoder.encode_items(probe.texts, probe.item_ids)
+        _agree(encoder, "item vectors", vectors, probe.vectors, probe.tolerance)
+        interests, weights = fold(
+            encoder,
+            vectors[None],
+            [probe.actions],
+            np.array([probe.gaps_s], np.float32),
+            np.array([probe.gap_to_now_s], np.float32),
+        )
+        _agree(encoder, "interests", interests[0], probe.interests, probe.tolerance)
+        if scoring := encoder.manifest.scoring:
+            scores = probe_scores(encoder, vectors, interests[0], scoring.probe)
+            _agree(encoder, "scores", scores[:, None], [[score] for score in scoring.scores], probe.tolerance)
+    except BundleError:
+        raise
+    except Exception as error:  # a graph with wrong inputs fails inside ONNX Runtime, in no particular class
+        raise BundleError(f"bundle {encoder.id} cannot run its own probe: {error}") from error
+    if not np.isfinite(weights).all():
+        raise BundleError(
+            f"bundle {encoder.id} gives weights {weights.tolist()} for its probe: export it again"
+        )
+
+
+def probe_scores(
+    encoder: Encoder, vectors: Floats, interests: Floats, features: Sequence[Sequence[float]]
+) -> Floats:
+    """Scores of the probe's items as candidates for its first interest."""
+    nearest = np.repeat(interests[:1], len(vectors), axis=0)
+    return encoder.score(np.array(features, dtype=np.float32), nearest, vectors)
+
+
+def fold(
+    encoder: Encoder, items: Floats, actions: Sequence[Sequence[str]], gaps_s: Floats, gap_to_now_s: Floats
+) -> tuple[Floats, Floats]:
+    """Interests and weights from whole logs of equal length, by whichever graphs the bundle has."""
+    codes = np.array([[ACTION_CODES[action] for action in row] for row in actions], dtype=np.int64)
+    mask = np.ones(codes.shape, dtype=np.float32)
+    return encoder.answer(items, codes, gaps_s, mask, gap_to_now_s)
+
+
+def _agree(encoder: Encoder, what: str, got: Floats, expected: list[list[float]], tolerance: float) -> None:
+    wanted = np.array(expected, dtype=np.float32)
+    if got.shape != wanted.shape:
+        raise BundleError(
+            f"bundle {encoder.id} gives {what} of shape {got.shape}, its probe says {wanted.shape}: export it again"
+        )
+    if not np.isfinite(got).all():
+        raise BundleError(f"bundle {encoder.id} gives NaN or infinite {what} for its probe: export it again")
+    worst, allowed = float(np.abs(got - wanted).max()), tolerance * float(np.abs(wanted).max())
+    if worst > allowed:
+        raise BundleError(
+            f"bundle {encoder.id} gives {what} that differ by {worst:.3g} from its probe, allowed {allowed:.3g}, on "
+            f"{', '.join(encoder.providers)}: this ONNX Runtime ({ort.__version__}) computes something else; "
+            "try another version or device cpu, or export it again"
+        )
+
+
+def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _even_chunks(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Indices in order of length, cut so that each chunk's padded size stays within the budget of tokens."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * lengths[order[end]] <= budget:
+            end += 1
+        yield order[start:end]
+        start = end

@@ -1,0 +1,399 @@
+"""A batch of clicks against the columns of its partition, or of several together: new logs, and what the encoder has to step or fold again.
+
+Pure: arrays in, arrays out. Users whose events simply come after what they have (nearly all) are handled together;
+the others (late, repeated, retracted, forgotten) one by one, by the rules of `profile.py`. Both ways give the same
+log, which a property test holds to.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.columns import I64, U8, U64, Log, Table, Together
+from headwater.counters import LEAVES, Counted, Left, counted
+from headwater.features import ACTION_CODES, clamp_gap_s
+from headwater.messages import ACTIONS
+from headwater.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+_CODES: Final = max(ACTION_CODES.values()) + 1
+
+
+def _by_code(chosen: Callable[[str], bool]) -> Bools:
+    return np.array(
+        [code in {ACTION_CODES[name] for name in ACTIONS if chosen(name)} for code in range(_CODES)]
+    )
+
+
+STEPS: Final = _by_code(lambda name: ACTIONS[name].steps_encoder)
+SEEN: Final = _by_code(lambda name: ACTIONS[name].counts_as_seen)
+POPULARITY: Final = np.zeros(_CODES, dtype=np.float64)
+for _name, _action in ACTIONS.items():
+    POPULARITY[ACTION_CODES[_name]] = _action.popularity
+
+
+class Clicks(NamedTuple):
+    """Decoded clicks of one partition in offset order; ``row`` points into the partition's columns.
+
+    Or of several, one after the other, with rows of `columns.Together`.
+    """
+
+    row: I64
+    offset: I64
+    at_ms: I64
+    event: U64
+    item: U64
+    action: U8
+
+    def take(self, which: "I64 | Bools | slice") -> "Clicks":
+        return Clicks(
+            self.row[which],
+            self.offset[which],
+            self.at_ms[which],
+            self.event[which],
+            self.item[which],
+            self.action[which],
+        )
+
+
+def joined(several: Iterable[Clicks]) -> Clicks:
+    """The clicks of several partitions one after the other, with rows of `columns.Together`."""
+    spread = (
+        clicks._replace(row=clicks.row + number * Together.SPREAD) for number, clicks in enumerate(several)
+    )
+    return Clicks(*map(np.concatenate, zip(*spread, strict=True)))
+
+
+class Leaving(NamedTuple):
+    """Events that have left their logs, those of a user together and oldest first."""
+
+    user: I64  # (E,)
+    item: U64
+    action: U8
+
+
+class Change(NamedTuple):
+    """What a batch does to R touched users. Nothing is written yet."""
+
+    rows: I64  # (R,) unique, ascending
+    log: Log  # the new logs
+    counted: Counted  # the new counters of those whose log something has left
+    offset: I64  # (R,) new applied offsets
+    state: NDArray[np.float16]  # (R, S) the encoder's states as they are
+    state_at_ms: I64  # (R,) and the time of the last event in each; 0: none
+    behind: Bools  # (R,) they lack some of the log, or are of another bundle
+    refold: Bools  # (R,) the log changed elsewhere than at its end
+    evicted: Bools  # (R,) appending pushed old events out
+    steps_user: I64  # (E,) index into rows of each appended event that may step the encoder, in order
+    steps: Clicks  # (E,) those events
+    erased: Bools  # (R,) forget took everything
+    forgotten_ms: I64  # (R,)
+    newest: I64  # (R,) index into the batch of the event that is now the user's newest, or -1
+    outcome: U8  # (batch,) what became of each event
+    applied: Bools  # (batch,) events that count, for popularity
+
+    @property
+    def outcome_counts(self) -> I64:
+        """By Outcome."""
+        return np.bincount(self.outcome, minlength=len(Outcome))
+
+    def part(self, users: slice, clicks: slice, row: int) -> "Change":
+        """What happens to some of the users, all of whose clicks are those named; ``row`` becomes row 0."""
+        mine = slice(*np.searchsorted(self.steps_user, (users.start, users.stop)).tolist())
+        begin, end = self.rows[users][[0, -1]]
+        counting = (self.counted.rows >= begin) & (self.counted.rows <= end)
+        newest = self.newest[users]
+        return Change(
+            rows=self.rows[users] - row,
+            log=self.log.take(users),
+            counted=Counted(
+                self.counted.rows[counting] - row, self.counted.keys[counting], self.counted.levels[counting]
+            ),
+            offset=self.offset[users],
+            state=self.state[users],
+            state_at_ms=self.state_at_ms[users],
+            behind=self.behind[users],
+            refold=self.refold[users],
+            evicted=self.evicted[users],
+            steps_user=self.steps_user[mine] - users.start,
+            steps=self.steps.take(mine)._replace(row=self.steps.row[mine] - row),
+            erased=self.erased[users],
+            forgotten_ms=self.forgotten_ms[users],
+            newest=np.where(newest < 0, -1, newest - clicks.start),
+            outcome=self.outcome[clicks],
+            applied=self.applied[clicks],
+        )
+
+
+def plan(table: Table, clicks: Clicks) -> Change:
+    """Work out what ``clicks`` do, without touching ``table``."""
+    order = clicks.row.argsort(kind="stable")
+    ordered = clicks.take(order)
+    first = _firsts(ordered.row)
+    rows = ordered.row[first]
+    user = first.cumsum() - 1  # of each event in `order`
+    held = table.held(rows)
+    log, offset, forgotten = held.log, held.offset, held.forgotten_ms  # copies, which become the new ones
+
+    replayed = ordered.offset <= offset[user]
+    unlogged = ~replayed & (ordered.action == IMPRESSION)
+    used = (~(replayed | unlogged)).nonzero()[0]
+    at_ms, event = ordered.at_ms[used], ordered.event[used]
+    item, action, whose = ordered.item[used], ordered.action[used], user[used]
+
+    slow = _needs_care(log, forgotten, whose, at_ms, event, action)
+    easy: Bools | slice = ~slow[whose] if slow.any() else slice(None)
+    outcome = replayed * np.uint8(Outcome.REPLAYED) + unlogged * np.uint8(Outcome.UNLOGGED)  # else 0, applied
+    applied = np.zeros(len(order), dtype=np.bool_)
+    refold = np.zeros(len(rows), dtype=np.bool_)
+    erased = np.zeros(len(rows), dtype=np.bool_)
+    newest = np.full(len(rows), -1, dtype=np.int64)
+
+    leaving = _append(log, whose[easy], at_ms[easy], event[easy], item[easy], action[easy])
+    evicted = np.zeros(len(rows), dtype=np.bool_)
+    evicted[leaving.user] = True
+    left: list[tuple[int, Event]] = []  # the same of the others
+    applied[used[easy]] = True
+    newest[whose[easy]] = order[used[easy]]  # later assignments win: the user's last event
+
+    hard = slow[whose].nonzero()[0]
+    for group in np.split(hard, _firsts(whose[hard]).nonzero()[0][1:]) if len(hard) else ():
+        index = int(whose[group[0]])
+        events = log.events(index)
+        before = list(events)
+        gone: list[Event] = []
+        places: dict[int, int] = {}  # in the batch, of each event of it that came into the log
+        for place in group.tolist():
+            new = Event(int(at_ms[place]), int(event[place]), int(item[place]), int(action[place]))
+            if new.action == FORGET:
+                if new.at_ms > forgotten[index]:
+                    gone = [new]  # a counter knows no times
+                forgotten[index] = max(int(forgotten[index]), new.at_ms)
+                events = [kept for kept in events if kept.at_ms > new.at_ms]
+                became = Outcome.APPLIED
+            elif new.at_ms <= forgotten[index]:
+                became = Outcome.FORGOTTEN
+            else:
+                became = insert(events, new, log.at_ms.shape[1], gone)
+            outcome[used[place]] = became
+            if became is Outcome.APPLIED and new.action < RETRACT:
+                applied[used[place]] = True
+                places[new.event] = place
+        last = next((entry for entry in reversed(events) if entry.action != RETRACT), None)
+        if last is not None and last.event in places:
+            newest[index] = order[used[places[last.event]]]
+        erased[index] = not events and forgotten[index] > 0
+        left += [(index, entry) for entry in gone]
+        if events != before:
+            refold[index] = True
+            log.write(index, events)
+
+    steps = used[easy][STEPS[action[easy]]]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    offset[user] = np.maximum(offset[user], ordered.offset)  # in order, so that the user's last counts
+    return Change(
+        rows=rows,
+        log=log,
+        counted=_counted(table, rows, _joined(leaving, left)),
+        offset=offset,
+        state=held.state,
+        state_at_ms=held.state_at_ms,
+        behind=held.behind,
+        refold=refold,
+        evicted=evicted,
+        steps_user=user[steps],
+        steps=ordered.take(steps),
+        erased=erased,
+        forgotten_ms=forgotten,
+        newest=newest,
+        outcome=outcome[back],
+        applied=applied[back],
+    )
+
+
+def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, action: U8) -> Bools:
+    """Which users' events do not simply append: out of order, repeated, or taking something back."""
+    careful = np.zeros(len(log.n), dtype=np.bool_)
+    if not len(whose):
+        return careful
+    first = _firsts(whose)
+    starts = whose[first]
+    end = log.n[starts] - 1  # -1 without a log: what stands there plays no part, at a time before all
+    before_at, before_event = _before(at_ms), _before(event)
+    before_at[first] = np.where(end < 0, -1, log.at_ms[starts, end])
+    before_event[first] = log.event[starts, end]
+    falling = (at_ms < before_at) | ((at_ms == before_at) & (event <= before_event))
+    # What an entry beyond the end once was may be found too; looking twice at its user does no harm.
+    known = (log.event[whose] == event[:, None]).any(axis=1)
+    care = falling | known | (action >= RETRACT) | (at_ms <= forgotten[whose])
+    careful[whose[care]] = True
+    if len(starts) < len(whose):
+        by_event = np.lexsort((event, whose))
+        twice = ~(_firsts(whose[by_event]) | _firsts(event[by_event]))
+        careful[whose[by_event[twice]]] = True
+    return careful
+
+
+def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8) -> Leaving:
+    """Append in place, shifting out the oldest; returns what has left."""
+    width = log.at_ms.shape[1]
+    count = np.bincount(whose, minlength=len(log.n))
+    shift = np.maximum(log.n + count - width, 0)
+    full = (shift > 0).nonzero()[0]
+    gone, place = (np.arange(width) < np.minimum(shift, log.n)[full, None]).nonzero()
+    gone = full[gone]
+    leaving = Leaving(gone, log.item[gone, place], log.action[gone, place])
+    if len(full):
+        place_after = np.minimum(np.arange(width) + shift[full, None], width - 1)
+        source = place_after + full[:, None] * width  # in all logs, one after the other
+        for column in (log.at_ms, log.event, log.item, log.action):
+            column[full] = column.ravel().take(source)
+    rank = np.arange(len(whose)) - (count.cumsum() - count)[whose]
+    place = (log.n - shift)[whose] + rank
+    fits = place >= 0  # of more than a log's worth at once, only the newest stay
+    if not fits.all():
+        user = np.concatenate([leaving.user, whose[~fits]])
+        order = user.argsort(kind="stable")
+        through = (
+            np.concatenate([leaving.item, item[~fits]]),
+            np.concatenate([leaving.action, action[~fits]]),
+        )
+        leaving = Leaving(user[order], through[0][order], through[1][order])
+        whose, place, at_ms, event, item, action = (
+            column[fits] for column in (whose, place, at_ms, event, item, action)
+        )
+    at = (whose, place)
+    log.at_ms[at], log.event[at], log.item[at], log.action[at] = at_ms, event, item, action
+    np.minimum(log.n + count, width, out=log.n)
+    return leaving
+
+
+def _joined(leaving: Leaving, left: list[tuple[int, Event]]) -> Leaving:
+    if not left:
+        return leaving
+    return Leaving(
+        np.append(leaving.user, [index for index, _ in left]),
+        np.append(leaving.item, np.array([entry.item for _, entry in left], dtype=np.uint64)),
+        np.append(leaving.action, np.array([entry.action for _, entry in left], dtype=np.uint8)),
+    )
+
+
+def _counted(table: Table, rows: I64, leaving: Leaving) -> Counted:
+    what = LEAVES[leaving.action]
+    counts = what != Left.NOTHING
+    if not counts.all():
+        leaving = Leaving(leaving.user[counts], leaving.item[counts], leaving.action[counts])
+        what = what[counts]
+    return counted(table.counters_of, rows[leaving.user], leaving.item, what)
+
+
+class StepInput(NamedTuple):
+    """One call of the encoder's step graph for ``users`` (indices of the caller), padded at the end."""
+
+    users: I64  # (B,)
+    vector_rows: I64  # (B, T) rows of the vector matrix; padding points at row 0
+    actions: I64  # (B, T)
+    gaps_s: F32  # (B, T)
+    mask: F32  # (B, T)
+
+
+# Users with similar numbers of events share a call: padding at most doubles the work of any of them.
+_WIDTHS: Final = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256])
+# Bounds one call's memory and time: 512 users x 64 events x 384 dimensions x 4 bytes = 50 MB.
+_MAX_USERS_PER_CALL: Final = 512
+
+
+def step_inputs(
+    users: I64, vector_rows: I64, actions: I64, at_ms: I64, start_ms: I64, newest: int
+) -> Iterator[StepInput]:
+    """Group events (sorted by user, oldest first) into padded calls.
+
+    Args:
+        users: (E,) caller's index of each event's user, ascending.
+        start_ms: (caller's users,) time of the event folded last, 0 for none: the first gap counts from it.
+        newest: at most this many of a user's newest events are stepped.
+    """
+    if not len(users):
+        return
+    first = _firsts(users)
+    starts = first.nonzero()[0]
+    unique, count = users[starts], _lengths(starts, len(users))
+    before = _before(at_ms)
+    before[first] = start_ms[unique]
+    gaps = np.where(before > 0, clamp_gap_s((at_ms - before) / 1000.0), 0.0).astype(np.float32)
+    taken_of = np.minimum(count, newest)
+    # Of each event among those of its user that are stepped; below 0: it is older than they.
+    place = np.arange(len(users)) - (starts + count - taken_of).repeat(count)
+    class_of = _WIDTHS.searchsorted(taken_of)
+    for each in np.bincount(class_of).nonzero()[0].tolist():
+        width = int(_WIDTHS[each])
+        fitting = (class_of == each).nonzero()[0]
+        for cut in range(0, len(fitting), _MAX_USERS_PER_CALL):
+            chosen = fitting[cut : cut + _MAX_USERS_PER_CALL]
+            slot = np.full(len(unique), -1, dtype=np.int64)
+            slot[chosen] = np.arange(len(chosen))
+            row = slot.repeat(count)
+            taken = (place >= 0) & (row >= 0)
+            at = (row[taken], place[taken])
+            shape = (len(chosen), width)
+            call = StepInput(
+                unique[chosen],
+                np.zeros(shape, dtype=np.int64),
+                np.zeros(shape, dtype=np.int64),
+                np.zeros(shape, dtype=np.float32),
+                np.zeros(shape, dtype=np.float32),
+            )
+            call.vector_rows[at], call.actions[at] = vector_rows[taken], actions[taken]
+            call.gaps_s[at], call.mask[at] = gaps[taken], 1.0
+            yield call
+
+
+# numpy's own `diff` and `roll` do the same, for five times the price where there are few values.
+
+
+def _firsts(values: NDArray[Any]) -> Bools:
+    """Where a value differs from the one before it."""
+    differs = np.empty(len(values), dtype=np.bool_)
+    differs[:1] = True
+    np.not_equal(values[1:], values[:-1], out=differs[1:])
+    return differs
+
+
+def _before(values: NDArray[Any]) -> NDArray[Any]:
+    """The value before each one; before the first, itself."""
+    before = values.copy()
+    before[1:] = values[:-1]
+    return before
+
+
+def _lengths(starts: I64, stop: int) -> I64:
+    """How far it is from each start to the next, and from the last to ``stop``."""
+    lengths = np.full(len(starts), stop)
+    lengths[:-1] = starts[1:]
+    lengths -= starts
+    return lengths
+
+
+def folded_entries(log: Log, chosen: I64) -> tuple[I64, U64, I64, I64]:
+    """The log entries of users ``chosen`` that step the encoder: (user index, item key, action, time) each."""
+    real = np.arange(log.at_ms.shape[1]) < log.n[chosen][:, None]
+    stepping = real & STEPS[log.action[chosen]]
+    user, place = np.nonzero(stepping)
+    where = (chosen[user], place)
+    return chosen[user], log.item[where], log.action[where].astype(np.int64), log.at_ms[where]
+
+
+def last_time(users: I64, at_ms: I64, otherwise: I64) -> I64:
+    """Per user the time of the last of its events (sorted by user, oldest first), or ``otherwise``."""
+    result = otherwise.copy()
+    result[users] = at_ms  # numpy keeps the last assignment of a repeated index
+    return result
+
+
+def counts_by_user(users: I64, size: int) -> I64:
+    return np.bincount(users, minlength=size).astype(np.int64)

@@ -1,0 +1,174 @@
+"""Calling a server that may be away: patiently where something is written, promptly where something is read.
+
+Clicks and answers wait for what is read. So a read has little time, and once the server has let that pass, all reads are
+refused at once, until it has answered a look that is taken again and again in the background.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, ParamSpec, TypeVar
+
+import stamina
+from grpc import StatusCode  # type: ignore[import-untyped]
+from grpc.aio import AioRpcError  # type: ignore[import-untyped]
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+
+from headwater.index import IndexUnavailable
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# A click waits for a look-up, and must not be late by a second. A request waits for both; it has two seconds unless it
+# says otherwise, and others wait behind it. Each is some twenty times what a server in good health takes.
+LOOK_UP_S: Final = 0.5
+SEARCH_S: Final = 1.0
+# Between looks. With one that is not answered, and one to connect again, a server is found again within three seconds.
+LOOK_S: Final = 0.5
+
+# What a server says of itself and not of our call. INTERNAL is what Qdrant says of a full disk.
+_PASSING: Final = {
+    StatusCode.UNAVAILABLE,
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.RESOURCE_EXHAUSTED,
+    StatusCode.ABORTED,
+    StatusCode.CANCELLED,
+    StatusCode.INTERNAL,
+    StatusCode.UNKNOWN,
+}
+
+
+class Calls:
+    """Calls to `server`, its name in messages. `look` asks it for as little as can be. `close` it."""
+
+    def __init__(
+        self, server: str, look: Callable[[], Awaitable[object]], *, timeout_s: float, tries: int
+    ) -> None:
+        self._server, self._look = server, look
+        self._timeout_s, self._tries = timeout_s, tries
+        self._reads: set[asyncio.Future[Any]] = set()
+        self._looking: asyncio.Task[None] | None = None  # while the server is away
+        self._is_closed = False
+
+    async def close(self) -> None:
+        self._is_closed = True
+        left = [*self._reads, *([self._looking] if self._looking is not None else [])]
+        for each in left:
+            each.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def refusal(self, problem: AioRpcError) -> str:
+        """What to say where trying again is of no use."""
+        remedy = "check HEADWATER_QDRANT_URL and HEADWATER_QDRANT_API_KEY"
+        if problem.code() is StatusCode.NOT_FOUND:
+            remedy = "start the catalog worker again, which makes the collection anew and fills it from the vectors topic"
+        return f"{self._server} answered {_said(problem)}; {remedy}"
+
+    async def patient(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """One call within its time, again after a passing fault: all that we send can be repeated.
+
+        Raises IndexUnavailable.
+        """
+        try:
+            async for attempt in stamina.retry_context(
+                on=_is_passing,
+                attempts=self._tries,
+                timeout=self._timeout_s * self._tries,
+                wait_initial=0.05,
+                wait_max=0.5,
+                wait_jitter=0.05,
+            ):
+                with attempt:
+                    if self._is_closed:
+                        raise IndexUnavailable(f"{self._server} is no longer connected: the worker stops")
+                    async with asyncio.timeout(self._timeout_s):
+                        return await call(*args, **kwargs)
+        except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
+            if not _is_passing(problem):
+                raise
+            raise IndexUnavailable(
+                f"{self._server} did not answer in {self._tries} tries of {self._timeout_s} s: {_said(problem)}"
+            ) from problem
+        raise AssertionError("stamina ends with a result or an exception")
+
+    async def prompt(
+        self, within_s: float, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The same within so long, all tries together; refused at once while the server is away.
+
+        Raises IndexUnavailable.
+        """
+        if self._looking is not None:
+            raise IndexUnavailable(f"{self._server} is away, and looked for")
+        reading = asyncio.ensure_future(self._read(within_s, partial(call, *args, **kwargs)))
+        self._reads.add(reading)
+        reading.add_done_callback(self._end_read)
+        # Whoever asks may have less time than it takes to know that the server is away: the call goes on without them.
+        return await asyncio.shield(reading)
+
+    def _end_read(self, reading: asyncio.Future[Any]) -> None:
+        self._reads.discard(reading)
+        if reading.cancelled():
+            return
+        problem = (
+            reading.exception()
+        )  # nobody may be left to hear it, and asyncio would print a traceback of that
+        if problem is not None and not isinstance(problem, IndexUnavailable):
+            log.error("%s refused a read: %r", self._server, problem)
+
+    async def _read(self, within_s: float, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(within_s):
+                return await self.patient(call)
+        except (IndexUnavailable, TimeoutError, AioRpcError) as problem:
+            if _is_our_fault(problem):
+                raise
+            if isinstance(problem, TimeoutError):
+                said = f"{self._server} did not answer within {within_s} s"
+            else:
+                said = self.refusal(problem) if isinstance(problem, AioRpcError) else str(problem)
+            if self._looking is None:
+                log.warning("%s; nothing is read from it until it answers", said)
+                self._looking = asyncio.create_task(self._look_for_it(), name="index-look")
+            raise IndexUnavailable(said) from problem
+
+    async def _look_for_it(self) -> None:
+        """The first look is taken at once: what was asked may just have been too much for the server's time."""
+        since_s = time.monotonic()
+        try:
+            while not await self._answers():  # noqa: ASYNC110 - it is asked, and does not tell
+                await asyncio.sleep(LOOK_S)
+        finally:
+            self._looking = None
+        log.warning("%s answers again, after %.1f s", self._server, time.monotonic() - since_s)
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(LOOK_UP_S):
+                await self._look()
+        except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
+            if _is_our_fault(problem):
+                log.error("%s refuses what it is looked for with: %r", self._server, problem)
+            return False
+        return True
+
+
+def _said(problem: Exception) -> str:
+    return (
+        f"{problem.code().name}: {problem.details()}" if isinstance(problem, AioRpcError) else repr(problem)
+    )
+
+
+def _is_our_fault(problem: Exception) -> bool:
+    """Of all that can go wrong with a read, this alone is not about the server, its keys or what it holds."""
+    return isinstance(problem, AioRpcError) and problem.code() is StatusCode.INVALID_ARGUMENT
+
+
+def _is_passing(problem: Exception) -> bool:
+    if isinstance(problem, AioRpcError):
+        return problem.code() in _PASSING
+    return isinstance(problem, ResourceExhaustedResponse | TimeoutError)

@@ -1,0 +1,475 @@
+"""The index on a Qdrant server, over gRPC: for large catalogs and for many workers that share one index.
+
+A point of the collection is one item, or the mark of its deletion:
+
+    id       the item's key           vector   the item's, `lifted`, or zeros for a mark
+    item_id, item {payload}           what `items` gives back
+    words, price, number_*            what filters look up (`fields`); a mark has the word for deleted and nothing else
+    version_high, version_low, offset the item's stamp; the version in two halves, since ranges compare as doubles
+    partition                         where in the catalog it came from
+    marked_at_s                       of a mark: when it was set, for `sweep`
+
+Newer wins even where two writers meet: an absent item is inserted only if it is still absent, a stored one replaced only
+while what is stored is older, and then the stored stamps are read again until nothing of the batch is newer than they.
+"""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from grpc.aio import AioRpcError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from qdrant_client import AsyncQdrantClient, models
+
+from headwater.index import (
+    Hit,
+    IndexRefused,
+    IndexUnavailable,
+    KeyCollision,
+    Point,
+    Query,
+    Stamp,
+    check_points,
+    check_vector,
+    fields,
+    lifted,
+    newer,
+)
+from headwater.index.calls import LOOK_UP_S, SEARCH_S, Calls
+from headwater.recall.filters import Filter, names_available
+
+log = logging.getLogger(__name__)
+
+OLDEST_SERVER = (1, 18)  # insert-only and conditional upserts; an older one would ignore them in silence
+
+DELETED = "5:state=deleted"  # the one word of a mark; no filter knows a field `state`
+
+# A batch of 64 queries takes a server some 40 ms; 500 points of 64 dimensions are about 300 KB.
+SEARCH_SLICE = 64
+PUT_SLICE = 500
+READ_SLICE = 1000
+SEARCH_EF = 128
+PUT_ROUNDS = 5
+
+# gRPC waits for up to two minutes before it connects again, and gives a connection 20 s to come about. A host that has
+# vanished without a word it takes for there until TCP gives up, a quarter of an hour later; so it is pinged while a call
+# waits for it.
+_CHANNEL_OPTIONS = {
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.min_reconnect_backoff_ms": 2_000,
+    "grpc.max_reconnect_backoff_ms": 1_000,
+    "grpc.keepalive_time_ms": 5_000,
+    "grpc.keepalive_timeout_ms": 2_000,
+    "grpc.http2.max_pings_without_data": 0,
+}
+
+T = TypeVar("T")
+
+
+class ServerIndex:
+    """`connect` it. Every call ends in time, be it with IndexUnavailable; see `calls`."""
+
+    in_process = False
+
+    def __init__(
+        self,
+        client: AsyncQdrantClient,
+        url: str,
+        collection: str,
+        dim: int,
+        radius: float,
+        *,
+        timeout_s: float,
+        tries: int,
+    ) -> None:
+        self._client = client
+        self._url = url
+        self._collection = collection
+        self._dim = dim
+        self._stored_dim = dim + 1  # see `lifted`
+        self._radius = radius
+        self._calls = Calls(f"Qdrant at {url}", self._look, timeout_s=timeout_s, tries=tries)
+        self._indexed_fields: set[str] = set()
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        api_key: str | None,
+        collection: str,
+        dim: int,
+        *,
+        radius: float = 0.0,
+        alias: str | None = "items",
+        grpc_port: int = 6334,
+        shards: int | None = None,
+        replicas: int | None = None,
+        timeout_s: float = 5.0,
+        tries: int = 3,
+    ) -> "ServerIndex":
+        """Opens the collection of one bundle, creating it where it is missing; `alias` is set only where it is free.
+
+        `radius`: see `lifted`; what was stored with another one is found too, only less surely.
+
+        Raises IndexUnavailable where the server does not answer or refuses us, ValueError where what is there does not
+        fit: an older server, a collection of another dimension.
+        """
+        client = _client(url, api_key, grpc_port, timeout_s)
+        index = cls(client, url, collection, dim, radius, timeout_s=timeout_s, tries=tries)
+        try:
+            await index._check_server()
+            await index._open_collection(shards, replicas)
+            if alias is not None and await index.live(alias) is None:
+                await index.make_live(alias)
+        except AioRpcError as problem:
+            await client.close()
+            raise IndexUnavailable(index._calls.refusal(problem)) from None
+        except BaseException:
+            await client.close()
+            raise
+        return index
+
+    async def put(self, points: Sequence[Point]) -> None:
+        check_points(points, self._dim)
+        collisions: list[str] = []
+        try:
+            for part in _slices(points, PUT_SLICE):
+                await self._put_slice(part, collisions)
+        except AioRpcError as problem:
+            raise IndexRefused(self._calls.refusal(problem)) from problem
+        if collisions:
+            raise KeyCollision("; ".join(collisions))
+
+    async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        for query in queries:
+            check_vector(query.vector, self._dim, "query")
+        found: list[list[Hit]] = []
+        for part in _slices(queries, SEARCH_SLICE):
+            requests = [_request(query) for query in part]
+            answers = await self._calls.prompt(
+                SEARCH_S, self._client.query_batch_points, self._collection, requests
+            )
+            found += [
+                [Hit(int(hit.id), (hit.payload or {})["item_id"], hit.score) for hit in each.points]
+                for each in answers
+            ]
+        return found
+
+    async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        records = await self._read(keys, payload=["words"], vectors=True)
+        live = (record for record in records if not _is_mark(record))
+        return {int(record.id): np.asarray(record.vector, dtype=np.float32)[:-1] for record in live}
+
+    async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for record in await self._read(keys, payload=["item", "item_id", "words"]):
+            if not _is_mark(record):
+                payload = record.payload or {}
+                found[int(record.id)] = {**payload["item"], "item_id": payload["item_id"]}
+        return found
+
+    async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for part in _slices(keys, READ_SLICE):
+            group = _condition_on_items(where)
+            wanted = _filter(
+                fields.Group((*group.must, fields.HasKey(frozenset(part))), group.should, group.must_not)
+            )
+            records, _ = await self._calls.prompt(
+                LOOK_UP_S,
+                self._client.scroll,
+                self._collection,
+                wanted,
+                limit=READ_SLICE,
+                with_payload=["item_id"],
+                with_vectors=False,
+            )
+            found |= {int(record.id): (record.payload or {})["item_id"] for record in records}
+        return found
+
+    async def count(self) -> int:
+        live = _filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
+        found = await self._calls.prompt(SEARCH_S, self._client.count, self._collection, live, exact=True)
+        return found.count
+
+    async def close(self) -> None:
+        await self._calls.close()
+        await self._client.close()
+
+    async def make_live(self, alias: str) -> None:
+        """Points the alias at this collection, in one step with taking it from another."""
+        create = models.CreateAlias(collection_name=self._collection, alias_name=alias)
+        changes: list[models.AliasOperations] = [models.CreateAliasOperation(create_alias=create)]
+        if await self.live(alias) is not None:
+            delete = models.DeleteAlias(alias_name=alias)
+            changes.insert(0, models.DeleteAliasOperation(delete_alias=delete))
+        await self._calls.patient(self._client.update_collection_aliases, changes)
+
+    async def live(self, alias: str) -> str | None:
+        """The collection that the alias names, or None."""
+        aliases = (await self._calls.patient(self._client.get_aliases)).aliases
+        return next((each.collection_name for each in aliases if each.alias_name == alias), None)
+
+    async def drop(self) -> None:
+        """Deletes the collection: a bundle that is no longer served."""
+        await self._calls.patient(self._client.delete_collection, self._collection)
+
+    async def sweep(self, before_s: float) -> None:
+        """Removes the marks of deletions set before this time (Unix, s); older versions must be gone from the topics."""
+        old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
+        marks = models.Filter(must=[_condition(fields.HasWord((DELETED,))), old])
+        selector = models.FilterSelector(filter=marks)
+        await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
+
+    # -- putting -----------------------------------------------------------------------------------------------------
+
+    async def _put_slice(self, points: Sequence[Point], collisions: list[str]) -> None:
+        for _ in range(PUT_ROUNDS):
+            stored = await self._stamps({point.key for point in points})
+            final: dict[int, tuple[Point, Stamp]] = {}
+            collided: list[str] = []
+            for point in points:
+                item_id, held = stored.get(point.key, (point.item_id, None))
+                if point.key in final:
+                    item_id, held = final[point.key][0].item_id, final[point.key][1]
+                if item_id != point.item_id:
+                    collided.append(
+                        f"items {item_id!r} and {point.item_id!r} share the key {point.key}; kept the first"
+                    )
+                    continue
+                stamp = newer(point, held)
+                if stamp is not None:
+                    final[point.key] = (point, stamp)
+            if not final:
+                collisions += collided
+                return
+            await self._write(final.values(), absent=final.keys() - stored.keys())
+        raise IndexUnavailable(
+            f"{len(final)} items of {self._collection} were not stored in {PUT_ROUNDS} rounds; "
+            "is another process putting the same catalog partitions?"
+        )
+
+    async def _stamps(self, keys: Iterable[int]) -> dict[int, tuple[str, Stamp | None]]:
+        wanted = ["item_id", "version_high", "version_low", "offset"]
+        stored: dict[int, tuple[str, Stamp | None]] = {}
+        for record in await self._read(list(keys), payload=wanted, within_s=None):
+            held = record.payload or {}
+            stamp = Stamp((held["version_high"] << 32) | held["version_low"], held["offset"])
+            stored[int(record.id)] = held["item_id"], stamp
+        return stored
+
+    async def _write(self, versions: Iterable[tuple[Point, Stamp]], absent: Iterable[int]) -> None:
+        new = set(absent)
+        inserts: list[models.PointStruct] = []
+        replaces: list[models.UpdateOperation] = []
+        for point, stamp in versions:
+            document = fields.document(point.payload) if point.vector is not None else None
+            if document is not None:
+                await self._index_numbers(document)
+            struct = self._struct(point, stamp, document)
+            if point.key in new:
+                inserts.append(struct)
+            else:
+                upsert = models.PointsList(points=[struct], update_filter=_older(point.item_id, stamp))
+                replaces.append(models.UpsertOperation(upsert=upsert))
+        if inserts:
+            only = models.UpdateMode.INSERT_ONLY
+            await self._calls.patient(
+                self._client.upsert, self._collection, inserts, wait=True, update_mode=only
+            )
+        if replaces:
+            await self._calls.patient(self._client.batch_update_points, self._collection, replaces, wait=True)
+
+    def _struct(self, point: Point, stamp: Stamp, document: fields.Document | None) -> models.PointStruct:
+        payload: dict[str, Any] = {
+            "item_id": point.item_id,
+            "version_high": stamp.version >> 32,
+            "version_low": stamp.version & 0xFFFFFFFF,
+            "offset": stamp.offset,
+            "partition": point.partition,
+        }
+        if document is None or point.vector is None:
+            payload |= {"words": [DELETED], "marked_at_s": time.time()}
+            return models.PointStruct(id=point.key, vector=[0.0] * self._stored_dim, payload=payload)
+        payload |= {"item": point.payload, "words": document.words, **document.numbers}
+        [vector] = lifted(point.vector[None], self._radius).tolist()
+        return models.PointStruct(id=point.key, vector=vector, payload=payload)
+
+    async def _index_numbers(self, document: fields.Document) -> None:
+        for field in document.numbers.keys() - self._indexed_fields:
+            if len(self._indexed_fields) <= fields.MAX_NUMBER_FIELDS:
+                await self._create_index(field, models.PayloadSchemaType.FLOAT)
+
+    # -- the collection ----------------------------------------------------------------------------------------------
+
+    async def _check_server(self) -> None:
+        version = (await self._calls.patient(self._client.info)).version
+        major, minor = (int(part) for part in version.split(".")[:2])
+        if (major, minor) < OLDEST_SERVER:
+            oldest = ".".join(map(str, OLDEST_SERVER))
+            raise ValueError(
+                f"Qdrant at {self._url} is version {version}, expected {oldest} or newer; update the server"
+            )
+
+    async def _open_collection(self, shards: int | None, replicas: int | None) -> None:
+        if not await self._calls.patient(self._client.collection_exists, self._collection):
+            try:
+                await self._create_collection(shards, replicas)
+            except AioRpcError:
+                # Another worker may have been first.
+                if not await self._calls.patient(self._client.collection_exists, self._collection):
+                    raise
+        info = await self._calls.patient(self._client.get_collection, self._collection)
+        vectors = info.config.params.vectors
+        if not isinstance(vectors, models.VectorParams) or (vectors.size, vectors.distance) != (
+            self._stored_dim,
+            models.Distance.DOT,
+        ):
+            raise ValueError(
+                f"collection {self._collection!r} at {self._url} holds {vectors}, expected vectors of {self._dim} + 1 "
+                "dimensions compared by dot product; use another bundle name, or delete it and import the catalog again"
+            )
+        self._indexed_fields = {
+            field for field in info.payload_schema if field == "price" or field.startswith("number_")
+        }
+        if "words" not in info.payload_schema:
+            await self._create_index("words", models.PayloadSchemaType.KEYWORD)
+        if "price" not in info.payload_schema:
+            await self._create_index("price", models.PayloadSchemaType.FLOAT)
+
+    async def _create_collection(self, shards: int | None, replicas: int | None) -> None:
+        await self._calls.patient(
+            self._client.create_collection,
+            self._collection,
+            vectors_config=models.VectorParams(size=self._stored_dim, distance=models.Distance.DOT),
+            # In KB of vectors per segment. The default, 20,000, leaves 80,000 items of 64 dimensions unindexed.
+            optimizers_config=models.OptimizersConfigDiff(indexing_threshold=2000),
+            hnsw_config=models.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=1000),
+            shard_number=shards,
+            replication_factor=replicas,
+        )
+
+    async def _create_index(self, field: str, kind: models.PayloadSchemaType) -> None:
+        await self._calls.patient(self._client.create_payload_index, self._collection, field, kind, wait=True)
+        if kind is models.PayloadSchemaType.FLOAT:
+            self._indexed_fields.add(field)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def _read(
+        self,
+        keys: Sequence[int],
+        *,
+        payload: list[str],
+        vectors: bool = False,
+        within_s: float | None = LOOK_UP_S,
+    ) -> list[models.Record]:
+        """Patiently with ``within_s`` None: what is about to be written waits for it, and nobody else."""
+        found: list[models.Record] = []
+        for part in _slices(keys, READ_SLICE):
+            call = partial(
+                self._client.retrieve, self._collection, part, with_payload=payload, with_vectors=vectors
+            )
+            found += await (
+                self._calls.patient(call) if within_s is None else self._calls.prompt(within_s, call)
+            )
+        return found
+
+    async def _look(self) -> None:
+        """The least that a search can be."""
+        nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * self._stored_dim), limit=1)
+        await self._client.query_batch_points(self._collection, [nothing])
+
+
+def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> AsyncQdrantClient:
+    if api_key is not None and url.startswith("http:"):
+        log.warning("the key of Qdrant at %s is sent as it is; where others can listen, use https", url)
+    with warnings.catch_warnings():
+        # It says the same, with a line of our source.
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        return AsyncQdrantClient(
+            url=url,
+            api_key=api_key,
+            grpc_port=grpc_port,
+            prefer_grpc=True,
+            timeout=math.ceil(timeout_s),
+            grpc_options=dict(_CHANNEL_OPTIONS),
+            check_compatibility=False,  # it would ask over HTTP, from a thread; we ask over gRPC
+        )
+
+
+def _older(item_id: str, stamp: Stamp) -> models.Filter:
+    """What is stored is an older version of the same item."""
+    high, low = stamp.version >> 32, stamp.version & 0xFFFFFFFF
+    same_high = models.FieldCondition(key="version_high", match=models.MatchValue(value=high))
+    same_low = models.FieldCondition(key="version_low", match=models.MatchValue(value=low))
+    less: list[models.Condition] = [
+        models.FieldCondition(key="version_high", range=models.Range(lt=high)),
+        models.Filter(must=[same_high, models.FieldCondition(key="version_low", range=models.Range(lt=low))]),
+        models.Filter(
+            must=[
+                same_high,
+                same_low,
+                models.FieldCondition(key="offset", range=models.Range(lt=stamp.offset)),
+            ]
+        ),
+    ]
+    same_item = models.FieldCondition(key="item_id", match=models.MatchValue(value=item_id))
+    return models.Filter(must=[same_item, models.Filter(should=less)])
+
+
+def _request(query: Query) -> models.QueryRequest:
+    return models.QueryRequest(
+        query=models.NearestQuery(nearest=[*query.vector.tolist(), 0.0]),
+        filter=_filter(_condition_on_items(query.where, query.exclude)),
+        params=models.SearchParams(hnsw_ef=SEARCH_EF),
+        limit=query.limit,
+        with_payload=["item_id"],
+    )
+
+
+def _condition_on_items(where: Filter | None, exclude: frozenset[int] = frozenset()) -> fields.Group:
+    """The rule on availability keeps marks out as well; without it they are left out by their word."""
+    group = fields.condition(where, exclude)
+    if where is None or not names_available(where):
+        return group
+    return replace(group, must_not=(*group.must_not, fields.HasWord((DELETED,))))
+
+
+def _filter(group: fields.Group) -> models.Filter:
+    return models.Filter(
+        must=[_condition(each) for each in group.must] or None,
+        should=[_condition(each) for each in group.should] or None,
+        must_not=[_condition(each) for each in group.must_not] or None,
+    )
+
+
+def _condition(condition: fields.Condition) -> models.Condition:
+    match condition:
+        case fields.HasWord(words=words):
+            wanted = (
+                models.MatchValue(value=words[0]) if len(words) == 1 else models.MatchAny(any=list(words))
+            )
+            return models.FieldCondition(key="words", match=wanted)
+        case fields.HasNumber(field=field, bounds=at):
+            return models.FieldCondition(
+                key=field, range=models.Range(gte=at.gte, gt=at.gt, lte=at.lte, lt=at.lt)
+            )
+        case fields.HasKey(keys=keys):
+            return models.HasIdCondition(has_id=list(keys))
+        case fields.Group():
+            return _filter(condition)
+
+
+def _is_mark(record: models.Record) -> bool:
+    return DELETED in (record.payload or {})["words"]
+
+
+def _slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))

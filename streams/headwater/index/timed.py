@@ -1,0 +1,53 @@
+"""Any index with its calls timed, for the metrics."""
+
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.index import Hit, Index, Point, Query
+from headwater.metrics import Metrics
+from headwater.recall.filters import Filter
+
+T = TypeVar("T")
+
+
+class TimedIndex:
+    """Observes the seconds of every call that succeeds in ``index_seconds``."""
+
+    def __init__(self, index: Index, metrics: Metrics) -> None:
+        self._index = index
+        self.in_process = index.in_process
+        self._seconds = {
+            call: metrics.index_seconds.labels(call)
+            for call in ("put", "search", "vectors", "items", "match")
+        }
+
+    async def put(self, points: Sequence[Point]) -> None:
+        await self._timed("put", self._index.put(points))
+
+    async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        return await self._timed("search", self._index.search(queries))
+
+    async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        return await self._timed("vectors", self._index.vectors(keys))
+
+    async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
+        return await self._timed("items", self._index.items(keys))
+
+    async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
+        return await self._timed("match", self._index.match(keys, where))
+
+    async def count(self) -> int:
+        return await self._index.count()
+
+    async def close(self) -> None:
+        await self._index.close()
+
+    async def _timed(self, call: str, awaited: Awaitable[T]) -> T:
+        started = time.perf_counter()
+        result = await awaited
+        self._seconds[call].observe(time.perf_counter() - started)
+        return result

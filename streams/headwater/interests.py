@@ -1,0 +1,204 @@
+"""The interests of users at the moment of their requests: states read, what-if sessions stepped on for one answer."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.columns import I64, Columns, Log
+from headwater.encoder import Encoder
+from headwater.features import clamp_gap_s, gaps_s
+from headwater.fold import folded_entries
+from headwater.states import Job, fold_again, gathered
+from headwater.vectors import ItemVectors
+
+F32 = NDArray[np.float32]
+
+
+# As in `states.py`: reading so few states is quicker than the trip to a thread.
+_IN_PLACE_USERS: Final = 16
+
+
+class Session(NamedTuple):
+    """What-if events of one request, oldest first: item keys, action codes, times."""
+
+    items: list[int]
+    actions: list[int]
+    at_ms: list[int]
+
+
+class UserInterests(NamedTuple):
+    """One user at one moment. No events: K = 0."""
+
+    interests: F32  # (K, D)
+    weights: F32  # (K,)
+    pending: int
+    log: Log | None  # of this user alone
+    last_event: bytes
+    counters: Sequence[tuple[int, int]] = ()  # (item key, level) of what left the log
+
+
+async def interests_of(
+    columns: Columns,
+    users: Sequence[bytes],
+    sessions: Sequence[Session],
+    now_ms: I64,
+    vectors: ItemVectors,
+    encoder: Encoder,
+    threads: Executor,
+    *,
+    fetch_s: float,
+) -> list[UserInterests]:
+    """Interests of ``users`` (who need not be known), each as of its ``now_ms``.
+
+    A state that lacks events whose items have meanwhile got a vector, or is of another bundle, is folded again.
+
+    Vectors that are missing may be fetched for so long; not at all with 0.
+
+    Raises:
+        IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
+    """
+    if fetch_s > 0 and vectors.can_fetch:
+        rows, known = _rows(columns, users)
+        _, wanted, _, _ = folded_entries(columns.log(rows), _behind(columns, rows, known, encoder))
+        async with asyncio.timeout(fetch_s):
+            await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])
+    # Fetching let other batches run: from here on nothing is awaited until the users are copied.
+    rows, known = _rows(columns, users)
+    count = len(users)
+    log = columns.log(rows)
+    log.n[~known] = 0
+    found = _without_interests(columns, rows, known, log, encoder.dim)
+    if encoder.kind == "windowed":
+        return await _by_window(found, log, sessions, now_ms, vectors, encoder, threads)
+    initial = encoder.initial_state(1)[0]
+    state = columns.state[rows].astype(np.float32)
+    state_at = np.where(known, columns.state_at_ms[rows], 0)
+    state[state_at == 0] = initial
+    pending = np.where(known, columns.pending[rows], 0)
+    behind = _behind(columns, rows, known, encoder)
+    again = fold_again(log, behind, vectors, initial) if len(behind) else None
+    if again is not None:
+        state_at[behind], pending[behind] = again.state_at_ms[behind], again.pending[behind]
+    sessions_job = _session_job(sessions, state_at, vectors, columns.log_length)
+    if again is None and not sessions_job.calls and not (state_at > 0).any():
+        return [user._replace(pending=int(behind)) for user, behind in zip(found, pending, strict=True)]
+
+    def run() -> tuple[F32, F32]:
+        if again is not None:
+            state[behind] = again.run(encoder)[behind]
+        moved = state
+        if sessions_job.calls:
+            moved = sessions_job._replace(state=state.copy()).run(encoder).astype(np.float32)
+        gap = clamp_gap_s((now_ms - sessions_job.state_at_ms) / 1000.0)
+        return encoder.read(moved, gap)
+
+    if count <= _IN_PLACE_USERS and sessions_job.is_small and (again is None or again.is_small):
+        interests, weights = run()
+    else:
+        interests, weights = await asyncio.get_running_loop().run_in_executor(threads, run)
+    return _with_interests(found, interests, weights, pending, sessions_job.state_at_ms > 0)
+
+
+def _rows(columns: Columns, users: Sequence[bytes]) -> tuple[I64, NDArray[np.bool_]]:
+    """The row of each user, and whether it has one (else row 0 stands in, to be masked)."""
+    rows = np.array([columns.rows.get(user, -1) for user in users], dtype=np.int64)
+    return np.maximum(rows, 0), rows >= 0
+
+
+def _behind(columns: Columns, rows: I64, known: NDArray[np.bool_], encoder: Encoder) -> I64:
+    """Whose log has to be looked at again; a windowed encoder always reads the log."""
+    if encoder.kind == "windowed":
+        return np.flatnonzero(known)
+    return np.flatnonzero(known & (columns.stale[rows] | (columns.pending[rows] > 0)))
+
+
+def _session_job(sessions: Sequence[Session], state_at: I64, vectors: ItemVectors, length: int) -> Job:
+    """The calls that step what-if events on; their items without a vector are left out."""
+    users = np.array([i for i, session in enumerate(sessions) for _ in session.items], dtype=np.int64)
+    found = vectors.rows([key for session in sessions for key in session.items])
+    actions = np.array([code for session in sessions for code in session.actions], dtype=np.int64)
+    at_ms = np.array([at for session in sessions for at in session.at_ms], dtype=np.int64)
+    known = found >= 0
+    calls = gathered(vectors, users[known], found[known], actions[known], at_ms[known], state_at, length)
+    after = state_at.copy()
+    after[users[known]] = at_ms[known]
+    return Job(
+        np.zeros((len(sessions), 0), dtype=np.float32), calls, after, np.zeros(len(sessions), dtype=np.int64)
+    )
+
+
+async def _by_window(
+    kept: Sequence[UserInterests],
+    log: Log,
+    sessions: Sequence[Session],
+    now_ms: I64,
+    vectors: ItemVectors,
+    encoder: Encoder,
+    threads: Executor,
+) -> list[UserInterests]:
+    """A windowed encoder sees the newest L events with a vector, the session's last."""
+    count, length = len(log.n), encoder.log_length
+    users, keys, actions, at_ms = folded_entries(log, np.arange(count))
+    pending = np.zeros(count, dtype=np.int64)
+    items = np.zeros((count, length, encoder.dim), dtype=np.float32)
+    codes = np.zeros((count, length), dtype=np.int64)
+    times = np.zeros((count, length), dtype=np.int64)
+    mask = np.zeros((count, length), dtype=np.float32)
+    found = vectors.rows(keys.tolist())
+    for i in range(count):
+        mine = np.flatnonzero(users == i)
+        pending[i] = int((found[mine] < 0).sum())
+        mine = mine[found[mine] >= 0]
+        session = sessions[i]
+        extra = vectors.rows(session.items)
+        real = np.flatnonzero(extra >= 0)
+        rows = np.concatenate([found[mine], extra[real]])[-length:]
+        n = len(rows)
+        items[i, :n] = vectors.matrix[rows]
+        codes[i, :n] = np.concatenate([actions[mine], np.array(session.actions, dtype=np.int64)[real]])[
+            -length:
+        ]
+        times[i, :n] = np.concatenate([at_ms[mine], np.array(session.at_ms, dtype=np.int64)[real]])[-length:]
+        mask[i, :n] = 1.0
+    events = mask.sum(axis=1).astype(np.int64)
+    last = times[np.arange(count), np.maximum(events - 1, 0)]
+    gaps = gaps_s(times) * mask
+    gap_to_now = clamp_gap_s((now_ms - last) / 1000.0)
+    loop = asyncio.get_running_loop()
+    interests, weights = await loop.run_in_executor(
+        threads, encoder.window, items, codes, gaps.astype(np.float32), mask, gap_to_now
+    )
+    return _with_interests(kept, interests, weights, pending, events > 0)
+
+
+def _without_interests(
+    columns: Columns, rows: I64, known: NDArray[np.bool_], log: Log, dim: int
+) -> list[UserInterests]:
+    """Copies of all else that is kept of the users of ``rows``."""
+    nothing = np.zeros((0, dim), dtype=np.float32)
+    users = [
+        UserInterests(nothing, nothing[:, 0], 0, log.take(slice(i, i + 1)), b"") for i in range(len(rows))
+    ]
+    for index in np.flatnonzero(known).tolist():
+        users[index] = users[index]._replace(last_event=columns.last_event[rows[index]])
+    for index in np.flatnonzero(known & columns.level[rows].any(axis=1)).tolist():
+        keys, levels = columns.counted[rows[index]], columns.level[rows[index]]
+        held = levels > 0
+        pairs = list(zip(keys[held].tolist(), levels[held].tolist(), strict=True))
+        users[index] = users[index]._replace(counters=pairs)
+    return users
+
+
+def _with_interests(
+    users: Sequence[UserInterests], interests: F32, weights: F32, pending: I64, any_event: NDArray[np.bool_]
+) -> list[UserInterests]:
+    return [
+        user._replace(interests=interests[i], weights=weights[i], pending=int(pending[i]))
+        if any_event[i]
+        else user._replace(pending=int(pending[i]))
+        for i, user in enumerate(users)
+    ]

@@ -1,0 +1,72 @@
+"""The table of neighbours that a bundle may carry: which items are taken together in one session, and how alike that makes them.
+
+One compressed file of numpy arrays; `models/headwater_models/neighbours.py` makes it.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.bundle import BundleError, Manifest
+
+# A likeness in one byte: exp(-_STEP * byte), so 1.5 % off at most, and down to one in two thousand.
+_STEP: Final = 0.03
+# Rows in two bytes.
+MAX_ITEMS: Final = 2**16
+
+
+class Neighbours(NamedTuple):
+    """Items in the order of their keys; the neighbours of item i lie at starts[i] to starts[i + 1]."""
+
+    keys: NDArray[np.uint64]  # (items,) ascending
+    starts: NDArray[np.int64]  # (items + 1,)
+    items: NDArray[np.int64]  # (pairs,) rows of the keys, ascending for each item
+    likeness: NDArray[np.float32]  # (pairs,) above 0, at most 1
+    pause_ms: int  # a longer one between two events of a user ends a session
+
+
+def write(path: Path, table: Neighbours) -> None:
+    """The table in a file: from row to row the step up, which packs better than the row."""
+    steps = np.diff(table.items, prepend=0)
+    firsts = table.starts[:-1][np.diff(table.starts) > 0]
+    steps[firsts] = table.items[firsts]
+    coded = np.rint(np.log(table.likeness) / -_STEP).clip(0, 255)
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            keys=table.keys.astype("<u8"),
+            counts=np.diff(table.starts).astype("<u2"),
+            steps=steps.astype("<u2"),
+            likeness=coded.astype(np.uint8),
+        )
+
+
+def read(path: Path, manifest: Manifest) -> Neighbours | None:
+    """The table of the bundle in a folder, None where it has none. Raises BundleError."""
+    if manifest.neighbours is None:
+        return None
+    file = path / manifest.neighbours.file
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            keys, counts, steps, coded = (arrays[name] for name in ("keys", "counts", "steps", "likeness"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(
+            f"{file} is no table of neighbours ({error}): make it again with `headwater train similar`"
+        ) from error
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    fits = len(keys) == len(counts) and len(steps) == len(coded) == starts[-1]
+    items = np.cumsum(steps, dtype=np.int64)
+    if fits:  # each item's rows begin anew at its first step
+        items -= np.repeat(np.concatenate([[0], items])[starts[:-1]], counts)
+    if not fits or (keys[1:] <= keys[:-1]).any() or (items >= len(keys)).any():
+        raise BundleError(
+            f"{file} holds {len(keys)} keys, {len(counts)} counts, {starts[-1]} in all, {len(steps)} steps and {len(coded)} "
+            "likenesses: expected a count a key, as many of the others as in all, and rows among ascending keys; make it again "
+            "with `headwater train similar`"
+        )
+    likeness = np.exp(-_STEP * coded.astype(np.float32))
+    pause_ms = int(manifest.neighbours.pause_s * 1000)
+    return Neighbours(keys.astype(np.uint64), starts, items, likeness.astype(np.float32), pause_ms)

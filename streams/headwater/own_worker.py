@@ -1,0 +1,163 @@
+"""A worker as a process of one's own, on an embedded broker: started, filled, watched and ended by the demo and evaluation."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from headwater.broker import dying_with_us
+from headwater.publish import Outgoing
+from headwater.settings import PREFIX, Settings
+
+Health = dict[str, Any]  # what the worker's /healthz says
+
+_START_TIMEOUT_S: Final = 60.0
+_APPLY_TIMEOUT_S: Final = 600.0
+_STOP_S: Final = 3.0
+_CHUNK: Final = 10_000
+
+
+class OwnWorkerError(Exception):
+    """The worker cannot go on: one sentence with what to do."""
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[str]:
+    """Starts a worker of role ``all``; its web address. It ends with us, however we end."""
+    log = settings.data_dir / "worker.log"
+    port = settings.web_port or _free_port(settings.web_host)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment |= _as_environment(settings, port)
+    command = dying_with_us([sys.executable, "-m", "headwater.cli", "worker", "--role", "all"])
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out
+        )
+    try:
+        web = f"http://{settings.web_host}:{port}"
+        await _answers(process, web)
+        yield web
+    except OwnWorkerError as error:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        raise OwnWorkerError(f"{error}; the last line of its log is: {last[0]}") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def ready(web: str) -> Health:
+    """Wait until the worker consumes. Raises OwnWorkerError."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < deadline:
+            state = await _health(session, web)
+            if state["ready"]:
+                return state
+            await asyncio.sleep(0.1)
+    raise OwnWorkerError(f"the worker was not ready within {_START_TIMEOUT_S:.0f} s")
+
+
+async def require(web: str) -> None:
+    """An ask went unanswered: go on if that was chance, end if there is nobody to answer. Raises OwnWorkerError."""
+    async with aiohttp.ClientSession() as session:
+        await _health(session, web)
+
+
+async def come_to(
+    web: str,
+    reached: Callable[[Health], int],
+    target: int,
+    done: Callable[[int], None],
+    published: asyncio.Future[int],
+) -> None:
+    """Wait until the worker has come to ``target`` and everything is published, telling ``done`` how far it is.
+
+    Raises:
+        OwnWorkerError: it stopped, or did not come there in time.
+    """
+    deadline = time.monotonic() + _APPLY_TIMEOUT_S
+    now = 0
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < deadline:
+            if published.done():
+                published.result()
+            now = int(reached(await _health(session, web)))
+            done(min(now, target))
+            if now >= target and published.done():
+                return
+            await asyncio.sleep(0.2)
+    raise OwnWorkerError(
+        f"the worker came to {now} of {target} within {_APPLY_TIMEOUT_S:.0f} s, expected all"
+    )
+
+
+def applied(state: Health) -> int:
+    """How many records of the clicks topic the worker has behind it."""
+    return sum(int(watermark) + 1 for watermark in state["partitions"].values())
+
+
+def chunks(records: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:
+    """As they are published."""
+    while chunk := list(itertools.islice(records, _CHUNK)):
+        yield chunk
+
+
+async def _health(session: aiohttp.ClientSession, web: str) -> Health:
+    try:
+        async with session.get(f"{web}/healthz", timeout=aiohttp.ClientTimeout(total=10.0)) as response:
+            state: Health = msgspec.json.decode(await response.read())
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise OwnWorkerError(f"the worker at {web} does not answer ({error})") from error
+    if not state["ok"]:
+        raise OwnWorkerError(f"the worker stopped: {state['reason']}")
+    return state
+
+
+async def _answers(process: asyncio.subprocess.Process, web: str) -> None:
+    """Wait until the worker answers at all."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < deadline and process.returncode is None:
+            try:
+                async with session.get(f"{web}/healthz"):
+                    return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.05)
+    raise OwnWorkerError("the worker did not start")
+
+
+def _as_environment(settings: Settings, port: int) -> dict[str, str]:
+    """The settings of this process for its worker; what it does not name keeps its default."""
+    given: dict[str, Any] = {
+        "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
+        "TOPIC_PREFIX": settings.topic_prefix,
+        "PARTITIONS": settings.partitions,
+        "CATALOG_PARTITIONS": settings.catalog_partitions,
+        "GRAPH_MIN_ITEMS": settings.graph_min_items,
+        "DATA_DIR": settings.data_dir.resolve(),
+        "BUNDLE": settings.bundle or "",
+        "DEVICE": settings.device,
+        "ENCODER_THREADS": settings.encoder_threads,
+        "WEB_HOST": settings.web_host,
+        "WEB_PORT": port,
+    }
+    return {f"{PREFIX}{name}": str(value) for name, value in given.items() if str(value)}
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,70 @@
+"""The rules of one user's event log, one event at a time: what `fold.py` does to whole batches, said plainly.
+
+A log holds the newest ``capacity`` entries ordered by (time, event key), so that any order, duplication or
+batching of the same events gives the same log. A retraction leaves a mark in it, so that a later copy of the
+retracted event is not applied.
+
+What one log cannot remember is the limit of that: a retraction dated *before* its event, and come before it, is lost
+if ``capacity`` newer events (or a forget) push its mark out before the event arrives. So a retraction should carry
+the time at which it was made.
+"""
+
+from bisect import insort
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from headwater.features import ACTION_CODES
+
+DEFAULT_LOG_LENGTH: Final = 50
+RETRACT: Final = ACTION_CODES["retract"]
+FORGET: Final = ACTION_CODES["forget"]
+IMPRESSION: Final = ACTION_CODES["impression"]
+
+
+class Event(NamedTuple):
+    """One log entry. The field order is the log's order; for a mark, ``event`` is the retracted event's key."""
+
+    at_ms: int
+    event: int
+    item: int
+    action: int
+
+
+class Outcome(IntEnum):
+    """What became of an event."""
+
+    APPLIED = 0
+    DUPLICATE = 1
+    TOO_LATE = 2
+    RETRACTED = 3
+    FORGOTTEN = 4
+    REPLAYED = 5
+    UNLOGGED = 6
+
+
+def insert(log: list[Event], new: Event, capacity: int, left: list[Event] | None = None) -> Outcome:
+    """Insert ``new`` into the sorted ``log`` in place; ``left`` takes what has to leave it.
+
+    >>> log = [Event(5, 1, 7, 1)]
+    >>> insert(log, Event(9, 1, 0, RETRACT), capacity=50).name, log[0].action == RETRACT
+    ('APPLIED', True)
+    """
+    held = next((entry for entry in log if entry.event == new.event), None)
+    if held is not None:
+        is_mark = RETRACT in (held.action, new.action)
+        if not is_mark:
+            return Outcome.DUPLICATE
+        # A mark stands at the later of the two times, whichever of them came first.
+        log.remove(held)
+        insort(log, Event(max(held.at_ms, new.at_ms), new.event, 0, RETRACT))
+        if held.action != RETRACT:
+            return Outcome.APPLIED
+        return Outcome.DUPLICATE if new.action == RETRACT else Outcome.RETRACTED
+    if len(log) >= capacity and new < log[0]:
+        return Outcome.TOO_LATE
+    insort(log, new if new.action != RETRACT else new._replace(item=0))
+    if len(log) > capacity:
+        oldest = log.pop(0)
+        if left is not None:
+            left.append(oldest)
+    return Outcome.APPLIED

@@ -1,0 +1,182 @@
+"""Writing to Kafka in whole record batches, every one acknowledged before the caller goes on."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import RecordMetadata
+from msgspec import Struct
+
+from headwater.engine import StopWorker
+from headwater.producer import Producer
+from headwater.settings import Settings
+
+# A broker that is started again, or whose partitions move to another, is away for less.
+_DELIVERY_TIMEOUT_S: Final = 120.0
+# A little more, so that aiokafka's own error says what went wrong.
+_ACK_TIMEOUT_S: Final = _DELIVERY_TIMEOUT_S + 40.0
+# A whole partition batch's changelog fits a few of these; Kafka's default limit of a record batch is 1 MB.
+MAX_BATCH_BYTES: Final = 900 * 1024
+
+Header = tuple[str, bytes]
+_NO_HEADERS: Final[list[Header]] = []
+
+
+# Not followed by the garbage collector: it holds bytes only, and tens of thousands are made a second.
+class Outgoing(Struct, frozen=True, gc=False):
+    """One record to be written."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header] = ()
+    timestamp_ms: int | None = None  # None: now
+
+
+def producer_of(settings: Settings, **options: object) -> Producer:
+    """A producer that waits for all replicas, two minutes for a broker that is away, and fills whole record batches."""
+    producer = Producer(
+        **settings.kafka_options(),
+        acks="all",
+        linger_ms=0,
+        max_batch_size=MAX_BATCH_BYTES,
+        max_request_size=4 * 1024 * 1024,
+        request_timeout_ms=30_000,
+        **options,
+    )
+    # Java's delivery.timeout.ms. In aiokafka a record waits, and lives, no longer than one request may take.
+    producer._request_timeout_ms = int(_DELIVERY_TIMEOUT_S * 1000)
+    producer._message_accumulator._batch_ttl = _DELIVERY_TIMEOUT_S
+    return producer
+
+
+class Written(NamedTuple):
+    """The offsets that a run of records landed at, ``stop`` excluded."""
+
+    start: int
+    stop: int
+
+
+class Sent:
+    """Records on their way to one partition, in order; nothing counts before :meth:`acknowledged` returns."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self._topic, self._partition = topic, partition
+        self._pending: list[tuple[asyncio.Future[RecordMetadata], int]] = []
+
+    def add(self, future: asyncio.Future[RecordMetadata], count: int) -> None:
+        # Of a batch that is given up nobody asks what became of its writes.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._pending.append((future, count))
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self._pending)
+
+    async def acknowledged(self) -> list[Written]:
+        """Wait until all replicas have everything.
+
+        Raises:
+            StopWorker: the broker did not take them in time.
+        """
+        try:
+            async with asyncio.timeout(_ACK_TIMEOUT_S):
+                done = [await future for future, _ in self._pending]
+        except (KafkaError, TimeoutError) as error:
+            raise _refused(self._topic, self._partition, error) from error
+        return [
+            Written(meta.offset, meta.offset + count)
+            for meta, (_, count) in zip(done, self._pending, strict=True)
+        ]
+
+
+def _refused(topic: str, partition: int, error: Exception) -> StopWorker:
+    return StopWorker(
+        f"{topic}: the broker did not acknowledge a write to partition {partition} "
+        f"({type(error).__name__}: {error}); nothing past it is committed. Look at the broker, then start again"
+    )
+
+
+async def send_all(producer: Producer, topic: str, partition: int, records: Iterable[Outgoing]) -> Sent:
+    """Hand ``records`` to the producer, in order, as whole record batches of one partition.
+
+    Raises:
+        StopWorker: the producer did not take them in time.
+    """
+    sent = Sent(topic, partition)
+    try:
+        await _known(producer, topic)
+        builder, count = producer.create_batch(), 0
+        for record in records:
+            appended = _appended(builder, record)
+            if appended is None and count:
+                sent.add(await producer.send_batch(builder, topic, partition=partition), count)
+                builder, count = producer.create_batch(), 0
+                appended = _appended(builder, record)
+            if appended is None:
+                future = await producer.send(
+                    topic,
+                    key=record.key,
+                    value=record.value,
+                    partition=partition,
+                    timestamp_ms=record.timestamp_ms,
+                    headers=list(record.headers),
+                )
+                sent.add(future, 1)
+            else:
+                count += 1
+        if count:
+            sent.add(await producer.send_batch(builder, topic, partition=partition), count)
+    except (KafkaError, TimeoutError) as error:
+        raise _refused(topic, partition, error) from error
+    return sent
+
+
+async def write_all(
+    producer: Producer, topic: str, partition: int, records: Iterable[Outgoing]
+) -> list[Written]:
+    """:func:`send_all`, and wait until everything is acknowledged. Raises StopWorker as both do."""
+    return await (await send_all(producer, topic, partition, records)).acknowledged()
+
+
+async def _known(producer: Producer, topic: str) -> None:
+    """Wait for a topic that has not been written to before: aiokafka itself gives a silent broker no more than a request's
+    time to say where it is."""
+    deadline = time.monotonic() + _DELIVERY_TIMEOUT_S
+    while True:
+        try:
+            await producer.partitions_for(topic)
+        except UnknownTopicOrPartitionError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
+def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:
+    """None: the batch has no room for it."""
+    headers = list(record.headers) if record.headers else _NO_HEADERS
+    return builder.append(key=record.key, value=record.value, timestamp=record.timestamp_ms, headers=headers)
+
+
+async def write_scattered(producer: Producer, topic: str, records: Iterable[Outgoing]) -> None:
+    """Write records to the partitions of their keys and wait until all are acknowledged.
+
+    Raises:
+        StopWorker: the broker did not take them in time.
+    """
+    try:
+        await _known(producer, topic)
+        futures = [
+            await producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
+            for record in records
+        ]
+        producer.write_now()
+        async with asyncio.timeout(_ACK_TIMEOUT_S):
+            await asyncio.gather(*futures)
+    except (KafkaError, TimeoutError) as error:
+        raise StopWorker(
+            f"{topic}: the broker did not acknowledge a write ({type(error).__name__}: {error}); "
+            "nothing past it is committed. Look at the broker, then start again"
+        ) from error

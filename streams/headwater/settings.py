@@ -1,0 +1,349 @@
+"""Every setting, in one typed object, from the environment (`HEADWATER_...`) or a TOML file.
+
+The environment wins over the file. The file is `headwater.toml` in the working directory, or the one named by
+`HEADWATER_CONFIG`; its keys are the field names below in lower case:
+
+    kafka_bootstrap_servers = "kafka-1:9092,kafka-2:9092"
+    partitions = 12
+"""
+
+import difflib
+import os
+import re
+import ssl
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from aiokafka.helpers import create_ssl_context
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+PREFIX = "HEADWATER_"
+LOCAL_BROKER = "127.0.0.1:9092"
+
+
+def _starter_bundle() -> Path:
+    """The shipped bundle: it lies in the package beside this one, which is found without being imported."""
+    found = find_spec("headwater_models")
+    folders = found.submodule_search_locations if found is not None else None
+    return Path(next(iter(folders or ["headwater_models"]))) / "starter"
+
+
+STARTER_BUNDLE = _starter_bundle()
+
+# Kafka allows 249 characters; the longest name of ours takes 16 of them.
+_TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:,/]+):(\d{1,5})")
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The message is one sentence: the setting, its value, what is expected."""
+
+
+class Settings(BaseSettings):
+    """Built once by `Settings.load()` and handed on. Everything has a default that suits a laptop."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,  # compose files pass unset variables on as empty strings
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    # Kafka
+    kafka_bootstrap_servers: str = Field(
+        default="", description="host:port, comma separated; empty = the running `up`"
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: SecretStr | None = None
+    kafka_ssl_ca_file: Path | None = Field(
+        default=None, description="default: the system's certificate authorities"
+    )
+    kafka_ssl_cert_file: Path | None = None
+    kafka_ssl_key_file: Path | None = None
+    kafka_ssl_key_password: SecretStr | None = None
+    session_timeout_s: float = Field(
+        default=20.0, ge=1, le=600, description="a silent worker loses its partitions"
+    )
+    commit_interval_s: float = Field(default=1.0, gt=0, le=60)
+    max_poll_records: int = Field(
+        default=4000, ge=1, le=100_000, description="records in one partition batch, at most"
+    )
+
+    # Topics
+    topic_prefix: str = "headwater."
+    partitions: int = Field(
+        default=4, ge=1, le=10_000, description="of clicks, requests, responses and profiles"
+    )
+    catalog_partitions: int = Field(default=4, ge=1, le=10_000, description="of catalog and vectors")
+    replication_factor: int = Field(default=1, ge=1, le=32)
+    clicks_retention_days: float = Field(default=7.0, gt=0)
+    reply_topics: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="topics that a request may name in `reply_to`, beside our own responses topic"
+    )
+
+    # Index, encoder, state
+    qdrant_url: str | None = Field(
+        default=None, description="none = the edge engine in this process, under data_dir"
+    )
+    qdrant_api_key: SecretStr | None = None
+    qdrant_grpc_port: int = Field(
+        default=6334, ge=1, le=65535, description="of the host that qdrant_url names"
+    )
+    graph_min_items: int = Field(
+        default=10_000,
+        ge=1,
+        description="items from which the edge engine searches a graph instead of all of them",
+    )
+    data_dir: Path = Path(".headwater")
+    bundle: Path | None = Field(default=None, description="a bundle's folder; none = the shipped starter")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    encoder_threads: int = Field(default=1, ge=1, le=256)
+    state_on_disk: bool = Field(
+        default=False, description="users' logs and states in a file under data_dir, not in memory"
+    )
+    counters_per_user: int = Field(
+        default=64,
+        ge=0,
+        le=255,
+        description="items that a user's log has lost and buy-again still counts, 10 bytes each",
+    )
+    new_days: float = Field(
+        default=30.0, gt=0, le=3650, description="how long items of the catalog are new to the source `new`"
+    )
+    user_ttl_days: float | None = Field(
+        default=None, gt=0, description="users without an event for so long are erased"
+    )
+    max_parked: int = Field(
+        default=10_000, ge=0, description="requests of a worker that wait for their click, at most"
+    )
+
+    # Web and logs
+    web_host: str = "127.0.0.1"
+    web_port: int = Field(default=0, ge=0, le=65_535, description="0 = any free port")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_json: bool = False
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """The settings of this process; `given` (say, command-line options) wins over environment and file.
+
+        Raises SettingsError.
+        """
+        _refuse_misspelt(os.environ, list(cls.model_fields))
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError(_sentence(error, list(cls.model_fields))) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = _config_file(os.environ)
+        if path is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("reply_topics", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for address in filter(None, (part.strip() for part in value.split(","))):
+            match = _ADDRESS.fullmatch(address)
+            if match is None or not 0 < int(match[2]) < 65_536:
+                raise ValueError("host:port, several separated by commas, such as 127.0.0.1:9092")
+        return value
+
+    @field_validator("topic_prefix")
+    @classmethod
+    def _with_separator(cls, value: str) -> str:
+        if not _TOPIC_PREFIX.fullmatch(value):
+            raise ValueError(
+                "1 to 200 of the characters that Kafka allows in a topic: letters, digits, . _ -"
+            )
+        return value if value[-1] in "._-" else f"{value}."
+
+    @field_validator("qdrant_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^\s/]+", value):
+            raise ValueError("a URL such as http://127.0.0.1:6334")
+        return value
+
+    @field_validator("qdrant_api_key")
+    @classmethod
+    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        key = value.get_secret_value() if value is not None else ""
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("printable ASCII characters, without a line break at the end")
+        return value
+
+    @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("the path of an existing file")
+        return value
+
+    @field_validator("state_on_disk")
+    @classmethod
+    def _can_reserve(cls, value: bool) -> bool:
+        if value and not hasattr(os, "posix_fallocate"):
+            raise ValueError("false on a system that cannot reserve room in a file; use Linux for it")
+        return value
+
+    @field_validator("bundle")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("the path of a bundle's folder")
+        return value
+
+    @model_validator(mode="after")
+    def _credentials_fit_the_protocol(self) -> Self:
+        protocol = self.kafka_security_protocol
+        credentials = (self.kafka_sasl_username, self.kafka_sasl_password)
+        if protocol.startswith("SASL_") and None in credentials:
+            raise ValueError(
+                f"{PREFIX}KAFKA_SECURITY_PROTOCOL is {protocol}: expected "
+                f"{PREFIX}KAFKA_SASL_USERNAME and {PREFIX}KAFKA_SASL_PASSWORD with it"
+            )
+        if not protocol.startswith("SASL_") and credentials != (None, None):
+            raise ValueError(
+                f"{PREFIX}KAFKA_SECURITY_PROTOCOL is {protocol}: expected SASL_SSL or SASL_PLAINTEXT, "
+                "since a SASL username or password is set"
+            )
+        if (self.kafka_ssl_cert_file is None) != (self.kafka_ssl_key_file is None):
+            raise ValueError(
+                f"{PREFIX}KAFKA_SSL_CERT_FILE and {PREFIX}KAFKA_SSL_KEY_FILE: expected both or neither of them"
+            )
+        return self
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return self.kafka_bootstrap_servers or LOCAL_BROKER
+
+    @property
+    def bundle_path(self) -> Path:
+        return self.bundle or STARTER_BUNDLE
+
+    @property
+    def interests_group(self) -> str:
+        return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-interests"
+
+    @property
+    def catalog_group(self) -> str:
+        return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-catalog"
+
+    def kafka_options(self) -> dict[str, Any]:
+        """Keyword arguments of every aiokafka client: consumer, producer and admin."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.kafka_security_protocol,
+        }
+        if self.kafka_security_protocol.endswith("SSL"):
+            options["ssl_context"] = self._ssl_context()
+        if self.kafka_security_protocol.startswith("SASL_"):
+            assert self.kafka_sasl_password is not None
+            options["sasl_mechanism"] = self.kafka_sasl_mechanism
+            options["sasl_plain_username"] = self.kafka_sasl_username
+            options["sasl_plain_password"] = self.kafka_sasl_password.get_secret_value()
+        return options
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        # Without a password of ours OpenSSL would ask for that of an encrypted key at the terminal, and wait.
+        password = self.kafka_ssl_key_password or SecretStr("")
+        try:
+            context: ssl.SSLContext = create_ssl_context(
+                cafile=self.kafka_ssl_ca_file,
+                certfile=self.kafka_ssl_cert_file,
+                keyfile=self.kafka_ssl_key_file,
+                password=password.get_secret_value(),
+            )
+        except OSError as error:
+            names = ("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
+            held = [
+                f"{PREFIX}{name.upper()} is '{getattr(self, name)}'" for name in names if getattr(self, name)
+            ]
+            raise SettingsError(
+                f"{', '.join(held)}: expected readable PEM files, a key that fits the certificate, and its "
+                f"{PREFIX}KAFKA_SSL_KEY_PASSWORD if it has one ({error})"
+            ) from error
+        return context
+
+
+def _config_file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get(f"{PREFIX}CONFIG")
+    path = Path(named or "headwater.toml")
+    if not path.is_file():
+        if named:
+            raise SettingsError(f"{PREFIX}CONFIG is '{named}': expected the path of a TOML file")
+        return None
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: expected a TOML file ({error})") from None
+    return path
+
+
+def _refuse_misspelt(environment: Mapping[str, str], fields: list[str]) -> None:
+    """A variable that almost is a setting is one that somebody believes to be set."""
+    names = [f"{PREFIX}{field.upper()}" for field in fields]
+    for variable in environment:
+        if variable.startswith(PREFIX) and variable not in (*names, f"{PREFIX}CONFIG"):
+            if variable.startswith(f"{PREFIX}TEST_"):  # the test suite's own
+                continue
+            near = difflib.get_close_matches(variable, names, n=1, cutoff=0.9)
+            if near:
+                raise SettingsError(f"{variable} is no setting: expected {near[0]}")
+
+
+def _sentence(error: ValidationError, fields: list[str]) -> str:
+    return "; ".join(_complaints(error, fields))
+
+
+def _complaints(error: ValidationError, fields: list[str]) -> Iterator[str]:
+    for found in error.errors():
+        reason = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
+        if not found["loc"]:
+            yield reason  # a rule about several settings, which names them itself
+            continue
+        field = str(found["loc"][0])
+        if found["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.6)
+            yield f"{field} is no setting: expected {near[0] if near else 'one of ' + ', '.join(fields)}"
+            continue
+        value = found["input"]
+        secret = isinstance(value, SecretStr) or field.endswith(("password", "api_key"))
+        shown = "not shown" if secret else f"'{value}'" if isinstance(value, str) else repr(value)
+        expected = reason.removeprefix("Input should be ").removeprefix("Input should ")
+        yield f"{PREFIX}{field.upper()} is {shown}: expected {expected}"

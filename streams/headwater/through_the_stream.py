@@ -1,0 +1,330 @@
+"""The figures of a bundle through the running system: what the request topic answers is judged as an evaluation is.
+
+An embedded broker and a worker of our own get the catalog and, user by user, the events that a question may know. Each
+question goes through the request topic, asks for the interests, for what may come again and, of a bundle with a table of neighbours,
+for what goes with the session at hand, names the moment it is asked at (`at_ms`, so that the time since the last event is the
+data's) and demands its user's last event (`after`). An answer that does not rest on exactly
+the events it should ends the evaluation. Events keep the times that they have in the data.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from headwater import encoder, own_worker, topics
+from headwater.broker import EmbeddedBroker
+from headwater.client import HeadwaterClient
+from headwater.encoder import Encoder
+from headwater.features import ACTION_NAMES
+from headwater.index.edge import SEARCH_EF, GraphPolicy
+from headwater.messages import (
+    MAX_AHEAD_MS,
+    MAX_DEADLINE_MS,
+    MAX_LIMIT,
+    MIN_AT_MS,
+    Click,
+    Item,
+    Response,
+    SourceName,
+    encode,
+)
+from headwater.publish import Outgoing, producer_of
+from headwater.recall.fusion import DEFAULT_WEIGHTS
+from headwater.routing import write_keyed
+from headwater.settings import Settings
+from headwater_models import metrics
+from headwater_models.commands import Report, Results
+from headwater_models.datasets import Dataset, DatasetError
+from headwater_models.evaluation import Catalog, bundle_scorer, encoded, evaluate, quality, question_sets
+from headwater_models.events import Log
+from headwater_models.protocols import Cases, Ints, Split
+from headwater_models.served import served
+
+# What the two ways may differ by: half-precision states move a few items over the edge of their lists.
+TOLERANCE: Final = 1e-3
+_USERS_AT_ONCE: Final = 64
+
+
+class UnlikeAnswerError(Exception):
+    """An answer that does not rest on what it should, or no full one: one sentence."""
+
+
+class _Question(NamedTuple):
+    set_name: str
+    case: int
+    end: int  # row of the log that the history ends before
+    now_ms: int
+    mask_seen: bool
+
+
+class Compared(NamedTuple):
+    results: Results
+    apart: dict[str, float]  # by measure: through the stream less offline as it serves
+    search: str  # how the index was searched
+
+    @property
+    def agree(self) -> bool:
+        return all(abs(difference) <= TOLERANCE for difference in self.apart.values())
+
+
+async def compare(
+    settings: Settings,
+    bundle: Path,
+    data: Dataset,
+    asked: Split,
+    k: int,
+    seed: int,
+    report: Report,
+    *,
+    graph: bool = False,
+) -> Compared:
+    """A bundle's figures offline, offline as it serves (the newest L events, the fusion), and through the stream.
+
+    Offline search is exact, and so is that of the worker, unless a `graph` is asked for as large catalogs are served.
+
+    Raises DatasetError, UnlikeAnswerError, OwnWorkerError, BrokerError or ClientError.
+    """
+    loaded = await asyncio.to_thread(encoder.load, bundle, threads=settings.encoder_threads)
+    _check(data, k)
+    catalog = await asyncio.to_thread(encoded, loaded, data, partial(report, "encoding items"))
+    items, length = len(data.item_ids), loaded.log_length
+    whole = evaluate(bundle_scorer(loaded, catalog), asked, items, k)
+    sources = {str(source): weight for source, weight in _sources(loaded).items()}
+    offline = evaluate(served(loaded, catalog, k, sources), asked, items, k, remembered=length)
+    sets = question_sets(asked)
+    with tempfile.TemporaryDirectory(prefix="headwater-") as folder, EmbeddedBroker(Path(folder)) as broker:
+        own = settings.model_copy(
+            update={
+                "data_dir": Path(folder),
+                "kafka_bootstrap_servers": broker.bootstrap_servers,
+                "qdrant_url": None,
+                "bundle": bundle,
+                "graph_min_items": settings.graph_min_items if graph else items + 1,
+            }
+        )
+        lists, search = await _Asking(own, loaded, data, catalog, asked.log, sets, k, report).answers()
+    streamed = {
+        name: quality(_ranks(lists[name], cases), lists[name], asked, cases, items, k)
+        for name, cases in sets.items()
+    }
+    name = loaded.name
+    methods = {name: whole, f"{name} as it serves": offline, f"{name} through the stream": streamed}
+    notes = [
+        *data.notes,
+        f"as it serves: a user's newest {length} events are known, and counters of what came before; these items are out of the "
+        "ranking of discoveries, and those of all with the source buy-again",
+        search,
+    ]
+    apart = {}
+    for name in sets:
+        apart[f"{name}: hit@{k}"] = streamed[name].hit.value - offline[name].hit.value
+        apart[f"{name}: NDCG@{k}"] = streamed[name].ndcg.value - offline[name].ndcg.value
+    return Compared(
+        Results(
+            data.name, data.fingerprint, data.dropped, notes, asked.protocol, asked.at_ms, seed, k, methods
+        ),
+        apart,
+        search,
+    )
+
+
+def _sources(loaded: Encoder) -> dict[SourceName, float]:
+    """What a request without sources gets, but for popular items behind it."""
+    sources: tuple[SourceName, ...] = ("interests", "buy-again")
+    if loaded.neighbours:
+        sources += ("similar",)
+    return {source: DEFAULT_WEIGHTS[source] for source in sources}
+
+
+def _check(data: Dataset, k: int) -> None:
+    latest = time.time_ns() // 1_000_000 + MAX_AHEAD_MS
+    outside = np.flatnonzero((data.log.at_ms < MIN_AT_MS) | (data.log.at_ms > latest))
+    if len(outside):
+        raise DatasetError(
+            f"{data.name} has an event at {data.log.at_ms[outside[0]]} ms: expected times that the clicks topic takes, "
+            "from 1973 to two days from now"
+        )
+    if k > MAX_LIMIT:
+        raise DatasetError(f"--k is {k}: expected at most {MAX_LIMIT}, the longest answer to a request")
+
+
+def _ranks(lists: Ints, cases: Cases) -> Ints:
+    """The place of each target in the list of its case, counted from 1."""
+    found = lists[cases.case_of_target] == cases.targets[:, None]
+    return np.where(found.any(axis=1), found.argmax(axis=1) + 1, metrics.NEVER)
+
+
+class _Asking:
+    """Questions about users, answered by a worker of our own on the broker of `settings`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loaded: Encoder,
+        data: Dataset,
+        catalog: Catalog,
+        log: Log,
+        sets: Mapping[str, Cases],
+        k: int,
+        report: Report,
+    ) -> None:
+        self._settings, self._topics = settings, topics.Topics.named(settings.topic_prefix)
+        self._encoder, self._data, self._log, self._report = loaded, data, log, report
+        self._known = np.flatnonzero(catalog.known).tolist()
+        self._items = {item_id: item for item, item_id in enumerate(data.item_ids)}
+        self._limit = k
+        self._lists = {name: np.full((len(cases), k), -1, dtype=np.int64) for name, cases in sets.items()}
+        self._users = _by_user(sets)
+        self._answered = 0
+
+    async def answers(self) -> tuple[dict[str, Ints], str]:
+        """The lists (cases, k) of each set, -1 for an empty place; and how the index was searched."""
+        await topics.create(self._settings)
+        async with own_worker.running(self._settings) as web:
+            await own_worker.ready(web)
+            await self._publish_catalog(web)
+            await self._publish_histories(web)
+            search = await self._search(web)
+            async with HeadwaterClient(self._settings, remembered_users=len(self._users)) as client:
+                gate = asyncio.Semaphore(_USERS_AT_ONCE)
+                await asyncio.gather(*(self._ask(client, gate, user) for user in self._users))
+        return self._lists, search
+
+    async def _publish_catalog(self, web: str) -> None:
+        """Items under their texts as titles: a title alone is what the item tower reads."""
+        texts = self._data.texts if self._encoder.item_inputs == "text" else None
+        items = (Item(self._data.item_ids[n], texts[n] if texts else "") for n in self._known)
+        await self._publish(
+            web,
+            self._topics.catalog,
+            self._settings.catalog_partitions,
+            (Outgoing(item.item_id.encode(), encode(item)) for item in items),
+            lambda state: int(state["items"]),
+            len(self._known),
+            "catalog searchable",
+        )
+
+    async def _publish_histories(self, web: str) -> None:
+        """Of each user all events but the last that the first question knows; that one goes as a click of its own."""
+        spans = {user: range(self._log.starts[user], each[0].end - 1) for user, each in self._users.items()}
+        clicks = (self._click(user, row) for user, span in spans.items() for row in span)
+        await self._publish(
+            web,
+            self._topics.clicks,
+            self._settings.partitions,
+            (Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
+            own_worker.applied,
+            sum(map(len, spans.values())),
+            "histories applied",
+        )
+
+    async def _publish(
+        self,
+        web: str,
+        topic: str,
+        partitions: int,
+        records: Iterator[Outgoing],
+        reached: Callable[[own_worker.Health], int],
+        count: int,
+        what: str,
+    ) -> None:
+        producer = producer_of(self._settings)
+        await producer.start()
+        try:
+            published = asyncio.ensure_future(
+                write_keyed(producer, topic, partitions, own_worker.chunks(records), lambda _: None)
+            )
+            await own_worker.come_to(
+                web, reached, count, lambda done: self._report(what, done, count), published
+            )
+        finally:
+            await producer.stop()
+
+    async def _search(self, web: str) -> str:
+        """How the index searches, once it has the graph that a catalog of this size gets."""
+        policy, items = GraphPolicy(min_items=self._settings.graph_min_items), len(self._known)
+        deadline = time.monotonic() + policy.timeout_s
+        while True:
+            graph = int((await own_worker.ready(web))["graph"])
+            due = policy.is_due(items - graph, graph, policy.quiet_s, policy.patience_s)
+            if not due or time.monotonic() > deadline:
+                break
+            self._report("search graph", graph, items)
+            await asyncio.sleep(0.5)
+        if not graph:
+            return f"search: exact, by a scan of {items:,} items"
+        return (
+            f"search: through a graph over {graph:,} of {items:,} items, at least {SEARCH_EF} candidates kept"
+        )
+
+    def _click(self, user: int, row: int) -> Click:
+        log = self._log
+        return Click(
+            _event_id(row),
+            log.users[user],
+            int(log.at_ms[row]),
+            self._data.item_ids[log.items[row]],
+            ACTION_NAMES[int(log.actions[row])],  # type: ignore[arg-type]  # wishes, of a dataset
+        )
+
+    async def _ask(self, client: HeadwaterClient, gate: asyncio.Semaphore, user: int) -> None:
+        """The questions about one user, each after the events that it may know and before the next one."""
+        async with gate:
+            start = int(self._log.starts[user])
+            told = max(start, self._users[user][0].end - 1)
+            for question in self._users[user]:
+                for row in range(told, question.end):
+                    click = self._click(user, row)
+                    await client.click(
+                        click.user_id, click.item_id, click.action, at_ms=click.at_ms, event_id=click.event_id
+                    )
+                told = question.end
+                answer = await client.recall(
+                    self._log.users[user],
+                    limit=self._limit,
+                    exclude_seen=question.mask_seen,
+                    sources=_sources(self._encoder),
+                    at_ms=question.now_ms,
+                    deadline_ms=MAX_DEADLINE_MS,
+                )
+                self._require(answer, question.end - start, question.end - 1)
+                found = [self._items[item.item_id] for item in answer.items]
+                self._lists[question.set_name][question.case, : len(found)] = found
+                self._answered += 1
+                self._report("answers", self._answered, sum(map(len, self._lists.values())))
+
+    def _require(self, answer: Response, events: int, last: int) -> None:
+        """A full answer from exactly the newest L of `events`, row `last` the newest of them."""
+        proof = answer.reflects
+        expected = min(events, self._encoder.log_length)
+        if (
+            answer.status != "ok"
+            or proof is None
+            or proof.events != expected
+            or proof.last_event_id != (_event_id(last) if events else None)
+        ):
+            raise UnlikeAnswerError(
+                f"user {answer.user_id}: the answer is {answer.status} ({answer.rung or 'full'}) and reflects {proof}: "
+                f"expected a full one of {expected} events up to {_event_id(last)}; look for dead letters and bad ids"
+            )
+
+
+def _by_user(sets: Mapping[str, Cases]) -> dict[int, list[_Question]]:
+    """The questions about each user in the order of their histories."""
+    users: dict[int, list[_Question]] = defaultdict(list)
+    for name, cases in sets.items():
+        columns = (cases.users.tolist(), cases.ends.tolist(), cases.now_ms.tolist())
+        for case, (user, end, now_ms) in enumerate(zip(*columns, strict=True)):
+            users[user].append(_Question(name, case, end, now_ms, cases.mask_seen))
+    return {user: sorted(questions, key=lambda each: each.end) for user, questions in users.items()}
+
+
+def _event_id(row: int) -> str:
+    return f"event-{row}"

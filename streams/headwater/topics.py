@@ -1,0 +1,270 @@
+"""The topics: names, counts and policies; `create` makes what is missing, `check` says what is wrong.
+
+Nothing relies on a broker that creates topics by itself: such a topic has the broker's partition count, and a
+click and the request of the same user would then meet on different workers.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from headwater.refusal import why_unreachable
+from headwater.settings import Settings
+
+_MINUTE_MS = 60_000
+_DAY_MS = 24 * 60 * _MINUTE_MS
+
+# Requests and answers live seconds; half an hour lets a person look at them. Segments roll at the same pace,
+# since only closed segments are deleted.
+_SHORT_MS = 30 * _MINUTE_MS
+# The tombstone of a forgotten user carries the time of the forget, which drops late events of that user; it has
+# to outlive the clicks that may still be replayed, and a worker's longest absence.
+_TOMBSTONE_MS = 7 * _DAY_MS
+_DEAD_LETTERS_MS = 28 * _DAY_MS
+# A dead letter keeps up to 2 MB of the original, plus headers.
+_DEAD_LETTER_BYTES = 2_200_000
+# Only closed segments are compacted: with Kafka's 1 GiB, a worker would read that much of old states at each start.
+_CHANGELOG_SEGMENT_BYTES = 100 * 1024 * 1024
+_READY_S = 30
+# Matters of cost, not of right or wrong; `check` leaves them to the operator.
+_NOT_CHECKED = ("segment.ms", "segment.bytes")
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Full names under a prefix."""
+
+    clicks: str
+    catalog: str
+    requests: str
+    responses: str
+    profiles: str
+    vectors: str
+    trends: str
+    interests: str
+    dead_letters: str
+
+    @classmethod
+    def named(cls, prefix: str) -> "Topics":
+        return cls(**{field.name: f"{prefix}{field.name.replace('_', '-')}.v1" for field in fields(cls)})
+
+
+class Spec(NamedTuple):
+    """One topic as it has to be."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+    setting: str = ""  # the one that gives the count, if any
+    family: tuple[str, ...] = ()  # topics that need the same count; with none, any count works
+
+
+class Problem(NamedTuple):
+    """Something `check` found. `fatal`: a worker would give wrong answers, so it does not start."""
+
+    topic: str
+    found: str
+    expected: str
+    remedy: str
+    fatal: bool
+
+    def __str__(self) -> str:
+        return f"{self.topic}: {self.found}, expected {self.expected}. {self.remedy}"
+
+
+class TopicsError(Exception):
+    """The broker cannot be reached, or refused. The message says what to do."""
+
+
+def specs(settings: Settings) -> list[Spec]:
+    """The whole table, for these settings."""
+    topics = Topics.named(settings.topic_prefix)
+    clicks_ms = int(settings.clicks_retention_days * _DAY_MS)
+    tombstone_ms = max(_TOMBSTONE_MS, clicks_ms)
+    short = _deleted_after(_SHORT_MS)
+    # The time of a request is the broker's, so that its deadline does not depend on the sender's clock.
+    stamped = {**short, "message.timestamp.type": "LogAppendTime"}
+    compact = {"cleanup.policy": "compact"}
+    kept_tombstones = {**compact, "delete.retention.ms": str(tombstone_ms)}
+    dead = {**_deleted_after(_DEAD_LETTERS_MS), "max.message.bytes": str(_DEAD_LETTER_BYTES)}
+    changelog = {**kept_tombstones, "segment.bytes": str(_CHANGELOG_SEGMENT_BYTES)}
+    users, items = settings.partitions, settings.catalog_partitions
+    of_users, of_items = "HEADWATER_PARTITIONS", "HEADWATER_CATALOG_PARTITIONS"
+    by_user, by_item = (topics.clicks, topics.requests, topics.profiles), (topics.catalog, topics.vectors)
+    return [
+        Spec(topics.clicks, users, _deleted_after(clicks_ms), of_users, by_user),
+        Spec(topics.requests, users, stamped, of_users, by_user),
+        Spec(topics.profiles, users, changelog, of_users, by_user),
+        Spec(topics.responses, users, short, of_users),
+        Spec(topics.interests, users, compact, of_users),
+        Spec(topics.catalog, items, kept_tombstones, of_items, by_item),
+        Spec(topics.vectors, items, changelog, of_items, by_item),
+        # One record for each clicks partition, all of them read by every worker.
+        Spec(topics.trends, 1, {**compact, "segment.ms": str(60 * _MINUTE_MS)}),
+        Spec(topics.dead_letters, 1, dead),
+    ]
+
+
+async def create(settings: Settings) -> list[str]:
+    """Creates the topics that are missing and returns their names; may be called by several at once.
+
+    They are ready for use when it returns. Raises TopicsError. Existing topics are left as they are: see `check`.
+    """
+    async with _admin(settings) as admin:
+        existing = set(await admin.list_topics())
+        missing = [spec for spec in specs(settings) if spec.name not in existing]
+        if not missing:
+            return []
+        created = []
+        response = await admin.create_topics(
+            [
+                NewTopic(spec.name, spec.partitions, settings.replication_factor, topic_configs=spec.config)
+                for spec in missing
+            ],
+            timeout_ms=30_000,
+        )
+        for name, code, *message in response.topic_errors:
+            error = for_code(code)
+            if code == 0:
+                created.append(name)
+            elif error is not TopicAlreadyExistsError:
+                detail = f" ({message[0]})" if message and message[0] else ""
+                raise TopicsError(
+                    f"the broker refused to create {name}: {error.__name__}{detail}; check the rights of this user, "
+                    f"and that there are {settings.replication_factor} brokers for HEADWATER_REPLICATION_FACTOR"
+                )
+        await _wait_until_led(admin, {spec.name for spec in missing})
+        return created
+
+
+async def check(settings: Settings) -> list[Problem]:
+    """Compares the topics on the broker with `specs`; an empty list means that all is well. Raises TopicsError."""
+    wanted = {spec.name: spec for spec in specs(settings)}
+    async with _admin(settings) as admin:
+        counts = {
+            topic["topic"]: len(topic["partitions"])
+            # All topics, not ours by name: a broker that creates topics by itself creates those one asks it about.
+            for topic in await admin.describe_topics()
+            if topic["topic"] in wanted
+        }
+        configs = await _configs(admin, [name for name in wanted if name in counts])
+    problems: list[Problem] = []
+    for name, spec in wanted.items():
+        if name not in counts:
+            problems.append(_missing(spec))
+            continue
+        if counts[name] != spec.partitions:
+            problems.append(_wrong_count(spec, counts[name]))
+        problems.extend(_wrong_config(settings, spec, configs[name]))
+    return problems
+
+
+def _deleted_after(age_ms: int) -> dict[str, str]:
+    segment_ms = max(_MINUTE_MS, min(age_ms, _DAY_MS))
+    return {"cleanup.policy": "delete", "retention.ms": str(age_ms), "segment.ms": str(segment_ms)}
+
+
+async def _wait_until_led(admin: AIOKafkaAdminClient, names: set[str]) -> None:
+    """Kafka answers before its brokers know the new topics; a client that comes at once would not find them."""
+    deadline = time.monotonic() + _READY_S
+    while True:
+        led = {
+            topic["topic"]
+            for topic in await admin.describe_topics()
+            if not topic["error_code"] and not any(part["error_code"] for part in topic["partitions"])
+        }
+        if names <= led:
+            return
+        if time.monotonic() > deadline:
+            raise TopicsError(
+                f"{', '.join(sorted(names - led))} created, but without a leader after {_READY_S} s: expected all "
+                "brokers to be up; look at the broker's log"
+            )
+        await asyncio.sleep(0.05)
+
+
+def _missing(spec: Spec) -> Problem:
+    return Problem(
+        spec.name, "missing", _count(spec.partitions), "Run `headwater topics create`.", fatal=True
+    )
+
+
+def _count(partitions: int) -> str:
+    return "1 partition" if partitions == 1 else f"{partitions} partitions"
+
+
+def _wrong_count(spec: Spec, count: int) -> Problem:
+    found = _count(count)
+    recreate = f"delete {spec.name} and run `headwater topics create`"
+    if not spec.family:
+        remedy = (
+            f"It works like this; set {spec.setting}={count}"
+            if spec.setting
+            else "It works like this; leave it"
+        )
+        return Problem(spec.name, found, str(spec.partitions), f"{remedy}, or {recreate}.", fatal=False)
+    family = f"{', '.join(spec.family[:-1])} and {spec.family[-1]}"
+    remedy = (
+        f"{family} need the same count: if all of them have {count}, set {spec.setting}={count}; "
+        f"else stop the workers, {recreate}."
+    )
+    return Problem(spec.name, found, str(spec.partitions), remedy, fatal=True)
+
+
+def _wrong_config(settings: Settings, spec: Spec, found: dict[str, str]) -> list[Problem]:
+    problems = []
+    for key, expected in spec.config.items():
+        value = found.get(key, "")
+        if not _as_good(key, value, expected):
+            remedy = (
+                f"Run `kafka-configs.sh --bootstrap-server {settings.bootstrap_servers} --alter "
+                f"--entity-type topics --entity-name {spec.name} --add-config {key}={expected}`."
+            )
+            # Compaction of events loses events; deletion from a changelog loses users.
+            fatal = key == "cleanup.policy"
+            problems.append(Problem(spec.name, f"{key} is {value or 'not set'}", expected, remedy, fatal))
+    return problems
+
+
+def _as_good(key: str, value: str, expected: str) -> bool:
+    """An operator may keep data for longer than we ask, never for less time; other values are exact."""
+    if key in ("retention.ms", "delete.retention.ms", "max.message.bytes"):
+        kept = int(value or 0)
+        return kept < 0 or kept >= int(expected)
+    return key in _NOT_CHECKED or value == expected
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    if not names:
+        return found
+    for response in await admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    ):
+        for code, message, _kind, name, entries in response.resources:
+            if code:
+                raise TopicsError(
+                    f"the broker refused to describe {name}: {for_code(code).__name__} ({message}); "
+                    "give this user the right DescribeConfigs"
+                )
+            found[name] = {entry[0]: entry[1] for entry in entries}
+    return found
+
+
+@asynccontextmanager
+async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**settings.kafka_options(), request_timeout_ms=30_000)
+    try:
+        await admin.start()
+        yield admin
+    except (KafkaError, OSError) as error:
+        raise TopicsError(await why_unreachable(settings, str(error))) from error
+    finally:
+        await admin.close()

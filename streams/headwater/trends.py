@@ -1,0 +1,155 @@
+"""What is popular now: decayed counts of each clicks partition, shared by all workers through the trends topic.
+
+An event of age ``a`` weighs ``w * 2^(-a / half_life)``. Weights are kept relative to a moving origin of time, so that
+an event costs one multiplication and nothing has to be decayed again.
+"""
+
+import heapq
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.columns import I64, U8, U64
+from headwater.features import item_key
+from headwater.fold import POPULARITY
+from headwater.messages import Trend
+
+F64 = NDArray[np.float64]
+
+# A week: long enough for a quiet shop, short enough that last month's season is gone.
+HALF_LIFE_S: Final = 7 * 86_400.0
+# What a partition publishes, and what a worker keeps of all of them: as deep as the largest answer.
+TOP: Final = 1_000
+# With more, the lighter half is dropped: the top is far above it.
+_MAX_ITEMS: Final = 200_000
+# A float's exponent holds a thousand half-lives; the origin moves long before.
+_REBASE_HALF_LIVES: Final = 100.0
+# Events that wait to be summed up: some milliseconds of work.
+_MAX_WAITING: Final = 20_000
+
+
+class Counts:
+    """Decayed counts of one clicks partition, by item key."""
+
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self._half_life_ms = half_life_s * 1000.0
+        self._keys: U64 = np.zeros(0, dtype=np.uint64)  # ascending
+        self._weights: F64 = np.zeros(0, dtype=np.float64)
+        self._origin_ms = 0
+        self._waiting: list[tuple[U64, F64, I64]] = []
+        self._waiting_events = 0
+        self.changed = False
+
+    def __len__(self) -> int:
+        self._sum_up()
+        return len(self._keys)
+
+    def add(self, items: U64, actions: U8, at_ms: I64) -> None:
+        """Count events."""
+        weights = POPULARITY[actions]
+        counted = weights > 0
+        if not counted.any():
+            return
+        # Summed up later: the more events at once, the fewer items for each of them.
+        self._waiting.append((items[counted], weights[counted], at_ms[counted]))
+        self._waiting_events += len(self._waiting[-1][0])
+        self.changed = True
+        if self._waiting_events >= _MAX_WAITING:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        if not self._waiting:
+            return
+        items, weights, at_ms = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._waiting_events = [], 0
+        newest = int(at_ms.max())
+        if not len(self._keys):
+            self._origin_ms = newest
+        elif newest - self._origin_ms > _REBASE_HALF_LIVES * self._half_life_ms:
+            self._rebase(newest)
+        ages = (at_ms - self._origin_ms) / self._half_life_ms
+        grown = weights * np.exp2(np.clip(ages, -1000, 2 * _REBASE_HALF_LIVES))
+        keys, place = np.unique(items, return_inverse=True)
+        sums = np.bincount(place, weights=grown)
+        at = np.searchsorted(self._keys, keys)
+        held = np.zeros(len(keys), dtype=np.bool_)
+        inside = at < len(self._keys)
+        held[inside] = self._keys[at[inside]] == keys[inside]
+        self._weights[at[held]] += sums[held]
+        self._keys = np.insert(self._keys, at[~held], keys[~held])
+        self._weights = np.insert(self._weights, at[~held], sums[~held])
+        if len(self._keys) > _MAX_ITEMS:
+            kept = np.sort(_heaviest(self._weights, _MAX_ITEMS // 2))
+            self._keys, self._weights = self._keys[kept], self._weights[kept]
+
+    def _rebase(self, origin_ms: int) -> None:
+        self._weights *= 2.0 ** ((self._origin_ms - origin_ms) / self._half_life_ms)
+        self._origin_ms = origin_ms
+
+    def top(self) -> list[tuple[int, float]]:
+        """The heaviest items: (item key, weight as of :attr:`at_ms`)."""
+        self._sum_up()
+        heavy = _heaviest(self._weights, TOP)
+        return list(zip(self._keys[heavy].tolist(), self._weights[heavy].tolist(), strict=True))
+
+    @property
+    def at_ms(self) -> int:
+        self._sum_up()
+        return self._origin_ms
+
+    def restore(self, trend: Trend) -> None:
+        """Go on from what was published, by whichever worker had the partition."""
+        self._origin_ms = trend.at_ms
+        self._waiting, self._waiting_events = [], 0
+        keys = np.array([item_key(item_id) for item_id, _ in trend.counts], dtype=np.uint64)
+        weights = np.array([weight for _, weight in trend.counts], dtype=np.float64)
+        self._keys, first = np.unique(keys, return_index=True)
+        self._weights = weights[first]
+
+
+def _heaviest(weights: F64, count: int) -> I64:
+    """Where the ``count`` largest are, heaviest first."""
+    least = max(len(weights) - count, 0)
+    places = np.argpartition(weights, least)[least:] if least else np.arange(len(weights))
+    return places[np.argsort(-weights[places], kind="stable")]
+
+
+class PopularItem(NamedTuple):
+    key: int
+    item_id: str
+    weight: float
+
+
+class Trends:
+    """The newest counts of every clicks partition, and the popular items they add up to."""
+
+    def __init__(self) -> None:
+        self._by_partition: dict[int, Trend] = {}
+        self._popular: list[PopularItem] | None = None
+
+    def put(self, trend: Trend) -> None:
+        self._by_partition[trend.partition] = trend
+        self._popular = None
+
+    def of(self, partition: int) -> Trend | None:
+        return self._by_partition.get(partition)
+
+    def popular(self) -> list[PopularItem]:
+        """Heaviest first, summed over all partitions as of the newest of them."""
+        if self._popular is None:
+            self._popular = _summed(self._by_partition.values())
+        return self._popular
+
+
+def _summed(trends: Iterable[Trend]) -> list[PopularItem]:
+    trends = list(trends)
+    now_ms = max((trend.at_ms for trend in trends), default=0)
+    total: dict[str, float] = {}
+    for trend in trends:
+        factor = 2.0 ** ((trend.at_ms - now_ms) / (trend.half_life_s * 1000.0))
+        for item_id, weight in trend.counts:
+            total[item_id] = total.get(item_id, 0.0) + weight * factor
+    top = heapq.nlargest(TOP, total.items(), key=lambda pair: pair[1])
+    return [PopularItem(item_key(item_id), item_id, weight) for item_id, weight in top]
