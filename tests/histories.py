@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from headwater.columns import Columns
-from headwater.features import ACTION_CODES, MAX_GAP_S
+from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.fold import STEPS, Change, Clicks, plan
 from headwater.profile import FORGET, IMPRESSION, RETRACT, Event
 from headwater.states import StepEncoder, advance, needs_refold

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,12 +12,12 @@ from aiokafka import ConsumerRecord
 from faust.types import TP
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater import encoder as encoders
 from headwater.clicks import ClickPath
 from headwater.dead_letters import DeadLetters
-from headwater.encoder import Encoder
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import item_key
+from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch
-from headwater.features import item_key
 from headwater.metrics import Metrics
 from headwater.profile import Event
 from headwater.profiles import Partition, Profiles
@@ -26,9 +25,9 @@ from headwater.settings import Settings
 from headwater.topics import Topics
 from headwater.vectors import ItemVectors
 from tests.recording_producer import RecordingProducer
+from tests.support.checkout import STARTER
 
 GENERATION = 4
-STARTER = Path("models/headwater_models/starter")
 
 
 class Committed:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from headwater.bundle import Origin  # noqa: E402 - after the skip
-from headwater.encoder import Encoder  # noqa: E402 - after the skip
-from headwater.features import MAX_GAP_S  # noqa: E402 - after the skip
+from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
+from headwater.encoder.features import MAX_GAP_S  # noqa: E402 - after the skip
+from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
 from headwater_models import sequence_bundle  # noqa: E402 - needs torch
 from headwater_models.architectures import ARCHITECTURES, Events  # noqa: E402 - needs torch
 from headwater_models.fitting import FitConfig, Model, fit  # noqa: E402 - needs torch

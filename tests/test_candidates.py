@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from headwater import encoder as encoders
-from headwater.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder.neighbours import Neighbours
 from headwater.index import Point
 from headwater.index.edge import EdgeIndex
-from headwater.neighbours import Neighbours
 from headwater.trends import PopularItem
 from headwater.vectors import F32
 from headwater_models.candidates import Pooling, trending

@@ -18,12 +18,12 @@ from aiokafka import ConsumerRecord
 from faust.types import TP
 
 from headwater import catalog
-from headwater import encoder as encoders
 from headwater.catalog import CatalogPath, _Versions, point_of_vector
 from headwater.dead_letters import DeadLetters
-from headwater.encoder import Encoder
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import item_key
+from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch, Lost, StopWorker
-from headwater.features import item_key
 from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
 from headwater.index.edge import EdgeIndex
 from headwater.messages import decode_item_vector, schemas

@@ -19,8 +19,7 @@ from headwater.metrics import DEFINITIONS
 from headwater.settings import Settings
 from headwater_models.events import WISHES
 from headwater_models.protocols import Protocol
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.checkout import ROOT
 
 
 class Terminal:

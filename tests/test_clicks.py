@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater import clicks as click_path
-from headwater import encoder as encoders
-from headwater.encoder import Encoder
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import ACTION_CODES, event_key, item_key
+from headwater.encoder.runtime import Encoder
 from headwater.engine import Lost, StopWorker
-from headwater.features import ACTION_CODES, event_key, item_key
 from headwater.fold import Clicks, plan
 from headwater.profile import FORGET, RETRACT, Event
 from headwater.profiles import Partition

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
 from headwater.tables import ImportFileError
 from headwater_models import complete_journey
 from headwater_models.datasets import Dataset, DatasetError, load

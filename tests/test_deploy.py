@@ -21,8 +21,8 @@ import yaml
 
 from headwater.metrics import DEFINITIONS, NAMESPACE, Histogram
 from headwater.settings import PREFIX, Settings
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 GPU: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.gpu.yml").read_text())

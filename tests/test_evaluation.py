@@ -2,19 +2,19 @@
 
 import math
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 
-from headwater.encoder import Encoder, load
-from headwater.features import ACTION_CODES
-from headwater.neighbours import Neighbours
+from headwater.encoder.features import ACTION_CODES
+from headwater.encoder.neighbours import Neighbours
+from headwater.encoder.runtime import Encoder, load
 from headwater_models import evaluation, metrics
 from headwater_models.datasets import Dataset, DatasetError
 from headwater_models.evaluation import bundle_scorer, encoded, evaluate, freshness, fused, ranking, tuned
 from headwater_models.protocols import Cases, Floats, Scorer, Split, split
+from tests.support.checkout import STARTER
 from tests.test_protocols import dataset
 
 ITEMS = 50
@@ -224,7 +224,7 @@ def test_a_bundle_of_texts_needs_texts() -> None:
 
 
 def test_the_shipped_bundle_scores_what_its_graphs_compute() -> None:
-    encoder = load(Path(__file__).parents[1] / "models" / "headwater_models" / "starter", device="cpu")
+    encoder = load(STARTER, device="cpu")
     data, asked = small(["Ground coffee", "Coffee filters", "Garden hose", "Tea"])
     found = scored(encoder, data, asked)
     vectors = encoder.encode_items(data.texts or [], data.item_ids)

@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwater import encoder
-from headwater.features import ACTION_CODES
+from headwater.encoder import runtime as encoder
+from headwater.encoder.features import ACTION_CODES
+from tests.support.checkout import STARTER
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
 from headwater_models import mean  # noqa: E402 - needs onnx
 from headwater_models.export import ExportError, cosines, forgets, make_mean, move_bundle  # noqa: E402 - needs onnx
-
-STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headwater.columns import Columns, Together
 from headwater.counters import LEAVES, Left, count
-from headwater.features import ACTION_CODES, MAX_GAP_S
+from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.fold import POPULARITY, SEEN, STEPS, Change, joined, plan, step_inputs
 from headwater.messages import ACTIONS
 from headwater.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import headwater
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "optimum", "sentence_transformers")
 
 
@@ -76,7 +76,7 @@ def test_serving_imports_encodes_steps_and_reads_where_torch_cannot_be_imported(
 
         from pathlib import Path
         import numpy as np
-        from headwater import encoder
+        from headwater.encoder import runtime as encoder
         starter = encoder.load(Path("models/headwater_models/starter"))
         items = starter.encode_items(["Green tea", "Ground coffee"])
         state = starter.step(
@@ -136,12 +136,12 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
 # is shown to compute what torch does, the sources, the counters and their fusion, by which figures are of what is served,
 # the half-life of popularity, and the reading of users' files. Nothing of the streaming system.
 SHARED = {
-    "headwater.features",
-    "headwater.bundle",
+    "headwater.encoder.features",
+    "headwater.encoder.bundle",
     "headwater.counters",
-    "headwater.encoder",
+    "headwater.encoder.runtime",
     "headwater.recall.buy_again",
-    "headwater.neighbours",
+    "headwater.encoder.neighbours",
     "headwater.recall.fusion",
     "headwater.recall.new",
     "headwater.recall.similar",

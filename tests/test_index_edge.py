@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headwater.features import item_key
+from headwater.encoder.features import item_key
 from headwater.index import Point, Query, hnsw
 from headwater.index.edge import EdgeIndex, GraphPolicy
 from headwater.recall.filters import parse
+from tests.support.checkout import ROOT
 
 DIM = 16
-ROOT = Path(__file__).parent.parent
 BY_HAND = GraphPolicy(min_items=1 << 40)
 
 

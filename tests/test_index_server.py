@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from headwater.features import item_key
+from headwater.encoder.features import item_key
 from headwater.index import IndexRefused, IndexUnavailable, Point, Query
 from headwater.index.server import ServerIndex
 from tests.contract import qdrant_stand_in

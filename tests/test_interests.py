@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headwater import encoder as encoders
 from headwater.columns import Columns
-from headwater.encoder import Encoder
-from headwater.features import ACTION_CODES, MAX_GAP_S, item_key
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import ACTION_CODES, MAX_GAP_S, item_key
+from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
 from headwater.interests import Session, UserInterests, interests_of
 from headwater.profile import Event

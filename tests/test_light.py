@@ -9,16 +9,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from headwater.bundle import Origin  # noqa: E402 - after the skip
-from headwater.encoder import Encoder, fold, load  # noqa: E402 - after the skip
+from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
+from headwater.encoder.runtime import Encoder, fold, load  # noqa: E402 - after the skip
 from headwater_models import sequence_bundle  # noqa: E402 - needs torch
 from headwater_models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.costs import measured  # noqa: E402 - after the skip
 from headwater_models.export import ExportError  # noqa: E402 - needs onnx
 from headwater_models.fitting import Model  # noqa: E402 - needs torch
 from headwater_models.light import lighten  # noqa: E402 - needs onnx
+from tests.support.checkout import STARTER  # noqa: E402 - after the skip
 
-STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 IDS = [f"item-{n}" for n in range(200)]
 ORIGIN = Origin("nothing", None, "a test", 0, 0.0, {}, {})
 DIM, LENGTH, USELESS = 16, 6, 20  # hidden units that say nothing

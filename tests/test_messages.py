@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.consumer import Record
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
 from headwater.messages import (
     ACTIONS,
     CORRELATION_HEADERS,

@@ -8,6 +8,7 @@ import pytest
 from headwater import own_worker
 from headwater.own_worker import OwnWorkerError
 from headwater.settings import Settings
+from tests.support.checkout import STARTER
 
 
 def test_the_worker_gets_the_settings_of_this_process(
@@ -20,7 +21,7 @@ def test_the_worker_gets_the_settings_of_this_process(
         catalog_partitions=2,
         graph_min_items=77,
         data_dir=tmp_path,
-        bundle=Path("models/headwater_models/starter").resolve(),
+        bundle=STARTER,
         device="cpu",
         encoder_threads=2,
     )

@@ -16,7 +16,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.checkout import ROOT
+
 LOCKS = ROOT / "deploy" / "requirements"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -168,7 +169,7 @@ def test_the_wheel_brings_the_command(wheel: zipfile.Path) -> None:
 def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path) -> None:
     wheel.root.extractall(tmp_path / "site")
     code = (
-        "import headwater.settings as s, headwater.encoder as e; "
+        "import headwater.settings as s, headwater.encoder.runtime as e; "
         "path = s.Settings.load().bundle_path; print(path); print(e.load(path).dim)"
     )
     done = subprocess.run(
@@ -192,6 +193,7 @@ def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path)
 def test_no_part_of_serving_imports_torch_or_its_company() -> None:
     code = """
 import importlib, pkgutil, sys
+from tests.support.checkout import ROOT
 import headwater
 modules = ["headwater", *(found.name for found in pkgutil.walk_packages(headwater.__path__, "headwater."))]
 for name in modules:

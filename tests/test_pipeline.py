@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
-from headwater.encoder import Encoder
-from headwater.features import CANDIDATE_FEATURES, History, item_key
+from headwater.encoder.features import CANDIDATE_FEATURES, History, item_key
+from headwater.encoder.runtime import Encoder
 from headwater.index import Hit, Index, IndexUnavailable, Point, Query
 from headwater.index.edge import EdgeIndex
 from headwater.recall.filters import Filter, parse

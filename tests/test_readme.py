@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from headwater.settings import PREFIX, Settings
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

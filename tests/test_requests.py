@@ -13,15 +13,15 @@ import pytest
 import pytest_asyncio
 from aiokafka import ConsumerRecord
 
-from headwater import encoder as encoders
 from headwater import parking
-from headwater.encoder import Encoder
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import item_key
+from headwater.encoder.neighbours import Neighbours
+from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch, Lost, StopWorker
-from headwater.features import item_key
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
 from headwater.messages import Response, decode_response, schemas
-from headwater.neighbours import Neighbours
 from headwater.profiles import Partition
 from headwater.recall.pipeline import Ask, Recall
 from headwater.requests import RequestPath

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from headwater.counters import Left, count
-from headwater.encoder import Encoder
-from headwater.features import item_keys
-from headwater.neighbours import Neighbours
+from headwater.encoder.features import item_keys
+from headwater.encoder.neighbours import Neighbours
+from headwater.encoder.runtime import Encoder
 from headwater.recall.buy_again import REST_MS
 from headwater_models.evaluation import encoded, evaluate, ranking
 from headwater_models.protocols import Cases, next_events

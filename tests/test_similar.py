@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from headwater.features import ACTION_CODES
-from headwater.neighbours import Neighbours
+from headwater.encoder.features import ACTION_CODES
+from headwater.encoder.neighbours import Neighbours
 from headwater.recall.similar import Session, Similar, session_in_hand
 
 BOUGHT = ACTION_CODES["purchase"]

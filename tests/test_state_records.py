@@ -1,16 +1,14 @@
 """The value of a user on the profiles topic: whole, small, and refused when it cannot be understood."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater import encoder as encoders
 from headwater.columns import Columns
 from headwater.counters import MAX_LEVEL, weight
-from headwater.features import ACTION_CODES, EVENT_KEY_MASK
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import ACTION_CODES, EVENT_KEY_MASK
 from headwater.messages import MAX_AHEAD_MS
 from headwater.profile import Event
 from headwater.state_records import (
@@ -25,6 +23,7 @@ from headwater.state_records import (
     unpack,
 )
 from tests.histories import DIM, START_MS
+from tests.support.checkout import STARTER
 
 STAMP = Stamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
 # Of the first user of `filled`, with one event and two floats, as the version before counters wrote it.
@@ -109,7 +108,7 @@ def test_times_and_actions_fit_their_bits() -> None:
 
 def test_fifty_events_and_the_starters_state_take_at_most_1280_bytes() -> None:
     """Beside them come the header and the newest event's id, of the producer's choosing."""
-    starter = encoders.load(Path("models/headwater_models/starter"))
+    starter = encoders.load(STARTER)
     log = [Event(START_MS + number, EVENT_KEY_MASK - number, 2**64 - 1, 9) for number in range(50)]
     assert starter.log_length == 50
     (record,) = pack(*filled([log], length=50, state_size=starter.state_size), STAMP)

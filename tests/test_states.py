@@ -1,16 +1,14 @@
 """States of users: whatever the order, repetition and batching of events, the fold over their newest log."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater import encoder as encoders
 from headwater.columns import Columns
-from headwater.encoder import Encoder
-from headwater.features import ACTION_CODES
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import ACTION_CODES
+from headwater.encoder.runtime import Encoder
 from headwater.profile import RETRACT, Event
 from headwater.states import StepEncoder, fold_again
 from headwater.vectors import ItemVectors
@@ -30,6 +28,7 @@ from tests.histories import (
     histories,
     item_vectors,
 )
+from tests.support.checkout import STARTER
 
 ANN = b"ann"
 CLOSE = 1 - 1e-6
@@ -37,7 +36,7 @@ CLOSE = 1 - 1e-6
 
 @pytest.fixture(scope="module")
 def starter() -> Encoder:
-    return encoders.load(Path("models/headwater_models/starter"))
+    return encoders.load(STARTER)
 
 
 def check_states(columns: Columns, history: History, vectors: ItemVectors, encoder: StepEncoder) -> None:

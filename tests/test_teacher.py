@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from headwater.bundle import Origin  # noqa: E402 - after the skip
+from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
 from headwater_models import sequence_bundle  # noqa: E402 - needs torch
 from headwater_models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.fitting import FitConfig, FitError, Model, fit, validation_ndcg  # noqa: E402 - needs torch

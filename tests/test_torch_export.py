@@ -1,21 +1,19 @@
 """Torch and ONNX Runtime agree on towers and user encoders, and a difference is noticed."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from headwater.bundle import ItemRows, Origin, TextInput  # noqa: E402 - after the skip
-from headwater.encoder import Encoder  # noqa: E402 - after the skip
-from headwater.features import item_key  # noqa: E402 - after the skip
+from headwater.encoder.bundle import ItemRows, Origin, TextInput  # noqa: E402 - after the skip
+from headwater.encoder.features import item_key  # noqa: E402 - after the skip
+from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
 from headwater_models import export, torch_export  # noqa: E402 - needs torch
 from headwater_models.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch
 from headwater_models.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
+from tests.support.checkout import STARTER  # noqa: E402 - after the skip
 
-STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 VOCABULARY = 30_522
 
 

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from headwater.bundle import BundleError, Origin  # noqa: E402 - after the skip
-from headwater.encoder import Encoder, load  # noqa: E402 - after the skip
-from headwater.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
+from headwater.encoder.bundle import BundleError, Origin  # noqa: E402 - after the skip
+from headwater.encoder.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
+from headwater.encoder.runtime import Encoder, load  # noqa: E402 - after the skip
 from headwater_models import commands, neighbours, sequence_bundle, torch_export  # noqa: E402 - needs torch
 from headwater_models.architectures import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
 from headwater_models.datasets import Dataset  # noqa: E402 - after the skip

@@ -7,11 +7,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
 
-from headwater.encoder import load  # noqa: E402 - after the skip
+from headwater.encoder.runtime import load  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch
 from headwater_models.architectures import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.recipes import recipe  # noqa: E402 - needs torch
 from tests import cycles  # noqa: E402 - after the skip
+from tests.support.checkout import STARTER  # noqa: E402 - after the skip
 
 
 @pytest.mark.parametrize("model", sorted(ARCHITECTURES))
@@ -42,7 +43,7 @@ def test_a_bundle_comes_with_its_figures_and_says_where_it_is_from(tmp_path: Pat
 
 
 def test_the_shipped_bundle_is_read_as_it_was() -> None:
-    starter = load(Path(__file__).parents[1] / "models" / "headwater_models" / "starter")
+    starter = load(STARTER)
     assert starter.id == "starter-c8c4742f3021"
     figures = starter.manifest.origin.figures["starter"]["discovery"]
     assert figures == {"targets": 5_075.0, "hit_at_20": 0.0298, "ndcg_at_20": 0.0112}

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
 
-from headwater.features import ACTION_CODES, gaps_s  # noqa: E402 - after the skip
+from headwater.encoder.features import ACTION_CODES, gaps_s  # noqa: E402 - after the skip
 from headwater_models.events import Log  # noqa: E402 - after the skip
 from headwater_models.losses import first_purchases, next_purchases, same_geometry  # noqa: E402 - needs torch
 from headwater_models.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.features import ACTION_CODES, item_key
+from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.fold import POPULARITY
 from headwater.messages import Trend
 from headwater.trends import HALF_LIFE_S, TOP, Counts, Trends

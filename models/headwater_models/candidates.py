@@ -6,9 +6,9 @@ from itertools import chain
 
 import numpy as np
 
-from headwater.encoder import Encoder
-from headwater.features import History, candidate_features
-from headwater.neighbours import Neighbours
+from headwater.encoder.features import History, candidate_features
+from headwater.encoder.neighbours import Neighbours
+from headwater.encoder.runtime import Encoder
 from headwater.trends import HALF_LIFE_S, TOP
 from headwater_models.baselines import DAY_MS
 from headwater_models.evaluation import Catalog, best, interests_of

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headwater import encoder
-from headwater.bundle import Manifest
-from headwater.encoder import Encoder
+from headwater.encoder import runtime as encoder
+from headwater.encoder.bundle import Manifest
+from headwater.encoder.runtime import Encoder
 from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater_models import baselines
 from headwater_models.candidates import Pooling, rescored

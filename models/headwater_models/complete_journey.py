@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headwater.features import item_text
+from headwater.encoder.features import item_text
 from headwater_models.events import in_order
 
 Hashes = NDArray[np.uint64]
@@ -67,7 +67,7 @@ def catalog(data: Path | None = None) -> pl.DataFrame:
     """All products: item_id, title, description, tags, category, price, attributes {brand, manufacturer}.
 
     price is the median paid for one unit, null for products that were never bought. The manufacturer is a number
-    without a name, so it stays out of the item's text (`headwater.features.item_text` reads strings only).
+    without a name, so it stays out of the item's text (`headwater.encoder.features.item_text` reads strings only).
     """
     data = data or folder()
     unit_price = pl.col("sales_value") / pl.col("quantity")

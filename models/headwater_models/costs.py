@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder import Encoder
-from headwater.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder.runtime import Encoder
 from headwater_models.evaluation import best
 
 Floats = NDArray[np.float32]

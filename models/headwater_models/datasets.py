@@ -16,7 +16,7 @@ from typing import Final
 import polars as pl
 
 from headwater import tables
-from headwater.features import item_text
+from headwater.encoder.features import item_text
 from headwater.tables import Fields, TimeUnit
 from headwater_models import complete_journey
 from headwater_models.events import WISHES, Log, in_order, log_of

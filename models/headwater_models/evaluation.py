@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder import Encoder
-from headwater.features import clamp_gap_s, gaps_s, item_keys
+from headwater.encoder.features import clamp_gap_s, gaps_s, item_keys
+from headwater.encoder.runtime import Encoder
 from headwater.recall.fusion import Ranking, fuse
 from headwater_models import metrics
 from headwater_models.datasets import Dataset, DatasetError

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Folders that `headwater.encoder` loads: writing graphs and manifest, and showing that they compute what torch does."""
+"""Folders that `headwater.encoder.runtime` loads: writing graphs and manifest, and showing that they compute what torch does."""
 
 import hashlib
 import importlib.metadata
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from headwater.bundle import (
+from headwater.encoder.bundle import (
     FORMAT,
     FileCheck,
     Graphs,
@@ -29,8 +29,8 @@ from headwater.bundle import (
     manifest_of,
     opset_of,
 )
-from headwater.encoder import Encoder, fold, load, probe_scores
-from headwater.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder.runtime import Encoder, fold, load, probe_scores
 from headwater_models import mean
 
 # Six purchases and clicks of a coffee drinker, spread over two days: every bundle answers for them.

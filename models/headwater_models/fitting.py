@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from headwater.features import clamp_gap_s
+from headwater.encoder.features import clamp_gap_s
 from headwater_models import losses
 from headwater_models.architectures import Events, UserEncoder
 from headwater_models.denormals import flushed_denormals

@@ -12,8 +12,8 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
-from headwater.bundle import Graphs, Origin, TextInput
-from headwater.encoder import Encoder
+from headwater.encoder.bundle import Graphs, Origin, TextInput
+from headwater.encoder.runtime import Encoder
 from headwater_models import mean
 from headwater_models.export import Parts, move_bundle, versions, write_manifest
 

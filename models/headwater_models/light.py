@@ -18,8 +18,8 @@ import onnx.utils
 from numpy.typing import NDArray
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from headwater.bundle import Manifest
-from headwater.encoder import Encoder, load
+from headwater.encoder.bundle import Manifest
+from headwater.encoder.runtime import Encoder, load
 from headwater_models import export, mean
 
 _SMALL = 1024  # numbers below which a matrix is not worth a scale of its own

@@ -12,7 +12,7 @@ import onnx.helper
 import onnx.numpy_helper
 import onnx.parser
 
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
 
 OPSET = 18
 

@@ -18,11 +18,12 @@ import msgspec
 import numpy as np
 from scipy import sparse
 
-from headwater import encoder, neighbours
-from headwater.bundle import NeighbourTable
-from headwater.encoder import Encoder
-from headwater.features import item_key
-from headwater.neighbours import MAX_ITEMS, Neighbours
+from headwater.encoder import neighbours
+from headwater.encoder import runtime as encoder
+from headwater.encoder.bundle import NeighbourTable
+from headwater.encoder.features import item_key
+from headwater.encoder.neighbours import MAX_ITEMS, Neighbours
+from headwater.encoder.runtime import Encoder
 from headwater_models import export
 from headwater_models.datasets import Dataset, DatasetError
 from headwater_models.events import Log

@@ -16,7 +16,7 @@ import matplotlib as mpl
 import msgspec
 from matplotlib.figure import Figure
 
-from headwater import encoder
+from headwater.encoder import runtime as encoder
 from headwater_models.commands import Results, Weighed
 from headwater_models.datasets import load
 from headwater_models.evaluation import Group, Measure, bundle_scorer, encoded, freshness

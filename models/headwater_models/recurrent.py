@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
 from headwater_models.events import WISHES
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from headwater.bundle import ItemRows, Origin
-from headwater.encoder import Encoder
-from headwater.features import item_key
+from headwater.encoder.bundle import ItemRows, Origin
+from headwater.encoder.features import item_key
+from headwater.encoder.runtime import Encoder
 from headwater_models import export, torch_export
 from headwater_models.architectures import RecurrentEncoder, WindowedEncoder
 from headwater_models.fitting import Model

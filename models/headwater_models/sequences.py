@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.features import gaps_s
+from headwater.encoder.features import gaps_s
 from headwater_models.events import Log
 
 Ints = NDArray[np.int64]

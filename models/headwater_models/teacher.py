@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder import Encoder
+from headwater.encoder.runtime import Encoder
 from headwater_models.datasets import Dataset
 from headwater_models.evaluation import encoded
 from headwater_models.sequences import Batch

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from headwater.bundle import Graphs
-from headwater.encoder import Encoder
-from headwater.features import ACTION_CODES, CANDIDATE_FEATURES, MAX_GAP_S
+from headwater.encoder.bundle import Graphs
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, MAX_GAP_S
+from headwater.encoder.runtime import Encoder
 from headwater_models.architectures import CandidateScorer, WindowedEncoder
 from headwater_models.mean import OPSET
 from headwater_models.static_tower import ServedTower, StaticTower

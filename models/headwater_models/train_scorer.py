@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwater.encoder import Encoder, load
-from headwater.features import CANDIDATE_FEATURES
-from headwater.neighbours import Neighbours
+from headwater.encoder.features import CANDIDATE_FEATURES
+from headwater.encoder.neighbours import Neighbours
+from headwater.encoder.runtime import Encoder, load
 from headwater_models import export, torch_export
 from headwater_models.architectures import SCORERS, CandidateScorer
 from headwater_models.candidates import Pool, Pooling

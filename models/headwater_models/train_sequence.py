@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from headwater.bundle import Origin
-from headwater.encoder import Encoder
+from headwater.encoder.bundle import Origin
+from headwater.encoder.runtime import Encoder
 from headwater_models import export, sequence_bundle
 from headwater_models.architectures import ARCHITECTURES
 from headwater_models.datasets import Dataset

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from headwater.bundle import ItemRows, Origin, TextInput
-from headwater.encoder import Encoder
-from headwater.features import item_key
+from headwater.encoder.bundle import ItemRows, Origin, TextInput
+from headwater.encoder.features import item_key
+from headwater.encoder.runtime import Encoder
 from headwater_models import export, torch_export
 from headwater_models.complete_journey import SPLIT
 from headwater_models.datasets import Dataset, load

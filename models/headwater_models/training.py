@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headwater.features import ACTION_CODES, MAX_GAP_S, gaps_s
+from headwater.encoder.features import ACTION_CODES, MAX_GAP_S, gaps_s
 from headwater_models.denormals import flushed_denormals
 from headwater_models.events import WISHES, Log, newest
 from headwater_models.losses import first_purchases, next_purchases, same_geometry

@@ -24,9 +24,9 @@ from headwater.catalog import CatalogPath, point_of_vector
 from headwater.clicks import ClickPath
 from headwater.columns import Columns
 from headwater.dead_letters import DeadLetters
-from headwater.encoder import Encoder, load
+from headwater.encoder.features import ACTION_NAMES
+from headwater.encoder.runtime import Encoder, load
 from headwater.engine import EngineApp, StopWorker
-from headwater.features import ACTION_NAMES
 from headwater.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
 from headwater.index.edge import EdgeIndex, GraphPolicy
 from headwater.index.server import ServerIndex

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from headwater.consumer import Consumer
 from headwater.dead_letters import DeadLetter, DeadLetters
-from headwater.encoder import Encoder
+from headwater.encoder.features import item_key, item_text
+from headwater.encoder.runtime import Encoder
 from headwater.engine import (
     READ_TIMEOUT_S,
     Background,
@@ -31,7 +32,6 @@ from headwater.engine import (
     once_broker_answers,
     recreated,
 )
-from headwater.features import item_key, item_text
 from headwater.index import (
     BadVector,
     Index,

@@ -51,7 +51,7 @@ _USER_ERRORS: Final = (
     ("headwater.settings", "SettingsError"),
     ("headwater.topics", "TopicsError"),
     ("headwater.broker", "BrokerError"),
-    ("headwater.bundle", "BundleError"),
+    ("headwater.encoder.bundle", "BundleError"),
     ("headwater.tables", "ImportFileError"),
     ("headwater.client", "ClientError"),
     ("headwater.messages", "BadMessage"),

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from headwater.columns import I64, Table, Together
 from headwater.dead_letters import DeadLetter, DeadLetters
-from headwater.encoder import Encoder
+from headwater.encoder.features import ACTION_CODES, event_key, event_keys, item_keys
+from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch, Lost
-from headwater.features import ACTION_CODES, event_key, event_keys, item_keys
 from headwater.fold import Bools, Change, Clicks, joined, plan
 from headwater.index import IndexUnavailable
 from headwater.messages import ReadClicks

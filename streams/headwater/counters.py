@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
 from headwater.messages import ACTIONS
 
 U64 = NDArray[np.uint64]

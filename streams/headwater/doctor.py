@@ -20,8 +20,8 @@ from aiokafka.errors import (
 )
 
 from headwater import topics
-from headwater.bundle import BundleError
-from headwater.encoder import load
+from headwater.encoder.bundle import BundleError
+from headwater.encoder.runtime import load
 from headwater.settings import Settings
 from headwater.topics import Topics, TopicsError
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headwater.columns import I64, U8, U64, Log, Table, Together
 from headwater.counters import LEAVES, Counted, Left, counted
-from headwater.features import ACTION_CODES, clamp_gap_s
+from headwater.encoder.features import ACTION_CODES, clamp_gap_s
 from headwater.messages import ACTIONS
 from headwater.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwater.columns import I64, Columns, Log
-from headwater.encoder import Encoder
-from headwater.features import clamp_gap_s, gaps_s
+from headwater.encoder.features import clamp_gap_s, gaps_s
+from headwater.encoder.runtime import Encoder
 from headwater.fold import folded_entries
 from headwater.states import Job, fold_again, gathered
 from headwater.vectors import ItemVectors

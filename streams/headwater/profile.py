@@ -13,7 +13,7 @@ from bisect import insort
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
 
 DEFAULT_LOG_LENGTH: Final = 50
 RETRACT: Final = ACTION_CODES["retract"]

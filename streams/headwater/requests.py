@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from headwater.columns import U64, Log
 from headwater.dead_letters import DeadLetter, DeadLetters
-from headwater.encoder import Encoder
+from headwater.encoder.features import ACTION_CODES, ACTION_NAMES, History, event_key, item_key
+from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch, Lost
-from headwater.features import ACTION_CODES, ACTION_NAMES, History, event_key, item_key
 from headwater.fold import SEEN, STEPS
 from headwater.index import IndexUnavailable
 from headwater.interests import Session, UserInterests, interests_of

@@ -18,11 +18,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from headwater import encoder, own_worker, topics
+from headwater import own_worker, topics
 from headwater.broker import EmbeddedBroker
 from headwater.client import HeadwaterClient
-from headwater.encoder import Encoder
-from headwater.features import ACTION_NAMES
+from headwater.encoder import runtime as encoder
+from headwater.encoder.features import ACTION_NAMES
+from headwater.encoder.runtime import Encoder
 from headwater.index.edge import SEARCH_EF, GraphPolicy
 from headwater.messages import (
     MAX_AHEAD_MS,

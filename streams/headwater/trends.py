@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwater.columns import I64, U8, U64
-from headwater.features import item_key
+from headwater.encoder.features import item_key
 from headwater.fold import POPULARITY
 from headwater.messages import Trend
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
 
 from headwater.columns import Columns
-from headwater.encoder import Encoder, load
-from headwater.features import clamp_gap_s, item_key
+from headwater.encoder.features import clamp_gap_s, item_key
+from headwater.encoder.runtime import Encoder, load
 from headwater.index import edge, fields, server
 from headwater.settings import Settings
 from headwater.state_records import bundle_key, unpack

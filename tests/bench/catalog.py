@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from headwater.features import item_text
+from headwater.encoder.features import item_text
 from headwater.messages import Item
 from headwater.settings import STARTER_BUNDLE, Settings
 from tests.bench.processes import python, worker

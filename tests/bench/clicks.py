@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder import load
+from headwater.encoder.runtime import load
 from headwater.publish import Outgoing
 from headwater.settings import Settings
 from headwater.state_records import ENTRY_BYTES, FORMAT_WITH_COUNTERS, record_size

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from headwater import encoder
+from headwater.encoder import runtime as encoder
 
 # As many texts at once as a catalog worker encodes.
 SLICE = 512

@@ -22,8 +22,8 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from numpy.typing import NDArray
 
-from headwater.encoder import Encoder, load
-from headwater.features import ACTION_CODES, clamp_gap_s
+from headwater.encoder.features import ACTION_CODES, clamp_gap_s
+from headwater.encoder.runtime import Encoder, load
 from headwater.messages import ReadClicks
 from headwater.settings import Settings
 from headwater.state_records import ENTRY_BYTES, header_size

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from headwater.columns import Columns, Log
-from headwater.encoder import load
-from headwater.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES
+from headwater.encoder.runtime import load
 from headwater.publish import Outgoing, producer_of
 from headwater.routing import write_keyed
 from headwater.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 from qdrant_client.models import CollectionStatus
 
 from headwater.client import ClientError, HeadwaterClient
-from headwater.encoder import load
+from headwater.encoder.runtime import load
 from headwater.settings import Settings
 from headwater.topics import Topics
 from tests.bench import bare_queries, catalog, clicks, dataset

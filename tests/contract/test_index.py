@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from headwater.features import item_key
+from headwater.encoder.features import item_key
 from headwater.index import BadVector, Index, KeyCollision, Point, Query
 from headwater.index.edge import EdgeIndex
 from headwater.index.server import ServerIndex

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from aiokafka import ConsumerRecord
 
-from headwater import encoder as encoders
 from headwater.catalog import point_of_vector
 from headwater.columns import Columns
-from headwater.encoder import Encoder
-from headwater.features import ACTION_CODES, event_key, item_key
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import ACTION_CODES, event_key, item_key
+from headwater.encoder.runtime import Encoder
 from headwater.profile import Event
 from headwater.state_records import bundle_key, unpack
 from headwater.vectors import ItemVectors

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from headwater import encoder as encoders
 from headwater import topics
+from headwater.encoder import runtime as encoders
 from headwater.settings import Settings
 from headwater.state_records import ENTRY_BYTES, header_size
 from headwater.topics import Topics

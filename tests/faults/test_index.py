@@ -17,9 +17,9 @@ import pytest
 import pytest_asyncio
 from aiokafka.structs import RecordMetadata
 
-from headwater import encoder as encoders
 from headwater.catalog import point_of_vector
-from headwater.features import item_key
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import item_key
 from headwater.index import Point
 from headwater.index.server import ServerIndex
 from headwater.settings import Settings

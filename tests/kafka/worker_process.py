@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from headwater.broker import dying_with_us
+from tests.support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # Generous, since two cores may be shared with a compiler; a worker that is well needs four seconds.
 READY_S = 90.0
 STOP_S = 15.0

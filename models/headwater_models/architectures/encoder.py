@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater.features import ACTION_CODES, MAX_GAP_S
+from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 
 Task = Literal[
     "next", "cloze"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater.bundle import MAX_LOG_LENGTH
+from headwater.encoder.bundle import MAX_LOG_LENGTH
 from headwater_models.architectures.encoder import (
     Elapsed,
     Events,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from headwater.features import item_key
+from headwater.encoder.features import item_key
 from headwater.recall.filters import (
     ATTRIBUTES,
     And,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.features import History
+from headwater.encoder.features import History
 from headwater.index import Index, IndexUnavailable, Query
 from headwater.recall.filters import And, Filter, Range
 from headwater.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
@@ -22,7 +22,7 @@ from headwater.recall.rescoring import Pooled, rescored
 from headwater.trends import PopularItem
 
 if TYPE_CHECKING:
-    from headwater.encoder import Encoder
+    from headwater.encoder.runtime import Encoder
 
 F32 = NDArray[np.float32]
 T = TypeVar("T")

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.features import History, candidate_features
+from headwater.encoder.features import History, candidate_features
 from headwater.recall.fusion import Fused
 
 if TYPE_CHECKING:
-    from headwater.encoder import Encoder
+    from headwater.encoder.runtime import Encoder
 
 F32 = NDArray[np.float32]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from headwater.features import ACTION_NAMES
-from headwater.neighbours import Neighbours
+from headwater.encoder.features import ACTION_NAMES
+from headwater.encoder.neighbours import Neighbours
 from headwater.recall.reasons import MAX_REASONS
 
 Wish = tuple[int, int, int]  # item key, time, code of the action

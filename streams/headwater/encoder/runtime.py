@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from headwater.bundle import (
+from headwater.encoder.bundle import (
     OPSETS,
     BundleError,
     Manifest,
@@ -26,8 +26,8 @@ from headwater.bundle import (
     opset_of,
     row_keys,
 )
-from headwater.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
-from headwater.neighbours import Neighbours, read
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
+from headwater.encoder.neighbours import Neighbours, read
 
 Floats = NDArray[np.float32]
 Device = Literal["cpu", "cuda", "auto"]

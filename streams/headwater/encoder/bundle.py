@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
 
 FORMAT = 1
 # A user's record counts the entries of its log in one byte.
@@ -59,7 +59,7 @@ class Scoring(msgspec.Struct, frozen=True):
 
 
 class NeighbourTable(msgspec.Struct, frozen=True):
-    """Which items are taken together in one session (`streams/headwater/neighbours.py` says what the file holds)."""
+    """Which items are taken together in one session (`streams/headwater/encoder/neighbours.py` says what the file holds)."""
 
     file: str
     pause_s: Annotated[float, msgspec.Meta(gt=0)]  # a longer one between two events of a user ends a session

@@ -10,19 +10,19 @@ import pytest
 pytest.importorskip("scipy", reason="scipy is not installed (extra train)")
 pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
-from headwater import neighbours
-from headwater.bundle import BundleError, Manifest, NeighbourTable
-from headwater.encoder import load
-from headwater.features import item_key
-from headwater.neighbours import Neighbours
+from headwater.encoder import neighbours
+from headwater.encoder.bundle import BundleError, Manifest, NeighbourTable
+from headwater.encoder.features import item_key
+from headwater.encoder.neighbours import Neighbours
+from headwater.encoder.runtime import load
 from headwater_models import commands
 from headwater_models.datasets import Dataset, DatasetError
 from headwater_models.events import Log
 from headwater_models.light import lighten
 from headwater_models.neighbours import FILE, TableConfig, make, table_of
 from headwater_models.protocols import split
+from tests.support.checkout import STARTER
 
-STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 HOUR_MS = 3_600_000
 PAIRS = TableConfig(neighbours=2, together=2, shrink=1.0, pause_s=60.0)
 ITEM_IDS = ["tea", "milk", "bread", "soap", "rope"]

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.bundle import BundleError, Manifest
+from headwater.encoder.bundle import BundleError, Manifest
 
 # A likeness in one byte: exp(-_STEP * byte), so 1.5 % off at most, and down to one in two thousand.
 _STEP: Final = 0.03

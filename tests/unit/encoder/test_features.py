@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.features import (
+from headwater.encoder.features import (
     ACTION_CODES,
     CANDIDATE_FEATURES,
     EVENT_KEY_MASK,

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater import encoder
-from headwater.bundle import BundleError, Manifest, opset_of
-from headwater.encoder import Encoder
-from headwater.features import ACTION_CODES
+from headwater.encoder import runtime as encoder
+from headwater.encoder.bundle import BundleError, Manifest, opset_of
+from headwater.encoder.features import ACTION_CODES
+from headwater.encoder.runtime import Encoder
+from tests.support.checkout import STARTER
 
-STARTER = Path(__file__).parents[1] / "models" / "headwater_models" / "starter"
 TEXTS = [
     "Ground coffee, 12 oz",
     "Garden hose",
