@@ -18,12 +18,12 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch
+from headwater.index.item_vectors import ItemVectors
 from headwater.metrics import Metrics
 from headwater.profile import Event
 from headwater.profiles import Partition, Profiles
 from headwater.settings import Settings
 from headwater.topics import Topics
-from headwater.vectors import ItemVectors
 from tests.recording_producer import RecordingProducer
 from tests.support.checkout import STARTER
 

@@ -14,10 +14,10 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
+from headwater.index.item_vectors import ItemVectors
 from headwater.interests import Session, UserInterests, interests_of
 from headwater.profile import Event
 from headwater.states import StepEncoder
-from headwater.vectors import ItemVectors
 from tests.histories import CLICK, START_MS, apply, canonical_state, cosine
 from tests.interests_worker import STARTER
 

@@ -15,7 +15,7 @@ from headwater.encoder.features import CANDIDATE_FEATURES, History, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index import Hit, Index, IndexUnavailable, Point, Query
 from headwater.index.edge import EdgeIndex
-from headwater.recall.filters import Filter, parse
+from headwater.index.filters import Filter, parse
 from headwater.recall.pipeline import Answer, Ask, Recall
 from headwater.trends import PopularItem
 

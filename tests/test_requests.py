@@ -21,13 +21,13 @@ from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch, Lost, StopWorker
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
+from headwater.index.item_vectors import F32, Fetch
 from headwater.messages import Response, decode_response, schemas
 from headwater.profiles import Partition
 from headwater.recall.pipeline import Ask, Recall
 from headwater.requests import RequestPath
 from headwater.routing import forwarded, partition_of
 from headwater.trends import PopularItem
-from headwater.vectors import F32, Fetch
 from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,9 +9,9 @@ from headwater.columns import Columns
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES
 from headwater.encoder.runtime import Encoder
+from headwater.index.item_vectors import ItemVectors
 from headwater.profile import RETRACT, Event
 from headwater.states import StepEncoder, fold_again
-from headwater.vectors import ItemVectors
 from tests.histories import (
     CLICK,
     DIM,

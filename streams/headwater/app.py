@@ -29,6 +29,7 @@ from headwater.encoder.runtime import Encoder, load
 from headwater.engine import EngineApp, StopWorker
 from headwater.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
 from headwater.index.edge import EdgeIndex, GraphPolicy
+from headwater.index.item_vectors import ItemVectors
 from headwater.index.server import ServerIndex
 from headwater.index.timed import TimedIndex
 from headwater.logs import configure_logging
@@ -45,7 +46,6 @@ from headwater.settings import Settings, SettingsError
 from headwater.tail import Tail
 from headwater.topics import Topics
 from headwater.trends import HALF_LIFE_S, Counts, Trends
-from headwater.vectors import ItemVectors
 from headwater.watchdog import TO_COMMIT, Progress, Watchdog, ask_every_broker
 from headwater.web import Web
 

@@ -19,6 +19,7 @@ from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch, Lost
 from headwater.fold import Bools, Change, Clicks, joined, plan
 from headwater.index import IndexUnavailable
+from headwater.index.item_vectors import ItemVectors
 from headwater.messages import ReadClicks
 from headwater.metrics import Metrics
 from headwater.producer import Producer
@@ -28,7 +29,6 @@ from headwater.publish import Outgoing, Sent, write_scattered
 from headwater.routing import origin_of, partitions_of, redirect
 from headwater.states import Job, advance, keys_needed, needs_refold
 from headwater.trends import Counts
-from headwater.vectors import ItemVectors
 
 log = structlog.get_logger(__name__)
 

@@ -12,8 +12,8 @@ from headwater.columns import I64, Columns, Log
 from headwater.encoder.features import clamp_gap_s, gaps_s
 from headwater.encoder.runtime import Encoder
 from headwater.fold import folded_entries
+from headwater.index.item_vectors import ItemVectors
 from headwater.states import Job, fold_again, gathered
-from headwater.vectors import ItemVectors
 
 F32 = NDArray[np.float32]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from headwater.columns import U64
 from headwater.engine import Batch
+from headwater.index import filters
 from headwater.messages import Request
-from headwater.recall import filters
 
 
 class Unanswered:

@@ -21,7 +21,8 @@ from headwater.encoder.features import ACTION_CODES, ACTION_NAMES, History, even
 from headwater.encoder.runtime import Encoder
 from headwater.engine import Batch, Lost
 from headwater.fold import SEEN, STEPS
-from headwater.index import IndexUnavailable
+from headwater.index import IndexUnavailable, filters
+from headwater.index.item_vectors import ItemVectors
 from headwater.interests import Session, UserInterests, interests_of
 from headwater.messages import (
     CORRELATION_HEADERS,
@@ -44,7 +45,6 @@ from headwater.producer import Producer
 from headwater.profile import RETRACT
 from headwater.profiles import Partition, Profiles
 from headwater.publish import Outgoing, write_scattered
-from headwater.recall import filters
 from headwater.recall.buy_again import buy_again
 from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater.recall.new import taken
@@ -54,7 +54,6 @@ from headwater.routing import origin_of, partition_of, redirect
 from headwater.settings import Settings
 from headwater.topics import Topics
 from headwater.trends import PopularItem
-from headwater.vectors import ItemVectors
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from headwater.columns import I64, Log
 from headwater.fold import STEPS, Change, StepInput, counts_by_user, folded_entries, last_time, step_inputs
-from headwater.vectors import ItemVectors
+from headwater.index.item_vectors import ItemVectors
 
 F32 = NDArray[np.float32]
 

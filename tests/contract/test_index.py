@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from headwater.encoder.features import item_key
 from headwater.index import BadVector, Index, KeyCollision, Point, Query
 from headwater.index.edge import EdgeIndex
+from headwater.index.filters import And, Filter, FilterError, Range, admits, parse
 from headwater.index.server import ServerIndex
-from headwater.recall.filters import And, Filter, FilterError, Range, admits, parse
 from tests.contract import qdrant_stand_in
 
 DIM = 8

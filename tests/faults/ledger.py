@@ -12,9 +12,9 @@ from headwater.columns import Columns
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
+from headwater.index.item_vectors import ItemVectors
 from headwater.profile import Event
 from headwater.state_records import bundle_key, unpack
-from headwater.vectors import ItemVectors
 from tests.histories import canonical_state, cosine
 from tests.kafka.outside import Outside
 from tests.kafka.story import Story, newest_events

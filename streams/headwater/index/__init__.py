@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.recall.filters import Filter
+from headwater.index.filters import Filter
 
 # Below every version an item can have (signed 64 bits): an item that never carried one.
 NO_VERSION = -(1 << 63)

@@ -42,7 +42,7 @@ from headwater.index import (
     lifted,
     newer,
 )
-from headwater.recall.filters import Filter, admits, is_available
+from headwater.index.filters import Filter, admits, is_available
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from headwater.encoder.features import item_key
-from headwater.recall.filters import (
+from headwater.index.filters import (
     ATTRIBUTES,
     And,
     AnyOf,

@@ -41,8 +41,8 @@ from headwater.index import (
     lifted,
     newer,
 )
-from headwater.index.calls import LOOK_UP_S, SEARCH_S, Calls
-from headwater.recall.filters import Filter, names_available
+from headwater.index.filters import Filter, names_available
+from headwater.index.server_calls import LOOK_UP_S, SEARCH_S, Calls
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwater.index import Hit, Index, Point, Query
+from headwater.index.filters import Filter
 from headwater.metrics import Metrics
-from headwater.recall.filters import Filter
 
 T = TypeVar("T")
 

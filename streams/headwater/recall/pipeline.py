@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import History
 from headwater.index import Index, IndexUnavailable, Query
-from headwater.recall.filters import And, Filter, Range
+from headwater.index.filters import And, Filter, Range
 from headwater.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
 from headwater.recall.new import CHOICE, by_likeness
 from headwater.recall.reasons import PastEvent, Share, reasons

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.vectors import ItemVectors
+from headwater.index.item_vectors import ItemVectors
 
 F32 = NDArray[np.float32]
 

@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 from grpc.aio import AioRpcError, Metadata
 
-from headwater.index import IndexUnavailable, calls
-from headwater.index.calls import Calls
+from headwater.index import IndexUnavailable
+from headwater.index import server_calls as calls
+from headwater.index.server_calls import Calls
 
 NEVER = 1_000.0
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from headwater.recall.filters import (
+from headwater.index.filters import (
     And,
     AnyOf,
     FilterError,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from headwater.encoder.features import item_key
 from headwater.index import Point, Query, hnsw
 from headwater.index.edge import EdgeIndex, GraphPolicy
-from headwater.recall.filters import parse
+from headwater.index.filters import parse
 from tests.support.checkout import ROOT
 
 DIM = 16
@@ -315,7 +315,7 @@ SERVES_AND_BUILDS = """
 import asyncio, sys
 from pathlib import Path
 from headwater.index.edge import EdgeIndex
-from tests.test_index_edge import BY_HAND, DIM, items
+from tests.unit.index.test_edge import BY_HAND, DIM, items
 
 async def main() -> None:
     index = await EdgeIndex.open(Path(sys.argv[1]), DIM, graph=BY_HAND)
