@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from headwater.broker import EmbeddedBroker
+from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.settings import Settings
 from tests.kafka_server import CannotRunError, external_servers, kafka_server
 

@@ -13,17 +13,17 @@ from faust.types import TP
 from prometheus_client.parser import text_string_to_metric_families
 
 from headwater.clicks import ClickPath
-from headwater.dead_letters import DeadLetters
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
-from headwater.engine import Batch
 from headwater.index.item_vectors import ItemVectors
+from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.group import Batch
+from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.profile import Event
 from headwater.profiles import Partition, Profiles
 from headwater.settings import Settings
-from headwater.topics import Topics
 from tests.recording_producer import RecordingProducer
 from tests.support.checkout import STARTER
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from headwater.broker import dying_with_us
+from headwater.kafka.embedded_broker import dying_with_us
 
 VERSION = "4.1.2"
 READY_TIMEOUT_S = 90.0

@@ -19,17 +19,17 @@ from faust.types import TP
 
 from headwater import catalog
 from headwater.catalog import CatalogPath, _Versions, point_of_vector
-from headwater.dead_letters import DeadLetters
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
-from headwater.engine import Batch, Lost, StopWorker
 from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
 from headwater.index.edge import EdgeIndex
+from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.group import Batch, Lost, StopWorker
+from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
 from headwater.settings import Settings
-from headwater.topics import Topics
 from tests.interests_worker import STARTER, Committed, until
 from tests.recording_producer import RecordingProducer
 

@@ -13,7 +13,8 @@ from typing import get_args
 import jsonschema
 import pytest
 
-from headwater import cli, runfile, topics
+from headwater import cli, runfile
+from headwater.kafka import topics
 from headwater.messages import ACTIONS, SESSION_ACTIONS, schemas
 from headwater.metrics import DEFINITIONS
 from headwater.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from headwater import runfile, topics
+from headwater import runfile
 from headwater.client import (
     ClientError,
     HeadwaterClient,
@@ -22,6 +22,9 @@ from headwater.client import (
     demo_dir,
     running_system,
 )
+from headwater.kafka import topics
+from headwater.kafka.forwarding import partition_of
+from headwater.kafka.topics import Topics
 from headwater.messages import (
     CORRELATION_HEADERS,
     BadMessage,
@@ -36,9 +39,7 @@ from headwater.messages import (
     decode_request,
     encode,
 )
-from headwater.routing import partition_of
 from headwater.settings import Settings
-from headwater.topics import Topics
 
 Answering = Callable[[Request], list[Response]]
 # A broker that was just given nine topics by a busy machine may take its time; nothing here is about speed.

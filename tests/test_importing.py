@@ -11,7 +11,6 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater import topics
 from headwater.importing import (
     ImportFileError,
     Prepared,
@@ -21,11 +20,12 @@ from headwater.importing import (
     publish,
     records,
 )
+from headwater.kafka import topics
+from headwater.kafka.forwarding import partition_of
+from headwater.kafka.topics import Topics
 from headwater.messages import MAX_AHEAD_MS, BadMessage, Click, Item, decode_click, decode_item
-from headwater.routing import partition_of
 from headwater.settings import Settings
 from headwater.tables import read
-from headwater.topics import Topics
 
 NOW_MS = 1_760_000_000_000
 AT_MS = 1_700_000_000_000

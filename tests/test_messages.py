@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.consumer import Record
 from headwater.encoder.features import ACTION_CODES
+from headwater.kafka.fast_client.consumer import Record
 from headwater.messages import (
     ACTIONS,
     CORRELATION_HEADERS,

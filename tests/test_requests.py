@@ -18,15 +18,15 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
-from headwater.engine import Batch, Lost, StopWorker
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import F32, Fetch
+from headwater.kafka.forwarding import forwarded, partition_of
+from headwater.kafka.group import Batch, Lost, StopWorker
 from headwater.messages import Response, decode_response, schemas
 from headwater.profiles import Partition
 from headwater.recall.pipeline import Ask, Recall
 from headwater.requests import RequestPath
-from headwater.routing import forwarded, partition_of
 from headwater.trends import PopularItem
 from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
 

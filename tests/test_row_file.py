@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headwater.columns import Columns
-from headwater.engine import StopWorker
+from headwater.kafka.group import StopWorker
 from headwater.row_file import DiskFull, RowFile
 from tests.interests_worker import InterestsWorker, now_ms
 

@@ -19,32 +19,33 @@ from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from headwater import __version__, topics
+from headwater import __version__
 from headwater.catalog import CatalogPath, point_of_vector
 from headwater.clicks import ClickPath
 from headwater.columns import Columns
-from headwater.dead_letters import DeadLetters
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder, load
-from headwater.engine import EngineApp, StopWorker
 from headwater.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
 from headwater.index.edge import EdgeIndex, GraphPolicy
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.server import ServerIndex
 from headwater.index.timed import TimedIndex
+from headwater.kafka import topics
+from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.forwarding import partition_of
+from headwater.kafka.group import EngineApp, StopWorker
+from headwater.kafka.publish import Outgoing, producer_of, write_all
+from headwater.kafka.tail import Tail
+from headwater.kafka.topics import Topics
 from headwater.logs import configure_logging
 from headwater.messages import BadMessage, Trend, decode_trend, encode
 from headwater.metrics import Metrics
-from headwater.producer import Producer
 from headwater.profile import RETRACT
 from headwater.profiles import Profiles
-from headwater.publish import Outgoing, producer_of, write_all
 from headwater.recall.pipeline import Recall
 from headwater.requests import RequestPath
-from headwater.routing import partition_of
 from headwater.settings import Settings, SettingsError
-from headwater.tail import Tail
-from headwater.topics import Topics
 from headwater.trends import HALF_LIFE_S, Counts, Trends
 from headwater.watchdog import TO_COMMIT, Progress, Watchdog, ask_every_broker
 from headwater.web import Web

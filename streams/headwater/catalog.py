@@ -18,20 +18,8 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from numpy.typing import NDArray
 
-from headwater.consumer import Consumer
-from headwater.dead_letters import DeadLetter, DeadLetters
 from headwater.encoder.features import item_key, item_text
 from headwater.encoder.runtime import Encoder
-from headwater.engine import (
-    READ_TIMEOUT_S,
-    Background,
-    Batch,
-    Gate,
-    Lost,
-    StopWorker,
-    once_broker_answers,
-    recreated,
-)
 from headwater.index import (
     BadVector,
     Index,
@@ -42,6 +30,21 @@ from headwater.index import (
     Stamp,
     newer,
 )
+from headwater.kafka.dead_letters import DeadLetter, DeadLetters
+from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.group import (
+    READ_TIMEOUT_S,
+    Background,
+    Batch,
+    Gate,
+    Lost,
+    StopWorker,
+    once_broker_answers,
+    recreated,
+)
+from headwater.kafka.publish import Outgoing, write_all
+from headwater.kafka.topics import Topics
 from headwater.messages import (
     MAX_ID_BYTES,
     BadMessage,
@@ -56,10 +59,7 @@ from headwater.messages import (
     vector_bytes,
 )
 from headwater.metrics import Metrics
-from headwater.producer import Producer
-from headwater.publish import Outgoing, write_all
 from headwater.settings import Settings
-from headwater.topics import Topics
 
 log = structlog.get_logger(__name__)
 

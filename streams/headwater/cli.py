@@ -49,13 +49,13 @@ for _part in (topics_app, import_app, bundle_app):
 # Whoever raises one of these has imported its module, so that looking it up imports nothing.
 _USER_ERRORS: Final = (
     ("headwater.settings", "SettingsError"),
-    ("headwater.topics", "TopicsError"),
-    ("headwater.broker", "BrokerError"),
+    ("headwater.kafka.topics", "TopicsError"),
+    ("headwater.kafka.embedded_broker", "BrokerError"),
     ("headwater.encoder.bundle", "BundleError"),
     ("headwater.tables", "ImportFileError"),
     ("headwater.client", "ClientError"),
     ("headwater.messages", "BadMessage"),
-    ("headwater.engine", "StopWorker"),
+    ("headwater.kafka.group", "StopWorker"),
     ("headwater.app", "WorkerError"),
     ("headwater.own_worker", "OwnWorkerError"),
     ("headwater.through_the_stream", "UnlikeAnswerError"),
@@ -152,15 +152,16 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
 @app.command
 def up() -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
-    from headwater import runfile, topics
+    from headwater import runfile
     from headwater.app import configure_logging, serve
+    from headwater.kafka import topics
     from headwater.settings import Settings
 
     settings = Settings.load()
     configure_logging(settings)
     with ExitStack() as stack:
         if not settings.kafka_bootstrap_servers:
-            from headwater.broker import EmbeddedBroker
+            from headwater.kafka.embedded_broker import EmbeddedBroker
 
             if (run := runfile.read(settings)) is not None:
                 raise CommandError(
@@ -205,7 +206,7 @@ def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
 @topics_app.command
 def create() -> int:
     """Create the topics that are missing, then check all of them."""
-    from headwater import topics
+    from headwater.kafka import topics
 
     settings = _settings()
 
@@ -226,7 +227,7 @@ def create() -> int:
 @topics_app.command
 def check() -> int:
     """Compare the topics with what they have to be, and say what to do."""
-    from headwater import topics
+    from headwater.kafka import topics
 
     settings = _settings()
     problems = _run(_soon(topics.check(settings), settings))

@@ -13,20 +13,20 @@ from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
 from headwater.columns import I64, Table, Together
-from headwater.dead_letters import DeadLetter, DeadLetters
 from headwater.encoder.features import ACTION_CODES, event_key, event_keys, item_keys
 from headwater.encoder.runtime import Encoder
-from headwater.engine import Batch, Lost
 from headwater.fold import Bools, Change, Clicks, joined, plan
 from headwater.index import IndexUnavailable
 from headwater.index.item_vectors import ItemVectors
+from headwater.kafka.dead_letters import DeadLetter, DeadLetters
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.forwarding import origin_of, partitions_of, redirect
+from headwater.kafka.group import Batch, Lost
+from headwater.kafka.publish import Outgoing, Sent, write_scattered
 from headwater.messages import ReadClicks
 from headwater.metrics import Metrics
-from headwater.producer import Producer
 from headwater.profile import RETRACT, Outcome
 from headwater.profiles import Partition, Profiles
-from headwater.publish import Outgoing, Sent, write_scattered
-from headwater.routing import origin_of, partitions_of, redirect
 from headwater.states import Job, advance, keys_needed, needs_refold
 from headwater.trends import Counts
 

@@ -28,7 +28,10 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from headwater import runfile
-from headwater.consumer import Consumer
+from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.topics import Topics
+from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import (
     CORRELATION_HEADERS,
     DEFAULT_DEADLINE_MS,
@@ -47,10 +50,7 @@ from headwater.messages import (
     encode,
     header,
 )
-from headwater.producer import Producer
-from headwater.refusal import why_unreachable
 from headwater.settings import Settings
-from headwater.topics import Topics
 
 # A broker that is there answers in milliseconds; one that is not must not hold a program for minutes.
 CONNECT_TIMEOUT_S: Final = 10.0

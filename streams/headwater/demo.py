@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headwater import own_worker, runfile, topics
-from headwater.broker import EmbeddedBroker
+from headwater import own_worker, runfile
 from headwater.client import HeadwaterClient, demo_dir
+from headwater.kafka import topics
+from headwater.kafka.embedded_broker import EmbeddedBroker
+from headwater.kafka.forwarding import write_keyed
+from headwater.kafka.publish import Outgoing, producer_of
 from headwater.messages import Click, Item, Response, encode
-from headwater.publish import Outgoing, producer_of
-from headwater.routing import write_keyed
 from headwater.settings import Settings
 from headwater_models import complete_journey
 

@@ -19,11 +19,11 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
 )
 
-from headwater import topics
 from headwater.encoder.bundle import BundleError
 from headwater.encoder.runtime import load
+from headwater.kafka import topics
+from headwater.kafka.topics import Topics, TopicsError
 from headwater.settings import Settings
-from headwater.topics import Topics, TopicsError
 
 _TIMEOUT_S: Final = 10.0
 # A worker commits every second or so: what it has just read is not yet behind.

@@ -16,13 +16,13 @@ import xxhash
 from aiokafka.errors import KafkaError
 
 from headwater import tables
+from headwater.kafka.forwarding import write_keyed
+from headwater.kafka.publish import Outgoing, producer_of
+from headwater.kafka.topics import Topics
+from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
-from headwater.publish import Outgoing, producer_of
-from headwater.refusal import why_unreachable
-from headwater.routing import write_keyed
 from headwater.settings import Settings
 from headwater.tables import Fields, ImportFileError, TimeUnit, at_ms, text
-from headwater.topics import Topics
 from headwater_models.events import in_order
 
 Kind = Literal["catalog", "clicks"]

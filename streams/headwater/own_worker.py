@@ -13,8 +13,8 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from headwater.broker import dying_with_us
-from headwater.publish import Outgoing
+from headwater.kafka.embedded_broker import dying_with_us
+from headwater.kafka.publish import Outgoing
 from headwater.settings import PREFIX, Settings
 
 Health = dict[str, Any]  # what the worker's /healthz says

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from headwater.columns import U64
-from headwater.engine import Batch
 from headwater.index import filters
+from headwater.kafka.group import Batch
 from headwater.messages import Request
 
 

@@ -22,9 +22,10 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.columns import I64, U64, Columns
-from headwater.consumer import Consumer
 from headwater.counters import DEFAULT_COUNTERS
-from headwater.engine import (
+from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.group import (
     READ_TIMEOUT_S,
     Background,
     Gate,
@@ -33,14 +34,13 @@ from headwater.engine import (
     once_broker_answers,
     recreated,
 )
+from headwater.kafka.publish import Outgoing, Sent, send_all
+from headwater.kafka.topics import Topics
 from headwater.messages import header
 from headwater.metrics import Metrics
-from headwater.producer import Producer
-from headwater.publish import Outgoing, Sent, send_all
 from headwater.row_file import DiskFull, RowFile
 from headwater.settings import Settings
 from headwater.state_records import RecordError, Stamp, bundle_key, generation_of, pack, unpack
-from headwater.topics import Topics
 
 log = structlog.get_logger(__name__)
 

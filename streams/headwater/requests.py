@@ -16,14 +16,18 @@ from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
 from headwater.columns import U64, Log
-from headwater.dead_letters import DeadLetter, DeadLetters
 from headwater.encoder.features import ACTION_CODES, ACTION_NAMES, History, event_key, item_key
 from headwater.encoder.runtime import Encoder
-from headwater.engine import Batch, Lost
 from headwater.fold import SEEN, STEPS
 from headwater.index import IndexUnavailable, filters
 from headwater.index.item_vectors import ItemVectors
 from headwater.interests import Session, UserInterests, interests_of
+from headwater.kafka.dead_letters import DeadLetter, DeadLetters
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.forwarding import origin_of, partition_of, redirect
+from headwater.kafka.group import Batch, Lost
+from headwater.kafka.publish import Outgoing, write_scattered
+from headwater.kafka.topics import Topics
 from headwater.messages import (
     CORRELATION_HEADERS,
     REPLY_HEADERS,
@@ -41,18 +45,14 @@ from headwater.messages import (
 )
 from headwater.metrics import Metrics
 from headwater.parking import Held, ParkingLot, Unanswered
-from headwater.producer import Producer
 from headwater.profile import RETRACT
 from headwater.profiles import Partition, Profiles
-from headwater.publish import Outgoing, write_scattered
 from headwater.recall.buy_again import buy_again
 from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater.recall.new import taken
 from headwater.recall.pipeline import Answer, Ask, Recall
 from headwater.recall.similar import Similar
-from headwater.routing import origin_of, partition_of, redirect
 from headwater.settings import Settings
-from headwater.topics import Topics
 from headwater.trends import PopularItem
 
 log = structlog.get_logger(__name__)

@@ -18,13 +18,16 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from headwater import own_worker, topics
-from headwater.broker import EmbeddedBroker
+from headwater import own_worker
 from headwater.client import HeadwaterClient
 from headwater.encoder import runtime as encoder
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder
 from headwater.index.edge import SEARCH_EF, GraphPolicy
+from headwater.kafka import topics
+from headwater.kafka.embedded_broker import EmbeddedBroker
+from headwater.kafka.forwarding import write_keyed
+from headwater.kafka.publish import Outgoing, producer_of
 from headwater.messages import (
     MAX_AHEAD_MS,
     MAX_DEADLINE_MS,
@@ -36,9 +39,7 @@ from headwater.messages import (
     SourceName,
     encode,
 )
-from headwater.publish import Outgoing, producer_of
 from headwater.recall.fusion import DEFAULT_WEIGHTS
-from headwater.routing import write_keyed
 from headwater.settings import Settings
 from headwater_models import metrics
 from headwater_models.commands import Report, Results

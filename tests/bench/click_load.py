@@ -16,9 +16,9 @@ import numpy as np
 import uvloop
 from aiokafka import AIOKafkaProducer
 
+from headwater.kafka.forwarding import partitions_of
+from headwater.kafka.publish import producer_of
 from headwater.messages import Click, encode
-from headwater.publish import producer_of
-from headwater.routing import partitions_of
 from headwater.settings import Settings
 from tests.bench import dataset
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from headwater.kafka.forwarding import partitions_of
+from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.messages import Click, Item, encode
-from headwater.publish import Outgoing, producer_of, write_all
-from headwater.routing import partitions_of
 from headwater.settings import Settings
 from headwater_models import complete_journey
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headwater.publish import Outgoing
+from headwater.kafka.publish import Outgoing
+from headwater.kafka.topics import Topics
 from headwater.settings import Settings
-from headwater.topics import Topics
 from tests.bench import bare_queries, clicks, dataset, recovery, requests, stored
 from tests.bench.processes import GRAPH_ITEMS, START_S, BenchError, Worker, worker
 from tests.bench.report import Figure

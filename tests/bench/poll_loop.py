@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES, clamp_gap_s
 from headwater.encoder.runtime import Encoder, load
+from headwater.kafka.topics import Topics
 from headwater.messages import ReadClicks
 from headwater.settings import Settings
 from headwater.state_records import ENTRY_BYTES, header_size
-from headwater.topics import Topics
 from tests.bench import stored
 
 # With 2,000 it is a third slower; 8,000 to 32,000 make no difference, nor do larger or shorter fetches.

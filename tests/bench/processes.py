@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from headwater.broker import dying_with_us
+from headwater.kafka.embedded_broker import dying_with_us
 
 START_S = 120.0
 GRAPH_S = 300.0

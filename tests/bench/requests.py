@@ -10,8 +10,8 @@ from qdrant_client.models import CollectionStatus
 
 from headwater.client import ClientError, HeadwaterClient
 from headwater.encoder.runtime import load
+from headwater.kafka.topics import Topics
 from headwater.settings import Settings
-from headwater.topics import Topics
 from tests.bench import bare_queries, catalog, clicks, dataset
 from tests.bench.processes import GRAPH_S, Worker, worker
 from tests.bench.report import Figure

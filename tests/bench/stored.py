@@ -6,8 +6,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.catalog import point_of_vector
 from headwater.index import Point
+from headwater.kafka.topics import Topics
 from headwater.settings import Settings
-from headwater.topics import Topics
 
 
 async def records_of(settings: Settings, topic: str, partitions: int) -> AsyncIterator[ConsumerRecord]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from headwater import topics
+from headwater.kafka import topics
+from headwater.kafka.publish import Outgoing
+from headwater.kafka.topics import Topics
 from headwater.messages import Item, encode
-from headwater.publish import Outgoing
 from headwater.settings import Settings
-from headwater.topics import Topics
 from tests.bench import dataset
 from tests.bench.report import Report
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from headwater import cli
-from headwater.engine import EngineApp
+from headwater.kafka.group import EngineApp
 
 _apps: list[tuple[asyncio.AbstractEventLoop, Any]] = []
 

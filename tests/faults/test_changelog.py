@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from headwater import topics
+from headwater.kafka import topics
 from headwater.state_records import FORMAT_WITH_COUNTERS
 from tests.faults.asking import begin
 from tests.faults.scale import TIMEOUT_S

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from headwater import topics
+from headwater.kafka import topics
 from headwater.settings import Settings
 from tests.conftest import new_topic_prefix
 from tests.kafka.outside import Outside

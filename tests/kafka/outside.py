@@ -14,10 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.partitioner import murmur2
 from aiokafka.structs import RecordMetadata
 
-from headwater.consumer import Consumer
+from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.topics import Topics
 from headwater.messages import schemas
 from headwater.settings import Settings
-from headwater.topics import Topics
 from tests.kafka import shop
 
 # No answer takes so long; it bounds a test that fails.

@@ -13,13 +13,13 @@ from aiokafka import TopicPartition
 
 from headwater.app import _started
 from headwater.columns import Columns
-from headwater.consumer import Consumer
+from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.publish import producer_of
+from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.profiles import Partition, Profiles
-from headwater.publish import producer_of
 from headwater.settings import Settings
 from headwater.state_records import bundle_key, unpack
-from headwater.topics import Topics
 
 _WITHIN_S = 30.0
 

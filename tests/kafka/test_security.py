@@ -14,9 +14,9 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Int8, Int16, Int32, Schema, String
 
-from headwater import topics
+from headwater.kafka import topics
+from headwater.kafka.topics import TopicsError
 from headwater.settings import Settings
-from headwater.topics import TopicsError
 from tests.conftest import skipping_where_no_kafka_can_run
 from tests.kafka.outside import PATIENCE_S, Outside
 from tests.kafka.test_start import check_refused

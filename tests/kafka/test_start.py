@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from headwater import topics
+from headwater.kafka import topics
 from headwater.settings import STARTER_BUNDLE, Settings
 from tests.kafka.worker_process import WorkerProcess, finished
 

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
-from headwater.broker import dying_with_us
+from headwater.kafka.embedded_broker import dying_with_us
 from tests.support.checkout import ROOT
 
 # Generous, since two cores may be shared with a compiler; a worker that is well needs four seconds.

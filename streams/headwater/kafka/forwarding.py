@@ -14,9 +14,9 @@ from aiokafka import ConsumerRecord
 from aiokafka.partitioner import murmur2
 from numpy.typing import NDArray
 
-from headwater.dead_letters import DeadLetter
-from headwater.producer import Producer
-from headwater.publish import Outgoing, write_all
+from headwater.kafka.dead_letters import DeadLetter
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.publish import Outgoing, write_all
 
 _ORIGIN_HEADER: Final = "headwater-origin"
 # Kafka's variant of MurmurHash2.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from headwater.engine import EngineApp
+from headwater.kafka.group import EngineApp
 from headwater.settings import Settings
 
 

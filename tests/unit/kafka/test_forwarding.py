@@ -6,7 +6,7 @@ from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.routing import Origin, forwarded, origin_of, partition_of, partitions_of
+from headwater.kafka.forwarding import Origin, forwarded, origin_of, partition_of, partitions_of
 
 # From UtilsTest of Apache Kafka: what every Java producer computes.
 JAVA_MURMUR2 = {

@@ -6,9 +6,9 @@ from typing import Final, NamedTuple
 import structlog
 from aiokafka import ConsumerRecord
 
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.publish import Outgoing, write_all
 from headwater.metrics import Metrics
-from headwater.producer import Producer
-from headwater.publish import Outgoing, write_all
 
 log = structlog.get_logger(__name__)
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from headwater import broker as broker_file
-from headwater import topics
-from headwater.broker import BrokerError, EmbeddedBroker, client_id, expel_dead_members
+from headwater.kafka import embedded_broker as broker_file
+from headwater.kafka import topics
+from headwater.kafka.embedded_broker import BrokerError, EmbeddedBroker, client_id, expel_dead_members
+from headwater.kafka.topics import Topics
 from headwater.settings import Settings
-from headwater.topics import Topics
 
 _READS_LIKE_A_WORKER = """
     import asyncio, sys
     from aiokafka import AIOKafkaConsumer
-    from headwater.broker import client_id
+    from headwater.kafka.embedded_broker import client_id
 
     async def main(servers, topic, group):
         consumer = AIOKafkaConsumer(
@@ -99,7 +99,7 @@ def test_two_brokers_run_side_by_side_in_one_folder(tmp_path: Path) -> None:
 def test_the_broker_dies_with_a_process_that_is_killed_and_its_folder_is_swept(tmp_path: Path) -> None:
     program = f"""
         import pathlib, time
-        from headwater.broker import EmbeddedBroker
+        from headwater.kafka.embedded_broker import EmbeddedBroker
         with EmbeddedBroker(pathlib.Path({str(tmp_path)!r})) as broker:
             print(broker.pid, flush=True)
             time.sleep(600)

@@ -6,9 +6,9 @@ from typing import Any, cast
 import pytest
 from aiokafka.errors import UnknownTopicOrPartitionError
 
-from headwater import publish
-from headwater.engine import StopWorker
-from headwater.publish import Outgoing, write_all, write_scattered
+from headwater.kafka import publish
+from headwater.kafka.group import StopWorker
+from headwater.kafka.publish import Outgoing, write_all, write_scattered
 from tests.recording_producer import RecordingProducer
 
 RECORDS = [Outgoing(b"key", b"value")]

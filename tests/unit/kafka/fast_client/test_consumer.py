@@ -16,7 +16,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater import consumer
+from headwater.kafka.fast_client import consumer
 
 
 class Fetcher:

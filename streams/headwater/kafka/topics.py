@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from headwater.refusal import why_unreachable
+from headwater.kafka.unreachable import why_unreachable
 from headwater.settings import Settings
 
 _MINUTE_MS = 60_000

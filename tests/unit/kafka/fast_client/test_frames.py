@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from headwater.frames import handle_at_once
+from headwater.kafka.fast_client.frames import handle_at_once
 
 
 class Connection:

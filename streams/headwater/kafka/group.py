@@ -22,8 +22,8 @@ from faust.types import TP
 from mode import Service
 from mode.utils.futures import maybe_async
 
-from headwater.broker import client_id, expel_dead_members
-from headwater.consumer import Consumer
+from headwater.kafka.embedded_broker import client_id, expel_dead_members
+from headwater.kafka.fast_client.consumer import Consumer
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -46,8 +46,8 @@ from aiokafka.errors import ConsumerStoppedError, CorruptRecordException
 from aiokafka.protocol.fetch import FetchRequest
 from msgspec import Struct
 
-from headwater.frames import handle_at_once
-from headwater.wire import Fetch
+from headwater.kafka.fast_client.fetch_codec import Fetch
+from headwater.kafka.fast_client.frames import handle_at_once
 
 # Below what any held fetch takes on Kafka, far above what one takes on a broker that does not wait.
 _AT_ONCE_S: Final = 0.005

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from headwater import topics
+from headwater.kafka import topics
+from headwater.kafka.topics import Problem, Topics, TopicsError
 from headwater.settings import Settings
-from headwater.topics import Problem, Topics, TopicsError
 
 
 async def _create(settings: Settings, name: str, partitions: int, **config: str) -> None:

@@ -10,7 +10,7 @@ from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v4, FetchRequest_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.wire import Fetch
+from headwater.kafka.fast_client.fetch_codec import Fetch
 
 KAFKA = {1: (4, 17)}
 I32, I64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)

@@ -16,7 +16,7 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 
-from headwater.producer import Producer
+from headwater.kafka.fast_client.producer import Producer
 
 TIMEOUT_S = 0.05
 

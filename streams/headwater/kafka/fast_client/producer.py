@@ -18,7 +18,7 @@ from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, RequestTimedOutError
 from aiokafka.producer.sender import Sender, SendProduceReqHandler
 
-from headwater.frames import handle_at_once
+from headwater.kafka.fast_client.frames import handle_at_once
 
 log = structlog.get_logger(__name__)
 
