@@ -21,8 +21,8 @@ from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.group import Batch
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
-from headwater.profile import Event
-from headwater.profiles import Partition, Profiles
+from headwater.profiles.event_log import Event
+from headwater.profiles.store import Partition, Profiles
 from headwater.settings import Settings
 from tests.recording_producer import RecordingProducer
 from tests.support.checkout import STARTER

@@ -1,6 +1,6 @@
 """What a user may want again, from the user's own log."""
 
-from headwater.counters import HALF_LIFE, ONE
+from headwater.profiles.counters import HALF_LIFE, ONE
 from headwater.recall.buy_again import REST_MS, buy_again
 
 LATER_MS = 100 * REST_MS

@@ -16,12 +16,12 @@ from headwater import clicks as click_path
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
-from headwater.fold import Clicks, plan
 from headwater.kafka.forwarding import Origin, forwarded, origin_of, partition_of
 from headwater.kafka.group import Lost, StopWorker
-from headwater.profile import FORGET, RETRACT, Event
-from headwater.profiles import Partition
-from headwater.state_records import stamp_of
+from headwater.profiles.apply_clicks import Clicks, plan
+from headwater.profiles.event_log import FORGET, RETRACT, Event
+from headwater.profiles.state_records import stamp_of
+from headwater.profiles.store import Partition
 from tests.histories import History, canonical_log, canonical_state, cosine, histories
 from tests.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
 

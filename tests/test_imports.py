@@ -138,7 +138,7 @@ def test_only_the_engine_and_the_app_know_faust() -> None:
 SHARED = {
     "headwater.encoder.features",
     "headwater.encoder.bundle",
-    "headwater.counters",
+    "headwater.profiles.counters",
     "headwater.encoder.runtime",
     "headwater.recall.buy_again",
     "headwater.encoder.neighbours",

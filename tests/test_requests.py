@@ -24,7 +24,7 @@ from headwater.index.item_vectors import F32, Fetch
 from headwater.kafka.forwarding import forwarded, partition_of
 from headwater.kafka.group import Batch, Lost, StopWorker
 from headwater.messages import Response, decode_response, schemas
-from headwater.profiles import Partition
+from headwater.profiles.store import Partition
 from headwater.recall.pipeline import Ask, Recall
 from headwater.requests import RequestPath
 from headwater.trends import PopularItem
@@ -489,7 +489,7 @@ async def test_an_event_that_comes_into_no_log_is_waited_for_as_well(
 async def test_what_is_remembered_of_events_beside_the_logs_is_bounded(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headwater.profiles._BESIDE_LOG", 2)
+    monkeypatch.setattr("headwater.profiles.store._BESIDE_LOG", 2)
     seen = [worker.click("ann", "decaf", action="impression", event_id=f"seen {n}") for n in range(4)]
     await worker.apply(worker.click("ann", "decaf"), *seen)
     statuses = [

@@ -6,10 +6,10 @@ from typing import cast
 import numpy as np
 import pytest
 
-from headwater.counters import Left, count
 from headwater.encoder.features import item_keys
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
+from headwater.profiles.counters import Left, count
 from headwater.recall.buy_again import REST_MS
 from headwater_models.evaluation import encoded, evaluate, ranking
 from headwater_models.protocols import Cases, next_events

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.counters import DEFAULT_COUNTERS
+from headwater.profiles.counters import DEFAULT_COUNTERS
 from headwater.settings import LOCAL_BROKER, Settings, SettingsError
 
 

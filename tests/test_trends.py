@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES, item_key
-from headwater.fold import POPULARITY
 from headwater.messages import Trend
+from headwater.profiles.apply_clicks import POPULARITY
 from headwater.trends import HALF_LIFE_S, TOP, Counts, Trends
 from tests.histories import CLICK, START_MS
 

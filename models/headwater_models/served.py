@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.counters import DEFAULT_COUNTERS, LEAVES, Counted, count
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
+from headwater.profiles.counters import DEFAULT_COUNTERS, LEAVES, Counted, count
 from headwater.recall.buy_again import buy_again
 from headwater.recall.fusion import Ranking, fuse
 from headwater.recall.new import CHOICE, by_likeness, taken

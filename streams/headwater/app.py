@@ -22,7 +22,6 @@ from faust.types import TP
 from headwater import __version__
 from headwater.catalog import CatalogPath, point_of_vector
 from headwater.clicks import ClickPath
-from headwater.columns import Columns
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder, load
 from headwater.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
@@ -41,8 +40,9 @@ from headwater.kafka.topics import Topics
 from headwater.logs import configure_logging
 from headwater.messages import BadMessage, Trend, decode_trend, encode
 from headwater.metrics import Metrics
-from headwater.profile import RETRACT
-from headwater.profiles import Profiles
+from headwater.profiles.columns import Columns
+from headwater.profiles.event_log import RETRACT
+from headwater.profiles.store import Profiles
 from headwater.recall.pipeline import Recall
 from headwater.requests import RequestPath
 from headwater.settings import Settings, SettingsError

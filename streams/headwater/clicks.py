@@ -12,10 +12,8 @@ import structlog
 from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
-from headwater.columns import I64, Table, Together
 from headwater.encoder.features import ACTION_CODES, event_key, event_keys, item_keys
 from headwater.encoder.runtime import Encoder
-from headwater.fold import Bools, Change, Clicks, joined, plan
 from headwater.index import IndexUnavailable
 from headwater.index.item_vectors import ItemVectors
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
@@ -25,9 +23,11 @@ from headwater.kafka.group import Batch, Lost
 from headwater.kafka.publish import Outgoing, Sent, write_scattered
 from headwater.messages import ReadClicks
 from headwater.metrics import Metrics
-from headwater.profile import RETRACT, Outcome
-from headwater.profiles import Partition, Profiles
-from headwater.states import Job, advance, keys_needed, needs_refold
+from headwater.profiles.apply_clicks import Bools, Change, Clicks, joined, plan
+from headwater.profiles.columns import I64, Table, Together
+from headwater.profiles.encoder_steps import Job, advance, keys_needed, needs_refold
+from headwater.profiles.event_log import RETRACT, Outcome
+from headwater.profiles.store import Partition, Profiles
 from headwater.trends import Counts
 
 log = structlog.get_logger(__name__)

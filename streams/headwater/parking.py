@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from headwater.columns import U64
 from headwater.index import filters
 from headwater.kafka.group import Batch
 from headwater.messages import Request
+from headwater.profiles.columns import U64
 
 
 class Unanswered:

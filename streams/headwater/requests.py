@@ -15,13 +15,10 @@ import structlog
 from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
-from headwater.columns import U64, Log
 from headwater.encoder.features import ACTION_CODES, ACTION_NAMES, History, event_key, item_key
 from headwater.encoder.runtime import Encoder
-from headwater.fold import SEEN, STEPS
 from headwater.index import IndexUnavailable, filters
 from headwater.index.item_vectors import ItemVectors
-from headwater.interests import Session, UserInterests, interests_of
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import origin_of, partition_of, redirect
@@ -45,8 +42,11 @@ from headwater.messages import (
 )
 from headwater.metrics import Metrics
 from headwater.parking import Held, ParkingLot, Unanswered
-from headwater.profile import RETRACT
-from headwater.profiles import Partition, Profiles
+from headwater.profiles.apply_clicks import SEEN, STEPS
+from headwater.profiles.columns import U64, Log
+from headwater.profiles.event_log import RETRACT
+from headwater.profiles.interests import Session, UserInterests, interests_of
+from headwater.profiles.store import Partition, Profiles
 from headwater.recall.buy_again import buy_again
 from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater.recall.new import taken

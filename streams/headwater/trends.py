@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.columns import I64, U8, U64
 from headwater.encoder.features import item_key
-from headwater.fold import POPULARITY
 from headwater.messages import Trend
+from headwater.profiles.apply_clicks import POPULARITY
+from headwater.profiles.columns import I64, U8, U64
 
 F64 = NDArray[np.float64]
 

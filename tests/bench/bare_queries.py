@@ -21,12 +21,12 @@ import uvloop
 from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
 
-from headwater.columns import Columns
 from headwater.encoder.features import clamp_gap_s, item_key
 from headwater.encoder.runtime import Encoder, load
 from headwater.index import edge, fields, server
+from headwater.profiles.columns import Columns
+from headwater.profiles.state_records import bundle_key, unpack
 from headwater.settings import Settings
-from headwater.state_records import bundle_key, unpack
 from tests.bench import stored
 from tests.bench.processes import GRAPH_ITEMS, python
 from tests.bench.system import System

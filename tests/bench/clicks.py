@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from headwater.encoder.runtime import load
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.topics import Topics
+from headwater.profiles.state_records import ENTRY_BYTES, FORMAT_WITH_COUNTERS, record_size
 from headwater.settings import Settings
-from headwater.state_records import ENTRY_BYTES, FORMAT_WITH_COUNTERS, record_size
 from tests.bench import catalog, dataset, stored
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure

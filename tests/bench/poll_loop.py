@@ -26,8 +26,8 @@ from headwater.encoder.features import ACTION_CODES, clamp_gap_s
 from headwater.encoder.runtime import Encoder, load
 from headwater.kafka.topics import Topics
 from headwater.messages import ReadClicks
+from headwater.profiles.state_records import ENTRY_BYTES, header_size
 from headwater.settings import Settings
-from headwater.state_records import ENTRY_BYTES, header_size
 from tests.bench import stored
 
 # With 2,000 it is a third slower; 8,000 to 32,000 make no difference, nor do larger or shorter fetches.

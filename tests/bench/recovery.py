@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from headwater.columns import Columns, Log
 from headwater.encoder.features import ACTION_CODES
 from headwater.encoder.runtime import load
 from headwater.kafka.forwarding import write_keyed
 from headwater.kafka.publish import Outgoing, producer_of
 from headwater.kafka.topics import Topics
+from headwater.profiles.columns import Columns, Log
+from headwater.profiles.state_records import Stamp, bundle_key, pack
 from headwater.settings import Settings
-from headwater.state_records import Stamp, bundle_key, pack
 from tests.bench.processes import worker
 from tests.bench.report import Figure
 from tests.bench.system import System

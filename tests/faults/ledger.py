@@ -8,13 +8,13 @@ import numpy as np
 from aiokafka import ConsumerRecord
 
 from headwater.catalog import point_of_vector
-from headwater.columns import Columns
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
-from headwater.profile import Event
-from headwater.state_records import bundle_key, unpack
+from headwater.profiles.columns import Columns
+from headwater.profiles.event_log import Event
+from headwater.profiles.state_records import bundle_key, unpack
 from tests.histories import canonical_state, cosine
 from tests.kafka.outside import Outside
 from tests.kafka.story import Story, newest_events

@@ -7,7 +7,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from headwater.kafka import topics
-from headwater.state_records import FORMAT_WITH_COUNTERS
+from headwater.profiles.state_records import FORMAT_WITH_COUNTERS
 from tests.faults.asking import begin
 from tests.faults.scale import TIMEOUT_S
 from tests.kafka.conftest import System

@@ -11,8 +11,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from headwater.encoder import runtime as encoders
 from headwater.kafka import topics
 from headwater.kafka.topics import Topics
+from headwater.profiles.state_records import ENTRY_BYTES, header_size
 from headwater.settings import Settings
-from headwater.state_records import ENTRY_BYTES, header_size
 from tests.conftest import skipping_where_no_kafka_can_run
 from tests.faults.scale import SCALE, TIMEOUT_S
 from tests.kafka.conftest import System

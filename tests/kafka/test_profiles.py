@@ -12,14 +12,14 @@ import pytest_asyncio
 from aiokafka import TopicPartition
 
 from headwater.app import _started
-from headwater.columns import Columns
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.publish import producer_of
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
-from headwater.profiles import Partition, Profiles
+from headwater.profiles.columns import Columns
+from headwater.profiles.state_records import bundle_key, unpack
+from headwater.profiles.store import Partition, Profiles
 from headwater.settings import Settings
-from headwater.state_records import bundle_key, unpack
 
 _WITHIN_S = 30.0
 
@@ -161,7 +161,7 @@ async def test_a_late_write_does_not_bring_an_erased_user_back(
     own_topics: Settings, stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither where it was erased nor for whoever reads the changelog, record by record."""
-    monkeypatch.setattr("headwater.profiles._READ_RECORDS", 1)
+    monkeypatch.setattr("headwater.profiles.store._READ_RECORDS", 1)
     frozen, heir = stores
     await frozen.own(1)
     await frozen.write(b"ann", 3)

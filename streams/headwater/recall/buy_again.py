@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from headwater.counters import ONE, weight
+from headwater.profiles.counters import ONE, weight
 
 # What was wished for within the last hour is in the basket in hand: who has just bought bread buys no other. On groceries
 # that finds a sixth more of the next purchases (`models/README.md`).
@@ -19,7 +19,7 @@ def buy_again(
 
     Args:
         wishes: (item key, time) of each event of the log that is a wish, oldest first.
-        counters: (item key, level) of what was wished for before it (`streams/headwater/counters.py`).
+        counters: (item key, level) of what was wished for before it (`streams/headwater/profiles/counters.py`).
 
     >>> hour = REST_MS
     >>> [*buy_again([(1, 0), (2, 1), (3, 2), (1, 3), (4, 2 * hour)], now_ms=2 * hour + 5)]

@@ -15,8 +15,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from headwater.columns import I64, Columns, Log
-from headwater.counters import LEAVES, MAX_LEVEL, Counted, count
+from headwater.profiles.columns import I64, Columns, Log
+from headwater.profiles.counters import LEAVES, MAX_LEVEL, Counted, count
 
 FORMAT: Final = 1
 FORMAT_WITH_COUNTERS: Final = 2

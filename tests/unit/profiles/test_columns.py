@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwater.columns import Columns, Log
-from headwater.profile import Event
+from headwater.profiles.columns import Columns, Log
+from headwater.profiles.event_log import Event
 from tests.histories import DIM
 
 EVENTS = [Event(10, 1, 2**64 - 1, 1), Event(20, 2**48 - 1, 5, 9)]

@@ -5,9 +5,17 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.columns import I64, Log
-from headwater.fold import STEPS, Change, StepInput, counts_by_user, folded_entries, last_time, step_inputs
 from headwater.index.item_vectors import ItemVectors
+from headwater.profiles.apply_clicks import (
+    STEPS,
+    Change,
+    StepInput,
+    counts_by_user,
+    folded_entries,
+    last_time,
+    step_inputs,
+)
+from headwater.profiles.columns import I64, Log
 
 F32 = NDArray[np.float32]
 

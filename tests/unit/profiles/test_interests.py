@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headwater.columns import Columns
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
 from headwater.index.item_vectors import ItemVectors
-from headwater.interests import Session, UserInterests, interests_of
-from headwater.profile import Event
-from headwater.states import StepEncoder
+from headwater.profiles.columns import Columns
+from headwater.profiles.encoder_steps import StepEncoder
+from headwater.profiles.event_log import Event
+from headwater.profiles.interests import Session, UserInterests, interests_of
 from tests.histories import CLICK, START_MS, apply, canonical_state, cosine
 from tests.interests_worker import STARTER
 

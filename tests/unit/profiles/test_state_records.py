@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.columns import Columns
-from headwater.counters import MAX_LEVEL, weight
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, EVENT_KEY_MASK
 from headwater.messages import MAX_AHEAD_MS
-from headwater.profile import Event
-from headwater.state_records import (
+from headwater.profiles.columns import Columns
+from headwater.profiles.counters import MAX_LEVEL, weight
+from headwater.profiles.event_log import Event
+from headwater.profiles.state_records import (
     MAX_STRAYS,
     RecordError,
     Stamp,

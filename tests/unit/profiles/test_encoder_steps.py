@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.columns import Columns
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
-from headwater.profile import RETRACT, Event
-from headwater.states import StepEncoder, fold_again
+from headwater.profiles.columns import Columns
+from headwater.profiles.encoder_steps import StepEncoder, fold_again
+from headwater.profiles.event_log import RETRACT, Event
 from tests.histories import (
     CLICK,
     DIM,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.counters import HALF_LIFE, I64, MAX_LEVEL, ONE, U16, U64, Left, count, counted, weight
+from headwater.profiles.counters import HALF_LIFE, I64, MAX_LEVEL, ONE, U16, U64, Left, count, counted, weight
 
 Event = tuple[int, int]
 

@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.columns import I64, U8, U64, Log, Table, Together
-from headwater.counters import LEAVES, Counted, Left, counted
 from headwater.encoder.features import ACTION_CODES, clamp_gap_s
 from headwater.messages import ACTIONS
-from headwater.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+from headwater.profiles.columns import I64, U8, U64, Log, Table, Together
+from headwater.profiles.counters import LEAVES, Counted, Left, counted
+from headwater.profiles.event_log import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]

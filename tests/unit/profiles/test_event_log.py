@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.profile import RETRACT, Event, Outcome, insert
+from headwater.profiles.event_log import RETRACT, Event, Outcome, insert
 from tests.histories import CLICK, canonical_log, user_events
 
 

@@ -21,8 +21,6 @@ import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from headwater.columns import I64, U64, Columns
-from headwater.counters import DEFAULT_COUNTERS
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.group import (
@@ -38,9 +36,11 @@ from headwater.kafka.publish import Outgoing, Sent, send_all
 from headwater.kafka.topics import Topics
 from headwater.messages import header
 from headwater.metrics import Metrics
-from headwater.row_file import DiskFull, RowFile
+from headwater.profiles.columns import I64, U64, Columns
+from headwater.profiles.counters import DEFAULT_COUNTERS
+from headwater.profiles.row_file import DiskFull, RowFile
+from headwater.profiles.state_records import RecordError, Stamp, bundle_key, generation_of, pack, unpack
 from headwater.settings import Settings
-from headwater.state_records import RecordError, Stamp, bundle_key, generation_of, pack, unpack
 
 log = structlog.get_logger(__name__)
 

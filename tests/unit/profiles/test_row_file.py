@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwater.columns import Columns
 from headwater.kafka.group import StopWorker
-from headwater.row_file import DiskFull, RowFile
+from headwater.profiles.columns import Columns
+from headwater.profiles.row_file import DiskFull, RowFile
 from tests.interests_worker import InterestsWorker, now_ms
 
 TEXTS = {"tea": "Green tea bags", "soap": "Hand soap, lavender"}

@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.columns import I64, Columns, Log
 from headwater.encoder.features import clamp_gap_s, gaps_s
 from headwater.encoder.runtime import Encoder
-from headwater.fold import folded_entries
 from headwater.index.item_vectors import ItemVectors
-from headwater.states import Job, fold_again, gathered
+from headwater.profiles.apply_clicks import folded_entries
+from headwater.profiles.columns import I64, Columns, Log
+from headwater.profiles.encoder_steps import Job, fold_again, gathered
 
 F32 = NDArray[np.float32]
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from headwater.columns import Columns, Together
-from headwater.counters import LEAVES, Left, count
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
-from headwater.fold import POPULARITY, SEEN, STEPS, Change, joined, plan, step_inputs
 from headwater.messages import ACTIONS
-from headwater.profile import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
-from headwater.state_records import Stamp, pack, unpack
+from headwater.profiles.apply_clicks import POPULARITY, SEEN, STEPS, Change, joined, plan, step_inputs
+from headwater.profiles.columns import Columns, Together
+from headwater.profiles.counters import LEAVES, Left, count
+from headwater.profiles.event_log import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+from headwater.profiles.state_records import Stamp, pack, unpack
 from tests.histories import (
     CLICK,
     DIM,

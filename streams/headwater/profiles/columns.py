@@ -12,9 +12,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from headwater.counters import DEFAULT_COUNTERS, Counted
-from headwater.profile import Event
-from headwater.row_file import RowFile
+from headwater.profiles.counters import DEFAULT_COUNTERS, Counted
+from headwater.profiles.event_log import Event
+from headwater.profiles.row_file import RowFile
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
