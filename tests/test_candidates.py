@@ -14,7 +14,7 @@ from headwater.encoder.neighbours import Neighbours
 from headwater.index import Point
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import F32
-from headwater.trends import PopularItem
+from headwater.recall.popularity import PopularItem
 from headwater_models.candidates import Pooling, trending
 from headwater_models.datasets import Dataset
 from headwater_models.evaluation import encoded

@@ -140,13 +140,13 @@ SHARED = {
     "headwater.encoder.bundle",
     "headwater.profiles.counters",
     "headwater.encoder.runtime",
-    "headwater.recall.buy_again",
+    "headwater.recall.sources.buy_again",
     "headwater.encoder.neighbours",
     "headwater.recall.fusion",
-    "headwater.recall.new",
-    "headwater.recall.similar",
+    "headwater.recall.sources.new_items",
+    "headwater.recall.sources.similar",
     "headwater.tables",
-    "headwater.trends",
+    "headwater.recall.popularity",
 }
 
 

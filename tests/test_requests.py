@@ -26,8 +26,8 @@ from headwater.kafka.group import Batch, Lost, StopWorker
 from headwater.messages import Response, decode_response, schemas
 from headwater.profiles.store import Partition
 from headwater.recall.pipeline import Ask, Recall
+from headwater.recall.popularity import PopularItem
 from headwater.requests import RequestPath
-from headwater.trends import PopularItem
 from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -10,7 +10,7 @@ from headwater.encoder.features import item_keys
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
 from headwater.profiles.counters import Left, count
-from headwater.recall.buy_again import REST_MS
+from headwater.recall.sources.buy_again import REST_MS
 from headwater_models.evaluation import encoded, evaluate, ranking
 from headwater_models.protocols import Cases, next_events
 from headwater_models.served import Counting, served

@@ -9,7 +9,7 @@ import numpy as np
 from headwater.encoder.features import History, candidate_features
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
-from headwater.trends import HALF_LIFE_S, TOP
+from headwater.recall.popularity import HALF_LIFE_S, TOP
 from headwater_models.baselines import DAY_MS
 from headwater_models.evaluation import Catalog, best, interests_of
 from headwater_models.events import Log, newest
@@ -109,7 +109,7 @@ def rescored(encoder: Encoder, pooling: Pooling) -> Scorer:
 
 
 def trending(asked: Split, items: int) -> Callable[[int, Ints], Floats]:
-    """What `headwater.trends` counts, up to the begin of the day: weights of items relative to the heaviest of all.
+    """What `headwater.recall.popularity` counts, up to the begin of the day: weights of items relative to the heaviest of all.
 
     As for the baselines, what happens after the split is counted under `prequential` only.
     """

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
 from headwater.profiles.counters import DEFAULT_COUNTERS, LEAVES, Counted, count
-from headwater.recall.buy_again import buy_again
 from headwater.recall.fusion import Ranking, fuse
-from headwater.recall.new import CHOICE, by_likeness, taken
-from headwater.recall.similar import Similar
+from headwater.recall.sources.buy_again import buy_again
+from headwater.recall.sources.new_items import CHOICE, by_likeness, taken
+from headwater.recall.sources.similar import Similar
 from headwater_models.evaluation import Catalog, best, interests_of
 from headwater_models.events import Log, newest
 from headwater_models.protocols import Cases, Floats, Ints, Scorer, histories

@@ -44,9 +44,9 @@ from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import RETRACT
 from headwater.profiles.store import Profiles
 from headwater.recall.pipeline import Recall
+from headwater.recall.popularity import HALF_LIFE_S, Counts, Trends
 from headwater.requests import RequestPath
 from headwater.settings import Settings, SettingsError
-from headwater.trends import HALF_LIFE_S, Counts, Trends
 from headwater.watchdog import TO_COMMIT, Progress, Watchdog, ask_every_broker
 from headwater.web import Web
 

@@ -28,7 +28,7 @@ from headwater.profiles.columns import I64, Table, Together
 from headwater.profiles.encoder_steps import Job, advance, keys_needed, needs_refold
 from headwater.profiles.event_log import RETRACT, Outcome
 from headwater.profiles.store import Partition, Profiles
-from headwater.trends import Counts
+from headwater.recall.popularity import Counts
 
 log = structlog.get_logger(__name__)
 

@@ -47,13 +47,13 @@ from headwater.profiles.columns import U64, Log
 from headwater.profiles.event_log import RETRACT
 from headwater.profiles.interests import Session, UserInterests, interests_of
 from headwater.profiles.store import Partition, Profiles
-from headwater.recall.buy_again import buy_again
 from headwater.recall.fusion import DEFAULT_WEIGHTS
-from headwater.recall.new import taken
 from headwater.recall.pipeline import Answer, Ask, Recall
-from headwater.recall.similar import Similar
+from headwater.recall.popularity import PopularItem
+from headwater.recall.sources.buy_again import buy_again
+from headwater.recall.sources.new_items import taken
+from headwater.recall.sources.similar import Similar
 from headwater.settings import Settings
-from headwater.trends import PopularItem
 
 log = structlog.get_logger(__name__)
 

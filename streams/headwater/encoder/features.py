@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 # Thirty days: longer gaps carry no more meaning for an interest, and the clamp keeps every encoder's input bounded.
 MAX_GAP_S = 30 * 86_400.0
 
-# What is younger is of the visit in hand, as for `streams/headwater/recall/buy_again.py`.
+# What is younger is of the visit in hand, as for `streams/headwater/recall/sources/buy_again.py`.
 _LATELY_S = 3_600.0
 
 # The encoder's vocabulary of actions. 0 is padding; the numbers are part of every bundle, so they are never reused.
@@ -119,10 +119,10 @@ class History(NamedTuple):
     length: int  # L, the most events that there can be
     again: Mapping[int, float] = MappingProxyType(
         {}
-    )  # item key -> weight (`streams/headwater/recall/buy_again.py`)
+    )  # item key -> weight (`streams/headwater/recall/sources/buy_again.py`)
     similar: Mapping[int, float] = MappingProxyType(
         {}
-    )  # item key -> likeness (`streams/headwater/recall/similar.py`)
+    )  # item key -> likeness (`streams/headwater/recall/sources/similar.py`)
 
 
 def candidate_features(

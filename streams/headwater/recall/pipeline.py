@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from headwater.encoder.features import History
 from headwater.index import Index, IndexUnavailable, Query
 from headwater.index.filters import And, Filter, Range
+from headwater.recall.explain import PastEvent, Share, reasons
 from headwater.recall.fusion import DEFAULT_WEIGHTS, RRF_K, Fused, Ranking, diversify, fuse
-from headwater.recall.new import CHOICE, by_likeness
-from headwater.recall.reasons import PastEvent, Share, reasons
+from headwater.recall.popularity import PopularItem
 from headwater.recall.rescoring import Pooled, rescored
-from headwater.trends import PopularItem
+from headwater.recall.sources.new_items import CHOICE, by_likeness
 
 if TYPE_CHECKING:
     from headwater.encoder.runtime import Encoder

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.messages import Trend
 from headwater.profiles.apply_clicks import POPULARITY
-from headwater.trends import HALF_LIFE_S, TOP, Counts, Trends
+from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts, Trends
 from tests.histories import CLICK, START_MS
 
 HALF_LIFE_MS = int(HALF_LIFE_S * 1000)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headwater.recall.new import LAST_TAKEN, MOST_TAKEN, PAUSE_MS, by_likeness, taken
+from headwater.recall.sources.new_items import LAST_TAKEN, MOST_TAKEN, PAUSE_MS, by_likeness, taken
 
 
 def test_of_a_long_session_the_newest_items_count_each_once() -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.neighbours import Neighbours
-from headwater.recall.reasons import MAX_REASONS
+from headwater.recall.explain import MAX_REASONS
 
 Wish = tuple[int, int, int]  # item key, time, code of the action
 

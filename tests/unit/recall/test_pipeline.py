@@ -17,7 +17,7 @@ from headwater.index import Hit, Index, IndexUnavailable, Point, Query
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import Filter, parse
 from headwater.recall.pipeline import Answer, Ask, Recall
-from headwater.trends import PopularItem
+from headwater.recall.popularity import PopularItem
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

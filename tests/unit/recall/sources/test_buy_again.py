@@ -1,7 +1,7 @@
 """What a user may want again, from the user's own log."""
 
 from headwater.profiles.counters import HALF_LIFE, ONE
-from headwater.recall.buy_again import REST_MS, buy_again
+from headwater.recall.sources.buy_again import REST_MS, buy_again
 
 LATER_MS = 100 * REST_MS
 

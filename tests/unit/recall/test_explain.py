@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.recall.reasons import MAX_REASONS, PastEvent, reasons
+from headwater.recall.explain import MAX_REASONS, PastEvent, reasons
 
 COFFEE, TEA, SOAP = np.eye(3, dtype=np.float32)
 
