@@ -12,7 +12,6 @@ from aiokafka import ConsumerRecord
 from faust.types import TP
 from prometheus_client.parser import text_string_to_metric_families
 
-from headwater.clicks import ClickPath
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
@@ -21,6 +20,7 @@ from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.group import Batch
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
+from headwater.paths.clicks import ClickPath
 from headwater.profiles.event_log import Event
 from headwater.profiles.store import Partition, Profiles
 from headwater.settings import Settings

@@ -22,7 +22,7 @@ from headwater_models.events import Log
 from headwater_models.protocols import Split, next_events
 from headwater_models.served import Counting
 from tests.interests_worker import STARTER
-from tests.test_requests import Asked
+from tests.unit.paths.test_requests import Asked
 
 ITEMS = [
     *(

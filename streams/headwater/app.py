@@ -20,8 +20,6 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from headwater import __version__
-from headwater.catalog import CatalogPath, point_of_vector
-from headwater.clicks import ClickPath
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder, load
 from headwater.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
@@ -40,12 +38,14 @@ from headwater.kafka.topics import Topics
 from headwater.logs import configure_logging
 from headwater.messages import BadMessage, Trend, decode_trend, encode
 from headwater.metrics import Metrics
+from headwater.paths.catalog import CatalogPath, point_of_vector
+from headwater.paths.clicks import ClickPath
+from headwater.paths.requests import RequestPath
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import RETRACT
 from headwater.profiles.store import Profiles
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import HALF_LIFE_S, Counts, Trends
-from headwater.requests import RequestPath
 from headwater.settings import Settings, SettingsError
 from headwater.watchdog import TO_COMMIT, Progress, Watchdog, ask_every_broker
 from headwater.web import Web

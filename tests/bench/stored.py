@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from headwater.catalog import point_of_vector
 from headwater.index import Point
 from headwater.kafka.topics import Topics
+from headwater.paths.catalog import point_of_vector
 from headwater.settings import Settings
 
 

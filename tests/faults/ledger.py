@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from aiokafka import ConsumerRecord
 
-from headwater.catalog import point_of_vector
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
+from headwater.paths.catalog import point_of_vector
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import bundle_key, unpack

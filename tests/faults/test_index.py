@@ -17,11 +17,11 @@ import pytest
 import pytest_asyncio
 from aiokafka.structs import RecordMetadata
 
-from headwater.catalog import point_of_vector
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.index import Point
 from headwater.index.server import ServerIndex
+from headwater.paths.catalog import point_of_vector
 from headwater.settings import Settings
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn

@@ -12,12 +12,12 @@ from aiokafka import ConsumerRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater import clicks as click_path
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.kafka.forwarding import Origin, forwarded, origin_of, partition_of
 from headwater.kafka.group import Lost, StopWorker
+from headwater.paths import clicks as click_path
 from headwater.profiles.apply_clicks import Clicks, plan
 from headwater.profiles.event_log import FORGET, RETRACT, Event
 from headwater.profiles.state_records import stamp_of

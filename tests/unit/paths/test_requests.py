@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 from aiokafka import ConsumerRecord
 
-from headwater import parking
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.neighbours import Neighbours
@@ -24,10 +23,11 @@ from headwater.index.item_vectors import F32, Fetch
 from headwater.kafka.forwarding import forwarded, partition_of
 from headwater.kafka.group import Batch, Lost, StopWorker
 from headwater.messages import Response, decode_response, schemas
+from headwater.paths import parking
+from headwater.paths.requests import RequestPath
 from headwater.profiles.store import Partition
 from headwater.recall.pipeline import Ask, Recall
 from headwater.recall.popularity import PopularItem
-from headwater.requests import RequestPath
 from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

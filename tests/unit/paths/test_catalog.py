@@ -17,8 +17,6 @@ import pytest_asyncio
 from aiokafka import ConsumerRecord
 from faust.types import TP
 
-from headwater import catalog
-from headwater.catalog import CatalogPath, _Versions, point_of_vector
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
@@ -29,6 +27,8 @@ from headwater.kafka.group import Batch, Lost, StopWorker
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
+from headwater.paths import catalog
+from headwater.paths.catalog import CatalogPath, _Versions, point_of_vector
 from headwater.settings import Settings
 from tests.interests_worker import STARTER, Committed, until
 from tests.recording_producer import RecordingProducer

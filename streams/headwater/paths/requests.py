@@ -41,7 +41,7 @@ from headwater.messages import (
     shown,
 )
 from headwater.metrics import Metrics
-from headwater.parking import Held, ParkingLot, Unanswered
+from headwater.paths.parking import Held, ParkingLot, Unanswered
 from headwater.profiles.apply_clicks import SEEN, STEPS
 from headwater.profiles.columns import U64, Log
 from headwater.profiles.event_log import RETRACT
