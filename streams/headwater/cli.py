@@ -56,7 +56,7 @@ _USER_ERRORS: Final = (
     ("headwater.client", "ClientError"),
     ("headwater.messages", "BadMessage"),
     ("headwater.kafka.group", "StopWorker"),
-    ("headwater.app", "WorkerError"),
+    ("headwater.worker.worker", "WorkerError"),
     ("headwater.own_worker", "OwnWorkerError"),
     ("headwater.through_the_stream", "UnlikeAnswerError"),
     ("headwater_models.complete_journey", "DataMissing"),
@@ -153,9 +153,9 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
 def up() -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
     from headwater import runfile
-    from headwater.app import configure_logging, serve
     from headwater.kafka import topics
     from headwater.settings import Settings
+    from headwater.worker.worker import configure_logging, serve
 
     settings = Settings.load()
     configure_logging(settings)
@@ -195,8 +195,8 @@ def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
     role
         interests: clicks and requests. catalog: encoding and indexing. all: both in one process.
     """
-    from headwater.app import configure_logging, serve
     from headwater.client import running_system
+    from headwater.worker.worker import configure_logging, serve
 
     settings = running_system()
     configure_logging(settings)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from headwater.watchdog import EXIT_STALLED, STALL_S
+from headwater.worker.watchdog import EXIT_STALLED, STALL_S
 from tests.faults.asking import begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import IS_FULL, TIMEOUT_S

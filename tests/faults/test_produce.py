@@ -9,7 +9,7 @@ from http import HTTPStatus
 import pytest
 import pytest_asyncio
 
-from headwater.watchdog import STALL_S
+from headwater.worker.watchdog import STALL_S
 from tests.conftest import skipping_where_no_kafka_can_run
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user, check_no_commit_is_ahead

@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 from aiokafka import TopicPartition
 
-from headwater.app import _started
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.publish import producer_of
 from headwater.kafka.topics import Topics
@@ -20,6 +19,7 @@ from headwater.profiles.columns import Columns
 from headwater.profiles.state_records import bundle_key, unpack
 from headwater.profiles.store import Partition, Profiles
 from headwater.settings import Settings
+from headwater.worker.worker import _started
 
 _WITHIN_S = 30.0
 

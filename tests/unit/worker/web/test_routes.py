@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from headwater.metrics import Metrics
-from headwater.web import Web
+from headwater.worker.web.routes import Web
 
 
 class Site:

@@ -35,7 +35,6 @@ from headwater.kafka.group import EngineApp, StopWorker
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
-from headwater.logs import configure_logging
 from headwater.messages import BadMessage, Trend, decode_trend, encode
 from headwater.metrics import Metrics
 from headwater.paths.catalog import CatalogPath, point_of_vector
@@ -47,8 +46,9 @@ from headwater.profiles.store import Profiles
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import HALF_LIFE_S, Counts, Trends
 from headwater.settings import Settings, SettingsError
-from headwater.watchdog import TO_COMMIT, Progress, Watchdog, ask_every_broker
-from headwater.web import Web
+from headwater.worker.logging_setup import configure_logging
+from headwater.worker.watchdog import TO_COMMIT, Progress, Watchdog, ask_every_broker
+from headwater.worker.web.routes import Web
 
 __all__ = ["Role", "Worker", "WorkerError", "configure_logging", "serve"]
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
-from headwater import watchdog
-from headwater.watchdog import EXIT_STALLED, STALL_S, TO_COMMIT, Progress, Watchdog, ask_every_broker
+from headwater.worker import watchdog
+from headwater.worker.watchdog import EXIT_STALLED, STALL_S, TO_COMMIT, Progress, Watchdog, ask_every_broker
 from tests.interests_worker import until
 
 
