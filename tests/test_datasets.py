@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from headwater.encoder.features import ACTION_CODES
-from headwater.tables import ImportFileError
 from headwater_models import complete_journey
+from headwater_models.data.tabular_files import ImportFileError
 from headwater_models.datasets import Dataset, DatasetError, load
 
 needs_data = pytest.mark.skipif(

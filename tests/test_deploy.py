@@ -312,7 +312,7 @@ def test_the_command_line_knows_the_commands_that_are_deployed(command: list[str
     words = [word for word in command if not word.startswith("-")]
     name = words[:-1] if "--role" in command else words
     done = subprocess.run(
-        [sys.executable, "-c", "from headwater.cli import main; main()", *name, "--help"],
+        [sys.executable, "-c", "from headwater.commands.main import main; main()", *name, "--help"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -145,7 +145,7 @@ SHARED = {
     "headwater.recall.fusion",
     "headwater.recall.sources.new_items",
     "headwater.recall.sources.similar",
-    "headwater.tables",
+    "headwater_models.data.tabular_files",
     "headwater.recall.popularity",
 }
 

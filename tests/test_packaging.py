@@ -163,7 +163,7 @@ def test_the_wheel_has_the_packages_the_bundle_and_the_license(wheel: zipfile.Pa
 
 def test_the_wheel_brings_the_command(wheel: zipfile.Path) -> None:
     (entry_points,) = (name for name in wheel.root.namelist() if name.endswith("entry_points.txt"))
-    assert "headwater = headwater.cli:main" in wheel.root.read(entry_points).decode()
+    assert "headwater = headwater.commands.main:main" in wheel.root.read(entry_points).decode()
 
 
 def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_every_command_of_the_table_exists() -> None:
     }
     for command in sorted(commands):
         done = subprocess.run(
-            [sys.executable, "-m", "headwater.cli", command, "--help"],
+            [sys.executable, "-m", "headwater.commands.main", command, "--help"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -56,7 +56,7 @@ def test_the_client_example_runs_against_a_running_system(tmp_path: Path) -> Non
     script = tmp_path / "example.py"
     script.write_text(example[1], encoding="utf-8")
     system = subprocess.Popen(
-        [sys.executable, "-m", "headwater.cli", "up"],
+        [sys.executable, "-m", "headwater.commands.main", "up"],
         cwd=tmp_path,
         env=_environment(),
         stdout=subprocess.DEVNULL,

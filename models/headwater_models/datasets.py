@@ -15,10 +15,10 @@ from typing import Final
 
 import polars as pl
 
-from headwater import tables
 from headwater.encoder.features import item_text
-from headwater.tables import Fields, TimeUnit
 from headwater_models import complete_journey
+from headwater_models.data import tabular_files as tables
+from headwater_models.data.tabular_files import Fields, TimeUnit
 from headwater_models.events import WISHES, Log, in_order, log_of
 
 FIELDS: Final = Fields(

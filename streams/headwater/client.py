@@ -27,7 +27,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
-from headwater import runfile
+from headwater import run_file as runfile
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.topics import Topics

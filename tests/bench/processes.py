@@ -170,7 +170,7 @@ async def worker(role: str, folder: Path, environment: Mapping[str, str]) -> Asy
     given = {**environment, "HEADWATER_WEB_PORT": str(port)}
     async with (
         aiohttp.ClientSession() as http,
-        python(["-m", "headwater.cli", "worker", "--role", role], folder, role, given) as process,
+        python(["-m", "headwater.commands.main", "worker", "--role", role], folder, role, given) as process,
     ):
         running = Worker(process, f"http://127.0.0.1:{port}", http)
         await running.wait_ready()

@@ -6,7 +6,7 @@ import signal
 import time
 from typing import Any
 
-from headwater import cli
+from headwater.commands import main as cli
 from headwater.kafka.group import EngineApp
 
 _apps: list[tuple[asyncio.AbstractEventLoop, Any]] = []

@@ -25,7 +25,7 @@ STOP_S = 15.0
 SESSION_TIMEOUT_S = 6.0
 
 
-def command(*arguments: str, module: str = "headwater.cli") -> list[str]:
+def command(*arguments: str, module: str = "headwater.commands.main") -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
@@ -47,7 +47,7 @@ class WorkerProcess:
         ] = ()  # a command that becomes the worker, after what it does to its surroundings
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
-        self.module = "headwater.cli"
+        self.module = "headwater.commands.main"
         self._may_end = False
 
     def __enter__(self) -> Self:

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.importing import (
+from headwater.commands.import_files import (
     ImportFileError,
     Prepared,
     mapping,
@@ -25,7 +25,7 @@ from headwater.kafka.forwarding import partition_of
 from headwater.kafka.topics import Topics
 from headwater.messages import MAX_AHEAD_MS, BadMessage, Click, Item, decode_click, decode_item
 from headwater.settings import Settings
-from headwater.tables import read
+from headwater_models.data.tabular_files import read
 
 NOW_MS = 1_760_000_000_000
 AT_MS = 1_700_000_000_000

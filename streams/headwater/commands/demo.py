@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headwater import own_worker, runfile
+from headwater import run_file as runfile
 from headwater.client import HeadwaterClient, demo_dir
+from headwater.commands import worker_process as own_worker
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.kafka.forwarding import write_keyed

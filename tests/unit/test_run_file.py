@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from headwater import runfile
+from headwater import run_file as runfile
 from headwater.settings import Settings, SettingsError
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from headwater import own_worker
-from headwater.own_worker import OwnWorkerError
+from headwater.commands import worker_process as own_worker
+from headwater.commands.worker_process import OwnWorkerError
 from headwater.settings import Settings
 from tests.support.checkout import STARTER
 

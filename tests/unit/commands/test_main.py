@@ -13,7 +13,8 @@ from typing import get_args
 import jsonschema
 import pytest
 
-from headwater import cli, runfile
+from headwater import run_file as runfile
+from headwater.commands import main as cli
 from headwater.kafka import topics
 from headwater.messages import ACTIONS, SESSION_ACTIONS, schemas
 from headwater.metrics import DEFINITIONS
@@ -33,7 +34,7 @@ class Terminal:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "headwater.cli", *arguments],
+            [sys.executable, "-W", "ignore", "-m", "headwater.commands.main", *arguments],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -102,7 +103,7 @@ def test_what_trains_an_encoder_is_what_steps_it() -> None:
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     code = """
 import sys
-from headwater.cli import app
+from headwater.commands.main import app
 print(sorted({"faust", "onnxruntime", "polars", "aiokafka", "numpy", "qdrant_client"} & set(sys.modules)))
 app(["--help"], result_action="return_value")
 """

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwater import through_the_stream
+from headwater.commands import live_evaluation as through_the_stream
+from headwater.commands.live_evaluation import Compared, UnlikeAnswerError, _Asking, _check, _ranks
 from headwater.messages import Reflects, Response
-from headwater.through_the_stream import Compared, UnlikeAnswerError, _Asking, _check, _ranks
 from headwater_models.commands import Results, tables
 from headwater_models.datasets import DatasetError
 from headwater_models.evaluation import Measure, Quality
 from headwater_models.protocols import split
-from tests.test_cli import Terminal
 from tests.test_protocols import dataset
+from tests.unit.commands.test_main import Terminal
 
 THINGS = ("coffee", "tea", "garden hose", "soap", "bread", "red wine", "cat food", "paper")
 KINDS = ("fresh", "frozen", "organic", "blue plastic", "baby", "holiday", "dog", "cheese")

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from headwater import runfile
+from headwater import run_file as runfile
 from headwater.client import (
     ClientError,
     HeadwaterClient,

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from headwater.importing import Kind
+    from headwater.commands.import_files import Kind
     from headwater.messages import Position, Response
     from headwater.settings import Settings
-    from headwater.tables import TimeUnit
+    from headwater_models.data.tabular_files import TimeUnit
     from headwater_models.datasets import Dataset
     from headwater_models.protocols import At
 
@@ -52,13 +52,13 @@ _USER_ERRORS: Final = (
     ("headwater.kafka.topics", "TopicsError"),
     ("headwater.kafka.embedded_broker", "BrokerError"),
     ("headwater.encoder.bundle", "BundleError"),
-    ("headwater.tables", "ImportFileError"),
+    ("headwater_models.data.tabular_files", "ImportFileError"),
     ("headwater.client", "ClientError"),
     ("headwater.messages", "BadMessage"),
     ("headwater.kafka.group", "StopWorker"),
     ("headwater.worker.worker", "WorkerError"),
-    ("headwater.own_worker", "OwnWorkerError"),
-    ("headwater.through_the_stream", "UnlikeAnswerError"),
+    ("headwater.commands.worker_process", "OwnWorkerError"),
+    ("headwater.commands.live_evaluation", "UnlikeAnswerError"),
     ("headwater_models.complete_journey", "DataMissing"),
     ("headwater_models.datasets", "DatasetError"),
     ("headwater_models.export", "ExportError"),
@@ -139,7 +139,7 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
     events
         How many of the last purchases to publish as history, or `all` (1.47 million).
     """
-    from headwater.demo import run
+    from headwater.commands.demo import run
     from headwater.settings import Settings
 
     if events != "all" and not (events.isdecimal() and int(events) > 0):
@@ -152,7 +152,7 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
 @app.command
 def up() -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
-    from headwater import runfile
+    from headwater import run_file as runfile
     from headwater.kafka import topics
     from headwater.settings import Settings
     from headwater.worker.worker import configure_logging, serve
@@ -291,7 +291,8 @@ def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_ba
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from headwater import importing, tables
+    from headwater.commands import import_files as importing
+    from headwater_models.data import tabular_files as tables
 
     settings = _settings()
     table = tables.read(file)
@@ -560,7 +561,7 @@ def metrics() -> int:
 @app.command
 def doctor() -> int:
     """Look at broker, topics, co-partitioning, groups, lag, index and bundle; say what is wrong and what to do."""
-    from headwater.doctor import examine
+    from headwater.commands.doctor import examine
 
     settings = _settings()
     findings = _run(examine(settings, _running_web()))
@@ -861,8 +862,8 @@ def _evaluate_through_the_stream(
     graph: bool,
     json: bool,
 ) -> int:
+    from headwater.commands.live_evaluation import TOLERANCE, compare
     from headwater.settings import Settings
-    from headwater.through_the_stream import TOLERANCE, compare
     from headwater_models.commands import as_json, progress, tables, usual_k
     from headwater_models.protocols import split
 
@@ -1067,7 +1068,7 @@ def _settings() -> "Settings":
 
 def _running_web() -> str | None:
     """host:port of the running worker's web, if it can be told."""
-    from headwater import runfile
+    from headwater import run_file as runfile
 
     settings = _settings()
     run = runfile.read(settings)
@@ -1110,7 +1111,7 @@ class _LastClicks:
     _KEPT: Final = 1_000
 
     def __init__(self, settings: "Settings") -> None:
-        from headwater import runfile
+        from headwater import run_file as runfile
 
         run = runfile.read(settings)
         self._path = settings.data_dir / "last-clicks.json"

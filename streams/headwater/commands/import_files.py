@@ -15,14 +15,14 @@ import polars as pl
 import xxhash
 from aiokafka.errors import KafkaError
 
-from headwater import tables
 from headwater.kafka.forwarding import write_keyed
 from headwater.kafka.publish import Outgoing, producer_of
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
 from headwater.settings import Settings
-from headwater.tables import Fields, ImportFileError, TimeUnit, at_ms, text
+from headwater_models.data import tabular_files as tables
+from headwater_models.data.tabular_files import Fields, ImportFileError, TimeUnit, at_ms, text
 from headwater_models.events import in_order
 
 Kind = Literal["catalog", "clicks"]
@@ -105,7 +105,7 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
 
 
 def mapping(kind: Kind, columns: Sequence[str], given: Iterable[str]) -> dict[str, str]:
-    """Which column gives which field of a kind of message: see :func:`headwater.tables.mapping`."""
+    """Which column gives which field of a kind of message: see :func:`headwater_models.data.tabular_files.mapping`."""
     return tables.mapping(FIELDS[kind], columns, given)
 
 

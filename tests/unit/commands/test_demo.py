@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from headwater import runfile
+from headwater import run_file as runfile
 from headwater.client import ClientError, HeadwaterClient, demo_dir
-from headwater.demo import (
+from headwater.commands.demo import (
     Basket,
     Shown,
     Summary,
@@ -24,10 +24,10 @@ from headwater.demo import (
     _replay,
     _summary,
 )
+from headwater.commands.worker_process import OwnWorkerError
 from headwater.messages import Candidate, Position, Reflects, Response
-from headwater.own_worker import OwnWorkerError
 from headwater.settings import Settings
-from tests.test_cli import Terminal, children_of
+from tests.unit.commands.test_main import Terminal, children_of
 
 # What is replayed
 

@@ -36,7 +36,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     port = settings.web_port or _free_port(settings.web_host)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment |= _as_environment(settings, port)
-    command = dying_with_us([sys.executable, "-m", "headwater.cli", "worker", "--role", "all"])
+    command = dying_with_us([sys.executable, "-m", "headwater.commands.main", "worker", "--role", "all"])
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
             *command, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from headwater import own_worker
 from headwater.client import HeadwaterClient
+from headwater.commands import worker_process as own_worker
 from headwater.encoder import runtime as encoder
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder
