@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from headwater_models.datasets import Dataset
-from headwater_models.events import Log
+from headwater_models.data.datasets import Dataset
+from headwater_models.data.events import Log
 
 ITEMS = 20
 

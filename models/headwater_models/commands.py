@@ -17,11 +17,11 @@ from headwater.encoder import runtime as encoder
 from headwater.encoder.bundle import Manifest
 from headwater.encoder.runtime import Encoder
 from headwater.recall.fusion import DEFAULT_WEIGHTS
-from headwater_models import baselines
-from headwater_models.candidates import Pooling, rescored
-from headwater_models.costs import USERS, Cost, measured
-from headwater_models.datasets import Dataset
-from headwater_models.evaluation import (
+from headwater_models.data.datasets import Dataset
+from headwater_models.judging import baselines
+from headwater_models.judging.candidates import Pooling, rescored
+from headwater_models.judging.costs import USERS, Cost, measured
+from headwater_models.judging.evaluation import (
     Measure,
     Quality,
     bundle_scorer,
@@ -31,12 +31,12 @@ from headwater_models.evaluation import (
     newcomers,
     tuned,
 )
-from headwater_models.protocols import At, Protocol, Scorer, Split, split
-from headwater_models.search import Search, best_of
-from headwater_models.served import served
+from headwater_models.judging.protocols import At, Protocol, Scorer, Split, split
+from headwater_models.judging.served import served
+from headwater_models.training.search import Search, best_of
 
 if TYPE_CHECKING:
-    from headwater_models.recipes import AnyRecipe, Space
+    from headwater_models.training.recipes import AnyRecipe, Space
 
 Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
 
@@ -80,8 +80,8 @@ def train_starter(
     """
     import torch
 
-    from headwater_models import neighbours
-    from headwater_models.export import with_figures
+    from headwater_models.bundles import neighbours
+    from headwater_models.bundles.export import with_figures
     from headwater_models.train_starter import StarterConfig, make
 
     torch.set_num_threads(threads)
@@ -121,10 +121,10 @@ def train_sequence(
     """
     import torch
 
-    from headwater_models import recipes
-    from headwater_models.export import make_place
-    from headwater_models.teacher import Teacher
+    from headwater_models.bundles.export import make_place
     from headwater_models.train_sequence import checkpoint_of, make, validated
+    from headwater_models.training import recipes
+    from headwater_models.training.teacher import Teacher
 
     torch.set_num_threads(threads)
     if not resume:
@@ -165,9 +165,9 @@ def train_scorer(
     """A bundle and events -> the bundle with a score graph -> figures. Needs torch (the extra `train`)."""
     import torch
 
-    from headwater_models import recipes
-    from headwater_models.export import make_place
+    from headwater_models.bundles.export import make_place
     from headwater_models.train_scorer import make, prepare, validated
+    from headwater_models.training import recipes
 
     torch.set_num_threads(threads)
     chosen = recipes.scorer_recipe(model)
@@ -196,8 +196,8 @@ def train_similar(
     command: str = "headwater train similar",
 ) -> Results:
     """A bundle and events -> the bundle with a table of neighbours -> figures. Needs scipy (the extra `train`)."""
-    from headwater_models import neighbours
-    from headwater_models.export import make_place
+    from headwater_models.bundles import neighbours
+    from headwater_models.bundles.export import make_place
 
     make_place(out)
     neighbours.make(base, data, split(data, protocol, at), out, command, neighbours.TableConfig())
@@ -206,7 +206,7 @@ def train_similar(
 
 def _judged(bundle: Path, data: Dataset, protocol: Protocol, **asked: Any) -> Results:
     """Judge a bundle where it was made, and write what was found into its manifest; `asked`: see `compare`."""
-    from headwater_models.export import with_figures
+    from headwater_models.bundles.export import with_figures
 
     results = compare(bundle, data, protocol, **asked)
     with_figures(bundle, _figures(results))
@@ -223,7 +223,7 @@ def _best(
     report: Report,
 ) -> "AnyRecipe":
     """The variant of a recipe that validates best; `over`: what it is judged on."""
-    from headwater_models.recipes import varied
+    from headwater_models.training.recipes import varied
 
     def judged(values: dict[str, Any]) -> float:
         return judge(varied(recipe, values))
@@ -291,7 +291,7 @@ def usual_k(protocol: Protocol) -> int:
 
 def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "headwater export") -> Encoder:
     """A language model as item tower. Needs optimum and transformers (the extra `export`)."""
-    from headwater_models.language_model import export_language_model
+    from headwater_models.bundles.language_model import export_language_model
 
     with progress() as report:
         report(f"exporting {model}", 0, 1)
@@ -315,7 +315,7 @@ def tune_lm(
     """A language model that knows what users take together, for `export_lm`. Needs the extra `export`."""
     import torch
 
-    from headwater_models.tuning import TuneConfig, tune
+    from headwater_models.training.tuning import TuneConfig, tune
 
     torch.set_num_threads(threads)
     usual = TuneConfig()
@@ -328,7 +328,7 @@ def lighten(
     bundle: Path, out: Path, *, int8: bool, fp16: bool, dim: int | None, prune: float, command: str
 ) -> Encoder:
     """A lighter bundle. Needs onnx (the extra `train`)."""
-    from headwater_models.light import lighten as made
+    from headwater_models.bundles.light import lighten as made
 
     return made(bundle, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command)
 
@@ -392,7 +392,7 @@ def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
 
 def make_mean(bundle: Path, out: Path, *, command: str = "headwater bundle mean") -> Encoder:
     """The item tower of a bundle under the training-free user encoder. Needs onnx (the extra `train`)."""
-    from headwater_models.export import make_mean as made
+    from headwater_models.bundles.export import make_mean as made
 
     return made(bundle, out, command)
 
@@ -469,7 +469,7 @@ def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bo
     if texts := data.texts:
         makers["popular texts"] = lambda: baselines.popularity_of_texts(asked.train, texts, items)
     if learned:
-        from headwater_models import item_models
+        from headwater_models.judging import item_models
 
         nearest = partial(item_models.item_knn, asked.train, items)
         makers["ItemKNN"] = lambda: tuned(

@@ -23,18 +23,18 @@ from torch import Tensor
 from headwater.encoder.features import CANDIDATE_FEATURES
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder, load
-from headwater_models import export, torch_export
-from headwater_models.architectures import SCORERS, CandidateScorer
-from headwater_models.candidates import Pool, Pooling
-from headwater_models.datasets import Dataset
-from headwater_models.denormals import flushed_denormals
-from headwater_models.evaluation import encoded
-from headwater_models.events import Log, ends_at, prefixes
-from headwater_models.fitting import FitError, Report
-from headwater_models.metrics import NEVER, by_case
-from headwater_models.neighbours import TableConfig, table_of
-from headwater_models.protocols import Cases, Floats, Ints, Split, discoveries, next_events
-from headwater_models.recipes import ScorerFit, ScorerRecipe
+from headwater_models.bundles import export, torch_export
+from headwater_models.bundles.denormals import flushed_denormals
+from headwater_models.bundles.neighbours import TableConfig, table_of
+from headwater_models.data.datasets import Dataset
+from headwater_models.data.events import Log, ends_at, prefixes
+from headwater_models.judging.candidates import Pool, Pooling
+from headwater_models.judging.evaluation import encoded
+from headwater_models.judging.metrics import NEVER, by_case
+from headwater_models.judging.protocols import Cases, Floats, Ints, Split, discoveries, next_events
+from headwater_models.networks import SCORERS, CandidateScorer
+from headwater_models.training.fitting import FitError, Report
+from headwater_models.training.recipes import ScorerFit, ScorerRecipe
 
 _K = 10  # of the validation's NDCG
 _CASES = 128  # whose products with all items are held at once

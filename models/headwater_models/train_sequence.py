@@ -10,13 +10,13 @@ import torch
 
 from headwater.encoder.bundle import Origin
 from headwater.encoder.runtime import Encoder
-from headwater_models import export, sequence_bundle
-from headwater_models.architectures import ARCHITECTURES
-from headwater_models.datasets import Dataset
-from headwater_models.fitting import Model, Progress, Report, fit
-from headwater_models.protocols import Split
-from headwater_models.recipes import Recipe
-from headwater_models.teacher import Teacher
+from headwater_models.bundles import export, sequence_bundle
+from headwater_models.data.datasets import Dataset
+from headwater_models.judging.protocols import Split
+from headwater_models.networks import ARCHITECTURES
+from headwater_models.training.fitting import Model, Progress, Report, fit
+from headwater_models.training.recipes import Recipe
+from headwater_models.training.teacher import Teacher
 
 
 def make(

@@ -15,15 +15,22 @@ from tokenizers import Tokenizer
 from headwater.encoder.bundle import ItemRows, Origin, TextInput
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
-from headwater_models import export, torch_export
-from headwater_models.complete_journey import SPLIT
-from headwater_models.datasets import Dataset, load
-from headwater_models.distillation import Progress, Teacher, TokenTable, distil, generic_texts
-from headwater_models.events import ends_at, epoch_ms, of_items, prefixes
-from headwater_models.language_model import model_folder
-from headwater_models.recurrent import Recurrent, RecurrentConfig
-from headwater_models.static_tower import StaticTower, StaticTowerConfig, Whitening
-from headwater_models.training import DAY_MS, Examples, Texts, TrainingConfig, start_from_popularity, train
+from headwater_models.bundles import export, torch_export
+from headwater_models.bundles.language_model import model_folder
+from headwater_models.data.complete_journey import SPLIT
+from headwater_models.data.datasets import Dataset, load
+from headwater_models.data.events import ends_at, epoch_ms, of_items, prefixes
+from headwater_models.networks.recurrent import Recurrent, RecurrentConfig
+from headwater_models.networks.static_tower import StaticTower, StaticTowerConfig, Whitening
+from headwater_models.training.distillation import Progress, Teacher, TokenTable, distil, generic_texts
+from headwater_models.training.training import (
+    DAY_MS,
+    Examples,
+    Texts,
+    TrainingConfig,
+    start_from_popularity,
+    train,
+)
 
 Floats = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from headwater.kafka.forwarding import partitions_of
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.messages import Click, Item, encode
 from headwater.settings import Settings
-from headwater_models import complete_journey
+from headwater_models.data import complete_journey
 
 _NO_CONTEXT = msgspec.Raw(b"{}")
 

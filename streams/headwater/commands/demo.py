@@ -27,7 +27,7 @@ from headwater.kafka.forwarding import write_keyed
 from headwater.kafka.publish import Outgoing, producer_of
 from headwater.messages import Click, Item, Response, encode
 from headwater.settings import Settings
-from headwater_models import complete_journey
+from headwater_models.data import complete_journey
 
 DEFAULT_EVENTS: Final = 300_000
 _LIVE_MS: Final = 2 * 86_400_000

@@ -22,8 +22,8 @@ from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
 from headwater.settings import Settings
 from headwater_models.data import tabular_files as tables
+from headwater_models.data.events import in_order
 from headwater_models.data.tabular_files import Fields, ImportFileError, TimeUnit, at_ms, text
-from headwater_models.events import in_order
 
 Kind = Literal["catalog", "clicks"]
 Done = Callable[[int], None]  # called with the number of rows published so far

@@ -41,13 +41,20 @@ from headwater.messages import (
 )
 from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater.settings import Settings
-from headwater_models import metrics
 from headwater_models.commands import Report, Results
-from headwater_models.datasets import Dataset, DatasetError
-from headwater_models.evaluation import Catalog, bundle_scorer, encoded, evaluate, quality, question_sets
-from headwater_models.events import Log
-from headwater_models.protocols import Cases, Ints, Split
-from headwater_models.served import served
+from headwater_models.data.datasets import Dataset, DatasetError
+from headwater_models.data.events import Log
+from headwater_models.judging import metrics
+from headwater_models.judging.evaluation import (
+    Catalog,
+    bundle_scorer,
+    encoded,
+    evaluate,
+    quality,
+    question_sets,
+)
+from headwater_models.judging.protocols import Cases, Ints, Split
+from headwater_models.judging.served import served
 
 # What the two ways may differ by: half-precision states move a few items over the edge of their lists.
 TOLERANCE: Final = 1e-3

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from headwater.commands.import_files import Kind
     from headwater.messages import Position, Response
     from headwater.settings import Settings
+    from headwater_models.data.datasets import Dataset
     from headwater_models.data.tabular_files import TimeUnit
-    from headwater_models.datasets import Dataset
-    from headwater_models.protocols import At
+    from headwater_models.judging.protocols import At
 
 ActionOption = Literal[
     "click", "view", "like", "add_to_cart", "purchase", "dislike", "hide", "impression", "retract", "forget"
@@ -59,14 +59,14 @@ _USER_ERRORS: Final = (
     ("headwater.worker.worker", "WorkerError"),
     ("headwater.commands.worker_process", "OwnWorkerError"),
     ("headwater.commands.live_evaluation", "UnlikeAnswerError"),
-    ("headwater_models.complete_journey", "DataMissing"),
-    ("headwater_models.datasets", "DatasetError"),
-    ("headwater_models.export", "ExportError"),
-    ("headwater_models.fitting", "FitError"),
-    ("headwater_models.recipes", "RecipeError"),
-    ("headwater_models.search", "SearchError"),
-    ("headwater_models.language_model", "ModelMissing"),
-    ("headwater_models.tuning", "TuneError"),
+    ("headwater_models.data.complete_journey", "DataMissing"),
+    ("headwater_models.data.datasets", "DatasetError"),
+    ("headwater_models.bundles.export", "ExportError"),
+    ("headwater_models.training.fitting", "FitError"),
+    ("headwater_models.training.recipes", "RecipeError"),
+    ("headwater_models.training.search", "SearchError"),
+    ("headwater_models.bundles.language_model", "ModelMissing"),
+    ("headwater_models.training.tuning", "TuneError"),
 )
 _EXTRA_OF: Final = {
     "torch": "train",
@@ -623,7 +623,7 @@ class Asked:
 
     def load(self) -> "Dataset":
         """The data, having said what was read otherwise or left out."""
-        from headwater_models.datasets import load
+        from headwater_models.data.datasets import load
 
         found = load(self.data, self.path, self.map_, self.time)
         for note in found.notes:
@@ -692,10 +692,10 @@ def train(
     steps
         Training steps of starter; default: those of the shipped bundle.
     set_
-        field=value of the recipe (models/headwater_models/recipes.py): fit.loss=gbce, encoder.dim=32; repeatable. For all but starter and
+        field=value of the recipe (models/headwater_models/training/recipes.py): fit.loss=gbce, encoder.dim=32; repeatable. For all but starter and
         similar.
     search
-        Try values of the space in models/headwater_models/recipes.py, by the validation, and train with the best. For all but starter and
+        Try values of the space in models/headwater_models/training/recipes.py, by the validation, and train with the best. For all but starter and
         similar.
     trials
         Variants in all, with those that the study has already.
@@ -748,7 +748,7 @@ def train(
     }
     if search is not None:
         _positive("--trials", trials)
-        from headwater_models.search import Search
+        from headwater_models.training.search import Search
 
         training["search"] = Search(search, trials, study or out.with_name(f"{out.name}.study"))
         training["command"] += f" --search {search} --trials {trials}"
@@ -865,7 +865,7 @@ def _evaluate_through_the_stream(
     from headwater.commands.live_evaluation import TOLERANCE, compare
     from headwater.settings import Settings
     from headwater_models.commands import as_json, progress, tables, usual_k
-    from headwater_models.protocols import split
+    from headwater_models.judging.protocols import split
 
     _quiet_aiokafka()
     protocol, data = asked.protocol_or("list-at-split"), asked.load()

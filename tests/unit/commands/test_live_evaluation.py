@@ -11,11 +11,11 @@ from headwater.commands import live_evaluation as through_the_stream
 from headwater.commands.live_evaluation import Compared, UnlikeAnswerError, _Asking, _check, _ranks
 from headwater.messages import Reflects, Response
 from headwater_models.commands import Results, tables
-from headwater_models.datasets import DatasetError
-from headwater_models.evaluation import Measure, Quality
-from headwater_models.protocols import split
-from tests.test_protocols import dataset
+from headwater_models.data.datasets import DatasetError
+from headwater_models.judging.evaluation import Measure, Quality
+from headwater_models.judging.protocols import split
 from tests.unit.commands.test_main import Terminal
+from tests.unit.models.judging.test_protocols import dataset
 
 THINGS = ("coffee", "tea", "garden hose", "soap", "bread", "red wine", "cat food", "paper")
 KINDS = ("fresh", "frozen", "organic", "blue plastic", "baby", "holiday", "dog", "cheese")

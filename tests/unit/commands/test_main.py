@@ -19,8 +19,8 @@ from headwater.kafka import topics
 from headwater.messages import ACTIONS, SESSION_ACTIONS, schemas
 from headwater.metrics import DEFINITIONS
 from headwater.settings import Settings
-from headwater_models.events import WISHES
-from headwater_models.protocols import Protocol
+from headwater_models.data.events import WISHES
+from headwater_models.judging.protocols import Protocol
 from tests.support.checkout import ROOT
 
 

@@ -1,0 +1,305 @@
+"""Folders that `headwater.encoder.runtime` loads: writing graphs and manifest, and showing that they compute what torch does."""
+
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from headwater.encoder.bundle import (
+    FORMAT,
+    FileCheck,
+    Graphs,
+    ItemRows,
+    Manifest,
+    NeighbourTable,
+    Origin,
+    Probe,
+    Scoring,
+    TextInput,
+    manifest_bytes,
+    manifest_of,
+    opset_of,
+)
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.encoder.runtime import Encoder, fold, load, probe_scores
+from headwater_models.networks import mean
+
+# Six purchases and clicks of a coffee drinker, spread over two days: every bundle answers for them.
+PROBE_TEXTS = [
+    "Ground coffee, 12 oz. grocery. coffee. brand national",
+    "Coffee filters, 100 ct. grocery. coffee filters. brand private",
+    "Espresso beans, dark roast",
+    "Refrigerated coffee creamers, 16 oz. grocery. milk by-products. brand national",
+    "Fluid milk, gal. grocery. fluid milk products. brand private",
+    "",
+]
+PROBE_ACTIONS = ["click", "purchase", "view", "add_to_cart", "purchase", "like"]
+PROBE_GAPS_S = [0.0, 1.5, 86_400.0, 60.0, 0.001, 3_600.0]
+PROBE_GAP_TO_NOW_S = 7_200.0
+# Begins the note of an origin with (training loss, validation NDCG@10) of each epoch, as JSON.
+CURVE = "learning curve: "
+
+
+class ExportError(Exception):
+    """A bundle that cannot be written: what is in the way, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a bundle consists of before it has checksums and a probe. The files lie in the folder already."""
+
+    name: str
+    summary: str
+    dim: int
+    state_size: int
+    origin: Origin
+    interests: int = 1
+    log_length: int = 50
+    kind: Literal["recurrent", "windowed"] = "recurrent"
+    item_inputs: Literal["text", "item_id"] = "text"
+    normalised: bool = False
+    forgets: bool = False
+    text: TextInput | None = None
+    rows: ItemRows | None = None
+    neighbours: NeighbourTable | None = None
+    graphs: Graphs = field(
+        default_factory=lambda: Graphs(item="item.onnx", step="step.onnx", read="read.onnx")
+    )
+    probe_item_ids: Sequence[str] = ()
+    tolerance: float = 1e-3
+    radius: float = 0.0
+
+
+def write_manifest(folder: Path, parts: Parts) -> Encoder:
+    """Check sums every file of the folder, run the probe, write bundle.json and load the result as a worker would."""
+    item_ids = [*parts.probe_item_ids, *(f"unknown-{n}" for n in range(len(PROBE_TEXTS)))][: len(PROBE_TEXTS)]
+    probe = Probe(
+        PROBE_TEXTS, item_ids, PROBE_ACTIONS, PROBE_GAPS_S, PROBE_GAP_TO_NOW_S, [], [], parts.tolerance
+    )
+    manifest = Manifest(
+        format=FORMAT,
+        name=parts.name,
+        summary=parts.summary,
+        kind=parts.kind,
+        item_inputs=parts.item_inputs,
+        dim=parts.dim,
+        state_size=parts.state_size,
+        log_length=parts.log_length,
+        interests=parts.interests,
+        normalised=parts.normalised,
+        forgets=parts.forgets,
+        opset=opset_of(folder / parts.graphs.item),
+        actions=ACTION_CODES,
+        text=parts.text,
+        rows=parts.rows,
+        graphs=parts.graphs,
+        files=_checks(folder),
+        probe=probe,
+        origin=parts.origin,
+        radius=parts.radius,
+        neighbours=parts.neighbours,
+    )
+    _write(folder, manifest)
+    unchecked = Encoder(folder, threads=1, device="cpu")
+    vectors = unchecked.encode_items(probe.texts, probe.item_ids)
+    now = np.array([probe.gap_to_now_s], dtype=np.float32)
+    gaps = np.array([probe.gaps_s], dtype=np.float32)
+    interests, _ = fold(unchecked, vectors[None], [probe.actions], gaps, now)
+    probe = msgspec.structs.replace(probe, vectors=_rounded(vectors), interests=_rounded(interests[0]))
+    manifest = msgspec.structs.replace(manifest, probe=probe)
+    if manifest.kind == "recurrent":
+        manifest = msgspec.structs.replace(manifest, forgets=forgets(unchecked))
+    _write(folder, manifest)
+    return load(folder, device="cpu")
+
+
+def forgets(encoder: Encoder, users: int = 64, seed: int = 0) -> bool:
+    """Whether stepping on past evicted events may replace the fold over the newest L.
+
+    Shown on logs of 4 L events where one theme follows another, without pauses, which is the hardest case: the fold
+    over all of them and over the newest L have a cosine of at least 1 - 1e-6, in state and in interests.
+    """
+    length = encoder.log_length
+    rng = np.random.default_rng(seed)
+    ids = (
+        encoder.manifest.probe.item_ids
+        if encoder.item_inputs == "item_id"
+        else [f"unknown-{n}" for n in range(5)]
+    )
+    themes = encoder.encode_items(PROBE_TEXTS[:5], ids[:5])
+    # Three quarters of a log about one item, then noisy draws of the others in their place.
+    old = np.repeat(themes[rng.integers(0, 5, users)][:, None], 3 * length, axis=1)
+    new = themes[rng.integers(0, 5, (users, length))]
+    items = np.concatenate([old, new], axis=1).astype(np.float32)
+    actions = np.full(items.shape[:2], ACTION_CODES["click"], dtype=np.int64)
+    actions[:, ::3] = ACTION_CODES["purchase"]
+    gaps = np.full(items.shape[:2], 1e-3, dtype=np.float32)
+    now = np.zeros(users, dtype=np.float32)
+    worst = 1.0
+    states = []
+    for start in (0, 3 * length):
+        part = slice(start, None)
+        mask = np.ones_like(gaps[:, part])
+        given = (items[:, part], actions[:, part], gaps[:, part], mask)
+        states.append(encoder.step(encoder.initial_state(users), *given))
+    reads = [encoder.read(state, now)[0].reshape(users, -1) for state in states]
+    for one, other in (states, reads):
+        worst = min(worst, float(cosines(one, other).min()))
+    return worst >= 1 - 1e-6
+
+
+def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Row by row, in double precision: the bound of 1e-6 is finer than single precision sums."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray((a * b).sum(axis=-1) / np.maximum(lengths, 1e-12))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of the packages that took part."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def with_figures(folder: Path, figures: dict[str, dict[str, dict[str, float]]]) -> Encoder:
+    """Write what an evaluation found into the manifest. The bundle's id changes with it."""
+    manifest = load(folder, device="cpu").manifest
+    origin = msgspec.structs.replace(manifest.origin, figures=figures)
+    _write(folder, msgspec.structs.replace(manifest, origin=origin))
+    return load(folder, device="cpu")
+
+
+def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> Encoder:
+    """Have the index lift item vectors to the length of the longest of these. The bundle's id changes with it.
+
+    For bundles whose items a search graph is shown to find better so: see `headwater.index.lifted`.
+    """
+    encoder = load(folder, device="cpu")
+    longest = float(np.linalg.norm(encoder.encode_items(texts, item_ids), axis=1).max())
+    _write(folder, msgspec.structs.replace(encoder.manifest, radius=round(longest, 2)))
+    return load(folder, device="cpu")
+
+
+def with_scorer(
+    folder: Path, file: str, features: NDArray[np.float32], pool: int, name: str, origin: Origin
+) -> Encoder:
+    """Name a score graph, which lies in the folder already, in a bundle's manifest. The bundle's id changes with it.
+
+    features: of some candidates, at least as many as the probe has events.
+    """
+    manifest = manifest_of(folder, manifest_bytes(folder))
+    probe = features[: len(manifest.probe.item_ids)].tolist()
+    scoring = Scoring(list(CANDIDATE_FEATURES), pool, probe, [])
+    manifest = msgspec.structs.replace(
+        manifest,
+        name=name,
+        origin=origin,
+        graphs=msgspec.structs.replace(manifest.graphs, score=file),
+        files=_checks(folder),
+        scoring=scoring,
+    )
+    _write(folder, manifest)
+    unchecked = Encoder(folder, threads=1, device="cpu")
+    vectors, interests = (
+        np.array(part, dtype=np.float32) for part in (manifest.probe.vectors, manifest.probe.interests)
+    )
+    scores = probe_scores(unchecked, vectors, interests, probe)
+    scoring = msgspec.structs.replace(scoring, scores=_rounded(scores[None])[0])
+    _write(folder, msgspec.structs.replace(manifest, scoring=scoring))
+    return load(folder, device="cpu")
+
+
+def with_neighbours(folder: Path, table: NeighbourTable, origin: Origin) -> Encoder:
+    """Name a table of neighbours, whose file lies in the folder already, in a bundle's manifest. The bundle's id changes with it."""
+    manifest = manifest_of(folder, manifest_bytes(folder))
+    _write(
+        folder,
+        msgspec.structs.replace(manifest, neighbours=table, files=_checks(folder), origin=origin),
+    )
+    return load(folder, device="cpu")
+
+
+def make_place(out: Path) -> None:
+    """A folder for a bundle, new or over an older one. To be asked for before the work.
+
+    Raises ExportError: something else lies there.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / "bundle.json").exists():
+        raise ExportError(
+            f"{out} is not empty and holds no bundle: name a new folder, or the bundle to replace"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def move_bundle(made: Path, out: Path) -> Encoder:
+    """Put a finished bundle in its place. Raises ExportError as `make_place` does."""
+    make_place(out)
+    for old in out.iterdir():
+        old.unlink()
+    for file in made.iterdir():
+        shutil.copyfile(file, out / file.name)
+    return load(out, device="cpu")
+
+
+def make_mean(bundle: Path, out: Path, command: str, config: mean.MeanConfig | None = None) -> Encoder:
+    """A bundle with the item tower of another and the training-free user encoder."""
+    source = load(bundle, device="cpu").manifest
+    out.mkdir(parents=True, exist_ok=True)
+    kept = [source.graphs.item]
+    kept += [source.text.tokenizer] if source.text else []
+    kept += [source.rows.keys] if source.rows else []
+    for name in kept:
+        shutil.copyfile(bundle / name, out / name)
+    if not source.normalised:
+        onnx.save(mean.normalised(onnx.load(bundle / source.graphs.item)), out / source.graphs.item)
+    mean.write_user_graphs(out, source.dim, config or mean.MeanConfig())
+    origin = msgspec.structs.replace(
+        source.origin,
+        command=command,
+        figures={},
+        notes=[f"item tower of {source.name}; the user encoder is training-free", *source.origin.notes],
+    )
+    return write_manifest(
+        out,
+        Parts(
+            name=f"{source.name}-mean",
+            summary=f"item tower of {source.name} (vectors of length one), decayed action-weighted mean as user encoder",
+            dim=source.dim,
+            state_size=source.dim,
+            log_length=source.log_length,
+            item_inputs=source.item_inputs,
+            normalised=True,
+            text=source.text,
+            rows=source.rows,
+            graphs=Graphs(item=source.graphs.item, step="step.onnx", read="read.onnx"),
+            tolerance=source.probe.tolerance,
+            origin=origin,
+        ),
+    )
+
+
+def _checks(folder: Path) -> dict[str, FileCheck]:
+    return {
+        file.name: FileCheck(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in sorted(folder.iterdir())
+        if file.name != "bundle.json"
+    }
+
+
+def _rounded(values: NDArray[np.float32]) -> list[list[float]]:
+    return [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
+
+
+def _write(folder: Path, manifest: Manifest) -> None:
+    (folder / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")

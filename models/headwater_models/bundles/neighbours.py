@@ -1,0 +1,122 @@
+"""From events to the table of neighbours in a bundle: which items are taken together in one session, and how alike that makes
+them.
+
+    likeness(i, j) = n_ij / (n_i + n_j - n_ij + shrink)
+
+of the numbers of sessions with i, with j and with both: the index of Jaccard (1912), damped as ItemKNN's cosine is, so that
+items that share two sessions of two are no close neighbours. Each item keeps the neighbours that are most alike.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from scipy import sparse
+
+from headwater.encoder import neighbours
+from headwater.encoder import runtime as encoder
+from headwater.encoder.bundle import NeighbourTable
+from headwater.encoder.features import item_key
+from headwater.encoder.neighbours import MAX_ITEMS, Neighbours
+from headwater.encoder.runtime import Encoder
+from headwater_models.bundles import export
+from headwater_models.data.datasets import Dataset, DatasetError
+from headwater_models.data.events import Log
+from headwater_models.judging.protocols import Floats, Ints, Split
+
+FILE = "neighbours.npz"
+_CHUNK = 1024  # items whose products with all others are held at once
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Chosen on what Complete Journey's households bought in November, before the split (`models/README.md`)."""
+
+    neighbours: int = 20  # of each item, at most
+    together: int = 3  # sessions that two neighbours have to share
+    shrink: float = 50.0
+    pause_s: float = 1800.0  # the usual end of a visit on the web; at a till it tells baskets apart
+
+
+def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, config: TableConfig) -> Encoder:
+    """The bundle `base` with a table of the training events in it, as one bundle. Raises DatasetError where there is no pair."""
+    started = time.monotonic()
+    source = encoder.load(base, device="cpu")
+    table = table_of(asked.train, data.item_ids, config)
+    if not len(table.items):
+        raise DatasetError(
+            f"{data.name} has no two items that share {config.together} sessions (a pause of {config.pause_s:g} s ends one): "
+            "expected events of which several come close together"
+        )
+    manifest = source.manifest
+    said = NeighbourTable(FILE, config.pause_s, len(table.keys), len(table.items))
+    note = (
+        f"neighbours: {json.dumps(asdict(config))} of {asked.protocol} on {data.name} ({data.fingerprint[:12]}), "
+        f"{time.monotonic() - started:.1f} s, by: {command}"
+    )
+    notes = [note, *(old for old in manifest.origin.notes if not old.startswith("neighbours: "))]
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        folder = Path(scratch)
+        for file in ("bundle.json", *manifest.files):
+            shutil.copyfile(base / file, folder / file)
+        neighbours.write(folder / FILE, table)
+        export.with_neighbours(
+            folder, said, msgspec.structs.replace(manifest.origin, figures={}, notes=notes)
+        )
+        return export.move_bundle(folder, out)
+
+
+def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
+    """The neighbours of a log's items. Where more have any than a table holds, of those in most sessions."""
+    taken = _sessions(log, int(config.pause_s * 1000), len(item_ids))
+    sessions = np.asarray(taken.sum(axis=0)).ravel()
+    found = [
+        _nearest(taken, sessions, np.arange(start, min(start + _CHUNK, len(item_ids))), config)
+        for start in range(0, len(item_ids), _CHUNK)
+    ]
+    items, others, likeness = (np.concatenate(column) for column in zip(*found, strict=True))
+    known = np.unique(np.concatenate([items, others]))
+    if len(known) > MAX_ITEMS:
+        known = np.sort(known[np.argsort(-sessions[known], kind="stable")[:MAX_ITEMS]])
+        kept = np.isin(items, known) & np.isin(others, known)
+        items, others, likeness = items[kept], others[kept], likeness[kept]
+    keys = np.array([item_key(item_ids[item]) for item in known], dtype=np.uint64)
+    order = np.argsort(keys)
+    rows = np.empty(len(item_ids), dtype=np.int64)
+    rows[known[order]] = np.arange(len(known))
+    of, to = rows[items], rows[others]
+    by_row = np.lexsort((to, of))
+    starts = np.searchsorted(of[by_row], np.arange(len(known) + 1))
+    return Neighbours(keys[order], starts, to[by_row], likeness[by_row], int(config.pause_s * 1000))
+
+
+def _sessions(log: Log, pause_ms: int, items: int) -> sparse.csc_matrix:
+    """Sessions by items, 1 where a session has an item. A user's session ends with a pause longer than that."""
+    begins = np.append(True, (np.diff(log.owners) > 0) | (np.diff(log.at_ms) > pause_ms))[: len(log.items)]
+    session = np.cumsum(begins) - 1
+    taken = sparse.csc_matrix(
+        (np.ones(len(session), dtype=np.float32), (session, log.items)),
+        shape=(int(begins.sum()), items),
+    )
+    taken.data[:] = 1  # duplicates were summed
+    return taken
+
+
+def _nearest(
+    taken: sparse.csc_matrix, sessions: Floats, items: Ints, config: TableConfig
+) -> tuple[Ints, Ints, Floats]:
+    """Pairs (item, neighbour, likeness) of some items with all others."""
+    common = (taken[:, items].T @ taken).tocoo()
+    own, other, both = items[common.row], common.col.astype(np.int64), common.data
+    pairs = (own != other) & (both >= config.together)
+    own, other, both = own[pairs], other[pairs], both[pairs]
+    likeness = both / (sessions[own] + sessions[other] - both + np.float32(config.shrink))
+    best = np.lexsort((-likeness, own))
+    place = np.arange(len(best)) - np.searchsorted(own[best], own[best])
+    kept = best[place < config.neighbours]
+    return own[kept], other[kept], likeness[kept]

@@ -1,0 +1,319 @@
+"""Any scorer over any split: full ranking of the catalog, in numpy, the same code for bundles, models and baselines."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.encoder.features import clamp_gap_s, gaps_s, item_keys
+from headwater.encoder.runtime import Encoder
+from headwater.recall.fusion import Ranking, fuse
+from headwater_models.data.datasets import Dataset, DatasetError
+from headwater_models.data.events import Log, newest
+from headwater_models.judging import metrics
+from headwater_models.judging.protocols import (
+    Cases,
+    Floats,
+    Ints,
+    Scorer,
+    Split,
+    delayed,
+    discoveries,
+    histories,
+    of_targets,
+    select,
+)
+
+Done = Callable[[int, int], None]  # done, of
+# Scores held at once: 64 MB of them.
+_SCORES: Final = 2**24
+
+
+@dataclass(frozen=True)
+class Measure:
+    value: float
+    low: float  # 95 % bootstrap interval over users
+    high: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the targets."""
+
+    targets: int
+    hit: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good the lists of length k are.
+
+    `hit` and `NDCG` take each target as a question of its own (a target at rank r counts 1 / log2(r + 1)). `lists` are the
+    measures of whole lists, each over the distinct targets of its case; where a case has one target they say the same.
+    """
+
+    k: int
+    cases: int
+    targets: int
+    hit: Measure
+    ndcg: Measure
+    lists: dict[str, Measure]
+    coverage: float
+    novelty: float
+    gini: float
+    by_popularity: dict[str, Group]  # deciles of the trained items, and "cold" for those never trained on
+    by_history: dict[str, Group]
+
+
+def question_sets(split: Split) -> dict[str, Cases]:
+    """`all` questions and, where seen items are not masked anyway, those of `discovery`: for what is new to the user."""
+    if split.test.mask_seen:
+        return {"all": split.test}
+    return {"all": split.test, "discovery": discoveries(split.log, split.test)}
+
+
+def evaluate(
+    scorer: Scorer,
+    split: Split,
+    items: int,
+    k: int,
+    done: Done = lambda *_: None,
+    *,
+    remembered: int | None = None,
+) -> dict[str, Quality]:
+    """Quality on each of the question sets; `remembered`: scorers and masks know the newest so many events of a user.
+
+    After a split in time also on `newcomers`: the targets that nobody had before it, ranked among the items that nobody had.
+    """
+    sets = {name: (cases, scorer) for name, cases in question_sets(split).items()}
+    new = newcomers(split, items)
+    if new is not None and new[split.test.targets].any():
+        sets["newcomers"] = (of_targets(split.test, new), _only(new, scorer))
+    found = {}
+    for name, (cases, scored_by) in sets.items():
+        known = replace(cases, remembered=remembered)
+        found[name] = quality(*ranking(scored_by, split.log, known, items, k, done), split, cases, items, k)
+    return found
+
+
+def newcomers(split: Split, items: int) -> NDArray[np.bool_] | None:
+    """Whether an item (items,) is new: no event before a split in time is of it. None where the split is of another kind."""
+    return np.bincount(split.train.items, minlength=items) == 0 if split.at_ms is not None else None
+
+
+def ranking(
+    scorer: Scorer, log: Log, cases: Cases, items: int, k: int, done: Done = lambda *_: None
+) -> tuple[Ints, Ints]:
+    """The rank of each target (ties count against it), and the best k items of each case, -1 where there are fewer."""
+    size = max(1, _SCORES // items)
+    ranks = np.empty(len(cases.targets), dtype=np.int64)
+    lists = np.empty((len(cases), min(k, items)), dtype=np.int64)
+    for start in range(0, len(cases), size):
+        part = slice(start, min(start + size, len(cases)))
+        scores = np.array(scorer(log, cases, part), dtype=np.float32, order="C")
+        if np.isnan(scores).any():
+            raise ValueError(
+                f"a scorer gave NaN among cases {part.start} to {part.stop}: expected numbers or -inf"
+            )
+        if cases.mask_seen:
+            owners, rows = histories(log, cases, part)
+            scores[owners, log.items[rows]] = -np.inf
+        lists[part] = best(scores, k)
+        for row, case in enumerate(range(part.start, part.stop)):
+            for target in range(cases.target_starts[case], cases.target_starts[case + 1]):
+                score = scores[row, cases.targets[target]]
+                never = score == -np.inf
+                ranks[target] = metrics.NEVER if never else np.count_nonzero(scores[row] >= score)
+        lists[part][np.isneginf(np.take_along_axis(scores, lists[part], axis=1))] = -1
+        done(part.stop, len(cases))
+    return ranks, lists
+
+
+def _only(items: NDArray[np.bool_], scorer: Scorer) -> Scorer:
+    """The scorer with all other items out of the ranking."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        return np.where(items, scorer(log, cases, part), np.float32(-np.inf))
+
+    return scores
+
+
+def tuned(
+    make: Callable[[float], Scorer], values: Sequence[float], split: Split, items: int, k: int
+) -> Scorer:
+    """The scorer of the value whose NDCG at k on the validation cases, at most 5,000 of them, is best."""
+    some = np.unique(np.linspace(0, len(split.validation), 5_000, endpoint=False, dtype=np.int64))
+    cases = select(split.validation, some[some < len(split.validation)])
+
+    def quality(value: float) -> float:
+        ranks, _ = ranking(make(value), split.log, cases, items, k)
+        return float(metrics.by_case(ranks, cases.target_starts, k)["NDCG"].sum())
+
+    return make(max(values, key=quality))
+
+
+def best(scores: Floats, count: int) -> Ints:
+    """Columns of the highest scores of each row, best first; among equal scores the lower column."""
+    columns = scores.shape[1]
+    count = min(count, columns)
+    # As many blocks as the count have a maximum of at least `bound`, so the best are among the scores that reach it.
+    blocks = min(16 * count, columns)
+    width = columns // blocks
+    maxima = scores[:, : blocks * width].reshape(len(scores), blocks, width).max(axis=2)
+    bound = np.sort(maxima, axis=1)[:, -count]
+    out = np.empty((len(scores), count), dtype=np.int64)
+    for row, least in enumerate(bound):
+        above = np.flatnonzero(scores[row] >= least)
+        out[row] = above[np.argsort(-scores[row, above], kind="stable")][:count]
+    return out
+
+
+class Catalog(NamedTuple):
+    """The items of a dataset as a bundle sees them."""
+
+    vectors: Floats  # (items, D), zeros where there is none
+    known: NDArray[np.bool_]  # (items,) whether an item has a vector
+    keys: NDArray[np.uint64]  # (items,) as the table of neighbours names them
+
+
+def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Catalog:
+    """The whole catalog through a bundle's item tower. Raises DatasetError where it reads texts and the data has none."""
+    count = len(dataset.item_ids)
+    known = np.ones(count, dtype=np.bool_)
+    if encoder.item_inputs == "text":
+        if dataset.texts is None:
+            raise DatasetError(
+                f"bundle {encoder.id} reads the texts of items and {dataset.name} has none: use a bundle of item ids"
+            )
+        count = len(dataset.texts)
+        known[:count] = [bool(text.strip(" .")) for text in dataset.texts]
+        known[count:] = False
+    vectors = np.zeros((len(known), encoder.dim), dtype=np.float32)
+    for start in range(0, count, 4096):
+        part = slice(start, min(start + 4096, count))
+        vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
+        done(part.stop, count)
+    keys = item_keys(item_id.encode() for item_id in dataset.item_ids)
+    return Catalog(vectors, known, keys)
+
+
+def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:
+    """An exported bundle: interests of the newest L events at the moment asked, an item's best dot product."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        asked = interests_of(encoder, catalog, log, cases, part)
+        found = bundle_products(asked.interests, catalog)
+        found[~asked.any_event] = -np.inf
+        return found
+
+    return scores
+
+
+def bundle_products(interests: Floats, catalog: Catalog) -> Floats:
+    """Each item's dot product with the nearest of a case's interests (cases, K, D), -inf without a vector: (cases, items)."""
+    found = interests[:, 0] @ catalog.vectors.T
+    for interest in range(1, interests.shape[1]):
+        np.maximum(found, interests[:, interest] @ catalog.vectors.T, out=found)
+    found[:, ~catalog.known] = -np.inf
+    return found
+
+
+class Interests(NamedTuple):
+    """What a bundle makes of each case's history."""
+
+    interests: Floats  # (cases, K, D)
+    weights: Floats  # (cases, K)
+    any_event: NDArray[np.bool_]  # (cases,); without one that counts, serving has no interests to ask for
+
+
+def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, part: slice) -> Interests:
+    """Interests at each case's moment, through the bundle's own graphs."""
+    length = min(encoder.log_length, cases.remembered or encoder.log_length)
+    rows, mask = newest(log, cases.users[part], cases.ends[part], length)
+    mask *= catalog.known[log.items[rows]]  # an item without a vector is a pending one: it does not count
+    # Real events to the front, padding behind them, order kept.
+    order = np.argsort(mask == 0, axis=1, kind="stable")
+    rows, mask = np.take_along_axis(rows, order, axis=1), np.take_along_axis(mask, order, axis=1)
+    last = np.where(mask > 0, log.at_ms[rows], 0).max(axis=1, keepdims=True)
+    times = np.where(mask > 0, log.at_ms[rows], last)
+    given = (catalog.vectors[log.items[rows]], log.actions[rows], gaps_s(times), mask)
+    any_event = mask.max(axis=1) > 0
+    now = clamp_gap_s(np.where(any_event, cases.now_ms[part] - last[:, 0], 0) / 1000)
+    return Interests(*encoder.answer(*given, now), any_event)
+
+
+def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:
+    """The best `depth` items of each scorer, their ranks fused as recall fuses its sources; all others never."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        rankings: list[list[Ranking]] = [[] for _ in range(part.stop - part.start)]
+        for number, scorer in enumerate(scorers):
+            found = np.array(scorer(log, cases, part))
+            if cases.mask_seen:
+                owners, rows = histories(log, cases, part)
+                found[owners, log.items[rows]] = -np.inf
+            for row, items in enumerate(best(found, depth)):
+                real = items[np.isfinite(found[row, items])]
+                rankings[row].append(Ranking(str(number), 1.0, [(item, "") for item in real.tolist()]))
+        together = np.full(found.shape, -np.inf, dtype=np.float32)
+        for row, of_case in enumerate(rankings):
+            for place, item in enumerate(fuse(of_case)):
+                together[row, item.key] = -place  # equal scores are served in this order too
+        return together
+
+    return scores
+
+
+def freshness(
+    scorer: Scorer,
+    log: Log,
+    cases: Cases,
+    items: int,
+    k: int,
+    delays_ms: Sequence[int],
+    done: Done = lambda *_: None,
+) -> dict[int, Measure]:
+    """Share of targets found when events reach the history only after a delay: delay in ms -> recall at k."""
+    found = {}
+    for n, delay_ms in enumerate(delays_ms):
+        ranks, _ = ranking(scorer, log, delayed(log, cases, delay_ms), items, k)
+        found[delay_ms] = _measure((ranks <= k).astype(np.float64), cases.users[cases.case_of_target])
+        done(n + 1, len(delays_ms))
+    return found
+
+
+def quality(ranks: Ints, lists: Ints, asked: Split, cases: Cases, items: int, k: int) -> Quality:
+    """Of the rank of each target (metrics.NEVER: not found) and the lists (cases, k), -1 for an empty place."""
+    counts, owners = np.bincount(asked.train.items, minlength=items), cases.case_of_target
+    each = metrics.by_case(ranks, np.arange(len(ranks) + 1), k)
+    hits, users = each["HR"], cases.users[owners]
+    _, distinct = np.unique(owners * items + cases.targets, return_index=True)
+    starts = np.searchsorted(owners[distinct], np.arange(len(cases) + 1))
+    whole = metrics.by_case(ranks[distinct], starts, k)
+    lengths = (cases.ends - asked.log.starts[cases.users])[owners]
+    return Quality(
+        k=k,
+        cases=len(cases),
+        targets=len(cases.targets),
+        hit=_measure(hits, users),
+        ndcg=_measure(each["NDCG"], users),
+        lists={name: _measure(values, cases.users) for name, values in whole.items()},
+        coverage=metrics.coverage(lists, items),
+        novelty=metrics.novelty(lists, counts),
+        gini=metrics.gini(lists, items),
+        by_popularity=_groups(hits, metrics.popularity_deciles(counts)[cases.targets], metrics.DECILES),
+        by_history=_groups(hits, metrics.length_groups(lengths), metrics.LENGTHS),
+    )
+
+
+def _measure(values: NDArray[np.float64], users: Ints) -> Measure:
+    if not len(values):
+        return Measure(0.0, 0.0, 0.0)
+    return Measure(float(values.mean()), *metrics.interval(values, users))
+
+
+def _groups(hits: NDArray[np.float64], groups: Ints, names: tuple[str, ...]) -> dict[str, Group]:
+    counts, sums = np.bincount(groups), np.bincount(groups, weights=hits)
+    return {names[n]: Group(int(counts[n]), float(sums[n] / counts[n])) for n in np.flatnonzero(counts)}

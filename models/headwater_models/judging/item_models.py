@@ -1,0 +1,134 @@
+"""The classic models that learn from who had which items, order left out: ItemKNN, EASE, implicit ALS, each a scorer; SVD."""
+
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import lapack
+from scipy.sparse.linalg import svds
+from threadpoolctl import threadpool_limits
+
+from headwater_models.data.events import Log
+from headwater_models.judging.protocols import Cases, Floats, Ints, Scorer, histories
+
+SHRINKS: Final = (0.0, 10.0, 50.0, 200.0, 1000.0)  # from cosine almost to plain counts of common users
+EASE_ITEMS: Final = 10_000  # a dense matrix of 400 MB
+
+
+def item_knn(train: Log, items: int, neighbours: int = 100, shrink: float = 10.0) -> Scorer:
+    """Cosine of items by who had them; an item scores the sum over the user's distinct items whose neighbour it is.
+
+    `shrink` is added to the cosine's denominator: items that share one user of one are no close neighbours. Each item keeps its
+    nearest `neighbours` and itself, which counts where seen items may come again.
+    """
+    seen = _matrix(train.owners, train.items, len(train.users), items).tocsc()
+    norms = np.sqrt(np.asarray(seen.sum(axis=0)).ravel())
+    kept = []
+    for start in range(0, items, 1024):
+        near = (seen[:, start : start + 1024].T @ seen).tocsr()  # (items of the chunk, items)
+        own = start + np.repeat(np.arange(near.shape[0]), np.diff(near.indptr))
+        near.data /= norms[own] * norms[near.indices] + shrink
+        near.data[own == near.indices] = 1
+        for a, b in pairwise(near.indptr):
+            if (far := b - a - neighbours - 1) > 0:
+                near.data[a + np.argpartition(near.data[a:b], far)[:far]] = 0
+        near.eliminate_zeros()
+        kept.append(near)
+    similar = sparse.vstack(kept, format="csr")
+    return lambda log, cases, part: (_seen(log, cases, part, items) @ similar).toarray()
+
+
+def ease(train: Log, items: int, penalty: float = 100.0, most: int = EASE_ITEMS) -> Scorer:
+    """EASE (Steck, WWW 2019): the closed-form linear item-item model without self-similarity.
+
+    Its matrix is dense, so only the `most` popular items take part and are ever recommended.
+    """
+    counts = np.bincount(train.items, minlength=items)
+    chosen = np.sort(np.argsort(-counts, kind="stable")[: min(most, items)])
+    seen = _matrix(train.owners, train.items, len(train.users), items)[:, chosen]
+    gram = (seen.T @ seen).toarray()
+    gram[np.diag_indices_from(gram)] += np.float32(penalty)
+    factor, failed = lapack.spotrf(gram, lower=True, overwrite_a=True)
+    assert not failed, "a Gram matrix plus a penalty is positive definite"
+    inverse, _ = lapack.spotri(factor, lower=True, overwrite_c=True)
+    lower = np.tril(inverse)
+    weights = lower + np.tril(inverse, -1).T
+    weights /= -np.diag(weights)
+    np.fill_diagonal(weights, 0)
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        found = np.full((part.stop - part.start, items), -np.inf, dtype=np.float32)
+        found[:, chosen] = _seen(log, cases, part, items)[:, chosen] @ weights
+        return found
+
+    return scores
+
+
+def als(
+    train: Log,
+    items: int,
+    factors: int = 128,
+    penalty: float = 0.05,
+    alpha: float = 10.0,
+    rounds: int = 15,
+    seed: int = 0,
+    threads: int = 1,
+) -> Scorer:
+    """Implicit ALS (Hu, Koren, Volinsky, ICDM 2008); a user's factors are solved anew from the history asked about.
+
+    Needs the package `implicit` (extra `train`).
+    """
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    seen = _matrix(train.owners, train.items, len(train.users), items)
+    with threadpool_limits(1, "blas"):  # implicit's own threads do the work
+        model = AlternatingLeastSquares(
+            factors,
+            regularization=penalty,
+            alpha=alpha,
+            iterations=rounds,
+            num_threads=threads,
+            random_state=seed,
+        )
+        model.fit(seen, show_progress=False)
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        own = _seen(log, cases, part, items)
+        users = model.recalculate_user(np.arange(own.shape[0]), own)
+        return np.asarray(users @ model.item_factors.T, dtype=np.float32)
+
+    return scores
+
+
+def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> Floats:
+    """Item vectors (items, dim) whose dot products tell who is taken by the same users; mean square length one.
+
+    The leading singular vectors of users x items, each entry over the root of its user's and its item's number of entries.
+    `prior` is added to these numbers: a few users with items of their own would else be whole dimensions (Chaudhuri et al.,
+    COLT 2012). Zeros where there are fewer than `dim` of them.
+    """
+    seen = _matrix(train.owners, train.items, len(train.users), items).astype(np.float64)
+    of_users, of_items = (np.asarray(seen.sum(axis)).ravel() + prior for axis in (1, 0))
+    seen = sparse.diags(of_users**-0.5) @ seen @ sparse.diags(of_items**-0.5)
+    found = min(dim, min(seen.shape) - 1)
+    start = np.random.default_rng(0).random(min(seen.shape))
+    _, values, axes = svds(seen, k=found, v0=start, tol=1e-2)
+    vectors = np.zeros((items, dim), dtype=np.float32)
+    vectors[:, :found] = (axes.T * np.sqrt(values))[:, ::-1]  # the most telling ones first
+    lengths: Floats = vectors / np.sqrt((vectors**2).sum(axis=1).mean())
+    return lengths
+
+
+def _seen(log: Log, cases: Cases, part: slice, items: int) -> sparse.csr_matrix:
+    owners, rows = histories(log, cases, part)
+    return _matrix(owners, log.items[rows], part.stop - part.start, items)
+
+
+def _matrix(owners: Ints, items_of: Ints, rows: int, items: int) -> sparse.csr_matrix:
+    """1 where a row has an item, however often."""
+    matrix = sparse.csr_matrix(
+        (np.ones(len(owners), dtype=np.float32), (owners, items_of)), shape=(rows, items)
+    )
+    matrix.data[:] = 1  # duplicates were summed
+    return matrix

@@ -1,0 +1,36 @@
+"""The user encoders and the candidate scorers by name, each one file with its config and its network."""
+
+from headwater_models.networks.bert4rec import BERT4Rec, BERT4RecConfig
+from headwater_models.networks.candidate_scorer import CandidateScorer
+from headwater_models.networks.deepfm import DeepFM, DeepFMConfig
+from headwater_models.networks.dlrm import DLRM, DLRMConfig
+from headwater_models.networks.encoder import Events, RecurrentEncoder, UserEncoder, WindowedEncoder
+from headwater_models.networks.gru4rec import GRU4Rec, GRU4RecConfig
+from headwater_models.networks.lru import LRUConfig, LRURec
+from headwater_models.networks.multi_interest import MultiInterest, MultiInterestConfig
+from headwater_models.networks.narm import NARM, NARMConfig
+from headwater_models.networks.nfm import NFM, NFMConfig
+from headwater_models.networks.sasrec import SASRec, SASRecConfig
+
+ARCHITECTURES = {
+    "bert4rec": (BERT4RecConfig, BERT4Rec),
+    "gru4rec": (GRU4RecConfig, GRU4Rec),
+    "lru": (LRUConfig, LRURec),
+    "multi-interest": (MultiInterestConfig, MultiInterest),
+    "narm": (NARMConfig, NARM),
+    "sasrec": (SASRecConfig, SASRec),
+}
+SCORERS = {
+    "deepfm": (DeepFMConfig, DeepFM),
+    "dlrm": (DLRMConfig, DLRM),
+    "nfm": (NFMConfig, NFM),
+}
+__all__ = [
+    "ARCHITECTURES",
+    "SCORERS",
+    "CandidateScorer",
+    "Events",
+    "RecurrentEncoder",
+    "UserEncoder",
+    "WindowedEncoder",
+]

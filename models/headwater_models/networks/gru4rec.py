@@ -1,0 +1,40 @@
+"""GRU4Rec: a gated recurrent unit over the items.
+
+After Hidasi et al., ICLR 2016 (arXiv:1511.06939); trained with the softmax over the catalog it is far better than its fame.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headwater_models.networks.encoder import Elapsed, Events, Inputs, RecurrentEncoder, at_last
+
+
+@dataclass(frozen=True)
+class GRU4RecConfig:
+    dim: int = 64
+    hidden: int = 128
+    dropout: float = 0.5
+
+
+class GRU4Rec(RecurrentEncoder):
+    def __init__(self, config: GRU4RecConfig) -> None:
+        super().__init__(config.dim, config.hidden)
+        self.inputs = Inputs(config.dim, config.dropout)
+        self.gru = nn.GRU(config.dim, config.hidden, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+        self.out = nn.Linear(config.hidden, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+        self.elapsed = Elapsed(config.dim)
+
+    def run(self, state: Tensor, events: Events) -> tuple[Tensor, Tensor]:
+        x, _ = self.gru(self.inputs(events), state[None])
+        return x, torch.where(events.mask.amax(1, keepdim=True) > 0, at_last(x, events.mask), state)
+
+    def outputs(self, state: Tensor) -> Tensor:
+        return state
+
+    def vectors(self, outputs: Tensor, gaps_s: Tensor) -> Tensor:
+        vectors: Tensor = self.norm(self.out(self.dropout(outputs))) + self.elapsed(gaps_s)
+        return vectors

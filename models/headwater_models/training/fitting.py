@@ -1,0 +1,344 @@
+"""The training loop of user encoders over a table of items: batches, loss, validation, early stopping, checkpoints.
+
+Every epoch draws its randomness from (seed, epoch) alone, and a checkpoint is written at the end of each: training that was
+killed goes on from there to the same result.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from headwater.encoder.features import clamp_gap_s
+from headwater_models.bundles.denormals import flushed_denormals
+from headwater_models.data.events import Log
+from headwater_models.judging.evaluation import ranking
+from headwater_models.judging.item_models import spectral
+from headwater_models.judging.metrics import by_case
+from headwater_models.judging.protocols import Cases, Floats, Scorer, Split, select
+from headwater_models.networks import Events, UserEncoder
+from headwater_models.training import losses
+from headwater_models.training.sequences import Augmentation, Batch, batch_of, epoch
+from headwater_models.training.teacher import Teacher
+
+Report = Callable[[str, int, int], None]
+TEMPERATURE = 0.2  # of the contrast between two readings of a history
+
+
+class FitError(Exception):
+    """Training cannot begin; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    length: int = 50  # L: events of a window
+    epochs: int = 30
+    patience: int = 3  # epochs without a better validation
+    positions: int = 1024  # events of a batch
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    loss: Literal["softmax", "sampled", "gbce", "bpr"] = "softmax"
+    negatives: int = 2000  # of all losses but softmax, drawn anew for each batch
+    average: float = (
+        0.0  # how much of the running mean of the weights a step keeps; 0: the weights as they are
+    )
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mask: float = 0.0  # share of the read events whose item is hidden; each is asked for all the same
+    contrast: float = (
+        0.0  # weight of the contrast: a history read twice, each time with its own dropout and mask
+    )
+    start: Literal["chance", "svd"] = "chance"  # item vectors: small random ones, or of who took what
+    nested: tuple[
+        int, ...
+    ] = ()  # so many first dimensions have to do alone too: batches take turns by chance
+    teaching: float = 1.0  # weight of what the teacher says, where there is one
+    judged: int = 10_000  # validation cases after an epoch, always the same ones
+    seed: int = 0
+
+
+class Model(nn.Module):
+    """A vector for each item, and the encoder that reads and answers in them."""
+
+    def __init__(self, items: int, encoder: UserEncoder, temperature: float = 0.0) -> None:
+        super().__init__()
+        encoder.temperature = temperature
+        self.cosine = temperature > 0  # items have vectors of length one
+        self.table = nn.Embedding(items, encoder.dim)
+        # Small: what few events teach of an item must outweigh what chance put there.
+        nn.init.normal_(self.table.weight, std=0.02)
+        self.encoder = encoder
+
+    def vectors(self, rows: Tensor | None = None, width: int | None = None) -> Tensor:
+        """Vectors of some items, default all, as they are read and scored: of the first `width` dimensions, zeros after."""
+        found = self.table.weight if rows is None else self.table(rows)
+        found = narrowed(found, width)
+        return F.normalize(found, dim=-1) if self.cosine else found
+
+    def events(self, batch: Batch, width: int | None = None) -> Events:
+        items = self.vectors(torch.from_numpy(batch.items), width)
+        return Events(items, *(torch.from_numpy(part) for part in (batch.actions, batch.gaps_s, batch.mask)))
+
+
+@dataclass
+class Progress:
+    """What is known after an epoch, and all that is needed to go on."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best: float = -1.0
+    curve: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # (training loss, validation NDCG@10) of each epoch
+
+
+@flushed_denormals()
+def fit(
+    model: Model,
+    split: Split,
+    config: FitConfig,
+    checkpoint: Path,
+    report: Report,
+    teacher: Teacher | None = None,
+) -> Progress:
+    """Train in place, up to the epoch with the best validation. Goes on from `checkpoint` if that file exists."""
+    _check(model, config, teacher)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    best: dict[str, Any] = {}
+    progress = Progress()
+    if config.start == "svd" and not checkpoint.exists():
+        with torch.no_grad():
+            model.table.weight += torch.from_numpy(
+                spectral(split.train, model.table.num_embeddings, model.encoder.dim)
+            )
+    settled = _settled(model, split, config, teacher)
+    if checkpoint.exists():
+        found = torch.load(checkpoint, weights_only=True)
+        if found["settled"] != settled:
+            differ = [name for name, value in settled.items() if found["settled"].get(name) != value]
+            raise FitError(
+                f"{checkpoint} is of another training, {', '.join(differ)} differ: remove it, or use its settings"
+            )
+        model.load_state_dict(found["model"])
+        mean.load_state_dict(found["mean"])
+        optimizer.load_state_dict(found["optimizer"])
+        best, progress = found["best"], Progress(**found["progress"])
+    if np.diff(split.train.starts).max(initial=0) < 2:
+        raise FitError("nothing to learn: expected users with two events or more to train on")
+    if not len(split.validation):
+        raise FitError(
+            "nothing to validate on: training needs at least ten users with two events before the split"
+        )
+    chosen = np.random.default_rng(0).permutation(len(split.validation))[: config.judged]
+    judged = select(split.validation, np.sort(chosen))
+    counts = np.bincount(split.train.items, minlength=model.table.num_embeddings)
+    # Popular items are drawn more often for the softmax, which corrects for it; the other losses want them uniform.
+    chances = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
+    while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
+        progress.epoch += 1
+        loss = _epoch(model, mean, optimizer, split.train, chances, config, progress.epoch, report, teacher)
+        averaged = mean.module
+        assert isinstance(averaged, Model)
+        quality = validation_ndcg(averaged, split.log, judged, config.length)
+        progress.curve.append((loss, quality))
+        if quality > progress.best:
+            progress.best, progress.best_epoch = quality, progress.epoch
+            best = {name: value.clone() for name, value in averaged.state_dict().items()}
+        said = f"best validation NDCG@10, {progress.best:.4f} after epoch {progress.best_epoch}"
+        report(said, progress.epoch, config.epochs)
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(
+            {
+                "settled": settled,
+                "model": model.state_dict(),
+                "mean": mean.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "best": best,
+                "progress": asdict(progress),
+            },
+            partial,
+        )
+        partial.replace(checkpoint)
+    model.load_state_dict(best)
+    with (
+        torch.no_grad()
+    ):  # an item without an event is like the average one, not like what chance put in its row
+        seen = torch.from_numpy(counts > 0)
+        model.table.weight[~seen] = model.table.weight[seen].mean(0)
+    model.eval()
+    return progress
+
+
+def _settled(model: Model, split: Split, config: FitConfig, teacher: Teacher | None) -> dict[str, Any]:
+    """What may not change on the way; how long to go on may."""
+    log = split.train
+    events = hashlib.sha256(log.starts.tobytes() + log.items.tobytes() + log.at_ms.tobytes()).hexdigest()
+    fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
+    return {
+        **fixed,
+        "events": events,
+        "model": str(model),
+        "teacher": teacher.encoder.id if teacher else None,
+    }
+
+
+def _epoch(
+    model: Model,
+    mean: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    log: Log,
+    chances: Tensor,
+    config: FitConfig,
+    number: int,
+    report: Report,
+    teacher: Teacher | None,
+) -> float:
+    """One pass over the training log: the mean loss."""
+    seed = (config.seed, number)
+    rng = np.random.default_rng((*seed, 2))
+    torch.manual_seed(int(np.random.default_rng((*seed, 1)).integers(2**62)))
+    model.train()
+    total, done, expected = 0.0, 0, len(log.items) - int((np.diff(log.starts) > 0).sum())
+    for batch in epoch(log, config.length, config.positions, config.augmentation, seed):
+        width = rng.choice((model.encoder.dim, *config.nested)) if config.nested else None
+        users, targets = _pairs(model, batch, config.mask, width)
+        loss = _loss(model, users, targets, chances, config, width)
+        if teacher is not None:
+            loss = loss + config.teaching * _taught(model, teacher, batch, chances, config, rng)
+        if config.contrast:
+            loss = loss + config.contrast * _contrast(model, batch, config)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        mean.update_parameters(model)
+        total += float(loss.detach()) * len(targets)
+        done += len(targets)
+        report(f"training, epoch {number}, loss {total / done:.3f}", done, expected)
+    return total / done
+
+
+def _pairs(model: Model, batch: Batch, mask: float, width: int | None) -> tuple[Tensor, Tensor]:
+    """User vectors (N, dim) and the items (N,) that they should find."""
+    vectors, places = model.encoder.predictions(masked(model.events(batch, width), mask))
+    vectors = model.encoder.scored(vectors)
+    targets = torch.from_numpy(batch.items)[places]
+    # Of several interests, the one that the item is of: the others stay free for other items.
+    best = (vectors.detach() @ model.vectors(targets, width).detach()[:, :, None]).argmax(1)  # (N, 1)
+    return vectors.take_along_dim(best[:, :, None], dim=1)[:, 0], targets
+
+
+def _contrast(model: Model, batch: Batch, config: FitConfig) -> Tensor:
+    """DuoRec (Qiu et al., WSDM 2022, arXiv:2110.05730): two readings of a history are closer than those of two users."""
+    now = torch.zeros(len(batch.items))
+    # A window has one event more than the encoder reads: the last of a full one is only found, never seen.
+    events = Events(*(column[:, : config.length] for column in model.events(batch)))
+    one, other = (model.encoder.answer(masked(events, config.mask), now).flatten(1) for _ in range(2))
+    return losses.info_nce(one, other, TEMPERATURE)
+
+
+def masked(events: Events, share: float) -> Events:
+    """A random share of the events without their items: vectors of zeros."""
+    if not share:
+        return events
+    return events._replace(items=events.items * (torch.rand(events.mask.shape) >= share)[..., None])
+
+
+def _loss(
+    model: Model,
+    users: Tensor,
+    targets: Tensor,
+    chances: Tensor,
+    config: FitConfig,
+    width: int | None = None,
+) -> Tensor:
+    if config.loss == "softmax":
+        return losses.full_softmax(users, model.vectors(width=width), targets)
+    drawn, log_counts = _drawn(chances, config)
+    right = (users * model.vectors(targets, width)).sum(-1)
+    sampled = users @ model.vectors(drawn, width).T
+    hits = drawn == targets[:, None]
+    if config.loss == "sampled":
+        return losses.sampled_softmax(right, sampled, log_counts, hits)
+    sampled = sampled.masked_fill(hits, -torch.inf)
+    if config.loss == "bpr":
+        return losses.bpr(right, sampled)
+    return losses.gbce(right, sampled, model.table.num_embeddings)
+
+
+def _drawn(chances: Tensor, config: FitConfig) -> tuple[Tensor, Tensor]:
+    """Negatives, and the log of how often each is expected among them."""
+    drawn = torch.multinomial(chances, config.negatives, replacement=True)
+    return drawn, torch.log(config.negatives * chances[drawn] / chances.sum()).float()
+
+
+def _taught(
+    model: Model,
+    teacher: Teacher,
+    batch: Batch,
+    chances: Tensor,
+    config: FitConfig,
+    rng: np.random.Generator,
+) -> Tensor:
+    """From histories that end at a random event: how far the answers' scores are from the teacher's."""
+    lengths = batch.mask.sum(1).astype(np.int64) - 1  # what was asked for last is not read
+    ends = 1 + (rng.random(len(lengths)) * lengths).astype(np.int64)
+    read = slice(0, ends.max())
+    mask = (np.arange(ends.max()) < ends[:, None]).astype(np.float32)
+    known = Batch(batch.items[:, read], batch.actions[:, read], batch.gaps_s[:, read], mask)
+    now = np.zeros(len(ends), dtype=np.float32)
+    few = model.table.num_embeddings <= config.negatives
+    drawn = torch.arange(model.table.num_embeddings) if few else _drawn(chances, config)[0]
+    answers = model.encoder.answer(model.events(known), torch.from_numpy(now))
+    students = (answers @ model.vectors(drawn).T).amax(1)
+    return losses.distillation(students, torch.from_numpy(teacher.scores(known, now, drawn.numpy())), 1.0)
+
+
+def narrowed(vectors: Tensor, width: int | None) -> Tensor:
+    """The first `width` dimensions, zeros in place of the others: as `headwater_models.bundles.light.truncate` serves them."""
+    if width is None:
+        return vectors
+    return vectors * (torch.arange(vectors.shape[-1]) < width)
+
+
+def _check(model: Model, config: FitConfig, teacher: Teacher | None) -> None:
+    wrong = [width for width in config.nested if not 0 < width < model.encoder.dim]
+    if wrong:
+        raise FitError(f"nested is {wrong[0]}: expected 1 to {model.encoder.dim - 1} of the dimensions")
+    if teacher is not None and teacher.encoder.log_length < config.length:
+        raise FitError(
+            f"the teacher reads {teacher.encoder.log_length} events and the student {config.length}: expected a teacher "
+            "that reads as many"
+        )
+
+
+def validation_ndcg(model: Model, log: Log, cases: Cases, length: int) -> float:
+    """NDCG@10 by full ranking."""
+    model.eval()
+    ranks, _ = ranking(scorer_of(model, length), log, cases, model.table.num_embeddings, 10)
+    return float(by_case(ranks, cases.target_starts, 10)["NDCG"].mean())
+
+
+def scorer_of(model: Model, length: int) -> Scorer:
+    """A model in training, read as its bundle will be: from the newest `length` events at the moment asked."""
+
+    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+        ends, users = cases.ends[part], cases.users[part]
+        starts = np.maximum(log.starts[users], ends - length)
+        histories = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+        gaps = clamp_gap_s((cases.now_ms[part] - log.at_ms[ends - 1]) / 1000)
+        with torch.inference_mode():
+            vectors = model.vectors()
+            interests = model.encoder.answer(model.events(batch_of(log, histories)), torch.from_numpy(gaps))
+            return (interests @ vectors.T).amax(1).numpy()
+
+    return scores

@@ -1,0 +1,111 @@
+"""Histories as batches: windows of users' events, batches of like length, and views of a window for augmentation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwater.encoder.features import gaps_s
+from headwater_models.data.events import Log
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of like length, events first and padding after them. Everything is (windows, T)."""
+
+    items: Ints  # rows of the catalog
+    actions: Ints
+    gaps_s: Floats
+    mask: Floats
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a window is varied each time that it is read; each a share between 0 and 1."""
+
+    crop: float = 0.0  # of windows: begin at a random event
+    drop: float = 0.0  # of events: never happened
+    reorder: float = 0.0  # of windows: a random stretch of up to a fifth is shuffled
+
+
+def windows(log: Log, length: int, shift: int = 0) -> list[Ints]:
+    """Rows of consecutive events, at most length + 1 each, in which every event but a user's first is a target once.
+
+    They are counted from a user's newest event, the newest one shorter by `shift`: another cut for each epoch.
+    """
+    found = []
+    for start, stop in zip(log.starts[:-1], log.starts[1:], strict=True):
+        end = stop
+        reach = length - shift
+        while end - start >= 2:
+            first = max(start, end - 1 - reach)
+            found.append(np.arange(first, end))
+            end, reach = first + 1, length
+    return found
+
+
+def epoch(
+    log: Log, length: int, positions: int, augmentation: Augmentation, seed: tuple[int, ...]
+) -> Iterator[Batch]:
+    """All windows once, in batches of about `positions` events each, in random order."""
+    rng = np.random.default_rng(seed)
+    shift = int(rng.integers(length)) if np.diff(log.starts).max(initial=0) > length + 1 else 0
+    chosen = [augmented(rows, augmentation, rng) for rows in windows(log, length, shift)]
+    lengths = np.array([len(rows) - 1 for rows in chosen])
+    # Like length together, so that little of the work is padding; random among equals.
+    order = np.lexsort((rng.random(len(chosen)), lengths))
+    order = order[lengths[order] > 0]
+    cuts = np.flatnonzero(np.diff(np.cumsum(lengths[order]) // positions)) + 1
+    groups = np.split(order, cuts)
+    for n in rng.permutation(len(groups)):
+        yield batch_of(log, [chosen[window] for window in groups[n]])
+
+
+def batch_of(log: Log, chosen: list[Ints]) -> Batch:
+    """Windows side by side, each as the fold over a log that begins with it: its first gap is zero."""
+    lengths = np.array([len(rows) for rows in chosen])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    rows = np.zeros(mask.shape, dtype=np.int64)
+    rows[mask] = np.concatenate(chosen)
+    return Batch(
+        items=log.items[rows],
+        actions=log.actions[rows] * mask,
+        gaps_s=gaps_s(log.at_ms[rows]) * mask,
+        mask=mask.astype(np.float32),
+    )
+
+
+def augmented(rows: Ints, augmentation: Augmentation, rng: np.random.Generator) -> Ints:
+    """One view of a window."""
+    if augmentation.crop and rng.random() < augmentation.crop:
+        rows = crop(rows, rng)
+    if augmentation.drop:
+        rows = drop(rows, augmentation.drop, rng)
+    if augmentation.reorder and rng.random() < augmentation.reorder:
+        rows = reorder(rows, 0.2, rng)
+    return rows
+
+
+def crop(rows: Ints, rng: np.random.Generator) -> Ints:
+    """The same end, begun at a random event before it."""
+    return rows[rng.integers(max(len(rows) - 1, 1)) :]
+
+
+def drop(rows: Ints, share: float, rng: np.random.Generator) -> Ints:
+    """Without a random share of the events; the last one always stays."""
+    keep = rng.random(len(rows)) >= share
+    keep[-1:] = True
+    return rows[keep]
+
+
+def reorder(rows: Ints, share: float, rng: np.random.Generator) -> Ints:
+    """A random stretch of up to this share of the events is shuffled."""
+    span = int(np.ceil(share * len(rows)))
+    start = rng.integers(len(rows) - span + 1)
+    rows = rows.copy()
+    rows[start : start + span] = rng.permutation(rows[start : start + span])
+    return rows

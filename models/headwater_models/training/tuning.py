@@ -1,0 +1,184 @@
+"""A sentence encoder tuned to a shop: texts of items that the same users take together come to lie closer.
+
+Contrastive, as SimCSE (Gao et al., EMNLP 2021, arXiv:2104.08821): of a pair, each text is to find the other among the batch. Items
+with events are paired with what the same user took next to them, items without any with themselves, which dropout reads
+differently each time. By default only small updates of the attention's weights are learned (LoRA).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from headwater_models.bundles.denormals import flushed_denormals
+from headwater_models.bundles.language_model import model_folder
+from headwater_models.data.datasets import Dataset
+from headwater_models.data.events import Log, of_items
+from headwater_models.training import losses
+
+Ints = NDArray[np.int64]
+Report = Callable[[str, int, int], None]
+
+
+class TuneError(Exception):
+    """Nothing can be tuned; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    steps: int = 200
+    batch: int = 48  # pairs
+    rank: int = 8  # of the updates (LoRA); 0: all weights are learned
+    learning_rate: float = 5e-4  # of all weights a tenth of it
+    temperature: float = 0.05
+    reach: int = 5  # events of a user that are together
+    silent: float = 0.1  # share of the pairs for items without events
+    max_tokens: int = 64
+    seed: int = 0
+
+
+class LoRA(nn.Module):
+    """A linear layer that stays as it is, plus a product of two thin matrices (Hu et al., 2021, arXiv:2106.09685)."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float = 2.0) -> None:
+        super().__init__()
+        self.linear, self.scale = linear, scale
+        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(rank))
+        self.up = nn.Parameter(
+            torch.zeros(linear.out_features, rank)
+        )  # so that it begins as the layer itself
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        out: Tensor = self.linear(x) + self.scale * (x @ self.down.T @ self.up.T)
+        return out
+
+    def merged(self) -> nn.Linear:
+        """One layer that computes the same."""
+        with torch.no_grad():
+            self.linear.weight += self.scale * self.up @ self.down
+        return self.linear
+
+
+# What the layers of queries and values are called in BERT, RoBERTa, E5; DistilBERT; MPNet; LLaMA.
+_ADAPTED = ("query", "value", "q_lin", "v_lin", "attn.q", "attn.v", "q_proj", "v_proj")
+
+
+def adapt(model: nn.Module, rank: int) -> list[nn.Parameter]:
+    """Freeze all, put LoRA around the attention's queries and values; what is left to learn.
+
+    Raises TuneError: there are no such layers.
+    """
+    model.requires_grad_(False)
+    found = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and name.endswith(_ADAPTED)
+    }
+    if not found:
+        raise TuneError(f"no layer is called {', '.join(_ADAPTED)}: tune all weights with --rank 0")
+    for name, linear in found.items():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, LoRA(linear, rank))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def merge(model: nn.Module) -> None:
+    """Every LoRA becomes the layer that computes the same."""
+    for name, part in list(model.named_modules()):
+        if isinstance(part, LoRA):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, part.merged())
+
+
+def pairs(log: Log, of_item: Ints, config: TuneConfig) -> Iterator[Ints]:
+    """Without end batches (2 to `batch`, 2) of texts to bring together, no text twice in a column.
+
+    of_item: the text of each item. Rare items are drawn as often as common ones to the square root.
+    """
+    rng = np.random.default_rng(config.seed)
+    counts = np.bincount(log.items, minlength=len(of_item))
+    owners = log.owners
+    chances = np.cumsum(counts[log.items] ** -0.5)
+    silent = np.setdiff1d(of_item, of_item[counts > 0])
+    few = round(config.silent * config.batch) if len(silent) else 0
+    while True:
+        rows = np.searchsorted(chances, rng.random(4 * config.batch) * chances[-1])
+        others = rows + rng.integers(1, config.reach + 1, len(rows)) * rng.choice((-1, 1), len(rows))
+        others = others.clip(0, len(owners) - 1)
+        together = of_item[log.items[np.stack([rows, others], axis=1)]]
+        together = together[(owners[rows] == owners[others]) & (together[:, 0] != together[:, 1])]
+        alone = rng.choice(silent, (few, 1)).repeat(2, axis=1) if few else np.empty((0, 2), dtype=np.int64)
+        batch = np.concatenate([alone, together])
+        for column in (0, 1):
+            batch = batch[np.sort(np.unique(batch[:, column], return_index=True)[1])]
+        if len(batch) > 1:
+            yield batch[: config.batch]
+
+
+@flushed_denormals()
+def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, report: Report) -> list[float]:
+    """Tune and save model and tokenizer as a Hugging Face folder; the loss of each step.
+
+    Raises TuneError: the data has no texts, nobody took two items of different texts, or something else lies in `out`.
+    """
+    if config.rank < 0:
+        raise TuneError(f"--rank is {config.rank}: expected 0 (all weights) or more")
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
+        raise TuneError(f"{out} is not empty and holds no model: name a new folder, or the model to replace")
+    if data.texts is None:
+        raise TuneError(
+            f"{data.name} has no texts of items: expected a column title, or complete-journey or ml-100k"
+        )
+    texts = sorted(set(data.texts))
+    place = {text: n for n, text in enumerate(texts)}
+    of_item = np.array([place[text] for text in data.texts])
+    train = of_items(train, len(of_item))
+    taken = of_item[train.items]
+    if not ((taken[1:] != taken[:-1]) & (train.owners[1:] == train.owners[:-1])).any():
+        raise TuneError(
+            "expected a user with two items of different texts: there is nothing to bring together"
+        )
+    torch.manual_seed(config.seed)
+    source = str(model_folder(model))
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    network = AutoModel.from_pretrained(source, local_files_only=True).train()
+    learned = adapt(network, config.rank) if config.rank else list(network.parameters())
+    rate = config.learning_rate if config.rank else config.learning_rate / 10
+    optimizer = torch.optim.AdamW(learned, rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, config.steps, pct_start=0.11
+    )  # with .1, ten steps divide by zero
+    found = []
+    for step, batch in zip(range(config.steps), pairs(train, of_item, config), strict=False):
+        one, other = (
+            _embedded(network, tokenizer, [texts[n] for n in column], config.max_tokens) for column in batch.T
+        )
+        loss = losses.info_nce(one, other, config.temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        schedule.step()
+        found.append(float(loss.detach()))
+        report(f"tuning, loss {np.mean(found[-20:]):.3f}", step + 1, config.steps)
+    merge(network)
+    network.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return found
+
+
+def _embedded(network: nn.Module, tokenizer: Any, texts: list[str], max_tokens: int) -> Tensor:
+    """Mean over real tokens, length one: (texts, dim), as `language_model` exports it."""
+    given = tokenizer(texts, truncation=True, max_length=max_tokens, padding=True, return_tensors="pt")
+    hidden = network(**given).last_hidden_state
+    mask = given["attention_mask"][..., None].float()
+    return F.normalize((hidden * mask).sum(1), dim=-1)

@@ -1,0 +1,49 @@
+"""`headwater train` from a file of events to a bundle with its figures."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
+
+from headwater.encoder.runtime import load  # noqa: E402 - after the skip
+from headwater_models import commands  # noqa: E402 - needs torch
+from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
+from headwater_models.training.recipes import recipe  # noqa: E402 - needs torch
+from tests import cycles  # noqa: E402 - after the skip
+from tests.support.checkout import STARTER  # noqa: E402 - after the skip
+
+
+@pytest.mark.parametrize("model", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("data", ["beauty", "ml-100k", "complete-journey", "somebody-elses"])
+def test_every_model_has_a_recipe_for_all_data_that_its_windows_fit(model: str, data: str) -> None:
+    chosen = recipe(model, data)
+    assert getattr(chosen.encoder, "length", chosen.fit.length) == chosen.fit.length
+    ARCHITECTURES[model][1](chosen.encoder)
+
+
+def test_a_bundle_comes_with_its_figures_and_says_where_it_is_from(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    results = commands.train_sequence(
+        "gru4rec", cycles.dataset(), "leave-one-out", out, epochs=1, seed=3, command="headwater train gru4rec"
+    )
+    bundle = load(out)
+    origin = bundle.manifest.origin
+    assert set(origin.figures) == set(results.methods) >= {"gru4rec-cycles", "popular"}
+    found = origin.figures["gru4rec-cycles"]["all"]
+    assert found == {
+        "targets": 150,
+        "hit_at_10": round(results.methods["gru4rec-cycles"]["all"].hit.value, 4),
+        "ndcg_at_10": round(results.methods["gru4rec-cycles"]["all"].ndcg.value, 4),
+    }
+    assert (origin.seed, origin.command, origin.data_sha256) == (3, "headwater train gru4rec", "made up")
+    assert bundle.item_inputs == "item_id"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]  # the checkpoint is gone
+
+
+def test_the_shipped_bundle_is_read_as_it_was() -> None:
+    starter = load(STARTER)
+    assert starter.id == "starter-c8c4742f3021"
+    figures = starter.manifest.origin.figures["starter"]["discovery"]
+    assert figures == {"targets": 5_075.0, "hit_at_20": 0.0298, "ndcg_at_20": 0.0112}
