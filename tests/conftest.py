@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.settings import Settings
-from tests.kafka_server import CannotRunError, external_servers, kafka_server
+from tests.support.kafka_server import CannotRunError, external_servers, kafka_server
 
 _SESSION = f"test-{uuid.uuid4().hex[:8]}"
 
@@ -27,7 +27,7 @@ def skipping_where_no_kafka_can_run() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[str]:
-    """Bootstrap servers of a real Apache Kafka. Skips only where none can run; see tests/kafka_server.py."""
+    """Bootstrap servers of a real Apache Kafka. Skips only where none can run; see tests/support/kafka_server.py."""
     server = kafka_server()
     with skipping_where_no_kafka_can_run():
         servers = server.__enter__()

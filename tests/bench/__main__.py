@@ -17,7 +17,7 @@ from tests.bench import catalog, clicks, freshness, growth, load, machine, other
 from tests.bench.processes import BenchError
 from tests.bench.report import RESULTS, Report
 from tests.bench.system import FULL, QUICK, System
-from tests.kafka_server import CannotRunError, KafkaFailedError, kafka_server
+from tests.support.kafka_server import CannotRunError, KafkaFailedError, kafka_server
 
 # In the order they run: each leaves behind what the next ones need.
 MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {

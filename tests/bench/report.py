@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.kafka_server import VERSION as KAFKA_VERSION
-from tests.kafka_server import external_servers
+from tests.support.kafka_server import VERSION as KAFKA_VERSION
+from tests.support.kafka_server import external_servers
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("faust-streaming", "aiokafka", "uvloop", "onnxruntime", "numpy", "msgspec", "qdrant-edge-py")

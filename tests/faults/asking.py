@@ -4,10 +4,10 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.end_to_end.oracle import all_the_time
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.story import Story
 from tests.faults.scale import SCALE
-from tests.kafka.oracle import all_the_time
-from tests.kafka.outside import Outside
-from tests.kafka.story import Story
 
 
 @asynccontextmanager

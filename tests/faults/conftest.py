@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kafka.conftest import new_system, new_worker, own_topics
+from tests.end_to_end.conftest import new_system, new_worker, own_topics
 
 __all__ = ["broker", "new_system", "new_worker", "own_topics"]
 

@@ -15,9 +15,9 @@ from headwater.paths.catalog import point_of_vector
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import bundle_key, unpack
-from tests.histories import canonical_state, cosine
-from tests.kafka.outside import Outside
-from tests.kafka.story import Story, newest_events
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.story import Story, newest_events
+from tests.support.histories import canonical_state, cosine
 
 _SAME: float = 1 - 1e-6
 

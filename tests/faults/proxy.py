@@ -8,7 +8,7 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import Final, Self
 
-from tests.kafka.outside import PATIENCE_S
+from tests.end_to_end.outside import PATIENCE_S
 
 # Every request is its length, then the number of what is asked for: https://kafka.apache.org/protocol#protocol_messages
 _LENGTH: Final = struct.Struct(">i")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.conftest import skipping_where_no_kafka_can_run
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, check_answers, publish
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import SCALE, TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka_server import KafkaNode, own_node
+from tests.support.kafka_server import KafkaNode, own_node
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

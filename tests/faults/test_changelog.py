@@ -8,12 +8,12 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from headwater.kafka import topics
 from headwater.profiles.state_records import FORMAT_WITH_COUNTERS
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, publish
+from tests.end_to_end.outside import PATIENCE_S, Outside
+from tests.end_to_end.story import Story
 from tests.faults.asking import begin
 from tests.faults.scale import TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, publish
-from tests.kafka.outside import PATIENCE_S, Outside
-from tests.kafka.story import Story
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

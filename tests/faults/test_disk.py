@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, check_answers, publish
+from tests.end_to_end.outside import PATIENCE_S
+from tests.end_to_end.worker_process import WorkerProcess
 from tests.faults.asking import begin
 from tests.faults.ledger import check_every_user, check_no_commit_is_ahead
 from tests.faults.scale import SCALE, TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka.outside import PATIENCE_S
-from tests.kafka.worker_process import WorkerProcess
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

@@ -14,11 +14,11 @@ from headwater.kafka.topics import Topics
 from headwater.profiles.state_records import ENTRY_BYTES, header_size
 from headwater.settings import Settings
 from tests.conftest import skipping_where_no_kafka_can_run
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied
+from tests.end_to_end.outside import Outside
 from tests.faults.scale import SCALE, TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied
-from tests.kafka.outside import Outside
-from tests.kafka_server import KafkaNode, own_node
+from tests.support.kafka_server import KafkaNode, own_node
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from headwater.worker.watchdog import EXIT_STALLED, STALL_S
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, check_answers, publish
+from tests.end_to_end.outside import PATIENCE_S
 from tests.faults.asking import begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import IS_FULL, TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka.outside import PATIENCE_S
 
 pytestmark = [
     pytest.mark.kafka,

@@ -25,15 +25,15 @@ from headwater.paths.catalog import point_of_vector
 from headwater.settings import Settings
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, check_answers, publish
+from tests.end_to_end.outside import PATIENCE_S, Answer, Outside
+from tests.end_to_end.story import Story
+from tests.end_to_end.test_start import check_refused, starting
+from tests.end_to_end.worker_process import WorkerProcess
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka.outside import PATIENCE_S, Answer, Outside
-from tests.kafka.story import Story
-from tests.kafka.test_start import check_refused, starting
-from tests.kafka.worker_process import WorkerProcess
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

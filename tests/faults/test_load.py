@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.end_to_end import test_bad_input
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, check_answers, publish
+from tests.end_to_end.worker_process import WorkerProcess
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import SCALE, TIMEOUT_S
-from tests.kafka import test_bad_input
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka.worker_process import WorkerProcess
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

@@ -11,14 +11,14 @@ import pytest_asyncio
 
 from headwater.worker.watchdog import STALL_S
 from tests.conftest import skipping_where_no_kafka_can_run
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import all_the_time, applied, check_answers, publish
+from tests.end_to_end.outside import PATIENCE_S, Outside
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user, check_no_commit_is_ahead
 from tests.faults.proxy import ProduceProxy, Weather
 from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import all_the_time, applied, check_answers, publish
-from tests.kafka.outside import PATIENCE_S, Outside
-from tests.kafka_server import KafkaNode, Listener, own_node
+from tests.support.kafka_server import KafkaNode, Listener, own_node
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

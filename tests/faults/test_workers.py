@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, check_answers, publish
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.worker_process import SESSION_TIMEOUT_S, WorkerProcess
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import SCALE, TIMEOUT_S
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, publish
-from tests.kafka.outside import Outside
-from tests.kafka.worker_process import SESSION_TIMEOUT_S, WorkerProcess
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 

@@ -9,7 +9,7 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 from headwater.kafka import publish
 from headwater.kafka.group import StopWorker
 from headwater.kafka.publish import Outgoing, write_all, write_scattered
-from tests.recording_producer import RecordingProducer
+from tests.support.recording_producer import RecordingProducer
 
 RECORDS = [Outgoing(b"key", b"value")]
 

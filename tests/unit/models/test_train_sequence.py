@@ -11,7 +11,7 @@ from headwater.encoder.runtime import load  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.training.recipes import recipe  # noqa: E402 - needs torch
-from tests import cycles  # noqa: E402 - after the skip
+from tests.support import cycles  # noqa: E402 - after the skip
 from tests.support.checkout import STARTER  # noqa: E402 - after the skip
 
 

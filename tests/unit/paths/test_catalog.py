@@ -30,8 +30,8 @@ from headwater.metrics import Metrics
 from headwater.paths import catalog
 from headwater.paths.catalog import CatalogPath, _Versions, point_of_vector
 from headwater.settings import Settings
-from tests.interests_worker import STARTER, Committed, until
-from tests.recording_producer import RecordingProducer
+from tests.support.interests_worker import STARTER, Committed, until
+from tests.support.recording_producer import RecordingProducer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

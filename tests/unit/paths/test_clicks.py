@@ -22,8 +22,8 @@ from headwater.profiles.apply_clicks import Clicks, plan
 from headwater.profiles.event_log import FORGET, RETRACT, Event
 from headwater.profiles.state_records import stamp_of
 from headwater.profiles.store import Partition
-from tests.histories import History, canonical_log, canonical_state, cosine, histories
-from tests.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
+from tests.support.histories import History, canonical_log, canonical_state, cosine, histories
+from tests.support.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
 
 TEXTS = {
     "coffee": "Ground coffee, dark roast",

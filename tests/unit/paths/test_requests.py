@@ -28,7 +28,7 @@ from headwater.paths.requests import RequestPath
 from headwater.profiles.store import Partition
 from headwater.recall.pipeline import Ask, Recall
 from headwater.recall.popularity import PopularItem
-from tests.interests_worker import STARTER, InterestsWorker, now_ms, until
+from tests.support.interests_worker import STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,7 +15,7 @@ from headwater.profiles.columns import Columns, Together
 from headwater.profiles.counters import LEAVES, Left, count
 from headwater.profiles.event_log import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
 from headwater.profiles.state_records import Stamp, pack, unpack
-from tests.histories import (
+from tests.support.histories import (
     CLICK,
     DIM,
     START_MS,

@@ -9,7 +9,7 @@ import pytest
 
 from headwater.profiles.columns import Columns, Log
 from headwater.profiles.event_log import Event
-from tests.histories import DIM
+from tests.support.histories import DIM
 
 EVENTS = [Event(10, 1, 2**64 - 1, 1), Event(20, 2**48 - 1, 5, 9)]
 

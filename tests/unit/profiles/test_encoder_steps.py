@@ -12,7 +12,8 @@ from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.columns import Columns
 from headwater.profiles.encoder_steps import StepEncoder, fold_again
 from headwater.profiles.event_log import RETRACT, Event
-from tests.histories import (
+from tests.support.checkout import STARTER
+from tests.support.histories import (
     CLICK,
     DIM,
     ITEMS,
@@ -28,7 +29,6 @@ from tests.histories import (
     histories,
     item_vectors,
 )
-from tests.support.checkout import STARTER
 
 ANN = b"ann"
 CLOSE = 1 - 1e-6

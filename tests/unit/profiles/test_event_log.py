@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.profiles.event_log import RETRACT, Event, Outcome, insert
-from tests.histories import CLICK, canonical_log, user_events
+from tests.support.histories import CLICK, canonical_log, user_events
 
 
 def filled(*events: Event, capacity: int = 3) -> list[Event]:

@@ -18,8 +18,8 @@ from headwater.profiles.columns import Columns
 from headwater.profiles.encoder_steps import StepEncoder
 from headwater.profiles.event_log import Event
 from headwater.profiles.interests import Session, UserInterests, interests_of
-from tests.histories import CLICK, START_MS, apply, canonical_state, cosine
-from tests.interests_worker import STARTER
+from tests.support.histories import CLICK, START_MS, apply, canonical_state, cosine
+from tests.support.interests_worker import STARTER
 
 F32 = NDArray[np.float32]
 ANN, BOB = b"ann", b"bob"

@@ -12,7 +12,7 @@ import pytest
 from headwater.kafka.group import StopWorker
 from headwater.profiles.columns import Columns
 from headwater.profiles.row_file import DiskFull, RowFile
-from tests.interests_worker import InterestsWorker, now_ms
+from tests.support.interests_worker import InterestsWorker, now_ms
 
 TEXTS = {"tea": "Green tea bags", "soap": "Hand soap, lavender"}
 ROW = np.dtype([("state", np.float16, (8,)), ("action", np.uint8, (3,))], align=True)

@@ -22,8 +22,8 @@ from headwater.profiles.state_records import (
     stamp_of,
     unpack,
 )
-from tests.histories import DIM, START_MS
 from tests.support.checkout import STARTER
+from tests.support.histories import DIM, START_MS
 
 STAMP = Stamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
 # Of the first user of `filled`, with one event and two floats, as the version before counters wrote it.

@@ -9,7 +9,7 @@ from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.messages import Trend
 from headwater.profiles.apply_clicks import POPULARITY
 from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts, Trends
-from tests.histories import CLICK, START_MS
+from tests.support.histories import CLICK, START_MS
 
 HALF_LIFE_MS = int(HALF_LIFE_S * 1000)
 A, B, C = (item_key(name) for name in "abc")

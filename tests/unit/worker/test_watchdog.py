@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from headwater.worker import watchdog
 from headwater.worker.watchdog import EXIT_STALLED, STALL_S, TO_COMMIT, Progress, Watchdog, ask_every_broker
-from tests.interests_worker import until
+from tests.support.interests_worker import until
 
 
 class Clock:

@@ -21,7 +21,7 @@ from headwater_models.judging.candidates import Pooling, trending
 from headwater_models.judging.evaluation import encoded
 from headwater_models.judging.protocols import Split, next_events
 from headwater_models.judging.served import Counting
-from tests.interests_worker import STARTER
+from tests.support.interests_worker import STARTER
 from tests.unit.paths.test_requests import Asked
 
 ITEMS = [

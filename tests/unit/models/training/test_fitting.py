@@ -13,7 +13,7 @@ from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.training import fitting  # noqa: E402 - needs torch
 from headwater_models.training.fitting import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
 from headwater_models.training.sequences import Augmentation, epoch  # noqa: E402 - after the skip
-from tests import cycles  # noqa: E402 - after the skip
+from tests.support import cycles  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)  # threads of tiny products wait for each other, and on busy cores for long
 

@@ -86,7 +86,7 @@ def test_the_best_variant_is_what_is_trained_and_exported(
     pytest.importorskip("torch", reason="torch is not installed (extra train)")
     from headwater_models import commands, train_sequence
     from headwater_models.training import recipes
-    from tests import cycles
+    from tests.support import cycles
 
     class Exported(Exception):
         pass

@@ -15,7 +15,7 @@ from headwater_models.judging.protocols import split  # noqa: E402 - after the s
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.training.fitting import FitConfig, FitError, Model, fit, validation_ndcg  # noqa: E402 - needs torch
 from headwater_models.training.teacher import Teacher  # noqa: E402 - after the skip
-from tests import cycles  # noqa: E402 - after the skip
+from tests.support import cycles  # noqa: E402 - after the skip
 
 SPLIT = split(cycles.dataset(), "leave-one-out")
 CONFIG = FitConfig(length=6, epochs=12, patience=12, positions=64, learning_rate=0.01, average=0.5)

@@ -17,7 +17,7 @@ from headwater_models.bundles.language_model import model_folder  # noqa: E402 -
 from headwater_models.data.events import Log  # noqa: E402 - after the skips
 from headwater_models.training.distillation import Teacher  # noqa: E402 - needs torch
 from headwater_models.training.tuning import LoRA, TuneConfig, TuneError, adapt, merge, pairs, tune  # noqa: E402 - needs torch
-from tests import cycles  # noqa: E402 - after the skips
+from tests.support import cycles  # noqa: E402 - after the skips
 
 WORDS = ["coffee", "hose", "coat", "piano", "brick", "salad", "lamp", "rope", "violin", "stone"]
 

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.kafka.conftest import System
-from tests.kafka.oracle import all_the_time, applied, check_answers, check_logs, check_states, publish
-from tests.kafka.outside import Answer, Outside
-from tests.kafka.story import Story
-from tests.kafka.worker_process import WorkerProcess
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import all_the_time, applied, check_answers, check_logs, check_states, publish
+from tests.end_to_end.outside import Answer, Outside
+from tests.end_to_end.story import Story
+from tests.end_to_end.worker_process import WorkerProcess
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import json
 
-from tests.kafka.outside import Outside
-from tests.kafka.shop import theme_of
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.shop import theme_of
 
 
 async def test_a_stray_click_reaches_its_user_and_the_barrier_holds_in_its_own_coordinates(

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from tests.kafka import shop
+from tests.end_to_end import shop
 
 LOG_LENGTH = 50
 

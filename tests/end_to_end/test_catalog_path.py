@@ -3,7 +3,7 @@
 import pytest
 import pytest_asyncio
 
-from tests.kafka.outside import Outside
+from tests.end_to_end.outside import Outside
 
 
 class Shelf:

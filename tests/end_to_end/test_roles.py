@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from tests.kafka.conftest import System
-from tests.kafka.shop import theme_of
-from tests.kafka.worker_process import WorkerProcess
+from tests.end_to_end.conftest import System
+from tests.end_to_end.shop import theme_of
+from tests.end_to_end.worker_process import WorkerProcess
 
 
 async def test_the_two_roles_work_apart_and_wait_for_each_other(

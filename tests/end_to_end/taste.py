@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tests.kafka.outside import Outside
-from tests.kafka.shop import THEMES
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.shop import THEMES
 
 _ALL = {
     "limit": 60,

@@ -5,10 +5,10 @@ import uuid
 
 import pytest
 
-from tests.kafka.conftest import System
-from tests.kafka.outside import Outside
-from tests.kafka.shop import THEMES, theme_of
-from tests.kafka.taste import SAME_PLACES, places_moved, taste
+from tests.end_to_end.conftest import System
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.shop import THEMES, theme_of
+from tests.end_to_end.taste import SAME_PLACES, places_moved, taste
 
 
 @pytest.mark.parametrize("theme", ["coffee", "dog", "baby", "paint"])

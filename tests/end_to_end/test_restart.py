@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-from tests.kafka.conftest import System
-from tests.kafka.oracle import applied, check_answers, check_logs, check_states, publish
-from tests.kafka.outside import Outside
-from tests.kafka.story import Story
+from tests.end_to_end.conftest import System
+from tests.end_to_end.oracle import applied, check_answers, check_logs, check_states, publish
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.story import Story
 
 CLICKS, USERS = 20_000, 300
 

@@ -10,10 +10,10 @@ import pytest_asyncio
 
 from headwater.client import HeadwaterClient
 from headwater.messages import schemas
-from tests.kafka.conftest import System
-from tests.kafka.outside import Answer, Outside
-from tests.kafka.shop import THEMES, theme_of
-from tests.kafka.worker_process import WorkerProcess
+from tests.end_to_end.conftest import System
+from tests.end_to_end.outside import Answer, Outside
+from tests.end_to_end.shop import THEMES, theme_of
+from tests.end_to_end.worker_process import WorkerProcess
 
 
 def ids(answer: Answer) -> list[str]:

@@ -4,7 +4,7 @@ In this order: the cluster named by KAFKA_BOOTSTRAP_SERVERS; the distribution un
 Maven resolves into a cache folder (once, some 45 MB). The latter two need Java 17 or newer.
 
     with kafka_server() as bootstrap_servers: ...
-    python -m tests.kafka_server          # prints the address and runs until Ctrl-C
+    python -m tests.support.kafka_server          # prints the address and runs until Ctrl-C
 """
 
 import os

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.kafka.outside import PATIENCE_S, Outside
-from tests.kafka.story import Story
-from tests.kafka.taste import SAME_PLACES, places_moved, taste
-from tests.kafka.worker_process import WorkerProcess
+from tests.end_to_end.outside import PATIENCE_S, Outside
+from tests.end_to_end.story import Story
+from tests.end_to_end.taste import SAME_PLACES, places_moved, taste
+from tests.end_to_end.worker_process import WorkerProcess
 
 TWINS = 10
 

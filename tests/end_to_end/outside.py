@@ -18,7 +18,7 @@ from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.topics import Topics
 from headwater.messages import schemas
 from headwater.settings import Settings
-from tests.kafka import shop
+from tests.end_to_end import shop
 
 # No answer takes so long; it bounds a test that fails.
 PATIENCE_S = 40.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from headwater.kafka import topics
 from headwater.settings import STARTER_BUNDLE, Settings
-from tests.kafka.worker_process import WorkerProcess, finished
+from tests.end_to_end.worker_process import WorkerProcess, finished
 
 
 def starting(settings: Settings, home: Path, **given: object) -> subprocess.CompletedProcess[str]:

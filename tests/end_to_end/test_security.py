@@ -18,10 +18,10 @@ from headwater.kafka import topics
 from headwater.kafka.topics import TopicsError
 from headwater.settings import Settings
 from tests.conftest import skipping_where_no_kafka_can_run
-from tests.kafka.outside import PATIENCE_S, Outside
-from tests.kafka.test_start import check_refused
-from tests.kafka.worker_process import WorkerProcess, finished
-from tests.kafka_server import KafkaNode, Listener, java_tool, own_node
+from tests.end_to_end.outside import PATIENCE_S, Outside
+from tests.end_to_end.test_start import check_refused
+from tests.end_to_end.worker_process import WorkerProcess, finished
+from tests.support.kafka_server import KafkaNode, Listener, java_tool, own_node
 
 pytestmark = pytest.mark.kafka
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.kafka.outside import LONG_MS, Outside
+from tests.end_to_end.outside import LONG_MS, Outside
 
 DEEP = 10_000
 TEN_YEARS_MS = 10 * 365 * 86_400_000

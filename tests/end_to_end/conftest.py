@@ -13,8 +13,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from headwater.kafka import topics
 from headwater.settings import Settings
 from tests.conftest import new_topic_prefix
-from tests.kafka.outside import Outside
-from tests.kafka.worker_process import WorkerProcess
+from tests.end_to_end.outside import Outside
+from tests.end_to_end.worker_process import WorkerProcess
 
 
 @dataclass

@@ -24,8 +24,8 @@ from headwater.paths.clicks import ClickPath
 from headwater.profiles.event_log import Event
 from headwater.profiles.store import Partition, Profiles
 from headwater.settings import Settings
-from tests.recording_producer import RecordingProducer
 from tests.support.checkout import STARTER
+from tests.support.recording_producer import RecordingProducer
 
 GENERATION = 4
 
