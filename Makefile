@@ -61,7 +61,7 @@ topics: .venv/installed-$(EXTRA)
 	@exec .venv/bin/headwater topics create $(ARGS)
 
 # What waits for brokers and workers waits most of the time, and the rest runs beside it.
-WAITING := tests/kafka tests/faults
+WAITING := tests/end_to_end tests/faults
 
 test: check
 ifeq ($(strip $(ARGS)),)

@@ -27,7 +27,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
-from headwater import run_file as runfile
+from headwater import run_file
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.topics import Topics
@@ -100,9 +100,9 @@ def running_system(settings: Settings | None = None) -> Settings:
     given = settings or Settings.load()
     for data_dir in (given.data_dir, demo_dir(given)):
         here = given.model_copy(update={"data_dir": data_dir})
-        run = runfile.read(here)
+        run = run_file.read(here)
         if run is not None and given.kafka_bootstrap_servers in ("", run.bootstrap_servers):
-            return runfile.resolve(here)
+            return run_file.resolve(here)
     return given
 
 

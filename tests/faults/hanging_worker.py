@@ -6,7 +6,7 @@ import signal
 import time
 from typing import Any
 
-from headwater.commands import main as cli
+from headwater.commands import main
 from headwater.kafka.group import EngineApp
 
 _apps: list[tuple[asyncio.AbstractEventLoop, Any]] = []
@@ -34,4 +34,4 @@ if __name__ == "__main__":
     headwater.worker.worker.EngineApp = _KnownApp  # type: ignore[misc]
     signal.signal(signal.SIGUSR1, _block)
     signal.signal(signal.SIGUSR2, _end_fetching)
-    cli.main()
+    main.main()

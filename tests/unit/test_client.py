@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from headwater import run_file as runfile
+from headwater import run_file
 from headwater.client import (
     ClientError,
     HeadwaterClient,
@@ -373,7 +373,7 @@ def test_without_settings_the_running_system_is_found(tmp_path: Path) -> None:
     demo = Settings(
         data_dir=demo_dir(mine), kafka_bootstrap_servers="127.0.0.1:7001", topic_prefix="demo.", partitions=3
     )
-    with runfile.written(demo):
+    with run_file.written(demo):
         found = running_system(mine)
         assert (found.bootstrap_servers, found.topic_prefix, found.partitions) == (
             "127.0.0.1:7001",
@@ -381,7 +381,7 @@ def test_without_settings_the_running_system_is_found(tmp_path: Path) -> None:
             3,
         )
         up = Settings(data_dir=tmp_path, kafka_bootstrap_servers="127.0.0.1:7002")
-        with runfile.written(up):
+        with run_file.written(up):
             assert running_system(mine).bootstrap_servers == "127.0.0.1:7002"
         elsewhere = Settings(data_dir=tmp_path, kafka_bootstrap_servers="kafka:9092")
         assert running_system(elsewhere) == elsewhere

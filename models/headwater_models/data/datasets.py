@@ -16,8 +16,7 @@ from typing import Final
 import polars as pl
 
 from headwater.encoder.features import item_text
-from headwater_models.data import complete_journey
-from headwater_models.data import tabular_files as tables
+from headwater_models.data import complete_journey, tabular_files
 from headwater_models.data.events import WISHES, Log, in_order, log_of
 from headwater_models.data.tabular_files import Fields, TimeUnit
 
@@ -74,24 +73,24 @@ def from_file(path: Path, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> 
     that is no number (a file without a price column keeps all), repeated rows, and users with one event. The title makes the
     item's text.
     """
-    table = tables.read(path)
-    columns = tables.mapping(FIELDS, table.columns, maps)
+    table = tabular_files.read(path)
+    columns = tabular_files.mapping(FIELDS, table.columns, maps)
     given = table.height
     if not given:
         raise DatasetError(f"{path} has columns but no rows: expected one row an event")
     notes: list[str] = []
     rows = pl.DataFrame(
         {
-            name: _ids(tables.text(table, columns[name], name), columns[name], notes)
+            name: _ids(tabular_files.text(table, columns[name], name), columns[name], notes)
             for name in ("user_id", "item_id")
         }
     )
     if "action" in columns:
-        rows = rows.with_columns(tables.text(table, columns["action"], "action").replace("", "click"))
+        rows = rows.with_columns(tabular_files.text(table, columns["action"], "action").replace("", "click"))
     else:
         rows = rows.with_columns(action=pl.lit("click"))
     if "at_ms" in columns:
-        rows = rows.with_columns(at_ms=tables.at_ms(table[columns["at_ms"]], unit))
+        rows = rows.with_columns(at_ms=tabular_files.at_ms(table[columns["at_ms"]], unit))
     else:
         rows = rows.with_columns(at_ms=_MADE_UP_MS)
         notes.append(_NO_TIMES)
@@ -101,7 +100,7 @@ def from_file(path: Path, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> 
         priced = pl.col("price").is_finite().fill_null(False)
     titles = "title" in columns
     if titles:
-        rows = rows.with_columns(tables.text(table, columns["title"], "title"))
+        rows = rows.with_columns(tabular_files.text(table, columns["title"], "title"))
 
     there = ~pl.col("user_id").str.to_lowercase().is_in(_NOTHING)
     there &= ~pl.col("item_id").str.to_lowercase().is_in(_NOTHING)

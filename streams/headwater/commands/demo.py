@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headwater import run_file as runfile
+from headwater import run_file
 from headwater.client import HeadwaterClient, demo_dir
-from headwater.commands import worker_process as own_worker
+from headwater.commands import worker_process
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.kafka.forwarding import write_keyed
@@ -115,7 +115,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
             }
         )
         await topics.create(own)
-        async with own_worker.running(own) as web:
+        async with worker_process.running(own) as web:
             with Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -125,9 +125,9 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
             ) as progress:
                 catalog, history, live, shift_ms = await asyncio.to_thread(_data, events)
                 seconds["data"] = time.monotonic() - started
-                health = await own_worker.ready(web)
+                health = await worker_process.ready(web)
                 await _publish(own, progress, catalog, history, shift_ms, web, seconds)
-            with runfile.written(own, web=web, bundle_id=health["bundle"]):
+            with run_file.written(own, web=web, bundle_id=health["bundle"]):
                 async with HeadwaterClient(own) as client:
                     titles = dict(zip(catalog["item_id"], catalog["title"], strict=True))
                     shown, measured = await _replay(client, console, titles, live, web)
@@ -204,11 +204,11 @@ async def _publish(
                 producer,
                 names.catalog,
                 settings.catalog_partitions,
-                own_worker.chunks(Outgoing(item.item_id.encode(), encode(item)) for item in items),
+                worker_process.chunks(Outgoing(item.item_id.encode(), encode(item)) for item in items),
                 lambda count: progress.update(bars[0], completed=count),
             )
         )
-        await own_worker.come_to(
+        await worker_process.come_to(
             web,
             lambda state: state["items"],
             len(catalog),
@@ -231,14 +231,14 @@ async def _publish(
                 producer,
                 names.clicks,
                 settings.partitions,
-                own_worker.chunks(Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
+                worker_process.chunks(Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
                 lambda count: progress.update(bars[0], completed=count),
             )
         )
 
-        await own_worker.come_to(
+        await worker_process.come_to(
             web,
-            own_worker.applied,
+            worker_process.applied,
             len(history),
             lambda count: progress.update(bars[1], completed=count),
             published,
@@ -270,7 +270,7 @@ async def _replay(
         is_shown = len(shown) < _HOUSEHOLDS and basket.user_id not in households
         found = await _bought(client, basket, titles, measured)
         if found is None:
-            await own_worker.require(web)
+            await worker_process.require(web)
         elif is_shown:
             shown.append(found)
             households.add(basket.user_id)
@@ -347,7 +347,7 @@ async def _go_on(
     for basket in live:
         found = await _bought(client, basket, titles, measured)
         if found is None:
-            await own_worker.require(web)
+            await worker_process.require(web)
         else:
             bought, answer = "; ".join(found.bought[:2]), "; ".join(found.after[:3])
             console.print(f"[cyan]{found.household:>5}[/cyan] {found.ms:6.1f} ms  {bought} -> {answer}")

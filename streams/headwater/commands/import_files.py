@@ -21,7 +21,7 @@ from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode
 from headwater.settings import Settings
-from headwater_models.data import tabular_files as tables
+from headwater_models.data import tabular_files
 from headwater_models.data.events import in_order
 from headwater_models.data.tabular_files import Fields, ImportFileError, TimeUnit, at_ms, text
 
@@ -106,7 +106,7 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
 
 def mapping(kind: Kind, columns: Sequence[str], given: Iterable[str]) -> dict[str, str]:
     """Which column gives which field of a kind of message: see :func:`headwater_models.data.tabular_files.mapping`."""
-    return tables.mapping(FIELDS[kind], columns, given)
+    return tabular_files.mapping(FIELDS[kind], columns, given)
 
 
 def prepared_clicks(

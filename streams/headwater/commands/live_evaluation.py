@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from headwater.client import HeadwaterClient
-from headwater.commands import worker_process as own_worker
+from headwater.commands import worker_process
 from headwater.encoder import runtime as encoder
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder
@@ -196,8 +196,8 @@ class _Asking:
     async def answers(self) -> tuple[dict[str, Ints], str]:
         """The lists (cases, k) of each set, -1 for an empty place; and how the index was searched."""
         await topics.create(self._settings)
-        async with own_worker.running(self._settings) as web:
-            await own_worker.ready(web)
+        async with worker_process.running(self._settings) as web:
+            await worker_process.ready(web)
             await self._publish_catalog(web)
             await self._publish_histories(web)
             search = await self._search(web)
@@ -229,7 +229,7 @@ class _Asking:
             self._topics.clicks,
             self._settings.partitions,
             (Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
-            own_worker.applied,
+            worker_process.applied,
             sum(map(len, spans.values())),
             "histories applied",
         )
@@ -240,7 +240,7 @@ class _Asking:
         topic: str,
         partitions: int,
         records: Iterator[Outgoing],
-        reached: Callable[[own_worker.Health], int],
+        reached: Callable[[worker_process.Health], int],
         count: int,
         what: str,
     ) -> None:
@@ -248,9 +248,9 @@ class _Asking:
         await producer.start()
         try:
             published = asyncio.ensure_future(
-                write_keyed(producer, topic, partitions, own_worker.chunks(records), lambda _: None)
+                write_keyed(producer, topic, partitions, worker_process.chunks(records), lambda _: None)
             )
-            await own_worker.come_to(
+            await worker_process.come_to(
                 web, reached, count, lambda done: self._report(what, done, count), published
             )
         finally:
@@ -261,7 +261,7 @@ class _Asking:
         policy, items = GraphPolicy(min_items=self._settings.graph_min_items), len(self._known)
         deadline = time.monotonic() + policy.timeout_s
         while True:
-            graph = int((await own_worker.ready(web))["graph"])
+            graph = int((await worker_process.ready(web))["graph"])
             due = policy.is_due(items - graph, graph, policy.quiet_s, policy.patience_s)
             if not due or time.monotonic() > deadline:
                 break

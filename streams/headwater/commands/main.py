@@ -152,7 +152,7 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
 @app.command
 def up() -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
-    from headwater import run_file as runfile
+    from headwater import run_file
     from headwater.kafka import topics
     from headwater.settings import Settings
     from headwater.worker.worker import configure_logging, serve
@@ -163,7 +163,7 @@ def up() -> int:
         if not settings.kafka_bootstrap_servers:
             from headwater.kafka.embedded_broker import EmbeddedBroker
 
-            if (run := runfile.read(settings)) is not None:
+            if (run := run_file.read(settings)) is not None:
                 raise CommandError(
                     f"another Headwater runs in {settings.data_dir} (process {run.pid}): stop it, or set "
                     "HEADWATER_DATA_DIR to another folder"
@@ -173,7 +173,7 @@ def up() -> int:
 
         async def beside(worker: Any) -> None:
             web = f"http://{worker.web_address}"
-            with runfile.written(settings, web=web, bundle_id=worker.bundle_id):
+            with run_file.written(settings, web=web, bundle_id=worker.bundle_id):
                 await worker.ready.wait()
                 _say(f"ready: {web}/metrics, bundle {worker.bundle_id}; Ctrl-C stops it")
                 await worker.failed()
@@ -291,21 +291,21 @@ def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_ba
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from headwater.commands import import_files as importing
-    from headwater_models.data import tabular_files as tables
+    from headwater.commands import import_files
+    from headwater_models.data import tabular_files
 
     settings = _settings()
-    table = tables.read(file)
-    columns = importing.mapping(kind, table.columns, maps)
+    table = tabular_files.read(file)
+    columns = import_files.mapping(kind, table.columns, maps)
     unused = [name for name in table.columns if name not in columns.values()]
     _say(
         f"{file}: {len(table):,} rows; {', '.join(f'{name}={column}' for name, column in columns.items())}"
         + (f"; not used: {', '.join(unused)}" if unused else "")
     )
     if kind == "clicks":
-        prepared = importing.prepared_clicks(table, columns, now_ms=int(time.time() * 1000), unit=unit)
+        prepared = import_files.prepared_clicks(table, columns, now_ms=int(time.time() * 1000), unit=unit)
     else:
-        prepared = importing.prepared_items(table, columns, unit=unit)
+        prepared = import_files.prepared_items(table, columns, unit=unit)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -316,7 +316,7 @@ def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_ba
     with bar:
         task = bar.add_task(f"publishing {kind}", total=len(prepared.rows))
         report = _run(
-            importing.publish(settings, kind, prepared, lambda done: bar.update(task, completed=done))
+            import_files.publish(settings, kind, prepared, lambda done: bar.update(task, completed=done))
         )
     for bad in report.first_bad:
         print(f"row {bad.number}: {bad.reason}", file=sys.stderr)
@@ -710,7 +710,13 @@ def train(
     threads
         More than one only on cores that nobody else uses: torch's threads wait for each other most of the time.
     """
-    from headwater_models.commands import tables, train_scorer, train_sequence, train_similar, train_starter
+    from headwater_models.commands import (
+        tables,
+        train_scorer,
+        train_sequence,
+        train_similar,
+        train_starter,
+    )
 
     kinds = {"starter": "starter", "similar": "table", **dict.fromkeys(("deepfm", "dlrm", "nfm"), "scorer")}
     kind = kinds.get(model, "item ids")
@@ -1068,10 +1074,10 @@ def _settings() -> "Settings":
 
 def _running_web() -> str | None:
     """host:port of the running worker's web, if it can be told."""
-    from headwater import run_file as runfile
+    from headwater import run_file
 
     settings = _settings()
-    run = runfile.read(settings)
+    run = run_file.read(settings)
     if run is not None and run.web:
         return run.web.removeprefix("http://")
     return f"127.0.0.1:{settings.web_port}" if settings.web_port else None
@@ -1111,9 +1117,9 @@ class _LastClicks:
     _KEPT: Final = 1_000
 
     def __init__(self, settings: "Settings") -> None:
-        from headwater import run_file as runfile
+        from headwater import run_file
 
-        run = runfile.read(settings)
+        run = run_file.read(settings)
         self._path = settings.data_dir / "last-clicks.json"
         # An embedded broker starts empty each time, perhaps on the same port.
         self._system = [

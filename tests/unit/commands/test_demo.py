@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from headwater import run_file as runfile
+from headwater import run_file
 from headwater.client import ClientError, HeadwaterClient, demo_dir
 from headwater.commands.demo import (
     Basket,
@@ -180,7 +180,7 @@ def test_a_second_terminal_works_beside_the_demo_until_ctrl_c(tmp_path: Path) ->
                 break
         started = children_of(running.pid)
         assert len(started) == 2
-        run = runfile.read(settings)
+        run = run_file.read(settings)
         assert run is not None
         assert run.pid == running.pid
         place = terminal.succeeds("click", "somebody new", "995242", "--action", "purchase").strip()
@@ -193,7 +193,7 @@ def test_a_second_terminal_works_beside_the_demo_until_ctrl_c(tmp_path: Path) ->
         running.communicate(timeout=30)
         assert running.returncode == 0
     assert_gone(started)
-    assert not runfile.path(settings).exists()
+    assert not run_file.path(settings).exists()
 
 
 def test_a_demo_that_is_told_to_stop_while_it_fills_leaves_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwater.commands import live_evaluation as through_the_stream
+from headwater.commands import live_evaluation
 from headwater.commands.live_evaluation import Compared, UnlikeAnswerError, _Asking, _check, _ranks
 from headwater.messages import Reflects, Response
 from headwater_models.commands import Results, tables
@@ -72,7 +72,7 @@ def test_a_target_has_the_rank_of_its_place() -> None:
         dataset({"ann": [(0, 1), (1, 2), (2, 3)], "bob": [(3, 1), (4, 2), (5, 3)]}), "leave-one-out"
     ).test
     assert cases.targets.tolist() == [2, 5]
-    assert _ranks(np.array([[7, 2, -1], [1, 3, 4]]), cases).tolist() == [2, through_the_stream.metrics.NEVER]
+    assert _ranks(np.array([[7, 2, -1], [1, 3, 4]]), cases).tolist() == [2, live_evaluation.metrics.NEVER]
 
 
 def test_times_that_the_topic_refuses_and_lists_too_long_to_ask_for_are_named() -> None:

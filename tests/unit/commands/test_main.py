@@ -13,8 +13,8 @@ from typing import get_args
 import jsonschema
 import pytest
 
-from headwater import run_file as runfile
-from headwater.commands import main as cli
+from headwater import run_file
+from headwater.commands import main
 from headwater.kafka import topics
 from headwater.messages import ACTIONS, SESSION_ACTIONS, schemas
 from headwater.metrics import DEFINITIONS
@@ -92,8 +92,8 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
 
 def test_the_choices_are_those_of_the_code() -> None:
     """They are written out once more for the help, which imports nothing heavy."""
-    assert get_args(cli.ActionOption) == tuple(ACTIONS)
-    assert get_args(cli.ProtocolOption) == get_args(Protocol)
+    assert get_args(main.ActionOption) == tuple(ACTIONS)
+    assert get_args(main.ProtocolOption) == get_args(Protocol)
 
 
 def test_what_trains_an_encoder_is_what_steps_it() -> None:
@@ -302,7 +302,7 @@ def beside_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
             "category=kind",
         )
         yield terminal
-        run = runfile.read(Settings(data_dir=terminal.folder / ".headwater"))
+        run = run_file.read(Settings(data_dir=terminal.folder / ".headwater"))
         assert run is not None
         assert run.pid == running.pid
         running.send_signal(signal.SIGTERM)

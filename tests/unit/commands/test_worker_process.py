@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.commands import worker_process as own_worker
+from headwater.commands import worker_process
 from headwater.commands.worker_process import OwnWorkerError
 from headwater.settings import Settings
 from tests.support.checkout import STARTER
@@ -25,7 +25,7 @@ def test_the_worker_gets_the_settings_of_this_process(
         device="cpu",
         encoder_threads=2,
     )
-    for name, value in own_worker._as_environment(given, 4321).items():
+    for name, value in worker_process._as_environment(given, 4321).items():
         monkeypatch.setenv(name, value)
     assert Settings.load() == given.model_copy(update={"web_port": 4321})
 
@@ -35,18 +35,18 @@ async def test_a_worker_that_cannot_start_ends_with_the_last_line_of_its_log(
 ) -> None:
     settings = Settings(kafka_bootstrap_servers=f"127.0.0.1:{unused_port}", data_dir=tmp_path)
     with pytest.raises(OwnWorkerError, match=rf"the last line of its log is: .*127\.0\.0\.1:{unused_port}"):
-        async with own_worker.running(settings) as web:
-            await own_worker.ready(web)
+        async with worker_process.running(settings) as web:
+            await worker_process.ready(web)
 
 
 async def test_what_could_not_be_published_is_not_waited_for(unused_port: int) -> None:
     published: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     published.set_exception(OSError("no broker"))
     with pytest.raises(OSError, match="no broker"):
-        await own_worker.come_to(
-            f"http://127.0.0.1:{unused_port}", own_worker.applied, 1, lambda _: None, published
+        await worker_process.come_to(
+            f"http://127.0.0.1:{unused_port}", worker_process.applied, 1, lambda _: None, published
         )
 
 
 def test_records_are_counted_over_all_partitions() -> None:
-    assert own_worker.applied({"partitions": {"0": 9, "1": -1, "2": 0}}) == 11
+    assert worker_process.applied({"partitions": {"0": 9, "1": -1, "2": 0}}) == 11

@@ -11,8 +11,7 @@ import pytest
 import pytest_asyncio
 from grpc.aio import AioRpcError, Metadata
 
-from headwater.index import IndexUnavailable
-from headwater.index import server_calls as calls
+from headwater.index import IndexUnavailable, server_calls
 from headwater.index.server_calls import Calls
 
 NEVER = 1_000.0
@@ -43,8 +42,8 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setattr(calls, "LOOK_S", 0.01)
-    monkeypatch.setattr(calls, "LOOK_UP_S", 0.05)
+    monkeypatch.setattr(server_calls, "LOOK_S", 0.01)
+    monkeypatch.setattr(server_calls, "LOOK_UP_S", 0.05)
     return Server()
 
 

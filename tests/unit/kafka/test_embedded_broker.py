@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from headwater.kafka import embedded_broker as broker_file
-from headwater.kafka import topics
+from headwater.kafka import embedded_broker, topics
 from headwater.kafka.embedded_broker import BrokerError, EmbeddedBroker, client_id, expel_dead_members
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
@@ -146,7 +145,7 @@ def test_a_broker_that_ends_at_once_says_so_and_where_its_log_is(
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no such luck\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(broker_file, "_binary", lambda: broken)
+    monkeypatch.setattr(embedded_broker, "_binary", lambda: broken)
     with (
         pytest.raises(BrokerError, match=r"status 3: no such luck; see .*broker\.log"),
         EmbeddedBroker(tmp_path),
@@ -159,7 +158,7 @@ def test_a_broker_that_is_never_ready_is_killed(tmp_path: Path, monkeypatch: pyt
     silent = tmp_path / "silent"
     silent.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
     silent.chmod(0o755)
-    monkeypatch.setattr(broker_file, "_binary", lambda: silent)
+    monkeypatch.setattr(embedded_broker, "_binary", lambda: silent)
     with (
         pytest.raises(BrokerError, match=r"not ready after 0\.5 s"),
         EmbeddedBroker(tmp_path, ready_timeout_s=0.5),

@@ -14,7 +14,7 @@ from headwater.encoder.bundle import BundleError, Origin  # noqa: E402 - after t
 from headwater.encoder.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder, load  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch
-from headwater_models.bundles import neighbours, sequence_bundle, torch_export
+from headwater_models.bundles import neighbours, sequence_bundle, torch_export  # noqa: E402 - after the skip
 from headwater_models.bundles.export import ExportError  # noqa: E402 - needs onnx
 from headwater_models.bundles.light import lighten  # noqa: E402 - needs onnx
 from headwater_models.bundles.neighbours import TableConfig  # noqa: E402 - needs scipy

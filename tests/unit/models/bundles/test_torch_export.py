@@ -9,10 +9,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra tra
 from headwater.encoder.bundle import ItemRows, Origin, TextInput  # noqa: E402 - after the skip
 from headwater.encoder.features import item_key  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
-from headwater_models.bundles import (
-    export,
-    torch_export,
-)
+from headwater_models.bundles import export, torch_export  # noqa: E402 - after the skip
 from headwater_models.networks.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch
 from headwater_models.networks.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
 from tests.support.checkout import STARTER  # noqa: E402 - after the skip
