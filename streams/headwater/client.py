@@ -28,6 +28,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from headwater import run_file
+from headwater.errors import HeadwaterError
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.topics import Topics
@@ -64,7 +65,7 @@ _POLL_S: Final = 0.5
 _MOST_TAKEN: Final = 500
 
 
-class ClientError(Exception):
+class ClientError(HeadwaterError):
     """Something between this program and the workers failed. The message is one sentence with the remedy."""
 
 

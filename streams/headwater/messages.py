@@ -13,6 +13,8 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from headwater.errors import HeadwaterError
+
 MAX_ID_BYTES: Final = 512
 MAX_LIMIT: Final = 1000
 DEFAULT_DEADLINE_MS: Final = 2_000
@@ -225,7 +227,7 @@ class Trend(Struct, frozen=True):
     counts: list[tuple[str, float]]
 
 
-class BadMessage(Exception):
+class BadMessage(HeadwaterError):
     """A message that cannot be used. ``reason`` is a short code for counting, ``str()`` the whole sentence."""
 
     def __init__(self, reason: str, message: str) -> None:

@@ -27,6 +27,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from headwater.errors import HeadwaterError
+
 PREFIX = "HEADWATER_"
 LOCAL_BROKER = "127.0.0.1:9092"
 
@@ -45,7 +47,7 @@ _TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:,/]+):(\d{1,5})")
 
 
-class SettingsError(Exception):
+class SettingsError(HeadwaterError):
     """A setting is wrong. The message is one sentence: the setting, its value, what is expected."""
 
 

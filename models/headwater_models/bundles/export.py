@@ -31,6 +31,7 @@ from headwater.encoder.bundle import (
 )
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
 from headwater.encoder.runtime import Encoder, fold, load, probe_scores
+from headwater.errors import HeadwaterError
 from headwater_models.networks import mean
 
 # Six purchases and clicks of a coffee drinker, spread over two days: every bundle answers for them.
@@ -49,7 +50,7 @@ PROBE_GAP_TO_NOW_S = 7_200.0
 CURVE = "learning curve: "
 
 
-class ExportError(Exception):
+class ExportError(HeadwaterError):
     """A bundle that cannot be written: what is in the way, and the remedy."""
 
 

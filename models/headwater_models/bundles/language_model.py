@@ -14,11 +14,12 @@ import onnx.numpy_helper
 
 from headwater.encoder.bundle import Graphs, Origin, TextInput
 from headwater.encoder.runtime import Encoder
+from headwater.errors import HeadwaterError
 from headwater_models.bundles.export import Parts, move_bundle, versions, write_manifest
 from headwater_models.networks import mean
 
 
-class ModelMissing(Exception):
+class ModelMissing(HeadwaterError):
     """No model under that name; the message says where was looked and what to do."""
 
 

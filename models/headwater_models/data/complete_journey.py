@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headwater.encoder.features import item_text
+from headwater.errors import HeadwaterError
 from headwater_models.data.events import in_order
 
 Hashes = NDArray[np.uint64]
@@ -48,7 +49,7 @@ WORDS = {
 }  # fmt: skip
 
 
-class DataMissing(Exception):
+class DataMissing(HeadwaterError):
     """The package with the data is not installed; the message says how to get it."""
 
 

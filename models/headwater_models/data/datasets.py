@@ -16,6 +16,7 @@ from typing import Final
 import polars as pl
 
 from headwater.encoder.features import item_text
+from headwater.errors import HeadwaterError
 from headwater_models.data import complete_journey, tabular_files
 from headwater_models.data.events import WISHES, Log, in_order, log_of
 from headwater_models.data.tabular_files import Fields, TimeUnit
@@ -31,7 +32,7 @@ _NO_TIMES: Final = (
 )
 
 
-class DatasetError(Exception):
+class DatasetError(HeadwaterError):
     """The data is not there or holds nothing to learn from: one sentence with the remedy."""
 
 

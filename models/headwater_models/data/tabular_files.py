@@ -7,12 +7,13 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from headwater.errors import HeadwaterError
 from headwater.messages import MIN_AT_MS
 
 TimeUnit = Literal["auto", "iso", "seconds", "ms"]
 
 
-class ImportFileError(Exception):
+class ImportFileError(HeadwaterError):
     """The file or the mapping cannot be used: one sentence with what is there and what is expected."""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from headwater.encoder.features import clamp_gap_s
+from headwater.errors import HeadwaterError
 from headwater_models.bundles.denormals import flushed_denormals
 from headwater_models.data.events import Log
 from headwater_models.judging.evaluation import ranking
@@ -32,7 +33,7 @@ Report = Callable[[str, int, int], None]
 TEMPERATURE = 0.2  # of the contrast between two readings of a history
 
 
-class FitError(Exception):
+class FitError(HeadwaterError):
     """Training cannot begin; the message says why and what to do."""
 
 

@@ -7,12 +7,13 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 import msgspec
 
+from headwater.errors import HeadwaterError
 from headwater_models.networks import ARCHITECTURES, SCORERS
 from headwater_models.networks.sasrec import SASRecConfig
 from headwater_models.training.fitting import FitConfig
 
 
-class RecipeError(Exception):
+class RecipeError(HeadwaterError):
     """A recipe has no such field, or not with such a value; the message says which and what it may be."""
 
 

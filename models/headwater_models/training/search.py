@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from headwater.errors import HeadwaterError
+
 Values = dict[str, Any]  # of a variant, by the names of its space
 
 
-class SearchError(Exception):
+class SearchError(HeadwaterError):
     """A search cannot go on; the message says why and what to do."""
 
 

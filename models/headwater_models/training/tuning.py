@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from headwater.errors import HeadwaterError
 from headwater_models.bundles.denormals import flushed_denormals
 from headwater_models.bundles.language_model import model_folder
 from headwater_models.data.datasets import Dataset
@@ -28,7 +29,7 @@ Ints = NDArray[np.int64]
 Report = Callable[[str, int, int], None]
 
 
-class TuneError(Exception):
+class TuneError(HeadwaterError):
     """Nothing can be tuned; the message says why and what to do."""
 
 

@@ -23,6 +23,7 @@ from headwater.commands import worker_process
 from headwater.encoder import runtime as encoder
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder
+from headwater.errors import HeadwaterError
 from headwater.index.edge import SEARCH_EF, GraphPolicy
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
@@ -61,7 +62,7 @@ TOLERANCE: Final = 1e-3
 _USERS_AT_ONCE: Final = 64
 
 
-class UnlikeAnswerError(Exception):
+class UnlikeAnswerError(HeadwaterError):
     """An answer that does not rest on what it should, or no full one: one sentence."""
 
 

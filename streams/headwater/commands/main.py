@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, Type
 from cyclopts import App, Parameter
 
 from headwater import __version__
+from headwater.errors import HeadwaterError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,28 +47,6 @@ bundle_app = App(name="bundle", help="Show a bundle, or make one that needs no t
 for _part in (topics_app, import_app, bundle_app):
     app.command(_part)
 
-# Whoever raises one of these has imported its module, so that looking it up imports nothing.
-_USER_ERRORS: Final = (
-    ("headwater.settings", "SettingsError"),
-    ("headwater.kafka.topics", "TopicsError"),
-    ("headwater.kafka.embedded_broker", "BrokerError"),
-    ("headwater.encoder.bundle", "BundleError"),
-    ("headwater_models.data.tabular_files", "ImportFileError"),
-    ("headwater.client", "ClientError"),
-    ("headwater.messages", "BadMessage"),
-    ("headwater.kafka.group", "StopWorker"),
-    ("headwater.worker.worker", "WorkerError"),
-    ("headwater.commands.worker_process", "OwnWorkerError"),
-    ("headwater.commands.live_evaluation", "UnlikeAnswerError"),
-    ("headwater_models.data.complete_journey", "DataMissing"),
-    ("headwater_models.data.datasets", "DatasetError"),
-    ("headwater_models.bundles.export", "ExportError"),
-    ("headwater_models.training.fitting", "FitError"),
-    ("headwater_models.training.recipes", "RecipeError"),
-    ("headwater_models.training.search", "SearchError"),
-    ("headwater_models.bundles.language_model", "ModelMissing"),
-    ("headwater_models.training.tuning", "TuneError"),
-)
 _EXTRA_OF: Final = {
     "torch": "train",
     "onnx": "train",
@@ -85,7 +64,7 @@ _BROKER_TIMEOUT_S: Final = 10.0
 Result = TypeVar("Result")
 
 
-class CommandError(Exception):
+class CommandError(HeadwaterError):
     """A command cannot do what was asked: one sentence with the remedy."""
 
 
@@ -108,14 +87,9 @@ def main() -> NoReturn:
         _fail(
             f"{error.name} is not installed: install Headwater with its extra `{extra}`: pip install 'headwater[{extra}]'"
         )
-    except _user_errors() as error:
+    except HeadwaterError as error:
         _fail(" ".join(str(error).split()))
     raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    loaded = ((sys.modules.get(module), name) for module, name in _USER_ERRORS)
-    return (CommandError, *(getattr(module, name) for module, name in loaded if hasattr(module, name)))
 
 
 def _fail(sentence: str) -> NoReturn:

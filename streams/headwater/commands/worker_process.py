@@ -13,6 +13,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
+from headwater.errors import HeadwaterError
 from headwater.kafka.embedded_broker import dying_with_us
 from headwater.kafka.publish import Outgoing
 from headwater.settings import PREFIX, Settings
@@ -25,7 +26,7 @@ _STOP_S: Final = 3.0
 _CHUNK: Final = 10_000
 
 
-class OwnWorkerError(Exception):
+class OwnWorkerError(HeadwaterError):
     """The worker cannot go on: one sentence with what to do."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
+from headwater.errors import HeadwaterError
 
 FORMAT = 1
 # A user's record counts the entries of its log in one byte.
@@ -21,7 +22,7 @@ MAX_LOG_LENGTH = 255
 OPSETS = range(17, 22)  # what the oldest ONNX Runtime we support (1.17) can run, and not older than we test
 
 
-class BundleError(Exception):
+class BundleError(HeadwaterError):
     """A bundle that must not be served: the message names the file, what was seen, what was expected and the remedy."""
 
 

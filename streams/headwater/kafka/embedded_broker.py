@@ -23,6 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.group import LeaveGroupRequest
 
+from headwater.errors import HeadwaterError
 from headwater.settings import Settings
 
 VERIFIED_VERSION = "0.2.3"  # what was read, measured and tested; another one is refused
@@ -40,7 +41,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class BrokerError(Exception):
+class BrokerError(HeadwaterError):
     """The embedded broker is missing or does not start. The message says what to do."""
 
 

@@ -22,6 +22,7 @@ from faust.types import TP
 from mode import Service
 from mode.utils.futures import maybe_async
 
+from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.embedded_broker import client_id, expel_dead_members
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.settings import Settings
@@ -44,10 +45,6 @@ _SEEK_TIMEOUT_S: Final = 3600.0
 # aiokafka leaves the group where nothing has been fetched for so long, as while all partitions wait for an index that is
 # away. What should move and does not is the watchdog's to see.
 _POLL_INTERVAL_MS: Final = 7 * 86_400_000
-
-
-class StopWorker(Exception):
-    """The worker must stop without acknowledging: the message says what was found and the remedy."""
 
 
 def recreated(tp: TopicPartition, found: str, end: int, derived: str) -> StopWorker:
@@ -82,10 +79,6 @@ async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T
         await asyncio.sleep(_AGAIN_S)
 
 
-class Lost(Exception):
-    """The partition of this batch has been revoked: drop it, its new owner will read it again."""
-
-
 class Background:
     """Work beside the batches; what fails in it ends the worker. ``where`` completes "unexpected ... in"."""
 
@@ -107,7 +100,7 @@ class Background:
     async def _guarded(self, work: Coroutine[Any, Any, object]) -> None:
         try:
             await work
-        except Lost:
+        except PartitionLost:
             pass
         except StopWorker as error:
             self._fail(str(error))
@@ -144,14 +137,14 @@ class Gate:
         self._changed.set()
 
     async def passed(self, timeout_s: float | None) -> None:
-        """Raises Lost when the partition goes first, TimeoutError after ``timeout_s`` (None: never)."""
+        """Raises PartitionLost when the partition goes first, TimeoutError after ``timeout_s`` (None: never)."""
         if self._is_open:
             return
         changed = self._changed
         async with asyncio.timeout(timeout_s):
             await changed.wait()
         if changed is not self._changed or self._is_broken:
-            raise Lost
+            raise PartitionLost
 
 
 class Batch:
@@ -478,7 +471,7 @@ class EngineApp(faust.App):
     def handle(self, topic: str, handler: Handler, *, urgent: bool = False) -> None:
         """Call ``handler`` with every batch of ``topic``; batches of urgent topics go first.
 
-        The handler finishes its batch itself. A raised :class:`Lost` drops the batch, a :class:`StopWorker` stops
+        The handler finishes its batch itself. A raised :class:`PartitionLost` drops the batch, a :class:`StopWorker` stops
         the worker, and so does any other exception: none of them acknowledges anything.
         """
         if urgent:
@@ -494,7 +487,7 @@ class EngineApp(faust.App):
     async def _guarded(self, batch: Batch) -> None:
         try:
             await self._handlers[batch.topic](batch)
-        except Lost:
+        except PartitionLost:
             log.info("batch_dropped", topic=batch.topic, partition=batch.partition, reason="revoked")
         except StopWorker as error:
             self.fail(str(error))

@@ -10,8 +10,8 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 from msgspec import Struct
 
+from headwater.errors import StopWorker
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.group import StopWorker
 from headwater.settings import Settings
 
 # A broker that is started again, or whose partitions move to another, is away for less.

@@ -9,8 +9,8 @@ import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
+from headwater.errors import StopWorker
 from headwater.kafka.fast_client.consumer import Consumer
-from headwater.kafka.group import StopWorker
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)

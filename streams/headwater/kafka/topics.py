@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
+from headwater.errors import HeadwaterError
 from headwater.kafka.unreachable import why_unreachable
 from headwater.settings import Settings
 
@@ -79,7 +80,7 @@ class Problem(NamedTuple):
         return f"{self.topic}: {self.found}, expected {self.expected}. {self.remedy}"
 
 
-class TopicsError(Exception):
+class TopicsError(HeadwaterError):
     """The broker cannot be reached, or refused. The message says what to do."""
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import item_key, item_text
 from headwater.encoder.runtime import Encoder
+from headwater.errors import PartitionLost, StopWorker
 from headwater.index import (
     BadVector,
     Index,
@@ -33,16 +34,7 @@ from headwater.index import (
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.group import (
-    READ_TIMEOUT_S,
-    Background,
-    Batch,
-    Gate,
-    Lost,
-    StopWorker,
-    once_broker_answers,
-    recreated,
-)
+from headwater.kafka.group import READ_TIMEOUT_S, Background, Batch, Gate, once_broker_answers, recreated
 from headwater.kafka.publish import Outgoing, write_all
 from headwater.kafka.topics import Topics
 from headwater.messages import (
@@ -192,12 +184,12 @@ class CatalogPath:
         """Encode, index and publish one partition batch, then finish it.
 
         Raises:
-            Lost: the partition was revoked meanwhile.
+            PartitionLost: the partition was revoked meanwhile.
             StopWorker: the broker or the index did not take it.
         """
         versions = self._partitions.get(batch.partition)
         if versions is None:
-            raise Lost
+            raise PartitionLost
         # Without a limit: a language model may take hours to encode a catalog again.
         await versions.gate.passed(None)
         async with versions.lock:
@@ -412,7 +404,7 @@ class CatalogPath:
 
     def _require(self, partition: int, versions: _Versions) -> None:
         if self._partitions.get(partition) is not versions:
-            raise Lost
+            raise PartitionLost
 
     async def _open(self, partitions: dict[int, _Versions]) -> None:
         # Those that are open already go on by themselves.

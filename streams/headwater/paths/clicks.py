@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES, event_key, event_keys, item_keys
 from headwater.encoder.runtime import Encoder
+from headwater.errors import PartitionLost
 from headwater.index import IndexUnavailable
 from headwater.index.item_vectors import ItemVectors
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import origin_of, partitions_of, redirect
-from headwater.kafka.group import Batch, Lost
+from headwater.kafka.group import Batch
 from headwater.kafka.publish import Outgoing, Sent, write_scattered
 from headwater.messages import ReadClicks
 from headwater.metrics import Metrics
@@ -171,12 +172,12 @@ class ClickPath:
         """Apply one partition batch, then finish it.
 
         Raises:
-            Lost: the partition was revoked meanwhile; nothing is acknowledged.
+            PartitionLost: the partition was revoked meanwhile; nothing is acknowledged.
             StopWorker: the broker did not take what had to be written.
         """
         partition = self._profiles.partition(batch.partition)
         if partition is None:
-            raise Lost
+            raise PartitionLost
         await partition.gate.passed(_OPEN_TIMEOUT_S)
         async with partition.lock:
             turn = _Turn(self._places)
@@ -206,7 +207,7 @@ class ClickPath:
             if not before.done():
                 await asyncio.wait({before})
             if not before.result():
-                raise Lost
+                raise PartitionLost
             batch.release()
             for each in done:
                 await self._profiles.settle(partition, each.sent, batch.generation)

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES, ACTION_NAMES, History, event_key, item_key
 from headwater.encoder.runtime import Encoder
+from headwater.errors import PartitionLost
 from headwater.index import IndexUnavailable, filters
 from headwater.index.item_vectors import ItemVectors
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import origin_of, partition_of, redirect
-from headwater.kafka.group import Batch, Lost
+from headwater.kafka.group import Batch
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
 from headwater.messages import (
@@ -123,12 +124,12 @@ class RequestPath:
         """Answer what can be answered now, park the rest, and let the next batch come.
 
         Raises:
-            Lost: the partition was revoked meanwhile; what is unanswered is answered by its new owner.
+            PartitionLost: the partition was revoked meanwhile; what is unanswered is answered by its new owner.
             StopWorker: the broker did not take the answers.
         """
         partition = self._profiles.partition(batch.partition)
         if partition is None:
-            raise Lost
+            raise PartitionLost
         started = time.perf_counter()
         unanswered = Unanswered(batch, len(batch.records))
         ready: list[Held] = []
@@ -352,7 +353,7 @@ class RequestPath:
             soonest_ms = min(each.held.left_ms for each in waiting)
             try:
                 await partition.reached(least, soonest_ms / 1000.0)
-            except Lost:
+            except PartitionLost:
                 return  # their new owner reads them again
             waiting = await self._tell(waiting, partition)
 

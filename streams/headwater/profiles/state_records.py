@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from headwater.errors import HeadwaterError
 from headwater.profiles.columns import I64, Columns, Log
 from headwater.profiles.counters import LEAVES, MAX_LEVEL, Counted, count
 
@@ -60,7 +61,7 @@ MAX_STRAYS: Final = 8
 _GENERATION: Final = slice(17, 21)
 
 
-class RecordError(Exception):
+class RecordError(HeadwaterError):
     """A record that this version cannot read; the worker must stop rather than overwrite it."""
 
 

@@ -21,17 +21,10 @@ import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
+from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.group import (
-    READ_TIMEOUT_S,
-    Background,
-    Gate,
-    Lost,
-    StopWorker,
-    once_broker_answers,
-    recreated,
-)
+from headwater.kafka.group import READ_TIMEOUT_S, Background, Gate, once_broker_answers, recreated
 from headwater.kafka.publish import Outgoing, Sent, send_all
 from headwater.kafka.topics import Topics
 from headwater.messages import header
@@ -163,13 +156,13 @@ class Partition:
         """Wait until the watermark is at ``offset``; False if that takes longer.
 
         Raises:
-            Lost: the partition was revoked first.
+            PartitionLost: the partition was revoked first.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 while self.watermark < offset:
                     if not self.owned:
-                        raise Lost
+                        raise PartitionLost
                     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                     self._waiting.append(future)
                     await future
@@ -182,9 +175,9 @@ class Partition:
         return self.owned and self.gate.is_open
 
     def require(self, generation: int) -> None:
-        """Raises Lost unless this worker still owns the partition in that generation."""
+        """Raises PartitionLost unless this worker still owns the partition in that generation."""
         if not self.is_ours(generation):
-            raise Lost
+            raise PartitionLost
 
     def is_ours(self, generation: int) -> bool:
         return self.owned and self.generation == generation
@@ -421,7 +414,7 @@ class Profiles:
         events of theirs are dropped. Call it under the partition's lock and :meth:`settle` what it returns, in order.
 
         Raises:
-            Lost: the partition is not ours any more.
+            PartitionLost: the partition is not ours any more.
             StopWorker: the broker does not take records.
         """
         partition.require(generation)
@@ -443,7 +436,7 @@ class Profiles:
         """Wait until what was sent is acknowledged; what others wrote in between shows as a hole, and is repaired.
 
         Raises:
-            Lost: the partition is not ours any more.
+            PartitionLost: the partition is not ours any more.
             StopWorker: the broker did not take the records.
         """
         written = await sent.acknowledged()
@@ -484,7 +477,7 @@ class Profiles:
                         columns.remove(user)
                         partition.forgotten[user] = erased_ms
                     if gone:
-                        with contextlib.suppress(Lost):
+                        with contextlib.suppress(PartitionLost):
                             await self._write(partition, _NOBODY, gone, generation)
 
     async def _audit(self) -> None:
@@ -508,7 +501,7 @@ class Profiles:
                         continue
                     hole = partition.passed(end, end)
                 if hole is not None:
-                    with contextlib.suppress(Lost):
+                    with contextlib.suppress(PartitionLost):
                         await self._repair(partition, hole, end, generation)
 
     async def _repair(self, partition: Partition, start: int, end: int, generation: int) -> None:
@@ -551,7 +544,7 @@ class Profiles:
         """Write what is known of users whose records others overwrote; whether something is known of all of them.
 
         Raises:
-            Lost: the partition is not ours any more.
+            PartitionLost: the partition is not ours any more.
             StopWorker: the broker does not take records.
         """
         async with partition.lock:

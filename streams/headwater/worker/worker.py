@@ -22,6 +22,7 @@ from faust.types import TP
 from headwater import __version__
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder, load
+from headwater.errors import HeadwaterError, StopWorker
 from headwater.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
 from headwater.index.edge import EdgeIndex, GraphPolicy
 from headwater.index.item_vectors import ItemVectors
@@ -31,7 +32,7 @@ from headwater.kafka import topics
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import partition_of
-from headwater.kafka.group import EngineApp, StopWorker
+from headwater.kafka.group import EngineApp
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
@@ -73,7 +74,7 @@ _LEFTOVERS_S: Final = 1.0
 EXIT_FAILED: Final = 1
 
 
-class WorkerError(Exception):
+class WorkerError(HeadwaterError):
     """The worker cannot start: one sentence with the remedy."""
 
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 import pytest
 from aiokafka.errors import UnknownTopicOrPartitionError
 
+from headwater.errors import StopWorker
 from headwater.kafka import publish
-from headwater.kafka.group import StopWorker
 from headwater.kafka.publish import Outgoing, write_all, write_scattered
 from tests.support.recording_producer import RecordingProducer
 

@@ -20,10 +20,11 @@ from faust.types import TP
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
+from headwater.errors import PartitionLost, StopWorker
 from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
 from headwater.index.edge import EdgeIndex
 from headwater.kafka.dead_letters import DeadLetters
-from headwater.kafka.group import Batch, Lost, StopWorker
+from headwater.kafka.group import Batch
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
@@ -433,7 +434,7 @@ async def test_a_change_that_waits_for_the_index_is_left_to_the_next_owner_of_it
     else:
         await worker.path.stop()
     away.is_away = False
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await applying
     assert worker.producer.records(worker.topics.vectors) == []
 
@@ -527,7 +528,7 @@ async def test_an_index_that_has_what_it_must_is_only_asked(
 
 async def test_a_partition_that_was_taken_away_writes_nothing(worker: CatalogWorker) -> None:
     worker.path.freeze()
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await worker.apply(worker.item(TEA))
     assert worker.producer.records(worker.topics.vectors) == []
 
@@ -539,5 +540,5 @@ async def test_whoever_waits_for_a_partition_to_open_is_sent_away_at_a_rebalance
     waiting = asyncio.ensure_future(worker.apply(worker.item(TEA)))
     await asyncio.sleep(0)
     worker.path.interrupt()
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await waiting

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
+from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.forwarding import Origin, forwarded, origin_of, partition_of
-from headwater.kafka.group import Lost, StopWorker
 from headwater.paths import clicks as click_path
 from headwater.profiles.apply_clicks import Clicks, plan
 from headwater.profiles.event_log import FORGET, RETRACT, Event
@@ -429,7 +429,7 @@ async def test_a_partition_that_goes_after_it_was_applied_in_company_is_written_
 
     with monkeypatch.context() as patched:
         patched.setattr(wide.profiles, "send", revoked)
-        with pytest.raises(Lost):
+        with pytest.raises(PartitionLost):
             await wide.apply_together(*records)
     assert gone not in {record.partition for record in wide.producer.records(wide.topics.profiles)}
     again = wide.batch([record for record in records if record.partition == gone], GENERATION + 1)
@@ -475,7 +475,7 @@ async def test_a_partition_that_goes_while_others_are_applied_with_it_takes_none
         return plan(table, clicks)
 
     monkeypatch.setattr(click_path, "plan", revoked)
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await wide.apply_together(*(at_home(wide, user, "tea") for user in users))
     await until(lambda: len(wide.consumer.finished) == len(set(homes.values())) - 1)
     assert not wide.partition(gone).columns.n.any()
@@ -549,7 +549,7 @@ async def test_a_batch_whose_predecessor_was_not_stored_is_not_finished(worker: 
     worker.producer.refuse()
     worker.producer.acknowledge()
     done = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(each) for each in done] == [StopWorker, Lost]
+    assert [type(each) for each in done] == [StopWorker, PartitionLost]
     assert worker.consumer.finished == []
     assert worker.partition().watermark == -1
 
@@ -557,10 +557,10 @@ async def test_a_batch_whose_predecessor_was_not_stored_is_not_finished(worker: 
 async def test_a_partition_that_was_taken_away_applies_nothing(worker: InterestsWorker) -> None:
     records = [worker.click("ann", "coffee")]
     worker.partition().generation = GENERATION + 1
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await worker.apply(*records)
     worker.partition().owned = False
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await worker.apply(*records)
     assert worker.consumer.finished == []
     assert worker.producer.records(worker.topics.profiles) == []

@@ -17,11 +17,12 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
+from headwater.errors import PartitionLost, StopWorker
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import F32, Fetch
 from headwater.kafka.forwarding import forwarded, partition_of
-from headwater.kafka.group import Batch, Lost, StopWorker
+from headwater.kafka.group import Batch
 from headwater.messages import Response, decode_response, schemas
 from headwater.paths import parking
 from headwater.paths.requests import RequestPath
@@ -769,7 +770,7 @@ async def test_an_answer_that_waits_for_its_click_to_be_stored_is_dropped_at_a_r
     worker.profiles.freeze()
     batch = await asking
     worker.producer.acknowledge()
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await applying
     assert worker.responses() == {}
     assert worker.consumer.finished == []
@@ -1012,7 +1013,7 @@ async def test_a_broker_that_takes_no_answers_stops_the_worker_unacknowledged(wo
 
 async def test_requests_of_a_partition_that_is_not_ours_are_left_to_its_owner(worker: Asked) -> None:
     worker.partition().owned = False
-    with pytest.raises(Lost):
+    with pytest.raises(PartitionLost):
         await worker.ask(worker.request("ann"))
     assert worker.responses() == {}
 

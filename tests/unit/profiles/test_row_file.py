@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwater.kafka.group import StopWorker
+from headwater.errors import StopWorker
 from headwater.profiles.columns import Columns
 from headwater.profiles.row_file import DiskFull, RowFile
 from tests.support.interests_worker import InterestsWorker, now_ms
