@@ -16,7 +16,7 @@ import numpy as np
 import uvloop
 from aiokafka import AIOKafkaProducer
 
-from headwater.kafka.forwarding import partitions_of
+from headwater.kafka.partitioner import partitions_of
 from headwater.kafka.publish import producer_of
 from headwater.messages import Click, encode
 from headwater.settings import Settings

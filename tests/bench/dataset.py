@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from headwater.kafka.forwarding import partitions_of
+from headwater.kafka.partitioner import partitions_of
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.messages import Click, Item, encode
 from headwater.settings import Settings

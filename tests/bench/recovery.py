@@ -6,8 +6,7 @@ import numpy as np
 
 from headwater.encoder.features import ACTION_CODES
 from headwater.encoder.runtime import load
-from headwater.kafka.forwarding import write_keyed
-from headwater.kafka.publish import Outgoing, producer_of
+from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.kafka.topics import Topics
 from headwater.profiles.columns import Columns, Log
 from headwater.profiles.state_records import Stamp, bundle_key, pack

@@ -37,7 +37,7 @@ class Store(NamedTuple):
     async def own(self, generation: int) -> None:
         self.profiles.assign({0}, generation)
         async with asyncio.timeout(_WITHIN_S):
-            await self.partition.gate.passed(_WITHIN_S)
+            await self.partition.gate.wait_open(_WITHIN_S)
 
     async def write(self, user: bytes, offset: int) -> None:
         """As a batch of clicks up to that offset does."""

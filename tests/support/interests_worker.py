@@ -16,8 +16,8 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
+from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
-from headwater.kafka.group import Batch
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.clicks import ClickPath

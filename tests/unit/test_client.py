@@ -23,7 +23,7 @@ from headwater.client import (
     running_system,
 )
 from headwater.kafka import topics
-from headwater.kafka.forwarding import partition_of
+from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
 from headwater.messages import (
     CORRELATION_HEADERS,

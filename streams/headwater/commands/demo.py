@@ -23,8 +23,7 @@ from headwater.client import HeadwaterClient, demo_dir
 from headwater.commands import worker_process
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
-from headwater.kafka.forwarding import write_keyed
-from headwater.kafka.publish import Outgoing, producer_of
+from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.messages import Click, Item, Response, encode
 from headwater.settings import Settings
 from headwater_models.data import complete_journey

@@ -15,8 +15,7 @@ import polars as pl
 import xxhash
 from aiokafka.errors import KafkaError
 
-from headwater.kafka.forwarding import write_keyed
-from headwater.kafka.publish import Outgoing, producer_of
+from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import ACTIONS, MAX_AHEAD_MS, MAX_ID_BYTES, MIN_AT_MS, Click, Item, encode

@@ -27,8 +27,7 @@ from headwater.errors import HeadwaterError
 from headwater.index.edge import SEARCH_EF, GraphPolicy
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
-from headwater.kafka.forwarding import write_keyed
-from headwater.kafka.publish import Outgoing, producer_of
+from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.messages import (
     MAX_AHEAD_MS,
     MAX_DEADLINE_MS,

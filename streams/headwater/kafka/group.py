@@ -8,12 +8,12 @@ is committed when it has been finished, in order, and by nothing else.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 import faust
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
@@ -23,163 +23,24 @@ from mode import Service
 from mode.utils.futures import maybe_async
 
 from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.batch import Batch
 from headwater.kafka.embedded_broker import client_id, expel_dead_members
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 # What is fetched is begun at once; so often is looked whether somebody has stopped the service.
 _NEWS_S: Final = 1.0
 # A batch in hand at a rebalance or stop gets so long to finish; then it is dropped uncommitted and replayed.
 _DRAIN_S: Final = 5.0
 _MEMBERSHIP_S: Final = 1.0
-# So long may a topic that has to be read at an assignment give nothing.
-READ_TIMEOUT_S: Final = 120.0
-_AGAIN_S: Final = 1.0
 # Where the seeks of a rebalance take longer, Faust gives it up and consumes nothing from then on, without a word: longer
 # than any outage that a worker lives through.
 _SEEK_TIMEOUT_S: Final = 3600.0
 # aiokafka leaves the group where nothing has been fetched for so long, as while all partitions wait for an index that is
 # away. What should move and does not is the watchdog's to see.
 _POLL_INTERVAL_MS: Final = 7 * 86_400_000
-
-
-def recreated(tp: TopicPartition, found: str, end: int, derived: str) -> StopWorker:
-    """The reason to stop where more is known of a partition than it can hold; ``derived`` is the topic that knows it."""
-    return StopWorker(
-        f"{tp.topic}-{tp.partition}: {found}, expected at most the end of the topic, {end}: the topic was re-created. "
-        f"Start with a new HEADWATER_TOPIC_PREFIX, or delete {derived} and the group's offsets with it"
-    )
-
-
-async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T:
-    """What ``read`` returns, tried again while the broker is away: it may go in the middle of the rebalance that it leads.
-
-    Raises:
-        StopWorker: it has been away for two minutes.
-    """
-    away_s: float | None = None  # since then
-    while True:
-        began_s = time.monotonic()
-        try:
-            return await read()
-        except KafkaError as error:
-            now_s = time.monotonic()
-            if away_s is None or now_s - began_s > READ_TIMEOUT_S:  # it has answered for a while
-                away_s = now_s
-            if now_s - away_s > READ_TIMEOUT_S:
-                raise StopWorker(
-                    f"{topic}: cannot be read for {READ_TIMEOUT_S:.0f} s ({type(error).__name__}: {error}); "
-                    "look at the broker"
-                ) from error
-            log.warning("partitions_not_opened_yet", error=type(error).__name__)
-        await asyncio.sleep(_AGAIN_S)
-
-
-class Background:
-    """Work beside the batches; what fails in it ends the worker. ``where`` completes "unexpected ... in"."""
-
-    def __init__(self, where: str, fail: Callable[[str], None]) -> None:
-        self._where, self._fail = where, fail
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
-        """Begin it; a partition that goes ends it quietly."""
-        task = asyncio.ensure_future(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _guarded(self, work: Coroutine[Any, Any, object]) -> None:
-        try:
-            await work
-        except PartitionLost:
-            pass
-        except StopWorker as error:
-            self._fail(str(error))
-        except Exception as error:
-            log.exception("background_failed", where=self._where)
-            self._fail(f"unexpected {type(error).__name__} in {self._where}: {error}")
-
-
-class Gate:
-    """What a partition's batches wait at until its state is there; broken when the partition is about to go."""
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Event()
-        self._is_open = False
-        self._is_broken = False
-
-    @property
-    def is_open(self) -> bool:
-        return self._is_open
-
-    def open(self) -> None:
-        self._is_open = True
-        self._changed.set()
-
-    def close(self) -> None:
-        """Shut again, for the next generation; whoever still waits is sent away."""
-        self.interrupt()
-        self._is_open = self._is_broken = False
-        self._changed = asyncio.Event()
-
-    def interrupt(self) -> None:
-        """Send away whoever waits; an open gate stays open."""
-        self._is_broken = not self._is_open
-        self._changed.set()
-
-    async def passed(self, timeout_s: float | None) -> None:
-        """Raises PartitionLost when the partition goes first, TimeoutError after ``timeout_s`` (None: never)."""
-        if self._is_open:
-            return
-        changed = self._changed
-        async with asyncio.timeout(timeout_s):
-            await changed.wait()
-        if changed is not self._changed or self._is_broken:
-            raise PartitionLost
-
-
-class Batch:
-    """The records of one partition that one fetch brought, in offset order.
-
-    ``release`` lets the next batch of the partition be fetched; ``finish`` allows everything up to its last record
-    to be committed as soon as all earlier batches are finished too, and releases it if need be.
-    """
-
-    __slots__ = ("_consumer", "finished", "generation", "has_company", "partition", "records", "topic")
-
-    def __init__(
-        self,
-        consumer: "BatchConsumer",
-        tp: TP,
-        records: Sequence[ConsumerRecord],
-        generation: int,
-        has_company: bool = False,
-    ) -> None:
-        self._consumer = consumer
-        self.topic, self.partition = tp
-        self.records = records
-        self.generation = generation
-        self.has_company = has_company  # the fetch brought more of this topic, from other partitions
-        self.finished = False
-
-    @property
-    def last_offset(self) -> int:
-        return int(self.records[-1].offset)
-
-    def release(self) -> None:
-        self._consumer.release(self)
-
-    def finish(self) -> None:
-        self._consumer.finish(self)
 
 
 class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
@@ -357,12 +218,12 @@ class BatchConsumer(driver.Consumer):
         while queue and queue[0].finished:
             self._next[tp] = queue.popleft().last_offset + 1
 
-    def done(self, tp: TP) -> int | None:
+    def next_offset(self, tp: TopicPartition) -> int | None:
         """The offset after the last one that may be committed; None before anything is known."""
         done = self._next.get(tp)
         return self._committed_offset.get(tp) if done is None else done
 
-    def committing(self, tp: TP) -> tuple[int, int]:
+    def committing(self, tp: TopicPartition) -> tuple[int, int]:
         """The committed offset, and how much a commit that is under way adds to it: aiokafka tries one again for ever."""
         committed = self._committed_offset.get(tp) or 0
         under_way = self._commit_fut is not None
@@ -523,20 +384,20 @@ class EngineApp(faust.App):
                 return
             await asyncio.wait(tasks, timeout=left_s)
 
-    def on_assigned(self, callback: Callable[[set[TP]], Awaitable[None]]) -> None:
+    def on_assigned(self, callback: Callable[[set[TopicPartition]], Awaitable[None]]) -> None:
         """Call ``callback`` with the whole new assignment at every rebalance, before fetching goes on."""
 
         async def assigned(sender: Any, /, partitions: Iterable[TP], **kwargs: Any) -> None:
             self.draining = False
-            await callback({TP(tp.topic, tp.partition) for tp in partitions})
+            await callback({TopicPartition(tp.topic, tp.partition) for tp in partitions})
 
         cast(Any, self.on_partitions_assigned).connect(assigned, weak=False)
 
-    def on_revoked(self, callback: Callable[[set[TP]], Awaitable[None]]) -> None:
+    def on_revoked(self, callback: Callable[[set[TopicPartition]], Awaitable[None]]) -> None:
         """Call ``callback`` once the batches in hand are finished and committed, before others take over."""
 
         async def revoked(sender: Any, /, partitions: Iterable[TP], **kwargs: Any) -> None:
-            await callback({TP(tp.topic, tp.partition) for tp in partitions})
+            await callback({TopicPartition(tp.topic, tp.partition) for tp in partitions})
 
         cast(Any, self.on_partitions_revoked).connect(revoked, weak=False)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from headwater.errors import StopWorker
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.partitioner import partitions_of
 from headwater.settings import Settings
 
 # A broker that is started again, or whose partitions move to another, is away for less.
@@ -180,3 +181,40 @@ async def write_scattered(producer: Producer, topic: str, records: Iterable[Outg
             f"{topic}: the broker did not acknowledge a write ({type(error).__name__}: {error}); "
             "nothing past it is committed. Look at the broker, then start again"
         ) from error
+
+
+async def write_keyed(
+    producer: Producer,
+    topic: str,
+    partitions: int,
+    chunks: Iterable[Sequence[Outgoing]],
+    done: Callable[[int], None],
+) -> int:
+    """Write records to the partitions of their keys, keeping their order, the next chunk prepared while one is on its way.
+
+    Returns how many; ``done`` is told after each chunk how many are acknowledged by then.
+
+    Raises:
+        StopWorker: the broker did not take them in time.
+    """
+    written = 0
+    writing: asyncio.Future[list[object]] | None = None
+    try:
+        for chunk in chunks:
+            parts: dict[int, list[Outgoing]] = {}
+            homes = partitions_of([record.key or b"" for record in chunk], partitions)
+            for record, home in zip(chunk, homes, strict=True):
+                parts.setdefault(home, []).append(record)
+            if writing is not None:
+                await writing  # one chunk at a time, so that a partition keeps the order
+                done(written)
+            writing = asyncio.gather(*(write_all(producer, topic, *part) for part in sorted(parts.items())))
+            written += len(chunk)
+            await asyncio.sleep(0)
+        if writing is not None:
+            await writing
+            done(written)
+    finally:
+        if writing is not None:
+            await asyncio.gather(writing, return_exceptions=True)
+    return written

@@ -31,11 +31,12 @@ from headwater.index import (
     Stamp,
     newer,
 )
+from headwater.kafka.batch import Batch, Gate
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.group import READ_TIMEOUT_S, Background, Batch, Gate, once_broker_answers, recreated
 from headwater.kafka.publish import Outgoing, write_all
+from headwater.kafka.supervision import READ_TIMEOUT_S, Background, once_broker_answers, topic_recreated_error
 from headwater.kafka.topics import Topics
 from headwater.messages import (
     MAX_ID_BYTES,
@@ -191,7 +192,7 @@ class CatalogPath:
         if versions is None:
             raise PartitionLost
         # Without a limit: a language model may take hours to encode a catalog again.
-        await versions.gate.passed(None)
+        await versions.gate.wait_open(None)
         async with versions.lock:
             self._require(batch.partition, versions)
             await self._apply(batch.partition, versions, batch.records)
@@ -378,7 +379,7 @@ class CatalogPath:
 
     async def _keep_filled(self, index: Index, partition: int, versions: _Versions) -> None:
         """Put again what the index has lost: its collection was made anew, or is that of an older snapshot."""
-        await versions.gate.passed(None)
+        await versions.gate.wait_open(None)
         while True:
             async with versions.lock:
                 self._require(partition, versions)
@@ -461,7 +462,9 @@ class CatalogPath:
             for tp, end in (await consumer.end_offsets(tps)).items():
                 newest = max((stamp.offset for stamp in partitions[tp.partition].stamps.values()), default=-1)
                 if newest >= end:  # every change without a version would look older than what is known
-                    raise recreated(tp, f"changes up to offset {newest} are known", end, self._topics.vectors)
+                    raise topic_recreated_error(
+                        tp, f"changes up to offset {newest} are known", end, self._topics.vectors
+                    )
             for number, keys in indexed.items():
                 partitions[number].audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))
             for number, keys in foreign.items():

@@ -17,10 +17,11 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost
 from headwater.index import IndexUnavailable
 from headwater.index.item_vectors import ItemVectors
+from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.forwarding import origin_of, partitions_of, redirect
-from headwater.kafka.group import Batch
+from headwater.kafka.forwarding import origin_of, redirect
+from headwater.kafka.partitioner import partitions_of
 from headwater.kafka.publish import Outgoing, Sent, write_scattered
 from headwater.messages import ReadClicks
 from headwater.metrics import Metrics
@@ -178,7 +179,7 @@ class ClickPath:
         partition = self._profiles.partition(batch.partition)
         if partition is None:
             raise PartitionLost
-        await partition.gate.passed(_OPEN_TIMEOUT_S)
+        await partition.gate.wait_open(_OPEN_TIMEOUT_S)
         async with partition.lock:
             turn = _Turn(self._places)
             try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from headwater.index import filters
-from headwater.kafka.group import Batch
+from headwater.kafka.batch import Batch
 from headwater.messages import Request
 from headwater.profiles.columns import U64
 

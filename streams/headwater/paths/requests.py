@@ -20,10 +20,11 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost
 from headwater.index import IndexUnavailable, filters
 from headwater.index.item_vectors import ItemVectors
+from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.forwarding import origin_of, partition_of, redirect
-from headwater.kafka.group import Batch
+from headwater.kafka.forwarding import origin_of, redirect
+from headwater.kafka.partitioner import partition_of
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
 from headwater.messages import (

@@ -22,10 +22,11 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.batch import Gate
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.group import READ_TIMEOUT_S, Background, Gate, once_broker_answers, recreated
 from headwater.kafka.publish import Outgoing, Sent, send_all
+from headwater.kafka.supervision import READ_TIMEOUT_S, Background, once_broker_answers, topic_recreated_error
 from headwater.kafka.topics import Topics
 from headwater.messages import header
 from headwater.metrics import Metrics
@@ -347,7 +348,7 @@ class Profiles:
         for tp, partition in tps.items():
             committed = await self._reader.committed(tp)
             if committed is not None and committed > ends[tp]:
-                raise recreated(
+                raise topic_recreated_error(
                     tp, f"the group's committed offset is {committed}", ends[tp], self._topics.profiles
                 )
             partition.watermark = partition.applied = (
@@ -364,7 +365,7 @@ class Profiles:
             rows = np.array(list(columns.rows.values()), dtype=np.int64)
             applied = int(columns.offset[rows].max(initial=-1))
             if applied >= end:
-                raise recreated(
+                raise topic_recreated_error(
                     tp, f"clicks up to offset {applied} have been applied", end, self._topics.profiles
                 )
 

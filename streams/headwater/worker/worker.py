@@ -15,9 +15,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import structlog
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
-from faust.types import TP
 
 from headwater import __version__
 from headwater.encoder.features import ACTION_NAMES
@@ -31,8 +30,8 @@ from headwater.index.timed import TimedIndex
 from headwater.kafka import topics
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.forwarding import partition_of
 from headwater.kafka.group import EngineApp
+from headwater.kafka.partitioner import partition_of
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
@@ -284,7 +283,7 @@ class Worker:
         app.handle(self._topics.clicks, clicks.handle)
         app.handle(self._topics.requests, requests.handle, urgent=True)
 
-        async def assigned(partitions: set[TP]) -> None:
+        async def assigned(partitions: set[TopicPartition]) -> None:
             numbers = {tp.partition for tp in partitions if tp.topic == self._topics.clicks}
             for number in set(clicks.counts) - numbers:
                 del clicks.counts[number]
@@ -295,7 +294,7 @@ class Worker:
                     counts.restore(trend)
             profiles.assign(numbers, app.consumer_generation_id)
 
-        async def revoked(partitions: set[TP]) -> None:
+        async def revoked(partitions: set[TopicPartition]) -> None:
             profiles.freeze()
             requests.drop_parked()
             await self._publish_last_trends(producer, index)
@@ -326,11 +325,11 @@ class Worker:
         app = EngineApp(settings.catalog_group, settings)
         app.handle(self._topics.catalog, catalog.handle)
 
-        async def assigned(partitions: set[TP]) -> None:
+        async def assigned(partitions: set[TopicPartition]) -> None:
             numbers = {tp.partition for tp in partitions if tp.topic == self._topics.catalog}
             catalog.assign(numbers, app.consumer_generation_id)
 
-        async def revoked(partitions: set[TP]) -> None:
+        async def revoked(partitions: set[TopicPartition]) -> None:
             catalog.freeze()
 
         app.on_assigned(assigned)
@@ -432,7 +431,7 @@ class Worker:
         for app in self._apps:
             consumer: Any = app.consumer
             for tp in consumer.assignment():
-                done = consumer.done(TP(tp.topic, tp.partition))
+                done = consumer.next_offset(tp)
                 end = consumer.highwater(tp)
                 parked = tp.topic == self._topics.requests
                 if done is not None and end is not None and not parked:
@@ -450,7 +449,7 @@ class Worker:
         for app in self._apps:
             consumer: Any = app.consumer
             for tp in consumer.assignment():
-                committed, more = consumer.committing(TP(tp.topic, tp.partition))
+                committed, more = consumer.committing(tp)
                 yield Progress(tp.topic, tp.partition, committed, more, TO_COMMIT)
 
     def _health(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from headwater.commands.import_files import (
     records,
 )
 from headwater.kafka import topics
-from headwater.kafka.forwarding import partition_of
+from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
 from headwater.messages import MAX_AHEAD_MS, BadMessage, Click, Item, decode_click, decode_item
 from headwater.settings import Settings

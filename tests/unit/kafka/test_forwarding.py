@@ -6,7 +6,8 @@ from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.kafka.forwarding import Origin, forwarded, origin_of, partition_of, partitions_of
+from headwater.kafka.forwarding import Origin, forwarded, origin_of
+from headwater.kafka.partitioner import partition_of, partitions_of
 
 # From UtilsTest of Apache Kafka: what every Java producer computes.
 JAVA_MURMUR2 = {

@@ -23,8 +23,8 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
 from headwater.index.edge import EdgeIndex
+from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
-from headwater.kafka.group import Batch
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics

@@ -16,7 +16,8 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
-from headwater.kafka.forwarding import Origin, forwarded, origin_of, partition_of
+from headwater.kafka.forwarding import Origin, forwarded, origin_of
+from headwater.kafka.partitioner import partition_of
 from headwater.paths import clicks as click_path
 from headwater.profiles.apply_clicks import Clicks, plan
 from headwater.profiles.event_log import FORGET, RETRACT, Event

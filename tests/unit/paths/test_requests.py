@@ -21,8 +21,9 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import F32, Fetch
-from headwater.kafka.forwarding import forwarded, partition_of
-from headwater.kafka.group import Batch
+from headwater.kafka.batch import Batch
+from headwater.kafka.forwarding import forwarded
+from headwater.kafka.partitioner import partition_of
 from headwater.messages import Response, decode_response, schemas
 from headwater.paths import parking
 from headwater.paths.requests import RequestPath
