@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,16 @@ def test_no_line_of_serving_names_torch() -> None:
 
 
 def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
-    core = ("messages", "features", "profile", "columns", "fold", "states", "state_records", "vectors")
+    core = (
+        "messages",
+        "encoder.features",
+        "index.item_vectors",
+        "profiles.apply_clicks",
+        "profiles.columns",
+        "profiles.encoder_steps",
+        "profiles.event_log",
+        "profiles.state_records",
+    )
     loaded = loaded_by(*(f"headwater.{module}" for module in core))
     assert not loaded & {
         "aiokafka",
@@ -113,56 +123,147 @@ def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
 
 
 def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
-    loaded = loaded_by(
-        *(
-            f"headwater.recall.{module}"
-            for module in ("buy_again", "filters", "fusion", "reasons", "rescoring", "pipeline", "similar")
-        )
-    )
+    loaded = loaded_by(*(name for name in HEADWATER if room_of(name) == "recall"))
     assert not loaded & {"aiokafka", "faust", "mode", "qdrant_client", "qdrant_edge", "onnxruntime"}
 
 
-def test_only_the_engine_and_the_app_know_faust() -> None:
-    knowing = {
-        path.name
-        for path in (ROOT / "streams" / "headwater").rglob("*.py")
-        if any(name.partition(".")[0] in ("faust", "mode") for name in imported_names(path))
-    }
-    assert "engine.py" in knowing
-    assert knowing <= {"engine.py", "profiles.py", "app.py"}
-
-
-# What models may share with serving: the features, bundles with the one way to load and run them, by which an export
-# is shown to compute what torch does, the sources, the counters and their fusion, by which figures are of what is served,
-# the half-life of popularity, and the reading of users' files. Nothing of the streaming system.
-SHARED = {
-    "headwater.encoder.features",
+# The house: a module imports its own room and the rooms below it. Top floor first.
+FLOORS = ("commands", "worker", "paths", "recall", "profiles", "index", "kafka", "encoder", "hall")
+# A door in the hall: what programs outside import. It stands on kafka/ and may be imported by the terminal alone.
+DOORS = {"headwater", "headwater.client"}
+# In these rooms no file imports another one of the room: each is a thing of its own.
+APART = {
+    "headwater.paths": {"clicks", "catalog", "requests"},
+    "headwater.recall.sources": {"buy_again", "new_items", "similar"},
+}
+# What other packages may be imported by, directly, and from which rooms they may be reached at all.
+DIRECTLY = {
+    "faust": {"headwater.kafka.group"},
+    "mode": {"headwater.kafka.group"},
+}
+REACHED_FROM = {
+    "faust": {"commands", "worker", "kafka"},
+    "mode": {"commands", "worker", "kafka"},
+    "qdrant_client": {"commands", "worker", "index"},
+    "qdrant_edge": {"commands", "worker", "index"},
+    "onnxruntime": {"commands", "worker", "paths", "profiles", "recall", "encoder"},
+    "aiohttp": {"commands", "worker"},
+    "prometheus_client": {"commands", "worker", "paths", "profiles", "index", "kafka", "hall"},
+    "cyclopts": {"commands"},
+    "polars": {"commands"},
+}
+# What headwater_models may share with serving, so that training sees what serving feeds, and figures are of what is
+# served: encoders and their features, the sources and their fusion, the counters, the half-life of popularity.
+SHARED_WITH_MODELS = {
+    "headwater.errors",
+    "headwater.messages",
     "headwater.encoder.bundle",
-    "headwater.profiles.counters",
-    "headwater.encoder.runtime",
-    "headwater.recall.sources.buy_again",
+    "headwater.encoder.features",
     "headwater.encoder.neighbours",
+    "headwater.encoder.runtime",
+    "headwater.profiles.counters",
     "headwater.recall.fusion",
+    "headwater.recall.popularity",
+    "headwater.recall.sources.buy_again",
     "headwater.recall.sources.new_items",
     "headwater.recall.sources.similar",
-    "headwater_models.data.tabular_files",
-    "headwater.recall.popularity",
 }
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "models" / "headwater_models").glob("*.py")), ids=lambda path: path.stem
-)
-def test_models_share_features_and_bundles_with_serving_and_nothing_else(path: Path) -> None:
-    ours = {name for name in imported_names(path) if name.partition(".")[0] == "headwater"}
-    foreign = {name for name in ours if not any(name == one or name.startswith(f"{one}.") for one in SHARED)}
-    assert not foreign - {"headwater"}, f"{path.name} imports {foreign}"
+def sources_of(folder: Path) -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(folder.rglob("*.py"))
+    }
+
+
+HEADWATER = sources_of(ROOT / "streams" / "headwater")
+MODELS = sources_of(ROOT / "models" / "headwater_models")
+MODULES = {**HEADWATER, **MODELS}
+
+
+def room_of(module: str) -> str:
+    """The room of a module of headwater; what lies in no folder is in the hall."""
+    first = module.split(".")[1:2]
+    return first[0] if first and (ROOT / "streams" / "headwater" / first[0]).is_dir() else "hall"
+
+
+@cache
+def imports_of(module: str) -> frozenset[str]:
+    """Modules of ours, and packages of others, that this one names in import statements, wherever they stand."""
+    found = set()
+    for name in imported_names(MODULES[module]):
+        parent = name.rpartition(".")[0]
+        if name in MODULES:
+            found.add(name)
+        elif parent in MODULES:
+            continue  # a name of a module that is itself in the list
+        else:
+            found.add(name.partition(".")[0])
+    return frozenset(found - {module})
+
+
+@cache
+def reached_by(module: str) -> frozenset[str]:
+    """What ``module`` imports, and what that imports in turn."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        for name in imports_of(waiting.pop()) - found:
+            found.add(name)
+            if name in MODULES:
+                waiting.append(name)
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("module", [name for name in HEADWATER if name not in DOORS])
+def test_a_room_reaches_only_rooms_below_it(module: str) -> None:
+    floor = FLOORS.index(room_of(module))
+    for name in reached_by(module):
+        if name in HEADWATER and name != "headwater":
+            assert name not in DOORS or room_of(module) == "commands", f"{module} reaches {name}"
+            assert FLOORS.index(room_of(name)) >= floor, f"{module} reaches {name}, which is above it"
+
+
+def test_the_client_reaches_no_room_but_kafka() -> None:
+    rooms = {room_of(name) for name in reached_by("headwater.client") if name in HEADWATER}
+    assert rooms <= {"kafka", "hall"}
+
+
+@pytest.mark.parametrize("folder", APART)
+def test_files_that_stand_apart_do_not_import_each_other(folder: str) -> None:
+    for name in APART[folder]:
+        others = {f"{folder}.{other}" for other in APART[folder] - {name}}
+        assert not reached_by(f"{folder}.{name}") & others
+
+
+@pytest.mark.parametrize("package", DIRECTLY)
+def test_a_package_is_imported_where_the_table_says(package: str) -> None:
+    assert {name for name in HEADWATER if package in imports_of(name)} == DIRECTLY[package]
+
+
+@pytest.mark.parametrize("package", REACHED_FROM)
+def test_a_package_is_reached_from_the_rooms_of_the_table(package: str) -> None:
+    assert {room_of(name) for name in HEADWATER if package in reached_by(name)} <= REACHED_FROM[package]
+
+
+@pytest.mark.parametrize("module", [name for name in HEADWATER if room_of(name) != "commands"])
+def test_serving_does_not_reach_training(module: str) -> None:
+    assert not [name for name in reached_by(module) if name.partition(".")[0] == "headwater_models"]
+
+
+@pytest.mark.parametrize("module", MODELS)
+def test_training_shares_with_serving_what_the_table_says(module: str) -> None:
+    ours = {
+        name for name in imports_of(module) if name in HEADWATER and HEADWATER[name].name != "__init__.py"
+    }
+    assert not ours - SHARED_WITH_MODELS
+
+
+def test_what_training_shares_brings_no_streaming_along() -> None:
+    loaded = loaded_by(*sorted(SHARED_WITH_MODELS))
+    assert not loaded & {"aiokafka", "faust", "mode", "qdrant_client", "qdrant_edge"}
 
 
 def test_data_and_figures_need_no_torch() -> None:
     assert not loaded_by("headwater_models.commands") & {*HEAVY, "scipy", "implicit", "matplotlib"}
-
-
-def test_what_models_share_brings_no_streaming_along() -> None:
-    loaded = loaded_by(*sorted(SHARED))
-    assert not loaded & {"aiokafka", "faust", "mode", "qdrant_client", "qdrant_edge"}

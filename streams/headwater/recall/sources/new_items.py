@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.recall.sources.similar import Wish, session_in_hand
+from headwater.recall.session import Wish, session_in_hand
 
 F32 = NDArray[np.float32]
 

@@ -6,8 +6,7 @@ from typing import NamedTuple
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.neighbours import Neighbours
 from headwater.recall.explain import MAX_REASONS
-
-Wish = tuple[int, int, int]  # item key, time, code of the action
+from headwater.recall.session import Wish, session_in_hand
 
 
 class Similar:
@@ -60,22 +59,3 @@ class Session(NamedTuple):
             ((taken, at_ms, ACTION_NAMES[action]), likeness / total)
             for likeness, (taken, at_ms, action) in alike
         ]
-
-
-def session_in_hand(wishes: Sequence[Wish], now_ms: int, pause_ms: int) -> list[Wish]:
-    """The wishes, which come oldest first, since the last pause longer than `pause_ms`: an item once, by its last wish.
-
-    None where the pause lasts until now: who comes back days later has something else in mind.
-
-    >>> wishes = [(1, 0, 5), (2, 90, 5), (3, 95, 5), (2, 99, 5)]
-    >>> session_in_hand(wishes, now_ms=120, pause_ms=50), session_in_hand(wishes, now_ms=150, pause_ms=50)
-    ([(3, 95, 5), (2, 99, 5)], [])
-    """
-    session: dict[int, Wish] = {}
-    later_ms = now_ms
-    for wish in reversed(wishes):
-        if later_ms - wish[1] > pause_ms:
-            break
-        session.setdefault(wish[0], wish)
-        later_ms = wish[1]
-    return [*reversed(session.values())]

@@ -5,7 +5,8 @@ import pytest
 
 from headwater.encoder.features import ACTION_CODES
 from headwater.encoder.neighbours import Neighbours
-from headwater.recall.sources.similar import Session, Similar, session_in_hand
+from headwater.recall.session import session_in_hand
+from headwater.recall.sources.similar import Session, Similar
 
 BOUGHT = ACTION_CODES["purchase"]
 # Item 10 goes with 20, 30 and 40, item 20 with 10 and 40; 30 and 40 have no neighbours of their own.
