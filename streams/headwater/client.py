@@ -1,6 +1,6 @@
 """What a user's code imports: publish clicks, items and requests, and await the answers.
 
-    async with HeadwaterClient() as client:
+    async with Client() as client:
         await client.click("ann", "coffee-1")
         answer = await client.recall("ann", limit=10)  # reflects the click, or raises RequestExpired
 
@@ -119,7 +119,7 @@ class _Published(NamedTuple):
     ended: asyncio.Future[None]
 
 
-class HeadwaterClient:
+class Client:
     """An async context manager, for one event loop. All methods may run many times at once.
 
     `remembered_users` bounds the memory of last clicks; a forgotten user's request just carries no `after`.
@@ -293,9 +293,7 @@ class HeadwaterClient:
         Raises RecallTimeout or NotPublished.
         """
         if self._producer is None or self._reader is None or self._reader.done():
-            raise ClientError(
-                "the client is not connected: expected `async with HeadwaterClient() as client`"
-            )
+            raise ClientError("the client is not connected: expected `async with Client() as client`")
         if request.request_id in self._waiting:
             raise ClientError(f"request {request.request_id} waits already: expected a new request_id")
         limit_s = _limit_s(timeout_s, request.deadline_ms)
@@ -438,9 +436,7 @@ class HeadwaterClient:
 
     async def _publish(self, topic: str, key: str, value: bytes | None) -> Position:
         if self._producer is None:
-            raise ClientError(
-                "the client is not connected: expected `async with HeadwaterClient() as client`"
-            )
+            raise ClientError("the client is not connected: expected `async with Client() as client`")
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
                 written: RecordMetadata = await self._producer.send_and_wait(topic, value, key=_key(key))

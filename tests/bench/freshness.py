@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from headwater.client import HeadwaterClient
+from headwater.client import Client
 from headwater.messages import Position, Response
 from tests.bench import catalog
 from tests.bench.processes import BenchError, python, worker
@@ -55,7 +55,7 @@ async def measure(system: System) -> None:
     async with (
         worker("interests", system.folder, system.environment) as running,
         echo(system) as round_trip,
-        HeadwaterClient(system.settings) as client,
+        Client(system.settings) as client,
     ):
         await running.wait_graph()
         for number in range(system.scale.rounds + WARM_UP):

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from headwater.client import HeadwaterClient
+from headwater.client import Client
 from tests.bench import clicks, dataset, freshness, requests
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure
@@ -29,7 +29,7 @@ async def measure(system: System) -> None:
     async with worker("interests", system.folder, system.environment) as running:
         await running.wait_graph()
         echoes = await _echoes(system)
-        async with HeadwaterClient(system.settings) as client:
+        async with Client(system.settings) as client:
             waiting, failed, drained = await _with_backlog(system, running, client)
             steady, unanswered, rate = await _with_clicks(system, running, client)
         echoes += await _echoes(system)
@@ -75,9 +75,7 @@ async def _echoes(system: System) -> list[float]:
     return taken[freshness.WARM_UP :]
 
 
-async def _with_clicks(
-    system: System, running: Worker, client: HeadwaterClient
-) -> tuple[list[float], int, float]:
+async def _with_clicks(system: System, running: Worker, client: Client) -> tuple[list[float], int, float]:
     """Milliseconds of the requests that were answered, how many were not, and clicks applied a second meanwhile."""
     ids = system.folder / "item-ids.json"
     ids.write_text(json.dumps([item.item_id for item in system.items]))
@@ -103,9 +101,7 @@ async def _with_clicks(
     return taken, failed, rate
 
 
-async def _with_backlog(
-    system: System, running: Worker, client: HeadwaterClient
-) -> tuple[list[float], int, float]:
+async def _with_backlog(system: System, running: Worker, client: Client) -> tuple[list[float], int, float]:
     """The same with a backlog, of all rounds together."""
     rounds = [await _backlog(system, running, client, number) for number in range(system.scale.backlogs)]
     return (
@@ -116,7 +112,7 @@ async def _with_backlog(
 
 
 async def _backlog(
-    system: System, running: Worker, client: HeadwaterClient, number: int
+    system: System, running: Worker, client: Client, number: int
 ) -> tuple[list[float], int, float]:
     """Requests from the moment that a held worker is let go until it has applied what waited."""
     before = await clicks.applied(running)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from qdrant_client.models import CollectionStatus
 
-from headwater.client import ClientError, HeadwaterClient
+from headwater.client import Client, ClientError
 from headwater.encoder.runtime import load
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
@@ -40,7 +40,7 @@ async def measure(system: System) -> None:
             Figure("memory, after a restart", running.process.memory_mib(), "MiB"),
         )
         await running.wait_graph()
-        async with HeadwaterClient(system.settings) as client:
+        async with Client(system.settings) as client:
             await _as_many(client, who, 2.0)
             rate, full = await _as_many(client, who, system.scale.request_s)
             excluding, worker_ms = await _excluding(system, running, client, who)
@@ -99,7 +99,7 @@ async def measure_server(system: System) -> None:
         counts = await dataset.publish(settings, topic, settings.partitions, records)
         await clicks.rate([running], before, sum(counts))
         await _optimised(settings)
-        async with HeadwaterClient(settings) as client:
+        async with Client(settings) as client:
             await _as_many(client, who, 2.0)
             excluding, worker_ms = await _excluding(system, running, client, who)
     system.report.add(await _beside_bare_queries(system, settings, excluding, worker_ms, who, "server"))
@@ -117,9 +117,7 @@ async def _optimised(settings: Settings) -> None:
         await client.close()
 
 
-async def _excluding(
-    system: System, running: Worker, client: HeadwaterClient, who: list[str]
-) -> tuple[float, float]:
+async def _excluding(system: System, running: Worker, client: Client, who: list[str]) -> tuple[float, float]:
     """Requests a second with items excluded, and milliseconds of the worker's processor time for each."""
     used_s = running.process.used_cpu_s()
     per_s, taken = await _as_many(client, who, system.scale.request_s, _excluded(system))
@@ -159,7 +157,7 @@ def askers(system: System) -> list[str]:
 
 
 async def _as_many(
-    client: HeadwaterClient, who: list[str], seconds: float, excluded: Sequence[str] = ()
+    client: Client, who: list[str], seconds: float, excluded: Sequence[str] = ()
 ) -> tuple[float, list[float]]:
     """Requests a second with always the same number in flight, and their milliseconds."""
     users = iter(who * 20)
@@ -176,7 +174,7 @@ async def _as_many(
 
 
 async def at_rate(
-    client: HeadwaterClient, who: list[str], rate: int, goes_on: Callable[[], bool]
+    client: Client, who: list[str], rate: int, goes_on: Callable[[], bool]
 ) -> tuple[list[float], int]:
     """Milliseconds of requests sent on a fixed schedule, whatever becomes of those before; and how many failed."""
     started = time.monotonic()
@@ -198,7 +196,7 @@ def lasting(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() < ends
 
 
-async def _ask(client: HeadwaterClient, user: str, excluded: Sequence[str] = ()) -> float:
+async def _ask(client: Client, user: str, excluded: Sequence[str] = ()) -> float:
     """With items excluded, those that the user has seen are not: it is then as many for everyone."""
     started = time.perf_counter()
     await client.recall(user, limit=_LIMIT, exclude=excluded, exclude_seen=not excluded)

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import pytest_asyncio
 
-from headwater.client import HeadwaterClient
+from headwater.client import Client
 from headwater.messages import schemas
 from tests.end_to_end.conftest import System
 from tests.end_to_end.outside import Answer, Outside
@@ -44,7 +44,7 @@ async def test_a_partition_that_does_not_exist_is_rejected(outside: Outside, par
 async def test_a_click_and_a_request_for_it_may_be_sent_at_once(new_system: Callable[..., System]) -> None:
     system = new_system()
     with system.worker:
-        async with system.outside() as outside, HeadwaterClient(outside.settings) as client:
+        async with system.outside() as outside, Client(outside.settings) as client:
             for number in range(20):
                 user, event_id = f"at-once-{number % 3}", f"event-{number}"
                 place, answer = await asyncio.gather(

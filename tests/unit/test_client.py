@@ -14,8 +14,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from headwater import run_file
 from headwater.client import (
+    Client,
     ClientError,
-    HeadwaterClient,
     RecallTimeout,
     RequestExpired,
     RequestRejected,
@@ -110,7 +110,7 @@ async def last_record(settings: Settings, topic: str, position: Position) -> tup
 
 
 async def test_a_click_is_published_to_the_users_partition_and_its_place_returned(system: Settings) -> None:
-    async with HeadwaterClient(system) as client:
+    async with Client(system) as client:
         position = await client.click(
             "ann", "coffee-1", "purchase", at_ms=1_700_000_000_000, event_id="e1", context={"page": 3}
         )
@@ -128,7 +128,7 @@ async def test_a_click_is_published_to_the_users_partition_and_its_place_returne
 
 async def test_an_item_is_published_and_deleted_by_a_null_value(system: Settings) -> None:
     catalog = Topics.named(system.topic_prefix).catalog
-    async with HeadwaterClient(system) as client:
+    async with Client(system) as client:
         put = await client.put_item(Item("coffee-1", title="Filter coffee", price=4.5))
         deleted = await client.delete_item("coffee-1")
     key, value = await last_record(system, catalog, put)
@@ -139,7 +139,7 @@ async def test_an_item_is_published_and_deleted_by_a_null_value(system: Settings
 
 
 async def test_a_request_demands_the_last_click_of_its_user_and_no_other(system: Settings) -> None:
-    async with answering(system), HeadwaterClient(system) as client:
+    async with answering(system), Client(system) as client:
         assert (await client.recall("ann", deadline_ms=LONG_MS)).reflects is None
         await client.click("ann", "coffee-1")
         last = await client.click("ann", "coffee-2")
@@ -150,7 +150,7 @@ async def test_a_request_demands_the_last_click_of_its_user_and_no_other(system:
 
 
 async def test_reading_own_clicks_can_be_turned_off_or_replaced(system: Settings) -> None:
-    async with answering(system) as worker, HeadwaterClient(system) as client:
+    async with answering(system) as worker, Client(system) as client:
         await client.click("ann", "coffee-1")
         await client.recall("ann", deadline_ms=LONG_MS, read_own_clicks=False)
         await client.recall("ann", deadline_ms=LONG_MS, after=Position(1, 77))
@@ -158,7 +158,7 @@ async def test_reading_own_clicks_can_be_turned_off_or_replaced(system: Settings
 
 
 async def test_a_click_that_is_still_on_its_way_is_demanded_by_its_events_id(system: Settings) -> None:
-    async with answering(system) as worker, HeadwaterClient(system) as client:
+    async with answering(system) as worker, Client(system) as client:
         await client.click("ann", "coffee-1")
         last, _ = await asyncio.gather(
             client.click("ann", "coffee-2", event_id="mine"), client.recall("ann", deadline_ms=LONG_MS)
@@ -173,7 +173,7 @@ async def test_a_click_that_is_still_on_its_way_is_demanded_by_its_events_id(sys
 async def test_a_retraction_on_its_way_is_waited_for_since_its_id_is_that_of_another_event(
     system: Settings,
 ) -> None:
-    async with answering(system) as worker, HeadwaterClient(system) as client:
+    async with answering(system) as worker, Client(system) as client:
         await client.click("ann", "coffee-1", event_id="mine")
         place, _ = await asyncio.gather(
             client.click("ann", action="retract", event_id="mine"), client.recall("ann", deadline_ms=LONG_MS)
@@ -187,7 +187,7 @@ async def test_who_waits_for_a_retraction_waits_no_longer_than_for_an_answer(
     async def never(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
 
-    async with answering(system) as worker, HeadwaterClient(system) as client:
+    async with answering(system) as worker, Client(system) as client:
         producer: Any = client._producer
         with monkeypatch.context() as patch:
             patch.setattr(producer, "send_and_wait", never)
@@ -201,7 +201,7 @@ async def test_who_waits_for_a_retraction_waits_no_longer_than_for_an_answer(
 
 
 async def test_the_client_forgets_the_users_it_heard_of_longest_ago(system: Settings) -> None:
-    async with HeadwaterClient(system, remembered_users=2) as client:
+    async with Client(system, remembered_users=2) as client:
         for user in ("ann", "ben", "cat"):
             await client.click(user, "coffee-1")
         assert client.last_click("ann") is None
@@ -210,7 +210,7 @@ async def test_the_client_forgets_the_users_it_heard_of_longest_ago(system: Sett
 
 
 async def test_of_clicks_published_at_once_the_last_one_stored_is_demanded(system: Settings) -> None:
-    async with HeadwaterClient(system) as client:
+    async with Client(system) as client:
         places = await asyncio.gather(*(client.click("ann", f"coffee-{n}") for n in range(50)))
         assert client.last_click("ann") == max(places, key=lambda place: place.offset)
 
@@ -220,7 +220,7 @@ async def test_clicks_of_one_user_keep_their_order_within_a_millisecond(
 ) -> None:
     monkeypatch.setattr("headwater.client.time.time_ns", lambda: 1_700_000_000_000_000_000)
     clicks = Topics.named(system.topic_prefix).clicks
-    async with HeadwaterClient(system) as client:
+    async with Client(system) as client:
         places = [await client.click("ann", f"coffee-{n}") for n in range(3)]
     found = [decode_click(*await last_record(system, clicks, place), 1_700_000_000_000) for place in places]
     assert [click.at_ms - 1_700_000_000_000 for click in found] == [0, 1, 2]
@@ -237,7 +237,7 @@ async def test_many_requests_in_flight_each_get_their_own_answer(system: Setting
             else []
         )
 
-    async with answering(system, last_first), HeadwaterClient(system) as client:
+    async with answering(system, last_first), Client(system) as client:
         answers = await asyncio.gather(*(client.recall(f"user-{n}", deadline_ms=LONG_MS) for n in range(40)))
     assert [answer.user_id for answer in answers] == [f"user-{n}" for n in range(40)]
 
@@ -248,15 +248,15 @@ async def test_a_repeated_answer_and_answers_to_others_are_ignored(system: Setti
         again = Response(request.request_id, request.user_id, "ok", model="second")
         return [Response("of somebody else", "eve", "ok"), mine, again]
 
-    async with answering(system, noisy), HeadwaterClient(system) as client:
+    async with answering(system, noisy), Client(system) as client:
         assert [(await client.recall("ann", deadline_ms=LONG_MS)).model for _ in range(3)] == ["first"] * 3
 
 
 async def test_an_answer_that_is_already_there_when_the_client_comes_is_not_taken(system: Settings) -> None:
     request = Request("fixed-id", "ann", deadline_ms=1)
-    async with answering(system), HeadwaterClient(system) as client:
+    async with answering(system), Client(system) as client:
         await client.answer(request, timeout_s=20)
-    async with HeadwaterClient(system) as client:
+    async with Client(system) as client:
         with pytest.raises(RecallTimeout):
             await client.answer(request, timeout_s=1)
 
@@ -264,7 +264,7 @@ async def test_an_answer_that_is_already_there_when_the_client_comes_is_not_take
 async def test_no_answer_is_a_timeout_that_names_the_request_the_seconds_and_what_to_check(
     system: Settings,
 ) -> None:
-    async with HeadwaterClient(system) as client:
+    async with Client(system) as client:
         with pytest.raises(
             RecallTimeout, match=r"^request \w{32} was not answered .* within 0\.2 s: .*doctor"
         ):
@@ -276,7 +276,7 @@ async def test_a_rejected_request_raises_with_the_workers_reason(system: Setting
         error = ErrorDetail("bad_field", "limit: got 0, expected >= 1")
         return [Response(request.request_id, request.user_id, "rejected", error)]
 
-    async with answering(system, refuse), HeadwaterClient(system) as client:
+    async with answering(system, refuse), Client(system) as client:
         with pytest.raises(RequestRejected, match="limit: got 0, expected >= 1") as caught:
             await client.recall("ann", deadline_ms=LONG_MS, limit=7)
     assert caught.value.response.status == "rejected"
@@ -290,7 +290,7 @@ async def test_an_expired_request_raises_with_the_workers_reason(system: Setting
             )
         ]
 
-    async with answering(system, expire), HeadwaterClient(system) as client:
+    async with answering(system, expire), Client(system) as client:
         with pytest.raises(RequestExpired, match="after: not yet"):
             await client.recall("ann", deadline_ms=LONG_MS, after=Position(0, 10**6))
 
@@ -299,12 +299,12 @@ async def test_a_degraded_answer_is_an_answer(system: Settings) -> None:
     def degrade(request: Request) -> list[Response]:
         return [Response(request.request_id, request.user_id, "degraded", rung="popular")]
 
-    async with answering(system, degrade), HeadwaterClient(system) as client:
+    async with answering(system, degrade), Client(system) as client:
         assert (await client.recall("ann", deadline_ms=LONG_MS)).rung == "popular"
 
 
 async def test_a_request_that_waits_when_the_client_closes_is_told(system: Settings) -> None:
-    async with HeadwaterClient(system) as client:
+    async with Client(system) as client:
         waiting = asyncio.create_task(client.recall("ann", timeout_s=60))
         while not client._waiting:
             await asyncio.sleep(0.01)
@@ -327,14 +327,14 @@ async def test_a_click_that_a_worker_would_refuse_is_refused_before_it_is_sent(
 ) -> None:
     settings = Settings(kafka_bootstrap_servers=embedded_broker, topic_prefix=topic_prefix)
     await topics.create(settings)
-    async with HeadwaterClient(settings) as client:
+    async with Client(settings) as client:
         with pytest.raises(BadMessage, match=reason):
             await client.click(user, item, at_ms=at_ms)
         assert client.last_click(user) is None
 
 
 async def test_ids_with_emoji_go_through(system: Settings) -> None:
-    async with answering(system), HeadwaterClient(system) as client:
+    async with answering(system), Client(system) as client:
         place = await client.click("ann 🦊", "☕")
         answer = await client.recall("ann 🦊", deadline_ms=LONG_MS)
     assert answer.user_id == "ann 🦊"
@@ -349,18 +349,18 @@ async def test_topics_that_do_not_exist_are_named_with_the_remedy_and_not_create
     with pytest.raises(
         ClientError, match=rf"no topic {re.escape(topic_prefix)}clicks.*headwater topics create"
     ):
-        await HeadwaterClient(settings).__aenter__()
+        await Client(settings).__aenter__()
     assert [problem.found for problem in await topics.check(settings)] == ["missing"] * 9
 
 
 async def test_a_broker_that_is_down_is_said_so_with_the_remedy() -> None:
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
     with pytest.raises(ClientError, match=r"127\.0\.0\.1:1 .*HEADWATER_KAFKA_BOOTSTRAP_SERVERS"):
-        await HeadwaterClient(settings).__aenter__()
+        await Client(settings).__aenter__()
 
 
 async def test_a_client_that_was_not_entered_says_how() -> None:
-    client = HeadwaterClient(Settings())
+    client = Client(Settings())
     with pytest.raises(ClientError, match="async with"):
         await client.click("ann", "coffee-1")
     with pytest.raises(ClientError, match="async with"):

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from headwater import run_file
-from headwater.client import HeadwaterClient, demo_dir
+from headwater.client import Client, demo_dir
 from headwater.commands import worker_process
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
@@ -127,7 +127,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
                 health = await worker_process.ready(web)
                 await _publish(own, progress, catalog, history, shift_ms, web, seconds)
             with run_file.written(own, web=web, bundle_id=health["bundle"]):
-                async with HeadwaterClient(own) as client:
+                async with Client(own) as client:
                     titles = dict(zip(catalog["item_id"], catalog["title"], strict=True))
                     shown, measured = await _replay(client, console, titles, live, web)
                     seconds["first_answer"] = measured.first_answer_s - started
@@ -260,7 +260,7 @@ class _Measured:
 
 
 async def _replay(
-    client: HeadwaterClient, console: Console, titles: dict[str, str], live: Sequence[Basket], web: str
+    client: Client, console: Console, titles: dict[str, str], live: Sequence[Basket], web: str
 ) -> tuple[list[Shown], _Measured]:
     measured = _Measured()
     shown: list[Shown] = []
@@ -278,7 +278,7 @@ async def _replay(
 
 
 async def _bought(
-    client: HeadwaterClient, basket: Basket, titles: dict[str, str], measured: _Measured
+    client: Client, basket: Basket, titles: dict[str, str], measured: _Measured
 ) -> Shown | None:
     """Ask, buy the basket, ask again; None when an answer stayed out."""
     before = await _ask(client, basket.user_id, measured)
@@ -321,7 +321,7 @@ async def _bought(
     )
 
 
-async def _ask(client: HeadwaterClient, user_id: str, measured: _Measured) -> Response | None:
+async def _ask(client: Client, user_id: str, measured: _Measured) -> Response | None:
     measured.asks += 1
     try:
         answer = await client.recall(user_id, limit=_LIMIT, diversity=_DIVERSITY, explain=True)
@@ -335,7 +335,7 @@ async def _ask(client: HeadwaterClient, user_id: str, measured: _Measured) -> Re
 
 
 async def _go_on(
-    client: HeadwaterClient, console: Console, titles: dict[str, str], live: Sequence[Basket], web: str
+    client: Client, console: Console, titles: dict[str, str], live: Sequence[Basket], web: str
 ) -> None:
     """Live answers, one basket a second, until the demo is stopped (or two days of shopping are over)."""
     console.print("\n[bold]live[/bold]: a basket a second; Ctrl-C stops everything. In a second terminal:")

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from headwater.client import HeadwaterClient
+from headwater.client import Client
 from headwater.commands import worker_process
 from headwater.encoder import runtime as encoder
 from headwater.encoder.features import ACTION_NAMES
@@ -201,7 +201,7 @@ class _Asking:
             await self._publish_catalog(web)
             await self._publish_histories(web)
             search = await self._search(web)
-            async with HeadwaterClient(self._settings, remembered_users=len(self._users)) as client:
+            async with Client(self._settings, remembered_users=len(self._users)) as client:
                 gate = asyncio.Semaphore(_USERS_AT_ONCE)
                 await asyncio.gather(*(self._ask(client, gate, user) for user in self._users))
         return self._lists, search
@@ -283,7 +283,7 @@ class _Asking:
             ACTION_NAMES[int(log.actions[row])],  # type: ignore[arg-type]  # wishes, of a dataset
         )
 
-    async def _ask(self, client: HeadwaterClient, gate: asyncio.Semaphore, user: int) -> None:
+    async def _ask(self, client: Client, gate: asyncio.Semaphore, user: int) -> None:
         """The questions about one user, each after the events that it may know and before the next one."""
         async with gate:
             start = int(self._log.starts[user])

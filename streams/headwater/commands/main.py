@@ -323,12 +323,12 @@ def click(
     event_id
         Default: a new one. For retract: the event to take back.
     """
-    from headwater.client import HeadwaterClient
+    from headwater.client import Client
 
     settings = _settings()
 
     async def clicking() -> "Position":
-        async with HeadwaterClient(settings) as client:
+        async with Client(settings) as client:
             return await client.click(user, item, action, at_ms=at_ms, event_id=event_id)
 
     place = _run(clicking())
@@ -381,7 +381,7 @@ def ask(
     """
     import msgspec
 
-    from headwater.client import HeadwaterClient
+    from headwater.client import Client
     from headwater.messages import SessionEvent, encode
 
     settings = _settings()
@@ -402,7 +402,7 @@ def ask(
         place = _LastClicks(settings).get(user)
 
     async def asking() -> "Response":
-        async with HeadwaterClient(settings) as client:
+        async with Client(settings) as client:
             return await client.recall(
                 user,
                 limit=limit,

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from headwater import run_file
-from headwater.client import ClientError, HeadwaterClient, demo_dir
+from headwater.client import Client, ClientError, demo_dir
 from headwater.commands.demo import (
     Basket,
     Shown,
@@ -68,7 +68,7 @@ def test_the_history_ends_where_the_live_baskets_begin_and_the_last_purchase_is_
 # How it counts
 
 
-class FakeClient(HeadwaterClient):
+class FakeClient(Client):
     """Takes purchases, and answers with what `reflects` says."""
 
     def __init__(self, answer: Response | None) -> None:
