@@ -25,7 +25,7 @@ export PYTHON
 .PHONY: help install demo test faults check bench topics lock clean
 
 help:
-	@echo 'make install   the serving install in .venv (EXTRA=gpu for CUDA); then .venv/bin/headwater --help'
+	@echo 'make install   a worker and an embedded broker in .venv (EXTRA=gpu for CUDA); then .venv/bin/headwater up'
 	@echo 'make demo      everything on real data with embedded parts (ARGS="--once --json")'
 	@echo 'make test      lint, format, types and all tests (ARGS="-k parking" goes to pytest)'
 	@echo 'make faults    the fault suite in full, for many minutes (`make test` has it in short)'
@@ -40,8 +40,8 @@ help:
 
 install: .venv/installed-$(EXTRA)
 
-.venv/installed-$(EXTRA): $(LOCKS)/$(EXTRA).txt pyproject.toml
-	@deploy/install.sh .venv $(EXTRA) >&2
+.venv/installed-$(EXTRA): $(LOCKS)/$(EXTRA).txt $(LOCKS)/broker.txt pyproject.toml
+	@deploy/install.sh .venv $(EXTRA) broker >&2
 	@touch $@
 
 .venv/installed-$(EXTRA)-demo: $(LOCKS)/demo.txt $(LOCKS)/$(EXTRA).txt pyproject.toml

@@ -25,6 +25,7 @@ resolve dev pyproject.toml --extra cpu --extra demo --extra train --extra export
 resolve cpu pyproject.toml --extra cpu --constraints $locks/dev.txt "$@"
 resolve gpu pyproject.toml --extra gpu --constraints $locks/dev.txt "$@"
 # Added to cpu.txt or gpu.txt: these packages need no others.
+requirements project optional-dependencies broker | resolve broker - --constraints $locks/dev.txt "$@"
 requirements project optional-dependencies demo | resolve demo - --constraints $locks/dev.txt "$@"
 requirements build-system requires | resolve build - --constraints $locks/dev.txt "$@"
 # uv itself, for machines without it. Its own version is the one that resolved the rest.

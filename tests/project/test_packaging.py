@@ -83,6 +83,7 @@ def test_a_lock_is_up_to_date_with_the_project(lock: str, python: str) -> None:
 @pytest.mark.parametrize(
     ("lock", "wanted"),
     [
+        ("broker", PROJECT["optional-dependencies"]["broker"]),
         ("demo", PROJECT["optional-dependencies"]["demo"]),
         ("build", PYPROJECT["build-system"]["requires"]),
     ],
@@ -94,7 +95,7 @@ def test_a_small_lock_is_up_to_date_with_the_project(lock: str, wanted: list[str
         assert requirement.specifier.contains(version), f"{requirement} is {version}: run `make lock`"
 
 
-@pytest.mark.parametrize("lock", ["cpu", "gpu", "demo"])
+@pytest.mark.parametrize("lock", ["cpu", "gpu", "broker", "demo"])
 def test_serving_installs_neither_torch_nor_what_training_needs(lock: str) -> None:
     names = {canonicalize_name(requirement.name) for requirement in locked(lock)}
     assert not names & {"torch", "transformers", "optimum", "onnx", "pandas", "pyarrow", "pytest", "ruff"}
@@ -106,7 +107,7 @@ def test_pandas_and_pyarrow_come_with_nothing(lock: str) -> None:
     assert not names & {"pandas", "pyarrow", "sentence-transformers"}
 
 
-@pytest.mark.parametrize("lock", ["cpu", "gpu", "demo", "build"])
+@pytest.mark.parametrize("lock", ["cpu", "gpu", "broker", "demo", "build"])
 def test_what_is_deployed_is_what_was_tested(lock: str) -> None:
     tested = {(one.name, str(one.specifier)) for one in locked("dev")}
     untested = {one.name for one in locked(lock) if (one.name, str(one.specifier)) not in tested}
@@ -319,6 +320,11 @@ def test_a_second_make_demo_installs_nothing(checkout: Path) -> None:
     install_program(checkout, "print('ran')")
     (checkout / "deploy" / "install.sh").write_text("#!/bin/sh\nexit 7\n")
     assert make(checkout, "demo").stdout == "ran\n"
+
+
+def test_make_install_brings_the_embedded_broker(checkout: Path) -> None:
+    (checkout / "deploy" / "install.sh").write_text('#!/bin/sh\nmkdir -p "$1"\necho installing "$@"\n')
+    assert make(checkout, "install").stderr == "installing .venv cpu broker\n"
 
 
 def test_a_changed_lock_is_installed(checkout: Path) -> None:

@@ -1,6 +1,6 @@
 """The embedded broker: a small Kafka-compatible one for demo, development and tests, on loopback only.
 
-The binary comes from the package `noida-db` (the extra `demo`), pinned to one version. It keeps the log in memory;
+The binary comes from the package `noida-db` (the extra `broker`), pinned to one version. It keeps the log in memory;
 each start is fresh and each stop forgets everything. Production runs on Apache Kafka.
 """
 
@@ -200,7 +200,7 @@ def _process_exists(pid: int) -> bool:
 
 def _binary() -> Path:
     remedy = (
-        "install Headwater with its extra `demo` (pip install 'headwater[demo]'), "
+        f"install it with `make install` in a checkout, or with `pip install noida-db=={VERIFIED_VERSION}`; "
         "or use a Kafka of yours: set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
     )
     spec = importlib.util.find_spec("noida_db")

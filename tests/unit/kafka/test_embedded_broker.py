@@ -126,7 +126,8 @@ def test_a_missing_package_is_named_with_the_remedies(
         pass
     message = str(caught.value)
     assert "not installed" in message
-    assert "headwater[demo]" in message
+    assert "make install" in message
+    assert "pip install noida-db==0.2.3" in message
     assert "HEADWATER_KAFKA_BOOTSTRAP_SERVERS" in message
     assert "\n" not in message
 
