@@ -194,7 +194,6 @@ def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path)
 def test_no_part_of_serving_imports_torch_or_its_company() -> None:
     code = """
 import importlib, pkgutil, sys
-from tests.support.checkout import ROOT
 import headwater
 modules = ["headwater", *(found.name for found in pkgutil.walk_packages(headwater.__path__, "headwater."))]
 for name in modules:
