@@ -6,14 +6,27 @@ allowed. Unknown extra fields are ignored, so that old and new workers can meet 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    get_args,
+)
 
 import msgspec
-import numpy as np
 from msgspec import Meta, Struct
-from numpy.typing import NDArray
 
 from headwater.errors import HeadwaterError
+
+if TYPE_CHECKING:  # the client alone has no numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_ID_BYTES: Final = 512
 MAX_LIMIT: Final = 1000
@@ -214,7 +227,10 @@ class ItemVector(Struct, frozen=True):
     offset: int
     version: int | None = None
 
-    def array(self) -> NDArray[np.float32]:
+    def array(self) -> "NDArray[np.float32]":
+        """The vector, (dimension,) float32; read-only, on the bytes of the message."""
+        import numpy as np
+
         return np.frombuffer(self.vector, dtype="<f4")
 
 
@@ -556,7 +572,7 @@ def header(headers: Headers, *names: str) -> tuple[str, bytes] | None:
     return next((pair for pair in headers if pair[0] in names), None)
 
 
-def vector_bytes(vector: NDArray[np.float32]) -> bytes:
+def vector_bytes(vector: "NDArray[np.float32]") -> bytes:
     return vector.astype("<f4").tobytes()
 
 

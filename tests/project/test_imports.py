@@ -230,6 +230,33 @@ def test_the_client_reaches_no_room_but_kafka() -> None:
     assert rooms <= {"kafka", "hall"}
 
 
+# The base install: what a program with a client of ours has to carry. cramjam is found by aiokafka where it is there.
+CLIENT_LOADS = {
+    "aiokafka",
+    "annotated_types",
+    "async_timeout",
+    "cramjam",
+    "dotenv",
+    "msgspec",
+    "packaging",
+    "pydantic",
+    "pydantic_core",
+    "pydantic_settings",
+    "typing_extensions",
+    "typing_inspection",
+}
+
+
+def test_the_client_loads_the_packages_of_the_base_install_alone() -> None:
+    nothing = python("""
+        import json, sys
+        print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+    """)
+    ours = {"headwater", "cython_runtime", *sys.stdlib_module_names, *json.loads(nothing)}
+    loaded = {name for name in loaded_by("headwater.client") - ours if not name.startswith("_")}
+    assert loaded == CLIENT_LOADS
+
+
 @pytest.mark.parametrize("folder", APART)
 def test_files_that_stand_apart_do_not_import_each_other(folder: str) -> None:
     for name in APART[folder]:

@@ -4,14 +4,14 @@ aiokafka has a task that reads them from a stream. What comes wakes it a turn of
 then: on an idle machine a tenth of a millisecond of every fetch and of every acknowledgement, beside other work much more.
 """
 
+import logging
 import struct
 import weakref
 from typing import Any, Final
 
-import structlog
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _SIZE: Final = struct.Struct(">i")
 
@@ -54,5 +54,5 @@ class _Frames:
         try:
             connection._handle_frame(answer)
         except Exception as error:
-            log.exception("answer_failed", host=connection.host, port=connection.port)
+            log.exception("answer_failed", extra={"host": connection.host, "port": connection.port})
             connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)

@@ -8,11 +8,11 @@ a request, or none, by `write_now`; and one from the acknowledgement. Whatever g
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, RequestTimedOutError
@@ -20,7 +20,7 @@ from aiokafka.producer.sender import Sender, SendProduceReqHandler
 
 from headwater.kafka.fast_client.frames import handle_at_once
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
@@ -99,7 +99,7 @@ class _Sender(Sender):  # type: ignore[misc]
                 handler._client = _Told(self.client, answer)
                 self._leave(node, handler)
         except Exception as error:
-            log.exception("producer_failed", node=node)
+            log.exception("producer_failed", extra={"node": node})
             # As in aiokafka's routine: whoever waits must hear of it.
             self._message_accumulator.fail_all(error)
 
