@@ -31,10 +31,10 @@ from headwater import run_file
 from headwater.errors import HeadwaterError
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.headers import CORRELATION_HEADERS, Headers, header
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import (
-    CORRELATION_HEADERS,
     DEFAULT_DEADLINE_MS,
     ActionName,
     BadMessage,
@@ -49,7 +49,6 @@ from headwater.messages import (
     decode_item,
     decode_response,
     encode,
-    header,
 )
 from headwater.settings import Settings
 
@@ -416,7 +415,7 @@ class Client:
                 )
                 raise
 
-    def _take(self, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
+    def _take(self, value: bytes | None, headers: Headers) -> None:
         """Hand an answer to whoever waits for it; answers to others, and repeated ones, are left alone."""
         correlation = header(headers, CORRELATION_HEADERS[0])
         if correlation and (correlation[1] or b"").decode("utf-8", "replace") not in self._waiting:

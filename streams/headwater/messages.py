@@ -561,17 +561,6 @@ def sender_of(raw: bytes | None) -> tuple[str, str] | None:
         return None
 
 
-# Reply coordinates in headers: ours first, then the aliases of Spring and of Faust, echoed as they came.
-CORRELATION_HEADERS: Final = ("correlation_id", "kafka_correlationId", "Faust-Ag-CorrelationId")
-REPLY_HEADERS: Final = ("reply_to", "kafka_replyTopic", "Faust-Ag-ReplyTo")
-Headers = Sequence[tuple[str, bytes]]
-
-
-def header(headers: Headers, *names: str) -> tuple[str, bytes] | None:
-    """The first header whose name is one of ``names`` (Kafka header names compare exactly)."""
-    return next((pair for pair in headers if pair[0] in names), None)
-
-
 def vector_bytes(vector: "NDArray[np.float32]") -> bytes:
     return vector.astype("<f4").tobytes()
 
@@ -580,22 +569,3 @@ def schemas() -> Mapping[str, dict[str, Any]]:
     """JSON Schemas of all messages by name, generated from the types that encode and decode them."""
     types = (Click, Item, Request, Response, ItemVector, Trend)
     return {message_type.__name__: msgspec.json.schema(message_type) for message_type in types}
-
-
-def headers_of_delete(version: int | None, partition: int, offset: int) -> list[tuple[str, bytes]]:
-    """A delete on the vectors topic has no value, so its place in the order of versions travels in headers."""
-    place = {"version": version, "partition": partition, "offset": offset}
-    return [("headwater-delete", msgspec.json.encode(place))]
-
-
-class Deleted(Struct, frozen=True):
-    """The order of a delete: which catalog record it came from, and the item's version it carries."""
-
-    partition: int
-    offset: int
-    version: int | None = None
-
-
-def decode_delete(headers: Headers) -> Deleted | None:
-    found = header(headers, "headwater-delete")
-    return msgspec.json.decode(found[1], type=Deleted) if found else None

@@ -23,10 +23,10 @@ from headwater.client import (
     running_system,
 )
 from headwater.kafka import topics
+from headwater.kafka.headers import CORRELATION_HEADERS
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
 from headwater.messages import (
-    CORRELATION_HEADERS,
     BadMessage,
     ErrorDetail,
     Item,

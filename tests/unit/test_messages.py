@@ -14,7 +14,6 @@ from headwater.encoder.features import ACTION_CODES
 from headwater.kafka.fast_client.consumer import Record
 from headwater.messages import (
     ACTIONS,
-    CORRELATION_HEADERS,
     MAX_DEADLINE_MS,
     MAX_LIMIT,
     ActionName,
@@ -33,15 +32,12 @@ from headwater.messages import (
     SessionEvent,
     Trend,
     decode_click,
-    decode_delete,
     decode_item,
     decode_item_vector,
     decode_request,
     decode_response,
     decode_trend,
     encode,
-    header,
-    headers_of_delete,
     schemas,
     sender_of,
     vector_bytes,
@@ -420,21 +416,6 @@ def test_the_table_of_actions_is_that_of_the_wire_and_of_the_encoders() -> None:
     assert set(ACTIONS) == set(ACTION_CODES)
     assert ACTIONS["click"].popularity > 0
     assert not ACTIONS["impression"].counts_as_seen
-
-
-def test_the_order_of_a_delete_travels_in_its_headers() -> None:
-    for version in (None, 0, 7):
-        deleted = decode_delete(headers_of_delete(version, 2, 40))
-        assert deleted is not None
-        assert (deleted.version, deleted.partition, deleted.offset) == (version, 2, 40)
-    assert decode_delete([]) is None
-    assert decode_delete([("other", b"1")]) is None
-
-
-def test_correlation_is_read_under_each_of_its_names_and_keeps_the_name() -> None:
-    for name in CORRELATION_HEADERS:
-        assert header([("x", b"0"), (name, b"7")], *CORRELATION_HEADERS) == (name, b"7")
-    assert header([("Correlation_ID", b"7")], *CORRELATION_HEADERS) is None
 
 
 def test_a_vector_comes_back_bit_for_bit() -> None:

@@ -1,4 +1,4 @@
-"""Where bad messages go: the original bytes, with the reason in the headers, so that nothing is lost silently."""
+"""The dead-letter topic: bad messages as they came, with the reason in their headers, so nothing is lost silently."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -7,18 +7,18 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.headers import dead_letter_headers
 from headwater.kafka.publish import Outgoing, write_all
 from headwater.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-# Two MB of the original; the topic takes a little more, for the headers.
+# A longer value is cut. The topic takes 2.2 MB, which leaves room for the headers.
 MAX_VALUE_BYTES: Final = 2_000_000
-_MAX_MESSAGE_CHARS: Final = 1_000
 
 
 class DeadLetter(NamedTuple):
-    """A record that cannot be used, and why: ``reason`` for counting, ``message`` for reading."""
+    """A record that cannot be used: ``reason`` is a label of the metric, ``message`` a sentence for a person."""
 
     record: ConsumerRecord
     reason: str
@@ -26,13 +26,17 @@ class DeadLetter(NamedTuple):
 
 
 class DeadLetters:
-    """Writes to the dead-letter topic and waits for it, before the batch that held the records is finished."""
+    """Writes to the dead-letter topic. Put the letters of a batch before you finish the batch."""
 
     def __init__(self, producer: Producer, topic: str, metrics: Metrics) -> None:
         self._producer, self._topic, self._metrics = producer, topic, metrics
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Raises StopWorker when the broker does not take them."""
+        """Write the letters, wait until the broker has acknowledged them, and count them.
+
+        Raises:
+            StopWorker: the broker did not take them in time.
+        """
         if not letters:
             return
         await write_all(self._producer, self._topic, 0, [_outgoing(letter) for letter in letters])
@@ -50,16 +54,10 @@ class DeadLetters:
 
 
 def _outgoing(letter: DeadLetter) -> Outgoing:
-    record = letter.record
-    value = record.value
-    headers = [
-        ("reason", letter.reason.encode()),
-        ("message", letter.message[:_MAX_MESSAGE_CHARS].encode(errors="backslashreplace")),
-        ("topic", record.topic.encode()),
-        ("partition", str(record.partition).encode()),
-        ("offset", str(record.offset).encode()),
-    ]
+    record, value, cut_from_bytes = letter.record, letter.record.value, None
     if value is not None and len(value) > MAX_VALUE_BYTES:
-        headers.append(("cut_from_bytes", str(len(value)).encode()))
-        value = value[:MAX_VALUE_BYTES]
+        value, cut_from_bytes = value[:MAX_VALUE_BYTES], len(value)
+    headers = dead_letter_headers(
+        letter.reason, letter.message, record.topic, record.partition, record.offset, cut_from_bytes
+    )
     return Outgoing(record.key, value, headers)

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from headwater.errors import StopWorker
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.headers import Headers
 from headwater.kafka.partitioner import partitions_of
 from headwater.settings import Settings
 
@@ -22,8 +23,7 @@ _ACK_TIMEOUT_S: Final = _DELIVERY_TIMEOUT_S + 40.0
 # A whole partition batch's changelog fits a few of these; Kafka's default limit of a record batch is 1 MB.
 MAX_BATCH_BYTES: Final = 900 * 1024
 
-Header = tuple[str, bytes]
-_NO_HEADERS: Final[list[Header]] = []
+_NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
 
 
 # Not followed by the garbage collector: it holds bytes only, and tens of thousands are made a second.
@@ -32,7 +32,7 @@ class Outgoing(Struct, frozen=True, gc=False):
 
     key: bytes | None
     value: bytes | None
-    headers: Sequence[Header] = ()
+    headers: Headers = ()
     timestamp_ms: int | None = None  # None: now
 
 

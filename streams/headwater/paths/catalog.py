@@ -35,6 +35,7 @@ from headwater.kafka.batch import Batch, Gate
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.headers import DeleteOrder, delete_header, delete_order_of
 from headwater.kafka.publish import Outgoing, write_all
 from headwater.kafka.supervision import READ_TIMEOUT_S, Background, once_broker_answers, topic_recreated_error
 from headwater.kafka.topics import Topics
@@ -43,11 +44,9 @@ from headwater.messages import (
     BadMessage,
     Item,
     ItemVector,
-    decode_delete,
     decode_item,
     decode_item_vector,
     encode,
-    headers_of_delete,
     shown,
     vector_bytes,
 )
@@ -324,8 +323,8 @@ class CatalogPath:
             )
             key = change.item_id.encode()
             if vector is None:
-                headers = headers_of_delete(version, partition, record.offset)
-                outgoing.append(Outgoing(key, None, headers, record.timestamp))
+                order = DeleteOrder(partition, record.offset, version)
+                outgoing.append(Outgoing(key, None, [delete_header(order)], record.timestamp))
             else:
                 value = ItemVector(
                     change.item_id,
@@ -522,8 +521,8 @@ def point_of_vector(record: ConsumerRecord) -> tuple[Point, str] | None:
         BadMessage: it is no item vector.
     """
     if record.value is None:
-        deleted = decode_delete(record.headers)
-        if deleted is None:
+        deleted = delete_order_of(record.headers)
+        if not isinstance(deleted, DeleteOrder):
             return None
         item_id = record.key.decode()
         key = item_key(item_id)

@@ -20,7 +20,8 @@ from headwater.index.item_vectors import ItemVectors
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.forwarding import origin_of, redirect
+from headwater.kafka.forwarding import redirect
+from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partitions_of
 from headwater.kafka.publish import Outgoing, Sent, write_scattered
 from headwater.messages import ReadClicks
@@ -253,14 +254,18 @@ class ClickPath:
             if home == partition.number:
                 rows[index] = partition.row_of(read.users[index])
             else:
-                redirect(read.records[index], read.users[index], home, strays, letters)
+                match redirect(read.records[index], read.users[index], home):
+                    case DeadLetter() as letter:
+                        letters.append(letter)
+                    case stray:
+                        strays.append(stray)
                 kept[index] = False
         if not kept.all():
             rows, read = rows[kept], read.take(np.flatnonzero(kept).tolist())
         origins = [
             (int(rows[index]), origin.partition, origin.offset)
             for index, headers in enumerate(read.headers if any(read.headers) else ())
-            if headers and (origin := origin_of(read.records[index])) is not None
+            if headers and isinstance(origin := origin_of(headers), Origin)
         ]
         columns = Clicks(
             rows,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from headwater.index import filters
 from headwater.kafka.batch import Batch
+from headwater.kafka.headers import Headers
 from headwater.messages import Request
 from headwater.profiles.columns import U64
 
@@ -33,7 +34,7 @@ class Held:
     user: bytes
     where: filters.Filter | None
     reply_topic: str
-    reply_headers: list[tuple[str, bytes]]
+    reply_headers: Headers
     asked_ms: float  # the record's timestamp (the original's, if it was forwarded)
     unanswered: Unanswered
     event: int | None = None  # key of the event that it waits for by its id

@@ -23,13 +23,12 @@ from headwater.index.item_vectors import ItemVectors
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.forwarding import origin_of, redirect
+from headwater.kafka.forwarding import redirect
+from headwater.kafka.headers import BadHeader, Headers, Origin, correlation_of, origin_of, reply_to_of
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
 from headwater.messages import (
-    CORRELATION_HEADERS,
-    REPLY_HEADERS,
     BadMessage,
     Candidate,
     ErrorDetail,
@@ -38,7 +37,6 @@ from headwater.messages import (
     Response,
     decode_request,
     encode,
-    header,
     sender_of,
     shown,
 )
@@ -68,7 +66,7 @@ _DAY_MS: Final = 86_400_000
 
 class _Reply(NamedTuple):
     topic: str
-    headers: list[tuple[str, bytes]]
+    headers: Headers
     response: Response
 
 
@@ -186,7 +184,7 @@ class RequestPath:
         strays: list[Outgoing],
     ) -> Held | None:
         reply_topic, reply_headers = self._topics.responses, []
-        correlation = header(record.headers, *CORRELATION_HEADERS)
+        correlation = correlation_of(record.headers)
         if correlation is not None:
             reply_headers = [correlation]
         try:
@@ -212,26 +210,32 @@ class RequestPath:
         if user not in partition.columns.rows:
             home = partition_of(user, self._settings.partitions)
             if home != partition.number:
-                redirect(record, user, home, strays, letters)
+                match redirect(record, user, home):
+                    case DeadLetter() as letter:
+                        letters.append(letter)
+                    case stray:
+                        strays.append(stray)
                 return None
-        origin = origin_of(record)
-        asked_ms = origin.timestamp_ms if origin else record.timestamp
+        origin = origin_of(record.headers)
+        asked_ms = origin.timestamp_ms if isinstance(origin, Origin) else record.timestamp
         event_id = request.after_event_id
         event = None if event_id is None else event_key(event_id)
         return Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered, event)
 
     def _reply_topic(self, record: ConsumerRecord) -> str:
-        asked = header(record.headers, *REPLY_HEADERS)
+        asked = reply_to_of(record.headers)
         if asked is None:
             return self._topics.responses
+        if isinstance(asked, BadHeader):
+            raise BadMessage("reply_topic_not_allowed", asked.reason)
         allowed = (self._topics.responses, *self._settings.reply_topics)
-        name = asked[1].decode(errors="backslashreplace")
-        if name not in allowed:
+        if asked.topic not in allowed:
             raise BadMessage(
                 "reply_topic_not_allowed",
-                f"header {asked[0]}: got {shown(name)}, expected one of {', '.join(allowed)} (HEADWATER_REPLY_TOPICS)",
+                f"header {asked.name}: got {shown(asked.topic)}, expected one of {', '.join(allowed)} "
+                "(HEADWATER_REPLY_TOPICS)",
             )
-        return name
+        return asked.topic
 
     # Waiting for the demanded click
 

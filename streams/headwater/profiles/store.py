@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
@@ -25,10 +24,10 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Gate
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.headers import Erasure, erasure_header, erasure_of
 from headwater.kafka.publish import Outgoing, Sent, send_all
 from headwater.kafka.supervision import READ_TIMEOUT_S, Background, once_broker_answers, topic_recreated_error
 from headwater.kafka.topics import Topics
-from headwater.messages import header
 from headwater.metrics import Metrics
 from headwater.profiles.columns import I64, U64, Columns
 from headwater.profiles.counters import DEFAULT_COUNTERS
@@ -47,7 +46,6 @@ _EXPIRE_USERS: Final = 2_000
 # Of a partition's events that came into no log so many are remembered: of a burst of impressions, a minute's.
 _BESIDE_LOG: Final = 10_000
 _NOBODY: Final = np.zeros(0, dtype=np.int64)
-_FORGOT_HEADER: Final = "headwater-forgot-ms"
 
 
 def _settled(value: bool) -> asyncio.Future[bool]:
@@ -396,8 +394,8 @@ class Profiles:
                 continue
             if user in partition.columns.rows:
                 partition.columns.remove(user)
-            erasure = _erasure_of(record)
-            if erasure is not None:
+            erasure = erasure_of(record.headers)
+            if isinstance(erasure, Erasure):
                 partition.forgotten[user], partition.erased_by[user] = erasure
         rows = np.array([partition.row_of(record.key) for record in kept], dtype=np.int64)
         try:
@@ -426,7 +424,7 @@ class Profiles:
         values = pack(columns, rows, Stamp(self.writer, generation, self.bundle)) if users else []
         records = list(map(Outgoing, users, values))
         records += [
-            Outgoing(user, None, [(_FORGOT_HEADER, msgspec.json.encode([erased_ms, generation]))])
+            Outgoing(user, None, [erasure_header(Erasure(erased_ms, generation))])
             for user, erased_ms in erased.items()
         ]
         sent = await send_all(self._producer, self._topics.profiles, partition.number, records)
@@ -570,11 +568,5 @@ class Profiles:
 def _generation_of(record: ConsumerRecord) -> int:
     if record.value is not None:
         return generation_of(record.value)
-    erasure = _erasure_of(record)
-    return erasure[1] if erasure is not None else -1
-
-
-def _erasure_of(tombstone: ConsumerRecord) -> tuple[int, int] | None:
-    """(time up to which events are dropped, generation) of a tombstone; None for one that is not ours."""
-    forgot = header(tombstone.headers, _FORGOT_HEADER)
-    return msgspec.json.decode(forgot[1], type=tuple[int, int]) if forgot is not None else None
+    erasure = erasure_of(record.headers)
+    return erasure.generation if isinstance(erasure, Erasure) else -1

@@ -16,7 +16,8 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
-from headwater.kafka.forwarding import Origin, forwarded, origin_of
+from headwater.kafka.forwarding import forwarded
+from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of
 from headwater.paths import clicks as click_path
 from headwater.profiles.apply_clicks import Clicks, plan
@@ -225,7 +226,7 @@ async def test_a_stray_is_forwarded_home_with_its_origin_and_is_not_applied_here
     assert wide.partition(away).watermark == 12
     (sent,) = wide.producer.records(wide.topics.clicks)
     assert (sent.partition, sent.key, sent.value) == (home, record.key, record.value)
-    assert origin_of(sent) == Origin(away, 12, record.timestamp)
+    assert origin_of(sent.headers) == Origin(away, 12, record.timestamp)
     assert wide.measured("strays_total", topic=wide.topics.clicks) == 1
 
 

@@ -1,0 +1,180 @@
+"""Every record header of the wire: its name, how it is written, and a parser that no foreign byte makes raise.
+
+| header | on | value |
+|---|---|---|
+| ``correlation_id``, ``kafka_correlationId``, ``Faust-Ag-CorrelationId`` | requests, responses | any bytes, echoed |
+| ``reply_to``, ``kafka_replyTopic``, ``Faust-Ag-ReplyTo`` | requests | the name of a topic, UTF-8 |
+| ``headwater-origin`` | clicks, requests | JSON ``[partition, offset, timestamp_ms]`` |
+| ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
+| ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, generation]`` |
+| ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``cut_from_bytes`` | dead letters | UTF-8 |
+
+Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts.
+Each parser returns the value, None where the header is absent, or a :class:`BadHeader` where it is invalid.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+Headers = Sequence[tuple[str, bytes | None]]
+Header = tuple[str, bytes]
+
+# Ours first, then the names that Spring and Faust use.
+CORRELATION_HEADERS: Final = ("correlation_id", "kafka_correlationId", "Faust-Ag-CorrelationId")
+REPLY_TO_HEADERS: Final = ("reply_to", "kafka_replyTopic", "Faust-Ag-ReplyTo")
+ORIGIN_HEADER: Final = "headwater-origin"
+DELETE_HEADER: Final = "headwater-delete"
+FORGOT_HEADER: Final = "headwater-forgot-ms"
+
+_MAX_QUOTED: Final = 60
+_MAX_MESSAGE_CHARS: Final = 1_000
+
+# The ranges of Kafka's own fields: int32 partitions and generations, int64 offsets and timestamps.
+_Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+_Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+T = TypeVar("T")
+
+
+class BadHeader(NamedTuple):
+    """A header that is there and cannot be used. ``reason`` is a sentence: the value seen and the value expected."""
+
+    name: str
+    reason: str
+
+
+class Origin(NamedTuple):
+    """Where a forwarded record was published first, and the timestamp it had there."""
+
+    partition: _Partition
+    offset: _Offset
+    timestamp_ms: _Int64
+
+
+class DeleteOrder(Struct, frozen=True):
+    """The order of a delete: the catalog record it came from, and the version that record carried."""
+
+    partition: _Partition
+    offset: _Offset
+    version: _Int64 | None = None
+
+
+class Erasure(NamedTuple):
+    """The events of a user up to ``erased_ms`` are erased; ``generation`` of the group wrote so."""
+
+    erased_ms: _Int64
+    generation: _Int32
+
+
+class ReplyTo(NamedTuple):
+    """The topic that a request wants its answer on, and the name of the header that says so."""
+
+    name: str
+    topic: str
+
+
+_ORIGINS: Final = msgspec.json.Decoder(Origin)
+_DELETES: Final = msgspec.json.Decoder(DeleteOrder)
+_ERASURES: Final = msgspec.json.Decoder(Erasure)
+
+
+def header(headers: Headers, *names: str) -> tuple[str, bytes | None] | None:
+    """The first header whose name is one of ``names``."""
+    return next((pair for pair in headers if pair[0] in names), None)
+
+
+def correlation_of(headers: Headers) -> tuple[str, bytes | None] | None:
+    """The header that an answer has to repeat; any value is valid, a null too."""
+    return header(headers, *CORRELATION_HEADERS)
+
+
+def reply_to_of(headers: Headers) -> ReplyTo | BadHeader | None:
+    """The topic that the answer is wanted on."""
+    found = header(headers, *REPLY_TO_HEADERS)
+    if found is None:
+        return None
+    name, value = found
+    try:
+        return ReplyTo(name, value.decode()) if value is not None else _bad(found, "the name of a topic")
+    except UnicodeDecodeError:
+        return _bad(found, "the name of a topic in UTF-8")
+
+
+def origin_of(headers: Headers) -> Origin | BadHeader | None:
+    """Where a forwarded record came from."""
+    return _decoded(headers, ORIGIN_HEADER, _ORIGINS, "[partition, offset, timestamp in ms]")
+
+
+def delete_order_of(headers: Headers) -> DeleteOrder | BadHeader | None:
+    """The order of a delete on the vectors topic."""
+    return _decoded(headers, DELETE_HEADER, _DELETES, 'an object with "partition", "offset" and "version"')
+
+
+def erasure_of(headers: Headers) -> Erasure | BadHeader | None:
+    """What a tombstone on the profiles topic erased."""
+    return _decoded(headers, FORGOT_HEADER, _ERASURES, "[time in ms, generation of the group]")
+
+
+def origin_header(origin: Origin) -> Header:
+    """The header of a forwarded record."""
+    return ORIGIN_HEADER, msgspec.json.encode(origin)
+
+
+def delete_header(order: DeleteOrder) -> Header:
+    """The header of a delete, which has no value, so that its place in the order of versions travels here."""
+    place = {"version": order.version, "partition": order.partition, "offset": order.offset}
+    return DELETE_HEADER, msgspec.json.encode(place)
+
+
+def erasure_header(erasure: Erasure) -> Header:
+    """The header of an erased user's tombstone."""
+    return FORGOT_HEADER, msgspec.json.encode(erasure)
+
+
+def dead_letter_headers(
+    reason: str, message: str, topic: str, partition: int, offset: int, cut_from_bytes: int | None = None
+) -> list[Header]:
+    """The headers of a dead letter: why, and where the original lies.
+
+    ``cut_from_bytes`` is the size of a value that was cut. A message is cut after 1,000 characters.
+    """
+    headers = [
+        ("reason", reason.encode()),
+        ("message", message[:_MAX_MESSAGE_CHARS].encode(errors="backslashreplace")),
+        ("topic", topic.encode()),
+        ("partition", str(partition).encode()),
+        ("offset", str(offset).encode()),
+    ]
+    if cut_from_bytes is not None:
+        headers.append(("cut_from_bytes", str(cut_from_bytes).encode()))
+    return headers
+
+
+def _decoded(
+    headers: Headers, name: str, decoder: "msgspec.json.Decoder[T]", expected: str
+) -> T | BadHeader | None:
+    found = header(headers, name)
+    if found is None:
+        return None
+    value = found[1]
+    if value is None:
+        return _bad(found, expected)
+    try:
+        return decoder.decode(value)
+    # msgspec raises its own errors for JSON of another shape, ValueError for bytes that are not UTF-8, and
+    # RecursionError for thousands of brackets.
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _bad(found, expected)
+
+
+def _bad(found: tuple[str, bytes | None], expected: str) -> BadHeader:
+    name, value = found
+    seen = (
+        "null" if value is None else repr(value[:_MAX_QUOTED]) + ("..." if len(value) > _MAX_QUOTED else "")
+    )
+    return BadHeader(name, f"header {name}: got {seen}, expected {expected}")

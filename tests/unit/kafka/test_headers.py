@@ -1,0 +1,156 @@
+"""Record headers: what is written is read again, and foreign bytes are told from both absent and valid ones."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.kafka.headers import (
+    CORRELATION_HEADERS,
+    REPLY_TO_HEADERS,
+    BadHeader,
+    DeleteOrder,
+    Erasure,
+    Headers,
+    Origin,
+    ReplyTo,
+    correlation_of,
+    dead_letter_headers,
+    delete_header,
+    delete_order_of,
+    erasure_header,
+    erasure_of,
+    header,
+    origin_header,
+    origin_of,
+    reply_to_of,
+)
+
+Parser = Callable[[Headers], object]
+PARSERS: dict[str, Parser] = {
+    "headwater-origin": origin_of,
+    "headwater-delete": delete_order_of,
+    "headwater-forgot-ms": erasure_of,
+    "reply_to": reply_to_of,
+    "correlation_id": correlation_of,
+}
+NO_JSON = [None, b"", b"\xff", b"null", b"{}", b"[]", b'"x"', b"[" * 100_000, b'["a",2,3]', b"[1.5,2,3]"]
+
+int32 = st.integers(0, 2**31 - 1)
+int64 = st.integers(0, 2**63 - 1)
+timestamp = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(int32, int64, timestamp)
+def test_an_origin_comes_back(partition: int, offset: int, timestamp_ms: int) -> None:
+    origin = Origin(partition, offset, timestamp_ms)
+    assert origin_of([("trace", b"1"), origin_header(origin)]) == origin
+
+
+@given(int32, int64, st.none() | st.integers(0, 2**53))
+def test_the_order_of_a_delete_comes_back(partition: int, offset: int, version: int | None) -> None:
+    order = DeleteOrder(partition, offset, version)
+    assert delete_order_of([delete_header(order)]) == order
+
+
+@given(timestamp, st.integers(-1, 2**31 - 1))
+def test_an_erasure_comes_back(erased_ms: int, generation: int) -> None:
+    assert erasure_of([erasure_header(Erasure(erased_ms, generation))]) == (erased_ms, generation)
+
+
+def test_the_bytes_on_the_wire_stay_what_they_are() -> None:
+    assert origin_header(Origin(3, 40, 1_234)) == ("headwater-origin", b"[3,40,1234]")
+    assert erasure_header(Erasure(1_234, 7)) == ("headwater-forgot-ms", b"[1234,7]")
+    assert delete_header(DeleteOrder(2, 40)) == (
+        "headwater-delete",
+        b'{"version":null,"partition":2,"offset":40}',
+    )
+
+
+@pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
+def test_an_absent_header_is_none(parser: Parser) -> None:
+    assert parser([]) is None
+    assert parser([("trace", b"1")]) is None
+
+
+@pytest.mark.parametrize("value", NO_JSON, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("name", ["headwater-origin", "headwater-delete", "headwater-forgot-ms"])
+def test_a_value_that_is_not_ours_is_invalid_with_a_reason(name: str, value: bytes | None) -> None:
+    found = PARSERS[name]([(name, value)])
+    assert isinstance(found, BadHeader)
+    assert found.name == name
+    assert f"header {name}: got " in found.reason
+    assert "expected" in found.reason
+    assert len(found.reason) < 250
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"[1099511627776,5,0]",
+        b"[-1,5,0]",
+        b"[1,-1,0]",
+        b"[1,9223372036854775808,0]",
+        b"[1,5,9223372036854775808]",
+    ],
+)
+def test_numbers_beyond_kafkas_fields_are_no_origin(value: bytes) -> None:
+    assert isinstance(origin_of([("headwater-origin", value)]), BadHeader)
+
+
+@pytest.mark.parametrize("value", [b"[0,2147483648]", b"[9223372036854775808,1]", b"[1,2,3]", b"[1]"])
+def test_numbers_beyond_kafkas_fields_are_no_erasure(value: bytes) -> None:
+    assert isinstance(erasure_of([("headwater-forgot-ms", value)]), BadHeader)
+
+
+@pytest.mark.parametrize("place", ["-1", "2147483648", "1.0", "true", "null"])
+def test_numbers_beyond_kafkas_fields_are_no_order_of_a_delete(place: str) -> None:
+    value = f'{{"partition":{place},"offset":1}}'.encode()
+    assert isinstance(delete_order_of([("headwater-delete", value)]), BadHeader)
+
+
+@given(st.sampled_from(sorted(PARSERS)), st.none() | st.binary(max_size=40))
+def test_no_bytes_make_a_parser_raise(name: str, value: bytes | None) -> None:
+    PARSERS[name]([(name, value)])
+
+
+def test_the_first_of_two_headers_of_a_name_counts() -> None:
+    twice = [origin_header(Origin(1, 2, 3)), origin_header(Origin(4, 5, 6))]
+    assert origin_of(twice) == Origin(1, 2, 3)
+
+
+@pytest.mark.parametrize("name", CORRELATION_HEADERS)
+@pytest.mark.parametrize("value", [b"7", b"", b"\xff", None])
+def test_correlation_is_read_under_each_of_its_names_and_echoed_as_it_came(
+    name: str, value: bytes | None
+) -> None:
+    assert correlation_of([("x", b"0"), (name, value)]) == (name, value)
+
+
+def test_header_names_are_compared_exactly() -> None:
+    assert header([("Correlation_ID", b"7")], *CORRELATION_HEADERS) is None
+
+
+@pytest.mark.parametrize("name", REPLY_TO_HEADERS)
+def test_the_reply_topic_is_read_under_each_of_its_names(name: str) -> None:
+    assert reply_to_of([(name, "mine-ü".encode())]) == ReplyTo(name, "mine-ü")
+
+
+@pytest.mark.parametrize(("value", "seen"), [(None, "null"), (b"\xffa", r"b'\xffa'")])
+def test_a_reply_topic_that_is_no_text_is_invalid(value: bytes | None, seen: str) -> None:
+    found = reply_to_of([("reply_to", value)])
+    assert isinstance(found, BadHeader)
+    assert seen in found.reason
+
+
+def test_a_dead_letter_says_why_and_where_its_original_lies() -> None:
+    headers = dict(dead_letter_headers("bad_json", "\ud800" + "x" * 2_000, "clicks", 3, 40))
+    assert headers == {
+        "reason": b"bad_json",
+        "message": b"\\ud800" + b"x" * 999,
+        "topic": b"clicks",
+        "partition": b"3",
+        "offset": b"40",
+    }
+    assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, 5))["cut_from_bytes"] == b"5"
