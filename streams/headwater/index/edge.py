@@ -11,7 +11,6 @@ of deletions live here only; the index is filled anew at each start, from the ve
 import asyncio
 import contextlib
 import fcntl
-import logging
 import math
 import os
 import shutil
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 import qdrant_edge as engine
+import structlog
 import xxhash
 from numpy.typing import NDArray
 
@@ -44,7 +44,7 @@ from headwater.index import (
 )
 from headwater.index.filters import Filter, admits, is_available
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # 40 us a point; 3 ms a query over 92,000 items while there is no graph: a slice holds the loop for 5-12 ms.
 PUT_SLICE = 128
@@ -305,7 +305,7 @@ class EdgeIndex:
                 await self.build_graph()
             except Exception as problem:  # noqa: BLE001 - the engine's errors have no type of their own
                 # Without a graph every search is a scan: slower, never wrong.
-                log.warning("no new search graph, searches stay as they are: %s", problem)
+                log.warning("search_graph_not_built", error=str(problem))
                 not_before_s = now_s + self._policy.patience_s
 
     async def build_graph(self) -> None:

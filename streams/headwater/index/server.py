@@ -13,7 +13,6 @@ Newer wins even where two writers meet: an absent item is inserted only if it is
 while what is stored is older, and then the stored stamps are read again until nothing of the batch is newer than they.
 """
 
-import logging
 import math
 import time
 import warnings
@@ -23,6 +22,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import structlog
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
@@ -44,7 +44,7 @@ from headwater.index import (
 from headwater.index.filters import Filter, names_available
 from headwater.index.server_calls import LOOK_UP_S, SEARCH_S, Calls
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 OLDEST_SERVER = (1, 18)  # insert-only and conditional upserts; an older one would ignore them in silence
 
@@ -389,7 +389,7 @@ class ServerIndex:
 
 def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> AsyncQdrantClient:
     if api_key is not None and url.startswith("http:"):
-        log.warning("the key of Qdrant at %s is sent as it is; where others can listen, use https", url)
+        log.warning("qdrant_key_sent_unencrypted", url=url, remedy="use https where others can listen")
     with warnings.catch_warnings():
         # It says the same, with a line of our source.
         warnings.filterwarnings("ignore", "Api key is used with an insecure connection")

@@ -5,20 +5,20 @@ refused at once, until it has answered a look that is taken again and again in t
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
 import stamina
+import structlog
 from grpc import StatusCode  # type: ignore[import-untyped]
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
 from headwater.index import IndexUnavailable
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Calls:
             reading.exception()
         )  # nobody may be left to hear it, and asyncio would print a traceback of that
         if problem is not None and not isinstance(problem, IndexUnavailable):
-            log.error("%s refused a read: %r", self._server, problem)
+            log.error("index_refused_a_read", server=self._server, error=repr(problem))
 
     async def _read(self, within_s: float, call: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -132,7 +132,7 @@ class Calls:
             else:
                 said = self.refusal(problem) if isinstance(problem, AioRpcError) else str(problem)
             if self._looking is None:
-                log.warning("%s; nothing is read from it until it answers", said)
+                log.warning("index_away", server=self._server, error=said, reads="refused until it answers")
                 self._looking = asyncio.create_task(self._look_for_it(), name="index-look")
             raise IndexUnavailable(said) from problem
 
@@ -144,7 +144,7 @@ class Calls:
                 await asyncio.sleep(LOOK_S)
         finally:
             self._looking = None
-        log.warning("%s answers again, after %.1f s", self._server, time.monotonic() - since_s)
+        log.warning("index_answers_again", server=self._server, seconds=round(time.monotonic() - since_s, 1))
 
     async def _answers(self) -> bool:
         try:
@@ -152,7 +152,7 @@ class Calls:
                 await self._look()
         except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
             if _is_our_fault(problem):
-                log.error("%s refuses what it is looked for with: %r", self._server, problem)
+                log.error("index_refused_a_look", server=self._server, error=repr(problem))
             return False
         return True
 

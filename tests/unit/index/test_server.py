@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from headwater.encoder.features import item_key
 from headwater.index import IndexRefused, IndexUnavailable, Point, Query
@@ -126,20 +127,23 @@ async def test_server_too_old_for_conditional_writes_is_refused(stand_in: StandI
 
 
 async def test_a_key_is_sent_and_where_it_is_sent_as_it_is_the_log_says_so_without_it(
-    stand_in: StandIn, caplog: pytest.LogCaptureFixture
+    stand_in: StandIn,
 ) -> None:
     stand_in.api_key = "the-right-key"
     with pytest.raises(
         IndexUnavailable, match="UNAUTHENTICATED: Invalid API key or JWT; check HEADWATER_QDRANT"
     ):
         await ServerIndex.connect(stand_in.url, "a-wrong-key", "items-test", DIM, grpc_port=stand_in.port)
-    index = await ServerIndex.connect(
-        stand_in.url, "the-right-key", "items-test", DIM, grpc_port=stand_in.port
-    )
+    with capture_logs() as logged:
+        index = await ServerIndex.connect(
+            stand_in.url, "the-right-key", "items-test", DIM, grpc_port=stand_in.port
+        )
     await index.put([item("a")])
     await index.close()
-    assert "is sent as it is" in caplog.text
-    assert "-key" not in caplog.text
+    assert [(line["event"], line["url"]) for line in logged] == [
+        ("qdrant_key_sent_unencrypted", stand_in.url)
+    ]
+    assert "-key" not in str(logged)
 
 
 @pytest.mark.parametrize("fault", ["silent", "closed"])
