@@ -311,15 +311,15 @@ class RequestPath:
         very many are on their way, as to a broker that takes nothing.
         """
         if len(held) > 1 and len(groups := _by_haste(held)) > 1:
-            await asyncio.gather(*(self._answer(group, partition) for group in groups))
+            await asyncio.gather(*(self._answer(group, partition, release) for group in groups))
             return
         try:
             late, found = await self._find(held, partition)
         except Exception as error:
             if len(held) > 1:
                 middle = len(held) // 2
-                await self._answer(held[:middle], partition)
-                await self._answer(held[middle:], partition)
+                await self._answer(held[:middle], partition, release)
+                await self._answer(held[middle:], partition, release)
                 return
             log.exception("request_failed", partition=partition.number)
             message = f"this request made the worker fail ({type(error).__name__}); it is in its log"

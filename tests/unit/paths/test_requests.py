@@ -448,6 +448,44 @@ async def test_the_next_requests_need_not_wait_until_an_answer_is_acknowledged(w
     assert batch in worker.consumer.finished
 
 
+async def test_the_next_batch_comes_before_acknowledgements_where_deadlines_differ(worker: Asked) -> None:
+    worker.producer.slow = {worker.topics.responses}
+    records = [worker.request("ann", "patient"), worker.request("bob", "hasty", deadline_ms=9_000)]
+    batch = worker.batch(records)
+    answering = asyncio.create_task(worker.requests.handle(batch))
+    await until(lambda: len(worker.responses()) == 2)
+    assert batch in worker.consumer.released
+    assert batch not in worker.consumer.finished
+    worker.producer.acknowledge()
+    worker.producer.acknowledge()
+    await answering
+    assert batch in worker.consumer.finished
+
+
+async def test_the_next_batch_comes_before_acknowledgements_where_our_own_code_failed(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = worker.encoder.encode_items
+
+    def brittle(texts: list[str], item_ids: list[str] | None = None) -> Any:
+        if len(texts) > 1:
+            raise ArithmeticError
+        return encode(texts, item_ids)
+
+    monkeypatch.setattr(worker.encoder, "encode_items", brittle)
+    worker.producer.slow = {worker.topics.responses}
+    batch = worker.batch([worker.request("ann", query, query=query) for query in ("tea", "coffee")])
+    answering = asyncio.create_task(worker.requests.handle(batch))
+    await until(lambda: len(worker.responses()) == 1)
+    assert batch in worker.consumer.released
+    assert batch not in worker.consumer.finished
+    worker.producer.acknowledge()
+    await until(lambda: len(worker.responses()) == 2)
+    worker.producer.acknowledge()
+    await answering
+    assert batch in worker.consumer.finished
+
+
 async def test_a_click_that_is_applied_already_is_not_waited_for(worker: Asked) -> None:
     await worker.apply(worker.click("ann", "dark roast"))
     assert (await worker.answer("ann", after=after(0))).status == "ok"
