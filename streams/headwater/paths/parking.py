@@ -4,14 +4,18 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from headwater.index import filters
 from headwater.kafka.batch import Batch
 from headwater.kafka.headers import Headers
 from headwater.messages import Request
 from headwater.profiles.columns import U64
+
+# A heap of offsets up to this size is not worth compacting.
+_SMALL_HEAP: Final = 64
 
 
 class Unanswered:
@@ -41,6 +45,7 @@ class Held:
     timings: dict[str, float] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     expired: bool = False  # its click did not come in time
+    ticket: int = -1  # its number in the parking lot
 
     @property
     def left_ms(self) -> float:
@@ -48,31 +53,34 @@ class Held:
 
 
 class ParkingLot:
-    """Requests of one partition that wait: by offset of that partition, for an event, or by neither: for a stray's own
-    coordinates, or for an event that has come and is not on its way to the changelog yet.
+    """Waiting requests of one partition, in three groups: for an offset of this partition, for an event id, and others (an
+    offset of another partition, or an event that is applied but not yet on its way to the changelog).
+
+    Adding and removing one takes constant time, up to the heap of offsets. A request that has left is not referred to.
     """
 
     def __init__(self) -> None:
-        self._by_offset: list[tuple[int, int, Held]] = []
-        self._others: list[Held] = []
-        self._waiting = 0  # for events
-        self._by_event: dict[int, list[Held]] = {}
-        self._gone: set[Held] = set()
         self._order = itertools.count()
+        # Every waiting request by its ticket. A ticket that is in a group but not in here has left.
+        self._waiting: dict[int, Held] = {}
+        self._by_offset: list[tuple[int, int]] = []  # heap of (offset, ticket)
+        self._by_event: dict[int, dict[int, None]] = {}  # event key -> tickets
+        self._others: dict[int, None] = {}  # tickets
 
     def __len__(self) -> int:
-        return len(self._by_offset) - len(self._gone) + len(self._others) + self._waiting
+        return len(self._waiting)
 
     def add(self, held: Held, partition: int, has_come: bool) -> None:
         """``has_come``: the event that it waits for."""
+        held.ticket = ticket = next(self._order)
+        self._waiting[ticket] = held
         after = held.request.after
         if held.event is not None and not has_come:
-            self._by_event.setdefault(held.event, []).append(held)
-            self._waiting += 1
+            self._by_event.setdefault(held.event, {})[ticket] = None
         elif after is not None and after.partition == partition:
-            heapq.heappush(self._by_offset, (after.offset, next(self._order), held))
+            heapq.heappush(self._by_offset, (after.offset, ticket))
         else:
-            self._others.append(held)
+            self._others[ticket] = None
 
     def take(
         self,
@@ -88,55 +96,50 @@ class ParkingLot:
         """
         taken = []
         while self._by_offset and self._by_offset[0][0] <= watermark:
-            held = heapq.heappop(self._by_offset)[2]
-            if held in self._gone:
-                self._gone.discard(held)
-            else:
+            held = self._waiting.pop(heapq.heappop(self._by_offset)[1], None)
+            if held is not None:
                 taken.append(held)
         if self._by_event:
             looked_at = (
                 self._by_event.keys() if events is None else self._by_event.keys() & set(events.tolist())
             )
             for event in list(looked_at):
-                arrived = [held for held in self._by_event[event] if has_come(held)]
-                self._leave(event, arrived)
-                self._others += arrived
-        if self._others:
-            arrived = [held for held in self._others if may_answer(held)]
-            self._others = [held for held in self._others if held not in arrived]
-            taken += arrived
+                tickets = self._by_event[event]
+                arrived = [ticket for ticket in tickets if has_come(self._waiting[ticket])]
+                for ticket in arrived:
+                    self._leave_event(event, ticket)
+                self._others.update(dict.fromkeys(arrived))
+        for ticket in [ticket for ticket in self._others if may_answer(self._waiting[ticket])]:
+            del self._others[ticket]
+            taken.append(self._waiting.pop(ticket))
         return taken
 
-    def _leave(self, event: int, leaving: Sequence[Held]) -> None:
-        self._waiting -= len(leaving)
-        left = [held for held in self._by_event[event] if held not in leaving]
-        if left:
-            self._by_event[event] = left
-        else:
+    def _leave_event(self, event: int, ticket: int) -> None:
+        tickets = self._by_event[event]
+        del tickets[ticket]
+        if not tickets:
             del self._by_event[event]
 
     def remove(self, held: Held) -> bool:
-        """Whether it still waited. The heap lets go of it when its turn comes."""
-        if held in self._others:
-            self._others.remove(held)
-            return True
-        if held.event is not None:
-            waited = held in self._by_event.get(held.event, ())
-            if waited:
-                self._leave(held.event, [held])
-            return waited
-        if held in self._gone or not any(entry[2] is held for entry in self._by_offset):
+        """Whether it still waited."""
+        ticket = held.ticket
+        if self._waiting.get(ticket) is not held:
             return False
-        self._gone.add(held)
+        del self._waiting[ticket]
+        if ticket in self._others:
+            del self._others[ticket]
+        elif held.event is not None:
+            self._leave_event(held.event, ticket)
+        elif len(self._by_offset) > _SMALL_HEAP and len(self._by_offset) > 2 * len(self._waiting):
+            self._by_offset = [entry for entry in self._by_offset if entry[1] in self._waiting]
+            heapq.heapify(self._by_offset)
         return True
 
     def clear(self) -> None:
-        by_event = itertools.chain.from_iterable(self._by_event.values())
-        for held in (*self._others, *by_event, *(entry[2] for entry in self._by_offset)):
+        for held in self._waiting.values():
             if held.timer is not None:
                 held.timer.cancel()
+        self._waiting.clear()
         self._by_offset.clear()
-        self._others.clear()
         self._by_event.clear()
-        self._waiting = 0
-        self._gone.clear()
+        self._others.clear()

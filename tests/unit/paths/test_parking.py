@@ -1,0 +1,108 @@
+"""Requests that wait for a click: what they cost while they wait, and what is left of them when they leave."""
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from headwater.messages import Position, Request
+from headwater.paths.parking import Held, ParkingLot, Unanswered
+
+
+def waiting(offset: int | None = None, event: int | None = None, partition: int = 0) -> Held:
+    after = None if offset is None else Position(partition, offset)
+    request = Request("r", "ann", after=after)
+    unanswered = Unanswered(cast(Any, SimpleNamespace()), 1)
+    return Held(request, b"ann", None, "responses", [], 0.0, unanswered, event)
+
+
+def parked(lot: ParkingLot, *requests: Held) -> None:
+    for request in requests:
+        lot.add(request, 0, has_come=False)
+
+
+def taken(lot: ParkingLot, watermark: int, events: list[int] | None = None) -> list[Held]:
+    keys = None if events is None else np.array(events, dtype=np.uint64)
+    return lot.take(watermark, lambda held: True, lambda held: True, keys)
+
+
+def test_requests_leave_when_their_offset_is_applied() -> None:
+    lot = ParkingLot()
+    first, second, third = waiting(3), waiting(1), waiting(7)
+    parked(lot, first, second, third)
+    assert taken(lot, 0) == []
+    assert taken(lot, 3) == [second, first]
+    assert len(lot) == 1
+
+
+def test_requests_leave_when_their_event_has_come() -> None:
+    lot = ParkingLot()
+    mine, other = waiting(event=5), waiting(event=6)
+    parked(lot, mine, other)
+    assert taken(lot, 9, events=[4]) == []
+    assert taken(lot, 9, events=[4, 5]) == [mine]
+    assert taken(lot, 9) == [other]  # any event may have come
+    assert len(lot) == 0
+
+
+def test_a_request_for_an_offset_of_another_partition_leaves_when_it_may_be_answered() -> None:
+    lot, request = ParkingLot(), waiting(3, partition=2)
+    parked(lot, request)
+    assert lot.take(9, lambda held: False, lambda held: False, None) == []
+    assert taken(lot, 0) == [request]
+
+
+def test_a_removed_request_is_not_taken_and_is_removed_once() -> None:
+    lot = ParkingLot()
+    requests = [waiting(1), waiting(event=5), waiting(1, partition=2)]
+    parked(lot, *requests)
+    assert [lot.remove(each) for each in requests] == [True] * 3
+    assert [lot.remove(each) for each in requests] == [False] * 3
+    assert (len(lot), taken(lot, 9)) == (0, [])
+
+
+def test_a_request_that_waits_in_another_lot_is_not_removed() -> None:
+    lot, other, request = ParkingLot(), ParkingLot(), waiting(1)
+    parked(other, waiting(1))
+    parked(lot, request)
+    assert not other.remove(request)
+    assert len(other) == 1
+
+
+@pytest.mark.parametrize("last_leaves", [True, False])
+def test_requests_that_have_left_free_their_memory(last_leaves: bool) -> None:
+    """A thousand expire in front of one that still waits: the heap must not keep them until its turn comes."""
+    lot, patient = ParkingLot(), waiting(10_000)
+    parked(lot, patient)
+    hasty = [waiting(offset) for offset in range(20_000, 21_000)]
+    parked(lot, *hasty)
+    left = [weakref.ref(each) for each in hasty]
+    for each in hasty:
+        lot.remove(each)
+    del each, hasty
+    if last_leaves:
+        lot.remove(patient)
+    gc.collect()
+    assert not any(each() for each in left)
+    assert taken(lot, 30_000) == ([] if last_leaves else [patient])
+
+
+def test_expiries_do_not_search_for_their_request() -> None:
+    """The heap is rebuilt when half of it has left, so the work for n expiries grows with n."""
+    lot = ParkingLot()
+    rebuilt: list[int] = []
+
+    class Watched(dict[int, Held]):
+        def __contains__(self, ticket: object) -> bool:
+            rebuilt.append(1)
+            return super().__contains__(ticket)
+
+    lot._waiting = Watched()
+    requests = [waiting(offset) for offset in range(4_096)]
+    parked(lot, *requests)
+    for each in requests:
+        lot.remove(each)
+    assert len(rebuilt) <= 2 * len(requests)
