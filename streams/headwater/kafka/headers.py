@@ -4,6 +4,8 @@
 |---|---|---|
 | ``correlation_id``, ``kafka_correlationId``, ``Faust-Ag-CorrelationId`` | requests, responses | any bytes, echoed |
 | ``reply_to``, ``kafka_replyTopic``, ``Faust-Ag-ReplyTo`` | requests | the name of a topic, UTF-8 |
+| ``reply_partition`` | requests, echoed on responses | a partition of that topic as decimal text |
+| ``kafka_replyPartition`` | requests, echoed on responses | the same as a big-endian int32, as Spring writes it |
 | ``headwater-origin`` | clicks, requests | JSON ``[partition, offset, timestamp_ms]`` |
 | ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
 | ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, generation]`` |
@@ -25,6 +27,8 @@ Header = tuple[str, bytes]
 # Ours first, then the names that Spring and Faust use.
 CORRELATION_HEADERS: Final = ("correlation_id", "kafka_correlationId", "Faust-Ag-CorrelationId")
 REPLY_TO_HEADERS: Final = ("reply_to", "kafka_replyTopic", "Faust-Ag-ReplyTo")
+REPLY_PARTITION_HEADER: Final = "reply_partition"
+SPRING_REPLY_PARTITION_HEADER: Final = "kafka_replyPartition"
 ORIGIN_HEADER: Final = "headwater-origin"
 DELETE_HEADER: Final = "headwater-delete"
 FORGOT_HEADER: Final = "headwater-forgot-ms"
@@ -78,6 +82,13 @@ class ReplyTo(NamedTuple):
     topic: str
 
 
+class ReplyPartition(NamedTuple):
+    """The partition of the reply topic that a request wants its answer on, and the header to echo."""
+
+    partition: int
+    header: Header
+
+
 _ORIGINS: Final = msgspec.json.Decoder(Origin)
 _DELETES: Final = msgspec.json.Decoder(DeleteOrder)
 _ERASURES: Final = msgspec.json.Decoder(Erasure)
@@ -105,6 +116,24 @@ def reply_to_of(headers: Headers) -> ReplyTo | BadHeader | None:
         return _bad(found, "the name of a topic in UTF-8")
 
 
+def reply_partition_of(headers: Headers) -> ReplyPartition | BadHeader | None:
+    """The partition that the answer is wanted on; whether the topic has it is not known here."""
+    found = header(headers, REPLY_PARTITION_HEADER, SPRING_REPLY_PARTITION_HEADER)
+    if found is None:
+        return None
+    name, value = found
+    if name == SPRING_REPLY_PARTITION_HEADER:
+        number = int.from_bytes(value, "big", signed=True) if value is not None and len(value) == 4 else -1
+        expected = "a partition as a big-endian int of four bytes"
+    else:
+        # Ten digits hold every int32.
+        number = int(value) if value is not None and value.isdigit() and len(value) <= 10 else -1
+        expected = "a partition as decimal text, such as 3"
+    if value is None or not 0 <= number < 2**31:
+        return _bad(found, expected)
+    return ReplyPartition(number, (name, value))
+
+
 def origin_of(headers: Headers) -> Origin | BadHeader | None:
     """Where a forwarded record came from."""
     return _decoded(headers, ORIGIN_HEADER, _ORIGINS, "[partition, offset, timestamp in ms]")
@@ -118,6 +147,11 @@ def delete_order_of(headers: Headers) -> DeleteOrder | BadHeader | None:
 def erasure_of(headers: Headers) -> Erasure | BadHeader | None:
     """What a tombstone on the profiles topic erased."""
     return _decoded(headers, FORGOT_HEADER, _ERASURES, "[time in ms, generation of the group]")
+
+
+def reply_partition_header(partition: int) -> Header:
+    """The header of a request whose answer is wanted on ``partition``."""
+    return REPLY_PARTITION_HEADER, str(partition).encode()
 
 
 def origin_header(origin: Origin) -> Header:

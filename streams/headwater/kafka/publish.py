@@ -34,6 +34,7 @@ class Outgoing(Struct, frozen=True, gc=False):
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int | None = None  # None: now
+    partition: int | None = None  # for `write_scattered`; None, or one that the topic lacks: that of the key
 
 
 def producer_of(settings: Settings, **options: object) -> Producer:
@@ -141,18 +142,20 @@ async def write_all(
     return await (await send_all(producer, topic, partition, records)).acknowledged()
 
 
-async def _known(producer: Producer, topic: str) -> None:
-    """Wait for a topic that has not been written to before: aiokafka itself gives a silent broker no more than a request's
-    time to say where it is."""
+async def _known(producer: Producer, topic: str) -> set[int]:
+    """The partitions of a topic, waited for where it has not been written to before.
+
+    aiokafka itself gives a silent broker no more than a request's time to say where it is.
+    """
     deadline = time.monotonic() + _DELIVERY_TIMEOUT_S
     while True:
         try:
-            await producer.partitions_for(topic)
+            partitions: set[int] = await producer.partitions_for(topic)
         except UnknownTopicOrPartitionError:
             if time.monotonic() > deadline:
                 raise
         else:
-            return
+            return partitions
 
 
 def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:
@@ -162,15 +165,21 @@ def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:
 
 
 async def write_scattered(producer: Producer, topic: str, records: Iterable[Outgoing]) -> None:
-    """Write records to the partitions of their keys and wait until all are acknowledged.
+    """Write records to the partitions that they name, or of their keys, and wait until all are acknowledged.
 
     Raises:
         StopWorker: the broker did not take them in time.
     """
     try:
-        await _known(producer, topic)
+        partitions = await _known(producer, topic)
         futures = [
-            await producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
+            await producer.send(
+                topic,
+                key=record.key,
+                value=record.value,
+                partition=record.partition if record.partition in partitions else None,
+                headers=list(record.headers),
+            )
             for record in records
         ]
         producer.write_now()

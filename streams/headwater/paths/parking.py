@@ -42,6 +42,7 @@ class Held:
     asked_ms: float  # the record's timestamp (the original's, if it was forwarded)
     unanswered: Unanswered
     event: int | None = None  # key of the event that it waits for by its id
+    reply_partition: int | None = None  # of the reply topic; None: that of the user's key
     timings: dict[str, float] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     expired: bool = False  # its click did not come in time

@@ -24,7 +24,15 @@ from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import redirect
-from headwater.kafka.headers import BadHeader, Headers, Origin, correlation_of, origin_of, reply_to_of
+from headwater.kafka.headers import (
+    BadHeader,
+    Headers,
+    Origin,
+    correlation_of,
+    origin_of,
+    reply_partition_of,
+    reply_to_of,
+)
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
@@ -68,6 +76,7 @@ class _Reply(NamedTuple):
     topic: str
     headers: Headers
     response: Response
+    partition: int | None = None
 
 
 class _Found(NamedTuple):
@@ -187,7 +196,14 @@ class RequestPath:
         correlation = correlation_of(record.headers)
         if correlation is not None:
             reply_headers = [correlation]
+        reply_partition: int | None = None
         try:
+            wanted = reply_partition_of(record.headers)
+            if isinstance(wanted, BadHeader):
+                raise BadMessage("bad_reply_partition", wanted.reason)
+            if wanted is not None:
+                reply_partition = wanted.partition
+                reply_headers.append(wanted.header)  # tells the sender that this worker honours it
             request = decode_request(record.key, record.value, record.timestamp)
             where = filters.parse(request.filter) if request.filter else None
             reply_topic = self._reply_topic(record)
@@ -204,7 +220,7 @@ class RequestPath:
             else:
                 detail = ErrorDetail(reason, str(error))
                 response = Response(*sender, "rejected", detail, model=self._encoder.id)
-                replies.append(_Reply(reply_topic, reply_headers, response))
+                replies.append(_Reply(reply_topic, reply_headers, response, reply_partition))
             return None
         user = request.user_id.encode()
         if user not in partition.columns.rows:
@@ -220,7 +236,9 @@ class RequestPath:
         asked_ms = origin.timestamp_ms if isinstance(origin, Origin) else record.timestamp
         event_id = request.after_event_id
         event = None if event_id is None else event_key(event_id)
-        return Held(request, user, where, reply_topic, reply_headers, asked_ms, unanswered, event)
+        return Held(
+            request, user, where, reply_topic, reply_headers, asked_ms, unanswered, event, reply_partition
+        )
 
     def _reply_topic(self, record: ConsumerRecord) -> str:
         asked = reply_to_of(record.headers)
@@ -584,7 +602,7 @@ class RequestPath:
         )
         if rung is not None:
             self._metrics.index_fallbacks_total.labels(rung).inc()
-        return _Reply(held.reply_topic, held.reply_headers, response)
+        return _Reply(held.reply_topic, held.reply_headers, response, held.reply_partition)
 
     def _expired(self, held: Held, partition: Partition) -> _Reply:
         return self._refusal(held, partition, "expired", "deadline", _late(held, partition))
@@ -599,7 +617,7 @@ class RequestPath:
             reflects=Reflects(partition.number, partition.watermark),
             model=self._encoder.id,
         )
-        return _Reply(held.reply_topic, held.reply_headers, response)
+        return _Reply(held.reply_topic, held.reply_headers, response, held.reply_partition)
 
     async def _send(self, replies: Sequence[_Reply]) -> None:
         started = time.perf_counter()
@@ -609,7 +627,12 @@ class RequestPath:
                 self._producer,
                 topic,
                 (
-                    Outgoing(reply.response.user_id.encode() or None, encode(reply.response), reply.headers)
+                    Outgoing(
+                        reply.response.user_id.encode() or None,
+                        encode(reply.response),
+                        reply.headers,
+                        partition=reply.partition,
+                    )
                     for reply in mine
                 ),
             )

@@ -24,6 +24,8 @@ from headwater.kafka.headers import (
     header,
     origin_header,
     origin_of,
+    reply_partition_header,
+    reply_partition_of,
     reply_to_of,
 )
 
@@ -33,6 +35,8 @@ PARSERS: dict[str, Parser] = {
     "headwater-delete": delete_order_of,
     "headwater-forgot-ms": erasure_of,
     "reply_to": reply_to_of,
+    "reply_partition": reply_partition_of,
+    "kafka_replyPartition": reply_partition_of,
     "correlation_id": correlation_of,
 }
 NO_JSON = [None, b"", b"\xff", b"null", b"{}", b"[]", b'"x"', b"[" * 100_000, b'["a",2,3]', b"[1.5,2,3]"]
@@ -46,6 +50,16 @@ timestamp = st.integers(-(2**63), 2**63 - 1)
 def test_an_origin_comes_back(partition: int, offset: int, timestamp_ms: int) -> None:
     origin = Origin(partition, offset, timestamp_ms)
     assert origin_of([("trace", b"1"), origin_header(origin)]) == origin
+
+
+@given(int32)
+def test_a_reply_partition_comes_back(partition: int) -> None:
+    ours = reply_partition_header(partition)
+    springs = ("kafka_replyPartition", partition.to_bytes(4, "big"))
+    assert [reply_partition_of([each]) for each in (ours, springs)] == [
+        (partition, ours),
+        (partition, springs),
+    ]
 
 
 @given(int32, int64, st.none() | st.integers(0, 2**53))

@@ -1018,6 +1018,52 @@ async def test_a_reply_topic_that_is_not_allowed_is_refused_on_the_responses_top
     assert wide.producer.records(wide.topics.responses)[0].headers == (("correlation_id", b"7"),)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("reply_partition", b"3"), ("kafka_replyPartition", b"\x00\x00\x00\x03")]
+)
+async def test_answers_go_to_the_partition_that_the_header_says_and_echo_it(
+    wide: Asked, name: str, value: bytes
+) -> None:
+    home, _ = away_from_home("ann")
+    headers = [("correlation_id", b"7"), (name, value)]
+    await wide.ask(wide.request("ann", partition=home, headers=headers))
+    await wide.ask(wide.request("ann", "r2", partition=home, headers=headers, limit=0))  # is refused
+    records = wide.producer.records(wide.topics.responses, 3)
+    assert [list(record.headers) for record in records] == [headers, headers]
+    assert len(wide.producer.records(wide.topics.responses)) == 2
+
+
+async def test_a_reply_partition_that_the_topic_lacks_leaves_the_answer_to_the_users_key(wide: Asked) -> None:
+    home, _ = away_from_home("ann")
+    await wide.ask(wide.request("ann", partition=home, headers=[("reply_partition", b"77")]))
+    assert len(wide.producer.records(wide.topics.responses, home)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("reply_partition", b"\xff", "decimal text"),
+        ("reply_partition", b"-1", "decimal text"),
+        ("reply_partition", b"", "decimal text"),
+        ("reply_partition", None, "decimal text"),
+        ("reply_partition", b"99999999999999999999", "decimal text"),
+        ("kafka_replyPartition", b"3", "four bytes"),
+        ("kafka_replyPartition", b"\xff\xff\xff\xff", "four bytes"),
+        ("kafka_replyPartition", None, "four bytes"),
+    ],
+)
+async def test_a_reply_partition_that_is_none_is_refused(
+    wide: Asked, name: str, value: Any, expected: str
+) -> None:
+    home, _ = away_from_home("ann")
+    await wide.ask(wide.request("ann", partition=home, headers=[(name, value)]))
+    response = wide.responses()["r1"]
+    assert response.error is not None
+    assert response.error.code == "bad_reply_partition"
+    assert name in response.error.message
+    assert expected in response.error.message
+
+
 # Faults
 
 
