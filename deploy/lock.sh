@@ -22,6 +22,8 @@ print("\n".join(value))' "$@"
 }
 
 resolve dev pyproject.toml --extra cpu --extra demo --extra train --extra export --extra test --extra check "$@"
+# What a web service installs: the client alone.
+resolve client pyproject.toml --constraints $locks/dev.txt "$@"
 resolve cpu pyproject.toml --extra cpu --constraints $locks/dev.txt "$@"
 resolve gpu pyproject.toml --extra gpu --constraints $locks/dev.txt "$@"
 # Added to cpu.txt or gpu.txt: these packages need no others.
