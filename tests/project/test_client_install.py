@@ -46,7 +46,9 @@ def uv() -> str:
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
@@ -71,9 +73,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (wheel,) = (folder / "dist").glob("*.whl")
     succeeds(uv(), "venv", "--quiet", "--python", sys.executable, "--no-config", folder / "env", cwd=folder)
     python = folder / "env" / "bin" / "python"
-    succeeds(
-        uv(), "pip", "install", "--quiet", "--python", python, "--constraints", LOCK, wheel, cwd=folder
-    )
+    succeeds(uv(), "pip", "install", "--quiet", "--python", python, "--constraints", LOCK, wheel, cwd=folder)
     yield folder
     shutil.rmtree(folder / "env")
 

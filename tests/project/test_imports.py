@@ -46,10 +46,22 @@ def loaded_by(*names: str) -> set[str]:
     return set(json.loads(found))
 
 
-def imported_names(path: Path) -> set[str]:
-    """Modules named by import statements anywhere in the file, also inside functions."""
+class WithoutTypeChecking(ast.NodeTransformer):
+    """Takes out what stands under ``if TYPE_CHECKING:``."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return node.orelse
+        return self.generic_visit(node)
+
+
+def imported_names(path: Path, *, for_types: bool = True) -> set[str]:
+    """Modules named by import statements anywhere in the file, also inside functions; ``for_types``: also for its types."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    if not for_types:
+        tree = WithoutTypeChecking().visit(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -183,16 +195,21 @@ MODULES = {**HEADWATER, **MODELS}
 
 
 def room_of(module: str) -> str:
-    """The room of a module of headwater; what lies in no folder is in the hall."""
+    """The room of a module of headwater; what lies in no folder is in the hall, but for the way to the commands."""
+    if module == "headwater.__main__":
+        return "commands"
     first = module.split(".")[1:2]
     return first[0] if first and (ROOT / "streams" / "headwater" / first[0]).is_dir() else "hall"
 
 
 @cache
 def imports_of(module: str) -> frozenset[str]:
-    """Modules of ours, and packages of others, that this one names in import statements, wherever they stand."""
+    """Modules of ours, and packages of others, that this one names in import statements, wherever they stand.
+
+    What is imported for its types alone is not loaded, and does not count.
+    """
     found = set()
-    for name in imported_names(MODULES[module]):
+    for name in imported_names(MODULES[module], for_types=False):
         parent = name.rpartition(".")[0]
         if name in MODULES:
             found.add(name)
