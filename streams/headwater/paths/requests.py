@@ -53,7 +53,7 @@ from headwater.paths.parking import Held, ParkingLot, Unanswered
 from headwater.profiles.apply_clicks import SEEN, STEPS
 from headwater.profiles.columns import U64, Log
 from headwater.profiles.event_log import RETRACT
-from headwater.profiles.interests import Session, UserInterests, interests_of
+from headwater.profiles.interests import UserInterests, WhatIfEvents, interests_of
 from headwater.profiles.store import Partition, Profiles
 from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater.recall.pipeline import Answer, Ask, Recall
@@ -458,7 +458,7 @@ class RequestPath:
         users = [each.user if is_open else b"" for each in held]
         now_ms = np.array([each.request.at_ms or int(each.asked_ms) for each in held], dtype=np.int64)
         sessions = [
-            Session(
+            WhatIfEvents(
                 [item_key(event.item_id) for event in each.request.session],
                 [ACTION_CODES[event.action] for event in each.request.session],
                 [event.at_ms or int(now) for event in each.request.session],
@@ -466,7 +466,7 @@ class RequestPath:
             for each, now in zip(held, now_ms, strict=True)
         ]
 
-        async def read(sessions: Sequence[Session], fetch_s: float) -> list[UserInterests]:
+        async def read(sessions: Sequence[WhatIfEvents], fetch_s: float) -> list[UserInterests]:
             return await interests_of(
                 partition.columns,
                 users,

@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 _IN_PLACE_USERS: Final = 16
 
 
-class Session(NamedTuple):
+class WhatIfEvents(NamedTuple):
     """What-if events of one request, oldest first: item keys, action codes, times."""
 
     items: list[int]
@@ -44,7 +44,7 @@ class UserInterests(NamedTuple):
 async def interests_of(
     columns: Columns,
     users: Sequence[bytes],
-    sessions: Sequence[Session],
+    sessions: Sequence[WhatIfEvents],
     now_ms: I64,
     vectors: ItemVectors,
     encoder: Encoder,
@@ -116,7 +116,7 @@ def _behind(columns: Columns, rows: I64, known: NDArray[np.bool_], encoder: Enco
     return np.flatnonzero(known & (columns.stale[rows] | (columns.pending[rows] > 0)))
 
 
-def _session_job(sessions: Sequence[Session], state_at: I64, vectors: ItemVectors, length: int) -> Job:
+def _session_job(sessions: Sequence[WhatIfEvents], state_at: I64, vectors: ItemVectors, length: int) -> Job:
     """The calls that step what-if events on; their items without a vector are left out."""
     users = np.array([i for i, session in enumerate(sessions) for _ in session.items], dtype=np.int64)
     found = vectors.rows([key for session in sessions for key in session.items])
@@ -134,7 +134,7 @@ def _session_job(sessions: Sequence[Session], state_at: I64, vectors: ItemVector
 async def _by_window(
     kept: Sequence[UserInterests],
     log: Log,
-    sessions: Sequence[Session],
+    sessions: Sequence[WhatIfEvents],
     now_ms: I64,
     vectors: ItemVectors,
     encoder: Encoder,

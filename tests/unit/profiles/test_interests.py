@@ -17,14 +17,14 @@ from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.columns import Columns
 from headwater.profiles.encoder_steps import StepEncoder
 from headwater.profiles.event_log import Event
-from headwater.profiles.interests import Session, UserInterests, interests_of
+from headwater.profiles.interests import UserInterests, WhatIfEvents, interests_of
 from tests.support.histories import CLICK, START_MS, apply, canonical_state, cosine
 from tests.support.interests_worker import STARTER
 
 F32 = NDArray[np.float32]
 ANN, BOB = b"ann", b"bob"
 TEXTS = {"coffee": "Ground coffee", "tea": "Green tea bags", "soap": "Hand soap", "new": "Dog food"}
-NOTHING = Session([], [], [])
+NOTHING = WhatIfEvents([], [], [])
 NOW_MS = START_MS + 60_000
 
 
@@ -68,7 +68,7 @@ class Shop:
     async def of(
         self,
         *users: bytes,
-        sessions: Mapping[bytes, Session] | None = None,
+        sessions: Mapping[bytes, WhatIfEvents] | None = None,
         now_ms: int = NOW_MS,
         fetch_s: float = 10.0,
     ) -> list[UserInterests]:
@@ -160,7 +160,9 @@ async def test_session_events_are_stepped_on_for_this_answer_alone(shop: Shop) -
     shop.happened(ANN, click(1, "coffee"))
     shop.happened(BOB, click(1, "coffee"))
     before = shop.columns.state.copy()
-    what_if = Session([item_key("soap"), item_key("tea")], [CLICK, CLICK], [NOW_MS - 2_000, NOW_MS - 1_000])
+    what_if = WhatIfEvents(
+        [item_key("soap"), item_key("tea")], [CLICK, CLICK], [NOW_MS - 2_000, NOW_MS - 1_000]
+    )
     ann, bob = await shop.of(ANN, BOB, sessions={ANN: what_if})
     steps = [
         Event(NOW_MS - 2_000, 90, item_key("soap"), CLICK),
@@ -174,7 +176,7 @@ async def test_session_events_are_stepped_on_for_this_answer_alone(shop: Shop) -
 
 
 async def test_a_session_is_enough_for_a_stranger_and_its_unknown_items_are_left_out(shop: Shop) -> None:
-    what_if = Session([item_key("soap"), item_key("no such")], [CLICK, CLICK], [NOW_MS, NOW_MS])
+    what_if = WhatIfEvents([item_key("soap"), item_key("no such")], [CLICK, CLICK], [NOW_MS, NOW_MS])
     (found,) = await shop.of(b"who", sessions={b"who": what_if})
     assert alike(found, expected(shop, Event(NOW_MS, 90, item_key("soap"), CLICK)))
 
@@ -261,7 +263,7 @@ def windowed(starter: Encoder, threads: ThreadPoolExecutor) -> Shop:
 async def test_a_windowed_encoder_sees_the_newest_events_with_the_sessions_last(windowed: Shop) -> None:
     windowed.happened(ANN, click(1, "coffee"), click(2, "tea"), click(3, "coffee"), click(4, "new"))
     windowed.happened(BOB, click(1, "soap"))
-    session = Session([item_key("soap"), item_key("no such")], [CLICK, CLICK], [NOW_MS - 5_000, NOW_MS])
+    session = WhatIfEvents([item_key("soap"), item_key("no such")], [CLICK, CLICK], [NOW_MS - 5_000, NOW_MS])
     ann, bob, stranger = await windowed.of(ANN, BOB, b"who", sessions={ANN: session})
     every = windowed.every
     assert cosine(ann.interests[0], every["coffee"] + every["soap"]) >= 1 - 1e-6
@@ -273,6 +275,6 @@ async def test_a_windowed_encoder_sees_the_newest_events_with_the_sessions_last(
 
 async def test_a_windowed_encoder_sees_a_logs_worth_at_most(windowed: Shop) -> None:
     windowed.happened(ANN, *(click(second, "coffee") for second in range(1, 5)))
-    session = Session([item_key("soap")] * 6, [CLICK] * 6, [NOW_MS] * 6)
+    session = WhatIfEvents([item_key("soap")] * 6, [CLICK] * 6, [NOW_MS] * 6)
     (found,) = await windowed.of(ANN, sessions={ANN: session})
     assert cosine(found.interests[0], windowed.every["soap"]) >= 1 - 1e-6
