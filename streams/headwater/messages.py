@@ -28,6 +28,10 @@ if TYPE_CHECKING:  # the client alone has no numpy
     import numpy as np
     from numpy.typing import NDArray
 
+    _Offset = int
+else:  # text is made a number as soon as it is read
+    _Offset = Annotated[int, Meta(ge=0, le=2**62)] | Annotated[str, Meta(pattern="^[0-9]{1,19}$")]
+
 MAX_ID_BYTES: Final = 512
 MAX_LIMIT: Final = 1000
 DEFAULT_DEADLINE_MS: Final = 2_000
@@ -39,6 +43,7 @@ MAX_AHEAD_MS: Final = 2 * 86_400_000
 # Kafka's own default bound of a message; a longer text or id list is a mistake, not a query.
 MAX_QUERY_CHARS: Final = 2_000
 MAX_SESSION: Final = 100
+MAX_OFFSET: Final = 2**62
 
 Id = Annotated[str, Meta(min_length=1, description=f"non-empty, at most {MAX_ID_BYTES} bytes of UTF-8")]
 AtMs = Annotated[int, Meta(ge=MIN_AT_MS, le=2**52, description="milliseconds since 1970")]
@@ -117,10 +122,38 @@ class Item(Struct, frozen=True):
 
 
 class Position(Struct, frozen=True):
-    """A place in the clicks topic, as the producer's acknowledgement gave it."""
+    """A position in a topic, as the acknowledgement of a record gave it. Prints as a token, such as ``3-1042``.
+
+    On the wire it is an object, ``{"partition": 3, "offset": 1042}``. The offset may be text too, since JavaScript's
+    numbers end at 2^53 and kafkajs gives offsets as strings.
+    """
 
     partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
-    offset: Annotated[int, Meta(ge=0, le=2**62)]
+    offset: _Offset
+
+    def __post_init__(self) -> None:
+        offset: object = self.offset
+        if isinstance(offset, str):
+            if int(offset) > MAX_OFFSET:
+                raise ValueError(f"Expected an offset <= {MAX_OFFSET}")
+            msgspec.structs.force_setattr(self, "offset", int(offset))
+
+    def __str__(self) -> str:
+        return f"{self.partition}-{self.offset}"
+
+    @classmethod
+    def parse(cls, token: str) -> "Position":
+        """The position that a token stands for: partition and offset in decimal, with ``-`` (or ``:``) between.
+
+        Raises:
+            BadMessage: the text is no such token.
+        """
+        match = _TOKEN.fullmatch(token)
+        if match is None or int(match[1]) >= 2**31 or int(match[2]) > MAX_OFFSET:
+            raise BadMessage(
+                "bad_field", f"position: got {shown(token)}, expected partition-offset, such as 3-1042"
+            )
+        return cls(int(match[1]), int(match[2]))
 
 
 class SessionEvent(Struct, frozen=True):
@@ -253,6 +286,7 @@ class BadMessage(HeadwaterError):
 
 MessageT = TypeVar("MessageT", bound=Struct)
 
+_TOKEN: Final = re.compile(r"([0-9]{1,10})[-:]([0-9]{1,19})")
 _ENCODER: Final = msgspec.json.Encoder()
 _PATH: Final = re.compile(r" - at (?:`key` in )?`\$?\.?(?P<path>[^`]*)`$")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]+)`")

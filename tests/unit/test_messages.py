@@ -384,6 +384,30 @@ def test_any_json_in_any_field_is_taken_or_refused_by_that_fields_name(data: st.
 # Senders, actions, headers
 
 
+def test_a_position_prints_as_a_token_that_is_read_back() -> None:
+    assert str(Position(3, 1042)) == "3-1042"
+    assert Position.parse("3-1042") == Position.parse("3:1042") == Position(3, 1042)
+
+
+@pytest.mark.parametrize("token", ["", "nonsense", "3", "-3-2", "3-", f"{2**31}-1", f"3-{2**62 + 1}", "3-1 "])
+def test_what_is_no_token_is_refused_with_an_example(token: str) -> None:
+    with pytest.raises(BadMessage, match="expected partition-offset, such as 3-1042"):
+        Position.parse(token)
+
+
+def test_an_offset_may_be_text_as_kafkajs_gives_it() -> None:
+    as_text = {**REQUEST, "after": {"partition": 3, "offset": "1042"}}
+    assert request(json.dumps(as_text).encode()).after == Position(3, 1042)
+    jsonschema.validate(as_text, schemas()["Request"], jsonschema.Draft202012Validator)
+    assert json.loads(encode(Position(3, 1042))) == {"partition": 3, "offset": 1042}
+
+
+@pytest.mark.parametrize("offset", ["-1", "x", "", "1.5", "9999999999999999999", -1, None])
+def test_an_offset_that_is_none_is_refused(offset: object) -> None:
+    with pytest.raises(BadMessage, match=r"^after"):
+        request(json.dumps({**REQUEST, "after": {"partition": 3, "offset": offset}}).encode())
+
+
 def test_the_sender_of_an_invalid_request_can_still_be_answered() -> None:
     assert sender_of(json.dumps({**REQUEST, "limit": "10"}).encode()) == ("r1", "ann")
     assert sender_of(b'{"request_id":"r1"}') == ("r1", "")
