@@ -51,39 +51,74 @@ Context = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
 
 
 class Action(NamedTuple):
-    """What an action means to the system. ``popularity`` is its weight in the decayed counts."""
+    """What an action means to the system. The table :data:`ACTIONS` has one row for each.
 
-    steps_encoder: bool
-    counts_as_seen: bool
-    popularity: float
+    ``code`` stands in user records and bundles for good: 1 to 15, never reused. ``steps_encoder`` moves a user's
+    interests. ``counts_as_seen`` keeps the item out of answers that exclude what was seen. ``popularity`` is the weight
+    in the decayed counts.
+    """
+
+    code: int
+    steps_encoder: bool = False
+    counts_as_seen: bool = False
+    popularity: float = 0.0
 
 
-ActionName = Literal[
-    "click",
-    "view",
-    "like",
-    "add_to_cart",
-    "purchase",
-    "dislike",
-    "hide",
-    "impression",
-    "retract",
-    "forget",
-]
-ACTIONS: Final[dict[str, Action]] = {
-    "click": Action(True, True, 1.0),
-    "view": Action(True, True, 0.5),
-    "like": Action(True, True, 2.0),
-    "add_to_cart": Action(True, True, 2.0),
-    "purchase": Action(True, True, 3.0),
-    "dislike": Action(False, True, 0.0),
-    "hide": Action(False, True, 0.0),
-    "impression": Action(False, False, 0.0),
-    "retract": Action(False, False, 0.0),
-    "forget": Action(False, False, 0.0),
+ACTIONS: Final[Mapping[str, Action]] = {
+    "click": Action(code=1, steps_encoder=True, counts_as_seen=True, popularity=1.0),
+    "view": Action(code=2, steps_encoder=True, counts_as_seen=True, popularity=0.5),
+    "like": Action(code=3, steps_encoder=True, counts_as_seen=True, popularity=2.0),
+    "add_to_cart": Action(code=4, steps_encoder=True, counts_as_seen=True, popularity=2.0),
+    "purchase": Action(code=5, steps_encoder=True, counts_as_seen=True, popularity=3.0),
+    "dislike": Action(code=6, counts_as_seen=True),
+    "hide": Action(code=7, counts_as_seen=True),
+    "impression": Action(code=8),
+    "retract": Action(code=9),
+    "forget": Action(code=10),
 }
-assert set(get_args(ActionName)) == set(ACTIONS)
+# A user record has four bits for an action's code; 0 is padding.
+MAX_ACTION_CODE: Final = 15
+
+
+def check_actions(actions: Mapping[str, Action]) -> None:
+    """Refuse a table whose codes a user record cannot hold or tell apart.
+
+    Raises:
+        ValueError: with the action, its code and what is allowed.
+    """
+    names: dict[int, str] = {}
+    for name, action in actions.items():
+        if not 1 <= action.code <= MAX_ACTION_CODE:
+            raise ValueError(
+                f"action {name}: got code {action.code}, expected 1 to {MAX_ACTION_CODE}, since a user record has four "
+                "bits for it: a further action needs a new record format"
+            )
+        if action.code in names:
+            raise ValueError(
+                f"action {name}: got code {action.code}, which is that of {names[action.code]}: expected a code of its own"
+            )
+        names[action.code] = name
+
+
+check_actions(ACTIONS)
 SESSION_ACTIONS: Final = tuple(name for name, action in ACTIONS.items() if action.steps_encoder)
+if TYPE_CHECKING:  # A type checker cannot read the table. A test holds the two equal.
+    ActionName = Literal[
+        "click",
+        "view",
+        "like",
+        "add_to_cart",
+        "purchase",
+        "dislike",
+        "hide",
+        "impression",
+        "retract",
+        "forget",
+    ]
+    SessionActionName = Literal["click", "view", "like", "add_to_cart", "purchase"]
+else:
+    ActionName = Literal[tuple(ACTIONS)]
+    SessionActionName = Literal[SESSION_ACTIONS]
 SourceName = Literal["interests", "query", "popular", "buy-again", "similar", "new"]
 
 
@@ -160,7 +195,7 @@ class SessionEvent(Struct, frozen=True):
     """A what-if event: counts for this one answer and is stored nowhere."""
 
     item_id: Id
-    action: Literal["click", "view", "like", "add_to_cart", "purchase"] = "click"
+    action: SessionActionName = "click"
     at_ms: AtMs | None = None
 
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.index.item_vectors import ItemVectors
-from headwater.profiles.apply_clicks import STEPS, Change, Clicks, plan
+from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS
+from headwater.profiles.apply_clicks import Change, Clicks, plan
 from headwater.profiles.columns import Columns
 from headwater.profiles.encoder_steps import StepEncoder, advance, needs_refold
-from headwater.profiles.event_log import FORGET, IMPRESSION, RETRACT, Event
+from headwater.profiles.event_log import Event
 
 # The same examples on every run, and no clock in the verdict: a red build is red again on the next machine.
 settings.register_profile("headwater", derandomize=True, deadline=None, max_examples=100)

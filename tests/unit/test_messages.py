@@ -436,8 +436,8 @@ def test_without_a_readable_request_id_nobody_can_be_answered(raw: bytes | None)
 
 
 def test_the_table_of_actions_is_that_of_the_wire_and_of_the_encoders() -> None:
-    assert list(ACTIONS) == list(get_args(ActionName))
-    assert set(ACTIONS) == set(ACTION_CODES)
+    assert get_args(ActionName) == tuple(ACTIONS)
+    assert {name: action.code for name, action in ACTIONS.items()} == ACTION_CODES
     assert ACTIONS["click"].popularity > 0
     assert not ACTIONS["impression"].counts_as_seen
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -67,6 +67,7 @@ class Parts:
     log_length: int = 50
     kind: Literal["recurrent", "windowed"] = "recurrent"
     item_inputs: Literal["text", "item_id"] = "text"
+    actions: Mapping[str, int] = field(default_factory=lambda: ACTION_CODES)
     normalised: bool = False
     forgets: bool = False
     text: TextInput | None = None
@@ -99,7 +100,7 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
         normalised=parts.normalised,
         forgets=parts.forgets,
         opset=opset_of(folder / parts.graphs.item),
-        actions=ACTION_CODES,
+        actions=dict(parts.actions),
         text=parts.text,
         rows=parts.rows,
         graphs=parts.graphs,

@@ -95,6 +95,7 @@ def lighten(
                 interests=source.interests,
                 log_length=source.log_length,
                 kind=source.kind,
+                actions=source.actions,
                 item_inputs=source.item_inputs,
                 normalised=source.normalised,
                 text=source.text,

@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES
+from headwater.messages import SESSION_ACTIONS
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:
@@ -26,7 +27,7 @@ def in_order(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 # What a user has wanted: the actions that step an encoder when it serves.
-WISHES: Final = ("click", "view", "like", "add_to_cart", "purchase")
+WISHES: Final = SESSION_ACTIONS
 
 
 @dataclass(frozen=True)

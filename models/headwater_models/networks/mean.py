@@ -13,6 +13,7 @@ import onnx.numpy_helper
 import onnx.parser
 
 from headwater.encoder.features import ACTION_CODES
+from headwater.messages import SESSION_ACTIONS
 
 OPSET = 18
 
@@ -30,9 +31,11 @@ class MeanConfig:
     purchase: float = 3.0
 
     def weights(self) -> list[float]:
-        """Weight by action code; actions that never step an encoder count nothing."""
-        codes = {code: name for name, code in ACTION_CODES.items()}
-        return [float(getattr(self, codes.get(code, ""), 0.0)) for code in range(max(codes) + 1)]
+        """Weight by action code. Actions that do not step an encoder weigh nothing; those not named here, as a click."""
+        weights = [0.0] * (max(ACTION_CODES.values()) + 1)
+        for name in SESSION_ACTIONS:
+            weights[ACTION_CODES[name]] = float(getattr(self, name, self.click))
+        return weights
 
 
 def step_graph(dim: int, config: MeanConfig) -> onnx.ModelProto:

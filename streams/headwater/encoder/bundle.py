@@ -5,9 +5,9 @@ A bundle is a folder: `bundle.json` (class Manifest) and the files it names, eac
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
 from headwater.errors import HeadwaterError
+from headwater.messages import MAX_ACTION_CODE
 
 FORMAT = 1
 # A user's record counts the entries of its log in one byte.
 MAX_LOG_LENGTH = 255
+# How a bundle reads an action that it was not trained with.
+DEFAULT_ACTION: Final = "click"
+ActionCode = Annotated[int, msgspec.Meta(ge=1, le=MAX_ACTION_CODE)]
 OPSETS = range(17, 22)  # what the oldest ONNX Runtime we support (1.17) can run, and not older than we test
 
 
@@ -115,7 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     normalised: bool  # item vectors have length one, so that a dot product is a cosine
     forgets: bool  # the export showed that the fold over 4 L events and over the newest L agree
     opset: int
-    actions: dict[str, int]
+    actions: dict[str, ActionCode]  # those that it was trained with
     text: TextInput | None
     rows: ItemRows | None
     graphs: Graphs
@@ -153,10 +157,7 @@ def manifest_of(path: Path, raw: bytes) -> Manifest:
         raise BundleError(
             f"{path / 'bundle.json'} is not a manifest of format {FORMAT}: {error}; export the bundle again"
         ) from error
-    if manifest.actions != ACTION_CODES:
-        raise BundleError(
-            f"{path} was trained with action codes {manifest.actions}, this version has {ACTION_CODES}: export it again"
-        )
+    _check_actions(path, manifest.actions)
     graphs = manifest.graphs
     wanted = ("step", "read") if manifest.kind == "recurrent" else ("window",)
     for name in wanted:
@@ -185,6 +186,34 @@ def manifest_of(path: Path, raw: bytes) -> Manifest:
         if file is not None and file not in manifest.files:
             raise BundleError(f"{path} uses {file} but lists no checksum for it: export it again")
     return manifest
+
+
+def _check_actions(path: Path, actions: Mapping[str, int]) -> None:
+    """A bundle may know other actions than this version, but must not read one as another."""
+    ours = {**ACTION_CODES, **{name: code for name, code in actions.items() if name not in ACTION_CODES}}
+    if any(ours[name] != code for name, code in actions.items()) or len(set(ours.values())) < len(ours):
+        raise BundleError(
+            f"{path} was trained with action codes {actions}, this version has {dict(ACTION_CODES)}, expected the same "
+            "code for each name: export it again"
+        )
+    if DEFAULT_ACTION not in actions:
+        raise BundleError(
+            f"{path} was trained with actions {', '.join(actions) or 'none'}, expected {DEFAULT_ACTION} among them, which "
+            "stands in for those that it does not know: export it again"
+        )
+
+
+def readable_actions(actions: Mapping[str, int]) -> NDArray[np.int64] | None:
+    """(16,) the code by which a bundle reads each code of ours: unknown actions are read as a click.
+
+    None if it knows all of ours, and there is nothing to translate.
+    """
+    if ACTION_CODES.keys() <= actions.keys():
+        return None
+    codes = np.full(MAX_ACTION_CODE + 1, actions[DEFAULT_ACTION], dtype=np.int64)
+    known = [0, *actions.values()]  # 0 is padding
+    codes[known] = known
+    return codes
 
 
 def check_files(path: Path, manifest: Manifest) -> None:

@@ -11,27 +11,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from headwater.messages import ACTIONS
+
 # Thirty days: longer gaps carry no more meaning for an interest, and the clamp keeps every encoder's input bounded.
 MAX_GAP_S = 30 * 86_400.0
 
 # What is younger is of the visit in hand, as for `streams/headwater/recall/sources/buy_again.py`.
 _LATELY_S = 3_600.0
 
-# The encoder's vocabulary of actions. 0 is padding; the numbers are part of every bundle, so they are never reused.
-ACTION_CODES: dict[str, int] = {
-    "click": 1,
-    "view": 2,
-    "like": 3,
-    "add_to_cart": 4,
-    "purchase": 5,
-    "dislike": 6,
-    "hide": 7,
-    "impression": 8,
-    "retract": 9,
-    "forget": 10,
-}
-
-ACTION_NAMES: dict[int, str] = {code: name for name, code in ACTION_CODES.items()}
+# The encoder's vocabulary of actions by name and by code. 0 is padding.
+ACTION_CODES: Final[Mapping[str, int]] = {name: action.code for name, action in ACTIONS.items()}
+ACTION_NAMES: Final[Mapping[int, str]] = {code: name for name, code in ACTION_CODES.items()}
 
 # What a candidate scorer is told of each candidate, in this order; as with actions, the names are part of the bundle.
 CANDIDATE_FEATURES: tuple[str, ...] = (

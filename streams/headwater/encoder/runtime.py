@@ -24,6 +24,7 @@ from headwater.encoder.bundle import (
     manifest_bytes,
     manifest_of,
     opset_of,
+    readable_actions,
     row_keys,
 )
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
@@ -53,6 +54,7 @@ class Encoder:
         # How many candidates of a request the score graph is to order; 0: there is none.
         self.pool = self.manifest.scoring.pool if self.manifest.scoring else 0
         check_files(path, self.manifest)
+        self._readable_actions = readable_actions(self.manifest.actions)
 
         graphs = self.manifest.graphs
         self._item = _session(path, graphs.item, threads, device, self.manifest)
@@ -115,6 +117,7 @@ class Encoder:
             raise BundleError(
                 f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events"
             )
+        actions = self._readable(actions)
         feed = {"state": state, "items": items, "actions": actions, "gaps_s": gaps_s, "mask": mask}
         (new_state,) = self._step.run(["new_state"], feed)
         return np.asarray(new_state)
@@ -138,7 +141,7 @@ class Encoder:
             raise BundleError(f"bundle {self.id} is {self.kind}, not windowed: use step() and read()")
         feed = {
             "items": items,
-            "actions": actions,
+            "actions": self._readable(actions),
             "gaps_s": gaps_s,
             "mask": mask,
             "gap_to_now_s": gap_to_now_s,
@@ -172,6 +175,10 @@ class Encoder:
     def initial_state(self, users: int) -> Floats:
         """The state of users without events."""
         return np.zeros((users, self.state_size), dtype=np.float32)
+
+    def _readable(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Action codes as the bundle reads them: one that it was not trained with steps as a click."""
+        return actions if self._readable_actions is None else self._readable_actions[actions]
 
     def _rows(self, item_ids: Sequence[str] | None, count: int) -> NDArray[np.int64]:
         if item_ids is None or self._keys.size == 0:
@@ -321,7 +328,8 @@ def fold(
     encoder: Encoder, items: Floats, actions: Sequence[Sequence[str]], gaps_s: Floats, gap_to_now_s: Floats
 ) -> tuple[Floats, Floats]:
     """Interests and weights from whole logs of equal length, by whichever graphs the bundle has."""
-    codes = np.array([[ACTION_CODES[action] for action in row] for row in actions], dtype=np.int64)
+    known = {**encoder.manifest.actions, **ACTION_CODES}
+    codes = np.array([[known[action] for action in row] for row in actions], dtype=np.int64)
     mask = np.ones(codes.shape, dtype=np.float32)
     return encoder.answer(items, codes, gaps_s, mask, gap_to_now_s)
 

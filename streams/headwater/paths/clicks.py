@@ -26,10 +26,11 @@ from headwater.kafka.partitioner import partitions_of
 from headwater.kafka.publish import Outgoing, Sent, write_scattered
 from headwater.messages import ReadClicks
 from headwater.metrics import Metrics
-from headwater.profiles.apply_clicks import Bools, Change, Clicks, joined, plan
+from headwater.profiles.actions import RETRACT, Bools
+from headwater.profiles.apply_clicks import Change, Clicks, joined, plan
 from headwater.profiles.columns import I64, Table, Together
 from headwater.profiles.encoder_steps import Job, advance, keys_needed, needs_refold
-from headwater.profiles.event_log import RETRACT, Outcome
+from headwater.profiles.event_log import Outcome
 from headwater.profiles.store import Partition, Profiles
 from headwater.recall.popularity import Counts
 

@@ -50,9 +50,8 @@ from headwater.messages import (
 )
 from headwater.metrics import Metrics
 from headwater.paths.parking import Held, ParkingLot, Unanswered
-from headwater.profiles.apply_clicks import SEEN, STEPS
+from headwater.profiles.actions import RETRACT, SEEN, STEPS
 from headwater.profiles.columns import U64, Log
-from headwater.profiles.event_log import RETRACT
 from headwater.profiles.interests import UserInterests, WhatIfEvents, interests_of
 from headwater.profiles.store import Partition, Profiles
 from headwater.recall.fusion import DEFAULT_WEIGHTS

@@ -5,35 +5,19 @@ the others (late, repeated, retracted, forgotten) one by one, by the rules of `p
 log, which a property test holds to.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder.features import ACTION_CODES, clamp_gap_s
-from headwater.messages import ACTIONS
+from headwater.encoder.features import clamp_gap_s
+from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS, TAKES_BACK, Bools
 from headwater.profiles.columns import I64, U8, U64, Log, Table, Together
 from headwater.profiles.counters import LEAVES, Counted, Left, counted
-from headwater.profiles.event_log import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+from headwater.profiles.event_log import Event, Outcome, insert
 
 F32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
-
-_CODES: Final = max(ACTION_CODES.values()) + 1
-
-
-def _by_code(chosen: Callable[[str], bool]) -> Bools:
-    return np.array(
-        [code in {ACTION_CODES[name] for name in ACTIONS if chosen(name)} for code in range(_CODES)]
-    )
-
-
-STEPS: Final = _by_code(lambda name: ACTIONS[name].steps_encoder)
-SEEN: Final = _by_code(lambda name: ACTIONS[name].counts_as_seen)
-POPULARITY: Final = np.zeros(_CODES, dtype=np.float64)
-for _name, _action in ACTIONS.items():
-    POPULARITY[ACTION_CODES[_name]] = _action.popularity
 
 
 class Clicks(NamedTuple):
@@ -180,7 +164,7 @@ def plan(table: Table, clicks: Clicks) -> Change:
             else:
                 became = insert(events, new, log.at_ms.shape[1], gone)
             outcome[used[place]] = became
-            if became is Outcome.APPLIED and new.action < RETRACT:
+            if became is Outcome.APPLIED and not TAKES_BACK[new.action]:
                 applied[used[place]] = True
                 places[new.event] = place
         last = next((entry for entry in reversed(events) if entry.action != RETRACT), None)
@@ -230,7 +214,7 @@ def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, ac
     falling = (at_ms < before_at) | ((at_ms == before_at) & (event <= before_event))
     # What an entry beyond the end once was may be found too; looking twice at its user does no harm.
     known = (log.event[whose] == event[:, None]).any(axis=1)
-    care = falling | known | (action >= RETRACT) | (at_ms <= forgotten[whose])
+    care = falling | known | TAKES_BACK[action] | (at_ms <= forgotten[whose])
     careful[whose[care]] = True
     if len(starts) < len(whose):
         by_event = np.lexsort((event, whose))

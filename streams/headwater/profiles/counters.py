@@ -16,8 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder.features import ACTION_CODES
-from headwater.messages import ACTIONS
+from headwater.profiles.actions import CODES, FORGET, SEEN, STEPS
 
 U64 = NDArray[np.uint64]
 U16 = NDArray[np.uint16]
@@ -43,12 +42,10 @@ class Left(IntEnum):
     FORGET = 3
 
 
-# By action code.
-LEAVES: Final[U8] = np.zeros(max(ACTION_CODES.values()) + 1, dtype=np.uint8)
-for _name, _action in ACTIONS.items():
-    _unwish = Left.UNWISH if _action.counts_as_seen else Left.NOTHING
-    LEAVES[ACTION_CODES[_name]] = Left.WISH if _action.steps_encoder else _unwish
-LEAVES[ACTION_CODES["forget"]] = Left.FORGET
+LEAVES: Final[U8] = np.zeros(CODES, dtype=np.uint8)  # (16,) of `Left`, by action code
+LEAVES[SEEN] = Left.UNWISH
+LEAVES[STEPS] = Left.WISH
+LEAVES[FORGET] = Left.FORGET
 
 
 class Counted(NamedTuple):

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwater.index.item_vectors import ItemVectors
+from headwater.profiles.actions import STEPS
 from headwater.profiles.apply_clicks import (
-    STEPS,
     Change,
     StepInput,
     counts_by_user,

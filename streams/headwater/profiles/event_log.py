@@ -13,12 +13,9 @@ from bisect import insort
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from headwater.encoder.features import ACTION_CODES
+from headwater.profiles.actions import RETRACT
 
 DEFAULT_LOG_LENGTH: Final = 50
-RETRACT: Final = ACTION_CODES["retract"]
-FORGET: Final = ACTION_CODES["forget"]
-IMPRESSION: Final = ACTION_CODES["impression"]
 
 
 class Event(NamedTuple):

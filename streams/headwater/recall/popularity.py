@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import item_key
 from headwater.messages import Trend
-from headwater.profiles.apply_clicks import POPULARITY
+from headwater.profiles.actions import POPULARITY
 from headwater.profiles.columns import I64, U8, U64
 
 F64 = NDArray[np.float64]

@@ -40,8 +40,8 @@ from headwater.metrics import Metrics
 from headwater.paths.catalog import CatalogPath, point_of_vector
 from headwater.paths.clicks import ClickPath
 from headwater.paths.requests import RequestPath
+from headwater.profiles.actions import RETRACT
 from headwater.profiles.columns import Columns
-from headwater.profiles.event_log import RETRACT
 from headwater.profiles.store import Profiles
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import HALF_LIFE_S, Counts, Trends

@@ -245,10 +245,55 @@ def test_a_log_that_no_record_can_hold_is_refused(copy: Path, length: int) -> No
         encoder.load(copy)
 
 
-def test_other_action_codes_are_refused(copy: Path) -> None:
-    rewritten(copy, actions={"click": 3})
-    with pytest.raises(BundleError, match="action codes"):
+@pytest.mark.parametrize(
+    "actions",
+    [
+        {"click": 3},  # another code for a name of ours
+        {"click": 1, "share": 5},  # a code of ours for another name
+        {"click": 1, "share": 11, "print": 11},
+    ],
+)
+def test_action_codes_that_contradict_ours_are_refused(copy: Path, actions: dict[str, int]) -> None:
+    rewritten(copy, actions=actions)
+    with pytest.raises(BundleError, match=r"action codes .*, expected the same code for each name"):
         encoder.load(copy)
+
+
+def test_a_bundle_that_knows_no_click_is_refused(copy: Path) -> None:
+    rewritten(copy, actions={"view": 2})
+    with pytest.raises(BundleError, match="expected click among them"):
+        encoder.load(copy)
+
+
+@pytest.mark.parametrize("code", [0, 16])
+def test_an_action_code_that_no_record_can_hold_is_refused(copy: Path, code: int) -> None:
+    rewritten(copy, actions={"click": 1, "share": code})
+    with pytest.raises(BundleError, match=r"`int` .*actions"):
+        encoder.load(copy)
+
+
+def test_a_bundle_with_fewer_actions_reads_the_others_as_a_click(starter: Encoder, copy: Path) -> None:
+    known = {name: ACTION_CODES[name] for name in ("click", "view", "purchase")}
+    rewritten(copy, actions=known)
+    fewer = Encoder(copy, threads=1, device="cpu")  # not `load`: its probe holds all five
+    items, _, gaps = events(starter, 1, 4, seed=5)
+    mask = np.ones((1, 4), np.float32)
+
+    def stepped(bundle: Encoder, *names: str) -> np.ndarray:
+        codes = np.array([[ACTION_CODES[name] for name in names]])
+        return bundle.step(bundle.initial_state(1), items, codes, gaps, mask)
+
+    unknown = stepped(fewer, "view", "add_to_cart", "like", "purchase")
+    np.testing.assert_array_equal(unknown, stepped(starter, "view", "click", "click", "purchase"))
+    assert not np.array_equal(unknown, stepped(starter, "view", "add_to_cart", "like", "purchase"))
+
+
+def test_a_bundle_with_more_actions_is_served_as_it_is(starter: Encoder, copy: Path) -> None:
+    rewritten(copy, actions={**ACTION_CODES, "share": 11})
+    more = encoder.load(copy)
+    items, actions, gaps = events(starter, 2, 4, seed=6)
+    given = (starter.initial_state(2), items, actions, gaps, np.ones((2, 4), np.float32))
+    np.testing.assert_array_equal(more.step(*given), starter.step(*given))
 
 
 def test_a_bundle_that_computes_something_else_is_refused(copy: Path) -> None:

@@ -20,8 +20,9 @@ from headwater.kafka.forwarding import forwarded
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of
 from headwater.paths import clicks as click_path
+from headwater.profiles.actions import FORGET, RETRACT
 from headwater.profiles.apply_clicks import Clicks, plan
-from headwater.profiles.event_log import FORGET, RETRACT, Event
+from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import stamp_of
 from headwater.profiles.store import Partition
 from tests.support.histories import History, canonical_log, canonical_state, cosine, histories

@@ -9,11 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
-from headwater.messages import ACTIONS
-from headwater.profiles.apply_clicks import POPULARITY, SEEN, STEPS, Change, joined, plan, step_inputs
+from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT
+from headwater.profiles.apply_clicks import Change, joined, plan, step_inputs
 from headwater.profiles.columns import Columns, Together
 from headwater.profiles.counters import LEAVES, Left, count
-from headwater.profiles.event_log import FORGET, IMPRESSION, RETRACT, Event, Outcome, insert
+from headwater.profiles.event_log import Event, Outcome, insert
 from headwater.profiles.state_records import Stamp, pack, unpack
 from tests.support.histories import (
     CLICK,
@@ -354,27 +354,12 @@ def test_more_than_a_log_in_one_batch_leaves_the_newest() -> None:
     assert log_of(columns, ANN) == [click(second, second) for second in (16, 17, 18, 19)]
 
 
-def test_every_action_of_the_table_has_its_code_and_its_meaning_by_code() -> None:
-    assert set(ACTIONS) == set(ACTION_CODES)
-    for name, action in ACTIONS.items():
-        code = ACTION_CODES[name]
-        assert (STEPS[code], SEEN[code], POPULARITY[code]) == action, name
-    assert not STEPS[0]
-    assert not SEEN[0]
-
-
 def test_what_leaves_the_log_counts_by_its_action() -> None:
     wishes = {"click", "view", "like", "add_to_cart", "purchase"}
     assert {name for name, code in ACTION_CODES.items() if LEAVES[code] == Left.WISH} == wishes
     assert {name for name, code in ACTION_CODES.items() if LEAVES[code] == Left.UNWISH} == {"dislike", "hide"}
     assert LEAVES[RETRACT] == Left.NOTHING
     assert LEAVES[FORGET] == Left.FORGET
-
-
-def test_only_positive_actions_step_the_encoder_and_are_popular() -> None:
-    positive = {"click", "view", "like", "add_to_cart", "purchase"}
-    assert {name for name, action in ACTIONS.items() if action.steps_encoder} == positive
-    assert {name for name, action in ACTIONS.items() if action.popularity > 0} == positive
 
 
 # Calls of the step graph

@@ -9,9 +9,10 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
+from headwater.profiles.actions import RETRACT
 from headwater.profiles.columns import Columns
 from headwater.profiles.encoder_steps import StepEncoder, fold_again
-from headwater.profiles.event_log import RETRACT, Event
+from headwater.profiles.event_log import Event
 from tests.support.checkout import STARTER
 from tests.support.histories import (
     CLICK,

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.profiles.event_log import RETRACT, Event, Outcome, insert
+from headwater.profiles.actions import RETRACT
+from headwater.profiles.event_log import Event, Outcome, insert
 from tests.support.histories import CLICK, canonical_log, user_events
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.messages import Trend
-from headwater.profiles.apply_clicks import POPULARITY
+from headwater.profiles.actions import POPULARITY
 from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts, Trends
 from tests.support.histories import CLICK, START_MS
 
