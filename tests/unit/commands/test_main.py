@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 
 from headwater import run_file
-from headwater.commands import main
+from headwater.commands.ask import ActionOption
+from headwater.commands.models import ProtocolOption
 from headwater.kafka import topics
 from headwater.messages import ACTIONS, SESSION_ACTIONS, schemas
 from headwater.metrics import DEFINITIONS
@@ -92,8 +93,8 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
 
 def test_the_choices_are_those_of_the_code() -> None:
     """They are written out once more for the help, which imports nothing heavy."""
-    assert get_args(main.ActionOption) == tuple(ACTIONS)
-    assert get_args(main.ProtocolOption) == get_args(Protocol)
+    assert get_args(ActionOption) == tuple(ACTIONS)
+    assert get_args(ProtocolOption) == get_args(Protocol)
 
 
 def test_what_trains_an_encoder_is_what_steps_it() -> None:

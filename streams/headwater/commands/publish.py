@@ -1,0 +1,97 @@
+"""`headwater import`: files into the topics."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from headwater.commands.terminal import MANY, CommandError, run_async, running_settings, say, stderr
+
+if TYPE_CHECKING:
+    from headwater.commands.import_files import Kind
+    from headwater_models.data.tabular_files import TimeUnit
+
+
+def catalog(
+    file: Path,
+    *,
+    map_: Annotated[list[str], Parameter(name="--map"), MANY] = [],  # noqa: B006 - cyclopts never changes it
+    skip_bad: bool = False,
+) -> int:
+    """Publish a file of items.
+
+    Parameters
+    ----------
+    map_
+        field=column, such as --map item_id=sku --map attributes.colour=color; repeatable. Tags split on |.
+    skip_bad
+        Exit 0 although some rows could not be published.
+    """
+    return _import("catalog", file, map_, "auto", skip_bad)
+
+
+def clicks(
+    file: Path,
+    *,
+    map_: Annotated[list[str], Parameter(name="--map"), MANY] = [],  # noqa: B006 - cyclopts never changes it
+    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
+    skip_bad: bool = False,
+) -> int:
+    """Publish a file of events.
+
+    Parameters
+    ----------
+    map_
+        field=column, such as --map user_id=customer --map at_ms=timestamp; repeatable.
+    time
+        What the times are: ISO text (without a zone: UTC), or numbers of seconds or milliseconds.
+    skip_bad
+        Exit 0 although some rows could not be published.
+    """
+    return _import("clicks", file, map_, time, skip_bad)
+
+
+def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_bad: bool) -> int:
+    import time
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from headwater.commands import import_files
+    from headwater_models.data import tabular_files
+
+    settings = running_settings()
+    table = tabular_files.read(file)
+    columns = import_files.mapping(kind, table.columns, maps)
+    unused = [name for name in table.columns if name not in columns.values()]
+    say(
+        f"{file}: {len(table):,} rows; {', '.join(f'{name}={column}' for name, column in columns.items())}"
+        + (f"; not used: {', '.join(unused)}" if unused else "")
+    )
+    if kind == "clicks":
+        prepared = import_files.prepared_clicks(table, columns, now_ms=int(time.time() * 1000), unit=unit)
+    else:
+        prepared = import_files.prepared_items(table, columns, unit=unit)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=stderr(),
+    )
+    with bar:
+        task = bar.add_task(f"publishing {kind}", total=len(prepared.rows))
+        report = run_async(
+            import_files.publish(settings, kind, prepared, lambda done: bar.update(task, completed=done))
+        )
+    for bad in report.first_bad:
+        print(f"row {bad.number}: {bad.reason}", file=sys.stderr)
+    if report.bad > len(report.first_bad):
+        print(f"... and {report.bad - len(report.first_bad):,} more", file=sys.stderr)
+    rate = report.published / report.seconds if report.seconds else 0.0
+    print(f"published {report.published:,} of {report.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f}/s)")
+    if report.bad and not skip_bad:
+        raise CommandError(
+            f"{report.bad:,} rows of {file} were not published: correct them, or accept it with --skip-bad"
+        )
+    return 0

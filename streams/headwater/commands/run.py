@@ -1,0 +1,80 @@
+"""`headwater demo`, `up` and `worker`: processes that run until they are stopped."""
+
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from headwater.commands.terminal import CommandError, quiet_aiokafka, run_async, say
+
+
+def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> int:
+    """Everything on embedded parts and real data, then live clicks and answers until Ctrl-C.
+
+    Parameters
+    ----------
+    once
+        Stop after the summary; exit 0 only if every ask was answered and reflected its click.
+    json
+        Print the summary as one JSON object.
+    events
+        How many of the last purchases to publish as history, or `all` (1.47 million).
+    """
+    from headwater.commands.demo import run
+    from headwater.settings import Settings
+
+    if events != "all" and not (events.isdecimal() and int(events) > 0):
+        raise CommandError(f"--events is {events}: expected a number of purchases, or all")
+    quiet_aiokafka()
+    count = None if events == "all" else int(events)
+    return run_async(run(Settings.load(), once=once, as_json=json, events=count))
+
+
+def up() -> int:
+    """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
+    from headwater import run_file
+    from headwater.kafka import topics
+    from headwater.settings import Settings
+    from headwater.worker.worker import configure_logging, serve
+
+    settings = Settings.load()
+    configure_logging(settings)
+    with ExitStack() as stack:
+        if not settings.kafka_bootstrap_servers:
+            from headwater.kafka.embedded_broker import EmbeddedBroker
+
+            if (run := run_file.read(settings)) is not None:
+                raise CommandError(
+                    f"another Headwater runs in {settings.data_dir} (process {run.pid}): stop it, or set "
+                    "HEADWATER_DATA_DIR to another folder"
+                )
+            broker = stack.enter_context(EmbeddedBroker(settings.data_dir))
+            settings = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
+
+        async def beside(worker: Any) -> None:
+            web = f"http://{worker.web_address}"
+            with run_file.written(settings, web=web, bundle_id=worker.bundle_id):
+                await worker.ready.wait()
+                say(f"ready: {web}/metrics, bundle {worker.bundle_id}; Ctrl-C stops it")
+                await worker.failed()
+
+        async def serving() -> int:
+            created = await topics.create(settings)
+            say(f"broker {settings.bootstrap_servers}, {len(created)} topics created")
+            return await serve(settings, "all", beside)
+
+        return run_async(serving())
+
+
+def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
+    """One worker against a configured broker; SIGTERM drains and stops it.
+
+    Parameters
+    ----------
+    role
+        interests: clicks and requests. catalog: encoding and indexing. all: both in one process.
+    """
+    from headwater.client import running_system
+    from headwater.worker.worker import configure_logging, serve
+
+    settings = running_system()
+    configure_logging(settings)
+    return run_async(serve(settings, role))
