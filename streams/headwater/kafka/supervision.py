@@ -48,7 +48,7 @@ async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T
                     f"{topic}: cannot be read for {READ_TIMEOUT_S:.0f} s ({type(error).__name__}: {error}); "
                     "look at the broker"
                 ) from error
-            log.warning("partitions_not_opened_yet", error=type(error).__name__)
+            log.warning("topic_not_read_yet", topic=topic, error=type(error).__name__)
         await asyncio.sleep(_AGAIN_S)
 
 

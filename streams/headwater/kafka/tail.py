@@ -1,24 +1,20 @@
 """Following a whole topic without a group: what a worker must know beside its own partitions."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from headwater.errors import StopWorker
 from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.read_to_end import read_to_end
+from headwater.kafka.supervision import Background, once_broker_answers
 from headwater.settings import Settings
 
-log = structlog.get_logger(__name__)
-
-_RECORDS: Final = 2_000
+_MAX_RECORDS: Final = 2_000
 _START_TIMEOUT_S: Final = 60.0
-# Errors of a broker that is away are retried by aiokafka itself; what reaches us twice in a row so long is not.
-_GIVE_UP_S: Final = 120.0
 
 OnRecords = Callable[[Sequence[ConsumerRecord]], Awaitable[None]]
 
@@ -26,7 +22,8 @@ OnRecords = Callable[[Sequence[ConsumerRecord]], Awaitable[None]]
 class Tail:
     """Calls ``on_records`` with the records of each partition in order, from the beginning or from now on.
 
-    ``caught_up`` is set once everything that was there at the start has been handed over.
+    ``caught_up`` is set once everything that was there at the start has been handed over. What ``on_records`` raises
+    ends the worker by ``fail``, as does a broker that gives nothing for two minutes. Whoever starts a tail stops it.
     """
 
     def __init__(
@@ -38,9 +35,9 @@ class Tail:
         *,
         from_end: bool = False,
     ) -> None:
-        self._topic, self._on_records, self._fail, self._from_end = topic, on_records, fail, from_end
+        self._topic, self._on_records, self._from_end = topic, on_records, from_end
         self.caught_up = asyncio.Event()
-        # Named here and not assigned later: only then does the client fetch the partitions of the topic.
+        # The client knows the partitions of a topic only if it is named here. Assigning them later is too late.
         self._consumer = Consumer(
             topic,
             **settings.kafka_options(),
@@ -50,10 +47,16 @@ class Tail:
             max_partition_fetch_bytes=2 * 1024 * 1024,
             fetch_max_wait_ms=500,
         )
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(f"the tail of {topic}", fail)
 
     async def start(self) -> None:
-        """Raises StopWorker when the topic cannot be read."""
+        """Find the ends, and begin to read.
+
+        Raises:
+            StopWorker: there is no such topic.
+            KafkaError: the broker is away, or refuses.
+            TimeoutError: it did not tell the ends within a minute.
+        """
         try:
             await self._consumer.start()
         except UnknownTopicOrPartitionError:
@@ -67,44 +70,37 @@ class Tail:
             starts = ends if self._from_end else await self._consumer.beginning_offsets(tps)
         for tp in tps:
             self._consumer.seek(tp, starts[tp])
-        remaining = {tp for tp in tps if starts[tp] < ends[tp]}
-        if not remaining:
+        if all(starts[tp] >= ends[tp] for tp in tps):
             self.caught_up.set()
-        self._task = asyncio.ensure_future(self._guarded(ends, remaining))
+        self._background.spawn(self._follow(ends))
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Read no more, and close the client. The call to ``on_records`` under way is cancelled."""
+        await self._background.stop()
         await self._consumer.stop()
 
-    async def _guarded(self, ends: dict[TopicPartition, int], remaining: set[TopicPartition]) -> None:
-        try:
-            await self._follow(ends, remaining)
-        except StopWorker as error:
-            self._fail(str(error))
-        except Exception as error:
-            log.exception("tail_failed", topic=self._topic)
-            self._fail(f"unexpected {type(error).__name__} while following {self._topic}: {error}")
-
-    async def _follow(self, ends: dict[TopicPartition, int], remaining: set[TopicPartition]) -> None:
-        healthy_s = time.monotonic()
+    async def _follow(self, ends: dict[TopicPartition, int]) -> None:
+        if not self.caught_up.is_set():
+            await once_broker_answers(self._topic, lambda: self._catch_up(ends))
+            self.caught_up.set()
         while True:
-            try:
-                fetched = await self._consumer.getmany(timeout_ms=1000, max_records=_RECORDS)
-            except KafkaError as error:
-                if time.monotonic() - healthy_s > _GIVE_UP_S:
-                    raise StopWorker(
-                        f"{self._topic}: cannot be read for {_GIVE_UP_S:.0f} s ({type(error).__name__}: {error}); "
-                        "look at the broker"
-                    ) from error
-                await asyncio.sleep(0.5)
-                continue
-            healthy_s = time.monotonic()
-            for records in fetched.values():
-                await self._on_records(records)
-            for tp in list(remaining):
-                if await self._consumer.position(tp) >= ends[tp]:
-                    remaining.discard(tp)
-            if not remaining:
-                self.caught_up.set()
+            await once_broker_answers(self._topic, self._read)
+
+    async def _catch_up(self, ends: dict[TopicPartition, int]) -> None:
+        async for run in read_to_end(self._consumer, ends, ends, max_records=_MAX_RECORDS):
+            await self._hand_over(run.records)
+        self._consumer.resume(*ends)
+
+    async def _read(self) -> None:
+        for records in (await self._consumer.getmany(timeout_ms=1000, max_records=_MAX_RECORDS)).values():
+            await self._hand_over(records)
+
+    async def _hand_over(self, records: Sequence[ConsumerRecord]) -> None:
+        if not records:
+            return
+        try:
+            await self._on_records(records)
+        except KafkaError as error:  # of a write of its own: reading again would skip these records
+            raise StopWorker(
+                f"{self._topic}: its records were not handled ({type(error).__name__}: {error}); look at the broker"
+            ) from error
