@@ -21,6 +21,7 @@ from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.clicks import ClickPath
+from headwater.paths.observer import Observer
 from headwater.profiles.event_log import Event
 from headwater.profiles.store import Partition, Profiles
 from headwater.settings import Settings
@@ -83,6 +84,7 @@ class InterestsWorker:
         self.vectors = ItemVectors(self.encoder.dim)
         for item_id, vector in zip(texts, self.encoder.encode_items(list(texts.values())), strict=True):
             self.vectors.put(item_key(item_id), vector)
+        self.observer = Observer()
         self.clicks = ClickPath(
             self.profiles,
             self.vectors,
@@ -93,6 +95,7 @@ class InterestsWorker:
             self.metrics,
             topic=self.topics.clicks,
             partitions=partitions,
+            observer=self.observer,
         )
         self._offsets: dict[tuple[str, int], int] = {}
 

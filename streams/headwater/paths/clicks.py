@@ -24,8 +24,9 @@ from headwater.kafka.forwarding import redirect
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partitions_of
 from headwater.kafka.publish import Outgoing, Sent, write_scattered
-from headwater.messages import ReadClicks
+from headwater.messages import ReadClicks, decode_click
 from headwater.metrics import Metrics
+from headwater.paths.observer import ClickApplied, Observer
 from headwater.profiles.actions import RETRACT, Bools
 from headwater.profiles.apply_clicks import Change, Clicks, joined, plan
 from headwater.profiles.columns import I64, Table, Together
@@ -90,6 +91,7 @@ class _Done(NamedTuple):
 
     sent: Sent
     clicks: Clicks
+    records: list[ConsumerRecord]
     outcome_counts: I64
     applied: Bools
 
@@ -150,6 +152,7 @@ class ClickPath:
         *,
         topic: str,
         partitions: int,
+        observer: Observer | None = None,
     ) -> None:
         self._profiles, self._vectors, self._encoder, self._threads = profiles, vectors, encoder, threads
         self._producer, self._dead_letters, self._metrics, self._topic = (
@@ -159,6 +162,7 @@ class ClickPath:
             topic,
         )
         self._partitions = partitions
+        self._observer = observer or Observer()
         self._initial = encoder.initial_state(1)[0]
         self._places = asyncio.Semaphore(_BESIDE)
         self._company: _Company | None = None  # one that has not begun, and takes more
@@ -228,6 +232,8 @@ class ClickPath:
         await asyncio.sleep(0)  # requests that waited for these clicks go first
         for each in done:
             self._count(partition, each)
+            if self._observer.is_watched:
+                self._tell(each)
         self._stage["changelog"].observe(time.perf_counter() - applied)
         self._batch_size.observe(len(batch.records))
         now_ms = time.time() * 1000.0
@@ -384,7 +390,7 @@ class ClickPath:
     ) -> _Done:
         rows = change.rows[~change.erased]
         sent = await self._profiles.send(partition, rows, erased, generation)
-        return _Done(sent, decoded.clicks, change.outcome_counts, change.applied)
+        return _Done(sent, decoded.clicks, decoded.records, change.outcome_counts, change.applied)
 
     async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_], turn: _Turn) -> None:
         if not self._vectors.can_fetch:
@@ -448,6 +454,28 @@ class ClickPath:
         clicks, applied = done.clicks, done.applied
         counts = self.counts.setdefault(partition.number, Counts())
         counts.add(clicks.item[applied], clicks.action[applied], clicks.at_ms[applied])
+
+    def _tell(self, done: _Done) -> None:
+        """Tell listeners of the newest clicks that count."""
+        applied = np.flatnonzero(done.applied)
+        newest = applied[-self._observer.capacity :].tolist()
+        now_ms = time.time() * 1000.0
+        events = []
+        for record in (done.records[index] for index in newest):
+            click = decode_click(record.key, record.value, record.timestamp)
+            events.append(
+                ClickApplied(
+                    click.user_id,
+                    click.item_id,
+                    click.action,
+                    click.event_id,
+                    click.at_ms,
+                    record.partition,
+                    record.offset,
+                    max(now_ms - record.timestamp, 0.0),
+                )
+            )
+        self._observer.tell(events, omitted=len(applied) - len(newest))
 
 
 def _drop_stale_id(last_event: list[bytes], row: int, change: Change, index: int) -> None:

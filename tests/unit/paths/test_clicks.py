@@ -643,3 +643,36 @@ def test_any_order_repetition_batching_and_restart_gives_the_canonical_users(
         await second.close()
 
     asyncio.run(run())
+
+
+async def test_who_listens_hears_of_each_click_that_was_applied(worker: InterestsWorker) -> None:
+    with worker.observer.listen() as listener:
+        await worker.apply(
+            worker.click("ann", "coffee", event_id="e1"),
+            worker.click("ann", "coffee", event_id="e1"),  # a duplicate
+            worker.click("bob", "tea", event_id="e2", action="purchase"),
+        )
+        told = await listener.next()
+    assert [(each.user_id, each.item_id, each.action, each.event_id, each.offset) for each in told] == [
+        ("ann", "coffee", "click", "e1", 0),
+        ("bob", "tea", "purchase", "e2", 2),
+    ]
+    assert all(each.lag_ms >= 0 for each in told)
+
+
+async def test_of_a_large_batch_listeners_hear_the_newest_clicks(worker: InterestsWorker) -> None:
+    worker.observer.capacity = 3
+    with worker.observer.listen() as listener:
+        await worker.apply(*(worker.click("ann", "coffee") for _ in range(10)))
+        assert [each.offset for each in await listener.next()] == [7, 8, 9]
+        assert listener.dropped == 7
+
+
+async def test_no_event_is_made_while_nobody_listens(worker: InterestsWorker) -> None:
+    made: list[object] = []
+    worker.observer.tell = lambda events, omitted=0: made.extend(events)  # type: ignore[method-assign]
+    await worker.apply(worker.click("ann", "coffee"))
+    assert made == []
+    with worker.observer.listen():
+        await worker.apply(worker.click("ann", "tea"))
+    assert len(made) == 1
