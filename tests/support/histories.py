@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS
-from headwater.profiles.apply_clicks import Change, Clicks, plan
+from headwater.profiles.apply_clicks import Clicks, ProfileDelta, plan_batch
 from headwater.profiles.columns import Columns
-from headwater.profiles.encoder_steps import StepEncoder, advance, needs_refold
+from headwater.profiles.encoder_steps import StepEncoder, needs_refold, step_states
 from headwater.profiles.event_log import Event
 
 # The same examples on every run, and no clock in the verdict: a red build is red again on the next machine.
@@ -90,24 +90,24 @@ def apply(
     encoder: StepEncoder,
     vectors: ItemVectors,
     first_offset: int = 0,
-) -> Change:
+) -> ProfileDelta:
     """One batch, all the way into the columns."""
-    change = plan(columns, clicks_of(columns, stream, first_offset))
-    refold = needs_refold(change, encoder.forgets)
+    delta = plan_batch(columns, clicks_of(columns, stream, first_offset))
+    refold = needs_refold(delta, encoder.forgets)
     initial = np.zeros(columns.state_size, dtype=np.float32)
-    job = advance(change, refold, vectors, initial)
-    columns.state[change.rows] = job.run(encoder)
-    columns.put_log(change.rows, change.log)
-    columns.put_counters(change.counted)
-    columns.offset[change.rows] = change.offset
-    columns.state_at_ms[change.rows] = job.state_at_ms
-    columns.pending[change.rows] = job.pending
-    columns.stale[change.rows] = False
-    columns.forgotten_ms[change.rows] = change.forgotten_ms
+    job = step_states(delta, refold, vectors, initial)
+    columns.state[delta.rows] = job.run(encoder)
+    columns.put_log(delta.rows, delta.log)
+    columns.put_counters(delta.counters)
+    columns.offset[delta.rows] = delta.offset
+    columns.state_at_ms[delta.rows] = job.state_at_ms
+    columns.pending[delta.rows] = job.pending
+    columns.stale[delta.rows] = False
+    columns.forgotten_ms[delta.rows] = delta.forgotten_ms
     # The click path gives these rows back and keeps the time of the forget elsewhere.
-    erased = change.rows[change.erased]
+    erased = delta.rows[delta.erased]
     columns.state[erased], columns.state_at_ms[erased] = 0, 0
-    return change
+    return delta
 
 
 def apply_in_batches(
@@ -116,7 +116,7 @@ def apply_in_batches(
     cuts: Sequence[int],
     encoder: StepEncoder,
     vectors: ItemVectors,
-) -> list[Change]:
+) -> list[ProfileDelta]:
     bounds = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     return [
         apply(columns, stream[start:stop], encoder, vectors, start)

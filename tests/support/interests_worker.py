@@ -157,7 +157,7 @@ class InterestsWorker:
         fetched: dict[int, list[ConsumerRecord]] = {}
         for record in records:
             fetched.setdefault(record.partition, []).append(record)
-        batches = [self.batch(each, has_company=len(fetched) > 1) for each in fetched.values()]
+        batches = [self.batch(each, has_siblings=len(fetched) > 1) for each in fetched.values()]
         await asyncio.gather(*map(self.clicks.handle, batches))
         return batches
 

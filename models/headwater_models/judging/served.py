@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
-from headwater.profiles.counters import DEFAULT_COUNTERS, LEAVES, Counted, count
+from headwater.profiles.counters import DEFAULT_COUNTERS, LEAVES, CounterRows, count
 from headwater.recall.fusion import Ranking, fuse
 from headwater.recall.sources.buy_again import buy_again
 from headwater.recall.sources.new_items import CHOICE, by_likeness, taken
@@ -89,18 +89,19 @@ class Counting:
 
     def __init__(self, length: int, counters: int = DEFAULT_COUNTERS) -> None:
         self._length, self._counters = length, counters
-        self._held: tuple[Cases, Counted] | None = None  # of the cases asked about last: a slice at a time is
+        # Of the cases asked about last: a slice at a time is.
+        self._held: tuple[Cases, CounterRows] | None = None
 
-    def __call__(self, log: Log, cases: Cases) -> Counted:
+    def __call__(self, log: Log, cases: Cases) -> CounterRows:
         """A row a case."""
         if self._held is None or self._held[0] is not cases:
             self._held = cases, self._counted(log, cases)
         return self._held[1]
 
-    def _counted(self, log: Log, cases: Cases) -> Counted:
+    def _counted(self, log: Log, cases: Cases) -> CounterRows:
         """A user's cases go on from each other."""
         shape = (len(cases), self._counters)
-        found = Counted(np.arange(len(cases)), np.zeros(shape, np.uint64), np.zeros(shape, np.uint16))
+        found = CounterRows(np.arange(len(cases)), np.zeros(shape, np.uint64), np.zeros(shape, np.uint16))
         user, done = -1, 0
         for case in np.lexsort((cases.ends, cases.users)).tolist():
             if cases.users[case] != user:
@@ -113,7 +114,7 @@ class Counting:
         return found
 
 
-def seen(log: Log, cases: Cases, part: slice, counted: Counted) -> tuple[Ints, Ints]:
+def seen(log: Log, cases: Cases, part: slice, counted: CounterRows) -> tuple[Ints, Ints]:
     """What a worker leaves out where seen items may not come: (case, counted from the slice's start; item)."""
     owners, rows = histories(log, cases, part)
     before, places = np.nonzero(counted.levels[part])
@@ -122,7 +123,7 @@ def seen(log: Log, cases: Cases, part: slice, counted: Counted) -> tuple[Ints, I
 
 
 def wanted_again(
-    log: Log, cases: Cases, part: slice, length: int, counted: Counted
+    log: Log, cases: Cases, part: slice, length: int, counted: CounterRows
 ) -> list[dict[int, float]]:
     """Items that the users of a slice may want again, best first, and how much: by their newest `length` events and what was
     counted before."""

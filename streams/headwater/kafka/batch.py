@@ -24,7 +24,7 @@ class Batch:
     to be committed as soon as all earlier batches are finished too, and releases it if need be.
     """
 
-    __slots__ = ("_ledger", "finished", "generation", "has_company", "partition", "records", "topic")
+    __slots__ = ("_ledger", "finished", "generation", "has_siblings", "partition", "records", "topic")
 
     def __init__(
         self,
@@ -32,13 +32,13 @@ class Batch:
         tp: TopicPartition,
         records: Sequence[ConsumerRecord],
         generation: int,
-        has_company: bool = False,
+        has_siblings: bool = False,
     ) -> None:
         self._ledger = ledger
         self.topic, self.partition = tp
         self.records = records
         self.generation = generation
-        self.has_company = has_company  # the fetch brought more of this topic, from other partitions
+        self.has_siblings = has_siblings  # the fetch brought more of this topic, from other partitions
         self.finished = False
 
     @property

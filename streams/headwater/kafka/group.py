@@ -179,8 +179,8 @@ class BatchConsumer(driver.Consumer):
         topics = [tp.topic for tp in fetched]
         for tp, records in fetched.items():
             key = TP(tp.topic, tp.partition)
-            has_company = topics.count(tp.topic) > 1
-            batch = Batch(self, key, records, app.consumer_generation_id, has_company)
+            has_siblings = topics.count(tp.topic) > 1
+            batch = Batch(self, key, records, app.consumer_generation_id, has_siblings)
             self._outstanding.setdefault(key, deque()).append(batch)
             self._held.add(key)
             app.begin(batch)

@@ -28,14 +28,14 @@ from headwater.messages import ReadClicks, decode_click
 from headwater.metrics import Metrics
 from headwater.paths.observer import ClickApplied, Observer
 from headwater.profiles.actions import RETRACT, Bools
-from headwater.profiles.apply_clicks import Change, Clicks, joined, plan
-from headwater.profiles.columns import I64, Table, Together
-from headwater.profiles.encoder_steps import Job, advance, keys_needed, needs_refold
+from headwater.profiles.apply_clicks import Clicks, ProfileDelta, joined, plan_batch
+from headwater.profiles.columns import I64, JoinedColumns, Table
+from headwater.profiles.encoder_steps import EncoderJob, keys_needed, needs_refold, step_states
 from headwater.profiles.event_log import Outcome
 from headwater.profiles.store import Partition, Profiles
 from headwater.recall.popularity import Counts
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 # Decoding holds the loop for about a millisecond a slice; requests get their turn in between.
 _SLICE: Final = 400
@@ -71,15 +71,15 @@ class Decoded(NamedTuple):
 class _Result(NamedTuple):
     """What clicks do to their users: their logs, and their encoder states (R, S) with the time and what is pending of each."""
 
-    change: Change
+    delta: ProfileDelta
     state: NDArray[np.float16]
     state_at_ms: I64
     pending: I64
 
     def part(self, users: slice, clicks: slice, row: int) -> "_Result":
-        """See `Change.part`."""
+        """See `ProfileDelta.part`."""
         return _Result(
-            self.change.part(users, clicks, row),
+            self.delta.part(users, clicks, row),
             self.state[users],
             self.state_at_ms[users],
             self.pending[users],
@@ -87,7 +87,7 @@ class _Result(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """Clicks that are in the columns and on their way to the changelog, and what became of them; see `Change`."""
+    """Clicks that are in the columns and on their way to the changelog, and what became of them; see `ProfileDelta`."""
 
     sent: Sent
     clicks: Clicks
@@ -97,11 +97,11 @@ class _Done(NamedTuple):
 
 
 class _Share:
-    """One partition's small batch in a company, and what came of it: its change, and the users that it erased."""
+    """One partition's small batch in a company, and what came of it: its delta, and the users that it erased."""
 
     def __init__(self, partition: Partition, decoded: Decoded, generation: int) -> None:
         self.partition, self.decoded, self.generation = partition, decoded, generation
-        self.applied: tuple[Change, dict[bytes, int]] | None = None
+        self.applied: tuple[ProfileDelta, dict[bytes, int]] | None = None
 
 
 class _Company:
@@ -205,8 +205,8 @@ class ClickPath:
             finally:
                 turn.give()
             partition.require(batch.generation)
-            before, settled = partition.settled, asyncio.get_running_loop().create_future()
-            partition.settled = settled
+            before, settled = partition.changelog_done, asyncio.get_running_loop().create_future()
+            partition.changelog_done = settled
         applied = time.perf_counter()
         try:
             partition.mark_applied(batch.last_offset, decoded.clicks.event)
@@ -223,7 +223,7 @@ class ClickPath:
                 await write_scattered(self._producer, self._topic, strays)
                 self._strays.inc(len(strays))
             partition.require(batch.generation)
-            partition.advance(batch.last_offset)
+            partition.move_watermark(batch.last_offset)
             batch.finish()
             settled.set_result(True)
         finally:
@@ -295,7 +295,7 @@ class ClickPath:
         except Exception as error:
             if len(decoded.records) == 1:
                 record = decoded.records[0]
-                log.exception(
+                logger.exception(
                     "click_failed", topic=record.topic, partition=record.partition, offset=record.offset
                 )
                 return [DeadLetter(record, "internal_error", f"{type(error).__name__}: {error}")]
@@ -310,7 +310,7 @@ class ClickPath:
         partition.require(generation)
         erased = self._commit(partition, decoded, result)
         turn.give()  # the producer may keep a large batch waiting for what is on its way to the same broker
-        done.append(await self._send(partition, decoded, result.change, erased, generation))
+        done.append(await self._send(partition, decoded, result.delta, erased, generation))
         self._producer.write_now()
         return []
 
@@ -318,7 +318,7 @@ class ClickPath:
         """Whether a batch is applied with others: it is small, there are such, and no vector has to be waited for."""
         return (
             len(batch.records) <= _SMALL
-            and (batch.has_company or self._company is not None)
+            and (batch.has_siblings or self._company is not None)
             and not self._vectors.missing(decoded.clicks.item.tolist())
         )
 
@@ -352,58 +352,58 @@ class ClickPath:
             shares = [each for each in company.shares if each.partition.is_ours(each.generation)]
             if not shares:
                 return
-            table = Together([share.partition.columns for share in shares])
+            table = JoinedColumns([share.partition.columns for share in shares])
             clicks = joined(share.decoded.clicks for share in shares)
             try:
                 result = await self._work_out(table, clicks, turn)
             except Exception:
-                log.exception("company_failed", partitions=[share.partition.number for share in shares])
+                logger.exception("company_failed", partitions=[share.partition.number for share in shares])
                 return
         finally:
             turn.give()
         sizes = [len(share.decoded.records) for share in shares]
-        for share, part in zip(shares, table.parts(result.change.rows, sizes), strict=True):
+        for share, part in zip(shares, table.parts(result.delta.rows, sizes), strict=True):
             if share.partition.is_ours(share.generation):
                 own = result.part(*part)
-                share.applied = own.change, self._commit(share.partition, share.decoded, own)
+                share.applied = own.delta, self._commit(share.partition, share.decoded, own)
 
     async def _work_out(self, table: Table, clicks: Clicks, turn: _Turn) -> _Result:
         """What becomes of the users of these clicks; nothing is written yet."""
         started = time.perf_counter()
-        change = plan(table, clicks)
-        refold = needs_refold(change, self._encoder.forgets)
-        await self._fetch_vectors(change, refold, turn)
-        job = advance(change, refold, self._vectors, self._initial)
+        delta = plan_batch(table, clicks)
+        refold = needs_refold(delta, self._encoder.forgets)
+        await self._fetch_vectors(delta, refold, turn)
+        job = step_states(delta, refold, self._vectors, self._initial)
         planned = time.perf_counter()
         state = await self._run(job)
         self._stage["apply"].observe(planned - started)
         self._stage["encode"].observe(time.perf_counter() - planned)
-        return _Result(change, state, job.state_at_ms, job.pending)
+        return _Result(delta, state, job.state_at_ms, job.pending)
 
     async def _send(
         self,
         partition: Partition,
         decoded: Decoded,
-        change: Change,
+        delta: ProfileDelta,
         erased: dict[bytes, int],
         generation: int,
     ) -> _Done:
-        rows = change.rows[~change.erased]
+        rows = delta.rows[~delta.erased]
         sent = await self._profiles.send(partition, rows, erased, generation)
-        return _Done(sent, decoded.clicks, decoded.records, change.outcome_counts, change.applied)
+        return _Done(sent, decoded.clicks, decoded.records, delta.outcome_counts, delta.applied)
 
-    async def _fetch_vectors(self, change: Change, refold: NDArray[np.bool_], turn: _Turn) -> None:
+    async def _fetch_vectors(self, delta: ProfileDelta, refold: NDArray[np.bool_], turn: _Turn) -> None:
         if not self._vectors.can_fetch:
             return
         turn.give()
         try:
-            await self._vectors.ensure(keys_needed(change, refold))
+            await self._vectors.ensure(keys_needed(delta, refold))
         except IndexUnavailable as error:
             # Clicks go on: what has no vector now counts as pending, and is folded in when it has one.
-            log.debug("vectors_unavailable", error=str(error))  # the index has said so itself, once
+            logger.debug("vectors_unavailable", error=str(error))  # the index has said so itself, once
         await turn.take()
 
-    async def _run(self, job: Job) -> NDArray[np.float16]:
+    async def _run(self, job: EncoderJob) -> NDArray[np.float16]:
         if not job.calls:
             return job.state.astype(np.float16)
         started = time.perf_counter()
@@ -415,32 +415,32 @@ class ClickPath:
         return state
 
     def _commit(self, partition: Partition, decoded: Decoded, result: _Result) -> dict[bytes, int]:
-        """Write a change into the columns, all at once; returns the users that were erased, with the time."""
-        columns, change = partition.columns, result.change
-        rows = change.rows
-        columns.put_log(rows, change.log)
-        columns.put_counters(change.counted)
-        columns.offset[rows] = change.offset
+        """Write a delta into the columns, all at once; returns the users that were erased, with the time."""
+        columns, delta = partition.columns, result.delta
+        rows = delta.rows
+        columns.put_log(rows, delta.log)
+        columns.put_counters(delta.counters)
+        columns.offset[rows] = delta.offset
         columns.state[rows] = result.state
         columns.state_at_ms[rows] = result.state_at_ms
         columns.pending[rows] = result.pending
         columns.stale[rows] = False
-        columns.forgotten_ms[rows] = change.forgotten_ms
-        newer = change.newest >= 0
-        for row, newest in zip(rows[newer].tolist(), change.newest[newer].tolist(), strict=True):
+        columns.forgotten_ms[rows] = delta.forgotten_ms
+        newer = delta.newest >= 0
+        for row, newest in zip(rows[newer].tolist(), delta.newest[newer].tolist(), strict=True):
             columns.last_event[row] = decoded.event_ids[newest]
-        for index in np.flatnonzero(change.refold).tolist():
-            _drop_stale_id(columns.last_event, int(rows[index]), change, index)
-        beside = change.outcome > Outcome.DUPLICATE
+        for index in np.flatnonzero(delta.refold).tolist():
+            _drop_stale_id(columns.last_event, int(rows[index]), delta, index)
+        beside = delta.outcome > Outcome.DUPLICATE
         if beside.any():
-            partition.keep_beside_log(decoded.clicks.row[beside], decoded.clicks.event[beside])
+            partition.remember_unlogged(decoded.clicks.row[beside], decoded.clicks.event[beside])
         for row, origin, offset in decoded.strays:
             held = columns.strays.setdefault(row, {})
             held[origin] = max(offset, held.get(origin, -1))
         erased = {}
-        for index in np.flatnonzero(change.erased).tolist():
+        for index in np.flatnonzero(delta.erased).tolist():
             user = columns.users[int(rows[index])]
-            erased[user] = partition.forgotten[user] = int(change.forgotten_ms[index])
+            erased[user] = partition.forgotten[user] = int(delta.forgotten_ms[index])
             columns.remove(user)
         return erased
 
@@ -478,9 +478,9 @@ class ClickPath:
         self._observer.tell(events, omitted=len(applied) - len(newest))
 
 
-def _drop_stale_id(last_event: list[bytes], row: int, change: Change, index: int) -> None:
+def _drop_stale_id(last_event: list[bytes], row: int, delta: ProfileDelta, index: int) -> None:
     """After a retraction the newest event is another one, whose id string is no longer known."""
-    events = change.log.events(index)
+    events = delta.log.events(index)
     newest = next((event.event for event in reversed(events) if event.action != RETRACT), -1)
     if event_key(last_event[row].decode()) != newest:
         last_event[row] = b""

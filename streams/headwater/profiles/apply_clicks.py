@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import clamp_gap_s
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS, TAKES_BACK, Bools
-from headwater.profiles.columns import I64, U8, U64, Log, Table, Together
-from headwater.profiles.counters import LEAVES, Counted, Left, counted
+from headwater.profiles.columns import I64, U8, U64, JoinedColumns, Log, Table
+from headwater.profiles.counters import LEAVES, CounterRows, Left, apply_evictions
 from headwater.profiles.event_log import Event, Outcome, insert
 
 F32 = NDArray[np.float32]
@@ -23,7 +23,7 @@ F32 = NDArray[np.float32]
 class Clicks(NamedTuple):
     """Decoded clicks of one partition in offset order; ``row`` points into the partition's columns.
 
-    Or of several, one after the other, with rows of `columns.Together`.
+    Or of several, one after the other, with rows of `columns.JoinedColumns`.
     """
 
     row: I64
@@ -45,9 +45,10 @@ class Clicks(NamedTuple):
 
 
 def joined(several: Iterable[Clicks]) -> Clicks:
-    """The clicks of several partitions one after the other, with rows of `columns.Together`."""
+    """The clicks of several partitions one after the other, with rows of `columns.JoinedColumns`."""
     spread = (
-        clicks._replace(row=clicks.row + number * Together.SPREAD) for number, clicks in enumerate(several)
+        clicks._replace(row=clicks.row + number * JoinedColumns.SPREAD)
+        for number, clicks in enumerate(several)
     )
     return Clicks(*map(np.concatenate, zip(*spread, strict=True)))
 
@@ -60,16 +61,16 @@ class Leaving(NamedTuple):
     action: U8
 
 
-class Change(NamedTuple):
+class ProfileDelta(NamedTuple):
     """What a batch does to R touched users. Nothing is written yet."""
 
     rows: I64  # (R,) unique, ascending
     log: Log  # the new logs
-    counted: Counted  # the new counters of those whose log something has left
+    counters: CounterRows  # the new counters of those whose log something has left
     offset: I64  # (R,) new applied offsets
     state: NDArray[np.float16]  # (R, S) the encoder's states as they are
     state_at_ms: I64  # (R,) and the time of the last event in each; 0: none
-    behind: Bools  # (R,) they lack some of the log, or are of another bundle
+    state_is_stale: Bools  # (R,) they lack some of the log, or are of another bundle
     refold: Bools  # (R,) the log changed elsewhere than at its end
     evicted: Bools  # (R,) appending pushed old events out
     steps_user: I64  # (E,) index into rows of each appended event that may step the encoder, in order
@@ -85,22 +86,24 @@ class Change(NamedTuple):
         """By Outcome."""
         return np.bincount(self.outcome, minlength=len(Outcome))
 
-    def part(self, users: slice, clicks: slice, row: int) -> "Change":
+    def part(self, users: slice, clicks: slice, row: int) -> "ProfileDelta":
         """What happens to some of the users, all of whose clicks are those named; ``row`` becomes row 0."""
         mine = slice(*np.searchsorted(self.steps_user, (users.start, users.stop)).tolist())
         begin, end = self.rows[users][[0, -1]]
-        counting = (self.counted.rows >= begin) & (self.counted.rows <= end)
+        counting = (self.counters.rows >= begin) & (self.counters.rows <= end)
         newest = self.newest[users]
-        return Change(
+        return ProfileDelta(
             rows=self.rows[users] - row,
             log=self.log.take(users),
-            counted=Counted(
-                self.counted.rows[counting] - row, self.counted.keys[counting], self.counted.levels[counting]
+            counters=CounterRows(
+                self.counters.rows[counting] - row,
+                self.counters.keys[counting],
+                self.counters.levels[counting],
             ),
             offset=self.offset[users],
             state=self.state[users],
             state_at_ms=self.state_at_ms[users],
-            behind=self.behind[users],
+            state_is_stale=self.state_is_stale[users],
             refold=self.refold[users],
             evicted=self.evicted[users],
             steps_user=self.steps_user[mine] - users.start,
@@ -113,15 +116,19 @@ class Change(NamedTuple):
         )
 
 
-def plan(table: Table, clicks: Clicks) -> Change:
+def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
     """Work out what ``clicks`` do, without touching ``table``."""
     order = clicks.row.argsort(kind="stable")
     ordered = clicks.take(order)
     first = _firsts(ordered.row)
     rows = ordered.row[first]
     user = first.cumsum() - 1  # of each event in `order`
-    held = table.held(rows)
-    log, offset, forgotten = held.log, held.offset, held.forgotten_ms  # copies, which become the new ones
+    snapshot = table.snapshot(rows)
+    log, offset, forgotten = (
+        snapshot.log,
+        snapshot.offset,
+        snapshot.forgotten_ms,
+    )  # copies: they become the new ones
 
     replayed = ordered.offset <= offset[user]
     unlogged = ~replayed & (ordered.action == IMPRESSION)
@@ -180,14 +187,14 @@ def plan(table: Table, clicks: Clicks) -> Change:
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     offset[user] = np.maximum(offset[user], ordered.offset)  # in order, so that the user's last counts
-    return Change(
+    return ProfileDelta(
         rows=rows,
         log=log,
-        counted=_counted(table, rows, _joined(leaving, left)),
+        counters=_counters(table, rows, _joined(leaving, left)),
         offset=offset,
-        state=held.state,
-        state_at_ms=held.state_at_ms,
-        behind=held.behind,
+        state=snapshot.state,
+        state_at_ms=snapshot.state_at_ms,
+        state_is_stale=snapshot.state_is_stale,
         refold=refold,
         evicted=evicted,
         steps_user=user[steps],
@@ -267,13 +274,13 @@ def _joined(leaving: Leaving, left: list[tuple[int, Event]]) -> Leaving:
     )
 
 
-def _counted(table: Table, rows: I64, leaving: Leaving) -> Counted:
+def _counters(table: Table, rows: I64, leaving: Leaving) -> CounterRows:
     what = LEAVES[leaving.action]
     counts = what != Left.NOTHING
     if not counts.all():
         leaving = Leaving(leaving.user[counts], leaving.item[counts], leaving.action[counts])
         what = what[counts]
-    return counted(table.counters_of, rows[leaving.user], leaving.item, what)
+    return apply_evictions(table.counters_of, rows[leaving.user], leaving.item, what)
 
 
 class StepInput(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from headwater.profiles.counters import DEFAULT_COUNTERS, Counted
+from headwater.profiles.counters import DEFAULT_COUNTERS, CounterRows
 from headwater.profiles.event_log import Event
 from headwater.profiles.row_file import RowFile
 
@@ -56,7 +56,7 @@ class Log(NamedTuple):
             self.action[index, place] = event.action
 
 
-class Held(NamedTuple):
+class RowSnapshot(NamedTuple):
     """Copies of what is held of R users, but for their counters, which only few batches touch."""
 
     log: Log
@@ -64,10 +64,10 @@ class Held(NamedTuple):
     forgotten_ms: I64  # (R,) events up to this time were erased
     state: NDArray[np.float16]  # (R, S)
     state_at_ms: I64  # (R,) time of the last folded event; 0: none
-    behind: NDArray[np.bool_]  # (R,) the state lacks some of the log, or is of another bundle
+    state_is_stale: NDArray[np.bool_]  # (R,) the state lacks some of the log, or is of another bundle
 
     @classmethod
-    def joined(cls, several: Iterable["Held"]) -> "Held":
+    def joined(cls, several: Iterable["RowSnapshot"]) -> "RowSnapshot":
         logs, *columns = zip(*several, strict=True)
         log = Log(*map(np.concatenate, zip(*logs, strict=True)))
         return cls(log, *map(np.concatenate, columns))
@@ -76,7 +76,7 @@ class Held(NamedTuple):
 class Table(Protocol):
     """Rows of users, as `fold.plan` reads them."""
 
-    def held(self, rows: I64) -> Held:
+    def snapshot(self, rows: I64) -> RowSnapshot:
         """Args: rows: (R,) ascending."""
         ...
 
@@ -91,8 +91,8 @@ _COLUMNS = (
     "event",
     "item",
     "action",
-    "counted",
-    "level",
+    "counter_items",
+    "counter_levels",
     "offset",
     "state",
     "state_at_ms",
@@ -141,8 +141,8 @@ class Columns:
             "event": ((capacity, length), np.uint64),
             "item": ((capacity, length), np.uint64),
             "action": ((capacity, length), np.uint8),
-            "counted": ((capacity, self.counters), np.uint64),  # items whose wishes have left the log
-            "level": ((capacity, self.counters), np.uint16),  # and how much they count; 0: the place is free
+            "counter_items": ((capacity, self.counters), np.uint64),  # items whose wishes have left the log
+            "counter_levels": ((capacity, self.counters), np.uint16),  # how much they count; 0: a free place
             "offset": ((capacity,), np.int64),  # last applied offset of the user's own partition
             "state": ((capacity, size), np.float16),
             "state_at_ms": ((capacity,), np.int64),  # time of the last folded event; 0: none
@@ -160,11 +160,15 @@ class Columns:
                 setattr(self, name, rows[name])
                 del shapes[name]
         # Most users have no counters, and to copy their zeros would map the pages of the new arrays.
-        counting = np.flatnonzero(self.level.any(axis=1)) if old is not None and "level" in shapes else None
+        counting = (
+            np.flatnonzero(self.counter_levels.any(axis=1))
+            if old is not None and "counter_levels" in shapes
+            else None
+        )
         for name, (shape, kind) in shapes.items():
             array: NDArray[Any] = np.zeros(shape, dtype=kind)
             if old is not None:
-                kept = counting if name in ("counted", "level") else slice(len(old))
+                kept = counting if name in ("counter_items", "counter_levels") else slice(len(old))
                 array[kept] = getattr(self, name)[kept]
             setattr(self, name, array)
         self.flat = {name: _flat(getattr(self, name)) for name in ("at_ms", "event", "item", "action")}
@@ -181,8 +185,8 @@ class Columns:
     event: U64
     item: U64
     action: U8
-    counted: U64
-    level: NDArray[np.uint16]
+    counter_items: U64
+    counter_levels: NDArray[np.uint16]
     offset: I64
     state: NDArray[np.float16]
     state_at_ms: I64
@@ -224,26 +228,26 @@ class Columns:
         self.strays.pop(row, None)
         self._free.append(row)
 
-    def want(self, rows: I64) -> None:
+    def prefetch(self, rows: I64) -> None:
         """Have those rows read from the disk that have been written out there."""
         if self._file is not None:
-            self._file.want(rows.tolist())
+            self._file.prefetch(rows.tolist())
 
     def log(self, rows: I64) -> Log:
         """Copies of the logs of ``rows``."""
-        self.want(rows)
+        self.prefetch(rows)
         return self._log(rows)
 
     def _log(self, rows: I64) -> Log:
         return Log(self.n[rows], self.at_ms[rows], self.event[rows], self.item[rows], self.action[rows])
 
-    def held(self, rows: I64) -> Held:
-        self.want(rows)
-        return self.wanted(rows)
+    def snapshot(self, rows: I64) -> RowSnapshot:
+        self.prefetch(rows)
+        return self.snapshot_prefetched(rows)
 
-    def wanted(self, rows: I64) -> Held:
+    def snapshot_prefetched(self, rows: I64) -> RowSnapshot:
         """:meth:`held`, of rows that :meth:`want` has been called for."""
-        return Held(
+        return RowSnapshot(
             self._log(rows),
             self.offset[rows],
             self.forgotten_ms[rows],
@@ -253,7 +257,7 @@ class Columns:
         )
 
     def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
-        return self.counted[rows], self.level[rows]
+        return self.counter_items[rows], self.counter_levels[rows]
 
     def put_log(self, rows: I64, log: Log) -> None:
         self.n[rows] = log.n
@@ -262,11 +266,11 @@ class Columns:
         self.item[rows] = log.item
         self.action[rows] = log.action
 
-    def put_counters(self, new: Counted) -> None:
-        self.counted[new.rows], self.level[new.rows] = new.keys, new.levels
+    def put_counters(self, new: CounterRows) -> None:
+        self.counter_items[new.rows], self.counter_levels[new.rows] = new.keys, new.levels
 
 
-class Together:
+class JoinedColumns:
     """Several partitions' columns as one table: the rows of each come after those of the one before."""
 
     SPREAD: Final = 1 << 40  # rows; more than there are of any
@@ -286,12 +290,12 @@ class Together:
         ends: list[int] = np.searchsorted(rows, np.arange(1, len(self._tables) + 1) * self.SPREAD).tolist()
         return ends
 
-    def held(self, rows: I64) -> Held:
+    def snapshot(self, rows: I64) -> RowSnapshot:
         of_tables = np.split(rows % self.SPREAD, self._ends(rows)[:-1])
         parts = [*zip(self._tables, of_tables, strict=True)]
         for table, own in parts:
-            table.want(own)
-        return Held.joined(table.wanted(own) for table, own in parts)
+            table.prefetch(own)
+        return RowSnapshot.joined(table.snapshot_prefetched(own) for table, own in parts)
 
     def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
         places = self._tables[0].counters

@@ -48,7 +48,7 @@ LEAVES[STEPS] = Left.WISH
 LEAVES[FORGET] = Left.FORGET
 
 
-class Counted(NamedTuple):
+class CounterRows(NamedTuple):
     """The counters of R users; where the level is 0 the place is free."""
 
     rows: I64  # (R,) unique
@@ -133,7 +133,9 @@ def _fade(levels: list[int], heap: list[int], free: list[int], faded: int) -> No
             break
 
 
-def counted(counters_of: Callable[[I64], tuple[U64, U16]], rows: I64, items: U64, what: U8) -> Counted:
+def apply_evictions(
+    counters_of: Callable[[I64], tuple[U64, U16]], rows: I64, items: U64, what: U8
+) -> CounterRows:
     """The same for many users: their new counters, with nothing written yet.
 
     Args:
@@ -141,12 +143,12 @@ def counted(counters_of: Callable[[I64], tuple[U64, U16]], rows: I64, items: U64
         rows: (E,) whose log each event has left, those of a user together and oldest first; items: (E,); what: (E,)
             of `Left`, but nothing of `NOTHING`.
     """
-    nobody = Counted(rows[:0], *counters_of(rows[:0]))
+    nobody = CounterRows(rows[:0], *counters_of(rows[:0]))
     if not len(rows) or not nobody.keys.shape[1]:
         return nobody
     first = np.concatenate([[True], rows[1:] != rows[:-1]])
     if first.all() and (what == Left.WISH).all():
-        new = Counted(rows, *counters_of(rows))
+        new = CounterRows(rows, *counters_of(rows))
         _count_wishes(new.keys, new.levels, items)
         return new
     starts = np.flatnonzero(first)
@@ -157,7 +159,7 @@ def counted(counters_of: Callable[[I64], tuple[U64, U16]], rows: I64, items: U64
     rounds = np.where(only_wishes & (lengths <= _MANY), lengths, 0)
     order = np.argsort(-rounds, kind="stable")
     starts, lengths, rounds = starts[order], lengths[order], rounds[order]
-    new = Counted(rows[starts], *counters_of(rows[starts]))
+    new = CounterRows(rows[starts], *counters_of(rows[starts]))
     done, busy = 0, int(np.count_nonzero(rounds))
     while busy >= _FEW:
         _count_wishes(new.keys[:busy], new.levels[:busy], items[starts[:busy] + done])

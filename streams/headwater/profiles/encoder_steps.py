@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.actions import STEPS
 from headwater.profiles.apply_clicks import (
-    Change,
+    ProfileDelta,
     StepInput,
     counts_by_user,
     folded_entries,
@@ -33,7 +33,7 @@ class StepEncoder(Protocol):
     def step(self, state: F32, items: F32, actions: I64, gaps_s: F32, mask: F32) -> F32: ...
 
 
-class Job(NamedTuple):
+class EncoderJob(NamedTuple):
     """States to bring up to date, with everything gathered: safe to run in another thread."""
 
     state: F32  # (users, S), before
@@ -53,28 +53,30 @@ class Job(NamedTuple):
         return state.astype(np.float16)
 
 
-def needs_refold(change: Change, forgets: bool) -> NDArray[np.bool_]:
+def needs_refold(delta: ProfileDelta, forgets: bool) -> NDArray[np.bool_]:
     """Whose state cannot simply be stepped on: the log changed inside, or the state lacks or exceeds it.
 
     That an encoder forgets is shown for a log's worth of events that step it. A log with others among them (a
     dislike, a mark) holds fewer, and what it has lost would still be heard.
     """
-    heard = ~STEPS[change.log.action].all(axis=1) | (not forgets)
-    lost = change.evicted & heard
-    return (change.refold | change.behind | lost) & ~change.erased
+    heard = ~STEPS[delta.log.action].all(axis=1) | (not forgets)
+    lost = delta.evicted & heard
+    return (delta.refold | delta.state_is_stale | lost) & ~delta.erased
 
 
-def keys_needed(change: Change, refold: NDArray[np.bool_]) -> list[int]:
+def keys_needed(delta: ProfileDelta, refold: NDArray[np.bool_]) -> list[int]:
     """Items whose vectors a job for ``change`` wants."""
-    _, folded, _, _ = folded_entries(change.log, np.flatnonzero(refold))
-    return list({*np.unique(change.steps.item).tolist(), *np.unique(folded).tolist()})
+    _, folded, _, _ = folded_entries(delta.log, np.flatnonzero(refold))
+    return list({*np.unique(delta.steps.item).tolist(), *np.unique(folded).tolist()})
 
 
-def advance(change: Change, refold: NDArray[np.bool_], vectors: ItemVectors, initial: F32) -> Job:
+def step_states(
+    delta: ProfileDelta, refold: NDArray[np.bool_], vectors: ItemVectors, initial: F32
+) -> EncoderJob:
     """Step appended events on; fold whole logs where that is not enough. ``initial`` is the state of nobody (S,)."""
-    state, state_at = change.state.astype(np.float32), change.state_at_ms
+    state, state_at = delta.state.astype(np.float32), delta.state_at_ms
     state[state_at == 0] = initial
-    users, steps = change.steps_user, change.steps
+    users, steps = delta.steps_user, delta.steps
     if refold.any():
         stepping = ~refold[users]
         users, steps = users[stepping], steps.take(stepping)
@@ -84,23 +86,23 @@ def advance(change: Change, refold: NDArray[np.bool_], vectors: ItemVectors, ini
     if not known.all():
         lacking, late = users[~known], steps.take(~known)
         # Of more than a log's worth at once, only what the log holds can be waited for.
-        oldest_at, oldest = change.log.at_ms[lacking, 0], change.log.event[lacking, 0]
+        oldest_at, oldest = delta.log.at_ms[lacking, 0], delta.log.event[lacking, 0]
         held = (late.at_ms > oldest_at) | ((late.at_ms == oldest_at) & (late.event >= oldest))
         pending = counts_by_user(lacking[held], len(state))
         users, steps, found = users[known], steps.take(known), found[known]
     actions = steps.action.astype(np.int64)
-    calls = gathered(vectors, users, found, actions, steps.at_ms, state_at, change.log.at_ms.shape[1])
+    calls = gathered(vectors, users, found, actions, steps.at_ms, state_at, delta.log.at_ms.shape[1])
     state_at = last_time(users, steps.at_ms, state_at)
     chosen = np.flatnonzero(refold)
     if len(chosen):
-        again = fold_again(change.log, chosen, vectors, initial)
+        again = fold_again(delta.log, chosen, vectors, initial)
         state[chosen] = initial
         state_at[chosen], pending[chosen] = again.state_at_ms[chosen], again.pending[chosen]
         calls += again.calls
-    return Job(state, calls if len(initial) else [], state_at, pending)
+    return EncoderJob(state, calls if len(initial) else [], state_at, pending)
 
 
-def fold_again(log: Log, chosen: I64, vectors: ItemVectors, initial: F32) -> Job:
+def fold_again(log: Log, chosen: I64, vectors: ItemVectors, initial: F32) -> EncoderJob:
     """Fold whole logs from nothing, for the users ``chosen`` of ``log``."""
     size, width = len(log.n), log.at_ms.shape[1]
     users, keys, actions, at_ms = folded_entries(log, chosen)
@@ -108,7 +110,7 @@ def fold_again(log: Log, chosen: I64, vectors: ItemVectors, initial: F32) -> Job
     known = found >= 0
     nobody = np.zeros(size, dtype=np.int64)
     calls = gathered(vectors, users[known], found[known], actions[known], at_ms[known], nobody, width)
-    return Job(
+    return EncoderJob(
         np.tile(initial, (size, 1)),
         calls if len(initial) else [],
         last_time(users[known], at_ms[known], nobody),

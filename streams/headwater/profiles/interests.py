@@ -13,7 +13,7 @@ from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.apply_clicks import folded_entries
 from headwater.profiles.columns import I64, Columns, Log
-from headwater.profiles.encoder_steps import Job, fold_again, gathered
+from headwater.profiles.encoder_steps import EncoderJob, fold_again, gathered
 
 F32 = NDArray[np.float32]
 
@@ -116,7 +116,9 @@ def _behind(columns: Columns, rows: I64, known: NDArray[np.bool_], encoder: Enco
     return np.flatnonzero(known & (columns.stale[rows] | (columns.pending[rows] > 0)))
 
 
-def _session_job(sessions: Sequence[WhatIfEvents], state_at: I64, vectors: ItemVectors, length: int) -> Job:
+def _session_job(
+    sessions: Sequence[WhatIfEvents], state_at: I64, vectors: ItemVectors, length: int
+) -> EncoderJob:
     """The calls that step what-if events on; their items without a vector are left out."""
     users = np.array([i for i, session in enumerate(sessions) for _ in session.items], dtype=np.int64)
     found = vectors.rows([key for session in sessions for key in session.items])
@@ -126,7 +128,7 @@ def _session_job(sessions: Sequence[WhatIfEvents], state_at: I64, vectors: ItemV
     calls = gathered(vectors, users[known], found[known], actions[known], at_ms[known], state_at, length)
     after = state_at.copy()
     after[users[known]] = at_ms[known]
-    return Job(
+    return EncoderJob(
         np.zeros((len(sessions), 0), dtype=np.float32), calls, after, np.zeros(len(sessions), dtype=np.int64)
     )
 
@@ -185,8 +187,8 @@ def _without_interests(
     ]
     for index in np.flatnonzero(known).tolist():
         users[index] = users[index]._replace(last_event=columns.last_event[rows[index]])
-    for index in np.flatnonzero(known & columns.level[rows].any(axis=1)).tolist():
-        keys, levels = columns.counted[rows[index]], columns.level[rows[index]]
+    for index in np.flatnonzero(known & columns.counter_levels[rows].any(axis=1)).tolist():
+        keys, levels = columns.counter_items[rows[index]], columns.counter_levels[rows[index]]
         held = levels > 0
         pairs = list(zip(keys[held].tolist(), levels[held].tolist(), strict=True))
         users[index] = users[index]._replace(counters=pairs)

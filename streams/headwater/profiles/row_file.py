@@ -50,7 +50,7 @@ class RowFile:
         mapped.madvise(mmap.MADV_RANDOM)  # what lies beside a user is no more likely to be touched next
         return np.frombuffer(mapped, dtype=self._row)
 
-    def want(self, rows: Iterable[int]) -> None:
+    def prefetch(self, rows: Iterable[int]) -> None:
         """Have rows that were written out read back, all at once: each would be waited for on its own when it is touched."""
         file, size = self._file.fileno(), self._row.itemsize
         for row in rows:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headwater.errors import HeadwaterError
 from headwater.profiles.columns import I64, Columns, Log
-from headwater.profiles.counters import LEAVES, MAX_LEVEL, Counted, count
+from headwater.profiles.counters import LEAVES, MAX_LEVEL, CounterRows, count
 
 FORMAT: Final = 1
 FORMAT_WITH_COUNTERS: Final = 2
@@ -65,7 +65,7 @@ class RecordError(HeadwaterError):
     """A record that this version cannot read; the worker must stop rather than overwrite it."""
 
 
-class Stamp(NamedTuple):
+class WriterStamp(NamedTuple):
     """Who wrote a record: for fencing, and for noticing states of another bundle."""
 
     writer: int
@@ -92,17 +92,17 @@ def generation_of(record: bytes) -> int:
     return int.from_bytes(record[_GENERATION], "little", signed=True) if len(record) >= header_size() else -1
 
 
-def stamp_of(record: bytes) -> Stamp:
+def stamp_of(record: bytes) -> WriterStamp:
     header = np.frombuffer(record, dtype=_HEADER, count=1)[0]
-    return Stamp(int(header["writer"]), int(header["generation"]), int(header["bundle"]))
+    return WriterStamp(int(header["writer"]), int(header["generation"]), int(header["bundle"]))
 
 
-def pack(columns: Columns, rows: I64, stamp: Stamp) -> list[bytes]:
+def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
     """The records of ``rows``, in order."""
     count, n, places = len(rows), columns.n[rows], rows.tolist()
     event_ids = [columns.last_event[row] for row in places]
     strays = [_strays(columns, row) for row in places] if columns.strays else [b""] * count
-    counters = _places(columns.level[rows])
+    counters = _places(columns.counter_levels[rows])
     header = np.zeros(count, dtype=_HEADER)
     header["format"] = np.where(counters > 0, FORMAT_WITH_COUNTERS, FORMAT)
     header["counters"] = counters
@@ -144,8 +144,8 @@ def _places(levels: NDArray[np.uint16]) -> I64:
 def _packed_counters(columns: Columns, rows: I64, places: I64) -> list[bytes]:
     held = np.flatnonzero(places)
     entries = np.empty((len(held), int(places.max())), dtype=_COUNTER)
-    entries["item"] = columns.counted[rows[held], : entries.shape[1]]
-    entries["level"] = columns.level[rows[held], : entries.shape[1]]
+    entries["item"] = columns.counter_items[rows[held], : entries.shape[1]]
+    entries["level"] = columns.counter_levels[rows[held], : entries.shape[1]]
     packed, flat, each = [b""] * len(rows), entries.tobytes(), entries.shape[1] * _COUNTER.itemsize
     for start, index in enumerate(held.tolist()):
         packed[index] = flat[start * each : start * each + int(places[index]) * _COUNTER.itemsize]
@@ -219,7 +219,7 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
     if len(kept) and columns.state_size:
         states = b"".join(records[index][size : size + 2 * columns.state_size] for index in kept.tolist())
         columns.state[rows[kept]] = np.frombuffer(states, dtype="<f2").reshape(len(kept), -1)
-    columns.level[rows[columns.level[rows].any(axis=1)]] = 0
+    columns.counter_levels[rows[columns.counter_levels[rows].any(axis=1)]] = 0
     columns.put_counters(counted)
     _unpack_logs(columns, rows, records, n, log_at)
     for index in np.flatnonzero(header["strays"]).tolist():
@@ -233,7 +233,7 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
 
 def _counters(
     columns: Columns, rows: I64, records: Sequence[bytes], counters: I64, counters_at: I64
-) -> Counted:
+) -> CounterRows:
     held = np.flatnonzero(counters)
     widest = int(counters.max())
     raw = b"".join(
@@ -253,7 +253,7 @@ def _counters(
             np.take_along_axis(levels, heaviest, axis=1),
         )
     missing = ((0, 0), (0, columns.counters - keys.shape[1]))
-    return Counted(rows[held], np.pad(keys, missing), np.pad(levels, missing))
+    return CounterRows(rows[held], np.pad(keys, missing), np.pad(levels, missing))
 
 
 def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, log_at: I64) -> None:
@@ -276,9 +276,9 @@ def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, 
     for index in np.flatnonzero(n > length).tolist():
         events, row = log.events(index), int(rows[index])
         log.write(index, events[-length:])
-        keys, levels = columns.counted[row].tolist(), columns.level[row].tolist()
+        keys, levels = columns.counter_items[row].tolist(), columns.counter_levels[row].tolist()
         count(keys, levels, ((event.item, int(LEAVES[event.action])) for event in events[:-length]))
-        columns.counted[row], columns.level[row] = keys, levels
+        columns.counter_items[row], columns.counter_levels[row] = keys, levels
     columns.put_log(rows, log.take(slice(None), length))
 
 

@@ -32,10 +32,10 @@ from headwater.metrics import Metrics
 from headwater.profiles.columns import I64, U64, Columns
 from headwater.profiles.counters import DEFAULT_COUNTERS
 from headwater.profiles.row_file import DiskFull, RowFile
-from headwater.profiles.state_records import RecordError, Stamp, bundle_key, generation_of, pack, unpack
+from headwater.profiles.state_records import RecordError, WriterStamp, bundle_key, generation_of, pack, unpack
 from headwater.settings import Settings
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 _READ_RECORDS: Final = 20_000
 # How often an idle partition's changelog is looked at for writes that are not ours.
@@ -44,7 +44,7 @@ _AUDIT_S: Final = 5.0
 _EXPIRE_S: Final = 10.0
 _EXPIRE_USERS: Final = 2_000
 # Of a partition's events that came into no log so many are remembered: of a burst of impressions, a minute's.
-_BESIDE_LOG: Final = 10_000
+_MAX_UNLOGGED: Final = 10_000
 _NOBODY: Final = np.zeros(0, dtype=np.int64)
 
 
@@ -83,11 +83,11 @@ class Partition:
         self.owned = False
         self.lock = asyncio.Lock()
         # Of the newest batch: True once it and all before it are in the changelog, False when one was given up.
-        self.settled: asyncio.Future[bool] = _settled(True)
+        self.changelog_done: asyncio.Future[bool] = _settled(True)
         # Called with the keys of the events that were just looked at; None: with all that there are.
         self.listeners: list[Callable[[Partition, U64 | None], None]] = []
         # The newest (user, event key) that were looked at and came into no log: too late, say, or an impression.
-        self._beside_log: dict[tuple[bytes, int], None] = {}
+        self._unlogged: dict[tuple[bytes, int], None] = {}
         self._waiting: list[asyncio.Future[None]] = []
 
     def row_of(self, user: bytes) -> int:
@@ -107,20 +107,20 @@ class Partition:
                 self.columns.forgotten_ms[row] = erased_ms
         return row
 
-    def keep_beside_log(self, rows: I64, events: U64) -> None:
+    def remember_unlogged(self, rows: I64, events: U64) -> None:
         """Remember events that came into no log, for those who wait for them; the newest of them."""
         users = [self.columns.users[row] for row in rows.tolist()]
-        self._beside_log.update(dict.fromkeys(zip(users, events.tolist(), strict=True)))
-        for known in list(islice(self._beside_log, max(len(self._beside_log) - _BESIDE_LOG, 0))):
-            del self._beside_log[known]
+        self._unlogged.update(dict.fromkeys(zip(users, events.tolist(), strict=True)))
+        for known in list(islice(self._unlogged, max(len(self._unlogged) - _MAX_UNLOGGED, 0))):
+            del self._unlogged[known]
 
     def has_seen(self, user: bytes, event: int) -> bool:
         """Whether this event of the user is among the newest of the log, or was looked at lately and came into none."""
         row = self.columns.rows.get(user)
         log = [] if row is None else self.columns.event[row, : self.columns.n[row]].tolist()
-        return event in log or (user, event) in self._beside_log
+        return event in log or (user, event) in self._unlogged
 
-    def passed(self, start: int, stop: int) -> int | None:
+    def mark_seen(self, start: int, stop: int) -> int | None:
         """Take the changelog's records from ``start`` to ``stop`` (excluded) for known; where a hole before them begins."""
         hole, self.changelog_next = self.changelog_next, max(stop, self.changelog_next)
         if start <= hole:
@@ -128,7 +128,7 @@ class Partition:
         self.holes.add(hole)
         return hole
 
-    def go_back(self) -> None:
+    def rewind_to_first_gap(self) -> None:
         """Before it is read again: from the first hole on. Whoever was to fill it may have lost the partition first."""
         self.changelog_next = min({self.changelog_next, *self.holes})
         self.holes.clear()
@@ -139,7 +139,7 @@ class Partition:
         for listener in self.listeners:
             listener(self, events)
 
-    def advance(self, offset: int) -> None:
+    def move_watermark(self, offset: int) -> None:
         """Move the watermark."""
         self.watermark = max(self.watermark, offset)
         self.wake()
@@ -253,7 +253,7 @@ class Profiles:
         """A rebalance begins: nothing is applied until partitions are assigned again."""
         for partition in self.partitions.values():
             partition.owned = False
-            partition.settled = _settled(True)
+            partition.changelog_done = _settled(True)
             partition.wake()
             partition.gate.close()
 
@@ -297,7 +297,7 @@ class Profiles:
         if self._paused_s is not None and all(each.gate.is_open for each in self.partitions.values()):
             self._metrics.rebalance_pause_seconds.observe(time.monotonic() - self._paused_s)
             self._paused_s = None
-        log.info(
+        logger.info(
             "partitions_opened",
             count=len(partitions),
             users=users,
@@ -312,7 +312,7 @@ class Profiles:
         ends = await self._reader.end_offsets(list(tps))
         self._reader.assign(list(tps))
         for tp, partition in tps.items():
-            partition.go_back()
+            partition.rewind_to_first_gap()
             self._reader.seek(tp, partition.changelog_next)
         read, last_read = 0, time.monotonic()
         remaining = {tp for tp in tps if tps[tp].changelog_next < ends[tp]}
@@ -421,7 +421,7 @@ class Profiles:
         columns.generation[rows] = generation
         partition.erased_by.update(dict.fromkeys(erased, generation))
         users = [columns.users[row] for row in rows.tolist()]
-        values = pack(columns, rows, Stamp(self.writer, generation, self.bundle)) if users else []
+        values = pack(columns, rows, WriterStamp(self.writer, generation, self.bundle)) if users else []
         records = list(map(Outgoing, users, values))
         records += [
             Outgoing(user, None, [erasure_header(Erasure(erased_ms, generation))])
@@ -441,7 +441,7 @@ class Profiles:
         written = await sent.acknowledged()
         partition.require(generation)
         for start, stop in written:
-            hole = partition.passed(start, stop)
+            hole = partition.mark_seen(start, stop)
             if hole is not None:
                 self._background.spawn(self._repair(partition, hole, start, generation))
         self._metrics.changelog_records_total.inc(len(sent))
@@ -450,7 +450,7 @@ class Profiles:
         self, partition: Partition, rows: I64, erased: Mapping[bytes, int], generation: int
     ) -> None:
         """Send and settle after all batches that are on their way. Call it under the partition's lock."""
-        await asyncio.wait({partition.settled})
+        await asyncio.wait({partition.changelog_done})
         await self.settle(partition, await self.send(partition, rows, erased, generation), generation)
 
     async def _expire(self, ttl_ms: float) -> None:
@@ -459,7 +459,7 @@ class Profiles:
             await asyncio.sleep(_EXPIRE_S)
             for partition in list(self.partitions.values()):
                 async with partition.lock:
-                    await asyncio.wait({partition.settled})
+                    await asyncio.wait({partition.changelog_done})
                     if not partition.is_serving():
                         continue
                     columns, generation = partition.columns, partition.generation
@@ -487,18 +487,18 @@ class Profiles:
                 async with partition.lock:
                     if not partition.is_serving():
                         continue
-                    if not partition.settled.done():
+                    if not partition.changelog_done.done():
                         continue  # it is not quiet: its own writes will show a hole
                     generation = partition.generation
                     tp = TopicPartition(self._topics.profiles, partition.number)
                     try:
                         end = (await self._reader.end_offsets([tp]))[tp]
                     except KafkaError as error:
-                        log.warning("changelog_audit_failed", partition=partition.number, error=str(error))
+                        logger.warning("changelog_audit_failed", partition=partition.number, error=str(error))
                         continue
                     if not partition.is_serving() or partition.generation != generation:
                         continue
-                    hole = partition.passed(end, end)
+                    hole = partition.mark_seen(end, end)
                 if hole is not None:
                     with contextlib.suppress(PartitionLost):
                         await self._repair(partition, hole, end, generation)
@@ -557,7 +557,7 @@ class Profiles:
             }
             written = len(rows) + len(gone)
             if written:
-                log.warning("overwrites_repaired", partition=partition.number, users=written)
+                logger.warning("overwrites_repaired", partition=partition.number, users=written)
                 await self._write(partition, rows, gone, generation)
                 self._metrics.fenced_records_total.inc(len(rows))
             is_whole = written == len(overwritten)

@@ -500,7 +500,7 @@ class Worker:
             "events": shown,
             "pending": sum(1 for event in shown if event["pending"]),
             "last_event_id": partition.columns.last_event[row].decode() or None,
-            "counters": int(np.count_nonzero(partition.columns.level[row])),
+            "counters": int(np.count_nonzero(partition.columns.counter_levels[row])),
         }
 
     async def _announce_ready(self, started: float) -> None:

@@ -21,7 +21,7 @@ from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of
 from headwater.paths import clicks as click_path
 from headwater.profiles.actions import FORGET, RETRACT
-from headwater.profiles.apply_clicks import Clicks, plan
+from headwater.profiles.apply_clicks import Clicks, plan_batch
 from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import stamp_of
 from headwater.profiles.store import Partition
@@ -326,9 +326,9 @@ def planned_together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def noted(table: Any, clicks: Clicks) -> Any:
         sizes.append(len(clicks.row))
-        return plan(table, clicks)
+        return plan_batch(table, clicks)
 
-    monkeypatch.setattr(click_path, "plan", noted)
+    monkeypatch.setattr(click_path, "plan_batch", noted)
     return sizes
 
 
@@ -475,9 +475,9 @@ async def test_a_partition_that_goes_while_others_are_applied_with_it_takes_none
 
     def revoked(table: Any, clicks: Clicks) -> Any:
         wide.partition(gone).generation = GENERATION + 1
-        return plan(table, clicks)
+        return plan_batch(table, clicks)
 
-    monkeypatch.setattr(click_path, "plan", revoked)
+    monkeypatch.setattr(click_path, "plan_batch", revoked)
     with pytest.raises(PartitionLost):
         await wide.apply_together(*(at_home(wide, user, "tea") for user in users))
     await until(lambda: len(wide.consumer.finished) == len(set(homes.values())) - 1)

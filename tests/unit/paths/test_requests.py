@@ -529,14 +529,14 @@ async def test_an_event_that_comes_into_no_log_is_waited_for_as_well(
 async def test_what_is_remembered_of_events_beside_the_logs_is_bounded(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headwater.profiles.store._BESIDE_LOG", 2)
+    monkeypatch.setattr("headwater.profiles.store._MAX_UNLOGGED", 2)
     seen = [worker.click("ann", "decaf", action="impression", event_id=f"seen {n}") for n in range(4)]
     await worker.apply(worker.click("ann", "decaf"), *seen)
     statuses = [
         (await worker.answer("ann", after_event_id=f"seen {n}", deadline_ms=50)).status for n in (2, 3)
     ]
     assert statuses == ["ok", "ok"]
-    assert len(worker.partition()._beside_log) == 2
+    assert len(worker.partition()._unlogged) == 2
 
 
 async def test_an_event_that_does_not_come_lets_the_request_expire(worker: Asked) -> None:
@@ -572,7 +572,7 @@ async def test_an_event_is_not_missed_while_a_later_one_of_its_user_is_on_its_wa
     await worker.ask(worker.request("ann", after_event_id="mine"))
     assert worker.responses() == {}
     partition.mark_applied(1, np.array([7], dtype=np.uint64))  # which had another event
-    partition.advance(1)
+    partition.move_watermark(1)
     await until(worker.responses)
     assert worker.responses()["r1"].status == "ok"
     assert worker.requests.parked == 0
@@ -593,7 +593,7 @@ async def test_a_request_whose_user_moves_on_before_it_is_answered_waits_for_tha
     await worker.requests.handle(batch)
     assert (worker.responses(), worker.requests.parked) == ({}, 1)
     partition.mark_applied(1, np.array([7], dtype=np.uint64))
-    partition.advance(1)
+    partition.move_watermark(1)
     await until(lambda: batch in worker.consumer.finished)
     assert worker.responses()["r1"].status == "ok"
 
@@ -1129,7 +1129,7 @@ async def test_a_request_whose_click_is_gone_again_when_it_is_looked_at_is_left_
     partition.applied = partition.watermark = 3
     worker.producer.acknowledge()
     batch = await asking
-    partition.advance(10)
+    partition.move_watermark(10)
     await asyncio.sleep(0)
     assert worker.responses().keys() == {"bad"}
     assert not batch.finished

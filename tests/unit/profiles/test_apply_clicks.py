@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT
-from headwater.profiles.apply_clicks import Change, joined, plan, step_inputs
-from headwater.profiles.columns import Columns, Together
+from headwater.profiles.apply_clicks import ProfileDelta, joined, plan_batch, step_inputs
+from headwater.profiles.columns import Columns, JoinedColumns
 from headwater.profiles.counters import LEAVES, Left, count
 from headwater.profiles.event_log import Event, Outcome, insert
-from headwater.profiles.state_records import Stamp, pack, unpack
+from headwater.profiles.state_records import WriterStamp, pack, unpack
 from tests.support.histories import (
     CLICK,
     DIM,
@@ -59,7 +59,7 @@ def columns_after(*batches: list[Event], length: int = 4) -> Columns:
 
 
 def planned(columns: Columns, *events: Event, first_offset: int = 100):  # type: ignore[no-untyped-def]
-    return plan(columns, clicks_of(columns, [(ANN, event) for event in events], first_offset))
+    return plan_batch(columns, clicks_of(columns, [(ANN, event) for event in events], first_offset))
 
 
 @given(histories(), st.integers(1, 9))
@@ -86,8 +86,8 @@ def test_the_vectorised_way_and_the_plain_rules_agree_event_by_event(history: Hi
         outcomes[outcome] += 1
         applied.append(outcome is Outcome.APPLIED)
     assert {user: log_of(columns, user) for user in plain} == plain
-    assert sum(change.outcome_counts for change in changes).tolist() == outcomes.tolist()
-    assert np.concatenate([change.applied for change in changes]).tolist() == applied
+    assert sum(delta.outcome_counts for delta in changes).tolist() == outcomes.tolist()
+    assert np.concatenate([delta.applied for delta in changes]).tolist() == applied
 
 
 @given(user_events(take_back=False), st.integers(1, 9))
@@ -102,9 +102,9 @@ def test_a_users_events_in_order_need_no_care_and_leave_the_same_log(
         batch = in_order[0 if cut < len(in_order) or not len(in_order) // 2 else len(in_order) // 2 : cut]
         if not batch:
             continue
-        change = apply(columns, [(ANN, event) for event in batch], ForgetfulEncoder(), item_vectors(), cut)
-        assert not change.refold.any()
-        assert change.evicted.tolist() == [bool(done + len(batch) > length)]
+        delta = apply(columns, [(ANN, event) for event in batch], ForgetfulEncoder(), item_vectors(), cut)
+        assert not delta.refold.any()
+        assert delta.evicted.tolist() == [bool(done + len(batch) > length)]
     if in_order:
         assert log_of(columns, ANN) == in_order[-length:]
 
@@ -135,7 +135,10 @@ def counters_of(keys: Sequence[int], levels: Sequence[int]) -> dict[int, int]:
 
 
 def restarted(columns: Columns) -> Columns:
-    again, stamp = Columns(columns.log_length, columns.state_size, counters=columns.counters), Stamp(1, 1, 1)
+    again, stamp = (
+        Columns(columns.log_length, columns.state_size, counters=columns.counters),
+        WriterStamp(1, 1, 1),
+    )
     rows = np.array([again.add(user) for user in columns.rows], dtype=np.int64)
     unpack(again, rows, pack(columns, np.array([*columns.rows.values()], dtype=np.int64), stamp), 1)
     return again
@@ -158,7 +161,10 @@ def test_what_leaves_the_log_is_counted_in_any_batches_and_through_restarts_and_
             expected[user].add(event)
     for user, counting in expected.items():
         row = columns.rows[user]
-        assert counters_of(columns.counted[row].tolist(), columns.level[row].tolist()) == counting.held
+        assert (
+            counters_of(columns.counter_items[row].tolist(), columns.counter_levels[row].tolist())
+            == counting.held
+        )
 
 
 @given(histories(take_back=False), st.integers(1, 9))
@@ -167,41 +173,44 @@ def test_where_nothing_is_too_late_the_order_in_which_events_come_does_not_count
 ) -> None:
     columns = Columns(length, DIM, counters=5)
     changes = apply_in_batches(columns, history.stream, history.cuts, ForgetfulEncoder(), item_vectors())
-    assume(not sum(change.outcome_counts[Outcome.TOO_LATE] for change in changes))
+    assume(not sum(delta.outcome_counts[Outcome.TOO_LATE] for delta in changes))
     for user, events in history.events.items():
         in_order = Counting(length, 5)
         for event in sorted(events):
             in_order.add(event)
         row = columns.rows[user]
-        assert counters_of(columns.counted[row].tolist(), columns.level[row].tolist()) == in_order.held
+        assert (
+            counters_of(columns.counter_items[row].tolist(), columns.counter_levels[row].tolist())
+            == in_order.held
+        )
 
 
 def test_a_dislike_takes_the_counter_of_its_item_along_when_it_leaves() -> None:
     hide = click(6, 6, item=1, action=ACTION_CODES["hide"])
     columns = columns_after([click(1, 1, item=1), click(2, 2, item=2), hide], length=1)
-    assert columns.level[0].astype(bool).sum() == 2
+    assert columns.counter_levels[0].astype(bool).sum() == 2
     columns = columns_after([click(1, 1, item=1), click(2, 2, item=2), hide, click(7, 7, item=3)], length=1)
-    assert columns.counted[0][columns.level[0] > 0].tolist() == [2]
+    assert columns.counter_items[0][columns.counter_levels[0] > 0].tolist() == [2]
 
 
 def test_a_retracted_wish_is_not_counted_while_the_log_has_it_and_stays_counted_when_it_has_left() -> None:
     wishes = [click(second, second, item=second) for second in (1, 2, 3)]
     in_log = columns_after([*wishes, retract(4, 2)], [click(5, 5), click(6, 6), click(7, 7)], length=3)
-    assert in_log.counted[0][in_log.level[0] > 0].tolist() == [1, 3]
+    assert in_log.counter_items[0][in_log.counter_levels[0] > 0].tolist() == [1, 3]
     left = columns_after([*wishes, click(4, 4), retract(5, 1)], [click(6, 6)], length=3)
-    assert left.counted[0][left.level[0] > 0].tolist()[0] == 1
+    assert left.counter_items[0][left.counter_levels[0] > 0].tolist()[0] == 1
 
 
 def test_forget_takes_the_counters_and_a_second_copy_of_it_takes_no_others() -> None:
     many = [click(second, second) for second in range(1, 9)]
     forgotten = columns_after([*many, forget(6, 98)])
-    assert not forgotten.level[0].any()
-    assert not forgotten.counted[0].any()
+    assert not forgotten.counter_levels[0].any()
+    assert not forgotten.counter_items[0].any()
     later = columns_after([*many, forget(6, 98)], [click(second, second) for second in range(10, 14)])
-    held = later.level[0].copy()
+    held = later.counter_levels[0].copy()
     assert held.any()
     apply(later, [(ANN, forget(6, 97))], ForgetfulEncoder(), item_vectors(), 50)
-    assert (later.level[0] == held).all()
+    assert (later.counter_levels[0] == held).all()
 
 
 def flat(values: object) -> list[object]:
@@ -221,11 +230,11 @@ def test_partitions_that_are_planned_together_change_as_each_does_alone(
         several = [each for each, stream in zip(tables, streams, strict=True) if stream]
         streams = [stream for stream in streams if stream]
         batches = [clicks_of(*of, start) for of in zip(several, streams, strict=True)]
-        together = Together(several)
-        change = plan(together, joined(batches))
-        for number, which in enumerate(together.parts(change.rows, [*map(len, streams)])):
-            part, alone = change.part(*which), plan(several[number], batches[number])
-            for name, one, other in zip(Change._fields, part, alone, strict=True):
+        together = JoinedColumns(several)
+        delta = plan_batch(together, joined(batches))
+        for number, which in enumerate(together.parts(delta.rows, [*map(len, streams)])):
+            part, alone = delta.part(*which), plan_batch(several[number], batches[number])
+            for name, one, other in zip(ProfileDelta._fields, part, alone, strict=True):
                 for of_part, of_alone in zip(flat(one), flat(other), strict=True):
                     assert np.array_equal(of_part, of_alone), name  # type: ignore[arg-type]
             apply(several[number], streams[number], ForgetfulEncoder(), item_vectors(), start)
@@ -235,7 +244,7 @@ def test_planning_touches_nothing() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])
     before = {
         name: getattr(columns, name).copy()
-        for name in ("n", "at_ms", "event", "item", "action", "offset", "counted", "level")
+        for name in ("n", "at_ms", "event", "item", "action", "offset", "counter_items", "counter_levels")
     }
     planned(columns, click(3, 3), click(0, 4), retract(9, 1))
     for name, was in before.items():
@@ -244,37 +253,37 @@ def test_planning_touches_nothing() -> None:
 
 def test_an_offset_at_or_below_the_applied_one_is_not_applied_again() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])  # offsets 0 and 1
-    change = planned(columns, click(3, 3), click(4, 4), first_offset=1)
-    assert change.outcome_counts[Outcome.REPLAYED] == 1
-    assert change.outcome_counts[Outcome.APPLIED] == 1
-    assert change.applied.tolist() == [False, True]
-    assert change.offset.tolist() == [2]
+    delta = planned(columns, click(3, 3), click(4, 4), first_offset=1)
+    assert delta.outcome_counts[Outcome.REPLAYED] == 1
+    assert delta.outcome_counts[Outcome.APPLIED] == 1
+    assert delta.applied.tolist() == [False, True]
+    assert delta.offset.tolist() == [2]
 
 
 def test_a_batch_replayed_whole_still_names_its_users_so_that_they_are_written_again() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])
-    change = planned(columns, click(1, 1), click(2, 2), first_offset=0)
-    assert change.rows.tolist() == [columns.rows[ANN]]
-    assert change.outcome_counts[Outcome.REPLAYED] == 2
-    assert not change.refold.any()
+    delta = planned(columns, click(1, 1), click(2, 2), first_offset=0)
+    assert delta.rows.tolist() == [columns.rows[ANN]]
+    assert delta.outcome_counts[Outcome.REPLAYED] == 2
+    assert not delta.refold.any()
 
 
 def test_an_event_older_than_a_full_log_is_counted_too_late_and_not_applied() -> None:
     columns = columns_after([click(second, second) for second in (10, 11, 12, 13)])
-    change = planned(columns, click(5, 5))
-    assert change.outcome_counts[Outcome.TOO_LATE] == 1
-    assert change.applied.tolist() == [False]
-    assert not change.refold.any()
+    delta = planned(columns, click(5, 5))
+    assert delta.outcome_counts[Outcome.TOO_LATE] == 1
+    assert delta.applied.tolist() == [False]
+    assert not delta.refold.any()
 
 
 def test_an_impression_evicts_nothing_and_counts_for_nothing() -> None:
     columns = columns_after([click(second, second) for second in (10, 11, 12, 13)])
     before = log_of(columns, ANN)
-    change = apply(columns, [(ANN, click(20, 20, action=IMPRESSION))], ForgetfulEncoder(), item_vectors(), 50)
+    delta = apply(columns, [(ANN, click(20, 20, action=IMPRESSION))], ForgetfulEncoder(), item_vectors(), 50)
     assert log_of(columns, ANN) == before
-    assert change.outcome_counts[Outcome.UNLOGGED] == 1
-    assert change.applied.tolist() == [False]
-    assert change.newest.tolist() == [-1]
+    assert delta.outcome_counts[Outcome.UNLOGGED] == 1
+    assert delta.applied.tolist() == [False]
+    assert delta.newest.tolist() == [-1]
     assert columns.offset[columns.rows[ANN]] == 50
 
 
@@ -291,9 +300,9 @@ def test_a_retraction_takes_its_event_out_and_keeps_its_copies_out() -> None:
 
 def test_an_event_id_that_comes_again_with_a_later_time_is_still_a_repetition() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])
-    change = planned(columns, click(5, 1))
-    assert change.outcome_counts[Outcome.DUPLICATE] == 1
-    assert change.log.events(0) == [click(1, 1), click(2, 2)]
+    delta = planned(columns, click(5, 1))
+    assert delta.outcome_counts[Outcome.DUPLICATE] == 1
+    assert delta.log.events(0) == [click(1, 1), click(2, 2)]
 
 
 def test_of_two_forgets_the_later_holds_whichever_comes_last() -> None:
@@ -309,24 +318,24 @@ def test_a_retraction_may_come_before_its_event() -> None:
 def test_forget_erases_what_happened_up_to_its_time_and_keeps_out_what_arrives_late() -> None:
     columns = columns_after([click(1, 1), click(2, 2), click(5, 5)], [forget(3)])
     assert log_of(columns, ANN) == [click(5, 5)]
-    change = planned(columns, click(2, 7), click(3, 8), click(4, 9))
-    assert change.outcome_counts[Outcome.FORGOTTEN] == 2
-    assert change.log.events(0) == [click(4, 9), click(5, 5)]
-    assert not change.erased.any()
+    delta = planned(columns, click(2, 7), click(3, 8), click(4, 9))
+    assert delta.outcome_counts[Outcome.FORGOTTEN] == 2
+    assert delta.log.events(0) == [click(4, 9), click(5, 5)]
+    assert not delta.erased.any()
 
 
 def test_forget_that_leaves_nothing_erases_the_user() -> None:
     columns = columns_after([click(1, 1), click(2, 2)])
-    change = planned(columns, forget(3))
-    assert change.erased.tolist() == [True]
-    assert change.forgotten_ms.tolist() == [START_MS + 3000]
+    delta = planned(columns, forget(3))
+    assert delta.erased.tolist() == [True]
+    assert delta.forgotten_ms.tolist() == [START_MS + 3000]
 
 
 def test_events_after_forget_in_the_same_batch_begin_a_new_user() -> None:
     columns = columns_after([click(1, 1)])
-    change = planned(columns, forget(3), click(4, 4))
-    assert change.log.events(0) == [click(4, 4)]
-    assert not change.erased.any()
+    delta = planned(columns, forget(3), click(4, 4))
+    assert delta.log.events(0) == [click(4, 4)]
+    assert not delta.erased.any()
 
 
 def test_the_newest_event_of_a_batch_is_named_so_that_its_id_can_be_kept() -> None:

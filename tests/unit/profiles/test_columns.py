@@ -51,10 +51,14 @@ def test_rows_survive_growth(new_columns: NewColumns) -> None:
     row = columns.add(b"ann")
     columns.put_log(np.array([row]), log_of(EVENTS))
     columns.state[row] = 1.5
-    columns.counted[row, 2], columns.level[row, 2] = 77, 2_000
+    columns.counter_items[row, 2], columns.counter_levels[row, 2] = 77, 2_000
     for number in range(3_000):
         columns.add(f"user {number}".encode())
-    assert (columns.counted[row, 2], columns.level[row, 2], columns.level.sum()) == (77, 2_000, 2_000)
+    assert (columns.counter_items[row, 2], columns.counter_levels[row, 2], columns.counter_levels.sum()) == (
+        77,
+        2_000,
+        2_000,
+    )
     assert columns.log(np.array([columns.rows[b"ann"]])).events(0) == EVENTS
     assert (columns.state[columns.rows[b"ann"]] == 1.5).all()
     assert len(columns) == 3_001

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.profiles.counters import HALF_LIFE, I64, MAX_LEVEL, ONE, U16, U64, Left, count, counted, weight
+from headwater.profiles.counters import (
+    HALF_LIFE,
+    I64,
+    MAX_LEVEL,
+    ONE,
+    U16,
+    U64,
+    Left,
+    apply_evictions,
+    count,
+    weight,
+)
 
 Event = tuple[int, int]
 
@@ -60,7 +71,7 @@ def test_many_users_in_any_batches_are_counted_as_each_alone(
         items = np.array([key for user in order for key, _ in batch[user]], dtype=np.uint64)
         what = np.array([what for user in order for _, what in batch[user]], dtype=np.uint8)
         before = keys.copy(), levels.copy()
-        new = counted(partial(of, keys, levels), rows, items, what)
+        new = apply_evictions(partial(of, keys, levels), rows, items, what)
         assert (keys == before[0]).all()
         assert (levels == before[1]).all(), "nothing is written yet"
         keys[new.rows], levels[new.rows] = new.keys, new.levels
@@ -102,7 +113,7 @@ def test_an_item_that_comes_with_every_wish_stays_within_the_levels() -> None:
 
 def test_without_counters_nothing_is_counted() -> None:
     none = np.zeros((3, 0), np.uint64), np.zeros((3, 0), np.uint16)
-    new = counted(
+    new = apply_evictions(
         partial(of, *none), np.array([1]), np.array([7], np.uint64), np.array([Left.WISH], np.uint8)
     )
     assert not len(new.rows)

@@ -114,8 +114,8 @@ def test_two_hundred_events_one_at_a_time_leave_the_starters_fold_over_the_newes
         for number in range(200)
     ]
     for offset, event in enumerate(events):
-        change = apply(columns, [(ANN, event)], starter, vectors, offset)
-        assert not change.refold.any()
+        delta = apply(columns, [(ANN, event)], starter, vectors, offset)
+        assert not delta.refold.any()
     state, _ = canonical_state(events[-starter.log_length :], vectors, starter, starter.state_size)
     assert cosine(columns.state[columns.rows[ANN]], state) >= CLOSE
 

@@ -74,7 +74,7 @@ def test_rows_that_are_wanted_are_read_as_they_were(tmp_path: Path) -> None:
     file = RowFile(tmp_path, ROW)
     rows = file.grown(10_000)
     rows["action"][:] = 5
-    file.want([0, 9_999, 3])
+    file.prefetch([0, 9_999, 3])
     assert (rows["action"][[0, 9_999, 3]] == 5).all()
 
 

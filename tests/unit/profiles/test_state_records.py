@@ -14,7 +14,7 @@ from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import (
     MAX_STRAYS,
     RecordError,
-    Stamp,
+    WriterStamp,
     generation_of,
     header_size,
     pack,
@@ -25,7 +25,7 @@ from headwater.profiles.state_records import (
 from tests.support.checkout import STARTER
 from tests.support.histories import DIM, START_MS
 
-STAMP = Stamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
+STAMP = WriterStamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
 # Of the first user of `filled`, with one event and two floats, as the version before counters wrote it.
 FORMAT_1 = (
     "0101000002000b0006ffffffffffffffff070000000500000000000080e8030000000000000068e5cf8b010000000000000000000000000000"
@@ -170,11 +170,11 @@ counters = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, MAX_LEVE
 def with_counters(columns: Columns, held: list[list[tuple[int, int]]]) -> None:
     for row, pairs in enumerate(held):
         for place, (key, level) in enumerate(pairs[: columns.counters]):
-            columns.counted[row, place], columns.level[row, place] = key, level
+            columns.counter_items[row, place], columns.counter_levels[row, place] = key, level
 
 
 def counters_of(columns: Columns, row: int) -> list[tuple[int, int] | None]:
-    pairs = zip(columns.counted[row].tolist(), columns.level[row].tolist(), strict=True)
+    pairs = zip(columns.counter_items[row].tolist(), columns.counter_levels[row].tolist(), strict=True)
     return [pair if pair[1] else None for pair in pairs]
 
 
