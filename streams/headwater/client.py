@@ -28,7 +28,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
 from headwater import run_file
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, Unreachable
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.headers import CORRELATION_HEADERS, Headers, header
@@ -68,11 +68,15 @@ class ClientError(HeadwaterError):
     """Something between this program and the workers failed. The message is one sentence with the remedy."""
 
 
-class NotPublished(ClientError):
+class NoBroker(ClientError, Unreachable):
+    """No broker let the client in."""
+
+
+class NotPublished(ClientError, Unreachable):
     """The broker did not acknowledge a message in time; it may or may not have been stored."""
 
 
-class RecallTimeout(ClientError):
+class RecallTimeout(ClientError, Unreachable):
     """No answer came in time."""
 
 
@@ -143,7 +147,7 @@ class Client:
         except (KafkaError, OSError, TimeoutError) as error:
             await self.close()
             failure = str(error) or f"waited {CONNECT_TIMEOUT_S:g} s"
-            raise ClientError(await why_unreachable(self._settings, failure)) from error
+            raise NoBroker(await why_unreachable(self._settings, failure)) from error
         except BaseException:
             await self.close()
             raise

@@ -5,6 +5,10 @@ class HeadwaterError(Exception):
     """Something a person can mend. The message is one sentence: the value seen, the value expected, the remedy."""
 
 
+class Unreachable(HeadwaterError):
+    """No broker or worker answered in time. Trying again later may help."""
+
+
 class StopWorker(HeadwaterError):
     """The worker must stop without acknowledging: the message says what was found and the remedy."""
 

@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, Unreachable
 from headwater.kafka.unreachable import why_unreachable
 from headwater.settings import Settings
 
@@ -82,6 +82,10 @@ class Problem(NamedTuple):
 
 class TopicsError(HeadwaterError):
     """The broker cannot be reached, or refused. The message says what to do."""
+
+
+class NoBroker(TopicsError, Unreachable):
+    """No broker let us in."""
 
 
 def specs(settings: Settings) -> list[Spec]:
@@ -266,6 +270,6 @@ async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
         await admin.start()
         yield admin
     except (KafkaError, OSError) as error:
-        raise TopicsError(await why_unreachable(settings, str(error))) from error
+        raise NoBroker(await why_unreachable(settings, str(error))) from error
     finally:
         await admin.close()

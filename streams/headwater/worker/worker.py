@@ -19,7 +19,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater import __version__
-from headwater.encoder.features import ACTION_NAMES
+from headwater.encoder.features import ACTION_NAMES, item_key
 from headwater.encoder.runtime import Encoder, load
 from headwater.errors import HeadwaterError, StopWorker
 from headwater.index import BadVector, Index, IndexUnavailable, KeyCollision, NoRoom
@@ -154,7 +154,7 @@ class Worker:
         if fatal:
             raise WorkerError("; ".join(str(problem) for problem in fatal))
         # First, so that /healthz tells how far the start has come.
-        web = Web(self.metrics, self._health, self._describe_user)
+        web = Web(self.metrics, self._health, self._describe_user, self._describe_items)
         await web.start(settings.web_host, settings.web_port)
         self._stack.push_async_callback(web.stop)
         self.web_address = web.address
@@ -502,6 +502,16 @@ class Worker:
             "last_event_id": partition.columns.last_event[row].decode() or None,
             "counters": int(np.count_nonzero(partition.columns.counter_levels[row])),
         }
+
+    async def _describe_items(self, item_ids: list[str]) -> dict[str, dict[str, Any]]:
+        """The catalog fields of those items that are in the index, by item id."""
+        if self._index is None:
+            return {}
+        try:
+            payloads = await self._index.items([item_key(item_id) for item_id in item_ids])
+        except IndexUnavailable:
+            return {}
+        return {str(payload["item_id"]): payload for payload in payloads.values()}
 
     async def _announce_ready(self, started: float) -> None:
         while not self._is_complete():  # noqa: ASYNC110 - it is a sum of many states, not one event

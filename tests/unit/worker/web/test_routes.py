@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from headwater.metrics import Metrics
@@ -15,11 +16,14 @@ class Site:
         self.health: dict[str, Any] = {"ok": True, "lag": 3}
         self.asked: list[str] = []
         self.metrics = Metrics()
-        self.web = Web(self.metrics, lambda: self.health, self.describe)
+        self.web = Web(self.metrics, lambda: self.health, self.describe, self.describe_items)
 
     async def describe(self, user_id: str) -> dict[str, Any] | None:
         self.asked.append(user_id)
         return {"user_id": user_id, "events": 2} if user_id != "nobody" else None
+
+    async def describe_items(self, item_ids: list[str]) -> dict[str, dict[str, Any]]:
+        return {item_id: {"title": "Green tea"} for item_id in item_ids if item_id != "nothing"}
 
     async def get(self, path: str) -> tuple[int, Mapping[str, str], str]:
         async with (
@@ -71,10 +75,16 @@ async def test_an_unknown_user_is_a_404_that_names_the_user(site: Site) -> None:
     assert "nobody" in body
 
 
+async def test_items_are_described_by_their_ids_and_unknown_ones_left_out(site: Site) -> None:
+    status, _, body = await site.get("/items?id=caf%C3%A9%2F1&id=nothing&id=t2")
+    assert status == 200
+    assert msgspec.json.decode(body) == {"café/1": {"title": "Green tea"}, "t2": {"title": "Green tea"}}
+
+
 async def test_a_taken_port_is_an_error_and_not_a_silence(site: Site) -> None:
     assert site.web.address is not None
     port = int(site.web.address.rsplit(":", 1)[1])
-    other = Web(Metrics(), dict, site.describe)
+    other = Web(Metrics(), dict, site.describe, site.describe_items)
     with pytest.raises(OSError, match="address already in use"):
         await other.start("127.0.0.1", port)
     await other.stop()
