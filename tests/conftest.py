@@ -17,6 +17,12 @@ from tests.support.kafka_server import CannotRunError, external_servers, kafka_s
 _SESSION = f"test-{uuid.uuid4().hex[:8]}"
 
 
+@pytest.fixture(autouse=True)
+def no_other_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test, and what it starts, finds the systems that it runs itself, not those of this user."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @contextmanager
 def skipping_where_no_kafka_can_run() -> Iterator[None]:
     try:

@@ -4,7 +4,7 @@
         await client.click("ann", "coffee-1")
         answer = await client.recall("ann", limit=10)  # reflects the click, or raises RequestExpired
 
-With no settings it finds the system that `headwater up` or `headwater demo` runs in this folder. Reading one's own
+With no settings it finds the system that `headwater up` or `headwater demo` of this user runs. Reading one's own
 writes is the default: the client remembers the last click of each user and demands it in the user's next request. Who does
 not want to wait for the broker in between publishes and asks at once:
 
@@ -18,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
@@ -27,7 +26,6 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
-from headwater import run_file
 from headwater.errors import HeadwaterError, Unreachable
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
@@ -50,6 +48,7 @@ from headwater.messages import (
     decode_response,
     encode,
 )
+from headwater.run_file import running_system
 from headwater.settings import Settings
 
 # A broker that is there answers in milliseconds; one that is not must not hold a program for minutes.
@@ -94,25 +93,6 @@ class RequestExpired(ClientError):
     def __init__(self, response: Response) -> None:
         super().__init__(f"request {response.request_id} expired: {_reason(response)}")
         self.response = response
-
-
-def running_system(settings: Settings | None = None) -> Settings:
-    """The settings with which to reach the system that runs in this folder, by `up` or else by `demo`.
-
-    What is set in the environment or the file wins; where nothing runs, `settings` come back as they are.
-    """
-    given = settings or Settings.load()
-    for data_dir in (given.data_dir, demo_dir(given)):
-        here = given.model_copy(update={"data_dir": data_dir})
-        run = run_file.read(here)
-        if run is not None and given.kafka_bootstrap_servers in ("", run.bootstrap_servers):
-            return run_file.resolve(here)
-    return given
-
-
-def demo_dir(settings: Settings) -> Path:
-    """The demo's own data folder: it runs beside an `up` and leaves nothing in it."""
-    return settings.data_dir / "demo"
 
 
 class _Published(NamedTuple):

@@ -1,24 +1,35 @@
-"""The run file: how a second terminal finds the system that `up` or `demo` started, with no settings at all.
+"""Run files: how another terminal finds a running system, from any folder and with no settings.
 
-It is `run.json` under the data folder, present only while its writer lives.
+`up` and `demo` announce themselves with one file each in a folder of the user: `$XDG_STATE_HOME/headwater/running`,
+by default `~/.local/state/headwater/running`. That folder belongs to the user alone (mode 0700). A file in the working
+directory is never read, since somebody else may have put it there.
+
+A file counts while its process lives. The pid is stored with the start time of the process, because pids are reused.
 """
 
 import os
-from collections.abc import Iterator
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from headwater.settings import Settings, SettingsError
+from headwater.settings import PREFIX, Settings, SettingsError
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A running system. No secrets: whoever needs a password sets it in each terminal."""
+    """A running system. It holds no secret: passwords are set in each terminal."""
 
     pid: int
-    pid_started: int  # the kernel's start time of the process, since pids are used again; 0 = not known
+    pid_started: int  # the kernel's start time of the process, in clock ticks since boot; 0 = not known
+    started_in: str  # working directory, absolute
+    data_dir: str  # absolute
     bootstrap_servers: str
+    embedded_broker: bool
     topic_prefix: str
     partitions: int
     catalog_partitions: int
@@ -27,27 +38,65 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     bundle_id: str | None
     qdrant_url: str | None
 
+    def __str__(self) -> str:
+        return f"process {self.pid} in {self.started_in} (broker {self.bootstrap_servers})"
 
-def path(settings: Settings) -> Path:
-    return settings.data_dir / "run.json"
+
+class SeveralRunning(SettingsError):
+    """More than one system runs, and none of them belongs to this folder."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        listed = "; ".join(map(str, runs))
+        super().__init__(
+            f"{len(runs)} systems run, and none of them in this folder: {listed}. Choose one: change to its folder, "
+            f"or set {PREFIX}KAFKA_BOOTSTRAP_SERVERS to its broker"
+        )
+
+
+def demo_dir(settings: Settings) -> Path:
+    """The data folder of the demo, which runs beside an `up` and leaves nothing in the folder of that."""
+    return settings.data_dir / "demo"
+
+
+def registries() -> list[Path]:
+    """The folders that may hold this user's run files: the state folder, and one for users without a writable home."""
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():
+        state = Path("~/.local/state").expanduser()  # stays relative for a user without a home
+    homeless = Path(tempfile.gettempdir()) / f"headwater-{os.geteuid()}"
+    return [folder / "running" for folder in (state / "headwater", homeless) if folder.is_absolute()]
 
 
 @contextmanager
-def written(settings: Settings, *, web: str | None = None, bundle_id: str | None = None) -> Iterator[Run]:
-    """Announces this process for as long as the block runs; `settings` are the ones it really runs with.
+def announced(
+    settings: Settings, *, embedded_broker: bool = False, web: str | None = None, bundle_id: str | None = None
+) -> Iterator[Run]:
+    """Announce this process while the block runs. `settings` are those that it runs with.
 
-    Raises SettingsError where another live process has announced itself in the same data folder.
+    Raises:
+        SettingsError: another process runs with the same data folder, or the registry cannot be written.
     """
-    other = read(settings)
-    if other is not None and other.pid != os.getpid():
-        raise SettingsError(
-            f"another Headwater runs in {settings.data_dir} (process {other.pid}): expected one for each folder; "
-            "stop it, or set HEADWATER_DATA_DIR to another folder"
-        )
-    run = Run(
+    refuse_second(settings)
+    run = this_process(settings, embedded_broker=embedded_broker, web=web, bundle_id=bundle_id)
+    path = _write(run)
+    try:
+        yield run
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def this_process(
+    settings: Settings, *, embedded_broker: bool = False, web: str | None = None, bundle_id: str | None = None
+) -> Run:
+    """What the run file of this process says."""
+    return Run(
         pid=os.getpid(),
         pid_started=_start_time(os.getpid()) or 0,
+        started_in=str(Path.cwd()),
+        data_dir=str(settings.data_dir.resolve()),
         bootstrap_servers=settings.bootstrap_servers,
+        embedded_broker=embedded_broker,
         topic_prefix=settings.topic_prefix,
         partitions=settings.partitions,
         catalog_partitions=settings.catalog_partitions,
@@ -56,54 +105,135 @@ def written(settings: Settings, *, web: str | None = None, bundle_id: str | None
         bundle_id=bundle_id,
         qdrant_url=settings.qdrant_url,
     )
-    target = path(settings)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(run)) + b"\n")
-    draft.replace(target)
-    try:
-        yield run
-    finally:
-        with suppress(FileNotFoundError):
-            target.unlink()
+
+
+def refuse_second(settings: Settings) -> None:
+    """Raises SettingsError if another process runs with this data folder."""
+    other = of_folder(settings.data_dir)
+    if other is not None and other.pid != os.getpid():
+        raise SettingsError(
+            f"another Headwater runs in {settings.data_dir} (process {other.pid}): expected one for each folder; "
+            f"stop it, or set {PREFIX}DATA_DIR to another folder"
+        )
+
+
+def running() -> list[Run]:
+    """This user's running systems, oldest first. Files that cannot be trusted or read are skipped."""
+    folders = [folder for folder in registries() if _is_ours_alone(folder, stat.S_ISDIR)]
+    paths = [path for folder in folders for path in folder.glob("*.json")]
+    runs = [run for path in paths if (run := _read(path)) is not None and _lives(run)]
+    return sorted(runs, key=lambda run: (run.pid_started, run.pid))
+
+
+def of_folder(data_dir: Path) -> Run | None:
+    """The running system with exactly this data folder."""
+    wanted = str(data_dir.resolve())
+    return next((run for run in running() if run.data_dir == wanted), None)
 
 
 def read(settings: Settings) -> Run | None:
-    """The running system of this data folder; none where the file is missing, unreadable or its writer is gone."""
-    try:
-        run = msgspec.json.decode(path(settings).read_bytes(), type=Run)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-    started = _start_time(run.pid)
-    if started is None or (run.pid_started and started and started != run.pid_started):
-        return None
-    return run
+    """The running system that a command means: the one of this folder, else the only one.
 
+    In one folder an `up` goes before a `demo`. If `settings` name a broker, only systems on that broker count.
 
-def resolve(settings: Settings) -> Settings:
-    """`settings`, with what the user left unset taken from the running system.
-
-    A user who names another broker means another system: then nothing is taken.
+    Raises SeveralRunning.
     """
-    run = read(settings)
+    runs = running()
+    if servers := settings.kafka_bootstrap_servers:
+        runs = [run for run in runs if run.bootstrap_servers == servers]
+    of_this_folder: list[Callable[[Run], bool]] = [
+        lambda run: run.data_dir == str(settings.data_dir.resolve()),
+        lambda run: run.data_dir == str(demo_dir(settings).resolve()),
+        lambda run: run.started_in == str(Path.cwd()),
+    ]
+    for belongs in of_this_folder:
+        if near := [run for run in runs if belongs(run)]:
+            runs = near
+            break
+    if len(runs) > 1:
+        raise SeveralRunning(runs)
+    return runs[0] if runs else None
+
+
+def running_system(settings: Settings | None = None) -> Settings:
+    """Settings to reach the running system: what the user left unset is taken from its run file.
+
+    Without a running system they come back unchanged.
+
+    Raises:
+        SettingsError: a setting is wrong.
+        SeveralRunning: more than one system runs, none of them in this folder.
+    """
+    given = settings or Settings.load()
+    run = read(given)
     if run is None:
-        return settings
-    if settings.kafka_bootstrap_servers not in ("", run.bootstrap_servers):
-        return settings
+        return given
     known: dict[str, object] = {
         "kafka_bootstrap_servers": run.bootstrap_servers,
         "topic_prefix": run.topic_prefix,
         "partitions": run.partitions,
         "catalog_partitions": run.catalog_partitions,
+        "data_dir": Path(run.data_dir),
         "bundle": Path(run.bundle) if run.bundle else None,
         "qdrant_url": run.qdrant_url,
     }
-    unset = {name: value for name, value in known.items() if name not in settings.model_fields_set}
-    return settings.model_copy(update=unset)
+    unset = {name: value for name, value in known.items() if name not in given.model_fields_set}
+    return given.model_copy(update=unset)
+
+
+def _write(run: Run) -> Path:
+    errors = []
+    for folder in registries():
+        path = folder / f"{run.pid}-{run.pid_started}.json"
+        draft = path.with_suffix(".tmp")
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_ours_alone(folder, stat.S_ISDIR):
+                raise PermissionError(f"{folder} belongs to another user, or others may write to it")
+            _forget_the_dead(folder)
+            draft.write_bytes(msgspec.json.format(msgspec.json.encode(run)) + b"\n")
+            draft.replace(path)
+        except OSError as error:
+            errors.append(str(error))
+        else:
+            return path
+    raise SettingsError(
+        f"this system cannot be announced to other terminals: expected a folder that only you can write to; set "
+        f"XDG_STATE_HOME to one ({'; '.join(errors)})"
+    )
+
+
+def _forget_the_dead(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        if (run := _read(path)) is not None and not _lives(run):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Run | None:
+    if not _is_ours_alone(path, stat.S_ISREG):
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Run)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _is_ours_alone(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Whether `path` is of that kind and no link, belongs to this user, and cannot be written by others."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE
+
+
+def _lives(run: Run) -> bool:
+    started = _start_time(run.pid)
+    return started is not None and (0 in (started, run.pid_started) or started == run.pid_started)
 
 
 def _start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a live process; 0 where the platform does not say, None if gone."""
+    """Clock ticks from boot to the start of a live process; 0 where the platform does not say, None if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from aiokafka.helpers import create_ssl_context
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -197,8 +196,16 @@ class Settings(BaseSettings):
     @field_validator("qdrant_url")
     @classmethod
     def _url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^\s/]+", value):
-            raise ValueError("a URL such as http://127.0.0.1:6334")
+        if value is None:
+            return value
+        if not re.match(r"https?://[^\s/]+", value):
+            raise ValueError("a URL such as http://127.0.0.1:6333")
+        # The client would not send them, and a URL is shown in logs, errors and the run file.
+        if re.search(r"[@?]", value):
+            raise ValueError(
+                "an address without user name, password and query; Qdrant takes an API key, which belongs in "
+                f"{PREFIX}QDRANT_API_KEY"
+            )
         return value
 
     @field_validator("qdrant_api_key")
@@ -282,6 +289,8 @@ class Settings(BaseSettings):
         return options
 
     def _ssl_context(self) -> ssl.SSLContext:
+        from aiokafka.helpers import create_ssl_context  # here: all commands load settings, few use TLS
+
         # Without a password of ours OpenSSL would ask for that of an encrypted key at the terminal, and wait.
         password = self.kafka_ssl_key_password or SecretStr("")
         try:
@@ -346,6 +355,11 @@ def _complaints(error: ValidationError, fields: list[str]) -> Iterator[str]:
             continue
         value = found["input"]
         secret = isinstance(value, SecretStr) or field.endswith(("password", "api_key"))
-        shown = "not shown" if secret else f"'{value}'" if isinstance(value, str) else repr(value)
+        shown = "not shown" if secret else f"'{_masked(value)}'" if isinstance(value, str) else repr(value)
         expected = reason.removeprefix("Input should be ").removeprefix("Input should ")
         yield f"{PREFIX}{field.upper()} is {shown}: expected {expected}"
+
+
+def _masked(value: str) -> str:
+    """A value as it may be shown: without what stands where URLs have user names, passwords and keys."""
+    return re.sub(r"(?<=\?).+", "...", re.sub(r"[^\s/,]*@", "...@", value))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from headwater import run_file
 from headwater.settings import PREFIX, Settings
 from tests.support.checkout import ROOT
 
@@ -64,7 +65,7 @@ def test_the_client_example_runs_against_a_running_system(tmp_path: Path) -> Non
         text=True,
     )
     try:
-        _wait_until_ready(tmp_path, system)
+        _wait_until_announced(tmp_path, system)
         done = subprocess.run(
             [sys.executable, str(script)],
             cwd=tmp_path,
@@ -85,9 +86,9 @@ def _environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}, "PYTHONPATH": str(ROOT)}
 
 
-def _wait_until_ready(folder: Path, system: "subprocess.Popen[str]") -> None:
+def _wait_until_announced(folder: Path, system: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
-    while not (folder / ".headwater" / "run.json").exists():
+    while run_file.of_folder(folder / ".headwater") is None:
         assert system.poll() is None, system.communicate()[1]
         assert time.monotonic() < deadline, "the system did not announce itself within 60 s"
         time.sleep(0.1)

@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,15 +11,12 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from headwater import run_file
 from headwater.client import (
     Client,
     ClientError,
     RecallTimeout,
     RequestExpired,
     RequestRejected,
-    demo_dir,
-    running_system,
 )
 from headwater.kafka import topics
 from headwater.kafka.headers import CORRELATION_HEADERS
@@ -365,24 +361,3 @@ async def test_a_client_that_was_not_entered_says_how() -> None:
         await client.click("ann", "coffee-1")
     with pytest.raises(ClientError, match="async with"):
         await client.recall("ann", deadline_ms=LONG_MS)
-
-
-def test_without_settings_the_running_system_is_found(tmp_path: Path) -> None:
-    mine = Settings(data_dir=tmp_path)
-    assert running_system(mine) == mine
-    demo = Settings(
-        data_dir=demo_dir(mine), kafka_bootstrap_servers="127.0.0.1:7001", topic_prefix="demo.", partitions=3
-    )
-    with run_file.written(demo):
-        found = running_system(mine)
-        assert (found.bootstrap_servers, found.topic_prefix, found.partitions) == (
-            "127.0.0.1:7001",
-            "demo.",
-            3,
-        )
-        up = Settings(data_dir=tmp_path, kafka_bootstrap_servers="127.0.0.1:7002")
-        with run_file.written(up):
-            assert running_system(mine).bootstrap_servers == "127.0.0.1:7002"
-        elsewhere = Settings(data_dir=tmp_path, kafka_bootstrap_servers="kafka:9092")
-        assert running_system(elsewhere) == elsewhere
-    assert running_system(mine) == mine

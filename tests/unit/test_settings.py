@@ -2,12 +2,15 @@
 
 import os
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from headwater.profiles.counters import DEFAULT_COUNTERS
 from headwater.settings import LOCAL_BROKER, Settings, SettingsError
+from tests.support.checkout import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +190,40 @@ def test_states_on_disk_want_a_system_that_can_reserve_room(monkeypatch: pytest.
     monkeypatch.delattr(os, "posix_fallocate")
     with pytest.raises(SettingsError, match="HEADWATER_STATE_ON_DISK is 'true': expected false on a system"):
         Settings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("QDRANT_URL", "http://me:hunter5@qdrant:6333"),
+        ("QDRANT_URL", "me:hunter5@qdrant:6333"),
+        ("QDRANT_URL", "https://qdrant:6333/?api-key=hunter5"),
+        ("QDRANT_URL", "http://me:hunt@er5:hunter5@qdrant:6333"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "k1:9092,me:hunter5@k2:9092"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"HEADWATER_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load()
+    message = str(caught.value)
+    assert message.startswith(f"HEADWATER_{name} is '")
+    assert "..." in message
+    assert "hunt" not in message
+    assert "me:" not in message
+
+
+def test_settings_load_without_a_kafka_client() -> None:
+    """Every command loads them first, so that a wrong one is told at once."""
+    code = """
+import sys
+from headwater.run_file import running_system
+print(sorted({"aiokafka", "numpy", "faust", "onnxruntime", "polars"} & set(sys.modules)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "streams")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from headwater import run_file
-from headwater.client import Client, demo_dir
+from headwater.client import Client
 from headwater.commands import worker_process
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
@@ -103,7 +103,7 @@ async def run(settings: Settings, *, once: bool, as_json: bool, events: int | No
 async def _run(settings: Settings, console: Console, *, once: bool, as_json: bool, events: int | None) -> int:
     started = time.monotonic()
     seconds: dict[str, float] = {}
-    folder = demo_dir(settings)
+    folder = run_file.demo_dir(settings)
     folder.mkdir(parents=True, exist_ok=True)
     with EmbeddedBroker(folder) as broker:
         own = settings.model_copy(
@@ -126,7 +126,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
                 seconds["data"] = time.monotonic() - started
                 health = await worker_process.ready(web)
                 await _publish(own, progress, catalog, history, shift_ms, web, seconds)
-            with run_file.written(own, web=web, bundle_id=health["bundle"]):
+            with run_file.announced(own, embedded_broker=True, web=web, bundle_id=health["bundle"]):
                 async with Client(own) as client:
                     titles = dict(zip(catalog["item_id"], catalog["title"], strict=True))
                     shown, measured = await _replay(client, console, titles, live, web)

@@ -31,27 +31,27 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
 def up() -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
     from headwater import run_file
-    from headwater.kafka import topics
     from headwater.settings import Settings
+
+    settings = Settings.load()  # first: a wrong setting is told before anything heavy is imported
+    from headwater.kafka import topics
     from headwater.worker.worker import configure_logging, serve
 
-    settings = Settings.load()
     configure_logging(settings)
     with ExitStack() as stack:
-        if not settings.kafka_bootstrap_servers:
+        is_embedded = not settings.kafka_bootstrap_servers
+        if is_embedded:
             from headwater.kafka.embedded_broker import EmbeddedBroker
 
-            if (run := run_file.read(settings)) is not None:
-                raise CommandError(
-                    f"another Headwater runs in {settings.data_dir} (process {run.pid}): stop it, or set "
-                    "HEADWATER_DATA_DIR to another folder"
-                )
+            run_file.refuse_second(settings)
             broker = stack.enter_context(EmbeddedBroker(settings.data_dir))
             settings = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
 
         async def beside(worker: Any) -> None:
             web = f"http://{worker.web_address}"
-            with run_file.written(settings, web=web, bundle_id=worker.bundle_id):
+            with run_file.announced(
+                settings, embedded_broker=is_embedded, web=web, bundle_id=worker.bundle_id
+            ):
                 await worker.ready.wait()
                 say(f"ready: {web}/metrics, bundle {worker.bundle_id}; Ctrl-C stops it")
                 await worker.failed()
@@ -72,9 +72,10 @@ def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
     role
         interests: clicks and requests. catalog: encoding and indexing. all: both in one process.
     """
-    from headwater.client import running_system
-    from headwater.worker.worker import configure_logging, serve
+    from headwater.run_file import running_system
 
     settings = running_system()
+    from headwater.worker.worker import configure_logging, serve
+
     configure_logging(settings)
     return run_async(serve(settings, role))

@@ -58,8 +58,8 @@ def quiet_aiokafka() -> None:
 
 
 def running_settings() -> "Settings":
-    """Settings of the system that runs in this folder; of the environment where none does."""
-    from headwater.client import running_system
+    """Settings of the running system; of the environment where none runs."""
+    from headwater.run_file import running_system
 
     quiet_aiokafka()
     return running_system()

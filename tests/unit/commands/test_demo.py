@@ -11,8 +11,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from headwater import run_file
-from headwater.client import Client, ClientError, demo_dir
+from headwater.client import Client, ClientError
 from headwater.commands.demo import (
     Basket,
     Shown,
@@ -172,7 +171,7 @@ def test_once_prints_one_json_object_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_terminal_works_beside_the_demo_until_ctrl_c(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
-    settings = Settings(data_dir=demo_dir(Settings(data_dir=tmp_path / ".headwater")))
+    registry = tmp_path / "state" / "headwater" / "running"
     with terminal.start("demo", "--events", "2000") as running:
         assert running.stderr
         for line in running.stderr:
@@ -180,9 +179,8 @@ def test_a_second_terminal_works_beside_the_demo_until_ctrl_c(tmp_path: Path) ->
                 break
         started = children_of(running.pid)
         assert len(started) == 2
-        run = run_file.read(settings)
-        assert run is not None
-        assert run.pid == running.pid
+        (announced,) = registry.iterdir()
+        assert announced.name.startswith(f"{running.pid}-")
         place = terminal.succeeds("click", "somebody new", "995242", "--action", "purchase").strip()
         found = json.loads(terminal.succeeds("ask", "somebody new", "--json", "--limit", "3"))
         assert found["reflects"]["events"] == 1
@@ -193,7 +191,7 @@ def test_a_second_terminal_works_beside_the_demo_until_ctrl_c(tmp_path: Path) ->
         running.communicate(timeout=30)
         assert running.returncode == 0
     assert_gone(started)
-    assert not run_file.path(settings).exists()
+    assert not announced.exists()
 
 
 def test_a_demo_that_is_told_to_stop_while_it_fills_leaves_nothing(tmp_path: Path) -> None:

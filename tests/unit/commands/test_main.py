@@ -13,7 +13,6 @@ from typing import get_args
 import jsonschema
 import pytest
 
-from headwater import run_file
 from headwater.commands.ask import ActionOption
 from headwater.commands.models import ProtocolOption
 from headwater.kafka import topics
@@ -31,7 +30,13 @@ class Terminal:
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADWATER_")}
-        self.environment = {**kept, **settings, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
+        own = {
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+            "NO_COLOR": "1",
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+        self.environment = {**kept, **own, **settings}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -303,15 +308,14 @@ def beside_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
             "category=kind",
         )
         yield terminal
-        run = run_file.read(Settings(data_dir=terminal.folder / ".headwater"))
-        assert run is not None
-        assert run.pid == running.pid
+        (announced,) = (terminal.folder / "state" / "headwater" / "running").iterdir()
+        assert announced.name.startswith(f"{running.pid}-")
         running.send_signal(signal.SIGTERM)
         stdout, _ = running.communicate(timeout=60)
         assert running.returncode == 0
         assert stdout == ""
     assert not children_of(running.pid)
-    assert not (terminal.folder / ".headwater" / "run.json").exists()
+    assert not announced.exists()
 
 
 def children_of(pid: int) -> list[int]:
@@ -415,6 +419,13 @@ def test_the_doctor_finds_a_running_system_well(beside_up: Terminal) -> None:
         "worker",
     ):
         assert f"ok     {what}: " in printed
+
+
+def test_the_running_system_is_found_from_any_folder(beside_up: Terminal, tmp_path: Path) -> None:
+    elsewhere = Terminal(tmp_path, XDG_STATE_HOME=beside_up.environment["XDG_STATE_HOME"])
+    elsewhere.succeeds("click", "fay", "c1")
+    assert json.loads(elsewhere.succeeds("ask", "fay", "--json"))["reflects"]["events"] == 1
+    assert "Ground filter coffee" in elsewhere.succeeds("user", "fay")
 
 
 def test_a_second_up_in_the_same_folder_is_refused(beside_up: Terminal) -> None:
