@@ -372,17 +372,19 @@ class Client:
 
     async def _read(self, consumer: Consumer) -> None:
         def take() -> int:
-            taken = [*chain.from_iterable(consumer.taken(consumer.assignment(), _MOST_TAKEN).values())]
+            taken = [
+                *chain.from_iterable(consumer.poll_buffered(consumer.assignment(), _MOST_TAKEN).values())
+            ]
             for record in taken:
                 self._take(record.value, record.headers)
             return len(taken)
 
-        consumer.on_news = take  # whoever waits for an answer hears of it at once
+        consumer.on_records = take  # an answer reaches its caller in the same turn of the loop
         while True:
             try:
                 while take() == _MOST_TAKEN:  # noqa: ASYNC110 - there is more; others have their turn
                     await asyncio.sleep(0)
-                await consumer.news(_POLL_S)
+                await consumer.wait_for_records(_POLL_S)
             except KafkaError as error:
                 if not error.retriable:
                     self._give_up(

@@ -26,6 +26,7 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.embedded_broker import client_id, expel_dead_members
 from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.fast_client.membership import membership_error
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -142,12 +143,12 @@ class BatchConsumer(driver.Consumer):
         machine that is half a millisecond of every click and every request.
         """
         self._fetched = self._thread._ensure_consumer()
-        self._fetched.on_news = self._begin
+        self._fetched.on_records = self._begin
         try:
             while not (self.should_stop or fetcher.should_stop):
                 if self.flow_active:
                     self._begin()
-                    await self._fetched.news(_NEWS_S)
+                    await self._fetched.wait_for_records(_NEWS_S)
                 else:
                     await self.wait(self.can_resume_flow.wait())
         except (ConsumerStoppedError, asyncio.CancelledError):
@@ -160,7 +161,7 @@ class BatchConsumer(driver.Consumer):
                 "look at the rights of this user and at the broker's log"
             )
         finally:
-            self._fetched.on_news = None
+            self._fetched.on_records = None
             self._fetched = None
 
     def _begin(self) -> int:
@@ -175,7 +176,7 @@ class BatchConsumer(driver.Consumer):
             return 0
         app = cast(EngineApp, self.app)
         left = most = app.engine_settings.max_poll_records
-        fetched = self._fetched.taken(wanted, most)
+        fetched = self._fetched.poll_buffered(wanted, most)
         topics = [tp.topic for tp in fetched]
         for tp, records in fetched.items():
             key = TP(tp.topic, tp.partition)
@@ -311,13 +312,8 @@ class EngineApp(faust.App):
         """Fail when aiokafka has given up on the group, which Faust is not told: it would wait for partitions for ever."""
         while not self.failed.done():
             await asyncio.sleep(_MEMBERSHIP_S)
-            thread = getattr(self.consumer, "_thread", None)
-            coordinator = getattr(getattr(thread, "_consumer", None), "_coordinator", None)
-            task = getattr(coordinator, "_coordination_task", None)
-            # An error that waits for somebody to ask for records, which nobody does without partitions.
-            error = getattr(coordinator, "_pending_exception", None)
-            if error is None and task is not None and task.done() and not task.cancelled():
-                error = task.exception()
+            consumer = getattr(getattr(self.consumer, "_thread", None), "_consumer", None)
+            error = membership_error(consumer) if consumer is not None else None
             if error is None:
                 continue
             self.fail(

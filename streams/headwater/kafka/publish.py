@@ -11,7 +11,7 @@ from aiokafka.structs import RecordMetadata
 from msgspec import Struct
 
 from headwater.errors import StopWorker
-from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.fast_client.producer import Producer, set_delivery_timeout
 from headwater.kafka.headers import Headers
 from headwater.kafka.partitioner import partitions_of
 from headwater.settings import Settings
@@ -48,9 +48,7 @@ def producer_of(settings: Settings, **options: object) -> Producer:
         request_timeout_ms=30_000,
         **options,
     )
-    # Java's delivery.timeout.ms. In aiokafka a record waits, and lives, no longer than one request may take.
-    producer._request_timeout_ms = int(_DELIVERY_TIMEOUT_S * 1000)
-    producer._message_accumulator._batch_ttl = _DELIVERY_TIMEOUT_S
+    set_delivery_timeout(producer, _DELIVERY_TIMEOUT_S)
     return producer
 
 

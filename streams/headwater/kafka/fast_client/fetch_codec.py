@@ -1,8 +1,8 @@
-"""Kafka's fetch, version 11, packed and unpacked a partition at a time, and its news only.
+"""A codec for Kafka's FetchRequest and FetchResponse v11 that skips partitions without new records.
 
-aiokafka describes messages field by field and walks that description in Python. A worker asks for two topics with all
-their partitions at every fetch and hears of each of them, mostly that there is nothing new: with 24 partitions 120 us to
-ask and 180 us to hear, another 90 to look at each, twice for each click and its request. Here it takes a tenth of that.
+aiokafka describes messages field by field and walks the description in Python. A fetch names all partitions of two
+topics, and most of them have nothing new. With 24 partitions that is 120 us to encode the request, 180 us to decode
+the response and 90 us to go through it, twice for each click and its request. This takes a tenth of that.
 """
 
 from io import BytesIO
@@ -11,54 +11,67 @@ from typing import Any, Final
 
 from aiokafka.protocol.fetch import FetchRequest_v11, FetchResponse_v11
 
-_ASKED: Final = Struct(
-    ">iiiibiii"
-)  # replica, wait, least and most bytes, isolation, session, its epoch, topics
-_ASKED_PARTITION: Final = Struct(">iiqqi")  # number, leader's epoch, offset, start of the log, most bytes
-_HEARD: Final = Struct(">ihii")  # throttled for, error, session, topics
-# Number, error, high watermark, last stable offset, start of the log, aborted transactions (which would be told next, and
-# of which there are none), preferred replica, bytes of records.
-_HEARD_PARTITION: Final = Struct(">ihqqqiii")
+# Replica, max wait, min bytes, max bytes, isolation level, session, epoch of the session, count of topics.
+_REQUEST: Final = Struct(">iiiibiii")
+# Partition, epoch of the leader, offset, start of the log, max bytes.
+_REQUEST_PARTITION: Final = Struct(">iiqqi")
+# Throttle time, error code, session, count of topics.
+_RESPONSE: Final = Struct(">ihii")
+# Partition, error code, high watermark, last stable offset, start of the log, count of aborted transactions (which follow
+# here; mostly there are none), preferred replica, bytes of records.
+_RESPONSE_PARTITION: Final = Struct(">ihqqqiii")
 _ABORTED: Final = Struct(">qq")  # producer, first offset
 _AFTER_ABORTED: Final = Struct(">ii")
 _COUNT: Final = Struct(">i")
 _LENGTH: Final = Struct(">h")
 
 
-class Fetch:
-    """A fetch as aiokafka asks for it; with a broker that does not know version 11 it remains that.
+def install_fast_codec(fetcher: Any) -> None:
+    """Have the fetcher's requests and responses go through :class:`FastFetch`."""
+    fetch = fetcher._proc_fetch_request
 
-    Of the answer aiokafka sees what has news: records, an error, or another end of a partition than ``assignment`` knows.
+    async def fetch_fast(assignment: Any, node: Any, request: Any) -> bool:
+        return bool(await fetch(assignment, node, FastFetch(request, assignment)))
+
+    fetcher._proc_fetch_request = fetch_fast
+
+
+class FastFetch:
+    """A FetchRequest of aiokafka with our codec. With a broker that does not know version 11 it stays aiokafka's.
+
+    The decoded response has only partitions with something new: records, an error, or another high watermark than
+    ``assignment`` knows.
     """
 
     def __init__(self, request: Any, assignment: Any) -> None:
         self.topics, self._request, self._assignment = request.topics, request, assignment
 
     def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
-        asked = self._request.prepare(versions)
-        if not isinstance(asked, FetchRequest_v11):
-            return asked
-        quick = _Asked(**asked.__dict__)
-        quick.RESPONSE_TYPE = self
-        return quick
+        """The request in a version that the broker knows; aiokafka's client calls this before it sends."""
+        theirs = self._request.prepare(versions)
+        if not isinstance(theirs, FetchRequest_v11):
+            return theirs
+        ours = _EncodedFetch(**theirs.__dict__)
+        ours.RESPONSE_TYPE = self
+        return ours
 
     def decode(self, data: BytesIO) -> FetchResponse_v11:
-        """Raises ValueError or struct.error, upon which aiokafka closes the connection."""
+        """The response. Raises ValueError or struct.error, upon which aiokafka closes the connection."""
         buffer = data.read()
-        throttle_ms, error, session, count = _HEARD.unpack_from(buffer)
-        at, topics = _HEARD.size, []
-        for _ in range(count):
+        throttle_ms, error, session, topic_count = _RESPONSE.unpack_from(buffer)
+        at, topics = _RESPONSE.size, []
+        for _ in range(topic_count):
             (length,) = _LENGTH.unpack_from(buffer, at)
             at += _LENGTH.size + length
             topic = buffer[at - length : at].decode()
-            (numbers,) = _COUNT.unpack_from(buffer, at)
+            (partition_count,) = _COUNT.unpack_from(buffer, at)
             at += _COUNT.size
             partitions = []
-            for _ in range(numbers):
-                number, code, end, stable, start, transactions, replica, size = _HEARD_PARTITION.unpack_from(
-                    buffer, at
+            for _ in range(partition_count):
+                partition, error_code, high_watermark, stable, start, transactions, replica, size = (
+                    _RESPONSE_PARTITION.unpack_from(buffer, at)
                 )
-                at += _HEARD_PARTITION.size
+                at += _RESPONSE_PARTITION.size
                 aborted = []
                 if transactions > 0:
                     at -= _AFTER_ABORTED.size
@@ -68,38 +81,40 @@ class Fetch:
                     at += _ABORTED.size * transactions
                     replica, size = _AFTER_ABORTED.unpack_from(buffer, at)
                     at += _AFTER_ABORTED.size
-                if size <= 0 and code == 0:
-                    state = self._assignment.state_value((topic, number))
-                    if state is not None and state.highwater == end:
+                if size <= 0 and error_code == 0:
+                    state = self._assignment.state_value((topic, partition))
+                    if state is not None and state.highwater == high_watermark:
                         continue
                 records = buffer[at : at + size] if size > 0 else b""
                 at += max(size, 0)
-                partitions.append((number, code, end, stable, start, aborted, replica, records))
+                partitions.append(
+                    (partition, error_code, high_watermark, stable, start, aborted, replica, records)
+                )
             topics.append((topic, partitions))
         if at != len(buffer):
-            raise ValueError(f"a fetched message has {len(buffer)} bytes: expected {at}")
+            raise ValueError(f"a fetch response has {len(buffer)} bytes: expected {at}")
         return FetchResponse_v11(throttle_ms, error, session, topics)
 
 
-class _Asked(FetchRequest_v11):  # type: ignore[misc]
+class _EncodedFetch(FetchRequest_v11):  # type: ignore[misc]
     def encode(self) -> bytes:
-        asked: Any = self
+        fields: Any = self
         parts = [
-            _ASKED.pack(
-                asked.replica_id,
-                asked.max_wait_time,
-                asked.min_bytes,
-                asked.max_bytes,
-                asked.isolation_level,
-                asked.session_id,
-                asked.session_epoch,
-                len(asked.topics),
+            _REQUEST.pack(
+                fields.replica_id,
+                fields.max_wait_time,
+                fields.min_bytes,
+                fields.max_bytes,
+                fields.isolation_level,
+                fields.session_id,
+                fields.session_epoch,
+                len(fields.topics),
             )
         ]
-        for topic, partitions in asked.topics:
+        for topic, partitions in fields.topics:
             parts += (_text(topic), _COUNT.pack(len(partitions)))
-            parts += [_ASKED_PARTITION.pack(*partition) for partition in partitions]
-        parts += (_COUNT.pack(0), _text(asked.rack_id))  # nothing to forget: there is no session
+            parts += [_REQUEST_PARTITION.pack(*partition) for partition in partitions]
+        parts += (_COUNT.pack(0), _text(fields.rack_id))  # no forgotten topics: there is no session
         return b"".join(parts)
 
 

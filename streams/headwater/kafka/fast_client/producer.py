@@ -1,37 +1,40 @@
-"""Writing to a broker without the turns of the event loop that aiokafka's producer takes.
+"""aiokafka's producer without the turns of the event loop that its sender takes.
 
-aiokafka's sender is a task that waits for several others at once: three turns pass from `send` to the write, and five from
-the acknowledgement to whoever waits for it. Beside other work each is a wait, and on an idle machine they are a twentieth
-of the way of a click and its answer. Here it is one turn to the write, so that what is sent in the same turn still shares
-a request, or none, by `write_now`; and one from the acknowledgement. Whatever goes wrong is left to aiokafka.
+aiokafka's sender is a task that waits for several others at once. Three turns of the loop pass from `send` to the
+write, and five from the acknowledgement to the task that waits for it. Here it is one turn to the write, so that
+records sent in one turn still share a request, or none by :meth:`Producer.write_now`, and one from the
+acknowledgement. Connecting, retries and errors are left to aiokafka.
 """
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, RequestTimedOutError
 from aiokafka.producer.sender import Sender, SendProduceReqHandler
 
-from headwater.kafka.fast_client.frames import handle_at_once
+from headwater.kafka.fast_client.eager_frames import parse_eagerly
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
-    """aiokafka's producer, in all but that; neither idempotent nor transactional, which is refused by a ValueError."""
+    """Everything that aiokafka's producer is, without idempotence and transactions.
+
+    Raises ValueError where one of these is asked for.
+    """
 
     def __init__(self, **options: Any) -> None:
         if options.get("enable_idempotence") or options.get("transactional_id"):
             raise ValueError("got enable_idempotence or a transactional_id: expected neither")
         super().__init__(**options)
         theirs: Any = vars(self)["_sender"]
-        self._sender = _Sender(
+        self._sender = _FastSender(
             theirs.client,
             acks=theirs._acks,
             txn_manager=None,
@@ -41,12 +44,24 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         )
 
     def write_now(self) -> None:
-        """Write what was sent in this turn of the loop before others have theirs. What is sent later waits for its answer."""
-        self._sender._begin()
+        """Write what was sent in this turn of the loop, before other callbacks run.
+
+        A broker with a request in flight is left alone: it gets the rest with its answer.
+        """
+        self._sender.send_ready()
 
 
-class _Sender(Sender):  # type: ignore[misc]
-    """At most one request is on its way to a broker, as with aiokafka's, so that a partition's records keep their order."""
+def set_delivery_timeout(producer: AIOKafkaProducer, timeout_s: float) -> None:
+    """How long a record is retried while its broker is away: Java's ``delivery.timeout.ms``.
+
+    In aiokafka a record waits, and lives, only as long as one request may take.
+    """
+    producer._request_timeout_ms = int(timeout_s * 1000)
+    producer._message_accumulator._batch_ttl = timeout_s
+
+
+class _FastSender(Sender):  # type: ignore[misc]
+    """One request in flight per broker, as in aiokafka, so that the records of a partition keep their order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,13 +71,13 @@ class _Sender(Sender):  # type: ignore[misc]
         try:
             while True:
                 await self._message_accumulator.waiter()
-                while self._begin():
+                while self.send_ready():
                     await self.client.force_metadata_update()
         except asyncio.CancelledError:
             await asyncio.gather(*self._retrying, return_exceptions=True)
 
-    def _begin(self) -> bool:
-        """Write what waits for brokers that nothing is on its way to; whether there are records without a known leader."""
+    def send_ready(self) -> bool:
+        """Write what waits for brokers without a request in flight; whether records without a leader are left."""
         ready, is_leaderless = self._message_accumulator.drain_by_nodes(
             ignore_nodes=self._in_flight, muted_partitions=self._muted_partitions
         )
@@ -76,56 +91,56 @@ class _Sender(Sender):  # type: ignore[misc]
         connection = self.client._conns.get((node, handler.group))
         if connection is not None and connection.connected():
             with contextlib.suppress(KafkaError):
-                handle_at_once(connection)
-                connection.send(
-                    handler.create_request()
-                ).close()  # would wait for the answer, two turns longer
-                answer = _Answer()
-                connection._requests[-1] = (*connection._requests[-1][:2], answer)
+                parse_eagerly(connection)
+                # The coroutine would wait for the response, two turns longer. Its future is replaced by ours.
+                connection.send(handler.create_request()).close()
+                response = _SyncFuture()
+                connection._requests[-1] = (*connection._requests[-1][:2], response)
                 timer = asyncio.get_running_loop().call_later(
-                    connection._request_timeout, _give_up, connection, answer
+                    connection._request_timeout, _time_out, connection, response
                 )
-                answer.then = partial(self._answered, node, handler, timer)
+                response.then = partial(self._on_response, node, handler, timer)
                 return
-        self._leave(node, handler)
+        self._hand_to_aiokafka(node, handler)
 
-    def _answered(self, node: int, handler: Any, timer: asyncio.TimerHandle, answer: Any) -> None:
+    def _on_response(self, node: int, handler: Any, timer: asyncio.TimerHandle, response: Any) -> None:
         timer.cancel()
         try:
-            if answer.exception() is None and _is_success(answer.result()):
-                handler.handle_response(answer.result())
-                self._free(node, handler)
+            if response.exception() is None and _is_success(response.result()):
+                handler.handle_response(response.result())
+                self._release_node(node, handler)
             else:
-                handler._client = _Told(self.client, answer)
-                self._leave(node, handler)
+                handler._client = _AlreadySentClient(self.client, response)
+                self._hand_to_aiokafka(node, handler)
         except Exception as error:
-            log.exception("producer_failed", extra={"node": node})
-            # As in aiokafka's routine: whoever waits must hear of it.
-            self._message_accumulator.fail_all(error)
+            log.exception("producer_failed", node=node)
+            self._message_accumulator.fail_all(
+                error
+            )  # as aiokafka's routine does, so that nobody waits for ever
 
-    def _leave(self, node: int, handler: Any) -> None:
-        """To aiokafka, which connects, tries again and gives up."""
+    def _hand_to_aiokafka(self, node: int, handler: Any) -> None:
+        """Have aiokafka's handler connect, retry and give up."""
 
-        async def done() -> None:
+        async def do() -> None:
             await handler.do(node)
-            self._free(node, handler)
+            self._release_node(node, handler)
 
-        task = asyncio.create_task(done())
+        task = asyncio.create_task(do())
         self._retrying.add(task)
         task.add_done_callback(self._retrying.discard)
         task.add_done_callback(self._fail_all)
 
-    def _free(self, node: int, handler: Any) -> None:
+    def _release_node(self, node: int, handler: Any) -> None:
         self._in_flight.discard(node)
         self._muted_partitions.difference_update(handler._batches)
         if self._message_accumulator._batches:
-            self._begin()  # which wakes the routine too, for those without a leader
+            self.send_ready()  # wakes the routine too, for records without a leader
 
 
-class _Answer(asyncio.Future[Any]):
-    """Calls ``then`` where it is told what became of a request, not a turn later."""
+class _SyncFuture(asyncio.Future[Any]):
+    """Calls ``then`` in the turn of the loop in which it is resolved, not one later."""
 
-    # Told of the answer itself, as any callback: one that held it would leave both to the garbage collector.
+    # Takes the future as an argument, as any callback does. One that held it would make a cycle for the collector.
     then: Callable[[asyncio.Future[Any]], None]
 
     def set_result(self, result: Any, /) -> None:
@@ -137,14 +152,14 @@ class _Answer(asyncio.Future[Any]):
         self.then(self)
 
 
-class _Told:
-    """A client that has sent already, and tells what became of it."""
+class _AlreadySentClient:
+    """A client for aiokafka's handler whose request has been sent, and which gives its response."""
 
-    def __init__(self, client: Any, answer: "asyncio.Future[Any]") -> None:
-        self._client, self._answer = client, answer
+    def __init__(self, client: Any, response: "asyncio.Future[Any]") -> None:
+        self._client, self._response = client, response
 
     async def send(self, _node: int, _request: Any) -> Any:
-        return await self._answer
+        return await self._response
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -154,7 +169,7 @@ def _is_success(response: Any) -> bool:
     return all(partition[1] == 0 for _, partitions in response.topics for partition in partitions)
 
 
-def _give_up(connection: Any, answer: "asyncio.Future[Any]") -> None:
-    if not answer.done():
-        answer.set_exception(RequestTimedOutError())
+def _time_out(connection: Any, response: "asyncio.Future[Any]") -> None:
+    if not response.done():
+        response.set_exception(RequestTimedOutError())
         connection.close(reason=CloseReason.CONNECTION_TIMEOUT)

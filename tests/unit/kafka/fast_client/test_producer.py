@@ -1,4 +1,4 @@
-"""What leaves when, what waits for what, and what is tried again; real brokers take it in tests/kafka and tests/faults."""
+"""What leaves when, what waits for what, and what is tried again; real brokers take it in tests/end_to_end and tests/faults."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Answers out of a connection's bytes, however these come; real brokers send them in tests/kafka."""
+"""Answers out of a connection's bytes, however these come; real brokers send them in tests/end_to_end."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ from aiokafka.conn import CloseReason
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.kafka.fast_client.frames import handle_at_once
+from headwater.kafka.fast_client.eager_frames import parse_eagerly
 
 
 class Connection:
@@ -41,7 +41,7 @@ def framed(*answers: bytes) -> bytes:
 def test_however_the_bytes_come_the_answers_are_the_same(answers: list[bytes], sizes: list[int]) -> None:
     async def run() -> None:
         connection = Connection()
-        handle_at_once(connection)
+        parse_eagerly(connection)
         reader, coming = connection._reader, framed(*answers)
         for size in [*sizes, len(coming)]:
             reader.feed_data(coming[:size])
@@ -53,7 +53,7 @@ def test_however_the_bytes_come_the_answers_are_the_same(answers: list[bytes], s
 
 async def test_each_is_handled_before_whoever_brought_it_goes_on() -> None:
     connection = Connection()
-    handle_at_once(connection)
+    parse_eagerly(connection)
     connection._reader.feed_data(framed(b"one") + b"\0\0")
     assert connection.answers == [b"one"]
     connection._reader.feed_data(b"\0\3two")
@@ -63,20 +63,20 @@ async def test_each_is_handled_before_whoever_brought_it_goes_on() -> None:
 async def test_while_an_answer_may_have_been_read_in_part_the_stream_goes_on() -> None:
     connection = Connection()
     connection._requests.append("asked")
-    handle_at_once(connection)
+    parse_eagerly(connection)
     connection._reader.feed_data(framed(b"one"))
     assert await connection._reader.readexactly(7) == framed(b"one")
     connection._requests.clear()
-    handle_at_once(connection)
+    parse_eagerly(connection)
     connection._reader.feed_data(framed(b"two"))
     assert connection.answers == [b"two"]
 
 
 async def test_who_asks_again_loses_nothing_that_has_come() -> None:
     connection = Connection()
-    handle_at_once(connection)
+    parse_eagerly(connection)
     connection._reader.feed_data(framed(b"answer")[:6])
-    handle_at_once(connection)
+    parse_eagerly(connection)
     connection._reader.feed_data(framed(b"answer")[6:])
     assert connection.answers == [b"answer"]
 
@@ -85,20 +85,20 @@ async def test_an_answer_that_makes_no_sense_ends_the_connection_and_what_follow
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     connection = Connection()
-    handle_at_once(connection)
+    parse_eagerly(connection)
     connection._reader.feed_data(framed(b"good", b"bad", b"late"))
     assert connection.answers == [b"good"]
     assert connection.closed is not None
     assert connection.closed[0] is CloseReason.CONNECTION_BROKEN
     assert isinstance(connection.closed[1], ValueError)
-    assert caplog.messages == ["answer_failed"]
+    assert caplog.messages == ["response_failed"]
 
 
 async def test_the_end_of_a_connection_is_still_told_by_its_reader() -> None:
     connection = Connection()
     reading = asyncio.ensure_future(connection._reader.readexactly(4))  # as aiokafka's task does
     await asyncio.sleep(0)
-    handle_at_once(connection)
+    parse_eagerly(connection)
     connection._reader.feed_data(framed(b"one"))
     connection._reader.feed_eof()
     with pytest.raises(asyncio.IncompleteReadError):
@@ -108,7 +108,7 @@ async def test_the_end_of_a_connection_is_still_told_by_its_reader() -> None:
 
 async def test_a_connection_that_nobody_holds_goes() -> None:
     connection = Connection()
-    handle_at_once(connection)
+    parse_eagerly(connection)
     reader, answers = connection._reader, connection.answers
     del connection
     gc.collect()
@@ -117,7 +117,7 @@ async def test_a_connection_that_nobody_holds_goes() -> None:
 
 
 def test_one_that_is_not_open_is_left_alone() -> None:
-    handle_at_once(None)
+    parse_eagerly(None)
     connection = Connection(reader=object())
     connection._reader = None
-    handle_at_once(connection)
+    parse_eagerly(connection)
