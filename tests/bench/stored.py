@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.index import Point
+from headwater.index.vectors_topic import point_of
 from headwater.kafka.topics import Topics
-from headwater.paths.catalog import point_of_vector
 from headwater.settings import Settings
 
 
@@ -33,7 +33,7 @@ async def item_points(settings: Settings) -> list[Point]:
     newest: dict[int, Point] = {}
     topic = Topics.named(settings.topic_prefix).vectors
     async for record in records_of(settings, topic, settings.catalog_partitions):
-        if found := point_of_vector(record):
+        if found := point_of(record):
             newest[found[0].key] = found[0]
     return [point for point in newest.values() if point.vector is not None]
 

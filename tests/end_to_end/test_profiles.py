@@ -19,7 +19,7 @@ from headwater.profiles.columns import Columns
 from headwater.profiles.state_records import bundle_key, unpack
 from headwater.profiles.store import Partition, Profiles
 from headwater.settings import Settings
-from headwater.worker.worker import _started
+from headwater.worker.worker import started
 
 _WITHIN_S = 30.0
 
@@ -65,7 +65,7 @@ class Store(NamedTuple):
 @asynccontextmanager
 async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
     failures: list[str] = []
-    async with _started(producer_of(settings)) as producer:
+    async with started(producer_of(settings)) as producer:
         topics = Topics.named(settings.topic_prefix)
         profiles = Profiles(
             settings,
@@ -95,7 +95,7 @@ async def stores(own_topics: Settings) -> AsyncIterator[tuple[Store, Store]]:
 
 
 async def publish_clicks(settings: Settings, count: int) -> None:
-    async with _started(producer_of(settings)) as producer:
+    async with started(producer_of(settings)) as producer:
         topic = Topics.named(settings.topic_prefix).clicks
         for _ in range(count):
             await producer.send_and_wait(topic, b"{}", key=b"x", partition=0)

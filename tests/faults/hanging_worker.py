@@ -29,9 +29,9 @@ def _end_fetching(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    import headwater.worker.worker
+    import headwater.worker.roles
 
-    headwater.worker.worker.EngineApp = _KnownApp  # type: ignore[misc]
+    headwater.worker.roles.EngineApp = _KnownApp  # type: ignore[misc]
     signal.signal(signal.SIGUSR1, _block)
     signal.signal(signal.SIGUSR2, _end_fetching)
     main.main()

@@ -11,7 +11,7 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
-from headwater.paths.catalog import point_of_vector
+from headwater.index.vectors_topic import point_of
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import bundle_key, unpack
@@ -102,7 +102,7 @@ async def _stored(outside: Outside, encoder: Encoder) -> Columns:
 async def _vectors(outside: Outside, encoder: Encoder) -> ItemVectors:
     vectors = ItemVectors(encoder.dim)
     for record in await outside.records_of(outside.topics.vectors):
-        found = point_of_vector(record)
+        found = point_of(record)
         if found is not None and found[0].vector is not None:
             vectors.put(found[0].key, found[0].vector)
     return vectors

@@ -21,7 +21,7 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.index import Point
 from headwater.index.server import ServerIndex
-from headwater.paths.catalog import point_of_vector
+from headwater.index.vectors_topic import point_of
 from headwater.settings import Settings
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
@@ -154,7 +154,7 @@ class Shelf:
         points = [
             read[0]
             for record in await self.outside.records_of(self.outside.topics.vectors)
-            if (read := point_of_vector(record)) is not None
+            if (read := point_of(record)) is not None
         ]
         for name, price in expected.items():
             mine = [point for point in points if point.item_id == self.items[name]]
@@ -246,7 +246,7 @@ async def test_an_index_that_is_away_costs_answers_a_rung_and_nothing_else(
 
 async def newest(outside: Outside) -> dict[int, Point]:
     """Of each item, as the vectors topic has it."""
-    read = [point_of_vector(record) for record in await outside.records_of(outside.topics.vectors)]
+    read = [point_of(record) for record in await outside.records_of(outside.topics.vectors)]
     return {found[0].key: found[0] for found in read if found is not None}
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from headwater import run_file
 from headwater.client import Client
 from headwater.commands import worker_process
+from headwater.index.open import IN_PROCESS
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.kafka.publish import Outgoing, producer_of, write_keyed
@@ -110,7 +111,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
             update={
                 "data_dir": folder,
                 "kafka_bootstrap_servers": broker.bootstrap_servers,
-                "qdrant_url": None,
+                **IN_PROCESS,
             }
         )
         await topics.create(own)

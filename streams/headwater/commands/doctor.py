@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -21,6 +20,7 @@ from aiokafka.errors import (
 
 from headwater.encoder.bundle import BundleError
 from headwater.encoder.runtime import load
+from headwater.index.open import look_at
 from headwater.kafka import topics
 from headwater.kafka.topics import Topics, TopicsError
 from headwater.settings import Settings
@@ -48,8 +48,8 @@ async def examine(settings: Settings, web: str | None) -> list[Finding]:
     if reachable:
         findings += [finding async for finding in _of_groups(settings)]
     findings.append(await asyncio.to_thread(_of_bundle, settings))
-    if settings.qdrant_url is not None:
-        findings.append(await asyncio.to_thread(_of_qdrant, settings.qdrant_url))
+    if (look := await asyncio.to_thread(look_at, settings)) is not None:
+        findings.append(Finding("index", look.ok, look.seen))
     findings.append(await asyncio.to_thread(_of_worker, web))
     return findings
 
@@ -189,18 +189,6 @@ def _of_bundle(settings: Settings) -> Finding:
     except BundleError as error:
         return Finding("bundle", False, " ".join(str(error).split()))
     return Finding("bundle", True, f"{bundle.id} of {settings.bundle_path}, on {', '.join(bundle.providers)}")
-
-
-def _of_qdrant(url: str) -> Finding:
-    parts = urlsplit(url)
-    remedy = "is the server running, and is HEADWATER_QDRANT_URL its HTTP address?"
-    try:
-        status, _ = _get(parts.hostname or "", parts.port or 6333, "/readyz")
-    except (OSError, HTTPException) as error:
-        return Finding("index", False, f"no answer from {url} ({error}); {remedy}")
-    return Finding(
-        "index", status == 200, f"{url} answered {status}" + ("" if status == 200 else f"; {remedy}")
-    )
 
 
 def _of_worker(web: str | None) -> Finding:

@@ -25,6 +25,7 @@ from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder
 from headwater.errors import HeadwaterError
 from headwater.index.edge import SEARCH_EF, GraphPolicy
+from headwater.index.open import IN_PROCESS
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.kafka.publish import Outgoing, producer_of, write_keyed
@@ -113,7 +114,7 @@ async def compare(
             update={
                 "data_dir": Path(folder),
                 "kafka_bootstrap_servers": broker.bootstrap_servers,
-                "qdrant_url": None,
+                **IN_PROCESS,
                 "bundle": bundle,
                 "graph_min_items": settings.graph_min_items if graph else items + 1,
             }

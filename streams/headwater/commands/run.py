@@ -1,7 +1,7 @@
 """`headwater demo`, `up` and `worker`: processes that run until they are stopped."""
 
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Literal
 
 from headwater.commands.terminal import CommandError, quiet_aiokafka, run_async, say
 
@@ -35,7 +35,9 @@ def up() -> int:
 
     settings = Settings.load()  # first: a wrong setting is told before anything heavy is imported
     from headwater.kafka import topics
-    from headwater.worker.worker import configure_logging, serve
+    from headwater.worker.logging_setup import configure_logging
+    from headwater.worker.process import serve
+    from headwater.worker.worker import Worker
 
     configure_logging(settings)
     with ExitStack() as stack:
@@ -47,19 +49,19 @@ def up() -> int:
             broker = stack.enter_context(EmbeddedBroker(settings.data_dir))
             settings = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
 
-        async def beside(worker: Any) -> None:
+        async def alongside(worker: Worker) -> None:
             web = f"http://{worker.web_address}"
             with run_file.announced(
-                settings, embedded_broker=is_embedded, web=web, bundle_id=worker.bundle_id
+                settings, embedded_broker=is_embedded, web=web, bundle_id=worker.status.bundle_id
             ):
-                await worker.ready.wait()
-                say(f"ready: {web}/metrics, bundle {worker.bundle_id}; Ctrl-C stops it")
+                await worker.status.ready.wait()
+                say(f"ready: {web}/metrics, bundle {worker.status.bundle_id}; Ctrl-C stops it")
                 await worker.failed()
 
         async def serving() -> int:
             created = await topics.create(settings)
             say(f"broker {settings.bootstrap_servers}, {len(created)} topics created")
-            return await serve(settings, "all", beside)
+            return await serve(settings, "all", alongside)
 
         return run_async(serving())
 
@@ -75,7 +77,8 @@ def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
     from headwater.run_file import running_system
 
     settings = running_system()
-    from headwater.worker.worker import configure_logging, serve
+    from headwater.worker.logging_setup import configure_logging
+    from headwater.worker.process import serve
 
     configure_logging(settings)
     return run_async(serve(settings, role))

@@ -5,7 +5,7 @@ to it. Scores are dot products of the vectors as they come, never normalised.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -66,8 +66,20 @@ class Hit(NamedTuple):
     score: float
 
 
+FilledBy = Literal["each worker", "the catalog worker"]
+
+
+class IndexHealth(NamedTuple):
+    """What an engine says of itself without being asked over a network."""
+
+    graph: int | None = None  # items in its search graph; None where the engine keeps that to itself
+
+
 class Index(Protocol):
-    in_process: bool  # reads wait for nobody
+    in_process: bool  # reads never wait for a network
+    filled_by: FilledBy  # each worker fills one of its own from the vectors topic, or the catalog worker fills one for all
+
+    def health(self) -> IndexHealth: ...
 
     async def put(self, points: Sequence[Point]) -> None:
         """Stores what is newer than what is there, by (version, offset); the rest is ignored, so a repeat is harmless.

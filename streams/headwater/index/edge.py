@@ -29,7 +29,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from headwater.index import (
+    FilledBy,
     Hit,
+    IndexHealth,
     KeyCollision,
     NoRoom,
     Point,
@@ -92,6 +94,7 @@ class EdgeIndex:
     """`open` it within a running event loop and `close` it there. `open` and `put` raise NoRoom when the disk is full."""
 
     in_process = True
+    filled_by: FilledBy = "each worker"
 
     def __init__(self, folder: Path, lock: int, dim: int, radius: float, policy: GraphPolicy) -> None:
         self._folder = folder
@@ -170,6 +173,9 @@ class EdgeIndex:
 
     async def count(self) -> int:
         return self._live_rows
+
+    def health(self) -> IndexHealth:
+        return IndexHealth(graph=self.graph_covers)
 
     async def close(self) -> None:
         """Ends a build at once, with its process, and removes the folder."""

@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
 
 from headwater.index import (
+    FilledBy,
     Hit,
+    IndexHealth,
     IndexRefused,
     IndexUnavailable,
     KeyCollision,
@@ -76,6 +78,7 @@ class ServerIndex:
     """`connect` it. Every call ends in time, be it with IndexUnavailable; see `calls`."""
 
     in_process = False
+    filled_by: FilledBy = "the catalog worker"
 
     def __init__(
         self,
@@ -197,6 +200,9 @@ class ServerIndex:
         live = _filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
         found = await self._calls.prompt(SEARCH_S, self._client.count, self._collection, live, exact=True)
         return found.count
+
+    def health(self) -> IndexHealth:
+        return IndexHealth()
 
     async def close(self) -> None:
         await self._calls.close()

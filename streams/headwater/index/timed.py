@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.index import Hit, Index, Point, Query
+from headwater.index import Hit, Index, IndexHealth, Point, Query
 from headwater.index.filters import Filter
 from headwater.metrics import Metrics
 
@@ -20,6 +20,7 @@ class TimedIndex:
     def __init__(self, index: Index, metrics: Metrics) -> None:
         self._index = index
         self.in_process = index.in_process
+        self.filled_by = index.filled_by
         self._seconds = {
             call: metrics.index_seconds.labels(call)
             for call in ("put", "search", "vectors", "items", "match")
@@ -42,6 +43,9 @@ class TimedIndex:
 
     async def count(self) -> int:
         return await self._index.count()
+
+    def health(self) -> IndexHealth:
+        return self._index.health()
 
     async def close(self) -> None:
         await self._index.close()

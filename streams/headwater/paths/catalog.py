@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
@@ -31,11 +31,11 @@ from headwater.index import (
     Stamp,
     newer,
 )
+from headwater.index.vectors_topic import payload_of, point_of, points_of, record_of
 from headwater.kafka.batch import Batch, Gate
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.headers import DeleteOrder, delete_header, delete_order_of
 from headwater.kafka.publish import Outgoing, write_all
 from headwater.kafka.supervision import READ_TIMEOUT_S, Background, once_broker_answers, topic_recreated_error
 from headwater.kafka.topics import Topics
@@ -43,12 +43,8 @@ from headwater.messages import (
     MAX_ID_BYTES,
     BadMessage,
     Item,
-    ItemVector,
     decode_item,
-    decode_item_vector,
-    encode,
     shown,
-    vector_bytes,
 )
 from headwater.metrics import Metrics
 from headwater.settings import Settings
@@ -317,25 +313,10 @@ class CatalogPath:
                 continue
             # A delete carries the version it inherited, so that an older version stays out wherever it arrives.
             version = change.stamp.version if change.stamp.version >= 0 else None
-            payload = {} if item is None else _payload(item, change.since_ms)
-            points.append(
-                Point(change.key, change.item_id, vector, payload, version, partition, record.offset)
-            )
-            key = change.item_id.encode()
-            if vector is None:
-                order = DeleteOrder(partition, record.offset, version)
-                outgoing.append(Outgoing(key, None, [delete_header(order)], record.timestamp))
-            else:
-                value = ItemVector(
-                    change.item_id,
-                    vector_bytes(vector),
-                    payload,
-                    self._encoder.id,
-                    partition,
-                    record.offset,
-                    version,
-                )
-                outgoing.append(Outgoing(key, encode(value), (), record.timestamp))
+            payload = {} if item is None else payload_of(item, change.since_ms)
+            point = Point(change.key, change.item_id, vector, payload, version, partition, record.offset)
+            points.append(point)
+            outgoing.append(record_of(point, self._encoder.id, record.timestamp))
         if self._index is not None:
             await self._put(self._index, partition, versions, points)
         await write_all(self._producer, self._topics.vectors, partition, outgoing)
@@ -419,8 +400,7 @@ class CatalogPath:
         try:
             await consumer.start()
             async for _, records in _whole(consumer, self._topics.vectors, [partition]):
-                found = (point_of_vector(record) for record in records)
-                points = [each[0] for each in found if each is not None and each[1] in ("", self._encoder.id)]
+                points = list(points_of(records, self._encoder.id))
                 await self._put(index, partition, versions, points)
                 items += len(points)
         finally:
@@ -447,7 +427,7 @@ class CatalogPath:
             async for number, records in _whole(consumer, self._topics.vectors, partitions):
                 stamps = partitions[number].stamps
                 for record in records:
-                    found = point_of_vector(record)
+                    found = point_of(record)
                     if found is None:
                         continue
                     point, bundle = found
@@ -512,47 +492,5 @@ async def _whole(
             )
 
 
-def point_of_vector(record: ConsumerRecord) -> tuple[Point, str] | None:
-    """A record of the vectors topic as the index takes it, with its bundle ("" for a delete).
-
-    None for a null value that nobody of ours wrote.
-
-    Raises:
-        BadMessage: it is no item vector.
-    """
-    if record.value is None:
-        deleted = delete_order_of(record.headers)
-        if not isinstance(deleted, DeleteOrder):
-            return None
-        item_id = record.key.decode()
-        key = item_key(item_id)
-        return Point(key, item_id, None, {}, deleted.version, deleted.partition, deleted.offset), ""
-    item = decode_item_vector(record.value)
-    point = Point(
-        item_key(item.item_id),
-        item.item_id,
-        item.array(),
-        item.payload,
-        item.version,
-        item.partition,
-        item.offset,
-    )
-    return point, item.bundle
-
-
 def _text(item: Item) -> str:
     return item_text(item.title, item.description, item.category, item.tags, item.attributes)
-
-
-def _payload(item: Item, since_ms: int | None) -> dict[str, Any]:
-    """What the index keeps of an item: the filterable fields, and the title for people."""
-    return {
-        "item_id": item.item_id,
-        "title": item.title,
-        "category": item.category,
-        "tags": item.tags,
-        "price": item.price,
-        "available": item.available,
-        "attributes": item.attributes,
-        "since_ms": since_ms,
-    }

@@ -20,6 +20,8 @@ import structlog
 from headwater.settings import Settings
 
 _OURS: Final = "headwater"
+# Faust logs the life of its services under the name of the module that derives from them.
+_FAUST_SERVICES: Final = "headwater.kafka.group"
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 
@@ -51,11 +53,17 @@ def configure_logging(settings: Settings) -> None:
             ],
         )
     )
+    handler.addFilter(_is_wanted)
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
     logging.getLogger(_OURS).setLevel(level)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    is_structlog = hasattr(record, "_logger")
+    return is_structlog or record.levelno >= logging.WARNING or record.name != _FAUST_SERVICES
 
 
 def _json_renderers() -> list[structlog.typing.Processor]:

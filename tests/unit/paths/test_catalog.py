@@ -23,13 +23,14 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
 from headwater.index.edge import EdgeIndex
+from headwater.index.vectors_topic import point_of
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
 from headwater.paths import catalog
-from headwater.paths.catalog import CatalogPath, _Versions, point_of_vector
+from headwater.paths.catalog import CatalogPath, _Versions
 from headwater.settings import Settings
 from tests.support.interests_worker import STARTER, Committed, until
 from tests.support.recording_producer import RecordingProducer
@@ -71,7 +72,7 @@ class CatalogWorker:
         """Partition 0, opened on what the vectors topic says."""
         versions = _Versions(1)
         for record in self.producer.latest(self.topics.vectors).values():
-            found = point_of_vector(record)
+            found = point_of(record)
             assert found is not None
             point = found[0]
             versions.stamps[point.key] = newer(point, None) or Stamp(0, point.offset)
@@ -167,7 +168,7 @@ async def test_a_deleted_item_is_gone_and_its_delete_is_published(worker: Catalo
     assert await worker.title(TEA) is None
     published = worker.producer.latest(worker.topics.vectors)[b"tea"]
     assert published.value is None
-    found = point_of_vector(published)
+    found = point_of(published)
     assert found is not None
     assert (found[0].vector, found[0].version, found[0].offset) == (None, 4, gone.offset)
 

@@ -101,6 +101,15 @@ def test_libraries_speak_from_warning_on_and_our_modules_from_the_level_on() -> 
     assert as_json(lines, log_level="warning") == []
 
 
+def test_faust_is_a_library_under_the_name_of_our_module_too() -> None:
+    lines = """
+        logging.getLogger("headwater.kafka.group").info("[^-_Producer]: Stopping...")
+        logging.getLogger("headwater.kafka.group").warning("[^-_Producer]: Crashed")
+        structlog.get_logger("headwater.kafka.group").info("batch_dropped")
+    """
+    assert [event["event"] for event in as_json(lines)] == ["[^-_Producer]: Crashed", "batch_dropped"]
+
+
 def test_what_json_has_no_form_for_is_written_as_text() -> None:
     (event,) = as_json(
         'from pathlib import Path; structlog.get_logger("headwater.x").info("at", p=Path("/x"))'

@@ -1,0 +1,248 @@
+"""The two roles of a worker: what each builds, opens in order, and does when partitions come and go.
+
+| role | consumes | holds |
+|---|---|---|
+| interests | clicks, requests | users of its partitions, item vectors, and the index where each worker fills its own |
+| catalog | catalog | the newest version of each item of its partitions |
+
+A worker of role `all` has both.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Any, Final, Literal, NamedTuple
+
+import structlog
+from aiokafka import ConsumerRecord, TopicPartition
+
+from headwater.encoder.runtime import Encoder
+from headwater.index import Index
+from headwater.index.item_vectors import ItemVectors
+from headwater.index.vectors_topic import VectorsFollower
+from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.group import EngineApp
+from headwater.kafka.supervision import Background
+from headwater.kafka.tail import Tail
+from headwater.kafka.topics import Topics
+from headwater.messages import BadMessage, decode_trend
+from headwater.metrics import Metrics
+from headwater.paths.catalog import CatalogPath
+from headwater.paths.clicks import ClickPath
+from headwater.paths.requests import RequestPath
+from headwater.profiles.store import Profiles
+from headwater.recall.pipeline import Recall
+from headwater.recall.popularity import Counts, Trends
+from headwater.settings import Settings
+from headwater.worker.trends_publisher import TrendsPublisher
+
+log = structlog.get_logger(__name__)
+
+Role = Literal["all", "interests", "catalog"]
+
+# Reading the vectors of a million items takes a minute. A topic that cannot be read fails by itself long before this.
+_FOLLOWED_WITHIN_S: Final = 900.0
+
+
+class Common(NamedTuple):
+    """What both roles stand on. The worker opens and closes it."""
+
+    settings: Settings
+    topics: Topics
+    encoder: Encoder
+    producer: Producer
+    dead_letters: DeadLetters
+    metrics: Metrics
+    background: Background
+    fail: Callable[[str], None]  # ends the worker, with the reason
+
+
+class InterestsRole:
+    """Applies clicks and answers requests.
+
+    Answers go through a producer of their own. A producer has one request on its way to a broker at a time, and an answer
+    must not wait until states are acknowledged that it does not rest on.
+    """
+
+    def __init__(self, common: Common, index: Index, answers: Producer) -> None:
+        self._common, self.index = common, index
+        settings, topics, encoder = common.settings, common.topics, common.encoder
+        is_shared = index.filled_by == "the catalog worker"
+        self.vectors = ItemVectors(encoder.dim, fetch=index.vectors if is_shared else None)
+        self.profiles = Profiles(
+            settings,
+            topics,
+            common.producer,
+            common.metrics,
+            writer=secrets.randbits(63),
+            bundle_id=encoder.id,
+            log_length=encoder.log_length,
+            state_size=encoder.state_size,
+            fail=common.fail,
+        )
+        # Separate threads: a request must not wait behind the encoder's work for two thousand clicks.
+        self._click_threads, self._request_threads = _thread("clicks"), _thread("requests")
+        self._clicks = ClickPath(
+            self.profiles,
+            self.vectors,
+            encoder,
+            self._click_threads,
+            common.producer,
+            common.dead_letters,
+            common.metrics,
+            topic=topics.clicks,
+            partitions=settings.partitions,
+        )
+        self._trends = Trends()
+        self._trends_publisher = TrendsPublisher(common.producer, topics.trends, index, self._clicks.counts)
+        follower = self._follower = VectorsFollower(
+            index,
+            self.vectors,
+            encoder.id,
+            common.metrics,
+            settings.data_dir,
+            self._trends_publisher.forget,
+        )
+        self._vectors_tail = Tail(settings, topics.vectors, follower.put, common.fail, from_end=is_shared)
+        self._trends_tail = Tail(settings, topics.trends, self._put_trends, common.fail)
+        self._requests = RequestPath(
+            self.profiles,
+            self.vectors,
+            encoder,
+            self._request_threads,
+            Recall(index, (encoder, self._request_threads) if encoder.pool else None),
+            answers,
+            common.dead_letters,
+            common.metrics,
+            settings=settings,
+            topics=topics,
+            popular=self._trends.popular,
+            catalog=lambda: follower.offsets,
+            is_index_ready=lambda: follower.is_caught_up,
+            guard=lambda task: common.background.spawn(_awaited(task)),
+        )
+        self.group: EngineApp | None = None  # once it is opened
+
+    async def open(self, stack: AsyncExitStack) -> EngineApp:
+        """Follow vectors and trends, open the store, and return the group, ready to join.
+
+        Raises:
+            StopWorker: a topic cannot be read.
+            TimeoutError: it takes longer than a quarter of an hour.
+        """
+        common = self._common
+        for threads in (self._click_threads, self._request_threads):
+            _shut_down_with(stack, threads)
+        for tail in (self._vectors_tail, self._trends_tail):
+            await tail.start()
+            stack.push_async_callback(tail.stop)
+        # Clicks that came before the vectors would all be pending, and folded again later: first the vectors.
+        async with asyncio.timeout(_FOLLOWED_WITHIN_S):
+            await self._vectors_tail.caught_up.wait()
+            self._follower.is_caught_up = True
+            await self._trends_tail.caught_up.wait()
+        await self.profiles.start()
+        stack.push_async_callback(self.profiles.stop)
+        group = self.group = EngineApp(common.settings.interests_group, common.settings)
+        group.handle(common.topics.clicks, self._clicks.handle)
+        group.handle(common.topics.requests, self._requests.handle, urgent=True)
+        group.on_assigned(self._assigned)
+        group.on_interrupt(self.profiles.interrupt)
+        group.on_revoked(self._revoked)
+        common.background.spawn(self._trends_publisher.run())
+        stack.push_async_callback(self._trends_publisher.publish_last)
+        return group
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the state of each partition that it owns has been read. The followed topics are read before it opens."""
+        return all(each.gate.is_open for each in self.profiles.partitions.values() if each.owned)
+
+    def waits(self, partition: int) -> bool:
+        """Whether a clicks partition waits for its state to be read, which has a time limit of its own."""
+        found = self.profiles.partition(partition)
+        return found is not None and not found.gate.is_open
+
+    async def _assigned(self, partitions: set[TopicPartition]) -> None:
+        assert self.group is not None
+        numbers = _numbers(partitions, self._common.topics.clicks)
+        counts = self._clicks.counts
+        for number in set(counts) - numbers:
+            del counts[number]
+        for number in numbers - set(counts):
+            counts[number] = Counts()
+            trend = self._trends.of(number)
+            if trend is not None:
+                counts[number].restore(trend)
+        self.profiles.assign(numbers, self.group.consumer_generation_id)
+
+    async def _revoked(self, partitions: set[TopicPartition]) -> None:
+        self.profiles.freeze()
+        self._requests.drop_parked()
+        await self._trends_publisher.publish_last()
+
+    async def _put_trends(self, records: Sequence[ConsumerRecord]) -> None:
+        for record in records:
+            try:
+                self._trends.put(decode_trend(record.value))
+            except BadMessage as error:
+                log.error("bad_trend_record", offset=record.offset, error=str(error))
+
+
+class CatalogRole:
+    """Encodes catalog changes and publishes their vectors; writes to ``index`` where the catalog worker fills it."""
+
+    def __init__(self, common: Common, index: Index | None) -> None:
+        self._common = common
+        self._threads = _thread("catalog")
+        self.path = CatalogPath(
+            common.settings,
+            common.topics,
+            common.encoder,
+            self._threads,
+            common.producer,
+            index if index is not None and index.filled_by == "the catalog worker" else None,
+            common.dead_letters,
+            common.metrics,
+            common.fail,
+        )
+        self.group: EngineApp | None = None  # once it is opened
+
+    async def open(self, stack: AsyncExitStack) -> EngineApp:
+        """Return the group, ready to join."""
+        common = self._common
+        _shut_down_with(stack, self._threads)
+        stack.push_async_callback(self.path.stop)
+        group = self.group = EngineApp(common.settings.catalog_group, common.settings)
+        group.handle(common.topics.catalog, self.path.handle)
+        group.on_assigned(self._assigned)
+        group.on_interrupt(self.path.interrupt)
+        group.on_revoked(self._revoked)
+        return group
+
+    async def _assigned(self, partitions: set[TopicPartition]) -> None:
+        assert self.group is not None
+        self.path.assign(_numbers(partitions, self._common.topics.catalog), self.group.consumer_generation_id)
+
+    async def _revoked(self, partitions: set[TopicPartition]) -> None:
+        self.path.freeze()
+
+
+def _thread(name: str) -> ThreadPoolExecutor:
+    """One thread, which starts with its first work."""
+    return ThreadPoolExecutor(1, thread_name_prefix=name)
+
+
+def _shut_down_with(stack: AsyncExitStack, threads: ThreadPoolExecutor) -> None:
+    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+
+
+def _numbers(partitions: set[TopicPartition], topic: str) -> set[int]:
+    return {tp.partition for tp in partitions if tp.topic == topic}
+
+
+async def _awaited(task: "asyncio.Future[Any]") -> None:
+    await task

@@ -1,0 +1,176 @@
+"""What a worker says of itself: its health, how far each partition has come, one user described, and gauges."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+
+from headwater.encoder.features import ACTION_NAMES, item_key
+from headwater.index import Index, IndexUnavailable
+from headwater.kafka.group import EngineApp
+from headwater.kafka.partitioner import partition_of
+from headwater.kafka.topics import Topics
+from headwater.metrics import Metrics
+from headwater.profiles.actions import RETRACT
+from headwater.profiles.columns import Columns
+from headwater.profiles.event_log import Event
+from headwater.settings import Settings
+from headwater.worker.roles import CatalogRole, InterestsRole, Role
+from headwater.worker.watchdog import TO_COMMIT, Progress, Watchdog
+
+_GAUGES_S: Final = 1.0
+
+
+class Status:
+    """Reads the state of a worker and changes nothing. Its roles are set as they are built, while the worker starts.
+
+    ``failed`` completes with the reason when the worker has to stop.
+    """
+
+    def __init__(self, settings: Settings, role: Role, failed: "asyncio.Future[str]") -> None:
+        self.role, self._failed = role, failed
+        self._topics = Topics.named(settings.topic_prefix)
+        self._partitions = settings.partitions
+        self.ready = asyncio.Event()
+        self.bundle_id = ""
+        self.index: Index | None = None
+        self.interests: InterestsRole | None = None
+        self.catalog: CatalogRole | None = None
+
+    @property
+    def groups(self) -> list[EngineApp]:
+        """The consumer groups of the roles that are open."""
+        roles = (self.interests, self.catalog)
+        return [role.group for role in roles if role is not None and role.group is not None]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every group has its assignment and every partition its state."""
+        if not all(group.consumer.assignment() or group.unassigned for group in self.groups):
+            return False
+        return self.interests is None or self.interests.is_complete
+
+    def health(self) -> dict[str, Any]:
+        """The body of `/healthz`. ``ok`` is false once the worker has to stop, ``ready`` true once its state is complete."""
+        profiles = self.interests.profiles if self.interests is not None else None
+        partitions = profiles.partitions.values() if profiles is not None else ()
+        return {
+            "ok": not self._failed.done(),
+            "ready": self.ready.is_set(),
+            "role": self.role,
+            "bundle": self.bundle_id,
+            "reason": self._failed.result() if self._failed.done() else None,
+            "partitions": {each.number: each.watermark for each in partitions},
+            "opening": [each.number for each in partitions if each.owned and not each.gate.is_open],
+            "users": sum(len(each.columns) for each in partitions),
+            "items": len(self.interests.vectors) if self.interests is not None else None,
+            "graph": self.index.health().graph if self.index is not None else None,
+            "index_away_s": round(self.catalog.path.index_away_s) if self.catalog is not None else None,
+        }
+
+    async def describe_user(self, user_id: str) -> dict[str, Any] | None:
+        """The log of a user as people read it, without retractions; None where this worker does not have the user."""
+        if self.interests is None:
+            return None
+        user = user_id.encode()
+        profiles = self.interests.profiles
+        number = partition_of(user, self._partitions)
+        partition = profiles.partition(number)
+        row = partition.columns.rows.get(user) if partition is not None else None
+        if partition is None or row is None:
+            return None
+        events = [event for event in _events(partition.columns, row) if event.action != RETRACT]
+        try:
+            payloads = await self.interests.index.items([event.item for event in events])
+        except IndexUnavailable:
+            payloads = {}
+        described = [_described(event, payloads.get(event.item)) for event in events]
+        return {
+            "user_id": user_id,
+            "partition": number,
+            "watermark": partition.watermark,
+            "events": described,
+            "pending": sum(1 for event in described if event["pending"]),
+            "last_event_id": partition.columns.last_event[row].decode() or None,
+            "counters": int(np.count_nonzero(partition.columns.counter_levels[row])),
+        }
+
+    async def describe_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The catalog fields of those items that are in the index, by item id; none while it is away."""
+        if self.index is None:
+            return {}
+        try:
+            payloads = await self.index.items([item_key(item_id) for item_id in item_ids])
+        except IndexUnavailable:
+            return {}
+        return {str(payload["item_id"]): payload for payload in payloads.values()}
+
+    def progress(self) -> Iterator[Progress]:
+        """How far reading and committing have come, one each for every assigned partition."""
+        return chain(self._read(), self._committed())
+
+    async def keep_gauges(self, metrics: Metrics, watchdog: Watchdog) -> None:
+        """Set the gauges every second, forever."""
+        while True:
+            for each in self._read():
+                metrics.lag.labels(each.topic, str(each.partition)).set(max(each.lag, 0))
+                if each.topic == self._topics.clicks:
+                    age_s = watchdog.still_s(each.topic, each.partition)
+                    metrics.watermark_age_seconds.labels(str(each.partition)).set(age_s)
+            if self.interests is not None:
+                partitions = list(self.interests.profiles.partitions.values())
+                metrics.store_users.set(sum(len(each.columns) for each in partitions))
+                metrics.pending_clicks.set(sum(int(each.columns.pending.sum()) for each in partitions))
+            if self.catalog is not None:
+                metrics.index_away_seconds.set(self.catalog.path.index_away_s)
+            await asyncio.sleep(_GAUGES_S)
+
+    def _read(self) -> Iterator[Progress]:
+        for group in self.groups:
+            consumer: Any = group.consumer
+            for tp in consumer.assignment():
+                done, end = consumer.next_offset(tp), consumer.highwater(tp)
+                # Requests may be parked until their click comes, for as long as they allow.
+                if done is not None and end is not None and tp.topic != self._topics.requests:
+                    waits = self._waits(tp.topic, tp.partition)
+                    yield Progress(tp.topic, tp.partition, done, end - done, waits=waits)
+
+    def _committed(self) -> Iterator[Progress]:
+        for group in self.groups:
+            consumer: Any = group.consumer
+            for tp in consumer.assignment():
+                committed, more = consumer.committing(tp)
+                yield Progress(tp.topic, tp.partition, committed, more, TO_COMMIT)
+
+    def _waits(self, topic: str, number: int) -> bool:
+        """Whether a partition waits for something that has a time limit of its own: its state, or the index."""
+        if topic == self._topics.catalog:
+            return self.catalog is not None and self.catalog.path.waits(number)
+        return self.interests is not None and self.interests.waits(number)
+
+
+async def keep_counting_items(metrics: Metrics, index: Index) -> None:
+    """Set the gauge of indexed items every second, forever; apart from the others, which must not wait for the index."""
+    while True:
+        with contextlib.suppress(IndexUnavailable):
+            metrics.index_points.set(await index.count())
+        await asyncio.sleep(_GAUGES_S)
+
+
+def _events(columns: Columns, row: int) -> list[Event]:
+    return columns.log(np.array([row])).events(0)
+
+
+def _described(event: Event, payload: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An event as people read it; ``payload`` is that of its item, None where the item is not known."""
+    known = payload or {}
+    return {
+        "item_id": known.get("item_id"),
+        "title": known.get("title"),
+        "at_ms": event.at_ms,
+        "action": ACTION_NAMES[event.action],
+        "pending": payload is None,
+    }

@@ -1,0 +1,111 @@
+"""What is popular is published where it has changed, with the ids that the index knows."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from headwater.encoder.features import ACTION_CODES, item_key
+from headwater.errors import StopWorker
+from headwater.index import IndexUnavailable, Point
+from headwater.index.edge import EdgeIndex
+from headwater.messages import decode_trend
+from headwater.recall.popularity import Counts
+from headwater.worker.trends_publisher import TrendsPublisher
+from tests.support.recording_producer import RecordingProducer
+
+TOPIC = "test.trends"
+NOW_MS = int(time.time() * 1000)
+
+
+class AwayIndex:
+    """Cannot be reached."""
+
+    async def items(self, keys: Any) -> Any:
+        raise IndexUnavailable("it is away")
+
+
+@pytest_asyncio.fixture
+async def index(tmp_path: Path) -> AsyncIterator[EdgeIndex]:
+    index = await EdgeIndex.open(tmp_path / "index", 2)
+    await index.put([point("tea", 1), point("coffee", 2)])
+    yield index
+    await index.close()
+
+
+def point(item_id: str, offset: int, *, deleted: bool = False) -> Point:
+    vector = None if deleted else np.ones(2, np.float32)
+    payload = {} if deleted else {"item_id": item_id, "available": True}
+    return Point(item_key(item_id), item_id, vector, payload, None, 0, offset)
+
+
+def bought(counts: Counts, *items: str) -> None:
+    keys = np.array([item_key(item) for item in items], np.uint64)
+    actions = np.full(len(items), ACTION_CODES["purchase"], np.uint8)
+    counts.add(keys, actions, np.full(len(items), NOW_MS, np.int64))
+
+
+def published(producer: RecordingProducer) -> dict[int, list[str]]:
+    """By partition: the items of the newest record, most popular first."""
+    trends = [decode_trend(record.value) for record in producer.records(TOPIC)]
+    return {trend.partition: [item_id for item_id, _ in trend.counts] for trend in trends}
+
+
+async def test_items_are_named_most_popular_first(index: EdgeIndex) -> None:
+    producer, counts = RecordingProducer(1), Counts()
+    bought(counts, "tea", "coffee", "coffee")
+    await TrendsPublisher(cast(Any, producer), TOPIC, index, {3: counts}).publish()
+    assert published(producer) == {3: ["coffee", "tea"]}
+
+
+async def test_a_partition_without_new_clicks_is_not_published_again(index: EdgeIndex) -> None:
+    producer, counts = RecordingProducer(1), {0: Counts(), 1: Counts()}
+    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, counts)
+    bought(counts[0], "tea")
+    await publisher.publish()
+    bought(counts[1], "coffee")
+    await publisher.publish()
+    await publisher.publish()
+    assert [decode_trend(record.value).partition for record in producer.records(TOPIC)] == [0, 1]
+
+
+async def test_an_item_that_the_index_does_not_have_is_left_out(index: EdgeIndex) -> None:
+    producer, counts = RecordingProducer(1), Counts()
+    bought(counts, "tea", "unheard of")
+    await TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts}).publish()
+    assert published(producer) == {0: ["tea"]}
+
+
+async def test_a_deleted_item_is_no_longer_named(index: EdgeIndex) -> None:
+    producer, counts = RecordingProducer(1), Counts()
+    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts})
+    bought(counts, "tea", "coffee")
+    await publisher.publish()
+    await index.put([point("tea", 9, deleted=True)])
+    publisher.forget(item_key("tea"))
+    bought(counts, "tea")
+    await publisher.publish()
+    assert published(producer) == {0: ["coffee"]}
+
+
+async def test_counts_keep_while_the_index_is_away() -> None:
+    producer, counts = RecordingProducer(1), Counts()
+    bought(counts, "tea")
+    await TrendsPublisher(cast(Any, producer), TOPIC, cast(Any, AwayIndex()), {0: counts}).publish()
+    assert producer.records(TOPIC) == []
+    assert counts.changed
+
+
+async def test_the_last_trends_hold_up_no_rebalance_where_the_broker_takes_nothing(index: EdgeIndex) -> None:
+    producer, counts = RecordingProducer(1), Counts()
+    producer.down = True
+    bought(counts, "tea")
+    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts})
+    with pytest.raises(StopWorker):
+        await publisher.publish()
+    bought(counts, "tea")
+    await publisher.publish_last()
