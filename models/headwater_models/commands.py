@@ -1,69 +1,53 @@
 """What `headwater train`, `evaluate`, `export` and `bundle` do, with progress on the terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from headwater.encoder import runtime as encoder
 from headwater.encoder.bundle import Manifest
 from headwater.encoder.runtime import Encoder
-from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater_models.data.datasets import Dataset
-from headwater_models.judging import baselines
-from headwater_models.judging.candidates import Pooling, rescored
-from headwater_models.judging.costs import USERS, Cost, measured
-from headwater_models.judging.evaluation import (
-    Measure,
-    Quality,
-    bundle_scorer,
-    encoded,
-    evaluate,
-    fused,
-    newcomers,
-    tuned,
-)
-from headwater_models.judging.protocols import At, Protocol, Scorer, Split, split
-from headwater_models.judging.served import served
+from headwater_models.judging.comparison import Results, Weighed, compare, figures, usual_k, weigh
+from headwater_models.judging.costs import USERS
+from headwater_models.judging.protocols import At, Protocol, Split, split
+from headwater_models.progress import Report, progress
 from headwater_models.training.search import Search, best_of
 
 if TYPE_CHECKING:
     from headwater_models.training.recipes import AnyRecipe, Space
 
-Report = Callable[[str, int, int], None]  # report("encoding items", done, of)
+__all__ = [
+    "Report",
+    "Results",
+    "Weighed",
+    "as_json",
+    "compare",
+    "describe",
+    "export_lm",
+    "lighten",
+    "make_mean",
+    "progress",
+    "tables",
+    "train_scorer",
+    "train_sequence",
+    "train_similar",
+    "train_starter",
+    "tune_lm",
+    "usual_k",
+    "weigh",
+    "weighed_table",
+]
 
 # Questions that a bundle is judged on where it gets a scorer or a table: a list each takes its time.
 _JUDGED: Final = 10_000
-
-
-class Method(NamedTuple):
-    """What is judged: a scorer, made when it is its turn, and how many of a user's newest events it and the masks know."""
-
-    make: Callable[[], Scorer]
-    remembered: int | None = None  # None: all of them
-
-
-@dataclass(frozen=True)
-class Results:
-    """What was asked of which data, and how well each method did on each set of targets."""
-
-    data: str
-    fingerprint: str
-    dropped: dict[str, int]
-    notes: list[str]
-    protocol: str
-    at_ms: int | None
-    seed: int
-    k: int
-    methods: dict[str, dict[str, Quality]]
 
 
 def train_starter(
@@ -80,7 +64,7 @@ def train_starter(
     """
     import torch
 
-    from headwater_models.bundles import neighbours
+    from headwater_models.bundles import neighbour_table
     from headwater_models.bundles.export import with_figures
     from headwater_models.train_starter import StarterConfig, make
 
@@ -90,11 +74,11 @@ def train_starter(
     with progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)
     asked = split(data, "global-time")
-    neighbours.make(bundle.path, data, asked, out, command, neighbours.TableConfig())
+    neighbour_table.make(bundle.path, data, asked, out, command, neighbour_table.TableConfig())
     results = compare(bundle.path, data, "global-time", sample=_JUDGED, threads=threads)
     for table in tables(results):
-        _console().print(table)
-    return with_figures(out, _figures(results))
+        Console(stderr=True).print(table)
+    return with_figures(out, figures(results))
 
 
 def train_sequence(
@@ -124,7 +108,7 @@ def train_sequence(
     from headwater_models.bundles.export import make_place
     from headwater_models.train_sequence import checkpoint_of, make, validated
     from headwater_models.training import recipes
-    from headwater_models.training.teacher import Teacher
+    from headwater_models.training.teacher import BundleTeacher
 
     torch.set_num_threads(threads)
     if not resume:
@@ -135,7 +119,7 @@ def train_sequence(
         chosen,
         {"fit.seed": seed, "fit.epochs": epochs or chosen.fit.epochs, "fit.nested": tuple(nested)},
     )
-    taught = Teacher.of(encoder.load(teacher, device="cpu"), data) if teacher else None
+    taught = BundleTeacher.of(encoder.load(teacher, device="cpu"), data) if teacher else None
     make_place(out)
     with progress() as report:
         asked = split(data, protocol, at)
@@ -196,11 +180,11 @@ def train_similar(
     command: str = "headwater train similar",
 ) -> Results:
     """A bundle and events -> the bundle with a table of neighbours -> figures. Needs scipy (the extra `train`)."""
-    from headwater_models.bundles import neighbours
+    from headwater_models.bundles import neighbour_table
     from headwater_models.bundles.export import make_place
 
     make_place(out)
-    neighbours.make(base, data, split(data, protocol, at), out, command, neighbours.TableConfig())
+    neighbour_table.make(base, data, split(data, protocol, at), out, command, neighbour_table.TableConfig())
     return _judged(out, data, protocol, at=at, sample=_JUDGED, threads=threads)
 
 
@@ -209,7 +193,7 @@ def _judged(bundle: Path, data: Dataset, protocol: Protocol, **asked: Any) -> Re
     from headwater_models.bundles.export import with_figures
 
     results = compare(bundle, data, protocol, **asked)
-    with_figures(bundle, _figures(results))
+    with_figures(bundle, figures(results))
     return results
 
 
@@ -234,59 +218,6 @@ def _best(
 def _named(data: Dataset, asked: Split) -> str:
     """What a study is of: a search on other questions is another one."""
     return f"{data.name} ({data.fingerprint[:12]}), {asked.protocol} at {asked.at_ms}"
-
-
-def compare(
-    bundle: Path | None,
-    data: Dataset,
-    protocol: Protocol,
-    *,
-    other: Path | None = None,
-    at: At | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-    k: int | None = None,
-    learned: bool = False,
-    threads: int = 1,
-) -> Results:
-    """An exported bundle, if one is named, alone, with its neighbours if it has a table of them and, where seen items may come,
-    as it is served with buy-again, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
-
-    With an `other` bundle beside it: that one too, and the ranks of both fused. Lists have length `k`, if it is not said the
-    usual one. The learned baselines need scipy and implicit (the extra `train`).
-    """
-    k = k or usual_k(protocol)
-    asked = split(data, protocol, at, sample, seed)
-    judged: dict[str, Method] = {}
-    items, methods = len(data.item_ids), {}
-    with progress() as report:
-        if bundle is not None:
-            one = encoder.load(bundle, threads=threads)
-            judged |= _of_bundle(one, one.name, data, asked, k, report)
-            if other is not None:
-                two = encoder.load(other, threads=threads)
-                name = two.name if two.name != one.name else two.id
-                others = _of_bundle(two, name, data, asked, k, report)
-                # Each at its best: what is made last of a bundle is how it is served.
-                both = [[*judged.values()][-1], [*others.values()][-1]]
-                known = min(one.log_length, two.log_length) if not asked.test.mask_seen else None
-                judged |= others
-                judged[f"{one.name} + {name}"] = Method(
-                    lambda: fused([method.make() for method in both]), known
-                )
-        judged |= _baselines(asked, data, k, threads, learned=learned)
-        for name, method in judged.items():
-            report(name, 0, len(asked.test))
-            done = partial(report, name)
-            methods[name] = evaluate(method.make(), asked, items, k, done, remembered=method.remembered)
-    return Results(
-        data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
-    )
-
-
-def usual_k(protocol: Protocol) -> int:
-    """The length of lists that figures are usually given for."""
-    return 10 if protocol == "leave-one-out" else 20
 
 
 def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "headwater export") -> Encoder:
@@ -333,43 +264,6 @@ def lighten(
     return made(bundle, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command)
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """A bundle's worth and its costs."""
-
-    hit: Measure
-    ndcg: Measure
-    cost: Cost
-
-
-def weigh(
-    bundles: Sequence[Path],
-    data: Dataset,
-    protocol: Protocol,
-    *,
-    at: At | None = None,
-    sample: int | None = None,
-) -> dict[str, Weighed]:
-    """Bundles by their folders: quality on all targets, of candidates scored again where a bundle does, and costs measured in
-    turns, on one thread."""
-    asked = split(data, protocol, at, sample)
-    k = usual_k(protocol)
-    loaded = [encoder.load(bundle, threads=1, device="cpu") for bundle in bundles]
-    items, found = len(data.item_ids), []
-    with progress() as report:
-        for bundle in loaded:
-            catalog = encoded(bundle, data, partial(report, f"{bundle.name}: items"))
-            again = bundle.pool and rescored(bundle, Pooling(bundle, catalog, asked, bundle.pool))
-            done = partial(report, f"{bundle.name}: questions")
-            quality = evaluate(again or bundle_scorer(bundle, catalog), asked, items, k, done)
-            found.append(quality["all"])
-    costs = measured(loaded, items)
-    return {
-        str(bundle): Weighed(quality.hit, quality.ndcg, cost)
-        for bundle, quality, cost in zip(bundles, found, costs, strict=True)
-    }
-
-
 def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
     """One bundle a line; microseconds of one user, and a user in a batch."""
     shown = Table(
@@ -392,7 +286,7 @@ def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
 
 def make_mean(bundle: Path, out: Path, *, command: str = "headwater bundle mean") -> Encoder:
     """The item tower of a bundle under the training-free user encoder. Needs onnx (the extra `train`)."""
-    from headwater_models.bundles.export import make_mean as made
+    from headwater_models.bundles.mean import make_mean as made
 
     return made(bundle, out, command)
 
@@ -421,105 +315,6 @@ def tables(results: Results) -> Iterator[Table]:
                 cells += [f"{measure.value:.4f}", f"{measure.low:.4f}-{measure.high:.4f}"]
             shown.add_row(method, *cells, f"{quality.coverage:.3f}")
         yield shown
-
-
-def _of_bundle(
-    loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
-) -> dict[str, Method]:
-    """A bundle alone; what is new alone, after a split in time; its neighbours alone and with it, if it has a table of them; where
-    seen items may come, what its log and counters say of that alone, and all of it as it is served; and with its scorer, if it
-    has one."""
-    catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
-    length = loaded.log_length
-    judged = {name: Method(lambda: bundle_scorer(loaded, catalog))}
-    unknown = newcomers(asked, len(data.item_ids))
-    # To a bundle of item ids all new items are alike.
-    if unknown is not None and loaded.item_inputs == "text":
-        judged[f"{name}: new"] = Method(lambda: served(loaded, catalog, k, {"new": 1.0}, unknown))
-    together = f"{name} and buy again"
-    if loaded.neighbours:
-        alone = {"similar": 1.0}
-        new = {source: DEFAULT_WEIGHTS[source] for source in ("interests", "similar")}
-        judged[f"{name}: similar"] = Method(lambda: served(loaded, catalog, k, alone))
-        judged[f"{name} and similar"] = Method(lambda: served(loaded, catalog, k, new))
-        together = f"{name}, similar and buy again"
-    if not asked.test.mask_seen:
-        judged[f"{name}: buy again"] = Method(lambda: served(loaded, catalog, k, {"buy-again": 1.0}), length)
-        judged[together] = Method(lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS), length)
-    if loaded.pool:
-        pooling = partial(Pooling, loaded, catalog, asked, loaded.pool)
-        judged[f"{name}, scored again"] = Method(lambda: rescored(loaded, pooling()), length)
-    return judged
-
-
-def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bool) -> dict[str, Method]:
-    """Baselines by name. Under `prequential` the counts go on with the replay."""
-    items = len(data.item_ids)
-    if asked.protocol == "prequential":
-        popular = baselines.popularity_now(asked.log, items)
-        week = baselines.popularity_now(asked.log, items, days=7)
-    else:
-        popular = baselines.popularity(asked.train, items)
-        week = baselines.popularity_now(asked.train, items, days=7, until_ms=asked.at_ms)
-    makers: dict[str, Callable[[], Scorer]] = {
-        "popular": lambda: popular,
-        "popular in the last week": lambda: week,
-        "buy again": lambda: baselines.buy_again(popular),
-    }
-    if texts := data.texts:
-        makers["popular texts"] = lambda: baselines.popularity_of_texts(asked.train, texts, items)
-    if learned:
-        from headwater_models.judging import item_models
-
-        nearest = partial(item_models.item_knn, asked.train, items)
-        makers["ItemKNN"] = lambda: tuned(
-            lambda shrink: nearest(shrink=shrink), item_models.SHRINKS, asked, items, k
-        )
-        ease = f"EASE ({item_models.EASE_ITEMS:,} most popular)" if items > item_models.EASE_ITEMS else "EASE"
-        makers[ease] = lambda: item_models.ease(asked.train, items)
-        makers["ALS"] = lambda: item_models.als(asked.train, items, threads=threads)
-    return {name: Method(make) for name, make in makers.items()}
-
-
-def _figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """What a manifest keeps of an evaluation."""
-    return {
-        method: {
-            name: {
-                "targets": quality.targets,
-                f"hit_at_{quality.k}": round(quality.hit.value, 4),
-                f"ndcg_at_{quality.k}": round(quality.ndcg.value, 4),
-            }
-            for name, quality in found.items()
-        }
-        for method, found in results.methods.items()
-    }
-
-
-class _Bars:
-    """Progress bars by name."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        name = what.split(",")[0]  # what follows a comma changes on the way
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[name], description=what, completed=done, total=total)
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """Bars on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console()) as bars:
-        yield _Bars(bars)
-
-
-def _console() -> Console:
-    return Console(stderr=True)
 
 
 def as_json(results: Results | dict[str, Weighed]) -> bytes:

@@ -17,24 +17,25 @@ import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headwater.encoder.features import CANDIDATE_FEATURES
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder, load
+from headwater_models.arrays import F32, I64
 from headwater_models.bundles import export, torch_export
-from headwater_models.bundles.denormals import flushed_denormals
-from headwater_models.bundles.neighbours import TableConfig, table_of
+from headwater_models.bundles.neighbour_table import TableConfig, table_of
 from headwater_models.data.datasets import Dataset
 from headwater_models.data.events import Log, ends_at, prefixes
 from headwater_models.judging.candidates import Pool, Pooling
 from headwater_models.judging.evaluation import encoded
 from headwater_models.judging.metrics import NEVER, by_case
-from headwater_models.judging.protocols import Cases, Floats, Ints, Split, discoveries, next_events
+from headwater_models.judging.protocols import Cases, Split, discoveries, next_events
 from headwater_models.networks import SCORERS, CandidateScorer
-from headwater_models.training.fitting import FitError, Report
+from headwater_models.progress import Report
+from headwater_models.training.denormals import flushed_denormals
 from headwater_models.training.recipes import ScorerFit, ScorerRecipe
+from headwater_models.training.sequence_loop import FitError
 
 _K = 10  # of the validation's NDCG
 _CASES = 128  # whose products with all items are held at once
@@ -52,7 +53,7 @@ class Judged(NamedTuple):
     """Whole pools of held-out users, with the item that came next; where no pool has it, the question is lost."""
 
     pools: list[Pool]
-    targets: Ints
+    targets: I64
 
 
 class Material(NamedTuple):
@@ -163,7 +164,7 @@ def examples(
     # As when it serves: what fell out of the log may come up again.
     masked = replace(discoveries(log, every), remembered=pooling.length)
     held_out = rng.random(len(log.users)) < 0.1
-    learned: list[tuple[Floats, Floats, Ints]] = []
+    learned: list[tuple[F32, F32, I64]] = []
     judged, targets = [], []
     for cases in [masked] if asked.test.mask_seen else [every, masked]:
         for case, pool in enumerate(_pools(pooling, asked, cases, report)):
@@ -248,7 +249,7 @@ def own_order(judged: Judged) -> float:
     return _ndcg(judged, [pool.features[:, 0] for pool in judged.pools])
 
 
-def _ndcg(judged: Judged, scores: list[NDArray[np.float32]]) -> float:
+def _ndcg(judged: Judged, scores: list[F32]) -> float:
     ranks = np.full(len(judged.targets), NEVER)
     for case, (pool, own) in enumerate(zip(judged.pools, scores, strict=True)):
         place = np.flatnonzero(pool.items == judged.targets[case])

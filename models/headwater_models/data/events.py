@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES
 from headwater.messages import SESSION_ACTIONS
+from headwater_models.arrays import F32, I64, Bools
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:
@@ -26,8 +26,8 @@ def in_order(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-# What a user has wanted: the actions that step an encoder when it serves.
-WISHES: Final = SESSION_ACTIONS
+# Positive events: the actions that step an encoder when it serves.
+POSITIVE_ACTIONS: Final = SESSION_ACTIONS
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Log:
     """Events grouped by user and in order within each: user u owns rows starts[u] to starts[u + 1]."""
 
     users: list[str]
-    starts: NDArray[np.int64]  # (users + 1,)
-    items: NDArray[np.int64]  # (events,) rows of the catalog
-    actions: NDArray[np.int64]  # (events,) codes of the shared feature file
-    at_ms: NDArray[np.int64]  # (events,)
+    starts: I64  # (users + 1,)
+    items: I64  # (events,) rows of the catalog
+    actions: I64  # (events,) codes of the shared feature file
+    at_ms: I64  # (events,)
 
     @property
-    def owners(self) -> NDArray[np.int64]:
+    def owners(self) -> I64:
         """The user of each event."""
         return np.repeat(np.arange(len(self.users)), np.diff(self.starts))
 
@@ -64,12 +64,12 @@ def log_of(frame: pl.DataFrame, item_ids: pl.Series) -> Log:
     )
 
 
-def prefixes(log: Log, ends: NDArray[np.int64]) -> Log:
+def prefixes(log: Log, ends: I64) -> Log:
     """Each user's events before row ends[user] (exclusive); the users keep their numbers."""
     return _subset(log, np.arange(len(log.items)) < ends[log.owners])
 
 
-def ends_at(log: Log, at_ms: int) -> NDArray[np.int64]:
+def ends_at(log: Log, at_ms: int) -> I64:
     """The row after each user's last event before a moment."""
     return log.starts[:-1] + np.bincount(log.owners[log.at_ms < at_ms], minlength=len(log.users))
 
@@ -79,15 +79,13 @@ def of_items(log: Log, items: int) -> Log:
     return _subset(log, log.items < items)
 
 
-def _subset(log: Log, keep: NDArray[np.bool_]) -> Log:
+def _subset(log: Log, keep: Bools) -> Log:
     counts = np.bincount(log.owners[keep], minlength=len(log.users))
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Log(log.users, starts, log.items[keep], log.actions[keep], log.at_ms[keep])
 
 
-def newest(
-    log: Log, users: NDArray[np.int64], ends: NDArray[np.int64], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def newest(log: Log, users: I64, ends: I64, length: int) -> tuple[I64, F32]:
     """Rows of the `length` events of each user before row `ends` (exclusive), oldest first, and their mask.
 
     Both are (users, length), with padding (row 0, mask 0) after the events.

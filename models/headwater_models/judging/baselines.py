@@ -6,8 +6,9 @@ from typing import Final
 
 import numpy as np
 
+from headwater_models.arrays import F32
 from headwater_models.data.events import Log
-from headwater_models.judging.protocols import Cases, Floats, Scorer, histories
+from headwater_models.judging.protocols import Cases, Scorer, histories
 
 DAY_MS: Final = 86_400_000
 
@@ -32,7 +33,7 @@ def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int
     order = np.argsort(known.at_ms, kind="stable")
     at_ms, bought = known.at_ms[order], known.items[order]
 
-    def scores(_log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(_log: Log, cases: Cases, part: slice) -> F32:
         now_ms = cases.now_ms[part]
         moments, which = np.unique(
             now_ms if until_ms is None else np.minimum(now_ms, until_ms), return_inverse=True
@@ -55,7 +56,7 @@ def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int
 def buy_again(popular: Scorer) -> Scorer:
     """A user's most frequent items, the one met earlier first among equals; then what is popular."""
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         found = np.array(popular(log, cases, part))
         found /= 4 * np.maximum(found.max(axis=1, keepdims=True), 1)  # at most a quarter
         owners, rows = histories(log, cases, part)

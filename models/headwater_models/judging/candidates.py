@@ -10,10 +10,11 @@ from headwater.encoder.features import History, candidate_features
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
 from headwater.recall.popularity import HALF_LIFE_S, TOP
+from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log, newest
 from headwater_models.judging.baselines import DAY_MS
 from headwater_models.judging.evaluation import Catalog, best, interests_of
-from headwater_models.judging.protocols import Cases, Floats, Ints, Scorer, Split
+from headwater_models.judging.protocols import Cases, Scorer, Split
 from headwater_models.judging.served import Counting, Sessions, nearest, seen, shown, wanted_again
 
 
@@ -21,9 +22,9 @@ from headwater_models.judging.served import Counting, Sessions, nearest, seen, s
 class Pool:
     """One question's candidates."""
 
-    items: Ints  # (candidates,)
-    features: Floats  # (candidates, CANDIDATE_FEATURES)
-    nearest: Floats  # (candidates, D): the user's interest that each of them is nearest to
+    items: I64  # (candidates,)
+    features: F32  # (candidates, CANDIDATE_FEATURES)
+    nearest: F32  # (candidates, D): the user's interest that each of them is nearest to
 
 
 class Pooling:
@@ -45,7 +46,7 @@ class Pooling:
         self._counting = Counting(self.length)
         self._popularity = trending(asked, len(catalog.vectors))
 
-    def __call__(self, log: Log, cases: Cases, part: slice) -> tuple[list[Pool], Floats]:
+    def __call__(self, log: Log, cases: Cases, part: slice) -> tuple[list[Pool], F32]:
         """The pool of each case, and the products of all items (cases, items) that it was chosen by."""
         asked = interests_of(self._encoder, self._catalog, log, cases, part)
         counted = self._counting(log, cases)
@@ -92,7 +93,7 @@ class Pooling:
 def rescored(encoder: Encoder, pooling: Pooling) -> Scorer:
     """A bundle as it serves with its score graph: what is in the pool first, in the graph's order."""
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         pools, found = pooling(log, cases, part)
         given = (
             np.concatenate([pool.features for pool in pools]),
@@ -108,7 +109,7 @@ def rescored(encoder: Encoder, pooling: Pooling) -> Scorer:
     return scores
 
 
-def trending(asked: Split, items: int) -> Callable[[int, Ints], Floats]:
+def trending(asked: Split, items: int) -> Callable[[int, I64], F32]:
     """What `headwater.recall.popularity` counts, up to the begin of the day: weights of items relative to the heaviest of all.
 
     As for the baselines, what happens after the split is counted under `prequential` only.
@@ -120,15 +121,15 @@ def trending(asked: Split, items: int) -> Callable[[int, Ints], Floats]:
     order = np.argsort(known.at_ms, kind="stable")
     days, wanted = known.at_ms[order] // DAY_MS, known.items[order]
     half_life_days = HALF_LIFE_S * 1000 / DAY_MS
-    held: dict[int, tuple[Ints, Floats]] = {}
+    held: dict[int, tuple[I64, F32]] = {}
 
-    def top(day: int) -> tuple[Ints, Floats]:
+    def top(day: int) -> tuple[I64, F32]:
         rows = slice(*np.searchsorted(days, [day - 10 * half_life_days, day]))
         weights = np.bincount(wanted[rows], np.exp2((days[rows] - day) / half_life_days), minlength=items)
         heaviest = np.sort(best(weights[None].astype(np.float32), TOP)[0])
         return heaviest, (weights[heaviest] / max(weights.max(), 1e-12)).astype(np.float32)
 
-    def weights(now_ms: int, of: Ints) -> Floats:
+    def weights(now_ms: int, of: I64) -> F32:
         day = min(now_ms, last_ms) // DAY_MS
         if day not in held:
             held[day] = top(day)

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
 from headwater.encoder.runtime import Encoder
+from headwater_models.arrays import F32, F64
 from headwater_models.judging.evaluation import best
 
-Floats = NDArray[np.float32]
 USERS: Final = 32  # of a batch
 
 
@@ -40,7 +39,7 @@ def measured(encoders: Sequence[Encoder], items: int, rounds: int = 100, seed: i
                 run()
                 found[name][turn] = (time.perf_counter_ns() - began) / 1000
 
-    def of(found: dict[tuple[str, int], NDArray[np.float64]], what: str) -> tuple[float, float]:
+    def of(found: dict[tuple[str, int], F64], what: str) -> tuple[float, float]:
         one, many = (float(np.median(found[what, users])) / users for users in (1, USERS))
         return round(one, 2), round(many, 2)
 
@@ -86,6 +85,6 @@ def _works(
     return works
 
 
-def _search(interests: Floats, vectors: Floats) -> object:
+def _search(interests: F32, vectors: F32) -> object:
     """For each user the best of an item's dot products with the interests, as they are searched."""
     return best((interests @ vectors.T).max(axis=1), 10)

@@ -5,18 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headwater.encoder.features import clamp_gap_s, gaps_s, item_keys
 from headwater.encoder.runtime import Encoder
 from headwater.recall.fusion import Ranking, fuse
+from headwater_models.arrays import F32, F64, I64, U64, Bools
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log, newest
 from headwater_models.judging import metrics
 from headwater_models.judging.protocols import (
     Cases,
-    Floats,
-    Ints,
     Scorer,
     Split,
     delayed,
@@ -98,14 +96,14 @@ def evaluate(
     return found
 
 
-def newcomers(split: Split, items: int) -> NDArray[np.bool_] | None:
+def newcomers(split: Split, items: int) -> Bools | None:
     """Whether an item (items,) is new: no event before a split in time is of it. None where the split is of another kind."""
     return np.bincount(split.train.items, minlength=items) == 0 if split.at_ms is not None else None
 
 
 def ranking(
     scorer: Scorer, log: Log, cases: Cases, items: int, k: int, done: Done = lambda *_: None
-) -> tuple[Ints, Ints]:
+) -> tuple[I64, I64]:
     """The rank of each target (ties count against it), and the best k items of each case, -1 where there are fewer."""
     size = max(1, _SCORES // items)
     ranks = np.empty(len(cases.targets), dtype=np.int64)
@@ -131,10 +129,10 @@ def ranking(
     return ranks, lists
 
 
-def _only(items: NDArray[np.bool_], scorer: Scorer) -> Scorer:
+def _only(items: Bools, scorer: Scorer) -> Scorer:
     """The scorer with all other items out of the ranking."""
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         return np.where(items, scorer(log, cases, part), np.float32(-np.inf))
 
     return scores
@@ -154,7 +152,7 @@ def tuned(
     return make(max(values, key=quality))
 
 
-def best(scores: Floats, count: int) -> Ints:
+def best(scores: F32, count: int) -> I64:
     """Columns of the highest scores of each row, best first; among equal scores the lower column."""
     columns = scores.shape[1]
     count = min(count, columns)
@@ -173,9 +171,9 @@ def best(scores: Floats, count: int) -> Ints:
 class Catalog(NamedTuple):
     """The items of a dataset as a bundle sees them."""
 
-    vectors: Floats  # (items, D), zeros where there is none
-    known: NDArray[np.bool_]  # (items,) whether an item has a vector
-    keys: NDArray[np.uint64]  # (items,) as the table of neighbours names them
+    vectors: F32  # (items, D), zeros where there is none
+    known: Bools  # (items,) whether an item has a vector
+    keys: U64  # (items,) as the table of neighbours names them
 
 
 def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Catalog:
@@ -202,7 +200,7 @@ def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) ->
 def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:
     """An exported bundle: interests of the newest L events at the moment asked, an item's best dot product."""
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         asked = interests_of(encoder, catalog, log, cases, part)
         found = bundle_products(asked.interests, catalog)
         found[~asked.any_event] = -np.inf
@@ -211,7 +209,7 @@ def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:
     return scores
 
 
-def bundle_products(interests: Floats, catalog: Catalog) -> Floats:
+def bundle_products(interests: F32, catalog: Catalog) -> F32:
     """Each item's dot product with the nearest of a case's interests (cases, K, D), -inf without a vector: (cases, items)."""
     found = interests[:, 0] @ catalog.vectors.T
     for interest in range(1, interests.shape[1]):
@@ -223,9 +221,9 @@ def bundle_products(interests: Floats, catalog: Catalog) -> Floats:
 class Interests(NamedTuple):
     """What a bundle makes of each case's history."""
 
-    interests: Floats  # (cases, K, D)
-    weights: Floats  # (cases, K)
-    any_event: NDArray[np.bool_]  # (cases,); without one that counts, serving has no interests to ask for
+    interests: F32  # (cases, K, D)
+    weights: F32  # (cases, K)
+    any_event: Bools  # (cases,); without one that counts, serving has no interests to ask for
 
 
 def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, part: slice) -> Interests:
@@ -247,7 +245,7 @@ def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, par
 def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:
     """The best `depth` items of each scorer, their ranks fused as recall fuses its sources; all others never."""
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         rankings: list[list[Ranking]] = [[] for _ in range(part.stop - part.start)]
         for number, scorer in enumerate(scorers):
             found = np.array(scorer(log, cases, part))
@@ -284,7 +282,7 @@ def freshness(
     return found
 
 
-def quality(ranks: Ints, lists: Ints, asked: Split, cases: Cases, items: int, k: int) -> Quality:
+def quality(ranks: I64, lists: I64, asked: Split, cases: Cases, items: int, k: int) -> Quality:
     """Of the rank of each target (metrics.NEVER: not found) and the lists (cases, k), -1 for an empty place."""
     counts, owners = np.bincount(asked.train.items, minlength=items), cases.case_of_target
     each = metrics.by_case(ranks, np.arange(len(ranks) + 1), k)
@@ -308,12 +306,12 @@ def quality(ranks: Ints, lists: Ints, asked: Split, cases: Cases, items: int, k:
     )
 
 
-def _measure(values: NDArray[np.float64], users: Ints) -> Measure:
+def _measure(values: F64, users: I64) -> Measure:
     if not len(values):
         return Measure(0.0, 0.0, 0.0)
     return Measure(float(values.mean()), *metrics.interval(values, users))
 
 
-def _groups(hits: NDArray[np.float64], groups: Ints, names: tuple[str, ...]) -> dict[str, Group]:
+def _groups(hits: F64, groups: I64, names: tuple[str, ...]) -> dict[str, Group]:
     counts, sums = np.bincount(groups), np.bincount(groups, weights=hits)
     return {names[n]: Group(int(counts[n]), float(sums[n] / counts[n])) for n in np.flatnonzero(counts)}

@@ -9,8 +9,9 @@ from scipy.linalg import lapack
 from scipy.sparse.linalg import svds
 from threadpoolctl import threadpool_limits
 
+from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log
-from headwater_models.judging.protocols import Cases, Floats, Ints, Scorer, histories
+from headwater_models.judging.protocols import Cases, Scorer, histories
 
 SHRINKS: Final = (0.0, 10.0, 50.0, 200.0, 1000.0)  # from cosine almost to plain counts of common users
 EASE_ITEMS: Final = 10_000  # a dense matrix of 400 MB
@@ -57,7 +58,7 @@ def ease(train: Log, items: int, penalty: float = 100.0, most: int = EASE_ITEMS)
     weights /= -np.diag(weights)
     np.fill_diagonal(weights, 0)
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         found = np.full((part.stop - part.start, items), -np.inf, dtype=np.float32)
         found[:, chosen] = _seen(log, cases, part, items)[:, chosen] @ weights
         return found
@@ -93,7 +94,7 @@ def als(
         )
         model.fit(seen, show_progress=False)
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         own = _seen(log, cases, part, items)
         users = model.recalculate_user(np.arange(own.shape[0]), own)
         return np.asarray(users @ model.item_factors.T, dtype=np.float32)
@@ -101,7 +102,7 @@ def als(
     return scores
 
 
-def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> Floats:
+def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> F32:
     """Item vectors (items, dim) whose dot products tell who is taken by the same users; mean square length one.
 
     The leading singular vectors of users x items, each entry over the root of its user's and its item's number of entries.
@@ -116,7 +117,7 @@ def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> Floats:
     _, values, axes = svds(seen, k=found, v0=start, tol=1e-2)
     vectors = np.zeros((items, dim), dtype=np.float32)
     vectors[:, :found] = (axes.T * np.sqrt(values))[:, ::-1]  # the most telling ones first
-    lengths: Floats = vectors / np.sqrt((vectors**2).sum(axis=1).mean())
+    lengths: F32 = vectors / np.sqrt((vectors**2).sum(axis=1).mean())
     return lengths
 
 
@@ -125,7 +126,7 @@ def _seen(log: Log, cases: Cases, part: slice, items: int) -> sparse.csr_matrix:
     return _matrix(owners, log.items[rows], part.stop - part.start, items)
 
 
-def _matrix(owners: Ints, items_of: Ints, rows: int, items: int) -> sparse.csr_matrix:
+def _matrix(owners: I64, items_of: I64, rows: int, items: int) -> sparse.csr_matrix:
     """1 where a row has an item, however often."""
     matrix = sparse.csr_matrix(
         (np.ones(len(owners), dtype=np.float32), (owners, items_of)), shape=(rows, items)

@@ -6,10 +6,8 @@ A rank counts from 1 and is that of the worst place among equal scores; NEVER is
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Doubles = NDArray[np.float64]
+from headwater_models.arrays import F64, I64
 
 NEVER: Final = 2**62
 NAMES: Final = ("HR", "recall", "precision", "F1", "NDCG", "MRR")
@@ -18,7 +16,7 @@ _LENGTHS: Final = (0, 1, 3, 6, 11, 21, 51)  # where groups of history lengths be
 LENGTHS: Final = ("0", "1-2", "3-5", "6-10", "11-20", "21-50", "51+")
 
 
-def by_case(ranks: Ints, starts: Ints, k: int) -> dict[str, Doubles]:
+def by_case(ranks: I64, starts: I64, k: int) -> dict[str, F64]:
     """HR, recall, precision, F1, NDCG and MRR at k of each case (NAMES), with binary relevance.
 
     ranks (targets,) of distinct targets; case c owns ranks starts[c] to starts[c + 1], at least one. NDCG: 1 / log2(rank + 1) of
@@ -46,7 +44,7 @@ def by_case(ranks: Ints, starts: Ints, k: int) -> dict[str, Doubles]:
     }
 
 
-def interval(values: Doubles, users: Ints, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+def interval(values: F64, users: I64, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of values, drawing users (whose values hang together) with replacement."""
     _, owners = np.unique(users, return_inverse=True)
     sums, counts = np.bincount(owners, weights=values), np.bincount(owners).astype(np.float64)
@@ -59,26 +57,26 @@ def interval(values: Doubles, users: Ints, draws: int = 1000, seed: int = 0) -> 
     return float(low), float(high)
 
 
-def coverage(lists: Ints, items: int) -> float:
+def coverage(lists: I64, items: int) -> float:
     """Share of the catalog that is in any list; -1 in a list is an empty place."""
     return len(np.unique(lists[lists >= 0])) / items
 
 
-def novelty(lists: Ints, counts: Ints) -> float:
+def novelty(lists: I64, counts: I64) -> float:
     """Mean self-information, -log2 of an item's share of the events (each item given one more), of all places in bits."""
     information = -np.log2((counts + 1) / (counts + 1).sum())
     listed = information[lists[lists >= 0]]
     return float(listed.mean()) if len(listed) else 0.0
 
 
-def gini(lists: Ints, items: int) -> float:
+def gini(lists: I64, items: int) -> float:
     """How unequally items are recommended: 0 all alike, or none at all, towards 1 when one has all places."""
     shown = np.sort(np.bincount(lists[lists >= 0], minlength=items)).astype(np.float64)
     below = np.cumsum(shown)
     return float((items + 1 - 2 * below.sum() / below[-1]) / items) if below[-1] else 0.0
 
 
-def popularity_deciles(counts: Ints) -> Ints:
+def popularity_deciles(counts: I64) -> I64:
     """The decile of each item by its events in training, a place in DECILES: 1 (least) to 10; 0: it has none."""
     trained = np.flatnonzero(counts)
     order = trained[np.argsort(counts[trained], kind="stable")]
@@ -87,6 +85,6 @@ def popularity_deciles(counts: Ints) -> Ints:
     return deciles
 
 
-def length_groups(lengths: Ints) -> Ints:
+def length_groups(lengths: I64) -> I64:
     """The group of each history length, a place in LENGTHS."""
     return np.searchsorted(_LENGTHS, lengths, side="right") - 1

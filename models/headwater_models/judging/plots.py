@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from headwater.encoder import runtime as encoder
 from headwater_models.bundles.export import CURVE
-from headwater_models.commands import Results, Weighed
 from headwater_models.data.datasets import load
+from headwater_models.judging.comparison import Results, Weighed
 from headwater_models.judging.evaluation import Group, Measure, bundle_scorer, encoded, freshness
 from headwater_models.judging.metrics import DECILES, LENGTHS
 from headwater_models.judging.protocols import discoveries, split

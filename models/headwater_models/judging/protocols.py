@@ -18,16 +18,14 @@ from datetime import UTC, datetime
 from typing import Final, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from headwater_models.arrays import F32, I64, Bools
 from headwater_models.data import complete_journey
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log, ends_at, epoch_ms, prefixes
 
 Protocol = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
 At = float | datetime  # the share of events that comes before the split, or its moment
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 # Where everybody's figures are split, if not at nine tenths of the events.
 _USUAL_AT: Final[dict[str, At]] = {"complete-journey": complete_journey.SPLIT}
@@ -39,11 +37,11 @@ _PREQUENTIAL_CASES: Final = 10_000
 class Cases:
     """Questions, each answered by one ranking of all items: case c is asked about user users[c] at now_ms[c]."""
 
-    users: Ints  # (cases,) rows of log.users
-    ends: Ints  # (cases,) the history is the log's rows log.starts[user] to ends, exclusive
-    now_ms: Ints  # (cases,)
-    target_starts: Ints  # (cases + 1,) case c owns targets target_starts[c] to target_starts[c + 1]
-    targets: Ints  # (targets,) items
+    users: I64  # (cases,) rows of log.users
+    ends: I64  # (cases,) the history is the log's rows log.starts[user] to ends, exclusive
+    now_ms: I64  # (cases,)
+    target_starts: I64  # (cases + 1,) case c owns targets target_starts[c] to target_starts[c + 1]
+    targets: I64  # (targets,) items
     mask_seen: bool  # the items of the history are out of the ranking
     remembered: int | None = None  # only so many of a history's newest events are known; None: all of them
 
@@ -51,7 +49,7 @@ class Cases:
         return len(self.users)
 
     @property
-    def case_of_target(self) -> Ints:
+    def case_of_target(self) -> I64:
         return np.repeat(np.arange(len(self)), np.diff(self.target_starts))
 
 
@@ -66,7 +64,7 @@ class Split:
 
 
 # Scores (cases of the slice, items), higher is better; -inf: never recommend.
-Scorer = Callable[[Log, Cases, slice], Floats]
+Scorer = Callable[[Log, Cases, slice], F32]
 
 
 def split(
@@ -110,7 +108,7 @@ def discoveries(log: Log, cases: Cases) -> Cases:
     return replace(_asked(cases, cases_left, counts, new % items), mask_seen=True)
 
 
-def of_targets(cases: Cases, items: NDArray[np.bool_]) -> Cases:
+def of_targets(cases: Cases, items: Bools) -> Cases:
     """The same questions for some of the items only; cases without any such target are left out."""
     wanted = items[cases.targets]
     owners, counts = np.unique(cases.case_of_target[wanted], return_counts=True)
@@ -127,7 +125,7 @@ def delayed(log: Log, cases: Cases, delay_ms: int) -> Cases:
     return replace(cases, ends=np.array(ends))
 
 
-def histories(log: Log, cases: Cases, part: slice) -> tuple[Ints, Ints]:
+def histories(log: Log, cases: Cases, part: slice) -> tuple[I64, I64]:
     """The events known to the cases of a slice, as pairs: (case, counted from the slice's start; row of the log)."""
     starts, ends = log.starts[cases.users[part]], cases.ends[part]
     if cases.remembered is not None:
@@ -135,13 +133,13 @@ def histories(log: Log, cases: Cases, part: slice) -> tuple[Ints, Ints]:
     return _ranges(starts, ends)
 
 
-def select(cases: Cases, chosen: Ints) -> Cases:
+def select(cases: Cases, chosen: I64) -> Cases:
     """Some of the cases, in the order given."""
     _, places = _ranges(cases.target_starts[chosen], cases.target_starts[chosen + 1])
     return _asked(cases, chosen, np.diff(cases.target_starts)[chosen], cases.targets[places])
 
 
-def _asked(cases: Cases, chosen: Ints, counts: Ints, targets: Ints) -> Cases:
+def _asked(cases: Cases, chosen: I64, counts: I64, targets: I64) -> Cases:
     """The cases `chosen`, each asked for its own `counts` of the `targets`."""
     return replace(
         cases,
@@ -189,7 +187,7 @@ def _in_time(log: Log, protocol: str, at_ms: int, rng: np.random.Generator) -> S
     return Split(protocol, log, prefixes(log, known), validation, test, at_ms)
 
 
-def next_events(log: Log, rows: Ints, *, mask_seen: bool) -> Cases:
+def next_events(log: Log, rows: I64, *, mask_seen: bool) -> Cases:
     """Each of these events asked for at its own time, from all that the user did before."""
     starts = np.arange(len(rows) + 1)
     return Cases(log.owners[rows], rows, log.at_ms[rows], starts, log.items[rows], mask_seen)
@@ -203,7 +201,7 @@ def _moment(log: Log, at: At) -> int:
     return int(np.quantile(log.at_ms, at))
 
 
-def _ranges(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+def _ranges(starts: I64, ends: I64) -> tuple[I64, I64]:
     """The numbers from starts[n] to ends[n] (exclusive) for each n, one after the other, and their n."""
     lengths = ends - starts
     owners = np.repeat(np.arange(len(starts)), lengths)

@@ -19,9 +19,10 @@ from headwater.recall.fusion import Ranking, fuse
 from headwater.recall.sources.buy_again import buy_again
 from headwater.recall.sources.new_items import CHOICE, by_likeness, taken
 from headwater.recall.sources.similar import Similar
+from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log, newest
 from headwater_models.judging.evaluation import Catalog, best, interests_of
-from headwater_models.judging.protocols import Cases, Floats, Ints, Scorer, histories
+from headwater_models.judging.protocols import Cases, Scorer, histories
 
 INTERESTS: Final[Mapping[str, float]] = {"interests": 1.0}
 
@@ -43,7 +44,7 @@ def served(
     among_new = _New(catalog, new, encoder.log_length) if new is not None and "new" in sources else None
     counting = Counting(encoder.log_length)
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         asked = interests_of(encoder, catalog, log, cases, part)
         hidden = np.tile(~catalog.known, (part.stop - part.start, 1))
         again: list[dict[int, float]] = []
@@ -114,7 +115,7 @@ class Counting:
         return found
 
 
-def seen(log: Log, cases: Cases, part: slice, counted: CounterRows) -> tuple[Ints, Ints]:
+def seen(log: Log, cases: Cases, part: slice, counted: CounterRows) -> tuple[I64, I64]:
     """What a worker leaves out where seen items may not come: (case, counted from the slice's start; item)."""
     owners, rows = histories(log, cases, part)
     before, places = np.nonzero(counted.levels[part])
@@ -201,7 +202,7 @@ class _New:
         return [int(item) for item in self._new[found[order]]]
 
 
-def nearest(scores: Floats, hidden: NDArray[np.bool_], k: int) -> Ints:
+def nearest(scores: F32, hidden: NDArray[np.bool_], k: int) -> I64:
     """The best k items of each case that are not hidden, -1 where there are fewer."""
     scores[hidden] = -np.inf
     lists = best(scores, k)

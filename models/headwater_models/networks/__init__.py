@@ -4,13 +4,13 @@ from headwater_models.networks.bert4rec import BERT4Rec, BERT4RecConfig
 from headwater_models.networks.candidate_scorer import CandidateScorer
 from headwater_models.networks.deepfm import DeepFM, DeepFMConfig
 from headwater_models.networks.dlrm import DLRM, DLRMConfig
-from headwater_models.networks.encoder import Events, RecurrentEncoder, UserEncoder, WindowedEncoder
 from headwater_models.networks.gru4rec import GRU4Rec, GRU4RecConfig
 from headwater_models.networks.lru import LRUConfig, LRURec
 from headwater_models.networks.multi_interest import MultiInterest, MultiInterestConfig
 from headwater_models.networks.narm import NARM, NARMConfig
 from headwater_models.networks.nfm import NFM, NFMConfig
 from headwater_models.networks.sasrec import SASRec, SASRecConfig
+from headwater_models.networks.user_encoder import Events, RecurrentEncoder, UserEncoder, WindowedEncoder
 
 ARCHITECTURES = {
     "bert4rec": (BERT4RecConfig, BERT4Rec),

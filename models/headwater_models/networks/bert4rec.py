@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater_models.networks.encoder import Events, Inputs, WindowedEncoder
 from headwater_models.networks.sasrec import SASRecConfig, Trunk
+from headwater_models.networks.user_encoder import Events, Inputs, WindowedEncoder
 
 
 @dataclass(frozen=True)

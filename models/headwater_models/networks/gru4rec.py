@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headwater_models.networks.encoder import Elapsed, Events, Inputs, RecurrentEncoder, at_last
+from headwater_models.networks.user_encoder import Elapsed, Events, Inputs, RecurrentEncoder, at_last
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater.encoder.bundle import MAX_LOG_LENGTH
-from headwater_models.networks.encoder import (
+from headwater_models.networks.user_encoder import (
     Elapsed,
     Events,
     FeedForward,

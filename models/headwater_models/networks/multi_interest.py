@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater_models.networks.encoder import Elapsed, Events, Inputs, WindowedEncoder
+from headwater_models.networks.user_encoder import Elapsed, Events, Inputs, WindowedEncoder
 
 
 @dataclass(frozen=True)

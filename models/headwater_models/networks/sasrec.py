@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from headwater_models.networks.encoder import Elapsed, Events, FeedForward, Inputs, WindowedEncoder
+from headwater_models.networks.user_encoder import Elapsed, Events, FeedForward, Inputs, WindowedEncoder
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Floats = NDArray[np.float32]
+from headwater_models.arrays import F32
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class StaticTowerConfig:
 class Whitening:
     """x -> (x - mean) @ matrix has covariance one on the texts it was fitted to (ZCA: the closest such x)."""
 
-    mean: Floats
-    matrix: Floats
+    mean: F32
+    matrix: F32
 
     @staticmethod
-    def of(vectors: Floats, shrink: float = 0.02) -> "Whitening":
+    def of(vectors: F32, shrink: float = 0.02) -> "Whitening":
         """`shrink`: share of the mean variance added to each direction, lest noise directions be blown up."""
         mean = vectors.mean(0)
         variance, axes = np.linalg.eigh(np.cov(vectors - mean, rowvar=False))
@@ -46,7 +45,7 @@ class Whitening:
 class StaticTower(nn.Module):
     """Text part and residual part are separate methods: in training the texts' token sums never change."""
 
-    def __init__(self, config: StaticTowerConfig, table: Floats, whitening: Whitening) -> None:
+    def __init__(self, config: StaticTowerConfig, table: F32, whitening: Whitening) -> None:
         super().__init__()
         self.config = config
         # One byte a value and one scale a token: 4 MB for BERT's vocabulary; cosine to the float table above .9999.

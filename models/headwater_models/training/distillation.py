@@ -11,43 +11,39 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-Floats = NDArray[np.float32]
-Progress = Callable[[str, int, int], None]  # what is being done, done, of how many
+from headwater_models.arrays import F32
 
 
 @dataclass(frozen=True)
 class TokenTable:
     """vectors[t] is weight times direction of token t; a text is the mean of its tokens' vectors."""
 
-    vectors: Floats  # (vocabulary, dim)
+    vectors: F32  # (vocabulary, dim)
     teacher_cosine: float  # with the teacher's (reduced) vectors, on texts that were not fitted
 
 
-class Teacher:
+class SentenceTeacher:
     """A sentence encoder from a local folder: mean pooling, length one."""
 
     def __init__(self, path: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         self.model = AutoModel.from_pretrained(str(path), local_files_only=True).eval()
 
-    def encode(self, texts: Sequence[str], report: Callable[[int, int], None]) -> Floats:
+    def encode(self, texts: Sequence[str], report: Callable[[int, int], None]) -> F32:
         """f32[texts, teacher dim]"""
         return self._encode_ids(
             self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"], report
         )
 
-    def encode_tokens(self, count: int, report: Callable[[int, int], None]) -> Floats:
+    def encode_tokens(self, count: int, report: Callable[[int, int], None]) -> F32:
         """Each token of the vocabulary as a text of its own: f32[count, teacher dim]"""
         first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return self._encode_ids([[first, token, last] for token in range(count)], report, batch=256)
 
-    def _encode_ids(
-        self, ids: list[list[int]], report: Callable[[int, int], None], batch: int = 64
-    ) -> Floats:
+    def _encode_ids(self, ids: list[list[int]], report: Callable[[int, int], None], batch: int = 64) -> F32:
         # Texts of like length together, so that little of the work is padding.
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         out = np.empty((len(ids), self.model.config.hidden_size), dtype=np.float32)
@@ -67,7 +63,7 @@ class Teacher:
         return out
 
 
-def generic_texts(teacher: Teacher, count: int, seed: int) -> list[str]:
+def generic_texts(teacher: SentenceTeacher, count: int, seed: int) -> list[str]:
     """Short texts of two to four whole words from the teacher's own vocabulary.
 
     Other people's catalogs are about other things than groceries: these keep the tower's geometry general.
@@ -81,8 +77,8 @@ def generic_texts(teacher: Teacher, count: int, seed: int) -> list[str]:
 
 
 def distil(
-    tokens_by_teacher: Floats,
-    texts_by_teacher: Floats,
+    tokens_by_teacher: F32,
+    texts_by_teacher: F32,
     ids: list[list[int]],
     dim: int,
     epochs: int,

@@ -10,7 +10,7 @@ import msgspec
 from headwater.errors import HeadwaterError
 from headwater_models.networks import ARCHITECTURES, SCORERS
 from headwater_models.networks.sasrec import SASRecConfig
-from headwater_models.training.fitting import FitConfig
+from headwater_models.training.sequence_loop import FitConfig
 
 
 class RecipeError(HeadwaterError):

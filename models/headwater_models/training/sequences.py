@@ -4,23 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headwater.encoder.features import gaps_s
+from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Windows of like length, events first and padding after them. Everything is (windows, T)."""
 
-    items: Ints  # rows of the catalog
-    actions: Ints
-    gaps_s: Floats
-    mask: Floats
+    items: I64  # rows of the catalog
+    actions: I64
+    gaps_s: F32
+    mask: F32
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Augmentation:
     reorder: float = 0.0  # of windows: a random stretch of up to a fifth is shuffled
 
 
-def windows(log: Log, length: int, shift: int = 0) -> list[Ints]:
+def windows(log: Log, length: int, shift: int = 0) -> list[I64]:
     """Rows of consecutive events, at most length + 1 each, in which every event but a user's first is a target once.
 
     They are counted from a user's newest event, the newest one shorter by `shift`: another cut for each epoch.
@@ -65,7 +62,7 @@ def epoch(
         yield batch_of(log, [chosen[window] for window in groups[n]])
 
 
-def batch_of(log: Log, chosen: list[Ints]) -> Batch:
+def batch_of(log: Log, chosen: list[I64]) -> Batch:
     """Windows side by side, each as the fold over a log that begins with it: its first gap is zero."""
     lengths = np.array([len(rows) for rows in chosen])
     mask = np.arange(lengths.max()) < lengths[:, None]
@@ -79,7 +76,7 @@ def batch_of(log: Log, chosen: list[Ints]) -> Batch:
     )
 
 
-def augmented(rows: Ints, augmentation: Augmentation, rng: np.random.Generator) -> Ints:
+def augmented(rows: I64, augmentation: Augmentation, rng: np.random.Generator) -> I64:
     """One view of a window."""
     if augmentation.crop and rng.random() < augmentation.crop:
         rows = crop(rows, rng)
@@ -90,19 +87,19 @@ def augmented(rows: Ints, augmentation: Augmentation, rng: np.random.Generator) 
     return rows
 
 
-def crop(rows: Ints, rng: np.random.Generator) -> Ints:
+def crop(rows: I64, rng: np.random.Generator) -> I64:
     """The same end, begun at a random event before it."""
     return rows[rng.integers(max(len(rows) - 1, 1)) :]
 
 
-def drop(rows: Ints, share: float, rng: np.random.Generator) -> Ints:
+def drop(rows: I64, share: float, rng: np.random.Generator) -> I64:
     """Without a random share of the events; the last one always stays."""
     keep = rng.random(len(rows)) >= share
     keep[-1:] = True
     return rows[keep]
 
 
-def reorder(rows: Ints, share: float, rng: np.random.Generator) -> Ints:
+def reorder(rows: I64, share: float, rng: np.random.Generator) -> I64:
     """A random stretch of up to this share of the events is shuffled."""
     span = int(np.ceil(share * len(rows)))
     start = rng.integers(len(rows) - span + 1)

@@ -6,7 +6,7 @@ differently each time. By default only small updates of the attention's weights 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from headwater.errors import HeadwaterError
-from headwater_models.bundles.denormals import flushed_denormals
+from headwater_models.arrays import I64
 from headwater_models.bundles.language_model import model_folder
 from headwater_models.data.datasets import Dataset
 from headwater_models.data.events import Log, of_items
+from headwater_models.progress import Report
 from headwater_models.training import losses
-
-Ints = NDArray[np.int64]
-Report = Callable[[str, int, int], None]
+from headwater_models.training.denormals import flushed_denormals
 
 
 class TuneError(HeadwaterError):
@@ -100,7 +98,7 @@ def merge(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), own, part.merged())
 
 
-def pairs(log: Log, of_item: Ints, config: TuneConfig) -> Iterator[Ints]:
+def pairs(log: Log, of_item: I64, config: TuneConfig) -> Iterator[I64]:
     """Without end batches (2 to `batch`, 2) of texts to bring together, no text twice in a column.
 
     of_item: the text of each item. Rare items are drawn as often as common ones to the square root.

@@ -42,6 +42,7 @@ from headwater.messages import (
 )
 from headwater.recall.fusion import DEFAULT_WEIGHTS
 from headwater.settings import Settings
+from headwater_models.arrays import I64
 from headwater_models.commands import Report, Results
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
@@ -54,7 +55,7 @@ from headwater_models.judging.evaluation import (
     quality,
     question_sets,
 )
-from headwater_models.judging.protocols import Cases, Ints, Split
+from headwater_models.judging.protocols import Cases, Split
 from headwater_models.judging.served import served
 
 # What the two ways may differ by: half-precision states move a few items over the edge of their lists.
@@ -165,7 +166,7 @@ def _check(data: Dataset, k: int) -> None:
         raise DatasetError(f"--k is {k}: expected at most {MAX_LIMIT}, the longest answer to a request")
 
 
-def _ranks(lists: Ints, cases: Cases) -> Ints:
+def _ranks(lists: I64, cases: Cases) -> I64:
     """The place of each target in the list of its case, counted from 1."""
     found = lists[cases.case_of_target] == cases.targets[:, None]
     return np.where(found.any(axis=1), found.argmax(axis=1) + 1, metrics.NEVER)
@@ -194,7 +195,7 @@ class _Asking:
         self._users = _by_user(sets)
         self._answered = 0
 
-    async def answers(self) -> tuple[dict[str, Ints], str]:
+    async def answers(self) -> tuple[dict[str, I64], str]:
         """The lists (cases, k) of each set, -1 for an empty place; and how the index was searched."""
         await topics.create(self._settings)
         async with worker_process.running(self._settings) as web:

@@ -1,6 +1,6 @@
 """The table of neighbours that a bundle may carry: which items are taken together in one session, and how alike that makes them.
 
-One compressed file of numpy arrays; `models/headwater_models/bundles/neighbours.py` makes it.
+One compressed file of numpy arrays; `models/headwater_models/bundles/neighbour_table.py` makes it.
 """
 
 import zipfile

@@ -16,10 +16,9 @@ import pytest
 from headwater.commands.ask import ActionOption
 from headwater.commands.models import ProtocolOption
 from headwater.kafka import topics
-from headwater.messages import ACTIONS, SESSION_ACTIONS, schemas
+from headwater.messages import ACTIONS, schemas
 from headwater.metrics import DEFINITIONS
 from headwater.settings import Settings
-from headwater_models.data.events import WISHES
 from headwater_models.judging.protocols import Protocol
 from tests.support.checkout import ROOT
 
@@ -100,10 +99,6 @@ def test_the_choices_are_those_of_the_code() -> None:
     """They are written out once more for the help, which imports nothing heavy."""
     assert get_args(ActionOption) == tuple(ACTIONS)
     assert get_args(ProtocolOption) == get_args(Protocol)
-
-
-def test_what_trains_an_encoder_is_what_steps_it() -> None:
-    assert WISHES == SESSION_ACTIONS
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:

@@ -17,7 +17,7 @@ from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import load
 from headwater_models import commands
 from headwater_models.bundles.light import lighten
-from headwater_models.bundles.neighbours import FILE, TableConfig, make, table_of
+from headwater_models.bundles.neighbour_table import FILE, TableConfig, make, table_of
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
 from headwater_models.judging.protocols import split
@@ -94,7 +94,7 @@ def test_an_item_keeps_those_of_its_neighbours_that_are_most_alike() -> None:
 def test_only_the_items_of_most_sessions_are_kept_where_there_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("headwater_models.bundles.neighbours.MAX_ITEMS", 2)
+    monkeypatch.setattr("headwater_models.bundles.neighbour_table.MAX_ITEMS", 2)
     data = shop(users=3)  # tea and milk in three more baskets
     extra = TableConfig(neighbours=2, together=2, shrink=0.0, pause_s=60.0)
     assert len(named(table_of(data.log, data.item_ids, extra))) == 2

@@ -14,17 +14,17 @@ from headwater.encoder.bundle import BundleError, Origin  # noqa: E402 - after t
 from headwater.encoder.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder, load  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch
-from headwater_models.bundles import neighbours, sequence_bundle, torch_export  # noqa: E402 - after the skip
+from headwater_models.bundles import neighbour_table, sequence_bundle, torch_export  # noqa: E402 - after the skip
 from headwater_models.bundles.export import ExportError  # noqa: E402 - needs onnx
 from headwater_models.bundles.light import lighten  # noqa: E402 - needs onnx
-from headwater_models.bundles.neighbours import TableConfig  # noqa: E402 - needs scipy
+from headwater_models.bundles.neighbour_table import TableConfig  # noqa: E402 - needs scipy
 from headwater_models.data.datasets import Dataset  # noqa: E402 - after the skip
 from headwater_models.data.events import Log  # noqa: E402 - after the skip
 from headwater_models.judging.protocols import split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
 from headwater_models.train_scorer import known_before, prepare  # noqa: E402 - needs torch
-from headwater_models.training.fitting import FitError, Model  # noqa: E402 - needs torch
 from headwater_models.training.recipes import ScorerFit  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import FitError, Model  # noqa: E402 - needs torch
 
 torch.set_num_threads(1)
 ITEMS = 60
@@ -125,7 +125,9 @@ def test_over_a_table_the_newest_events_are_asked_for_with_a_table_of_those_befo
 ) -> None:
     data = habits()
     asked = split(data, "global-time")
-    bundle = neighbours.make(base, data, asked, tmp_path / "bundle", "a test", TableConfig(pause_s=7_200))
+    bundle = neighbour_table.make(
+        base, data, asked, tmp_path / "bundle", "a test", TableConfig(pause_s=7_200)
+    )
     config = ScorerFit(newest=0.5, pool=20, negatives=5)
     since_ms, table = known_before(bundle, data, asked.train, config)
     assert since_ms == pytest.approx(np.median(asked.train.at_ms))

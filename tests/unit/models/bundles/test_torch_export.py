@@ -10,7 +10,7 @@ from headwater.encoder.bundle import ItemRows, Origin, TextInput  # noqa: E402 -
 from headwater.encoder.features import item_key  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
 from headwater_models.bundles import export, torch_export  # noqa: E402 - after the skip
-from headwater_models.networks.recurrent import Recurrent, RecurrentConfig  # noqa: E402 - needs torch
+from headwater_models.networks.starter_encoder import StarterEncoder, StarterEncoderConfig  # noqa: E402 - needs torch
 from headwater_models.networks.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
 from tests.support.checkout import STARTER  # noqa: E402 - after the skip
 
@@ -18,14 +18,14 @@ VOCABULARY = 30_522
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[StaticTower, Recurrent]:
+def parts() -> tuple[StaticTower, StarterEncoder]:
     """Untrained modules with every weight in play."""
     torch.manual_seed(0)
     table = np.random.default_rng(0).normal(size=(VOCABULARY, 32)).astype(np.float32)
     tower = StaticTower(
         StaticTowerConfig(token_dim=32, hidden=16, rows=3, residual_dim=4), table, Whitening.of(table)
     )
-    encoder = Recurrent(RecurrentConfig(state=128, hidden=32))
+    encoder = StarterEncoder(StarterEncoderConfig(state=128, hidden=32))
     for module in (tower, encoder):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -33,7 +33,7 @@ def parts() -> tuple[StaticTower, Recurrent]:
 
 
 @pytest.fixture(scope="module")
-def exported(parts: tuple[StaticTower, Recurrent], tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+def exported(parts: tuple[StaticTower, StarterEncoder], tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     tower, encoder = parts
     folder = tmp_path_factory.mktemp("bundle")
     torch_export.save_tower(tower, folder / "item.onnx")
@@ -56,20 +56,20 @@ def exported(parts: tuple[StaticTower, Recurrent], tmp_path_factory: pytest.Temp
     )
 
 
-def test_onnx_agrees_with_torch(exported: Encoder, parts: tuple[StaticTower, Recurrent]) -> None:
+def test_onnx_agrees_with_torch(exported: Encoder, parts: tuple[StaticTower, StarterEncoder]) -> None:
     tower, encoder = parts
     torch_export.check_tower(exported, tower, ["Ground coffee", "", "a much longer text about garden tools"])
     torch_export.check_recurrent(exported, encoder)
 
 
 def test_a_difference_between_onnx_and_torch_is_an_error(exported: Encoder) -> None:
-    other = Recurrent(RecurrentConfig(state=128, hidden=32)).eval()
+    other = StarterEncoder(StarterEncoderConfig(state=128, hidden=32)).eval()
     with pytest.raises(AssertionError, match="differ by"):
         torch_export.check_recurrent(exported, other)
 
 
 def test_a_known_item_has_its_own_numbers_and_an_unknown_one_none(
-    exported: Encoder, parts: tuple[StaticTower, Recurrent]
+    exported: Encoder, parts: tuple[StaticTower, StarterEncoder]
 ) -> None:
     texts = ["Ground coffee"] * 4
     vectors = exported.encode_items(texts, ["a", "b", "c", "unknown"])

@@ -10,6 +10,7 @@ import pytest
 from headwater.encoder.features import ACTION_CODES
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder, load
+from headwater_models.arrays import F32
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.judging import evaluation, metrics
 from headwater_models.judging.evaluation import (
@@ -21,7 +22,7 @@ from headwater_models.judging.evaluation import (
     ranking,
     tuned,
 )
-from headwater_models.judging.protocols import Cases, Floats, Scorer, Split, split
+from headwater_models.judging.protocols import Cases, Scorer, Split, split
 from tests.support.checkout import STARTER
 from tests.unit.models.judging.test_protocols import dataset
 
@@ -108,7 +109,7 @@ def test_ties_count_against_the_target() -> None:
     cases = split(SHOP, "leave-one-out").test  # ann: 2 after 0, 0, 1, 0, 2; masked: 0, 1 and 2 itself
     loose = Cases(cases.users, cases.ends, cases.now_ms, cases.target_starts, cases.targets, mask_seen=False)
 
-    def level(_log: object, _cases: object, part: slice) -> Floats:
+    def level(_log: object, _cases: object, part: slice) -> F32:
         return np.zeros((part.stop - part.start, ITEMS), dtype=np.float32)
 
     assert ranking(level, SHOP.log, loose, ITEMS, 5)[0].tolist() == [ITEMS]
@@ -153,7 +154,7 @@ def test_what_is_late_is_not_known_yet() -> None:
     """The next item is always the one before plus one: who knows the newest event is right."""
     walk = dataset({"ann": [(n, 1000 * n) for n in range(10)]})
 
-    def one_more(log: object, cases: Cases, part: slice) -> Floats:
+    def one_more(log: object, cases: Cases, part: slice) -> F32:
         out = np.zeros((part.stop - part.start, ITEMS), dtype=np.float32)
         out[np.arange(len(out)), walk.log.items[cases.ends[part] - 1] + 1] = 1
         return out
@@ -174,14 +175,12 @@ class Stand:
     neighbours: Neighbours | None = None
 
     def __init__(self) -> None:
-        self.seen: list[tuple[Floats, ...]] = []
+        self.seen: list[tuple[F32, ...]] = []
 
-    def encode_items(self, texts: list[str], item_ids: list[str]) -> Floats:
+    def encode_items(self, texts: list[str], item_ids: list[str]) -> F32:
         return np.eye(self.dim, dtype=np.float32)[[int(item_id[-1]) for item_id in item_ids]]
 
-    def answer(
-        self, items: Floats, actions: Floats, gaps: Floats, mask: Floats, now: Floats
-    ) -> tuple[Floats, Floats]:
+    def answer(self, items: F32, actions: F32, gaps: F32, mask: F32, now: F32) -> tuple[F32, F32]:
         self.seen.append((items, actions, gaps, mask, now))
         last = mask.sum(axis=1).astype(int) - 1
         rows = np.arange(len(items))
@@ -195,7 +194,7 @@ def small(texts: list[str] | None) -> tuple[Dataset, Split]:
     return made, split(made, "leave-one-out")
 
 
-def scored(encoder: Encoder, data: Dataset, asked: Split) -> Floats:
+def scored(encoder: Encoder, data: Dataset, asked: Split) -> F32:
     return bundle_scorer(encoder, encoded(encoder, data))(asked.log, asked.test, slice(0, 1))
 
 

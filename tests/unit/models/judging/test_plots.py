@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra tra
 
 pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
-from headwater_models.commands import Results, Weighed
+from headwater_models.judging.comparison import Results, Weighed
 from headwater_models.judging.costs import Cost
 from headwater_models.judging.evaluation import Group, Measure, Quality
 from headwater_models.judging.plots import DELAYS_MS, draw_freshness, draw_groups, draw_learning, draw_light

@@ -15,7 +15,7 @@ from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
 from headwater_models.bundles import sequence_bundle  # noqa: E402 - needs torch
 from headwater_models.judging.protocols import split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES, Events  # noqa: E402 - needs torch
-from headwater_models.training.fitting import FitConfig, Model, fit  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import FitConfig, Model, fit  # noqa: E402 - needs torch
 from tests.support import cycles  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)  # threads of tiny products wait for each other, and on busy cores for long

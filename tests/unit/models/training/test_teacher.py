@@ -13,8 +13,8 @@ from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
 from headwater_models.bundles import sequence_bundle  # noqa: E402 - needs torch
 from headwater_models.judging.protocols import split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
-from headwater_models.training.fitting import FitConfig, FitError, Model, fit, validation_ndcg  # noqa: E402 - needs torch
-from headwater_models.training.teacher import Teacher  # noqa: E402 - after the skip
+from headwater_models.training.sequence_loop import FitConfig, FitError, Model, fit, validation_ndcg  # noqa: E402 - needs torch
+from headwater_models.training.teacher import BundleTeacher  # noqa: E402 - after the skip
 from tests.support import cycles  # noqa: E402 - after the skip
 
 SPLIT = split(cycles.dataset(), "leave-one-out")
@@ -29,17 +29,19 @@ def model(kind: str) -> Model:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> BundleTeacher:
     """A windowed encoder that has learned the circle."""
     folder, trained = tmp_path_factory.mktemp("teacher"), model("sasrec")
     fit(trained, SPLIT, CONFIG, folder / "checkpoint", lambda *_: None)
     data = cycles.dataset()
     origin = Origin("cycles", None, "a test", 0, 0.0, {}, {})
     bundle = sequence_bundle.write(folder / "bundle", trained, data.item_ids, 6, "sasrec", "", origin)
-    return Teacher.of(bundle, data)
+    return BundleTeacher.of(bundle, data)
 
 
-def test_a_recurrent_student_learns_from_a_windowed_teacher_alone(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_recurrent_student_learns_from_a_windowed_teacher_alone(
+    teacher: BundleTeacher, tmp_path: Path
+) -> None:
     # A user's events in an order of chance: only the teacher knows what follows.
     rng = np.random.default_rng(0)
     mixed = replace(SPLIT.train, items=rng.permutation(SPLIT.train.items))
@@ -51,6 +53,8 @@ def test_a_recurrent_student_learns_from_a_windowed_teacher_alone(teacher: Teach
     assert taught > untaught + 0.3
 
 
-def test_a_teacher_that_reads_less_than_its_student_is_refused(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_teacher_that_reads_less_than_its_student_is_refused(
+    teacher: BundleTeacher, tmp_path: Path
+) -> None:
     with pytest.raises(FitError, match="reads 6 events and the student 7"):
         fit(model("lru"), SPLIT, replace(CONFIG, length=7), tmp_path / "checkpoint", lambda *_: None, teacher)

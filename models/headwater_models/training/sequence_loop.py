@@ -5,7 +5,6 @@ killed goes on from there to the same result.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +17,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from headwater.encoder.features import clamp_gap_s
 from headwater.errors import HeadwaterError
-from headwater_models.bundles.denormals import flushed_denormals
+from headwater_models.arrays import F32
 from headwater_models.data.events import Log
 from headwater_models.judging.evaluation import ranking
 from headwater_models.judging.item_models import spectral
 from headwater_models.judging.metrics import by_case
-from headwater_models.judging.protocols import Cases, Floats, Scorer, Split, select
+from headwater_models.judging.protocols import Cases, Scorer, Split, select
 from headwater_models.networks import Events, UserEncoder
+from headwater_models.progress import Report
 from headwater_models.training import losses
+from headwater_models.training.denormals import flushed_denormals
 from headwater_models.training.sequences import Augmentation, Batch, batch_of, epoch
-from headwater_models.training.teacher import Teacher
+from headwater_models.training.teacher import BundleTeacher
 
-Report = Callable[[str, int, int], None]
 TEMPERATURE = 0.2  # of the contrast between two readings of a history
 
 
@@ -106,7 +106,7 @@ def fit(
     config: FitConfig,
     checkpoint: Path,
     report: Report,
-    teacher: Teacher | None = None,
+    teacher: BundleTeacher | None = None,
 ) -> Progress:
     """Train in place, up to the epoch with the best validation. Goes on from `checkpoint` if that file exists."""
     _check(model, config, teacher)
@@ -179,7 +179,7 @@ def fit(
     return progress
 
 
-def _settled(model: Model, split: Split, config: FitConfig, teacher: Teacher | None) -> dict[str, Any]:
+def _settled(model: Model, split: Split, config: FitConfig, teacher: BundleTeacher | None) -> dict[str, Any]:
     """What may not change on the way; how long to go on may."""
     log = split.train
     events = hashlib.sha256(log.starts.tobytes() + log.items.tobytes() + log.at_ms.tobytes()).hexdigest()
@@ -201,7 +201,7 @@ def _epoch(
     config: FitConfig,
     number: int,
     report: Report,
-    teacher: Teacher | None,
+    teacher: BundleTeacher | None,
 ) -> float:
     """One pass over the training log: the mean loss."""
     seed = (config.seed, number)
@@ -284,7 +284,7 @@ def _drawn(chances: Tensor, config: FitConfig) -> tuple[Tensor, Tensor]:
 
 def _taught(
     model: Model,
-    teacher: Teacher,
+    teacher: BundleTeacher,
     batch: Batch,
     chances: Tensor,
     config: FitConfig,
@@ -311,7 +311,7 @@ def narrowed(vectors: Tensor, width: int | None) -> Tensor:
     return vectors * (torch.arange(vectors.shape[-1]) < width)
 
 
-def _check(model: Model, config: FitConfig, teacher: Teacher | None) -> None:
+def _check(model: Model, config: FitConfig, teacher: BundleTeacher | None) -> None:
     wrong = [width for width in config.nested if not 0 < width < model.encoder.dim]
     if wrong:
         raise FitError(f"nested is {wrong[0]}: expected 1 to {model.encoder.dim - 1} of the dimensions")
@@ -332,7 +332,7 @@ def validation_ndcg(model: Model, log: Log, cases: Cases, length: int) -> float:
 def scorer_of(model: Model, length: int) -> Scorer:
     """A model in training, read as its bundle will be: from the newest `length` events at the moment asked."""
 
-    def scores(log: Log, cases: Cases, part: slice) -> Floats:
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
         ends, users = cases.ends[part], cases.users[part]
         starts = np.maximum(log.starts[users], ends - length)
         histories = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater.encoder.features import ACTION_CODES
-from headwater_models.data.events import WISHES
+from headwater_models.data.events import POSITIVE_ACTIONS
 
 
 @dataclass(frozen=True)
-class RecurrentConfig:
+class StarterEncoderConfig:
     dim: int = 64
     state: int = 128
     hidden: int = 256
@@ -26,8 +26,8 @@ class RecurrentConfig:
     dropout: float = 0.2
 
 
-class Recurrent(nn.Module):
-    def __init__(self, config: RecurrentConfig) -> None:
+class StarterEncoder(nn.Module):
+    def __init__(self, config: StarterEncoderConfig) -> None:
         super().__init__()
         self.dim, self.state_size = config.dim, config.state
         self.config = config
@@ -42,7 +42,7 @@ class Recurrent(nn.Module):
         self.gate = nn.Linear(config.dim, config.state)
         # All positive actions start equal: data with purchases only must not make a click worth nothing.
         gain = torch.zeros(max(ACTION_CODES.values()) + 1)
-        gain[[ACTION_CODES[action] for action in WISHES]] = 1.0
+        gain[[ACTION_CODES[action] for action in POSITIVE_ACTIONS]] = 1.0
         self.gain = nn.Parameter(gain)
         self.linear = nn.Linear(config.state, config.interests * config.dim)
         self.hidden = nn.Linear(config.state + 4, config.hidden)

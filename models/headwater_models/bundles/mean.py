@@ -3,19 +3,22 @@
 "Cosine of user text and item text", kept up incrementally. The state is the weighted sum, the interest its direction.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnx.helper
 import onnx.numpy_helper
 import onnx.parser
 
+from headwater.encoder.bundle import Graphs
 from headwater.encoder.features import ACTION_CODES
+from headwater.encoder.runtime import Encoder, load
 from headwater.messages import SESSION_ACTIONS
-
-OPSET = 18
+from headwater_models.bundles import export
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,51 @@ def write_user_graphs(folder: Path, dim: int, config: MeanConfig) -> None:
     onnx.save(read_graph(dim), folder / "read.onnx")
 
 
+def make_mean(bundle: Path, out: Path, command: str, config: MeanConfig | None = None) -> Encoder:
+    """A bundle with the item tower of another and the training-free user encoder."""
+    source = load(bundle, device="cpu").manifest
+    out.mkdir(parents=True, exist_ok=True)
+    kept = [source.graphs.item]
+    kept += [source.text.tokenizer] if source.text else []
+    kept += [source.rows.keys] if source.rows else []
+    for name in kept:
+        shutil.copyfile(bundle / name, out / name)
+    if not source.normalised:
+        onnx.save(normalised(onnx.load(bundle / source.graphs.item)), out / source.graphs.item)
+    write_user_graphs(out, source.dim, config or MeanConfig())
+    origin = msgspec.structs.replace(
+        source.origin,
+        command=command,
+        figures={},
+        notes=[f"item tower of {source.name}; the user encoder is training-free", *source.origin.notes],
+    )
+    return export.write_manifest(
+        out,
+        export.Parts(
+            name=f"{source.name}-mean",
+            summary=f"item tower of {source.name} (vectors of length one), decayed action-weighted mean as user encoder",
+            dim=source.dim,
+            state_size=source.dim,
+            log_length=source.log_length,
+            item_inputs=source.item_inputs,
+            normalised=True,
+            text=source.text,
+            rows=source.rows,
+            graphs=Graphs(item=source.graphs.item, step="step.onnx", read="read.onnx"),
+            tolerance=source.probe.tolerance,
+            origin=origin,
+        ),
+    )
+
+
 def _model(text: str, **constants: object) -> onnx.ModelProto:
     graph = onnx.parser.parse_graph(text)
     graph.initializer.extend(
         onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
     )
     # IR version 9 goes with opset 18 to 20: older ONNX Runtimes refuse newer ones.
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=9)
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", export.OPSET)], ir_version=9
+    )
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 
 from headwater_models.judging.protocols import select, split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
-from headwater_models.training import fitting  # noqa: E402 - needs torch
-from headwater_models.training.fitting import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
+from headwater_models.training import sequence_loop  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
 from headwater_models.training.sequences import Augmentation, epoch  # noqa: E402 - after the skip
 from tests.support import cycles  # noqa: E402 - after the skip
 
@@ -79,7 +79,7 @@ def test_training_stops_without_progress_and_keeps_the_best_epoch(
         kept.append(model.table.weight.clone())
         return next(qualities)
 
-    monkeypatch.setattr(fitting, "validation_ndcg", judged)
+    monkeypatch.setattr(sequence_loop, "validation_ndcg", judged)
     trained = model()
     progress = fit(trained, SPLIT, replace(CONFIG, epochs=9, patience=2), tmp_path / "checkpoint", quietly)
     assert (progress.epoch, progress.best_epoch, progress.best) == (4, 2, 0.3)
@@ -160,7 +160,7 @@ def test_nested_training_makes_the_first_dimensions_do_alone(tmp_path: Path) -> 
         fit(trained, SPLIT, config, tmp_path / f"checkpoint-{len(nested)}", quietly)
         with torch.no_grad():
             trained.table.weight[:, 4:] = 0
-        return fitting.validation_ndcg(trained, SPLIT.log, SPLIT.validation, 6)
+        return sequence_loop.validation_ndcg(trained, SPLIT.log, SPLIT.validation, 6)
 
     assert of_the_first((4,)) > of_the_first(()) + 0.1
 

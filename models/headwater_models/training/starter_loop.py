@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S, gaps_s
-from headwater_models.bundles.denormals import flushed_denormals
-from headwater_models.data.events import WISHES, Log, newest
-from headwater_models.networks.recurrent import Recurrent
+from headwater_models.arrays import F32, I64
+from headwater_models.data.events import POSITIVE_ACTIONS, Log, newest
+from headwater_models.networks.starter_encoder import StarterEncoder
 from headwater_models.networks.static_tower import StaticTower
+from headwater_models.training.denormals import flushed_denormals
 from headwater_models.training.losses import first_purchases, next_purchases, same_geometry
 
 DAY_MS = 86_400_000
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Texts:
     """What the tower reads, already summed and whitened, and where each item finds its text."""
 
     white: Tensor  # (texts, token_dim)
-    of_item: NDArray[np.int64]  # (items,) row of white
+    of_item: I64  # (items,) row of white
     teacher: Tensor  # (texts + generic, teacher dim), length one
     generic: Tensor  # (generic, token_dim): texts about anything, which keep the geometry general
 
@@ -55,18 +54,18 @@ class Texts:
 
 
 @dataclass
-class Batch:
-    items: NDArray[np.int64]  # (users, L) catalog rows
-    actions: NDArray[np.int64]  # (users, L)
-    gaps_s: Floats  # (users, L)
-    mask: Floats  # (users, L)
-    gap_to_now_s: Floats  # (users,)
-    target_users: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    new_users: NDArray[np.int64]
-    new_targets: NDArray[np.int64]
-    known_users: NDArray[np.int64]
-    known: NDArray[np.int64]
+class StarterBatch:
+    items: I64  # (users, L) catalog rows
+    actions: I64  # (users, L)
+    gaps_s: F32  # (users, L)
+    mask: F32  # (users, L)
+    gap_to_now_s: F32  # (users,)
+    target_users: I64
+    targets: I64
+    new_users: I64
+    new_targets: I64
+    known_users: I64
+    known: I64
 
 
 @dataclass
@@ -92,7 +91,7 @@ class Examples:
         self._weights = np.cumsum(weight / weight.sum())
         self._owners = owners
 
-    def draw(self) -> Batch:
+    def draw(self) -> StarterBatch:
         config, log = self.config, self.log
         rows = self._rows[
             np.searchsorted(self._weights, self.rng.random(config.batch)).clip(max=len(self._rows) - 1)
@@ -120,7 +119,7 @@ class Examples:
         targets = np.concatenate([log.items[a:b] for a, b in zip(ends, stops, strict=True)])
         known = [np.unique(log.items[log.starts[o] : end]) for o, end in zip(owners, ends, strict=True)]
         new = [np.setdiff1d(log.items[a:b], own) for a, b, own in zip(ends, stops, known, strict=True)]
-        return Batch(
+        return StarterBatch(
             items=log.items[places],
             actions=log.actions[places] * (mask > 0),
             gaps_s=gaps_s(times) * mask,
@@ -135,9 +134,7 @@ class Examples:
         )
 
 
-def start_from_popularity(
-    tower: StaticTower, texts: Texts, item_rows: NDArray[np.int64], counts: NDArray[np.int64]
-) -> None:
+def start_from_popularity(tower: StaticTower, texts: Texts, item_rows: I64, counts: I64) -> None:
     """Set the popularity dimension to log counts: a linear guess from the text, the rest in the items' own biases."""
     wanted = torch.from_numpy(np.log(counts + 0.5).astype(np.float32))
     wanted = wanted - wanted.mean()
@@ -155,10 +152,10 @@ def start_from_popularity(
 @flushed_denormals()
 def train(
     tower: StaticTower,
-    encoder: Recurrent,
+    encoder: StarterEncoder,
     texts: Texts,
-    item_rows: NDArray[np.int64],
-    frequent: NDArray[np.int64],
+    item_rows: I64,
+    frequent: I64,
     examples: Examples,
     report: Callable[[int, float], None],
 ) -> None:
@@ -213,16 +210,14 @@ def train(
     encoder.eval()
 
 
-def _vectors(
-    tower: StaticTower, texts: Texts, item_rows: NDArray[np.int64], items: NDArray[np.int64]
-) -> Tensor:
+def _vectors(tower: StaticTower, texts: Texts, item_rows: I64, items: I64) -> Tensor:
     used, places = np.unique(texts.of_item[items], return_inverse=True)
     from_text = tower.from_text(texts.white[torch.from_numpy(used)])
     return tower.with_residual(from_text[torch.from_numpy(places)], torch.from_numpy(item_rows[items]))
 
 
 def _themes(
-    tower: StaticTower, encoder: Recurrent, white: Tensor, teacher: Tensor, rng: np.random.Generator
+    tower: StaticTower, encoder: StarterEncoder, white: Tensor, teacher: Tensor, rng: np.random.Generator
 ) -> Tensor:
     """Made-up users with one theme each, about anything: who looks at three texts wants others that mean the same.
 
@@ -235,7 +230,9 @@ def _themes(
         (teacher[pool[:users]] @ teacher[pool].T).topk(2 * length, dim=1).indices
     )  # (users, 6), themselves first
     vectors = tower.from_text(white[pool])
-    actions = torch.from_numpy(rng.choice([ACTION_CODES[action] for action in WISHES], (users, length)))
+    actions = torch.from_numpy(
+        rng.choice([ACTION_CODES[action] for action in POSITIVE_ACTIONS], (users, length))
+    )
     gaps = torch.from_numpy(rng.exponential(60, (users, length)).astype(np.float32))
     interests = encoder(
         vectors[close[:, :length]], actions, gaps, torch.ones(users, length), torch.zeros(users)
@@ -247,8 +244,6 @@ def _themes(
     )
 
 
-def _among(
-    column: NDArray[np.int64], users: NDArray[np.int64], items: NDArray[np.int64]
-) -> tuple[Tensor, Tensor]:
+def _among(column: I64, users: I64, items: I64) -> tuple[Tensor, Tensor]:
     places = column[items]
     return torch.from_numpy(users[places >= 0]), torch.from_numpy(places[places >= 0])

@@ -24,10 +24,11 @@ from headwater.encoder.bundle import NeighbourTable
 from headwater.encoder.features import item_key
 from headwater.encoder.neighbours import MAX_ITEMS, Neighbours
 from headwater.encoder.runtime import Encoder
+from headwater_models.arrays import F32, I64
 from headwater_models.bundles import export
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
-from headwater_models.judging.protocols import Floats, Ints, Split
+from headwater_models.judging.protocols import Split
 
 FILE = "neighbours.npz"
 _CHUNK = 1024  # items whose products with all others are held at once
@@ -108,8 +109,8 @@ def _sessions(log: Log, pause_ms: int, items: int) -> sparse.csc_matrix:
 
 
 def _nearest(
-    taken: sparse.csc_matrix, sessions: Floats, items: Ints, config: TableConfig
-) -> tuple[Ints, Ints, Floats]:
+    taken: sparse.csc_matrix, sessions: F32, items: I64, config: TableConfig
+) -> tuple[I64, I64, F32]:
     """Pairs (item, neighbour, likeness) of some items with all others."""
     common = (taken[:, items].T @ taken).tocoo()
     own, other, both = items[common.row], common.col.astype(np.int64), common.data

@@ -1,0 +1,31 @@
+"""Progress bars on the terminal, and the callable through which long work reports."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+Report = Callable[[str, int, int], None]  # report("encoding items", done, total)
+
+
+class _Bars:
+    """Progress bars by name."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        name = what.split(",")[0]  # what follows a comma changes on the way
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[name], description=what, completed=done, total=total)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Bars on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield _Bars(bars)
