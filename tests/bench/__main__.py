@@ -1,4 +1,7 @@
-"""Runs the benchmarks: python -m tests.bench [MEASURE ...] [--quick] [--lm-bundle FOLDER] [--state-on-disk] [--json FILE]."""
+"""Runs the benchmarks: python -m tests.bench [MEASURE ...] [--quick] [--lm-bundle FOLDER] [--state-on-disk] [--json FILE].
+
+`python -m tests.bench report` measures nothing: it writes the page of the published figures again.
+"""
 
 import argparse
 import os
@@ -14,6 +17,7 @@ from rich.console import Console
 
 from headwater.settings import Settings
 from tests.bench import catalog, clicks, freshness, growth, load, machine, others, recovery, requests
+from tests.bench.page import PAGE, publish, write_page
 from tests.bench.processes import BenchError
 from tests.bench.report import RESULTS, Report
 from tests.bench.system import FULL, QUICK, System
@@ -34,11 +38,16 @@ MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
 }
 # What is published is measured on two cores, broker included.
 _CORES = 2
+_REPORT = "report"
 
 
 def main() -> int:
     """0: all targets met. 1: some were missed. 2: it could not be measured."""
     options = _options()
+    if options.measures == [_REPORT]:
+        write_page()
+        print(f"written to {PAGE}")
+        return 0
     cores = sorted(os.sched_getaffinity(0))[:_CORES]
     os.environ.pop("HEADWATER_QDRANT_URL", None)  # the measure that wants a server names it
     os.sched_setaffinity(0, cores)  # the broker, the workers and the baselines inherit it
@@ -58,6 +67,9 @@ def main() -> int:
             report.write(out)
     report.show(Console(width=max(Console().width, 150)))
     console.print(f"written to {out}")
+    if not (options.measures or options.quick or options.state_on_disk):
+        publish(report.as_dict())
+        console.print(f"published in {PAGE}")
     for figure in report.missed():
         console.print(f"[red]missed:[/] {figure.name}")
     return 1 if report.missed() else 0
@@ -83,13 +95,20 @@ async def _measure(
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
-        "measures", nargs="*", choices=[[], *MEASURES], metavar="MEASURE", help=", ".join(MEASURES)
+        "measures",
+        nargs="*",
+        choices=[[], *MEASURES, _REPORT],
+        metavar="MEASURE",
+        help=f"{', '.join(MEASURES)}; or {_REPORT}: the page of the published figures anew",
     )
     parser.add_argument("--quick", action="store_true", help="fewer items, clicks and rounds")
     parser.add_argument("--lm-bundle", type=Path, metavar="FOLDER", help="an exported language model")
     parser.add_argument("--state-on-disk", action="store_true", help="of all workers of ours")
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"default: a new file in {RESULTS}")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if _REPORT in options.measures and len(options.measures) > 1:
+        parser.error(f"{_REPORT} measures nothing: expected it alone")
+    return options
 
 
 if __name__ == "__main__":

@@ -74,12 +74,12 @@ class Report:
             if figure.met is not None:
                 ratio = f"[{'green' if figure.met else 'red'}]{ratio}[/]"
             value = f"{_shown(figure.value)} {figure.unit}" if figure.value is not None else "skipped"
-            table.add_row(figure.name, value, baseline, ratio, _target(figure), figure.note)
+            table.add_row(figure.name, value, baseline, ratio, target_of(figure), figure.note)
         console.print(table)
 
-    def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {
+    def as_dict(self) -> dict[str, Any]:
+        """The run for machines: when, by what, on what, every figure."""
+        return {
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": ["python", "-m", "tests.bench", *sys.argv[1:]],
             "commit": _commit(),
@@ -89,7 +89,11 @@ class Report:
             "figures": [asdict(figure) | {"met": figure.met} for figure in self.figures],
             "details": self.details,
         }
-        path.write_text(json.dumps(whole, indent=1) + "\n")
+
+    def write(self, path: Path) -> None:
+        """The run as a JSON file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
 
 
 def _shown(value: float | None) -> str:
@@ -98,7 +102,8 @@ def _shown(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
-def _target(figure: Figure) -> str:
+def target_of(figure: Figure) -> str:
+    """The target of a ratio, "" where there is none."""
     if figure.at_least is not None:
         return f"≥ {figure.at_least:g}"
     return f"≤ {figure.at_most:g}" if figure.at_most is not None else ""
