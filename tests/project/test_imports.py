@@ -146,7 +146,7 @@ DOORS = {"headwater", "headwater.client"}
 # In these rooms no file imports another one of the room: each is a thing of its own.
 APART = {
     "headwater.paths": {"clicks", "catalog", "requests"},
-    "headwater.recall.sources": {"buy_again", "new_items", "similar"},
+    "headwater.recall.sources": {"buy_again", "interests", "new_items", "popular", "query", "similar"},
 }
 # What other packages may be imported by, directly, and from which rooms they may be reached at all.
 DIRECTLY = {
@@ -178,6 +178,7 @@ SHARED_WITH_MODELS = {
     "headwater.recall.popularity",
     "headwater.recall.sources.buy_again",
     "headwater.recall.sources.new_items",
+    "headwater.recall.sources.registry",
     "headwater.recall.sources.similar",
 }
 

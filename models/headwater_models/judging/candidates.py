@@ -1,6 +1,6 @@
 """The candidates that a bundle brings up for a question, as its scorer sees them: for training and for judging."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -51,7 +51,7 @@ class Pooling:
         asked = interests_of(self._encoder, self._catalog, log, cases, part)
         counted = self._counting(log, cases)
         hidden = np.tile(~self._catalog.known, (part.stop - part.start, 1))
-        again: list[dict[int, float]] = [{}] * len(hidden)
+        again: list[Mapping[int, float]] = [{}] * len(hidden)
         if cases.mask_seen:
             hidden[seen(log, cases, part, counted)] = True
         else:

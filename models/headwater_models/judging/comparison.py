@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from headwater.encoder import runtime as encoder
 from headwater.encoder.runtime import Encoder
-from headwater.recall.fusion import DEFAULT_WEIGHTS
+from headwater.recall.sources.registry import DEFAULT_WEIGHTS
 from headwater_models.data.datasets import Dataset
 from headwater_models.judging import baselines
 from headwater_models.judging.candidates import Pooling, rescored

@@ -16,8 +16,9 @@ from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
 from headwater.profiles.counters import DEFAULT_COUNTERS, LEAVES, CounterRows, count
 from headwater.recall.fusion import Ranking, fuse
-from headwater.recall.sources.buy_again import buy_again
-from headwater.recall.sources.new_items import CHOICE, by_likeness, taken
+from headwater.recall.sources import Ask, PositiveEvent
+from headwater.recall.sources.buy_again import BuyAgain
+from headwater.recall.sources.new_items import CHOICE, anchor_items, by_likeness
 from headwater.recall.sources.similar import Similar
 from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log, newest
@@ -47,7 +48,7 @@ def served(
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         asked = interests_of(encoder, catalog, log, cases, part)
         hidden = np.tile(~catalog.known, (part.stop - part.start, 1))
-        again: list[dict[int, float]] = []
+        again: list[Mapping[int, float]] = []
         if cases.mask_seen:
             hidden[seen(log, cases, part, counting(log, cases))] = True
         elif "buy-again" in sources:
@@ -125,50 +126,47 @@ def seen(log: Log, cases: Cases, part: slice, counted: CounterRows) -> tuple[I64
 
 def wanted_again(
     log: Log, cases: Cases, part: slice, length: int, counted: CounterRows
-) -> list[dict[int, float]]:
+) -> list[Mapping[int, float]]:
     """Items that the users of a slice may want again, best first, and how much: by their newest `length` events and what was
     counted before."""
     rows, mask = newest(log, cases.users[part], cases.ends[part], length)
-    found = []
+    source, found = BuyAgain(), []
     for case, now_ms in enumerate(cases.now_ms[part].tolist()):
-        own = rows[case][mask[case] > 0]
-        wishes = zip(log.items[own].tolist(), log.at_ms[own].tolist(), strict=True)
         levels = counted.levels[part][case]
         counters = zip(
             counted.keys[part][case][levels > 0].tolist(), levels[levels > 0].tolist(), strict=True
         )
-        found.append(buy_again(wishes, now_ms, counters))
+        events = _events(log, rows[case][mask[case] > 0])
+        found.append(source.keys(Ask(log=events, counters=[*counters], now_ms=now_ms)))
     return found
 
 
 class Sessions:
-    """What goes with the session at hand of each case, from the newest events that the log of the service holds."""
+    """What goes with the current session of each case, by the newest events that the log of the service holds."""
 
     def __init__(self, table: Neighbours | None, length: int, catalog: Catalog) -> None:
-        self._source, self._length = Similar(table) if table else None, length
+        self._source, self._length = Similar(table), length
         self._keys = catalog.keys.tolist()
         self._items = dict(zip(self._keys, range(len(self._keys)), strict=True))
 
     def __call__(self, log: Log, cases: Cases, part: slice) -> list[dict[int, float]]:
-        """Of each case the items that its session is like, best first, and how much; none without a table."""
-        if self._source is None:
+        """For each case, item -> how alike it is to the session's items, best first; empty without a table."""
+        if not self._source.is_there:
             return [{} for _ in range(part.stop - part.start)]
         length = min(self._length, cases.remembered or self._length)
         rows, mask = newest(log, cases.users[part], cases.ends[part], length)
         found = []
         for own, real, now_ms in zip(rows, mask > 0, cases.now_ms[part].tolist(), strict=True):
-            wishes = [
-                (self._keys[item], at_ms, action)
-                for item, at_ms, action in zip(
-                    log.items[own[real]].tolist(),
-                    log.at_ms[own[real]].tolist(),
-                    log.actions[own[real]].tolist(),
-                    strict=True,
-                )
-            ]
-            ranked = self._source.session(wishes, now_ms).ranked()
+            events = [(self._keys[item], at_ms, action) for item, at_ms, action in _events(log, own[real])]
+            ranked = self._source.keys(Ask(log=events, now_ms=now_ms))
             found.append({self._items[key]: value for key, value in ranked.items() if key in self._items})
         return found
+
+
+def _events(log: Log, rows: I64 | slice) -> list[PositiveEvent]:
+    """Some events of the log as a source is told of them, with items in the place of their keys."""
+    columns = (log.items[rows].tolist(), log.at_ms[rows].tolist(), log.actions[rows].tolist())
+    return list(zip(*columns, strict=True))
 
 
 def shown(items: Iterable[int], hidden: NDArray[np.bool_], k: int) -> list[int]:
@@ -189,8 +187,7 @@ class _New:
         length = min(self._length, cases.remembered or self._length)
         end = int(cases.ends[case])
         own = slice(max(int(log.starts[cases.users[case]]), end - length), end)
-        wishes = zip(log.items[own].tolist(), log.at_ms[own].tolist(), log.actions[own].tolist(), strict=True)
-        items = taken([*wishes], int(cases.now_ms[case]))
+        items = anchor_items(Ask(log=_events(log, own), now_ms=int(cases.now_ms[case])))
         like = self._catalog.vectors[[item for item in items if self._catalog.known[item]]]
         if not len(like) or not len(self._new):
             return []

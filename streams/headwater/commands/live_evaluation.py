@@ -40,7 +40,7 @@ from headwater.messages import (
     SourceName,
     encode,
 )
-from headwater.recall.fusion import DEFAULT_WEIGHTS
+from headwater.recall.sources.registry import DEFAULT_WEIGHTS
 from headwater.settings import Settings
 from headwater_models.arrays import I64
 from headwater_models.commands import Report, Results

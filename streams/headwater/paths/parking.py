@@ -1,61 +1,120 @@
-"""Requests in hand: those that wait for their click, and how many of a batch are still unanswered."""
+"""Requests that wait for the click that they demand: who they are, what wakes them, when they expire."""
 
 import asyncio
 import heapq
 import itertools
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
-from headwater.index import filters
-from headwater.kafka.batch import Batch
-from headwater.kafka.headers import Headers
-from headwater.messages import Request
+from headwater.metrics import Metrics
+from headwater.paths.accepting import PendingRequest
 from headwater.profiles.columns import U64
+from headwater.profiles.store import Partition
 
 # A heap of offsets up to this size is not worth compacting.
 _SMALL_HEAP: Final = 64
 
 
-class Unanswered:
-    """How many requests of a batch are still unanswered; the batch is finished with the last."""
+def may_answer(pending: PendingRequest, partition: Partition) -> bool:
+    """Whether the demanded click is applied and its changelog write is sent, or none is demanded."""
+    after = pending.request.after
+    if not pending.demands_a_click:
+        return True
+    if not partition.gate.is_open:
+        return False
+    if after is not None and after.partition == partition.number:
+        return partition.applied >= after.offset
+    row = partition.columns.rows.get(pending.user)
+    if row is not None and partition.columns.offset[row] > partition.applied:
+        return False  # the row holds clicks whose changelog write is not sent yet
+    if after is None:
+        return event_has_come(pending, partition)
+    if row is None:
+        return False
+    return partition.columns.strays.get(row, {}).get(after.partition, -1) >= after.offset
 
-    def __init__(self, batch: Batch, count: int) -> None:
-        self.batch, self._count = batch, count
 
-    def answered(self, count: int = 1) -> None:
-        self._count -= count
-        if self._count == 0:
-            self.batch.finish()
+def event_has_come(pending: PendingRequest, partition: Partition) -> bool:
+    """Whether the event that it demands by id has been looked at."""
+    event = pending.event
+    return event is not None and partition.gate.is_open and partition.has_seen(pending.user, event)
 
 
-@dataclass(eq=False)
-class Held:
-    """One valid request in hand."""
+class Parking:
+    """The requests of all partitions that wait, with their timers.
 
-    request: Request
-    user: bytes
-    where: filters.Filter | None
-    reply_topic: str
-    reply_headers: Headers
-    asked_ms: float  # the record's timestamp (the original's, if it was forwarded)
-    unanswered: Unanswered
-    event: int | None = None  # key of the event that it waits for by its id
-    reply_partition: int | None = None  # of the reply topic; None: that of the user's key
-    timings: dict[str, float] = field(default_factory=dict)
-    timer: asyncio.TimerHandle | None = None
-    expired: bool = False  # its click did not come in time
-    ticket: int = -1  # its number in the parking lot
+    Args:
+        leave: called with the requests of one partition that need not wait any longer: their click has come, or their
+            time is over.
+        clock: the time in seconds since 1970.
+    """
 
-    @property
-    def left_ms(self) -> float:
-        return 0.0 if self.expired else self.asked_ms + self.request.deadline_ms - time.time() * 1000.0
+    def __init__(
+        self,
+        leave: Callable[[list[PendingRequest], Partition], None],
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._leave, self._clock = leave, clock
+        self._lots: dict[int, ParkingLot] = {}
+        self._gauge = metrics.parked_requests
+        self._seconds = metrics.request_stage_seconds.labels("park")
+
+    def __len__(self) -> int:
+        return sum(len(lot) for lot in self._lots.values())
+
+    def add(self, pending: PendingRequest, partition: Partition) -> None:
+        """Have a request wait until its click has come or its deadline is over."""
+        lot = self._lots.get(partition.number)
+        if lot is None:
+            lot = self._lots[partition.number] = ParkingLot()
+            if self._on_clicks not in partition.listeners:
+                partition.listeners.append(self._on_clicks)
+        lot.add(pending, partition.number, event_has_come(pending, partition))
+        left_s = max(pending.left_ms(self._clock() * 1000.0), 0.0) / 1000.0
+        pending.timer = asyncio.get_running_loop().call_later(left_s, self._expire, pending, partition)
+        self._gauge.set(len(self))
+
+    def clear(self) -> None:
+        """Forget all of them: a rebalance began, and the next owners of the partitions read these requests again."""
+        for lot in self._lots.values():
+            lot.clear()
+        self._lots.clear()
+        self._gauge.set(0)
+
+    def _on_clicks(self, partition: Partition, events: U64 | None) -> None:
+        lot = self._lots.get(partition.number)
+        if lot and partition.gate.is_open:
+            arrived = lot.take(
+                partition.applied,
+                lambda pending: may_answer(pending, partition),
+                lambda pending: event_has_come(pending, partition),
+                events,
+            )
+            if arrived:
+                self._let_go(arrived, partition)
+
+    def _expire(self, pending: PendingRequest, partition: Partition) -> None:
+        lot = self._lots.get(partition.number)
+        if lot is not None and lot.remove(pending):
+            pending.has_expired = True
+            self._let_go([pending], partition)
+
+    def _let_go(self, leaving: list[PendingRequest], partition: Partition) -> None:
+        now_ms = self._clock() * 1000.0
+        for pending in leaving:
+            if pending.timer is not None:
+                pending.timer.cancel()
+                pending.timer = None
+            pending.timings["park"] = now_ms - pending.asked_ms
+            self._seconds.observe(max(pending.timings["park"], 0.0) / 1000.0)
+        self._gauge.set(len(self))
+        self._leave(leaving, partition)
 
 
 class ParkingLot:
     """Waiting requests of one partition, in three groups: for an offset of this partition, for an event id, and others (an
-    offset of another partition, or an event that is applied but not yet on its way to the changelog).
+    offset of another partition, or an event that is applied but whose changelog write is not sent yet).
 
     Adding and removing one takes constant time, up to the heap of offsets. A request that has left is not referred to.
     """
@@ -63,7 +122,7 @@ class ParkingLot:
     def __init__(self) -> None:
         self._order = itertools.count()
         # Every waiting request by its ticket. A ticket that is in a group but not in here has left.
-        self._waiting: dict[int, Held] = {}
+        self._waiting: dict[int, PendingRequest] = {}
         self._by_offset: list[tuple[int, int]] = []  # heap of (offset, ticket)
         self._by_event: dict[int, dict[int, None]] = {}  # event key -> tickets
         self._others: dict[int, None] = {}  # tickets
@@ -71,13 +130,13 @@ class ParkingLot:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, held: Held, partition: int, has_come: bool) -> None:
-        """``has_come``: the event that it waits for."""
-        held.ticket = ticket = next(self._order)
-        self._waiting[ticket] = held
-        after = held.request.after
-        if held.event is not None and not has_come:
-            self._by_event.setdefault(held.event, {})[ticket] = None
+    def add(self, pending: PendingRequest, partition: int, has_come: bool) -> None:
+        """``has_come``: the event that it demands has been looked at."""
+        pending.ticket = ticket = next(self._order)
+        self._waiting[ticket] = pending
+        after = pending.request.after
+        if pending.event is not None and not has_come:
+            self._by_event.setdefault(pending.event, {})[ticket] = None
         elif after is not None and after.partition == partition:
             heapq.heappush(self._by_offset, (after.offset, ticket))
         else:
@@ -85,28 +144,28 @@ class ParkingLot:
 
     def take(
         self,
-        watermark: int,
-        may_answer: Callable[[Held], bool],
-        has_come: Callable[[Held], bool],
+        applied: int,
+        may_answer: Callable[[PendingRequest], bool],
+        has_come: Callable[[PendingRequest], bool],
         events: U64 | None,
-    ) -> list[Held]:
-        """Remove and return those whose click has been applied.
+    ) -> list[PendingRequest]:
+        """Remove and return the requests whose click has been applied.
 
         Args:
-            events: keys of the events that were looked at since the last time; None: any may have been.
+            applied: the clicks of this partition are applied up to this offset.
+            events: (n,) keys of the events that were looked at since the last call; None: any may have been.
         """
         taken = []
-        while self._by_offset and self._by_offset[0][0] <= watermark:
-            held = self._waiting.pop(heapq.heappop(self._by_offset)[1], None)
-            if held is not None:
-                taken.append(held)
+        while self._by_offset and self._by_offset[0][0] <= applied:
+            pending = self._waiting.pop(heapq.heappop(self._by_offset)[1], None)
+            if pending is not None:
+                taken.append(pending)
         if self._by_event:
             looked_at = (
                 self._by_event.keys() if events is None else self._by_event.keys() & set(events.tolist())
             )
             for event in list(looked_at):
-                tickets = self._by_event[event]
-                arrived = [ticket for ticket in tickets if has_come(self._waiting[ticket])]
+                arrived = [ticket for ticket in self._by_event[event] if has_come(self._waiting[ticket])]
                 for ticket in arrived:
                     self._leave_event(event, ticket)
                 self._others.update(dict.fromkeys(arrived))
@@ -115,31 +174,32 @@ class ParkingLot:
             taken.append(self._waiting.pop(ticket))
         return taken
 
+    def remove(self, pending: PendingRequest) -> bool:
+        """Remove a request; False if it had left already."""
+        ticket = pending.ticket
+        if self._waiting.get(ticket) is not pending:
+            return False
+        del self._waiting[ticket]
+        if ticket in self._others:
+            del self._others[ticket]
+        elif pending.event is not None:
+            self._leave_event(pending.event, ticket)
+        elif len(self._by_offset) > _SMALL_HEAP and len(self._by_offset) > 2 * len(self._waiting):
+            self._by_offset = [entry for entry in self._by_offset if entry[1] in self._waiting]
+            heapq.heapify(self._by_offset)
+        return True
+
     def _leave_event(self, event: int, ticket: int) -> None:
         tickets = self._by_event[event]
         del tickets[ticket]
         if not tickets:
             del self._by_event[event]
 
-    def remove(self, held: Held) -> bool:
-        """Whether it still waited."""
-        ticket = held.ticket
-        if self._waiting.get(ticket) is not held:
-            return False
-        del self._waiting[ticket]
-        if ticket in self._others:
-            del self._others[ticket]
-        elif held.event is not None:
-            self._leave_event(held.event, ticket)
-        elif len(self._by_offset) > _SMALL_HEAP and len(self._by_offset) > 2 * len(self._waiting):
-            self._by_offset = [entry for entry in self._by_offset if entry[1] in self._waiting]
-            heapq.heapify(self._by_offset)
-        return True
-
     def clear(self) -> None:
-        for held in self._waiting.values():
-            if held.timer is not None:
-                held.timer.cancel()
+        """Remove all requests and stop their timers."""
+        for pending in self._waiting.values():
+            if pending.timer is not None:
+                pending.timer.cancel()
         self._waiting.clear()
         self._by_offset.clear()
         self._by_event.clear()

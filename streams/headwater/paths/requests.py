@@ -1,699 +1,321 @@
 """Path 3: a batch of requests -> wait for the demanded click -> interests -> recall -> answers.
 
+| state of a request | it leaves it when |
+|---|---|
+| accepted | it is looked at: it waits, or candidates are found for it, or it has expired |
+| waiting | its click is applied, or its deadline is over (`parking.py`); it is then looked at again |
+| found | the clicks that its answer rests on are in the changelog, at once for most |
+| held back | these clicks are in the changelog, or its deadline is over |
+| delivered | its answer is acknowledged; the batch is finished with the last of its requests |
+
 A request that waits for its click never holds the partition: its batch stays uncommitted, later batches flow. Every
 request whose id can be read gets an answer; the others go to the dead letters.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import structlog
-from aiokafka import ConsumerRecord
 from numpy.typing import NDArray
 
-from headwater.encoder.features import ACTION_CODES, ACTION_NAMES, History, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost
-from headwater.index import IndexUnavailable, filters
-from headwater.index.item_vectors import ItemVectors
+from headwater.index import IndexUnavailable
 from headwater.kafka.batch import Batch
-from headwater.kafka.dead_letters import DeadLetter, DeadLetters
-from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.forwarding import redirect
-from headwater.kafka.headers import (
-    BadHeader,
-    Headers,
-    Origin,
-    correlation_of,
-    origin_of,
-    reply_partition_of,
-    reply_to_of,
-)
-from headwater.kafka.partitioner import partition_of
-from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
-from headwater.messages import (
-    BadMessage,
-    Candidate,
-    ErrorDetail,
-    Reason,
-    Reflects,
-    Response,
-    decode_request,
-    encode,
-    sender_of,
-    shown,
-)
 from headwater.metrics import Metrics
-from headwater.paths.parking import Held, ParkingLot, Unanswered
-from headwater.profiles.actions import RETRACT, SEEN, STEPS
-from headwater.profiles.columns import U64, Log
-from headwater.profiles.interests import UserInterests, WhatIfEvents, interests_of
+from headwater.paths.accepting import Acceptance, PendingRequest
+from headwater.paths.answering import (
+    Found,
+    Outbox,
+    Reply,
+    answered,
+    expired,
+    failed,
+    needed_offset,
+    overloaded,
+    rejected,
+)
+from headwater.paths.asking import ask_of, lacks_vectors
+from headwater.paths.culprit import Culprit, halved
+from headwater.paths.parking import Parking, may_answer
+from headwater.paths.serving import Serving
+from headwater.profiles.interests import UserInterests, interests_of
 from headwater.profiles.store import Partition, Profiles
-from headwater.recall.fusion import DEFAULT_WEIGHTS
-from headwater.recall.pipeline import Answer, Ask, Recall
-from headwater.recall.popularity import PopularItem
-from headwater.recall.sources.buy_again import buy_again
-from headwater.recall.sources.new_items import taken
-from headwater.recall.sources.similar import Similar
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# What is left to an answer after recall: fusing, encoding, writing.
+# Time reserved after recall: fusing, encoding, writing.
 _ANSWER_MS: Final = 20.0
-# Of the time that is left: vectors that a state lacks may take no longer, so that recall has its own.
+# The share of the time left that fetching missing vectors may take, so that recall has its own.
 _FETCH_SHARE: Final = 0.3
-_DAY_MS: Final = 86_400_000
 
 
-class _Reply(NamedTuple):
-    topic: str
-    headers: Headers
-    response: Response
-    partition: int | None = None
+class _Looked(NamedTuple):
+    """Requests in hand, sorted by what can be done now. The others wait, or are left to the partition's next owner."""
 
-
-class _Found(NamedTuple):
-    """Candidates for one request, to be told as soon as what they rest on is stored."""
-
-    held: Held
-    user: UserInterests
-    answer: Answer
-    rung: str | None
-    applied: int  # they rest on the partition's clicks up to here
-    needed: int  # and the request demands them up to here
+    ready: list[PendingRequest]
+    replies: list[tuple[PendingRequest, Reply]]  # of those that get no candidates
 
 
 class RequestPath:
-    """Answers request batches of the partitions whose clicks this worker applies."""
+    """Answers request batches of the partitions whose clicks this worker applies.
+
+    Args:
+        serving: asked once per batch.
+        threads: the encoder runs in these.
+        outbox: takes answers, strays and dead letters.
+        spawn: starts work beside the batches, and stops the worker when it fails.
+        clock: the time in seconds since 1970.
+    """
 
     def __init__(
         self,
         profiles: Profiles,
-        vectors: ItemVectors,
-        encoder: Encoder,
+        serving: Callable[[], Serving],
         threads: Executor,
-        recall: Recall,
-        producer: Producer,
-        dead_letters: DeadLetters,
-        metrics: Metrics,
-        *,
+        outbox: Outbox,
         settings: Settings,
-        topics: Topics,
-        popular: Callable[[], Sequence[PopularItem]],
-        catalog: Callable[[], Mapping[int, int]],
-        is_index_ready: Callable[[], bool],
-        guard: Callable[[asyncio.Future[None]], None],
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._profiles, self._vectors, self._encoder, self._threads = profiles, vectors, encoder, threads
-        self._recall, self._producer, self._dead_letters = recall, producer, dead_letters
-        self._metrics, self._settings, self._topics = metrics, settings, topics
-        self._popular, self._catalog, self._is_index_ready = popular, catalog, is_index_ready
-        self._similar = Similar(encoder.neighbours) if encoder.neighbours else None
-        self._lots: dict[int, ParkingLot] = {}
-        self._stage = {
-            name: metrics.request_stage_seconds.labels(name)
-            for name in ("decode", "park", "read", "index", "publish")
+        self._profiles, self._serving, self._threads, self._outbox = profiles, serving, threads, outbox
+        self._settings, self._spawn, self._clock = settings, spawn, clock
+        responses = Topics.named(settings.topic_prefix).responses
+        self._acceptance = Acceptance(settings.partitions, responses, settings.reply_topics)
+        self._parking = Parking(self._answer_later, metrics, clock)
+        self._decode_seconds, self._read_seconds, self._index_seconds = (
+            metrics.request_stage_seconds.labels(stage) for stage in ("decode", "read", "index")
+        )
+        self._encoder_seconds = {
+            "recurrent": metrics.encoder_seconds.labels("read"),
+            "windowed": metrics.encoder_seconds.labels("window"),
         }
-        graph = "read" if encoder.kind == "recurrent" else "window"
-        self._read_seconds = metrics.encoder_seconds.labels(graph)
         self._batch_size = metrics.batch_size.labels("requests")
-        self._strays = metrics.strays_total.labels(topics.requests)
-        self._guard = guard
-        self._delivering = 0  # answers on their way
 
     async def handle(self, batch: Batch) -> None:
-        """Answer what can be answered now, park the rest, and let the next batch come.
+        """Answer what can be answered now, have the rest wait, and let the next batch come.
 
         Raises:
-            PartitionLost: the partition was revoked meanwhile; what is unanswered is answered by its new owner.
+            PartitionLost: the partition was revoked meanwhile; its new owner answers what is unanswered.
             StopWorker: the broker did not take the answers.
         """
         partition = self._profiles.partition(batch.partition)
         if partition is None:
             raise PartitionLost
         started = time.perf_counter()
-        unanswered = Unanswered(batch, len(batch.records))
-        ready: list[Held] = []
-        replies: list[_Reply] = []
-        letters: list[DeadLetter] = []
-        strays: list[Outgoing] = []
-        for record in batch.records:
-            held = self._accept(record, partition, unanswered, replies, letters, strays)
-            if held is None:
-                continue
-            if self._may_answer(held, partition):
-                ready.append(held)
-            elif self.parked >= self._settings.max_parked:
-                message = f"after: {self.parked} requests wait already, expected at most {self._settings.max_parked}"
-                replies.append(self._refusal(held, partition, "rejected", "overloaded", message))
-            else:
-                self._park(held, partition)
-        self._stage["decode"].observe(time.perf_counter() - started)
-        settled = len(replies) + len(letters) + len(strays)
-        await self._dead_letters.put(letters)
-        if strays:
-            await write_scattered(self._producer, self._topics.requests, strays)
-            self._strays.inc(len(strays))
-        await self._send(replies)
-        if settled:
-            unanswered.answered(settled)
+        accepted = self._acceptance.accept(batch, partition)
+        self._decode_seconds.observe(time.perf_counter() - started)
+        model = self._serving().encoder.id
+        await self._outbox.bury(accepted.letters)
+        await self._outbox.forward(accepted.strays)
+        await self._outbox.send([rejected(rejection, model) for rejection in accepted.rejections])
+        if settled := len(batch.records) - len(accepted.pending):
+            accepted.unanswered.answered(settled)
         partition.require(batch.generation)
-        if ready:
-            await self._answer(ready, partition, batch.release)
+        await self._answer(accepted.pending, partition, batch.release)
         batch.release()
         self._batch_size.observe(len(batch.records))
 
     @property
     def parked(self) -> int:
-        return sum(len(lot) for lot in self._lots.values())
+        """How many requests wait for their click."""
+        return len(self._parking)
 
     def drop_parked(self) -> None:
-        """A rebalance began: whoever owns the partitions next reads these requests again."""
-        for lot in self._lots.values():
-            lot.clear()
-        self._lots.clear()
-        self._metrics.parked_requests.set(0)
+        """Forget the requests that wait: a rebalance began, and the next owners read them again."""
+        self._parking.clear()
 
-    # From record to request
-
-    def _accept(
-        self,
-        record: ConsumerRecord,
-        partition: Partition,
-        unanswered: Unanswered,
-        replies: list[_Reply],
-        letters: list[DeadLetter],
-        strays: list[Outgoing],
-    ) -> Held | None:
-        reply_topic, reply_headers = self._topics.responses, []
-        correlation = correlation_of(record.headers)
-        if correlation is not None:
-            reply_headers = [correlation]
-        reply_partition: int | None = None
-        try:
-            wanted = reply_partition_of(record.headers)
-            if isinstance(wanted, BadHeader):
-                raise BadMessage("bad_reply_partition", wanted.reason)
-            if wanted is not None:
-                reply_partition = wanted.partition
-                reply_headers.append(wanted.header)  # tells the sender that this worker honours it
-            request = decode_request(record.key, record.value, record.timestamp)
-            where = filters.parse(request.filter) if request.filter else None
-            reply_topic = self._reply_topic(record)
-            if request.after is not None and request.after.partition >= self._settings.partitions:
-                raise BadMessage(
-                    "unknown_partition",
-                    f"after.partition: got {request.after.partition}, expected 0 to {self._settings.partitions - 1}",
-                )
-        except (BadMessage, filters.FilterError) as error:
-            reason = error.reason if isinstance(error, BadMessage) else "bad_filter"
-            sender = sender_of(record.value)
-            if sender is None:
-                letters.append(DeadLetter(record, reason, str(error)))
-            else:
-                detail = ErrorDetail(reason, str(error))
-                response = Response(*sender, "rejected", detail, model=self._encoder.id)
-                replies.append(_Reply(reply_topic, reply_headers, response, reply_partition))
-            return None
-        user = request.user_id.encode()
-        if user not in partition.columns.rows:
-            home = partition_of(user, self._settings.partitions)
-            if home != partition.number:
-                match redirect(record, user, home):
-                    case DeadLetter() as letter:
-                        letters.append(letter)
-                    case stray:
-                        strays.append(stray)
-                return None
-        origin = origin_of(record.headers)
-        asked_ms = origin.timestamp_ms if isinstance(origin, Origin) else record.timestamp
-        event_id = request.after_event_id
-        event = None if event_id is None else event_key(event_id)
-        return Held(
-            request, user, where, reply_topic, reply_headers, asked_ms, unanswered, event, reply_partition
-        )
-
-    def _reply_topic(self, record: ConsumerRecord) -> str:
-        asked = reply_to_of(record.headers)
-        if asked is None:
-            return self._topics.responses
-        if isinstance(asked, BadHeader):
-            raise BadMessage("reply_topic_not_allowed", asked.reason)
-        allowed = (self._topics.responses, *self._settings.reply_topics)
-        if asked.topic not in allowed:
-            raise BadMessage(
-                "reply_topic_not_allowed",
-                f"header {asked.name}: got {shown(asked.topic)}, expected one of {', '.join(allowed)} "
-                "(HEADWATER_REPLY_TOPICS)",
-            )
-        return asked.topic
-
-    # Waiting for the demanded click
-
-    def _may_answer(self, held: Held, partition: Partition) -> bool:
-        after = held.request.after
-        if after is None and held.event is None:
-            return True
-        if not partition.gate.is_open:
-            return False
-        if after is not None and after.partition == partition.number:
-            return partition.applied >= after.offset
-        row = partition.columns.rows.get(held.user)
-        if row is not None and partition.columns.offset[row] > partition.applied:
-            return False  # what it has of the user is not on its way to the changelog yet
-        if after is None:
-            return self._has_come(held, partition)
-        if row is None:
-            return False
-        return partition.columns.strays.get(row, {}).get(after.partition, -1) >= after.offset
-
-    def _has_come(self, held: Held, partition: Partition) -> bool:
-        """Whether the event that it waits for by its id has been looked at."""
-        return held.event is not None and partition.gate.is_open and partition.has_seen(held.user, held.event)
-
-    def _park(self, held: Held, partition: Partition) -> None:
-        lot = self._lots.get(partition.number)
-        if lot is None:
-            lot = self._lots[partition.number] = ParkingLot()
-            if self._wake not in partition.listeners:
-                partition.listeners.append(self._wake)
-        lot.add(held, partition.number, self._has_come(held, partition))
-        delay_s = max(held.left_ms, 0.0) / 1000.0
-        held.timer = asyncio.get_running_loop().call_later(delay_s, self._expire, held, partition)
-        self._metrics.parked_requests.set(self.parked)
-
-    def _wake(self, partition: Partition, events: U64 | None) -> None:
-        lot = self._lots.get(partition.number)
-        if lot and partition.gate.is_open:
-            arrived = lot.take(
-                partition.applied,
-                lambda held: self._may_answer(held, partition),
-                lambda held: self._has_come(held, partition),
-                events,
-            )
-            self._leave(arrived, partition)
-
-    def _expire(self, held: Held, partition: Partition) -> None:
-        lot = self._lots.get(partition.number)
-        if lot is not None and lot.remove(held):
-            held.expired = True
-            self._leave([held], partition)
-
-    def _leave(self, held: list[Held], partition: Partition) -> None:
-        if not held:
-            return
-        now_ms = time.time() * 1000.0
-        for each in held:
-            if each.timer is not None:
-                each.timer.cancel()
-            each.timings["park"] = now_ms - each.asked_ms
-            self._stage["park"].observe(max(each.timings["park"], 0.0) / 1000.0)
-        self._metrics.parked_requests.set(self.parked)
-        self._guard(asyncio.ensure_future(self._answer(held, partition)))
-
-    # From request to answer
+    def _answer_later(self, pending: list[PendingRequest], partition: Partition) -> None:
+        self._spawn(self._answer(pending, partition))
 
     async def _answer(
-        self, held: list[Held], partition: Partition, release: Callable[[], None] = lambda: None
+        self,
+        pending: Sequence[PendingRequest],
+        partition: Partition,
+        release: Callable[[], None] | None = None,
     ) -> None:
-        """Answer all of ``held``; where our own code fails, halve until the culprit stands alone.
+        """Answer requests, those with about as much time left together. See `_answer_group`."""
+        groups = _by_time_left(pending, self._clock() * 1000.0)
+        if len(groups) == 1:
+            await self._answer_group(groups[0], partition, release)
+        else:
+            await asyncio.gather(*(self._answer_group(group, partition, release) for group in groups))
 
-        Others need not wait until the answers are acknowledged: ``release`` lets them come as soon as there are some, unless
-        very many are on their way, as to a broker that takes nothing.
+    async def _answer_group(
+        self, pending: Sequence[PendingRequest], partition: Partition, release: Callable[[], None] | None
+    ) -> None:
+        """Answer requests; where our own code fails, halve them until the culprit stands alone.
+
+        Calls ``release`` once candidates are found, so the next batch starts before these answers are acknowledged,
+        unless ``max_parked`` answers are already in flight.
         """
-        if len(held) > 1 and len(groups := _by_haste(held)) > 1:
-            await asyncio.gather(*(self._answer(group, partition, release) for group in groups))
-            return
-        try:
-            late, found = await self._find(held, partition)
-        except Exception as error:
-            if len(held) > 1:
-                middle = len(held) // 2
-                await self._answer(held[:middle], partition, release)
-                await self._answer(held[middle:], partition, release)
-                return
-            log.exception("request_failed", partition=partition.number)
-            message = f"this request made the worker fail ({type(error).__name__}); it is in its log"
-            reply = self._refusal(held[0], partition, "rejected", "internal_error", message)
-            await self._deliver([(held[0], reply)])
-            return
-        if self._delivering < self._settings.max_parked:
-            release()
-        await self._deliver([(each, self._expired(each, partition)) for each in late])
-        if waiting := await self._tell(found, partition):
-            # They hold up neither the others nor the next batch.
-            self._guard(asyncio.ensure_future(self._tell_when_stored(waiting, partition)))
-
-    async def _tell(self, found: Sequence[_Found], partition: Partition) -> list[_Found]:
-        """Answer with what was found, where what it rests on is stored; returns the others.
-
-        It rests on clicks that may still be on their way to the changelog. Who asked for them hears nothing of it before.
-        """
-        settled: list[tuple[Held, _Reply]] = []
-        waiting: list[_Found] = []
-        for each in found:
-            stored = min(partition.watermark, each.applied)
-            if each.needed <= stored:
-                reflects = _reflects(partition.number, stored, each.user)
-                settled.append((each.held, self._reply(each.held, each.answer, reflects, each.rung)))
-            elif each.held.left_ms > 0:
-                waiting.append(each)
+        serving = self._serving()
+        ready, replies = self._look(pending, partition, serving)
+        async for part in halved(ready, partial(self._find, partition=partition, serving=serving)):
+            if isinstance(part, Culprit):
+                log.error("request_failed", partition=partition.number, exc_info=part.error)
+                replies.append((part.item, failed(part.item, partition, serving.encoder.id, part.error)))
             else:
-                settled.append((each.held, self._expired(each.held, partition)))
-        await self._deliver(settled)
-        return waiting
+                settled, held_back = self._split_by_storage(part.result, partition, serving)
+                replies += settled
+                if held_back:  # they delay neither the others nor the next batch
+                    self._spawn(self._deliver_when_stored(held_back, partition, serving))
+            if release is not None and self._outbox.in_flight < self._settings.max_parked:
+                release()
+            await self._outbox.deliver(replies)
+            replies = []
+        await self._outbox.deliver(replies)
 
-    async def _tell_when_stored(self, waiting: Sequence[_Found], partition: Partition) -> None:
-        while waiting:
-            least = min(each.needed for each in waiting)
-            soonest_ms = min(each.held.left_ms for each in waiting)
-            try:
-                await partition.reached(least, soonest_ms / 1000.0)
-            except PartitionLost:
-                return  # their new owner reads them again
-            waiting = await self._tell(waiting, partition)
+    def _look(self, pending: Sequence[PendingRequest], partition: Partition, serving: Serving) -> _Looked:
+        """Sort requests by what can be done now, and have those wait whose click has not come.
 
-    async def _deliver(self, replies: Sequence[tuple[Held, _Reply]]) -> None:
-        if not replies:
-            return
-        self._delivering += len(replies)
-        try:
-            await self._send([reply for _, reply in replies])
-        finally:
-            self._delivering -= len(replies)
-        now_ms = time.time() * 1000.0
-        for held, _ in replies:
-            self._metrics.request_seconds.observe(max(now_ms - held.asked_ms, 0.0) / 1000.0)
-            held.unanswered.answered()
+        The clock is read once: a request whose deadline passed between two readings would go unanswered.
+        """
+        now_ms, model, most = self._clock() * 1000.0, serving.encoder.id, self._settings.max_parked
+        looked = _Looked([], [])
+        for each in pending:
+            if each.left_ms(now_ms) <= 0:
+                looked.replies.append((each, expired(each, partition, model)))
+            elif may_answer(each, partition):
+                looked.ready.append(each)
+            elif not partition.is_ours(each.unanswered.batch.generation):
+                pass  # the click is gone again after a rebalance; the next owner reads the request again
+            elif self.parked >= most and not each.has_waited:
+                looked.replies.append((each, overloaded(each, partition, model, self.parked, most)))
+            else:
+                self._parking.add(each, partition)
+        return looked
 
-    async def _find(self, held: list[Held], partition: Partition) -> tuple[list[Held], list[_Found]]:
-        """Candidates for those whose time is not over, and the others."""
-        live: list[Held] = []
-        late: list[Held] = []
-        # The clock is asked once: a request that falls between two looks would go unanswered.
-        for each in held:
-            (live if each.left_ms > 0 else late).append(each)
+    async def _find(
+        self, pending: Sequence[PendingRequest], partition: Partition, serving: Serving
+    ) -> list[Found]:
+        """Candidates for requests whose clicks are applied."""
+        recall = serving.recall
+        assert recall is not None
         is_open = partition.gate.is_open
-        # Read before the states: they may be newer than what the answer claims, never older.
+        # Read before the states, which may then be newer than the answer claims, never older.
         applied = partition.applied if is_open else -1
-        # Where the demanded click is gone again there was a rebalance, and the next owner reads the request again; or a later
-        # batch of the user has been applied meanwhile that is not on its way to the changelog yet.
-        early = [each for each in live if not self._may_answer(each, partition)]
-        live = [each for each in live if each not in early]
-        if partition.is_serving():
-            for each in early:
-                self._park(each, partition)
-        if not live:
-            return late, []
         started = time.perf_counter()
-        users, fetched = await self._interests(live, partition, is_open)
+        users, has_fetched = await self._interests(pending, partition, is_open, serving)
         read_s = time.perf_counter() - started
-        self._stage["read"].observe(read_s)
         self._read_seconds.observe(read_s)
-        needed = [_needed(each, applied, partition) for each in live]
+        self._encoder_seconds[serving.encoder.kind].observe(read_s)
+        needed = [needed_offset(each, partition, applied) for each in pending]
         if max(needed) > partition.watermark:
-            # What they demand is mostly acknowledged by now. Whoever hears of it goes first: an answer that is found before
-            # that has to wait for the loop once more.
+            # The changelog has mostly acknowledged these clicks by now. Let its waiters run first: an answer that is
+            # found before has to wait for the loop once more.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        texts = await self._text_vectors(live)
-        asks = [self._ask(each, user, text) for each, user, text in zip(live, users, texts, strict=True)]
-        left_ms = min(each.left_ms for each in live)
-        started = time.perf_counter()
-        answers = await self._recall.candidates(
-            asks, self._popular(), max(left_ms - _ANSWER_MS, 0.6 * left_ms) / 1000.0
-        )
-        index_s = time.perf_counter() - started
-        self._stage["index"].observe(index_s)
-        restoring = "restoring" if not is_open or not self._is_index_ready() else None
-        for each in live:
-            each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
-        return late, [
-            _Found(
-                each,
-                user,
-                answer,
-                answer.rung
-                or restoring
-                or (None if fetched else self._lacking(each, user))
-                or self._without_table(each),
-                applied,
-                least,
-            )
-            for each, user, answer, least in zip(live, users, answers, needed, strict=True)
+        texts = await self._text_vectors(pending, serving.encoder)
+        asks = [
+            ask_of(each, user, text, serving.encoder.pool)
+            for each, user, text in zip(pending, users, texts, strict=True)
         ]
+        left_ms = self._least_left_ms(pending)
+        started = time.perf_counter()
+        results = await recall.candidates(asks, max(left_ms - _ANSWER_MS, 0.6 * left_ms) / 1000.0)
+        index_s = time.perf_counter() - started
+        self._index_seconds.observe(index_s)
+        found = []
+        for each, user, result, least in zip(pending, users, results, needed, strict=True):
+            each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
+            rung = result.rung
+            if rung is None and not (is_open and serving.is_index_ready):
+                rung = "restoring"
+            if rung is None and not has_fetched and lacks_vectors(each, user, serving.vectors):
+                rung = "stored"
+            found.append(Found(each, user, result, rung or result.missing, applied, least))
+        return found
+
+    def _least_left_ms(self, pending: Sequence[PendingRequest]) -> float:
+        now_ms = self._clock() * 1000.0
+        return min(each.left_ms(now_ms) for each in pending)
 
     async def _interests(
-        self, held: Sequence[Held], partition: Partition, is_open: bool
+        self, pending: Sequence[PendingRequest], partition: Partition, is_open: bool, serving: Serving
     ) -> tuple[list[UserInterests], bool]:
-        """And whether the vectors that they lack were fetched, those that there are."""
+        """The users' interests, and whether the vectors that these lack were fetched, as far as they exist."""
         # While the partition is being read nothing of it is shown: half a state would be a wrong answer.
-        users = [each.user if is_open else b"" for each in held]
-        now_ms = np.array([each.request.at_ms or int(each.asked_ms) for each in held], dtype=np.int64)
-        sessions = [
-            WhatIfEvents(
-                [item_key(event.item_id) for event in each.request.session],
-                [ACTION_CODES[event.action] for event in each.request.session],
-                [event.at_ms or int(now) for event in each.request.session],
-            )
-            for each, now in zip(held, now_ms, strict=True)
-        ]
-
-        async def read(sessions: Sequence[WhatIfEvents], fetch_s: float) -> list[UserInterests]:
-            return await interests_of(
-                partition.columns,
-                users,
-                sessions,
-                now_ms,
-                self._vectors,
-                self._encoder,
-                self._threads,
-                fetch_s=fetch_s,
-            )
-
-        left_ms = min(each.left_ms for each in held)
+        users = [each.user if is_open else b"" for each in pending]
+        at_ms = np.array([each.at_ms for each in pending], dtype=np.int64)
+        read = partial(
+            interests_of,
+            partition.columns,
+            users,
+            [each.session for each in pending],
+            at_ms,
+            serving.vectors,
+            serving.encoder,
+            self._threads,
+        )
         try:
-            return await read(sessions, max(_FETCH_SHARE * left_ms, 1.0) / 1000.0), True
+            return await read(fetch_s=max(_FETCH_SHARE * self._least_left_ms(pending), 1.0) / 1000.0), True
         except (IndexUnavailable, TimeoutError):
             # Answer from the states as they are, and from those events of a session that have a vector here.
-            return await read(sessions, 0.0), False
+            return await read(fetch_s=0.0), False
 
-    def _lacking(self, held: Held, user: UserInterests) -> str | None:
-        """The rung of an answer for which no vectors could be fetched, where it has missed any."""
-        session = (item_key(event.item_id) for event in held.request.session)
-        return "stored" if user.pending or any(key not in self._vectors for key in session) else None
-
-    def _without_table(self, held: Held) -> str | None:
-        """The rung of an answer that was to come from a table which the bundle does not have."""
-        asked = held.request.sources.get("similar", 0) > 0
-        return "no-similar" if asked and self._similar is None else None
-
-    async def _text_vectors(self, held: Sequence[Held]) -> list[NDArray[np.float32] | None]:
-        asked = [index for index, each in enumerate(held) if each.request.query.strip()]
-        vectors: list[NDArray[np.float32] | None] = [None] * len(held)
-        if asked and self._encoder.item_inputs == "text":
-            texts = [held[index].request.query for index in asked]
+    async def _text_vectors(
+        self, pending: Sequence[PendingRequest], encoder: Encoder
+    ) -> list[NDArray[np.float32] | None]:
+        """(D,) the vector of each request's text; None without one, or where the bundle encodes no text."""
+        vectors: list[NDArray[np.float32] | None] = [None] * len(pending)
+        asked = [index for index, each in enumerate(pending) if each.request.query.strip()]
+        if asked and encoder.item_inputs == "text":
+            texts = [pending[index].request.query for index in asked]
             loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._threads, self._encoder.encode_items, texts)
+            encoded = await loop.run_in_executor(self._threads, encoder.encode_items, texts)
             for index, vector in zip(asked, encoded, strict=True):
                 vectors[index] = vector
         return vectors
 
-    def _ask(self, held: Held, user: UserInterests, text: NDArray[np.float32] | None) -> Ask:
-        request = held.request
-        now_ms = request.at_ms or int(held.asked_ms)
-        entries = _entries(user.log)
-        session = [
-            (item_key(event.item_id), event.at_ms or now_ms, ACTION_CODES[event.action])
-            for event in request.session
-        ]
-        exclude = {item_key(item_id) for item_id in request.exclude}
-        sources = {str(name): weight for name, weight in request.sources.items()}
-        weights = sources or DEFAULT_WEIGHTS
-        unwanted = {key for key, _, action in entries if SEEN[action] and not STEPS[action]}
-        wishes = [wish for wish in (*entries, *session) if STEPS[wish[2]]]
-        again: dict[int, float] = {}
-        if request.exclude_seen:
-            exclude.update(key for key, _, _ in session)
-            exclude.update(key for key, _, action in entries if SEEN[action])
-            exclude.update(key for key, _ in user.counters)
-        elif weights.get("buy-again", 0) > 0:
-            again = buy_again(((key, at_ms) for key, at_ms, _ in wishes), now_ms, user.counters)
-        events = [
-            (key, at_ms, ACTION_NAMES[action])
-            for key, at_ms, action in (entries if request.explain else ())
-            if STEPS[action]
-        ]
-        liked = [wish for wish in wishes if wish[0] not in unwanted]
-        in_hand = None
-        if self._similar is not None and weights.get("similar", 0) > 0:
-            in_hand = self._similar.session(liked, now_ms)
-        similar = in_hand.ranked() if in_hand else {}
-        return Ask(
-            limit=request.limit,
-            interests=user.interests,
-            weights=user.weights,
-            query=text,
-            where=held.where,
-            exclude=frozenset(exclude),
-            diversity=request.diversity,
-            sources=sources,
-            events=events,
-            again=[key for key in again if key not in exclude and key not in unwanted],
-            similar=[key for key in similar if key not in exclude and key not in unwanted],
-            history=self._history(wishes, now_ms, again, similar) if self._encoder.pool else None,
-            pool=self._encoder.pool,
-            behind=in_hand.behind if request.explain and in_hand else None,
-            taken=taken(liked, now_ms) if weights.get("new", 0) > 0 else (),
-            new_since_ms=now_ms - int(self._settings.new_days * _DAY_MS),
-        )
+    def _split_by_storage(
+        self, found: Sequence[Found], partition: Partition, serving: Serving
+    ) -> tuple[list[tuple[PendingRequest, Reply]], list[Found]]:
+        """The answers that may be delivered now, and what has to be held back.
 
-    def _history(
-        self,
-        wishes: Sequence[tuple[int, int, int]],
-        now_ms: int,
-        again: Mapping[int, float],
-        similar: Mapping[int, float],
-    ) -> History:
-        """The newest L wishes, and what sources make of all of them."""
-        length = self._encoder.log_length
-        newest = wishes[-length:]
-        return History(
-            np.array([key for key, _, _ in newest], dtype=np.uint64),
-            np.array([at_ms for _, at_ms, _ in newest], dtype=np.int64),
-            now_ms,
-            length,
-            again,
-            similar,
-        )
+        An answer that depends on clicks whose changelog write is unacknowledged is held back until it is.
+        """
+        now_ms, model = self._clock() * 1000.0, serving.encoder.id
+        replies: list[tuple[PendingRequest, Reply]] = []
+        held_back: list[Found] = []
+        for each in found:
+            stored = min(partition.watermark, each.applied)
+            if each.needed <= stored:
+                reply = answered(each, partition.number, stored, model, serving.catalog, now_ms)
+                replies.append((each.pending, reply))
+            elif each.pending.left_ms(now_ms) > 0:
+                held_back.append(each)
+            else:
+                replies.append((each.pending, expired(each.pending, partition, model)))
+        return replies, held_back
 
-    def _reply(self, held: Held, answer: Answer, reflects: Reflects, rung: str | None) -> _Reply:
-        request = held.request
-        items = [
-            Candidate(
-                item.item_id,
-                round(item.score, 6),
-                item.source,
-                [
-                    Reason(share.event.item_id, share.event.at_ms, share.event.action, round(share.share, 4))
-                    for share in because
-                ],
-            )
-            for item, because in zip(answer.items, answer.because, strict=True)
-        ]
-        held.timings["total"] = time.time() * 1000.0 - held.asked_ms
-        response = Response(
-            request.request_id,
-            request.user_id,
-            "ok" if rung is None else "degraded",
-            rung=rung,
-            items=items,
-            reflects=reflects,
-            model=self._encoder.id,
-            catalog=dict(self._catalog()),
-            timings_ms={name: round(ms, 3) for name, ms in held.timings.items()},
-        )
-        if rung is not None:
-            self._metrics.index_fallbacks_total.labels(rung).inc()
-        return _Reply(held.reply_topic, held.reply_headers, response, held.reply_partition)
-
-    def _expired(self, held: Held, partition: Partition) -> _Reply:
-        return self._refusal(held, partition, "expired", "deadline", _late(held, partition))
-
-    def _refusal(self, held: Held, partition: Partition, status: str, code: str, message: str) -> _Reply:
-        request = held.request
-        response = Response(
-            request.request_id,
-            request.user_id,
-            "expired" if status == "expired" else "rejected",
-            ErrorDetail(code, message),
-            reflects=Reflects(partition.number, partition.watermark),
-            model=self._encoder.id,
-        )
-        return _Reply(held.reply_topic, held.reply_headers, response, held.reply_partition)
-
-    async def _send(self, replies: Sequence[_Reply]) -> None:
-        started = time.perf_counter()
-        for topic in {reply.topic for reply in replies}:
-            mine = [reply for reply in replies if reply.topic == topic]
-            await write_scattered(
-                self._producer,
-                topic,
-                (
-                    Outgoing(
-                        reply.response.user_id.encode() or None,
-                        encode(reply.response),
-                        reply.headers,
-                        partition=reply.partition,
-                    )
-                    for reply in mine
-                ),
-            )
-        for reply in replies:
-            self._metrics.requests_total.labels(reply.response.status).inc()
-        if replies:
-            self._stage["publish"].observe(time.perf_counter() - started)
+    async def _deliver_when_stored(
+        self, held_back: Sequence[Found], partition: Partition, serving: Serving
+    ) -> None:
+        while held_back:
+            left_ms = self._least_left_ms([each.pending for each in held_back])
+            try:
+                await partition.reached(min(each.needed for each in held_back), left_ms / 1000.0)
+            except PartitionLost:
+                return  # the partition's new owner reads these requests again
+            replies, held_back = self._split_by_storage(held_back, partition, serving)
+            await self._outbox.deliver(replies)
 
 
-def _by_haste(held: Sequence[Held]) -> list[list[Held]]:
-    """Those that have about as much time left, to within twice.
+def _by_time_left(pending: Sequence[PendingRequest], now_ms: float) -> list[list[PendingRequest]]:
+    """Requests that have about as much time left, to within a factor of two.
 
-    What is asked of the index for several at once may take no longer than the most impatient of them allows.
+    What the index is asked for several requests at once may take no longer than the most impatient of them allows.
     """
-    groups: dict[int, list[Held]] = {}
-    for each in held:
-        groups.setdefault(int(max(each.left_ms, 0.0)).bit_length(), []).append(each)
+    groups: dict[int, list[PendingRequest]] = {}
+    for each in pending:
+        groups.setdefault(int(max(each.left_ms(now_ms), 0.0)).bit_length(), []).append(each)
     return list(groups.values())
-
-
-def _entries(log_: Log | None) -> list[tuple[int, int, int]]:
-    """(item key, time, action) of a one-user log."""
-    if log_ is None:
-        return []
-    n = int(log_.n[0])
-    return list(
-        zip(log_.item[0, :n].tolist(), log_.at_ms[0, :n].tolist(), log_.action[0, :n].tolist(), strict=True)
-    )
-
-
-def _reflects(partition: int, watermark: int, user: UserInterests) -> Reflects:
-    entries = [entry for entry in _entries(user.log) if entry[2] != RETRACT]
-    last_id = user.last_event.decode() or None
-    return Reflects(
-        partition=partition,
-        offset=watermark,
-        events=len(entries),
-        pending=user.pending,
-        last_event_id=last_id,
-        last_event_at_ms=entries[-1][1] if entries else None,
-    )
-
-
-def _needed(held: Held, applied: int, partition: Partition) -> int:
-    """What of this partition has to be stored before ``held`` may be answered from what is ``applied``."""
-    after = held.request.after
-    if after is None and held.event is None:
-        return -1
-    # An event's id, or a stray's own coordinates, say nothing of this partition; the click is among what is applied.
-    return after.offset if after is not None and after.partition == partition.number else applied
-
-
-def _late(held: Held, partition: Partition) -> str:
-    after = held.request.after
-    if held.event is not None:
-        return (
-            f"after_event_id: {shown(held.request.after_event_id)} was not applied within "
-            f"{held.request.deadline_ms} ms"
-        )
-    if after is None:
-        return f"deadline_ms: {held.request.deadline_ms} ms were over before the request was read"
-    return (
-        f"after: offset {after.offset} of partition {after.partition} was not applied within "
-        f"{held.request.deadline_ms} ms; partition {partition.number} is at {partition.watermark}"
-    )

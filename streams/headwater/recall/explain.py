@@ -1,14 +1,18 @@
-"""Which of the user's own events brought an item: the events whose items lie nearest to it. Pure."""
+"""Which of the user's own events brought an item: those that its source names, or those whose items lie nearest. Pure."""
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headwater.encoder.features import ACTION_NAMES
+from headwater.recall.fusion import Fused
+from headwater.recall.sources import F32, PositiveEvent
+
 # A reader takes in three reasons; the rest would be noise of the same item bought twice.
 MAX_REASONS: Final = 3
-# A softmax over cosines this sharp gives an item bought before nearly all of the share.
+# With a softmax over cosines this sharp, an item bought before has nearly all of the share.
 _SHARPNESS: Final = 8.0
 
 
@@ -21,21 +25,51 @@ class PastEvent(NamedTuple):
 
 
 class Share(NamedTuple):
+    """An event and its share in bringing an item; the shares of an item's events sum to 1."""
+
     event: PastEvent
     share: float
 
 
-def reasons(
+def explained(
+    items: Sequence[Fused],
+    named: Mapping[int, Sequence[tuple[PositiveEvent, float]]],
+    events: Sequence[PositiveEvent],
+    vectors: Mapping[int, F32],
+    payloads: Mapping[int, Mapping[str, Any]],
+) -> list[list[Share]]:
+    """The reasons of each item, largest share first; empty where neither its source nor its vector tells.
+
+    Args:
+        named: by item key, the events that its source names.
+        events: the user's own, for all other items.
+        vectors: (D,) by item key, of the items and of the events' items.
+        payloads: of the events' items, by key; an event whose item is gone is no reason.
+    """
+    known = [event for event in events if event[0] in vectors and event[0] in payloads]
+    past = [_past(event, payloads) for event in known]
+    matrix = np.stack([vectors[key] for key, _, _ in known]) if known else np.zeros((0, 1), dtype=np.float32)
+    because = []
+    for item in items:
+        if item.key in named:
+            shares = [pair for pair in named[item.key] if pair[0][0] in payloads]
+            because.append([Share(_past(event, payloads), share) for event, share in shares])
+        else:
+            because.append(nearest_events(vectors[item.key], past, matrix) if item.key in vectors else [])
+    return because
+
+
+def nearest_events(
     item: NDArray[np.float32], events: Sequence[PastEvent], vectors: NDArray[np.float32]
 ) -> list[Share]:
-    """The events behind one item, largest share first; of several events of one item the newest stands for all.
+    """The events nearest to one item, largest share first; of several events of one item the newest stands for all.
 
     Args:
         item: (D,) the recommended item's vector.
         vectors: (events, D) the vectors of the events' items.
 
     Returns:
-        At most three, their shares summing to 1.
+        At most three, their shares summing to 1: a softmax over the cosines.
     """
     if not events:
         return []
@@ -49,3 +83,8 @@ def reasons(
     weights = np.exp(_SHARPNESS * (cosine[chosen] - cosine[chosen].max()))
     shares = weights / weights.sum()
     return [Share(events[index], float(share)) for index, share in zip(chosen, shares, strict=True)]
+
+
+def _past(event: PositiveEvent, payloads: Mapping[int, Mapping[str, Any]]) -> PastEvent:
+    key, at_ms, action = event
+    return PastEvent(str(payloads[key]["item_id"]), at_ms, ACTION_NAMES[action])

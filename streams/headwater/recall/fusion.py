@@ -1,28 +1,18 @@
 """One ranking out of several: weighted reciprocal ranks, then diversity by maximal marginal relevance. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-# The usual constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009): it keeps a first place in
-# one source from outweighing good places in several.
+# The usual constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009). It keeps a first place in one
+# source from outweighing good places in several.
 RRF_K: Final = 60.0
-# The sources of a request that names none. Of 1 to 20 for buy-again, 20 found most of what was bought in the month before the
-# split of the tests, and of 0.5 to 4 for similar, 1 most of what was bought for the first time (`models/README.md`): what may
-# come again goes first, and the others move it by a few places. What is popular or new comes to those who ask for it: a new
-# item takes the place of one that is taken more often.
-DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
-    "interests": 1.0,
-    "query": 1.0,
-    "buy-again": 20.0,
-    "similar": 1.0,
-}
 
 
 class Ranking(NamedTuple):
-    """What one source found, best first: (item key, item id) each, with the weight of its vote."""
+    """What one source found, best first: (item key, item id) of each item, and the weight of its vote."""
 
     source: str
     weight: float
@@ -30,7 +20,7 @@ class Ranking(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """An item of the fused ranking; ``source`` gave it the largest part of its score."""
+    """An item of the fused ranking. ``source`` gave it the largest part of its score."""
 
     key: int
     item_id: str
@@ -64,7 +54,10 @@ def diversify(
 
     Args:
         vectors: (items, D), zeros where an item has none; likeness is the cosine.
-        diversity: 0 keeps the ranking, 1 looks only at how unlike the items chosen so far an item is.
+        diversity: 0 keeps the ranking; 1 looks only at how unlike an item is to those chosen before it.
+
+    Returns:
+        At most `limit` of the items, in the order in which they were chosen.
     """
     if not items or diversity <= 0:
         return list(items[:limit])

@@ -1,40 +1,115 @@
-"""Candidates ordered again by the bundle's score graph: what it is told of them, and one run for a batch of requests."""
+"""Candidates in the order of the bundle's score graph: what it is told about them, and one run for a batch of requests."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headwater.encoder.features import History, candidate_features
 from headwater.recall.fusion import Fused
+from headwater.recall.popularity import PopularItem
+from headwater.recall.sources import F32, Ask
 
 if TYPE_CHECKING:
     from headwater.encoder.runtime import Encoder
 
-F32 = NDArray[np.float32]
+# By name of source, what each names: item key -> how much it counts. See `KeySource.keys`.
+Keyed = Mapping[str, Mapping[int, float]]
+# The score graph's features know these two sources (`headwater.encoder.features.CANDIDATE_FEATURES`).
+_AGAIN = "buy-again"
+_SIMILAR = "similar"
 
 
 class Pooled(NamedTuple):
-    """One request's candidates and whom they are for."""
+    """One request's candidates, each with a vector, and whom they are for."""
 
-    items: Sequence[Fused]  # with a vector each
+    items: Sequence[Fused]
     interests: F32  # (K, D), K > 0
     history: History
+
+
+class Scorer:
+    """A bundle with a score graph.
+
+    Args:
+        threads: the graph runs in these.
+        popular: what is popular now, heaviest first.
+    """
+
+    def __init__(
+        self, encoder: "Encoder", threads: Executor, popular: Callable[[], Sequence[PopularItem]]
+    ) -> None:
+        self._encoder, self._threads, self._popular = encoder, threads, popular
+
+    async def orders(
+        self,
+        asks: Sequence[Ask],
+        keyed: Sequence[Keyed],
+        fused: Sequence[Sequence[Fused]],
+        vectors: Mapping[int, F32],
+        deadline: float,
+    ) -> dict[int, list[Fused]]:
+        """By place of the ask, its candidates that have a vector, best first; asks without any are left out.
+
+        The first three arguments are parallel. The caller gives up at ``deadline``, on the loop's clock.
+
+        Raises:
+            TimeoutError: the deadline is over before the graph is started.
+        """
+        pools: dict[int, Pooled] = {}
+        for index, ask in enumerate(asks):
+            known = [item for item in fused[index] if item.key in vectors] if ask.pool else []
+            if known:
+                history = history_of(ask, keyed[index], self._encoder.log_length)
+                pools[index] = Pooled(known, ask.interests, history)
+        if not pools:
+            return {}
+        loop = asyncio.get_running_loop()
+        if loop.time() >= deadline:
+            raise TimeoutError
+        weights = {item.key: item.weight for item in self._popular()}
+        found = await loop.run_in_executor(
+            self._threads, rescored, [*pools.values()], vectors, weights, self._encoder
+        )
+        return dict(zip(pools, found, strict=True))
+
+
+def pool_size(size: int, weights: Mapping[str, float], query: F32 | None, interests: F32) -> int:
+    """How many candidates a request wants of each source to be scored: ``size``, or 0 if it is not scored.
+
+    A request that weighs the sources, or asks in words, has said what counts. Without interests there is nothing to score by.
+    """
+    return 0 if weights or query is not None or not len(interests) else size
+
+
+def history_of(ask: Ask, keyed: Keyed, length: int) -> History:
+    """The newest `length` positive events, and what the sources make of all of them."""
+    newest = ask.events[-length:]
+    return History(
+        np.array([key for key, _, _ in newest], dtype=np.uint64),
+        np.array([at_ms for _, at_ms, _ in newest], dtype=np.int64),
+        ask.now_ms,
+        length,
+        keyed.get(_AGAIN, {}),
+        keyed.get(_SIMILAR, {}),
+    )
 
 
 def rescored(
     pools: Sequence[Pooled], vectors: Mapping[int, F32], popularity: Mapping[int, float], encoder: "Encoder"
 ) -> list[list[Fused]]:
-    """Each pool by its scores, best first; among equals as it came. Blocks for the length of the computation.
+    """Each pool by its scores, best first; ties keep their order. Blocks for the length of the computation.
 
     Args:
+        vectors: (D,) by item key.
         popularity: weights of what is popular now, by item key.
     """
     heaviest = max(popularity.values(), default=1.0)
     features, nearest, candidates = [], [], []
     for pool in pools:
-        matrix = np.stack([vectors[item.key] for item in pool.items])
+        matrix = np.stack([vectors[item.key] for item in pool.items])  # (candidates, D)
         products = matrix @ pool.interests.T  # (candidates, K)
         keys = np.array([item.key for item in pool.items], dtype=np.uint64)
         popular = np.array(

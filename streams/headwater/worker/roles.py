@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
@@ -30,12 +30,17 @@ from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
 from headwater.messages import BadMessage, decode_trend
 from headwater.metrics import Metrics
+from headwater.paths.answering import Outbox
 from headwater.paths.catalog import CatalogPath
 from headwater.paths.clicks import ClickPath
 from headwater.paths.requests import RequestPath
+from headwater.paths.serving import Serving
 from headwater.profiles.store import Profiles
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import Counts, Trends
+from headwater.recall.rescoring import Scorer
+from headwater.recall.sources import Resources
+from headwater.recall.sources.registry import sources_of
 from headwater.settings import Settings
 from headwater.worker.trends_publisher import TrendsPublisher
 
@@ -108,21 +113,20 @@ class InterestsRole:
         )
         self._vectors_tail = Tail(settings, topics.vectors, follower.put, common.fail, from_end=is_shared)
         self._trends_tail = Tail(settings, topics.trends, self._put_trends, common.fail)
+        popular = self._trends.popular
+        recall = Recall(
+            index,
+            sources_of(Resources(index, encoder.neighbours, popular, settings.new_days)),
+            Scorer(encoder, self._request_threads, popular) if encoder.pool else None,
+        )
         self._requests = RequestPath(
             self.profiles,
-            self.vectors,
-            encoder,
+            lambda: Serving(encoder, self.vectors, index, recall, follower.offsets, follower.is_caught_up),
             self._request_threads,
-            Recall(index, (encoder, self._request_threads) if encoder.pool else None),
-            answers,
-            common.dead_letters,
+            Outbox(answers, common.dead_letters, topics, common.metrics),
+            settings,
             common.metrics,
-            settings=settings,
-            topics=topics,
-            popular=self._trends.popular,
-            catalog=lambda: follower.offsets,
-            is_index_ready=lambda: follower.is_caught_up,
-            guard=lambda task: common.background.spawn(_awaited(task)),
+            common.background.spawn,
         )
         self.group: EngineApp | None = None  # once it is opened
 
@@ -242,7 +246,3 @@ def _shut_down_with(stack: AsyncExitStack, threads: ThreadPoolExecutor) -> None:
 
 def _numbers(partitions: set[TopicPartition], topic: str) -> set[int]:
     return {tp.partition for tp in partitions if tp.topic == topic}
-
-
-async def _awaited(task: "asyncio.Future[Any]") -> None:
-    await task

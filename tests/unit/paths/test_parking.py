@@ -9,24 +9,27 @@ import numpy as np
 import pytest
 
 from headwater.messages import Position, Request
-from headwater.paths.parking import Held, ParkingLot, Unanswered
+from headwater.paths.accepting import PendingRequest, ReplyAddress, Unanswered
+from headwater.paths.parking import ParkingLot
+from headwater.profiles.interests import WhatIfEvents
 
 
-def waiting(offset: int | None = None, event: int | None = None, partition: int = 0) -> Held:
+def waiting(offset: int | None = None, event: int | None = None, partition: int = 0) -> PendingRequest:
     after = None if offset is None else Position(partition, offset)
     request = Request("r", "ann", after=after)
     unanswered = Unanswered(cast(Any, SimpleNamespace()), 1)
-    return Held(request, b"ann", None, "responses", [], 0.0, unanswered, event)
+    session, address = WhatIfEvents([], [], []), ReplyAddress("responses", [])
+    return PendingRequest(request, b"ann", None, session, 0, 0.0, address, unanswered, event)
 
 
-def parked(lot: ParkingLot, *requests: Held) -> None:
+def parked(lot: ParkingLot, *requests: PendingRequest) -> None:
     for request in requests:
         lot.add(request, 0, has_come=False)
 
 
-def taken(lot: ParkingLot, watermark: int, events: list[int] | None = None) -> list[Held]:
+def taken(lot: ParkingLot, watermark: int, events: list[int] | None = None) -> list[PendingRequest]:
     keys = None if events is None else np.array(events, dtype=np.uint64)
-    return lot.take(watermark, lambda held: True, lambda held: True, keys)
+    return lot.take(watermark, lambda pending: True, lambda pending: True, keys)
 
 
 def test_requests_leave_when_their_offset_is_applied() -> None:
@@ -51,7 +54,7 @@ def test_requests_leave_when_their_event_has_come() -> None:
 def test_a_request_for_an_offset_of_another_partition_leaves_when_it_may_be_answered() -> None:
     lot, request = ParkingLot(), waiting(3, partition=2)
     parked(lot, request)
-    assert lot.take(9, lambda held: False, lambda held: False, None) == []
+    assert lot.take(9, lambda pending: False, lambda pending: False, None) == []
     assert taken(lot, 0) == [request]
 
 
@@ -95,7 +98,7 @@ def test_expiries_do_not_search_for_their_request() -> None:
     lot = ParkingLot()
     rebuilt: list[int] = []
 
-    class Watched(dict[int, Held]):
+    class Watched(dict[int, PendingRequest]):
         def __contains__(self, ticket: object) -> bool:
             rebuilt.append(1)
             return super().__contains__(ticket)

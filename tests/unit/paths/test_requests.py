@@ -3,8 +3,8 @@
 import asyncio
 import copy
 import json
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 import jsonschema
@@ -14,7 +14,7 @@ import pytest_asyncio
 from aiokafka import ConsumerRecord
 
 from headwater.encoder import runtime as encoders
-from headwater.encoder.features import item_key
+from headwater.encoder.features import event_key, item_key
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
@@ -25,11 +25,14 @@ from headwater.kafka.batch import Batch
 from headwater.kafka.forwarding import forwarded
 from headwater.kafka.partitioner import partition_of
 from headwater.messages import Response, decode_response, schemas
-from headwater.paths import parking
+from headwater.paths.answering import Outbox
 from headwater.paths.requests import RequestPath
-from headwater.profiles.store import Partition
-from headwater.recall.pipeline import Ask, Recall
+from headwater.paths.serving import Serving
+from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import PopularItem
+from headwater.recall.rescoring import Scorer
+from headwater.recall.sources import Ask, Resources, Source
+from headwater.recall.sources.registry import REGISTRY, sources_of
 from tests.support.interests_worker import STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -86,26 +89,29 @@ class Asked(InterestsWorker):
         index: EdgeIndex,
         texts: Mapping[str, str] = TEXTS,
         popular: Sequence[PopularItem] = (PopularItem(item_key("batteries"), "batteries", 3.0),),
+        registry: Sequence[type[Source]] = REGISTRY,
         **options: Any,
     ) -> None:
         super().__init__(texts, encoder=encoder, **options)
         self.tasks: set[asyncio.Future[None]] = set()
         self.index_ready = True
+        self.clock = time.time
+        recall = Recall(
+            index,
+            sources_of(Resources(index, encoder.neighbours, lambda: popular), registry),
+            Scorer(encoder, self.threads, lambda: popular) if encoder.pool else None,
+        )
         self.requests = RequestPath(
             self.profiles,
-            self.vectors,
-            self.encoder,
+            lambda: Serving(encoder, self.vectors, index, recall, {0: 8}, self.index_ready),
             self.threads,
-            Recall(index, (encoder, self.threads) if encoder.pool else None),
-            cast(Any, self.producer),
-            self.dead_letters,
+            Outbox(
+                cast(Any, self.producer), self.dead_letters, self.topics, self.metrics, lambda: self.clock()
+            ),
+            self.settings,
             self.metrics,
-            settings=self.settings,
-            topics=self.topics,
-            popular=lambda: popular,
-            catalog=lambda: {0: 8},
-            is_index_ready=lambda: self.index_ready,
-            guard=self.tasks.add,
+            lambda work: self.tasks.add(asyncio.ensure_future(work)),
+            lambda: self.clock(),
         )
 
     def request(self, user: str, request_id: str = "r1", **fields: Any) -> ConsumerRecord:
@@ -299,14 +305,17 @@ async def test_new_items_like_what_the_user_takes_come_to_who_asks_for_them(
         await index.put([Point(each.key, each.item_id, None, {}, None, 0, 101) for each in points])
 
 
-async def test_who_asks_for_neighbours_of_a_bundle_without_a_table_is_told(
-    worker: Asked, monkeypatch: pytest.MonkeyPatch
+async def test_a_request_for_neighbours_of_a_bundle_without_a_table_is_told(
+    starter: Encoder, index: EdgeIndex
 ) -> None:
-    monkeypatch.setattr(worker.requests, "_similar", None)
+    bundle = copy.copy(starter)
+    bundle.neighbours = None
+    worker = Asked(bundle, index)
     await worker.apply(worker.click("ann", "green tea"))
     found = await worker.answer("ann", sources={"similar": 1.0})
     assert (found.status, found.rung, found.items) == ("degraded", "no-similar", [])
     assert (await worker.answer("ann")).rung is None
+    await worker.close()
 
 
 async def test_the_answer_proves_what_it_reflects(worker: Asked) -> None:
@@ -324,7 +333,7 @@ async def test_the_answer_proves_what_it_reflects(worker: Asked) -> None:
     assert {"read", "recall", "total"} <= set(response.timings_ms)
 
 
-async def test_a_bundle_that_scores_is_told_of_the_wishes_of_log_and_session_oldest_first(
+async def test_recall_is_asked_for_the_pool_of_a_bundle_that_scores(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asks: list[Ask] = []
@@ -337,14 +346,13 @@ async def test_a_bundle_that_scores_is_told_of_the_wishes_of_log_and_session_old
     monkeypatch.setattr(Recall, "candidates", watched)
     await worker.apply(worker.click("ann", "espresso"), worker.click("ann", "shampoo", action="hide"))
     await worker.answer("ann")
-    assert (asks[0].history, asks[0].pool) == (None, 0)
     monkeypatch.setattr(worker.encoder, "pool", 7)
     response = await worker.answer("ann", at_ms=(now := now_ms() + 5_000), session=[{"item_id": "filters"}])
-    history = asks[1].history
-    assert history is not None
-    assert history.items.tolist() == [item_key("espresso"), item_key("filters")]
-    assert history.at_ms[1] == history.now_ms == now
-    assert (history.length, asks[1].pool) == (worker.encoder.log_length, 7)
+    await worker.answer("ann", sources={"interests": 1.0})
+    assert [each.pool for each in asks] == [0, 7, 0]
+    assert [key for key, _, _ in asks[1].events] == [item_key("espresso"), item_key("filters")]
+    assert asks[1].events[1][1] == asks[1].now_ms == now
+    assert asks[1].unwanted == {item_key("shampoo")}
     assert response.status == "ok"
 
 
@@ -580,17 +588,16 @@ async def test_an_event_is_not_missed_while_a_later_one_of_its_user_is_on_its_wa
 
 async def test_a_request_whose_user_moves_on_before_it_is_answered_waits_for_that_too(worker: Asked) -> None:
     partition = worker.partition()
-    await worker.apply(worker.click("ann", "dark roast", event_id="mine"))
-    batch = worker.batch([worker.request("ann", after_event_id="mine")])
-    accept = worker.requests._may_answer
-    looks = iter([True])
-
-    def first_then_not_yet(held: parking.Held, of: Partition) -> bool:
-        return next(looks, False) or accept(held, of)
-
-    worker.requests._may_answer = first_then_not_yet  # type: ignore[method-assign]
-    partition.columns.offset[partition.columns.rows[b"ann"]] = 1
-    await worker.requests.handle(batch)
+    batch = await worker.ask(worker.request("ann", after_event_id="mine"))
+    await worker.apply(worker.click("bob", "decaf"))
+    columns = partition.columns
+    partition.row_of(b"ann")
+    row = columns.rows[b"ann"]
+    partition.remember_unlogged(np.array([row]), np.array([event_key("mine")], dtype=np.uint64))
+    partition.mark_applied(0)
+    assert worker.requests.parked == 0  # it is about to be answered,
+    columns.offset[row] = 1  # when the next batch is in the columns, and not on its way to the changelog yet
+    await asyncio.gather(*worker.tasks)
     assert (worker.responses(), worker.requests.parked) == ({}, 1)
     partition.mark_applied(1, np.array([7], dtype=np.uint64))
     partition.move_watermark(1)
@@ -666,11 +673,11 @@ async def test_a_click_that_does_not_come_lets_the_request_expire_with_where_thi
 
 
 async def test_a_timer_that_is_early_by_the_wall_clock_expires_its_request_all_the_same(
-    worker: Asked, monkeypatch: pytest.MonkeyPatch
+    worker: Asked,
 ) -> None:
     """The loop's clock and the records' are two; an answer without the demanded click would break the promise."""
     record = worker.request("ann", after=after(7), deadline_ms=30)
-    monkeypatch.setattr(parking, "time", SimpleNamespace(time=lambda: record.timestamp / 1000))
+    worker.clock = lambda: record.timestamp / 1000
     await worker.ask(record)
     await until(worker.responses)
     assert worker.responses()["r1"].status == "expired"
@@ -683,12 +690,14 @@ async def test_a_request_read_after_its_deadline_expires(worker: Asked) -> None:
     assert "1000 ms were over before the request was read" in response.error.message
 
 
-async def test_a_request_whose_deadline_passes_between_two_looks_is_answered(
-    worker: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = iter([1.0])
-    monkeypatch.setattr(parking.Held, "left_ms", property(lambda held: next(looks, -1.0)))
-    assert (await worker.answer("ann")).status in ("ok", "degraded")
+async def test_a_request_whose_deadline_passes_between_two_looks_is_answered(worker: Asked) -> None:
+    record = worker.request("ann", deadline_ms=1_000)
+    for looks in range(1, 6):
+        times = iter([record.timestamp / 1000] * looks)
+        worker.clock = lambda: next(times, record.timestamp / 1000 + 1.1)  # noqa: B023  used up in this turn
+        batch = await worker.ask(record)
+        assert batch in worker.consumer.finished
+    assert len(worker.producer.records(worker.topics.responses)) == 5
 
 
 async def test_beyond_the_bound_of_parked_requests_others_are_refused_and_told_so(

@@ -11,13 +11,17 @@ import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
-from headwater.encoder.features import CANDIDATE_FEATURES, History, item_key
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
+from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
 from headwater.index import Hit, Index, IndexUnavailable, Point, Query
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import Filter, parse
-from headwater.recall.pipeline import Answer, Ask, Recall
+from headwater.recall.pipeline import Recall, RecallResult
 from headwater.recall.popularity import PopularItem
+from headwater.recall.rescoring import Scorer
+from headwater.recall.sources import Ask, KeySource, Named, Resources, SearchSource, Source
+from headwater.recall.sources.registry import REGISTRY, sources_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,6 +32,7 @@ COFFEE, TEA, SOAP = (np.eye(DIM, dtype=np.float32)[axis] for axis in range(3))
 THEMES = {"coffee": COFFEE, "tea": TEA, "soap": SOAP}
 SOON_S = 0.2
 DAY_MS = 86_400_000
+NEW_DAYS = 10
 
 
 def vector_of(theme: str, number: int) -> F32:
@@ -102,44 +107,69 @@ def index(items: EdgeIndex) -> Fallible:
     return Fallible(items)
 
 
+# The contents of baskets, each of which the table of neighbours knows to go with its items, the first ones most.
+BASKETS: dict[str, Sequence[tuple[str, float]]] = {}
+
+
+def table() -> Neighbours:
+    names = sorted({*BASKETS, *(name for near in BASKETS.values() for name, _ in near)}, key=item_key)
+    rows = {name: row for row, name in enumerate(names)}
+    near = [sorted((rows[name], likeness) for name, likeness in BASKETS.get(each, ())) for each in names]
+    pairs = [pair for each in near for pair in each]
+    return Neighbours(
+        np.array([item_key(name) for name in names], dtype=np.uint64),
+        np.cumsum([0, *map(len, near)]),
+        np.array([row for row, _ in pairs], dtype=np.int64),
+        np.array([likeness for _, likeness in pairs], dtype=np.float32),
+        pause_ms=1_000,
+    )
+
+
+def keyed(events: Sequence[tuple[str, int, str]]) -> list[tuple[int, int, int]]:
+    return [(item_key(item_id), at_ms, ACTION_CODES[action]) for item_id, at_ms, action in events]
+
+
 def ask(
     *interests: F32,
     weights: Sequence[float] = (),
-    limit: int = 3,
-    query: F32 | None = None,
     where: dict[str, Any] | None = None,
     exclude: Sequence[str] = (),
-    diversity: float = 0.0,
     sources: Mapping[str, float] | None = None,
     events: Sequence[tuple[str, int, str]] = (),
     again: Sequence[str] = (),
     similar: Sequence[str] = (),
-    behind: Mapping[str, Sequence[tuple[tuple[str, int, str], float]]] | None = None,
-    history: History | None = None,
+    session: Sequence[tuple[str, int, str]] = (),
     taken: Sequence[str] = (),
     new_since: int = 0,
+    **others: Any,
 ) -> Ask:
-    def of_key(key: int) -> list[tuple[tuple[int, int, str], float]]:
-        (shares,) = [shares for item_id, shares in (behind or {}).items() if item_key(item_id) == key]
-        return [((item_key(item_id), at_ms, action), share) for (item_id, at_ms, action), share in shares]
+    """What is asked at a moment when items are new that came on day ``new_since`` or later.
 
+    Args:
+        events: of the log; given, the answer is to be explained.
+        again: items of the log, the newest first, for a request that allows seen items.
+        similar: items that go with the basket in hand, best first.
+        taken: items of the basket in hand.
+    """
+    now_ms = (new_since + NEW_DAYS) * DAY_MS
+    in_hand = [(item_id, now_ms, "click") for item_id in taken]
+    if similar:
+        basket = f"basket {len(BASKETS)}"
+        BASKETS[basket] = [(item_id, 0.9 - 0.01 * place) for place, item_id in enumerate(similar)]
+        in_hand.append((basket, now_ms, "click"))
+    log = events or [(item_id, at_ms, "click") for at_ms, item_id in enumerate(reversed(again))]
     return Ask(
-        limit,
-        np.array(interests, dtype=np.float32).reshape(-1, DIM),
-        np.array(weights or [1.0] * len(interests), dtype=np.float32),
-        query,
-        parse(where) if where is not None else None,
-        frozenset(item_key(item_id) for item_id in exclude),
-        diversity,
-        sources or {},
-        [(item_key(item_id), at_ms, action) for item_id, at_ms, action in events],
-        [item_key(item_id) for item_id in again],
-        [item_key(item_id) for item_id in similar],
-        history,
-        Scorer.pool,
-        of_key if behind is not None else None,
-        [item_key(item_id) for item_id in taken],
-        new_since * DAY_MS,
+        **{"limit": 3, **others},
+        now_ms=now_ms,
+        interests=np.array(interests, dtype=np.float32).reshape(-1, DIM),
+        interest_weights=np.array(weights or [1.0] * len(interests), dtype=np.float32),
+        log=keyed(log),
+        session=keyed([*session, *in_hand]),
+        where=parse(where) if where is not None else None,
+        exclude=frozenset(item_key(item_id) for item_id in exclude),
+        exclude_seen=not again,
+        weights=sources or {},
+        explain=bool(events),
     )
 
 
@@ -150,17 +180,22 @@ POPULAR = [
 
 
 async def answers(
-    index: Index, *asks: Ask, popular: Sequence[PopularItem] = POPULAR, timeout_s: float = 10.0
-) -> list[Answer]:
-    return await Recall(index).candidates(asks, popular, timeout_s)
+    index: Index,
+    *asks: Ask,
+    popular: Sequence[PopularItem] = POPULAR,
+    timeout_s: float = 10.0,
+    registry: Sequence[type[Source]] = REGISTRY,
+) -> list[RecallResult]:
+    resources = Resources(index, table(), lambda: popular, NEW_DAYS)
+    return await Recall(index, sources_of(resources, registry)).candidates(asks, timeout_s)
 
 
-async def answer(index: Index, one: Ask, **options: Any) -> Answer:
+async def answer(index: Index, one: Ask, **options: Any) -> RecallResult:
     (only,) = await answers(index, one, **options)
     return only
 
 
-def ids(answer: Answer) -> list[str]:
+def ids(answer: RecallResult) -> list[str]:
     return [item.item_id for item in answer.items]
 
 
@@ -310,7 +345,7 @@ async def test_repeats_that_cannot_be_looked_up_take_nothing_from_a_full_answer(
 
 async def test_a_repeat_is_explained_by_the_event_it_repeats(index: Fallible) -> None:
     events = [("coffee 3", 5, "click"), ("soap 1", 9, "purchase")]
-    found = await answer(index, ask(COFFEE, again=["soap 1"], events=events))
+    found = await answer(index, ask(COFFEE, again=["allowed"], events=events))
     assert found.items[0].source == "buy-again"
     assert found.because[0][0].event == ("soap 1", 9, "purchase")
 
@@ -334,15 +369,15 @@ async def test_what_cannot_be_looked_up_costs_an_answer_its_rung_once(index: Fal
 
 
 async def test_a_similar_item_is_explained_by_the_session_and_not_by_what_is_near(index: Fallible) -> None:
-    shares = [(("tea 0", 7, "add_to_cart"), 0.75), (("gone", 8, "click"), 0.25)]
-    asked = ask(
-        COFFEE, similar=["soap 1"], behind={"soap 1": shares}, events=[("soap 0", 5, "click")], limit=2
-    )
+    now_ms = NEW_DAYS * DAY_MS
+    session = [("tea 0", now_ms - 1, "add_to_cart"), ("gone", now_ms, "click")]
+    BASKETS["tea 0"], BASKETS["gone"] = [("soap 1", 0.75)], [("soap 1", 0.25)]
+    asked = ask(COFFEE, session=session, events=[("soap 0", 5, "click")], limit=2)
     for broken in ((), ("vectors",)):
         index.failing = set(broken)
         found = await answer(index, asked)
         assert [item.source for item in found.items] == ["similar", "interests"]
-        assert found.because[0] == [(("tea 0", 7, "add_to_cart"), 0.75)]
+        assert found.because[0] == [(("tea 0", now_ms - 1, "add_to_cart"), 0.75)]
         assert bool(found.because[1]) is not bool(broken)
 
 
@@ -397,7 +432,9 @@ async def test_new_items_that_cannot_be_looked_up_cost_an_answer_its_rung(
 
 async def test_a_new_item_is_explained_by_the_events_that_it_is_like(index: Fallible) -> None:
     events = [("coffee 0", 5, "purchase"), ("tea 1", 9, "click")]
-    found = await answer(index, ask(taken=["tea 1"], new_since=2, sources=NEW, events=events, limit=1))
+    found = await answer(
+        index, ask(taken=["tea 1"], new_since=2, sources=NEW, events=events, exclude=["tea 3"], limit=1)
+    )
     assert ids(found) == ["tea 2"]
     assert found.because[0][0].event == ("tea 1", 9, "click")
 
@@ -481,10 +518,11 @@ async def test_no_asks_need_no_answers(index: Fallible) -> None:
 # With a bundle that scores candidates
 
 
-class Scorer:
+class ScoreGraph:
     """A score graph that prefers what the first interest is least like; slow on demand."""
 
     pool = 8
+    log_length = 50
 
     def __init__(self, takes_s: float = 0.0) -> None:
         self.takes_s = takes_s
@@ -498,50 +536,43 @@ class Scorer:
         return np.exp(-features[:, 0])
 
 
-NEW_HERE = History(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64), 0, 50)
+POOL = ScoreGraph.pool
 
 
-async def scored(index: Index, scorer: Scorer, *asks: Ask, timeout_s: float = 10.0) -> list[Answer]:
+async def scored(index: Index, graph: ScoreGraph, *asks: Ask, timeout_s: float = 10.0) -> list[RecallResult]:
     with ThreadPoolExecutor(1) as threads:
-        recall = Recall(index, (cast(Encoder, scorer), threads))
-        return await recall.candidates(asks, POPULAR, timeout_s)
+        scorer = Scorer(cast(Encoder, graph), threads, lambda: POPULAR)
+        recall = Recall(index, sources_of(Resources(index, None, lambda: POPULAR)), scorer)
+        return await recall.candidates(asks, timeout_s)
 
 
 async def test_a_bundle_that_scores_orders_its_whole_pool_once_for_all_requests(index: Fallible) -> None:
-    scorer = Scorer()
+    graph = ScoreGraph()
     near = COFFEE + 0.5 * TEA
-    one, other = await scored(
-        index, scorer, ask(near, limit=2, history=NEW_HERE), ask(SOAP, limit=2, history=NEW_HERE)
-    )
+    one, other = await scored(index, graph, ask(near, limit=2, pool=POOL), ask(SOAP, limit=2, pool=POOL))
     # Of the eight nearest, four coffees and four teas, the teas are the furthest.
     assert ids(one) == ["tea 3", "tea 2"]
     assert one.items[0].score > one.items[1].score
     assert (one.rung, other.rung) == (None, None)
-    assert scorer.runs == [16]
+    assert graph.runs == [16]
 
 
-async def test_who_weighs_sources_or_asks_in_words_gets_that_order(index: Fallible) -> None:
-    scorer = Scorer()
-    asks = [
-        ask(COFFEE, sources={"interests": 1.0}, history=NEW_HERE),
-        ask(COFFEE, query=COFFEE, history=NEW_HERE),
-        ask(history=NEW_HERE),
-    ]
-    assert [item for each in await scored(index, scorer, *asks) for item in ids(each)] == [
-        item for each in await answers(index, *asks) for item in ids(each)
-    ]
-    assert scorer.runs == []
+async def test_an_answer_that_is_not_scored_keeps_the_order_of_the_sources(index: Fallible) -> None:
+    graph, one = ScoreGraph(), ask(COFFEE)
+    (found,) = await scored(index, graph, one)
+    assert ids(found) == ids(await answer(index, one))
+    assert graph.runs == []
 
 
 async def test_without_time_to_score_the_order_stays_and_the_rung_says_so(index: Fallible) -> None:
-    (found,) = await scored(index, Scorer(0.3), ask(COFFEE, history=NEW_HERE), timeout_s=SOON_S)
+    (found,) = await scored(index, ScoreGraph(0.3), ask(COFFEE, pool=POOL), timeout_s=SOON_S)
     assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], "unscored")
 
 
 @pytest.mark.parametrize("way", ["failing", "hanging"])
 async def test_without_vectors_the_order_stays_and_the_rung_says_so(index: Fallible, way: str) -> None:
     getattr(index, way).add("vectors")
-    (found,) = await scored(index, Scorer(), ask(COFFEE, history=NEW_HERE), timeout_s=SOON_S)
+    (found,) = await scored(index, ScoreGraph(), ask(COFFEE, pool=POOL), timeout_s=SOON_S)
     assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], "unscored")
 
 
@@ -553,13 +584,87 @@ async def test_a_request_without_vectors_leaves_the_others_their_scores(index: F
 
     soaps = {item_key(f"soap {number}") for number in range(5)}
     index.vectors = no_soap  # type: ignore[method-assign]
-    asks = (ask(COFFEE, history=NEW_HERE), ask(SOAP, where={"category": "soap"}, history=NEW_HERE))
-    coffee, soap = await scored(index, Scorer(), *asks)
+    asks = (ask(COFFEE, pool=POOL), ask(SOAP, where={"category": "soap"}, pool=POOL))
+    coffee, soap = await scored(index, ScoreGraph(), *asks)
     assert (coffee.rung, soap.rung) == (None, "unscored")
 
 
 async def test_diversity_chooses_among_the_scored(index: Fallible) -> None:
     near = COFFEE + 0.5 * TEA
-    (found,) = await scored(index, Scorer(), ask(near, limit=2, diversity=0.5, history=NEW_HERE))
+    (found,) = await scored(index, ScoreGraph(), ask(near, limit=2, diversity=0.5, pool=POOL))
     assert ids(found)[0] == "tea 3"
     assert len(found.items) == 2
+
+
+# A source from outside
+
+
+class Chosen(KeySource):
+    """What an editor has chosen."""
+
+    name = "chosen"
+    default_weight = 50.0
+    rung = "no-choice"
+
+    def keys(self, ask: Ask) -> Mapping[int, float]:
+        return {item_key(name): 1.0 for name in ("soap 2", "gone", "soap 4")}
+
+
+class Loud(SearchSource):
+    """Items that are searched for by the source itself."""
+
+    name = "loud"
+    default_weight = 50.0
+    rung = "no-loud"
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    @classmethod
+    def made_of(cls, given: Resources) -> "Loud":
+        return cls(given.index)
+
+    def applies(self, ask: Ask) -> bool:
+        return len(ask.interests) > 0
+
+    async def rankings(self, asks: Sequence[Ask]) -> list[list[Named]]:
+        found = await self._index.search(
+            [Query(SOAP, each.wanted, each.where, each.exclude) for each in asks]
+        )
+        return [[(hit.key, hit.item_id) for hit in hits] for hits in found]
+
+
+async def test_a_source_from_outside_needs_its_class_and_a_place_in_the_registry(index: Fallible) -> None:
+    registry = (*REGISTRY, Chosen, Loud)
+    found = await answer(index, ask(COFFEE, exclude=["soap 0"]), registry=registry)
+    assert [(item.item_id, item.source) for item in found.items] == [
+        ("soap 2", "chosen"),
+        ("soap 1", "loud"),
+        ("soap 3", "loud"),
+    ]
+    only = await answer(index, ask(COFFEE, sources={"chosen": 1.0}), registry=registry)
+    assert [(item.item_id, item.source) for item in only.items] == [("soap 2", "chosen")]
+    assert only.rung is None
+
+
+@pytest.mark.parametrize(("broken", "rung"), [("match", "no-choice"), ("search", "popular")])
+async def test_a_source_from_outside_that_fails_costs_its_rung(
+    index: Fallible, broken: str, rung: str
+) -> None:
+    index.failing.add(broken)
+    found = await answer(index, ask(COFFEE), registry=(*REGISTRY, Chosen, Loud))
+    assert found.rung == rung
+    assert found.items
+
+
+class Lacking(Chosen):
+    """A source whose table the bundle lacks."""
+
+    is_there = False
+
+
+async def test_a_request_that_names_a_source_that_the_bundle_lacks_is_told(index: Fallible) -> None:
+    registry = (*REGISTRY, Lacking)
+    named = await answer(index, ask(COFFEE, sources={"interests": 1.0, "chosen": 1.0}), registry=registry)
+    assert (named.rung, named.missing) == (None, "no-choice")
+    assert (await answer(index, ask(COFFEE), registry=registry)).missing is None

@@ -1,52 +1,114 @@
-"""What is new in the catalog and like what the user is taking. Pure.
+"""What is new in the catalog and like what the user is taking.
 
-New items are in no table and no count, and interests, which are trained on what was taken, rank them behind what was: only
-what they say of themselves tells them apart. So they are compared with the items of the session at hand, one by one, and by
-cosines: how long a new item's vector is says nothing of it. What that finds is in `models/README.md`, "What is new".
+New items have no co-occurrence and no popularity, and interests rank them below items seen in training; only their text
+separates them. They are compared with the items of the current session, one by one, by cosine, because the norm of an
+untrained vector carries no information. Figures: `models/README.md`, "What is new".
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.recall.session import Wish, session_in_hand
-
-F32 = NDArray[np.float32]
+from headwater.index import Index, Query
+from headwater.index.filters import And, Filter, Range
+from headwater.recall.session import current_session
+from headwater.recall.sources import F32, Ask, Named, Resources, SearchSource
 
 # The usual end of a visit.
 PAUSE_MS: Final = 1_800_000
-# The index is asked for each of them.
-MOST_TAKEN: Final = 8
-# Who is in no session has these, the last that they took.
-LAST_TAKEN: Final = 3
-# So many times what is wanted is asked for by dot products, to choose by cosines from.
+# The index is asked for each anchor.
+MAX_ANCHORS: Final = 8
+# Outside a session the newest items stand in for it.
+LAST_ANCHORS: Final = 3
+# So many times the number wanted is asked for by dot products, to choose by cosines from.
 CHOICE: Final = 3
+_MAX_CHOICE: Final = 1_000
+_DAY_MS: Final = 86_400_000
 
 
-def taken(wishes: Sequence[Wish], now_ms: int) -> list[int]:
-    """Keys of the items, each once, that new ones have to be like: the newest of the session at hand, or the last before.
+class NewItems(SearchSource):
+    """New items, those first that are most like any of the anchors.
+
+    Args:
+        new_days: an item is new for so long after it came into the catalog.
+    """
+
+    name = "new"
+    # It votes in requests that name it: a new item takes the place of one that is taken more often.
+    default_weight = 0.0
+    rung = "no-new"
+
+    def __init__(self, index: Index, new_days: float) -> None:
+        self._index, self._new_ms = index, int(new_days * _DAY_MS)
+
+    @classmethod
+    def made_of(cls, given: Resources) -> Self:
+        return cls(given.index, given.new_days)
+
+    def applies(self, ask: Ask) -> bool:
+        return bool(ask.liked)
+
+    async def rankings(self, asks: Sequence[Ask]) -> Sequence[Sequence[Named]]:
+        anchors = [anchor_items(ask) for ask in asks]
+        vectors = await self._index.vectors([*{key for keys in anchors for key in keys}])
+        queries: list[Query] = []
+        owners: list[int] = []
+        for index, (ask, keys) in enumerate(zip(asks, anchors, strict=True)):
+            limit, where = min(CHOICE * ask.wanted, _MAX_CHOICE), self._where(ask)
+            for key in keys:
+                if key in vectors:
+                    queries.append(Query(vectors[key], limit, where, ask.exclude.union(keys)))
+                    owners.append(index)
+        if not queries:
+            return [()] * len(asks)
+        found: list[dict[int, str]] = [{} for _ in asks]
+        for index, hits in zip(owners, await self._index.search(queries), strict=True):
+            found[index].update((hit.key, hit.item_id) for hit in hits)
+        near = await self._index.vectors([*{key for items in found for key in items}])
+        return [
+            _most_alike(items, near, [vectors[key] for key in keys if key in vectors])[: ask.wanted]
+            for ask, items, keys in zip(asks, found, anchors, strict=True)
+        ]
+
+    def _where(self, ask: Ask) -> Filter:
+        """The ask's filter, for new items."""
+        new = Range("since_ms", gte=float(ask.now_ms - self._new_ms))
+        return And((ask.where, new)) if ask.where else new
+
+
+def anchor_items(ask: Ask) -> list[int]:
+    """Keys of the items, each once, that new ones are compared with: the newest of the session, or else the last ones.
 
     >>> minute = 60_000
-    >>> wishes = [(7, 0, 1), (5, minute, 1), (6, 40 * minute, 1), (5, 41 * minute, 1)]
-    >>> taken(wishes, now_ms=42 * minute), taken(wishes, now_ms=90 * minute)
+    >>> log = [(7, 0, 1), (5, minute, 1), (6, 40 * minute, 1), (5, 41 * minute, 1)]
+    >>> anchor_items(Ask(log=log, now_ms=42 * minute)), anchor_items(Ask(log=log, now_ms=90 * minute))
     ([6, 5], [7, 6, 5])
     """
-    session = session_in_hand(wishes, now_ms, PAUSE_MS)
+    events = ask.liked
+    session = current_session(events, ask.now_ms, PAUSE_MS)
     if session:
-        return [key for key, _, _ in session[-MOST_TAKEN:]]
-    last = dict.fromkeys(key for key, _, _ in reversed(wishes))
-    return [*reversed([*last][:LAST_TAKEN])]
+        return [key for key, _, _ in session[-MAX_ANCHORS:]]
+    last = dict.fromkeys(key for key, _, _ in reversed(events))
+    return [*reversed([*last][:LAST_ANCHORS])]
+
+
+def by_likeness(candidates: F32, anchors: F32) -> NDArray[np.int64]:
+    """Places of the candidates (n, D), those first that are most alike, by cosine, to any of the anchors (m, D); m > 0."""
+    return np.argsort(-(unit(candidates) @ unit(anchors).T).max(axis=1), kind="stable")
 
 
 def unit(vectors: F32) -> F32:
-    """Rows of length one; zeros stay zeros."""
+    """Rows (n, D) of length one; zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     found: F32 = vectors / np.maximum(lengths, 1e-12)
     return found
 
 
-def by_likeness(candidates: F32, taken: F32) -> NDArray[np.int64]:
-    """Places of the candidates (n, D), those first that are most alike, by cosine, to any of what was taken (m, D); m > 0."""
-    return np.argsort(-(unit(candidates) @ unit(taken).T).max(axis=1), kind="stable")
+def _most_alike(items: Mapping[int, str], vectors: Mapping[int, F32], anchors: Sequence[F32]) -> list[Named]:
+    live = [key for key in items if key in vectors]
+    if not live:
+        return []
+    order = by_likeness(np.stack([vectors[key] for key in live]), np.stack(anchors)).tolist()
+    return [(live[place], items[live[place]]) for place in order]

@@ -1,61 +1,80 @@
-"""What others took in one session with what the user takes in the one at hand: item-to-item neighbours. Pure."""
+"""What others took in one session with the items of the user's current one: item-to-item neighbours. Pure."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.neighbours import Neighbours
 from headwater.recall.explain import MAX_REASONS
-from headwater.recall.session import Wish, session_in_hand
+from headwater.recall.session import current_session
+from headwater.recall.sources import Ask, KeySource, PositiveEvent, Resources
 
 
-class Similar:
-    """The neighbours of a session's items, by the sum of how alike they are to each of them.
+class CurrentSession(NamedTuple):
+    """The items of a session, each once, and the neighbours of each of them."""
 
-    Item-to-item recommendation from the session at hand, as by Linden, Smith and York (IEEE Internet Computing, 2003).
+    events: Sequence[PositiveEvent]
+    near: Sequence[Mapping[int, float]]  # of each event's item: item key -> likeness
+
+
+class Similar(KeySource):
+    """The neighbours of the current session's items, by the sum of how alike they are to each of them.
+
+    Item-to-item recommendation from the current session, as by Linden, Smith and York (IEEE Internet Computing, 2003).
+    It is there where the bundle has a table of neighbours.
     """
 
-    def __init__(self, table: Neighbours) -> None:
+    name = "similar"
+    # Of 0.5 to 4, 1 found most of the first purchases of an item (`models/README.md`).
+    default_weight = 1.0
+    rung = "no-similar"
+    # Some of it may be sold out, or gone. Without a filter most is there.
+    looked_up = 4
+
+    def __init__(self, table: Neighbours | None) -> None:
         self._table = table
-        self._rows = dict(zip(table.keys.tolist(), range(len(table.keys)), strict=True))
+        self.is_there = table is not None
+        keys = [] if table is None else table.keys.tolist()
+        self._rows = dict(zip(keys, range(len(keys)), strict=True))
 
-    def session(self, wishes: Sequence[Wish], now_ms: int) -> "Session":
-        """What goes with the session at hand; the wishes come oldest first."""
-        taken = session_in_hand(wishes, now_ms, self._table.pause_ms)
-        return Session(taken, [self._near(key) for key, _, _ in taken])
+    @classmethod
+    def made_of(cls, given: Resources) -> Self:
+        return cls(given.neighbours)
 
-    def _near(self, key: int) -> dict[int, float]:
-        """How alike the neighbours of an item are to it, by their keys."""
-        row = self._rows.get(key)
-        if row is None:
-            return {}
-        near = slice(*self._table.starts[row : row + 2])
-        keys = self._table.keys[self._table.items[near]]
-        return dict(zip(keys.tolist(), self._table.likeness[near].tolist(), strict=True))
-
-
-class Session(NamedTuple):
-    """What a user is taking, and what is near to each of it."""
-
-    wishes: Sequence[Wish]  # an item once
-    near: Sequence[Mapping[int, float]]  # of each wish: item key -> likeness
-
-    def ranked(self) -> dict[int, float]:
-        """Item keys with their likeness, best first, none of the session itself; empty where the table knows no item of it."""
+    def keys(self, ask: Ask) -> Mapping[int, float]:
+        """None of the session itself; empty where the table knows no item of it."""
+        session = self._session(ask)
         total: dict[int, float] = {}
-        for near in self.near:
+        for near in session.near:
             for key, likeness in near.items():
                 total[key] = total.get(key, 0.0) + likeness
-        for key, _, _ in self.wishes:
+        for key, _, _ in session.events:
             total.pop(key, None)
         return {key: total[key] for key in sorted(total, key=total.__getitem__, reverse=True)}
 
-    def behind(self, key: int) -> list[tuple[tuple[int, int, str], float]]:
-        """The wishes that brought an item up, at most three, as (item key, time, action), and their shares, largest first."""
-        alike = [(near[key], wish) for near, wish in zip(self.near, self.wishes, strict=True) if key in near]
-        alike = sorted(alike, key=lambda pair: -pair[0])[:MAX_REASONS]
-        total = sum(likeness for likeness, _ in alike)
-        return [
-            ((taken, at_ms, ACTION_NAMES[action]), likeness / total)
-            for likeness, (taken, at_ms, action) in alike
-        ]
+    def because(self, ask: Ask, keys: Sequence[int]) -> Mapping[int, Sequence[tuple[PositiveEvent, float]]]:
+        """The session's events that brought each item up, at most three, by how alike their items are to it."""
+        session = self._session(ask)
+        return {key: _shares(session, key) for key in keys}
+
+    def _session(self, ask: Ask) -> CurrentSession:
+        if self._table is None:
+            return CurrentSession((), ())
+        events = current_session(ask.liked, ask.now_ms, self._table.pause_ms)
+        return CurrentSession(events, [self._near(self._table, key) for key, _, _ in events])
+
+    def _near(self, table: Neighbours, key: int) -> dict[int, float]:
+        """The neighbours of an item: item key -> likeness."""
+        row = self._rows.get(key)
+        if row is None:
+            return {}
+        near = slice(*table.starts[row : row + 2])
+        return dict(zip(table.keys[table.items[near]].tolist(), table.likeness[near].tolist(), strict=True))
+
+
+def _shares(session: CurrentSession, key: int) -> list[tuple[PositiveEvent, float]]:
+    alike = [
+        (near[key], event) for near, event in zip(session.near, session.events, strict=True) if key in near
+    ]
+    alike = sorted(alike, key=lambda pair: -pair[0])[:MAX_REASONS]
+    total = sum(likeness for likeness, _ in alike)
+    return [(event, likeness / total) for likeness, event in alike]

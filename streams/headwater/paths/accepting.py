@@ -1,0 +1,217 @@
+"""A record of the requests topic becomes a pending request, a rejection, a dead letter, or a stray."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from aiokafka import ConsumerRecord
+
+from headwater.encoder.features import ACTION_CODES, event_key, item_key
+from headwater.index import filters
+from headwater.kafka.batch import Batch
+from headwater.kafka.dead_letters import DeadLetter
+from headwater.kafka.forwarding import redirect
+from headwater.kafka.headers import (
+    BadHeader,
+    Origin,
+    correlation_of,
+    origin_of,
+    reply_partition_of,
+    reply_to_of,
+)
+from headwater.kafka.partitioner import partition_of
+from headwater.kafka.publish import Outgoing
+from headwater.messages import BadMessage, ErrorDetail, Request, decode_request, sender_of, shown
+from headwater.profiles.interests import WhatIfEvents
+from headwater.profiles.store import Partition
+
+_NO_EVENTS: Final = WhatIfEvents([], [], [])
+
+
+class Unanswered:
+    """Counts the requests of a batch that are still unanswered; the batch is finished with the last."""
+
+    def __init__(self, batch: Batch, count: int) -> None:
+        self.batch, self._count = batch, count
+
+    def answered(self, count: int = 1) -> None:
+        self._count -= count
+        if self._count == 0:
+            self.batch.finish()
+
+
+class ReplyAddress(NamedTuple):
+    """The topic of an answer, the headers that it echoes, and the partition that its sender reads (None: its key's)."""
+
+    topic: str
+    headers: list[tuple[str, bytes | None]]
+    partition: int | None = None
+
+
+@dataclass(eq=False)
+class PendingRequest:
+    """One valid request in hand.
+
+    Attributes:
+        user: the user id in UTF-8.
+        session: the what-if events, keyed and coded.
+        at_ms: the moment that the answer is for.
+        asked_ms: the record's timestamp (the original's, if it was forwarded); the deadline counts from here.
+        event: key of the event whose application it demands by id.
+        timings: milliseconds by stage, for the answer.
+        timer: expires it while it waits.
+        has_expired: the demanded click did not come in time.
+        ticket: its number in the parking lot.
+    """
+
+    request: Request
+    user: bytes
+    where: filters.Filter | None
+    session: WhatIfEvents
+    at_ms: int
+    asked_ms: float
+    address: ReplyAddress
+    unanswered: Unanswered
+    event: int | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+    has_expired: bool = False
+    ticket: int = -1
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether it has waited for its click before."""
+        return self.ticket >= 0
+
+    @property
+    def demands_a_click(self) -> bool:
+        """Whether the answer has to reflect a certain click."""
+        return self.event is not None or self.request.after is not None
+
+    def left_ms(self, now_ms: float) -> float:
+        """Milliseconds until its deadline; 0 or less when that is over."""
+        return 0.0 if self.has_expired else self.asked_ms + self.request.deadline_ms - now_ms
+
+
+class Rejection(NamedTuple):
+    """An invalid request whose sender can be told so: (request id, user id), why, and where to."""
+
+    sender: tuple[str, str]
+    error: ErrorDetail
+    address: ReplyAddress
+
+
+class Accepted(NamedTuple):
+    """A batch of records, sorted; each list in the order of the records."""
+
+    pending: list[PendingRequest]
+    rejections: list[Rejection]
+    letters: list[DeadLetter]
+    strays: list[Outgoing]
+    unanswered: Unanswered
+
+
+class Acceptance:
+    """The rules by which records are accepted.
+
+    Args:
+        partitions: of the clicks and requests topics.
+        responses: the topic of answers that name no other.
+        reply_topics: the topics that a request may name beside it.
+    """
+
+    def __init__(self, partitions: int, responses: str, reply_topics: Sequence[str]) -> None:
+        self._partitions, self._responses = partitions, responses
+        self._reply_topics = (responses, *reply_topics)
+
+    def accept(self, batch: Batch, partition: Partition) -> Accepted:
+        """Sort the records of a batch."""
+        accepted = Accepted([], [], [], [], Unanswered(batch, len(batch.records)))
+        for record in batch.records:
+            match self.accept_one(record, partition, accepted.unanswered):
+                case PendingRequest() as pending:
+                    accepted.pending.append(pending)
+                case Rejection() as rejection:
+                    accepted.rejections.append(rejection)
+                case DeadLetter() as letter:
+                    accepted.letters.append(letter)
+                case stray:
+                    accepted.strays.append(stray)
+        return accepted
+
+    def accept_one(
+        self, record: ConsumerRecord, partition: Partition, unanswered: Unanswered
+    ) -> PendingRequest | Rejection | DeadLetter | Outgoing:
+        """One record; an ``Outgoing`` is a stray that has to be written to its user's own partition."""
+        correlation = correlation_of(record.headers)
+        echoed = [] if correlation is None else [correlation]
+        topic, reply_partition = self._responses, None
+        try:
+            wanted = reply_partition_of(record.headers)
+            if isinstance(wanted, BadHeader):
+                raise BadMessage("bad_reply_partition", wanted.reason)
+            if wanted is not None:
+                reply_partition = wanted.partition
+                echoed.append(wanted.header)  # tells the sender that this worker honours it
+            request = decode_request(record.key, record.value, record.timestamp)
+            where = filters.parse(request.filter) if request.filter else None
+            topic = self._reply_topic(record)
+            self._check_after(request)
+        except (BadMessage, filters.FilterError) as error:
+            reason = error.reason if isinstance(error, BadMessage) else "bad_filter"
+            sender = sender_of(record.value)
+            if sender is None:
+                return DeadLetter(record, reason, str(error))
+            return Rejection(
+                sender, ErrorDetail(reason, str(error)), ReplyAddress(topic, echoed, reply_partition)
+            )
+        user = request.user_id.encode()
+        if user not in partition.columns.rows:
+            home = partition_of(user, self._partitions)
+            if home != partition.number:
+                return redirect(record, user, home)
+        origin = origin_of(record.headers)
+        asked_ms = origin.timestamp_ms if isinstance(origin, Origin) else record.timestamp
+        at_ms = request.at_ms or int(asked_ms)
+        return PendingRequest(
+            request,
+            user,
+            where,
+            _what_if(request, at_ms) if request.session else _NO_EVENTS,
+            at_ms,
+            asked_ms,
+            ReplyAddress(topic, echoed, reply_partition),
+            unanswered,
+            None if request.after_event_id is None else event_key(request.after_event_id),
+        )
+
+    def _reply_topic(self, record: ConsumerRecord) -> str:
+        asked = reply_to_of(record.headers)
+        if asked is None:
+            return self._responses
+        if isinstance(asked, BadHeader):
+            raise BadMessage("reply_topic_not_allowed", asked.reason)
+        if asked.topic not in self._reply_topics:
+            raise BadMessage(
+                "reply_topic_not_allowed",
+                f"header {asked.name}: got {shown(asked.topic)}, expected one of {', '.join(self._reply_topics)} "
+                "(HEADWATER_REPLY_TOPICS)",
+            )
+        return asked.topic
+
+    def _check_after(self, request: Request) -> None:
+        if request.after is not None and request.after.partition >= self._partitions:
+            raise BadMessage(
+                "unknown_partition",
+                f"after.partition: got {request.after.partition}, expected 0 to {self._partitions - 1}",
+            )
+
+
+def _what_if(request: Request, at_ms: int) -> WhatIfEvents:
+    session = request.session
+    return WhatIfEvents(
+        [item_key(event.item_id) for event in session],
+        [ACTION_CODES[event.action] for event in session],
+        [event.at_ms or at_ms for event in session],
+    )

@@ -1,0 +1,20 @@
+"""What lies near to each of the user's interests."""
+
+from collections.abc import Iterable
+
+from headwater.recall.sources import F32, Ask, VectorSource
+
+
+class Interests(VectorSource):
+    """The nearest items of each interest, which share the source's vote by their weights."""
+
+    name = "interests"
+    default_weight = 1.0
+
+    def vectors(self, ask: Ask, vote: float) -> Iterable[tuple[F32, float]]:
+        total = float(ask.interest_weights.sum()) or 1.0
+        return [
+            (interest, vote * float(weight) / total)
+            for interest, weight in zip(ask.interests, ask.interest_weights, strict=True)
+            if weight > 0
+        ]
