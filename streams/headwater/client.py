@@ -1,35 +1,48 @@
-"""What a user's code imports: publish clicks, items and requests, and await the answers.
+"""Python's door to Headwater: publish clicks and items, ask, and read the answers.
 
-    async with Client() as client:
+    from headwater import Client
+
+    async with Client("localhost:9092") as client:
         await client.click("ann", "coffee-1")
         answer = await client.recall("ann", limit=10)  # reflects the click, or raises RequestExpired
 
-With no settings it finds the system that `headwater up` or `headwater demo` of this user runs. Reading one's own
-writes is the default: the client remembers the last click of each user and demands it in the user's next request. Who does
-not want to wait for the broker in between publishes and asks at once:
+What an answer is sure to reflect is chosen by ``reads``:
+
+| reads | the answer reflects | it costs |
+|---|---|---|
+| ``"all"`` (default) | every click of the user that was acknowledged before the call, by any program in any language, and those that this client was still publishing | one small question to the broker, shared by all calls that wait |
+| ``"own"`` | the clicks that this client published, also those without an acknowledgement yet | nothing |
+| ``"any"`` | whatever has been applied by then | nothing |
+
+Both may be started at once. The request then waits for the click:
 
     _, answer = await asyncio.gather(client.click("ann", "coffee-1"), client.recall("ann"))
+
+One exception holds for ``"all"``. A publisher with another partitioner than Kafka's default (librdkafka's clients, unless
+told ``partitioner=murmur2_random``) puts a click on a partition where it is not looked for; a worker forwards it within
+milliseconds. Such a click is covered by its position: hand it on as ``after``.
 """
 
 import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from itertools import chain
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Literal, Self, get_args
 
 import msgspec
-from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import RecordMetadata
 
 from headwater.errors import HeadwaterError, Unreachable
+from headwater.kafka.end_offsets import EndOffsets
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.headers import CORRELATION_HEADERS, Headers, header
+from headwater.kafka.headers import Header
+from headwater.kafka.partitioner import partition_of
+from headwater.kafka.replies import Replies
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import (
@@ -45,11 +58,14 @@ from headwater.messages import (
     SourceName,
     decode_click,
     decode_item,
-    decode_response,
+    decode_request,
     encode,
+    shown,
 )
 from headwater.run_file import running_system
 from headwater.settings import Settings
+
+Reads = Literal["all", "own", "any"]
 
 # A broker that is there answers in milliseconds; one that is not must not hold a program for minutes.
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -57,10 +73,14 @@ CONNECT_TIMEOUT_S: Final = 10.0
 PUBLISH_TIMEOUT_S: Final = 30.0
 # What an answer may need beyond its deadline: the way to the worker and back, on a busy machine.
 ANSWER_MARGIN_S: Final = 3.0
+# A worker answers by the deadline. A little later the answer is looked for on all partitions, in the rest of the margin.
+_SILENCE_S: Final = 0.5
 _STOP_TIMEOUT_S: Final = 5.0
-_POLL_S: Final = 0.5
-# Of answers, before others have their turn.
-_MOST_TAKEN: Final = 500
+# Records of one partition that are handed to the producer at a time. The others wait in line: each record that finds
+# the producer's batch full is woken by every batch that leaves, so 10,000 at once would cost 10,000 x 140 wake-ups.
+_SENDING: Final = 256
+# A thousand clicks in one request.
+_BATCH_BYTES: Final = 192 * 1024
 
 
 class ClientError(HeadwaterError):
@@ -68,19 +88,38 @@ class ClientError(HeadwaterError):
 
 
 class NoBroker(ClientError, Unreachable):
-    """No broker let the client in."""
+    """No broker let the client in. The message says what was tried, and the remedy."""
 
 
 class NotPublished(ClientError, Unreachable):
-    """The broker did not acknowledge a message in time; it may or may not have been stored."""
+    """The broker did not acknowledge a message in time. It may have been stored all the same.
+
+    A click is published again under the same event id, so that it counts once whatever became of the first:
+
+        try:
+            await client.click("ann", "coffee-1", timeout_s=2)
+        except NotPublished as error:
+            await client.click("ann", "coffee-1", event_id=error.event_id)
+
+    Attributes:
+        event_id: Of the click; None where an item or a request was not published. Those may be sent again as they are.
+    """
+
+    def __init__(self, message: str, event_id: str | None = None) -> None:
+        super().__init__(message)
+        self.event_id = event_id
 
 
 class RecallTimeout(ClientError, Unreachable):
-    """No answer came in time."""
+    """No answer came within the time limit. The message says which limit, and what was waited for."""
 
 
 class RequestRejected(ClientError):
-    """The request is invalid, or the worker is overloaded; `response.error` says what is allowed."""
+    """The request is invalid, or the worker is overloaded.
+
+    Attributes:
+        response: The answer; its ``error`` says what is allowed.
+    """
 
     def __init__(self, response: Response) -> None:
         super().__init__(f"request {response.request_id} was rejected: {_reason(response)}")
@@ -88,40 +127,63 @@ class RequestRejected(ClientError):
 
 
 class RequestExpired(ClientError):
-    """The demanded click was not applied by the deadline."""
+    """The demanded click was not applied by the deadline.
+
+    Attributes:
+        response: The answer, without items; its ``reflects`` says how far the worker is.
+    """
 
     def __init__(self, response: Response) -> None:
         super().__init__(f"request {response.request_id} expired: {_reason(response)}")
         self.response = response
 
 
-class _Published(NamedTuple):
-    """A click that the broker has not acknowledged yet; whether it did, `ended` does not say."""
+class _Publishing:
+    """A click without an acknowledgement. ``ended`` completes when its sending ends, successfully or not."""
 
-    click: Click
-    ended: asyncio.Future[None]
+    __slots__ = ("click", "ended")
+
+    def __init__(self, click: Click) -> None:
+        self.click = click
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class Client:
-    """An async context manager, for one event loop. All methods may run many times at once.
+    """A connection to one system, as an async context manager for one event loop.
 
-    `remembered_users` bounds the memory of last clicks; a forgotten user's request just carries no `after`.
+    All methods may run many times at once. What does not fit on its way to the broker waits its turn, first come first
+    served, for as long as ``timeout_s`` of the call allows.
     """
 
-    def __init__(self, settings: Settings | None = None, *, remembered_users: int = 100_000) -> None:
-        self._settings = settings or running_system()
+    def __init__(self, system: Settings | str | None = None, *, remembered_users: int = 100_000) -> None:
+        """Nothing is connected before ``async with``.
+
+        Args:
+            system: The broker, as ``host:port`` or several separated by commas; or settings; or None for the
+                environment, ``headwater.toml``, and else the system that ``headwater up`` or ``demo`` runs.
+            remembered_users: How many users' last clicks are kept for ``reads="own"``. A user who was forgotten is
+                asked for without such a demand.
+
+        Raises:
+            SettingsError: the address, or a setting in the environment, is invalid.
+            BadMessage: an argument has the wrong type.
+        """
+        self._settings = _settings_of(system)
+        if not _is_int(remembered_users) or remembered_users < 1:
+            raise _wrong("remembered_users", remembered_users, "a number of at least 1")
         self._topics = Topics.named(self._settings.topic_prefix)
         self._remembered_users = remembered_users
         self._last_clicks: OrderedDict[str, Position] = OrderedDict()
         self._last_at_ms: OrderedDict[str, int] = OrderedDict()
-        # Of each user the newest click without an acknowledgement.
-        self._on_its_way: dict[str, _Published] = {}
-        self._waiting: dict[str, asyncio.Future[Response]] = {}
+        self._publishing: dict[str, dict[_Publishing, None]] = {}  # by user, oldest first
+        self._turns: dict[tuple[str, int], asyncio.Semaphore] = {}  # by topic and partition
         self._producer: Producer | None = None
         self._consumer: Consumer | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._replies: Replies | None = None
+        self._ends: EndOffsets | None = None
 
     async def __aenter__(self) -> Self:
+        """Connect. Raises NoBroker, or ClientError where the broker lacks our topics."""
         try:
             await asyncio.wait_for(self._connect(), CONNECT_TIMEOUT_S)
         except (KafkaError, OSError, TimeoutError) as error:
@@ -139,12 +201,15 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Sends what is still buffered, and stops; whoever waits for an answer gets a ClientError."""
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
-            self._reader = None
-        self._give_up(ClientError("the client was closed while this request waited for its answer"))
+        """Send what is still buffered, and stop. Calls that wait for an answer raise ClientError."""
+        closed = ClientError("the client was closed while this request waited for its answer")
+        replies, self._replies = self._replies, None
+        if replies is not None:
+            await replies.close()
+            replies.give_up(closed)
+        ends, self._ends = self._ends, None
+        if ends is not None:
+            await ends.close(closed)
         producer, self._producer = self._producer, None
         consumer, self._consumer = self._consumer, None
         for part in (producer, consumer):
@@ -163,52 +228,97 @@ class Client:
         at_ms: int | None = None,
         event_id: str | None = None,
         context: Mapping[str, Any] | None = None,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> Position:
-        """Publish one event of a user and wait until the broker has stored it.
+        """Publish one event of a user, and wait until the broker has stored it.
 
-        The position is what a request's `after` demands. `event_id` makes a repeated event harmless: give the id
-        your system knows it by, where there is one. For `retract` it names the event to take back. Without `at_ms`
-        it is now, and later than the clicks of the same user before it: events of one millisecond have no order.
+        Args:
+            user_id: 1 to 512 bytes of UTF-8.
+            item_id: The item; empty only for ``retract`` and ``forget``.
+            action: What the user did; ``retract`` takes an event back, ``forget`` erases the user.
+            at_ms: When, in milliseconds since 1970. By default now, and later than the clicks of this user that this
+                client published before: events of one millisecond have no order.
+            event_id: The id by which your system knows the event; published again, it still counts once. By
+                default a new one. For ``retract`` it names the event to take back.
+            context: A JSON object that is kept with the event and not interpreted.
+            timeout_s: How long to wait for the acknowledgement, in seconds, the wait for a turn included.
 
-        Raises BadMessage (a field is not allowed) or NotPublished.
+        Returns:
+            The position of the event in the clicks topic. It prints as a token, such as ``3-1042``, that another program
+            may give to :meth:`recall` as ``after``.
+
+        Raises:
+            BadMessage: an argument is not allowed; nothing was sent.
+            NotPublished: no acknowledgement in time; see there for how to publish it again.
+            ClientError: the client is not connected.
         """
+        limit_s = _limit_s(timeout_s)
+        if not isinstance(user_id, str):
+            raise _wrong("user_id", user_id, "text")
         now_ms = time.time_ns() // 1_000_000
-        raw_context = msgspec.Raw(msgspec.json.encode(dict(context or {})))
         click = Click(
-            event_id or uuid.uuid4().hex,
+            uuid.uuid4().hex if event_id is None else event_id,
             user_id,
             self._next_at_ms(user_id, now_ms) if at_ms is None else at_ms,
             item_id,
             action,
-            raw_context,
+            _raw_context(context),
         )
         value = _encoded(click)
         decode_click(None, value, now_ms)
-        published = self._on_its_way[user_id] = _Published(click, asyncio.get_running_loop().create_future())
+        mine = _Publishing(click)
+        publishing = self._publishing.setdefault(user_id, {})
+        publishing[mine] = None
         try:
-            position = await self._publish(self._topics.clicks, user_id, value)
+            position = await self._publish(self._topics.clicks, user_id, value, limit_s, click.event_id)
             self._remember(user_id, position)
         finally:
-            published.ended.set_result(None)
-            if self._on_its_way.get(user_id) is published:
-                del self._on_its_way[user_id]
+            mine.ended.set_result(None)
+            del publishing[mine]
+            if not publishing:
+                del self._publishing[user_id]
         return position
 
-    async def put_item(self, item: Item) -> Position:
-        """Publish a catalog entry, new or changed; the position is one of the catalog topic.
+    async def put_item(self, item: Item, *, timeout_s: float = PUBLISH_TIMEOUT_S) -> Position:
+        """Publish a catalog entry, new or changed, and wait until the broker has stored it.
 
-        `response.catalog` has reached the position once answers can contain the item.
+        Args:
+            item: The whole entry. Fields that are left out are emptied.
+            timeout_s: How long to wait for the acknowledgement, in seconds.
 
-        Raises BadMessage (a field is not allowed) or NotPublished.
+        Returns:
+            The position in the catalog topic. Answers can contain the item once ``response.catalog`` has reached it.
+
+        Raises:
+            BadMessage: a field is not allowed; nothing was sent.
+            NotPublished: no acknowledgement in time; put it again.
+            ClientError: the client is not connected.
         """
+        limit_s = _limit_s(timeout_s)
+        if not isinstance(item, Item):
+            raise _wrong("item", item, 'an Item, such as Item("coffee-1", title="Filter coffee")')
         value = _encoded(item)
         decode_item(None, value)
-        return await self._publish(self._topics.catalog, item.item_id, value)
+        return await self._publish(self._topics.catalog, item.item_id, value, limit_s)
 
-    async def delete_item(self, item_id: str) -> Position:
-        """Take an item out of the catalog. Raises BadMessage (no item can have this id) or NotPublished."""
+    async def delete_item(self, item_id: str, *, timeout_s: float = PUBLISH_TIMEOUT_S) -> Position:
+        """Take an item out of the catalog, and wait until the broker has stored that.
+
+        Args:
+            item_id: The item; it need not exist.
+            timeout_s: How long to wait for the acknowledgement, in seconds.
+
+        Returns:
+            The position in the catalog topic. Answers leave the item out once ``response.catalog`` has reached it.
+
+        Raises:
+            BadMessage: no item can have this id; nothing was sent.
+            NotPublished: no acknowledgement in time; delete it again.
+            ClientError: the client is not connected.
+        """
+        limit_s = _limit_s(timeout_s)
         decode_item(None, _encoded(Item(item_id)))
-        return await self._publish(self._topics.catalog, item_id, None)
+        return await self._publish(self._topics.catalog, item_id, None, limit_s)
 
     # Asking
 
@@ -218,52 +328,85 @@ class Client:
         *,
         limit: int = 20,
         filter: Mapping[str, Any] | None = None,  # noqa: A002 - the name of the message's field
-        exclude: Sequence[str] = (),
+        exclude: Iterable[str] = (),
         exclude_seen: bool = True,
         diversity: float = 0.0,
         query: str = "",
-        session: Sequence[SessionEvent] = (),
+        session: Iterable[SessionEvent] = (),
         sources: Mapping[SourceName, float] | None = None,
         explain: bool = False,
         at_ms: int | None = None,
-        after: Position | None = None,
+        reads: Reads = "all",
+        after: Position | str | None = None,
         after_event_id: str | None = None,
-        read_own_clicks: bool = True,
         deadline_ms: int = DEFAULT_DEADLINE_MS,
         timeout_s: float | None = None,
     ) -> Response:
-        """Ask for items for a user; the answer's status is `ok` or `degraded`. Fields: see `messages.Request`.
+        """Ask for items for a user, and wait for the answer.
 
-        `after` demands a click of another program, `after_event_id` one whose place is not known yet; without them, the
-        last click that this client published for the user is demanded, acknowledged or still on its way, unless
-        `read_own_clicks` is off. `timeout_s`: how long to wait for the answer, by default the deadline and 3 s.
+        Args:
+            user_id: Whom to recommend to; a user that nobody has heard of gets popular items.
+            limit: How many items at most, 1 to 1000.
+            filter: Conditions on catalog fields, such as ``{"category": "garden", "price": {"lt": 20}}``.
+            exclude: Item ids to leave out, at most 1000.
+            exclude_seen: Leave out what the user has clicked, bought or hidden.
+            diversity: From 0 (by likeness alone) to 1 (as varied as possible).
+            query: Text that items should match, at most 2000 characters.
+            session: What-if events that count for this answer and are stored nowhere, at most 100.
+            sources: Weights of the sources by name, 0 to 100; by default each has its own.
+            explain: Say which past events brought each item.
+            at_ms: What is "now" for interests that fade, in milliseconds since 1970; by default the time of the request.
+            reads: What the answer has to reflect: see the table in the module's docstring.
+            after: Demand the click at this position instead of ``reads``: a position of :meth:`click`, or its token.
+                It also covers a click that a foreign partitioner put elsewhere.
+            after_event_id: Demand the event with this id instead of ``reads``, before its position is known. Not
+                together with ``after``.
+            deadline_ms: How long the worker may wait for what is demanded, 1 to 60,000 ms from when the broker has
+                the request.
+            timeout_s: How long to wait for the answer, in seconds, whatever is waited for before included. By default the
+                deadline and 3 s.
 
-        Raises RequestRejected, RequestExpired, RecallTimeout or NotPublished.
+        Returns:
+            The answer, with the status ``ok``, or ``degraded`` and a ``rung`` that says why. Items come best first.
+
+        Raises:
+            BadMessage: an argument is not allowed; nothing was sent.
+            RequestRejected: the worker refused the request.
+            RequestExpired: what is demanded was not applied by ``deadline_ms``.
+            RecallTimeout: no answer within ``timeout_s``.
+            NotPublished: the request could not be sent.
+            ClientError: the client is not connected, or the broker refused.
         """
-        limit_s = _limit_s(timeout_s, deadline_ms)
-        began_s = asyncio.get_running_loop().time()
-        if after is None and after_event_id is None and read_own_clicks:
-            after_event_id = await self._click_on_its_way(user_id, limit_s)
-            after = self.last_click(user_id) if after_event_id is None else None
+        began_s = time.monotonic()
+        if reads not in get_args(Reads):
+            raise _wrong("reads", reads, '"all", "own" or "any"')
         request = Request(
             request_id=uuid.uuid4().hex,
             user_id=user_id,
             limit=limit,
-            filter=dict(filter) if filter is not None else None,
-            exclude=list(exclude),
+            filter=_mapping("filter", filter, '{"category": "garden"}'),
+            exclude=_listed("exclude", exclude, 'item ids, such as ["S1"]'),
             exclude_seen=exclude_seen,
             diversity=diversity,
             query=query,
-            session=list(session),
-            after=after,
+            session=_listed("session", session, 'SessionEvents, such as [SessionEvent("S1")]'),
+            after=_position(after),
             after_event_id=after_event_id,
             deadline_ms=deadline_ms,
             at_ms=at_ms,
-            sources=dict(sources or {}),
+            sources=_mapping("sources", sources, '{"interests": 1.0}') or {},
             explain=explain,
         )
-        waited_s = asyncio.get_running_loop().time() - began_s
-        response = await self.answer(request, timeout_s=limit_s - waited_s)
+        _checked(request)
+        limit_s = _limit_s(timeout_s, deadline_ms)
+        if after is None and after_event_id is None and reads != "any":
+            demanded = await self._demand(user_id, reads, limit_s)
+            if isinstance(demanded, Position):
+                request = msgspec.structs.replace(request, after=demanded)
+            elif demanded is not None:
+                request = msgspec.structs.replace(request, after_event_id=demanded)
+        left_s = limit_s - (time.monotonic() - began_s)
+        response = await self._answer(request, encode(request), left_s, limit_s)
         if response.status == "rejected":
             raise RequestRejected(response)
         if response.status == "expired":
@@ -271,64 +414,81 @@ class Client:
         return response
 
     async def answer(self, request: Request, *, timeout_s: float | None = None) -> Response:
-        """Send a request as it is, and await its answer, whatever its status.
+        """Send a request as it is, and wait for its answer, whatever its status.
 
-        Raises RecallTimeout or NotPublished.
+        Args:
+            request: The message; its ``request_id`` must not wait for an answer already.
+            timeout_s: How long to wait for the answer, in seconds; by default the deadline and 3 s.
+
+        Returns:
+            The answer, also with the status ``rejected`` or ``expired``.
+
+        Raises:
+            BadMessage: a field is not allowed; nothing was sent.
+            RecallTimeout: no answer within ``timeout_s``.
+            NotPublished: the request could not be sent.
+            ClientError: the client is not connected, or the request waits already.
         """
-        if self._producer is None or self._reader is None or self._reader.done():
-            raise ClientError("the client is not connected: expected `async with Client() as client`")
-        if request.request_id in self._waiting:
-            raise ClientError(f"request {request.request_id} waits already: expected a new request_id")
+        if not isinstance(request, Request):
+            raise _wrong("request", request, "a Request")
+        value = _checked(request)
         limit_s = _limit_s(timeout_s, request.deadline_ms)
-        value = _encoded(request)
-        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self._waiting[request.request_id] = future
-        try:
-            async with asyncio.timeout(limit_s):
-                sent = await self._producer.send(
-                    self._topics.requests,
-                    value,
-                    key=_key(request.user_id),
-                    # Echoed by the worker: answers to others are then told apart without being decoded.
-                    headers=[(CORRELATION_HEADERS[0], request.request_id.encode())],
-                )
-                sent.add_done_callback(lambda done: _pass_failure(done, future))
-                return await future
-        except TimeoutError as error:
-            raise RecallTimeout(
-                f"request {request.request_id} was not answered on {self._topics.responses} within {round(limit_s, 3):g} s: "
-                "expected a worker of the role interests (or all) that runs and keeps up; see `headwater doctor`"
-            ) from error
-        except KafkaError as error:
-            raise NotPublished(
-                f"request {request.request_id} could not be sent to {self._topics.requests} "
-                f"({type(error).__name__}: {error}): look at the broker, then ask again"
-            ) from error
-        finally:
-            del self._waiting[request.request_id]
+        return await self._answer(request, value, limit_s, limit_s)
 
     def last_click(self, user_id: str) -> Position | None:
-        """Where the last click of this user went that this client published and still remembers."""
+        """The position of the user's last click that this client published and still remembers."""
         return self._last_clicks.get(user_id)
 
-    async def _click_on_its_way(self, user_id: str, limit_s: float) -> str | None:
-        """The event id of the user's newest click that has no place yet. What takes events back is waited for: its id is not
-        its own, or nothing is left that would tell.
+    # What a request demands
 
-        Raises RecallTimeout.
+    async def _demand(self, user_id: str, reads: Reads, limit_s: float) -> Position | str | None:
+        """The position or the event id to demand, or None.
+
+        Raises:
+            RecallTimeout: neither is known within ``limit_s``.
+            ClientError: the broker refused.
         """
+        ends = self._ends
+        if ends is None:
+            raise _not_connected()
+        waits_for = "an acknowledgement of this user's clicks"
         try:
             async with asyncio.timeout(limit_s):
-                while (published := self._on_its_way.get(user_id)) is not None:
-                    if published.click.action not in ("retract", "forget"):
-                        return published.click.event_id
-                    await asyncio.wait({published.ended})
+                if reads == "own":
+                    return await self._own(user_id)
+                partition = await self._partition(self._topics.clicks, user_id.encode())
+                publishing = [each.ended for each in self._publishing.get(user_id, ())]
+                if publishing:
+                    _, end = await asyncio.gather(asyncio.wait(publishing), ends.of(partition))
+                    last = self._last_clicks.get(user_id)
+                    # Ours may have been stored after the broker was asked.
+                    end = max(end, last.offset + 1) if last and last.partition == partition else end
+                else:
+                    waits_for = f"the end of partition {partition}"
+                    end = await ends.of(partition)
+                return Position(partition, end - 1) if end > 0 else None
         except TimeoutError as error:
             raise RecallTimeout(
-                f"{user_id!r} was not asked for: the broker did not acknowledge a retract or forget of this user "
-                f"within {limit_s:g} s; look at the broker, or ask with read_own_clicks=False"
+                f"{user_id!r} was not asked for: the broker gave no answer within {limit_s:g} s (timeout_s) about "
+                f'{waits_for} of {self._topics.clicks}; look at the broker, or ask with reads="any"'
             ) from error
-        return None
+        except KafkaError as error:
+            raise ClientError(
+                f"{user_id!r} was not asked for: the broker does not tell where {self._topics.clicks} ends "
+                f'({type(error).__name__}: {error}); look at the rights of this user, or ask with reads="own"'
+            ) from error
+
+    async def _own(self, user_id: str) -> Position | str | None:
+        """The user's newest click of this client: its position, or its event id while the acknowledgement is outstanding.
+
+        Waits for a ``retract`` or ``forget`` without an acknowledgement, which cannot be demanded by id.
+        """
+        while publishing := self._publishing.get(user_id):
+            newest = next(reversed(publishing))
+            if newest.click.action not in ("retract", "forget"):
+                return newest.click.event_id
+            await asyncio.wait({newest.ended})
+        return self.last_click(user_id)
 
     # Connection
 
@@ -350,88 +510,132 @@ class Client:
                 f"the broker at {self._settings.bootstrap_servers} has no topic {', '.join(missing)}: run "
                 "`headwater topics create`, or set HEADWATER_TOPIC_PREFIX to the prefix in use"
             )
-        # Naming one partition makes the client learn of all; a topic made a moment ago takes one or two rounds.
-        self._consumer.assign([TopicPartition(self._topics.responses, 0)])
-        while not (numbers := self._consumer.partitions_for_topic(self._topics.responses)):  # noqa: ASYNC110 - no event says so
-            await asyncio.sleep(0.02)
-        partitions = [TopicPartition(self._topics.responses, number) for number in sorted(numbers)]
-        self._consumer.assign(partitions)
-        # A position that is only "the end, whenever first fetched" would miss an answer that is faster.
-        for partition, end in (await self._consumer.end_offsets(partitions)).items():
-            self._consumer.seek(partition, end)
+        replies = Replies(self._consumer, self._topics.responses, self._reading_failed)
+        await replies.start()
+        self._replies = replies
         # No lingering: a lone click goes out at once, and what comes while one is on its way shares the next batch.
         self._producer = Producer(
-            **options, acks="all", linger_ms=0, request_timeout_ms=int(PUBLISH_TIMEOUT_S * 1000)
+            **options,
+            acks="all",
+            linger_ms=0,
+            max_batch_size=_BATCH_BYTES,
+            request_timeout_ms=int(PUBLISH_TIMEOUT_S * 1000),
         )
         await self._producer.start()
         # Else the first message of each waits for it, beyond the reach of whoever closes the client meanwhile.
         await asyncio.gather(
             *map(self._producer.partitions_for, (self._topics.clicks, self._topics.requests))
         )
-        self._reader = asyncio.create_task(self._read(self._consumer), name="headwater-answers")
+        self._ends = EndOffsets(self._producer.client, self._topics.clicks)
+        await self._ends.connect()
 
-    async def _read(self, consumer: Consumer) -> None:
-        def take() -> int:
-            taken = [
-                *chain.from_iterable(consumer.poll_buffered(consumer.assignment(), _MOST_TAKEN).values())
-            ]
-            for record in taken:
-                self._take(record.value, record.headers)
-            return len(taken)
+    def _reading_failed(self, error: Exception) -> ClientError:
+        if isinstance(error, KafkaError):
+            return ClientError(
+                f"reading {self._topics.responses} failed ({type(error).__name__}: {error}): look at the broker and at "
+                "this user's rights, then connect again"
+            )
+        return ClientError(f"reading {self._topics.responses} failed: {error!r}; connect again")
 
-        consumer.on_records = take  # an answer reaches its caller in the same turn of the loop
-        while True:
+    async def _answer(self, request: Request, value: bytes, left_s: float, limit_s: float) -> Response:
+        """Send a checked request and await its answer for ``left_s`` of its time limit."""
+        replies, topic = self._replies, self._topics.requests
+        if replies is None or not replies.is_reading:
+            raise _not_connected()
+        if replies.expects(request.request_id):
+            raise ClientError(f"request {request.request_id} waits already: expected a new request_id")
+        answer, headers = replies.expect(request.request_id)
+        again: asyncio.Task[None] | None = None
+
+        async def send() -> None:
+            sent = await self._send(topic, request.user_id.encode(), value, headers)
+            sent.add_done_callback(lambda done: _pass_failure(done, answer))
+
+        async def look_everywhere() -> None:
             try:
-                while take() == _MOST_TAKEN:  # noqa: ASYNC110 - there is more; others have their turn
-                    await asyncio.sleep(0)
-                await consumer.wait_for_records(_POLL_S)
-            except KafkaError as error:
-                if not error.retriable:
-                    self._give_up(
-                        ClientError(
-                            f"reading {self._topics.responses} failed ({type(error).__name__}: {error}): look at "
-                            "the broker and at this user's rights, then connect again"
-                        )
-                    )
-                    raise
-                await asyncio.sleep(_POLL_S)
-            except Exception as error:
-                self._give_up(
-                    ClientError(f"reading {self._topics.responses} failed: {error!r}; connect again")
-                )
-                raise
+                await replies.read_all()
+                await send()
+            except (KafkaError, ClientError) as error:
+                if not answer.done():
+                    answer.set_exception(error)
 
-    def _take(self, value: bytes | None, headers: Headers) -> None:
-        """Hand an answer to whoever waits for it; answers to others, and repeated ones, are left alone."""
-        correlation = header(headers, CORRELATION_HEADERS[0])
-        if correlation and (correlation[1] or b"").decode("utf-8", "replace") not in self._waiting:
-            return
+        def silent() -> None:
+            nonlocal again
+            if not replies.reads_all:
+                again = asyncio.create_task(look_everywhere())
+
+        silence_s = request.deadline_ms / 1000.0 + _SILENCE_S
+        timer = asyncio.get_running_loop().call_later(silence_s, silent)
         try:
-            response = decode_response(value)
-        except BadMessage:
-            return  # not written by a worker; whoever waits for it gets its timeout
-        future = self._waiting.get(response.request_id)
-        if future is not None and not future.done():
-            future.set_result(response)
-
-    def _give_up(self, error: ClientError) -> None:
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(error)
-
-    async def _publish(self, topic: str, key: str, value: bytes | None) -> Position:
-        if self._producer is None:
-            raise ClientError("the client is not connected: expected `async with Client() as client`")
-        try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                written: RecordMetadata = await self._producer.send_and_wait(topic, value, key=_key(key))
-        except (KafkaError, TimeoutError) as error:
+            async with asyncio.timeout(left_s):
+                await send()
+                return await answer
+        except TimeoutError as error:
+            replies.start_reading_all()
+            raise RecallTimeout(
+                f"request {request.request_id} was not answered on {self._topics.responses} within {round(limit_s, 3):g} s "
+                f"(timeout_s; its deadline_ms is {request.deadline_ms}): expected a worker of the role interests (or all) "
+                "that runs and keeps up; see `headwater doctor`"
+            ) from error
+        except MessageSizeTooLargeError as error:
+            raise _too_large(topic, value) from error
+        except KafkaError as error:
             raise NotPublished(
-                f"{topic}: the broker at {self._settings.bootstrap_servers} did not acknowledge a message for "
-                f"{key!r} within {PUBLISH_TIMEOUT_S:g} s ({type(error).__name__}: {error}); look at the broker, "
-                "then publish it again with the same id"
+                f"request {request.request_id} could not be sent to {topic} ({type(error).__name__}: {error}): look at "
+                "the broker, then ask again"
+            ) from error
+        finally:
+            timer.cancel()
+            if again is not None:
+                again.cancel()
+            replies.forget(request.request_id)
+
+    async def _publish(
+        self, topic: str, key: str, value: bytes | None, limit_s: float, event_id: str | None = None
+    ) -> Position:
+        what = f"a message for {key!r}" if event_id is None else f"event {event_id!r} of {key!r}"
+        remedy = (
+            f"look at the broker, then publish it again{'' if event_id is None else ' with this event_id'}"
+        )
+        try:
+            async with asyncio.timeout(limit_s):
+                written: RecordMetadata = await (await self._send(topic, key.encode(), value))
+        except TimeoutError as error:
+            raise NotPublished(
+                f"{topic}: the broker at {self._settings.bootstrap_servers} did not acknowledge {what} within "
+                f"{limit_s:g} s (timeout_s); {remedy}",
+                event_id,
+            ) from error
+        except MessageSizeTooLargeError as error:
+            raise _too_large(topic, value) from error
+        except KafkaError as error:
+            raise NotPublished(
+                f"{topic}: the broker at {self._settings.bootstrap_servers} did not acknowledge {what} "
+                f"({type(error).__name__}: {error}); {remedy}",
+                event_id,
             ) from error
         return Position(written.partition, written.offset)
+
+    async def _send(
+        self, topic: str, key: bytes, value: bytes | None, headers: Collection[Header] = ()
+    ) -> "asyncio.Future[RecordMetadata]":
+        """Hand one record to the producer when its turn has come. Raises KafkaError."""
+        partition = await self._partition(topic, key)
+        turns = self._turns.get((topic, partition))
+        if turns is None:
+            turns = self._turns[topic, partition] = asyncio.Semaphore(_SENDING)
+        async with turns:
+            if self._producer is None:
+                raise _not_connected()
+            sent: asyncio.Future[RecordMetadata] = await self._producer.send(
+                topic, value, key=key, partition=partition, headers=list(headers)
+            )
+            return sent
+
+    async def _partition(self, topic: str, key: bytes) -> int:
+        if self._producer is None:
+            raise _not_connected()
+        return partition_of(key, len(await self._producer.partitions_for(topic)))
 
     def _next_at_ms(self, user_id: str, now_ms: int) -> int:
         at_ms = max(now_ms, self._last_at_ms.pop(user_id, 0) + 1)
@@ -450,6 +654,27 @@ class Client:
             self._last_clicks.popitem(last=False)
 
 
+# What is refused before anything is sent
+
+
+def _settings_of(system: object) -> Settings:
+    match system:
+        case None:
+            return running_system()
+        case Settings():
+            return system
+        case str():
+            return running_system(Settings.load(kafka_bootstrap_servers=system))
+    raise _wrong("system", system, 'an address such as "localhost:9092", Settings, or nothing')
+
+
+def _checked(request: Request) -> bytes:
+    """The request's bytes, if a worker would take them, but for its filter. Raises BadMessage."""
+    value = _encoded(request)
+    decode_request(None, value, time.time_ns() // 1_000_000)
+    return value
+
+
 def _encoded(message: msgspec.Struct) -> bytes:
     try:
         return encode(message)
@@ -457,14 +682,76 @@ def _encoded(message: msgspec.Struct) -> bytes:
         raise BadMessage(
             "bad_field", f"{ascii(error.object)[:80]}: expected valid Unicode, without lone surrogates"
         ) from None
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        for field in message.__struct_fields__:
+            value = getattr(message, field)
+            try:
+                msgspec.json.encode(value)
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                raise _wrong(field, value, "a value that JSON has") from None
+        raise
 
 
-def _limit_s(timeout_s: float | None, deadline_ms: int) -> float:
-    return deadline_ms / 1000.0 + ANSWER_MARGIN_S if timeout_s is None else timeout_s
+def _raw_context(context: Mapping[str, Any] | None) -> msgspec.Raw:
+    given = _mapping("context", context, '{"page": 3}') or {}
+    try:
+        return msgspec.Raw(msgspec.json.encode(given))
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise _wrong("context", given, "an object of values that JSON has") from None
 
 
-def _key(text: str) -> bytes:
-    return text.encode()
+def _mapping(field: str, value: object, example: str) -> dict[Any, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _wrong(field, value, f"an object, such as {example}")
+    return dict(value)
+
+
+def _listed(field: str, value: object, expected: str) -> list[Any]:
+    # Text is a sequence of texts to Python: "S1" would exclude "S" and "1".
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise _wrong(field, value, f"a list of {expected}")
+    return list(value)
+
+
+def _position(after: object) -> Position | None:
+    match after:
+        case None | Position():
+            return after
+        case str():
+            try:
+                return Position.parse(after)
+            except BadMessage:
+                pass
+    raise _wrong("after", after, "a Position of `click`, or its token, such as 3-1042")
+
+
+def _limit_s(timeout_s: object, deadline_ms: int | None = None) -> float:
+    if timeout_s is None and deadline_ms is not None:
+        return deadline_ms / 1000.0 + ANSWER_MARGIN_S
+    if not isinstance(timeout_s, (int, float)) or isinstance(timeout_s, bool) or not timeout_s > 0:
+        raise _wrong("timeout_s", timeout_s, "seconds, more than 0")
+    return float(timeout_s)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _wrong(field: str, value: object, expected: str) -> BadMessage:
+    return BadMessage("bad_field", f"{field}: got {shown(value)}, expected {expected}")
+
+
+def _too_large(topic: str, value: bytes | None) -> BadMessage:
+    return BadMessage(
+        "too_large",
+        f"message for {topic}: got {len(value or b'')} bytes, expected fewer (Kafka takes 1 MB by default)",
+    )
+
+
+def _not_connected() -> ClientError:
+    return ClientError("the client is not connected: expected `async with Client() as client`")
 
 
 def _pass_failure(done: "asyncio.Future[RecordMetadata]", waiting: "asyncio.Future[Response]") -> None:

@@ -66,14 +66,14 @@ async def measure(system: System) -> None:
             started = time.perf_counter()
             clicked = await client.click(user, item_id)
             acknowledged_ms = (time.perf_counter() - started) * 1000.0
-            answer = await client.recall(user, limit=20)
+            answer = await client.recall(user, limit=20, reads="own")
             took_ms = (time.perf_counter() - started) * 1000.0
             _require_fresh(answer, clicked)
             await asyncio.sleep(_PAUSE_S)
             user = f"at-once-{number % 50}"
             started = time.perf_counter()
             clicked, together = await asyncio.gather(
-                client.click(user, item_id), client.recall(user, limit=20)
+                client.click(user, item_id), client.recall(user, limit=20, reads="own")
             )
             took_at_once_ms = (time.perf_counter() - started) * 1000.0
             _require_fresh(together, clicked)

@@ -199,5 +199,5 @@ def lasting(seconds: float) -> Callable[[], bool]:
 async def _ask(client: Client, user: str, excluded: Sequence[str] = ()) -> float:
     """With items excluded, those that the user has seen are not: it is then as many for everyone."""
     started = time.perf_counter()
-    await client.recall(user, limit=_LIMIT, exclude=excluded, exclude_seen=not excluded)
+    await client.recall(user, limit=_LIMIT, exclude=excluded, exclude_seen=not excluded, reads="own")
     return (time.perf_counter() - started) * 1000.0

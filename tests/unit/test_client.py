@@ -2,9 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +13,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from headwater.client import (
     Client,
     ClientError,
+    NotPublished,
+    Reads,
     RecallTimeout,
     RequestExpired,
     RequestRejected,
@@ -35,7 +36,7 @@ from headwater.messages import (
     decode_request,
     encode,
 )
-from headwater.settings import Settings
+from headwater.settings import Settings, SettingsError
 
 Answering = Callable[[Request], list[Response]]
 # A broker that was just given nine topics by a busy machine may take its time; nothing here is about speed.
@@ -134,63 +135,94 @@ async def test_an_item_is_published_and_deleted_by_a_null_value(system: Settings
     assert put.partition == deleted.partition
 
 
-async def test_a_request_demands_the_last_click_of_its_user_and_no_other(system: Settings) -> None:
-    async with answering(system), Client(system) as client:
-        assert (await client.recall("ann", deadline_ms=LONG_MS)).reflects is None
-        await client.click("ann", "coffee-1")
+async def test_a_request_demands_every_click_of_its_users_partition_that_was_acknowledged(
+    system: Settings,
+) -> None:
+    async with answering(system) as worker, Client(system) as asks, Client(system) as clicks:
+        await asks.recall("ann", deadline_ms=LONG_MS)
+        place = await clicks.click("ann", "coffee-1")
+        await asks.recall("ann", deadline_ms=LONG_MS)
+    assert [request.after for request in worker.asked] == [None, place]
+
+
+async def test_only_own_clicks_are_demanded_where_that_is_wanted(system: Settings) -> None:
+    async with answering(system) as worker, Client(system) as client, Client(system) as other:
+        await client.recall("ann", deadline_ms=LONG_MS, reads="own")
         last = await client.click("ann", "coffee-2")
         await client.click("ben", "tea-1")
-        answer = await client.recall("ann", deadline_ms=LONG_MS)
-        assert answer.reflects is not None
-        assert (answer.reflects.partition, answer.reflects.offset) == (last.partition, last.offset)
+        await other.click("ann", "coffee-3")
+        await client.recall("ann", deadline_ms=LONG_MS, reads="own")
+    assert [request.after for request in worker.asked] == [None, last]
 
 
-async def test_reading_own_clicks_can_be_turned_off_or_replaced(system: Settings) -> None:
+async def test_reading_clicks_can_be_turned_off_or_replaced_by_a_position_or_its_token(
+    system: Settings,
+) -> None:
+    async with answering(system) as worker, Client(system) as client:
+        place = await client.click("ann", "coffee-1")
+        await client.recall("ann", deadline_ms=LONG_MS, reads="any")
+        await client.recall("ann", deadline_ms=LONG_MS, after=Position(1, 77))
+        await client.recall("ann", deadline_ms=LONG_MS, after=str(place))
+        await client.recall("ann", deadline_ms=LONG_MS, after_event_id="mine")
+    assert [(request.after, request.after_event_id) for request in worker.asked] == [
+        (None, None),
+        (Position(1, 77), None),
+        (place, None),
+        (None, "mine"),
+    ]
+
+
+async def test_a_click_that_is_still_on_its_way_is_demanded_with_all_that_is_stored(system: Settings) -> None:
     async with answering(system) as worker, Client(system) as client:
         await client.click("ann", "coffee-1")
-        await client.recall("ann", deadline_ms=LONG_MS, read_own_clicks=False)
-        await client.recall("ann", deadline_ms=LONG_MS, after=Position(1, 77))
-    assert [request.after for request in worker.asked] == [None, Position(1, 77)]
+        places = await asyncio.gather(
+            *(client.click("ann", f"coffee-{n}") for n in range(2, 5)),
+            client.recall("ann", deadline_ms=LONG_MS),
+        )
+    assert [(request.after, request.after_event_id) for request in worker.asked] == [(places[2], None)]
 
 
-async def test_a_click_that_is_still_on_its_way_is_demanded_by_its_events_id(system: Settings) -> None:
+async def test_an_own_click_that_is_still_on_its_way_is_demanded_by_its_events_id(system: Settings) -> None:
     async with answering(system) as worker, Client(system) as client:
         await client.click("ann", "coffee-1")
         last, _ = await asyncio.gather(
-            client.click("ann", "coffee-2", event_id="mine"), client.recall("ann", deadline_ms=LONG_MS)
+            client.click("ann", "coffee-2", event_id="mine"),
+            client.recall("ann", deadline_ms=LONG_MS, reads="own"),
         )
-        await client.recall("ann", deadline_ms=LONG_MS)
+        await client.recall("ann", deadline_ms=LONG_MS, reads="own")
     assert [(request.after, request.after_event_id) for request in worker.asked] == [
         (None, "mine"),
         (last, None),
     ]
 
 
+@pytest.mark.parametrize("reads", ["all", "own"])
 async def test_a_retraction_on_its_way_is_waited_for_since_its_id_is_that_of_another_event(
-    system: Settings,
+    system: Settings, reads: Reads
 ) -> None:
     async with answering(system) as worker, Client(system) as client:
         await client.click("ann", "coffee-1", event_id="mine")
         place, _ = await asyncio.gather(
-            client.click("ann", action="retract", event_id="mine"), client.recall("ann", deadline_ms=LONG_MS)
+            client.click("ann", action="retract", event_id="mine"),
+            client.recall("ann", deadline_ms=LONG_MS, reads=reads),
         )
     assert [(request.after, request.after_event_id) for request in worker.asked] == [(place, None)]
 
 
-async def test_who_waits_for_a_retraction_waits_no_longer_than_for_an_answer(
-    system: Settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reads", ["all", "own"])
+async def test_what_a_request_demands_is_waited_for_no_longer_than_its_answer(
+    system: Settings, monkeypatch: pytest.MonkeyPatch, reads: Reads
 ) -> None:
     async def never(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
 
     async with answering(system) as worker, Client(system) as client:
-        producer: Any = client._producer
         with monkeypatch.context() as patch:
-            patch.setattr(producer, "send_and_wait", never)
+            patch.setattr(client, "_send", never)
             retracting = asyncio.ensure_future(client.click("ann", action="retract", event_id="mine"))
             await asyncio.sleep(0)
-            with pytest.raises(RecallTimeout, match=r"'ann'.*retract or forget.*within 0\.05 s"):
-                await client.recall("ann", timeout_s=0.05)
+            with pytest.raises(RecallTimeout, match=r"'ann'.*within 0\.05 s \(timeout_s\).*acknowledgement"):
+                await client.recall("ann", timeout_s=0.05, reads=reads)
             retracting.cancel()
             await asyncio.gather(retracting, return_exceptions=True)
     assert not worker.asked
@@ -262,9 +294,9 @@ async def test_no_answer_is_a_timeout_that_names_the_request_the_seconds_and_wha
 ) -> None:
     async with Client(system) as client:
         with pytest.raises(
-            RecallTimeout, match=r"^request \w{32} was not answered .* within 0\.2 s: .*doctor"
+            RecallTimeout, match=r"^request \w{32} was not answered .* within 0\.2 s \(timeout_s.*doctor"
         ):
-            await client.recall("ann", timeout_s=0.2)
+            await client.recall("ann", timeout_s=0.2, reads="any")
 
 
 async def test_a_rejected_request_raises_with_the_workers_reason(system: Settings) -> None:
@@ -300,9 +332,9 @@ async def test_a_degraded_answer_is_an_answer(system: Settings) -> None:
 
 
 async def test_a_request_that_waits_when_the_client_closes_is_told(system: Settings) -> None:
-    async with Client(system) as client:
+    async with answering(system, lambda _: []) as worker, Client(system) as client:
         waiting = asyncio.create_task(client.recall("ann", timeout_s=60))
-        while not client._waiting:
+        while not worker.asked:
             await asyncio.sleep(0.01)
     with pytest.raises(ClientError, match="closed"):
         await waiting
@@ -327,6 +359,121 @@ async def test_a_click_that_a_worker_would_refuse_is_refused_before_it_is_sent(
         with pytest.raises(BadMessage, match=reason):
             await client.click(user, item, at_ms=at_ms)
         assert client.last_click(user) is None
+
+
+WRONG: dict[str, tuple[Callable[[Client], Awaitable[object]], str]] = {
+    "exclude is text": (
+        lambda client: client.recall("ann", exclude="S1"),
+        "exclude: got 'S1', expected a list",
+    ),
+    "exclude holds a number": (lambda client: client.recall("ann", exclude=[5]), r"exclude\[0\]: got 5"),  # type: ignore[list-item]
+    "a user that is none": (lambda client: client.recall(None), "user_id: got None, expected `str`"),  # type: ignore[arg-type]
+    "a user that is a number": (lambda client: client.click(5, "tea"), "user_id: got 5, expected text"),  # type: ignore[arg-type]
+    "an item that is a list": (lambda client: client.click("ann", ["tea"]), r"item_id: got \['tea'\]"),  # type: ignore[arg-type]
+    "an empty event id": (lambda client: client.click("ann", "tea", event_id=""), "event_id: got ''"),
+    "an action of others": (
+        lambda client: client.click("ann", "tea", "buy"),
+        "action: got 'buy', .*purchase",
+    ),  # type: ignore[arg-type]
+    "a context that is text": (lambda client: client.click("ann", "tea", context="x"), "context: got 'x'"),  # type: ignore[arg-type]
+    "a context that JSON lacks": (
+        lambda client: client.click("ann", "tea", context={"x": object()}),
+        "context: ",
+    ),
+    "a limit that is text": (
+        lambda client: client.recall("ann", limit="10"),
+        "limit: got '10', expected `int`",
+    ),  # type: ignore[arg-type]
+    "a limit of none": (lambda client: client.recall("ann", limit=0), "limit: got 0, expected `int` >= 1"),
+    "a limit that JSON lacks": (lambda client: client.recall("ann", limit=object()), "limit: got <object"),  # type: ignore[arg-type]
+    "a filter that is text": (lambda client: client.recall("ann", filter="garden"), "filter: got 'garden'"),  # type: ignore[arg-type]
+    "a session that is a number": (lambda client: client.recall("ann", session=5), "session: got 5"),  # type: ignore[arg-type]
+    "a session of texts": (lambda client: client.recall("ann", session=["S1"]), r"session\[0\]: got 'S1'"),  # type: ignore[list-item]
+    "sources as a list": (lambda client: client.recall("ann", sources=["new"]), "sources: got"),  # type: ignore[arg-type]
+    "a source that is none": (lambda client: client.recall("ann", sources={"x": 1}), "sources: .*interests"),  # type: ignore[dict-item]
+    "after is nonsense": (
+        lambda client: client.recall("ann", after="nonsense"),
+        "after: got 'nonsense'.*3-1042",
+    ),
+    "after is a number": (lambda client: client.recall("ann", after=7), "after: got 7"),  # type: ignore[arg-type]
+    "two demands": (lambda client: client.recall("ann", after="1-2", after_event_id="x"), "one of the two"),
+    "reads is nonsense": (
+        lambda client: client.recall("ann", reads="mine"),
+        "reads: got 'mine', expected \"all\"",
+    ),  # type: ignore[arg-type]
+    "a time that is text": (lambda client: client.click("ann", "tea", at_ms="now"), "at_ms: got 'now'"),  # type: ignore[arg-type]
+    "a time limit that is text": (
+        lambda client: client.click("ann", "tea", timeout_s="5"),
+        "timeout_s: got '5'",
+    ),  # type: ignore[arg-type]
+    "a time limit of none": (lambda client: client.recall("ann", timeout_s=0), "timeout_s: got 0"),
+    "an item that is a dict": (lambda client: client.put_item({"item_id": "tea"}), "item: got {.*an Item"),  # type: ignore[arg-type]
+    "a price that is text": (lambda client: client.put_item(Item("tea", price="5")), "price: got '5'"),  # type: ignore[arg-type]
+    "an item id that is a number": (lambda client: client.delete_item(5), "item_id: got 5"),  # type: ignore[arg-type]
+    "a request that is a dict": (lambda client: client.answer({}), "request: got {}"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_what_is_wrong_is_refused_before_anything_is_sent(name: str) -> None:
+    """By a client that was not connected: it could send nothing."""
+    call, reason = WRONG[name]
+    with pytest.raises(BadMessage, match=reason) as refused:
+        await call(Client(Settings()))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("system", "reason"), [(5, "system: got 5"), (b"kafka:9092", "system: got b'kafka")])
+def test_a_client_of_something_else_is_refused(system: object, reason: str) -> None:
+    with pytest.raises(BadMessage, match=reason):
+        Client(system)  # type: ignore[arg-type]
+
+
+def test_an_address_that_is_none_is_refused_with_an_example() -> None:
+    with pytest.raises(SettingsError, match=r"HEADWATER_KAFKA_BOOTSTRAP_SERVERS is 'kafka'.*host:port"):
+        Client("kafka")
+
+
+async def test_an_address_is_all_that_a_client_needs(
+    system: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADWATER_TOPIC_PREFIX", system.topic_prefix)
+    async with Client(system.bootstrap_servers) as client:
+        place = await client.click("ann", "coffee-1")
+    assert place.partition == partition_of(b"ann", system.partitions)
+
+
+async def test_a_click_that_is_not_acknowledged_in_time_carries_the_id_to_publish_it_again_with(
+    system: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Client(system) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "_send", lambda *_: asyncio.Event().wait())
+            with pytest.raises(
+                NotPublished, match=r"event '\w{32}' of 'ann' within 0\.05 s \(timeout_s\)"
+            ) as lost:
+                await client.click("ann", "coffee-1", timeout_s=0.05)
+            with pytest.raises(NotPublished, match=r"'coffee-1' within 0\.05 s"):
+                await client.delete_item("coffee-1", timeout_s=0.05)
+        event_id = lost.value.event_id
+        place = await client.click("ann", "coffee-1", event_id=event_id)
+    _, value = await last_record(system, Topics.named(system.topic_prefix).clicks, place)
+    assert value is not None
+    assert msgspec.json.decode(value)["event_id"] == event_id
+
+
+async def test_a_message_that_is_too_large_for_kafka_is_refused_as_such(system: Settings) -> None:
+    async with Client(system) as client:
+        with pytest.raises(BadMessage, match=r"got 11\d{5} bytes, expected fewer"):
+            await client.click("ann", "coffee-1", context={"page": "x" * 1_100_000})
+
+
+async def test_ten_thousand_clicks_at_once_wait_their_turn(system: Settings) -> None:
+    async with Client(system) as client:
+        places = await asyncio.gather(
+            *(client.click(f"user-{n % 500}", f"item-{n}", timeout_s=120) for n in range(10_000))
+        )
+    assert len(set(places)) == 10_000
 
 
 async def test_ids_with_emoji_go_through(system: Settings) -> None:

@@ -303,6 +303,7 @@ class _Asking:
                     exclude_seen=question.mask_seen,
                     sources=_sources(self._encoder),
                     at_ms=question.now_ms,
+                    reads="own",  # the clicks of others are questions of their own
                     deadline_ms=MAX_DEADLINE_MS,
                 )
                 self._require(answer, question.end - start, question.end - 1)

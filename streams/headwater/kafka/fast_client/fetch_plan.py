@@ -112,6 +112,7 @@ def plan(
     records, max_bytes = fetcher._records, fetcher._max_partition_fetch_bytes
     wanted: dict[Node, dict[str, list[tuple[int, int, int]]]] = {}
     waits_s: dict[Node, list[float]] = {}  # until a buffered partition holds up the others no longer
+    resumed: list[Any] = []  # awaited by the fetcher, so that a partition is fetched as soon as it is resumed
     has_buffered = {tp.topic in urgent for tp in records}
     tps = list(assignment.tps)
     random.shuffle(
@@ -119,14 +120,18 @@ def plan(
     )  # an answer may have no room for all partitions: each is among the first some of the time
     for tp in tps:
         node, state = node_of(fetcher, tp, urgent), state_of(tp)
-        if node is None or not state.has_valid_position or state.paused:
+        if node is None or not state.has_valid_position:
             return None
         if only is not None and node != only:
             continue
         if tp in records:
             if wait_s := records[tp].calculate_backoff():
                 waits_s.setdefault(node, []).append(wait_s)
-        elif node not in in_flight:
+        elif node in in_flight:
+            continue
+        elif state.paused:
+            resumed.append(state.resume_fut)
+        else:
             topics = wanted.setdefault(node, {})
             topics.setdefault(tp.topic, []).append((tp.partition, state.position, max_bytes))
     fetches = [
@@ -145,4 +150,4 @@ def plan(
         if node not in waits_s
     ]
     wait_s = min(map(max, waits_s.values())) if waits_s else fetcher._fetcher_timeout
-    return fetches, {}, wait_s, False, []
+    return fetches, {}, wait_s, False, resumed

@@ -8,11 +8,11 @@ acknowledgement. Connecting, retries and errors are left to aiokafka.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, RequestTimedOutError
@@ -20,7 +20,7 @@ from aiokafka.producer.sender import Sender, SendProduceReqHandler
 
 from headwater.kafka.fast_client.eager_frames import parse_eagerly
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
@@ -113,7 +113,7 @@ class _FastSender(Sender):  # type: ignore[misc]
                 handler._client = _AlreadySentClient(self.client, response)
                 self._hand_to_aiokafka(node, handler)
         except Exception as error:
-            log.exception("producer_failed", node=node)
+            log.exception("producer_failed", extra={"node": node})
             self._message_accumulator.fail_all(
                 error
             )  # as aiokafka's routine does, so that nobody waits for ever

@@ -12,6 +12,8 @@ from tests.support.fetching import TPS, URGENT, URGENT_NODES, Buffered, planning
     "way",
     [
         {},
+        {"state": {"paused": True}},
+        {"state": {"paused": True}, "_in_flight": {0}},
         {"_in_flight": {0}},
         {"_in_flight": {0, 1}},
         {"_records": {TPS[0]: Buffered(0.0)}, "_fetch_max_wait_ms": 10},
@@ -54,7 +56,6 @@ def told(**ways: object) -> Any:
         {"leader": None},
         {"leader": -1},
         {"state": {"has_valid_position": False}},
-        {"state": {"paused": True}},
     ],
 )
 def test_with_anything_in_the_way_aiokafka_plans_itself_and_one_fetch_a_broker(
