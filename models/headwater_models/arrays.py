@@ -1,4 +1,4 @@
-"""Array types by element: annotations say `F32`; docstrings say the shape, `(users, T)`."""
+"""Array types by element type. Annotations name the type, docstrings the shape: `(users, T)`."""
 
 import numpy as np
 from numpy.typing import NDArray

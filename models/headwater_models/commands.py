@@ -1,4 +1,4 @@
-"""What `headwater train`, `evaluate`, `export` and `bundle` do, with progress on the terminal."""
+"""What `headwater train`, `evaluate`, `tune`, `export` and `bundle` do, with progress on the terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -46,7 +46,7 @@ __all__ = [
     "weighed_table",
 ]
 
-# Questions that a bundle is judged on where it gets a scorer or a table: a list each takes its time.
+# Questions that a bundle with a scorer or a table is judged on: its lists are made one by one.
 _JUDGED: Final = 10_000
 
 
@@ -58,9 +58,9 @@ def train_starter(
     threads: int = 1,
     command: str = "headwater train starter",
 ) -> Encoder:
-    """Data -> model -> bundle -> its table of neighbours -> figures. Needs torch and transformers (the extras `train` and `export`).
+    """Data -> model -> bundle -> its table of neighbours -> figures. Needs the extras `train` and `export`.
 
-    One thread by default: on cores that others use too, torch's threads wait for each other most of the time.
+    One thread by default: on cores that do other work, torch's threads mostly wait for each other.
     """
     import torch
 
@@ -98,10 +98,14 @@ def train_sequence(
     threads: int = 1,
     command: str = "headwater train",
 ) -> Results:
-    """Events -> model -> bundle of item ids -> figures. Needs torch (the extra `train`).
+    """Events -> model -> bundle of item ids -> figures. Needs torch (extra `train`).
 
-    settings: other values of the recipe's fields, "fit.loss=gbce"; teacher: a bundle whose answers are learned too; nested:
-    numbers of first dimensions that have to do alone as well.
+    Args:
+        settings: values of recipe fields, such as "fit.loss=gbce"
+        teacher: a bundle whose scores the model learns too
+        nested: numbers of first dimensions that must serve alone
+
+    Raises DatasetError, RecipeError, FitError, SearchError or ExportError.
     """
     import torch
 
@@ -146,7 +150,10 @@ def train_scorer(
     threads: int = 1,
     command: str = "headwater train",
 ) -> Results:
-    """A bundle and events -> the bundle with a score graph -> figures. Needs torch (the extra `train`)."""
+    """A bundle and events -> the bundle with a score graph -> figures. Needs torch (extra `train`).
+
+    Raises BundleError, DatasetError, RecipeError, FitError, SearchError or ExportError.
+    """
     import torch
 
     from headwater_models.bundles.export import make_place
@@ -179,7 +186,10 @@ def train_similar(
     threads: int = 1,
     command: str = "headwater train similar",
 ) -> Results:
-    """A bundle and events -> the bundle with a table of neighbours -> figures. Needs scipy (the extra `train`)."""
+    """A bundle and events -> the bundle with a table of neighbours -> figures. Needs scipy (extra `train`).
+
+    Raises BundleError, DatasetError or ExportError.
+    """
     from headwater_models.bundles import neighbour_table
     from headwater_models.bundles.export import make_place
 
@@ -221,7 +231,10 @@ def _named(data: Dataset, asked: Split) -> str:
 
 
 def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "headwater export") -> Encoder:
-    """A language model as item tower. Needs optimum and transformers (the extra `export`)."""
+    """A language model as item tower.
+
+    Needs optimum and transformers (extra `export`). Raises ModelMissing or ExportError.
+    """
     from headwater_models.bundles.language_model import export_language_model
 
     with progress() as report:
@@ -243,7 +256,10 @@ def tune_lm(
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """A language model that knows what users take together, for `export_lm`. Needs the extra `export`."""
+    """A language model tuned to what users take together, for `export_lm`.
+
+    Needs the extra `export`. Raises TuneError.
+    """
     import torch
 
     from headwater_models.training.tuning import TuneConfig, tune
@@ -258,14 +274,14 @@ def tune_lm(
 def lighten(
     bundle: Path, out: Path, *, int8: bool, fp16: bool, dim: int | None, prune: float, command: str
 ) -> Encoder:
-    """A lighter bundle. Needs onnx (the extra `train`)."""
+    """A lighter bundle. Needs onnx (extra `train`). Raises BundleError or ExportError."""
     from headwater_models.bundles.light import lighten as made
 
     return made(bundle, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command)
 
 
 def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
-    """One bundle a line; microseconds of one user, and a user in a batch."""
+    """One bundle per line; microseconds for one user, and per user in a batch."""
     shown = Table(
         "bundle", title=title, caption=f"us for one user / a user in a batch of {USERS}; one thread"
     )
@@ -285,19 +301,22 @@ def weighed_table(weighed: dict[str, Weighed], title: str) -> Table:
 
 
 def make_mean(bundle: Path, out: Path, *, command: str = "headwater bundle mean") -> Encoder:
-    """The item tower of a bundle under the training-free user encoder. Needs onnx (the extra `train`)."""
+    """The item tower of a bundle under the training-free user encoder.
+
+    Needs onnx (extra `train`). Raises BundleError.
+    """
     from headwater_models.bundles.mean import make_mean as made
 
     return made(bundle, out, command)
 
 
 def describe(bundle: Path) -> Manifest:
-    """The manifest of a bundle that has passed every check."""
+    """The manifest of a bundle that passed every check. Raises BundleError."""
     return encoder.load(bundle, device="cpu").manifest
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """Figures as people compare them: a table for each set of targets, one method a line."""
+    """Figures for a terminal: a table per question set, one method per line."""
     at = f" at {datetime.fromtimestamp(results.at_ms / 1000, UTC):%Y-%m-%d %H:%M}" if results.at_ms else ""
     for name, first in next(iter(results.methods.values())).items():
         shown = Table(
@@ -307,7 +326,7 @@ def tables(results: Results) -> Iterator[Table]:
         )
         for column in (f"hit@{results.k}", "interval", f"NDCG@{results.k}", "interval", "coverage"):
             shown.add_column(column, justify="right")
-        # Newcomers are ranked among each other, which no request asks for: not every method has all sets.
+        # Not every method has every set: newcomers are ranked among each other, which no request asks for.
         having = {method: found[name] for method, found in results.methods.items() if name in found}
         for method, quality in having.items():
             cells = []

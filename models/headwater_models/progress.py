@@ -17,7 +17,7 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        name = what.split(",")[0]  # what follows a comma changes on the way
+        name = what.split(",")[0]  # the text after a comma changes from call to call
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(what, total=total)
         self._progress.update(self._tasks[name], description=what, completed=done, total=total)
@@ -25,7 +25,9 @@ class _Bars:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Bars on standard error."""
+    """Bars on standard error, for the duration of the block: `report(name, done, total)` moves the bar of
+    that name.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         yield _Bars(bars)

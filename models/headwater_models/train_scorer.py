@@ -1,7 +1,7 @@
-"""From a bundle and events to the same bundle with a score graph: candidates for past questions, labelled by what came next.
+"""From a bundle and events to the bundle with a score graph: candidates of past questions, labelled by what came next.
 
-The loss is the binary cross-entropy of each question's right candidate and of some others in its pool. The epoch is kept that
-orders the pools of held-out users best.
+The loss is the binary cross-entropy of each question's right candidate and some others of its pool. The best epoch is
+the one that orders the pools of held-out users best.
 """
 
 import json
@@ -38,7 +38,7 @@ from headwater_models.training.recipes import ScorerFit, ScorerRecipe
 from headwater_models.training.sequence_loop import FitError
 
 _K = 10  # of the validation's NDCG
-_CASES = 128  # whose products with all items are held at once
+_CASES = 128  # questions multiplied with all items at once
 
 
 class Questions(NamedTuple):
@@ -50,14 +50,17 @@ class Questions(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Whole pools of held-out users, with the item that came next; where no pool has it, the question is lost."""
+    """Whole pools of held-out users, with the item that came next.
+
+    A question whose pool lacks it counts as missed.
+    """
 
     pools: list[Pool]
     targets: I64
 
 
 class Material(NamedTuple):
-    """What a scorer is trained on, whichever it is."""
+    """What any scorer is trained on."""
 
     encoder: Encoder
     vectors: Tensor  # (items, D)
@@ -66,7 +69,7 @@ class Material(NamedTuple):
 
 
 def prepare(base: Path, data: Dataset, asked: Split, config: ScorerFit, report: Report) -> Material:
-    """The candidates of the bundle `base` for past questions. Raises FitError where there are too few."""
+    """The candidates of the bundle `base` for past questions. Raises FitError if there are too few."""
     encoder = load(base, device="cpu")
     catalog = encoded(encoder, data, lambda *done: report("encoding items", *done))
     since_ms, table = known_before(encoder, data, asked.train, config)
@@ -78,10 +81,10 @@ def prepare(base: Path, data: Dataset, asked: Split, config: ScorerFit, report: 
 def known_before(
     encoder: Encoder, data: Dataset, train: Log, config: ScorerFit
 ) -> tuple[int, Neighbours | None]:
-    """From when on questions are asked, and the table of neighbours that they are asked with.
+    """The moment from which on questions are asked, and the table of neighbours that they are asked with.
 
-    A table knows the sessions that it was made of better than it will know any other, and a scorer would trust it too much:
-    over a bundle that has one only the newest events are asked for, with a table of those before them.
+    A table knows the sessions it was made from better than any other, and a scorer would trust it too much. So over a bundle
+    with a table, questions are of the newest events only, with a table made from the events before.
     """
     if encoder.neighbours is None or not len(train.at_ms):
         return 0, None
@@ -101,7 +104,7 @@ def make(
     command: str,
     report: Report,
 ) -> Encoder:
-    """Train a scorer and write it and its bundle as one."""
+    """Train a scorer and write it and its bundle as one. Raises ExportError."""
     started = time.monotonic()
     encoder = material.encoder
     scorer, best, epoch = _trained(model, material, recipe, report)
@@ -150,18 +153,17 @@ def _trained(
 def examples(
     pooling: Pooling, asked: Split, since_ms: int, config: ScorerFit, report: Report
 ) -> tuple[Questions, Judged]:
-    """Questions drawn from the training events since a moment, nine tenths of the users to learn from and the others to
-    judge by.
+    """Questions from the training events since a moment: nine tenths of the users to learn from, the others to judge by.
 
-    Where items come again, the same questions are asked for discoveries too, as a request is that wants nothing seen.
-    Raises FitError.
+    Where items come again, the same questions are also asked for discoveries, as a request does that excludes seen items.
+    Raises FitError: too few questions.
     """
     log, rng = asked.train, np.random.default_rng(config.seed)
     several = np.arange(len(log.items)) - log.starts[log.owners] >= config.least
     rows = np.flatnonzero(several & (log.at_ms >= since_ms))
     rows = np.sort(rng.permutation(rows)[: config.questions])
     every = next_events(log, rows, mask_seen=False)
-    # As when it serves: what fell out of the log may come up again.
+    # As in serving, an item that fell out of the log may come up again.
     masked = replace(discoveries(log, every), remembered=pooling.length)
     held_out = rng.random(len(log.users)) < 0.1
     learned: list[tuple[F32, F32, I64]] = []
@@ -186,7 +188,7 @@ def examples(
 
 
 def _pools(pooling: Pooling, asked: Split, cases: Cases, report: Report) -> Iterator[Pool]:
-    """One after the other, since all of them together are large."""
+    """The pool of each question, one slice at a time, since all together are large."""
     what = "discoveries" if cases.mask_seen else "candidates"
     for start in range(0, len(cases), _CASES):
         part = slice(start, min(start + _CASES, len(cases)))
@@ -196,7 +198,7 @@ def _pools(pooling: Pooling, asked: Split, cases: Cases, report: Report) -> Iter
 
 @flushed_denormals()
 def fit(scorer: CandidateScorer, material: Material, config: ScorerFit, report: Report) -> tuple[float, int]:
-    """Train in place, up to the epoch that orders the judged pools best: its NDCG, and its number."""
+    """Train in place up to the epoch that orders the judged pools best: its NDCG and its number."""
     _, vectors, questions, judged = material
     scorer.settle(questions.features.flatten(0, 1))
     optimizer = torch.optim.AdamW(
@@ -228,7 +230,7 @@ def fit(scorer: CandidateScorer, material: Material, config: ScorerFit, report: 
 
 
 def ndcg(scorer: CandidateScorer, judged: Judged, vectors: Tensor) -> float:
-    """NDCG of the judged pools in the scorer's order."""
+    """NDCG of the judged pools in the scorer's order; `vectors` (items, D)."""
     scorer.eval()
     with torch.inference_mode():
         return _ndcg(
@@ -245,7 +247,7 @@ def ndcg(scorer: CandidateScorer, judged: Judged, vectors: Tensor) -> float:
 
 
 def own_order(judged: Judged) -> float:
-    """The same in the order that the bundle gives without a scorer."""
+    """NDCG of the judged pools in the bundle's own order, without a scorer."""
     return _ndcg(judged, [pool.features[:, 0] for pool in judged.pools])
 
 

@@ -1,4 +1,7 @@
-"""From events to a bundle of item ids, top to bottom: split, train, export; whoever judges it adds the figures."""
+"""From events to a bundle of item ids, top to bottom: split, train, export.
+
+The caller judges it and adds the figures.
+"""
 
 import json
 import tempfile
@@ -30,9 +33,9 @@ def make(
     report: Report,
     teacher: BundleTeacher | None = None,
 ) -> Encoder:
-    """Train, after a teacher if there is one, and write the bundle.
+    """Train, with a teacher if there is one, and write the bundle.
 
-    A checkpoint lies beside `out` until the bundle is written; training goes on from it where there is one.
+    A checkpoint lies beside `out` until the bundle is written; an existing one is continued. Raises FitError, or ExportError.
     """
     started = time.monotonic()
     export.make_place(out)
@@ -76,7 +79,7 @@ def validated(
     report: Report,
     teacher: BundleTeacher | None = None,
 ) -> float:
-    """The best validation NDCG@10 of a training of which nothing else is kept."""
+    """The best validation NDCG@10 of a training of which nothing else is kept. Raises FitError."""
     with tempfile.TemporaryDirectory() as scratch:
         return _trained(model, data, asked, recipe, Path(scratch) / "checkpoint", report, teacher)[1].best
 
@@ -97,4 +100,5 @@ def _trained(
 
 
 def checkpoint_of(out: Path) -> Path:
+    """Where the checkpoint of a training into `out` lies."""
     return out.with_name(out.name + ".checkpoint")

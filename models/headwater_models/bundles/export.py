@@ -1,4 +1,4 @@
-"""Folders that `headwater.encoder.runtime` loads: writing graphs and manifest, and showing that they compute what torch does."""
+"""Bundles that `headwater.encoder.runtime` loads: manifest, probe, the proof of forgetting, and the final move."""
 
 import hashlib
 import importlib.metadata
@@ -32,9 +32,9 @@ from headwater.encoder.runtime import Encoder, fold, load, probe_scores
 from headwater.errors import HeadwaterError
 from headwater_models.arrays import F32, F64
 
-# Of every ONNX graph that is written here; which ones a worker reads: `headwater.encoder.bundle.OPSETS`.
+# Of every ONNX graph that we write. A worker reads `headwater.encoder.bundle.OPSETS`.
 OPSET = 18
-# Six purchases and clicks of a coffee drinker, spread over two days: every bundle answers for them.
+# The probe: six events of a coffee drinker, spread over two days.
 PROBE_TEXTS = [
     "Ground coffee, 12 oz. grocery. coffee. brand national",
     "Coffee filters, 100 ct. grocery. coffee filters. brand private",
@@ -51,12 +51,12 @@ CURVE = "learning curve: "
 
 
 class ExportError(HeadwaterError):
-    """A bundle that cannot be written: what is in the way, and the remedy."""
+    """A bundle cannot be written: what is in the way, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a bundle consists of before it has checksums and a probe. The files lie in the folder already."""
+    """A bundle's contents before it has checksums and a probe. The files are in the folder already."""
 
     name: str
     summary: str
@@ -82,7 +82,10 @@ class Parts:
 
 
 def write_manifest(folder: Path, parts: Parts) -> Encoder:
-    """Check sums every file of the folder, run the probe, write bundle.json and load the result as a worker would."""
+    """Checksum every file of the folder, run the probe, write bundle.json, and load the result as a worker would.
+
+    Raises BundleError: the result does not load.
+    """
     item_ids = [*parts.probe_item_ids, *(f"unknown-{n}" for n in range(len(PROBE_TEXTS)))][: len(PROBE_TEXTS)]
     probe = Probe(
         PROBE_TEXTS, item_ids, PROBE_ACTIONS, PROBE_GAPS_S, PROBE_GAP_TO_NOW_S, [], [], parts.tolerance
@@ -127,8 +130,8 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
 def forgets(encoder: Encoder, users: int = 64, seed: int = 0) -> bool:
     """Whether stepping on past evicted events may replace the fold over the newest L.
 
-    Shown on logs of 4 L events where one theme follows another, without pauses, which is the hardest case: the fold
-    over all of them and over the newest L have a cosine of at least 1 - 1e-6, in state and in interests.
+    Tested on logs of 4 L events without pauses in which one theme follows another, the hardest case: the fold over all of
+    them and the fold over the newest L must have a cosine of at least 1 - 1e-6, in state and in interests.
     """
     length = encoder.log_length
     rng = np.random.default_rng(seed)
@@ -138,7 +141,7 @@ def forgets(encoder: Encoder, users: int = 64, seed: int = 0) -> bool:
         else [f"unknown-{n}" for n in range(5)]
     )
     themes = encoder.encode_items(PROBE_TEXTS[:5], ids[:5])
-    # Three quarters of a log about one item, then noisy draws of the others in their place.
+    # Three quarters of the log repeat one item; the rest are random draws of all five.
     old = np.repeat(themes[rng.integers(0, 5, users)][:, None], 3 * length, axis=1)
     new = themes[rng.integers(0, 5, (users, length))]
     items = np.concatenate([old, new], axis=1).astype(np.float32)
@@ -160,14 +163,17 @@ def forgets(encoder: Encoder, users: int = 64, seed: int = 0) -> bool:
 
 
 def cosines(one: F32, other: F32) -> F64:
-    """Row by row, in double precision: the bound of 1e-6 is finer than single precision sums."""
+    """Cosine of each row pair: (n, D) and (n, D) -> (n,), in double precision.
+
+    The bound of 1e-6 is finer than sums in single precision.
+    """
     a, b = one.astype(np.float64), other.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.asarray((a * b).sum(axis=-1) / np.maximum(lengths, 1e-12))
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python and of the packages that took part."""
+    """The versions of Python and of the given packages."""
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
@@ -175,7 +181,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def with_figures(folder: Path, figures: dict[str, dict[str, dict[str, float]]]) -> Encoder:
-    """Write what an evaluation found into the manifest. The bundle's id changes with it."""
+    """Write an evaluation's figures into the manifest. This changes the bundle's id."""
     manifest = load(folder, device="cpu").manifest
     origin = msgspec.structs.replace(manifest.origin, figures=figures)
     _write(folder, msgspec.structs.replace(manifest, origin=origin))
@@ -183,9 +189,9 @@ def with_figures(folder: Path, figures: dict[str, dict[str, dict[str, float]]]) 
 
 
 def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> Encoder:
-    """Have the index lift item vectors to the length of the longest of these. The bundle's id changes with it.
+    """Set `radius` to the length of the longest of these item vectors, so that the index lifts all to it. Changes the id.
 
-    For bundles whose items a search graph is shown to find better so: see `headwater.index.lifted`.
+    For bundles whose items a graph search finds better that way: see `headwater.index.lifted`.
     """
     encoder = load(folder, device="cpu")
     longest = float(np.linalg.norm(encoder.encode_items(texts, item_ids), axis=1).max())
@@ -194,9 +200,9 @@ def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> 
 
 
 def with_scorer(folder: Path, file: str, features: F32, pool: int, name: str, origin: Origin) -> Encoder:
-    """Name a score graph, which lies in the folder already, in a bundle's manifest. The bundle's id changes with it.
+    """Add a score graph, whose file is in the folder already, to a bundle's manifest. This changes the bundle's id.
 
-    features: of some candidates, at least as many as the probe has events.
+    `features` (candidates, F): at least as many candidates as the probe has events.
     """
     manifest = manifest_of(folder, manifest_bytes(folder))
     probe = features[: len(manifest.probe.item_ids)].tolist()
@@ -221,7 +227,7 @@ def with_scorer(folder: Path, file: str, features: F32, pool: int, name: str, or
 
 
 def with_neighbours(folder: Path, table: NeighbourTable, origin: Origin) -> Encoder:
-    """Name a table of neighbours, whose file lies in the folder already, in a bundle's manifest. The bundle's id changes with it."""
+    """Add a table of neighbours, whose file is in the folder already, to a manifest. This changes the bundle's id."""
     manifest = manifest_of(folder, manifest_bytes(folder))
     _write(
         folder,
@@ -231,9 +237,9 @@ def with_neighbours(folder: Path, table: NeighbourTable, origin: Origin) -> Enco
 
 
 def make_place(out: Path) -> None:
-    """A folder for a bundle, new or over an older one. To be asked for before the work.
+    """A folder for a bundle, new or over an older bundle. Called before the work begins.
 
-    Raises ExportError: something else lies there.
+    Raises ExportError: the folder holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / "bundle.json").exists():
         raise ExportError(

@@ -20,11 +20,14 @@ from headwater_models.bundles.export import OPSET, Parts, move_bundle, versions,
 
 
 class ModelMissing(HeadwaterError):
-    """No model under that name; the message says where was looked and what to do."""
+    """No model of that name; the message says where we looked and what to do."""
 
 
 def model_folder(model: str) -> Path:
-    """The folder with config.json: a path, or inside an installed package, or fetched from the Hugging Face hub."""
+    """The folder with config.json: a path, a folder inside an installed package, or a download from the Hugging Face hub.
+
+    Raises ModelMissing: none of the three has the model.
+    """
     path = Path(model)
     if (path / "config.json").is_file():
         return path
@@ -50,7 +53,8 @@ def model_folder(model: str) -> Path:
 def export_language_model(model: str, out: Path, int8: bool, command: str, max_tokens: int = 128) -> Encoder:
     """A bundle of the model's mean-pooled, normalised token vectors and the decayed mean of `mean.py`.
 
-    int8: weights per channel, activations as they come (dynamic), for CPUs; about twice as fast on those with VNNI.
+    int8: weights per channel, activations quantised dynamically, for CPUs; about twice as fast on those with VNNI. Needs
+    optimum (extra `export`). Raises ModelMissing: no such model, or one without a fast tokenizer.
     """
     from optimum.exporters.onnx import main_export
     from transformers import AutoConfig, AutoTokenizer

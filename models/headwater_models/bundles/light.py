@@ -1,6 +1,6 @@
-"""Lighter bundles out of bundles: tables and matrices in 8 bits, half precision, fewer dimensions, fewer hidden units.
+"""Lighter bundles: tables and matrices in 8 bits, half precision, fewer dimensions, fewer hidden units.
 
-Surgery on ONNX graphs, so it needs no torch and serves any bundle. What each costs in recall is for `headwater bundle compare`.
+Works on the ONNX graphs, so it needs no torch and fits any bundle. `headwater bundle compare` shows the cost in recall.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from headwater.encoder.runtime import Encoder, load
 from headwater_models.arrays import F32
 from headwater_models.bundles import export, mean
 
-_SMALL = 1024  # numbers below which a matrix is not worth a scale of its own
+_SMALL = 1024  # elements below which a matrix is not worth scales
 _HIDDEN = ".feed_forward.into.bias"
 
 
@@ -37,9 +37,9 @@ def lighten(
     prune: float = 0.0,
     command: str,
 ) -> Encoder:
-    """Prune, then truncate, then quantise or halve, each only where asked.
+    """Prune, then truncate, then quantise or halve, each only if asked.
 
-    Raises ExportError: nothing is asked, or there is nothing of the kind in this bundle.
+    Raises ExportError: nothing is asked, options contradict each other, or the bundle has nothing of the kind.
     """
     encoder = load(bundle, device="cpu")
     source = encoder.manifest
@@ -130,10 +130,10 @@ def _check(source: Manifest, *, int8: bool, fp16: bool, dim: int | None, prune: 
 
 
 def quantise(model: onnx.ModelProto) -> None:
-    """Every matrix of single precision and some size in int8, in place: a scale for each row of a table, each column of a product.
+    """Quantise every larger matrix of weights to int8, in place: one scale per row of a table, per column of a product.
 
-    Only weights, and products stay in single precision. With activations in int8 as they come, all rows of a batch would share
-    one scale, and a user's state would depend on who else clicked, while it has to be the same in any batch.
+    Only weights; products stay in single precision. With dynamic int8 activations all rows of a batch would share one
+    scale, and a user's state would depend on the other users in the batch.
     """
     graph = model.graph
     weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
@@ -165,7 +165,7 @@ def quantise(model: onnx.ModelProto) -> None:
 
 
 def _in_int8(name: str, values: F32, axis: int) -> dict[str, NDArray[np.generic]]:
-    """Values as whole numbers up to 127 and a scale for each place of the axis."""
+    """Values as whole numbers up to 127, and a scale per position of the axis."""
     largest = np.abs(values).max(axis=1 - axis, keepdims=True)
     scale = np.maximum(largest, 1e-12) / np.float32(127)
     return {
@@ -189,9 +189,10 @@ def _scaled(whole: str, scale: str, out: str) -> Iterator[onnx.NodeProto]:
 
 
 def halve(model: onnx.ModelProto) -> None:
-    """Weights and arithmetic in half precision, in place; what goes in and out stays in single.
+    """Weights and arithmetic in half precision, in place; inputs and outputs stay single.
 
-    So do layer norms, and what is computed of times alone: 30 days are 2.6 million seconds, and half precision ends at 65,504.
+    Layer norms and all that is computed from times alone stay single too: 30 days are 2.6 million seconds, and half
+    precision ends at 65,504.
     """
     gaps, rest = (
         [port.name for port in model.graph.input if _is_gap(port) == wanted] for wanted in (True, False)
@@ -203,7 +204,7 @@ def halve(model: onnx.ModelProto) -> None:
     parts = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
     times = parts.extract_model(gaps, of_time).graph
     others = parts.extract_model([*rest, *of_time], [port.name for port in model.graph.output])
-    for weight in times.initializer:  # some are of both
+    for weight in times.initializer:  # some belong to both parts
         _rename(times, weight.name, f"times_{weight.name}")
         weight.name = f"times_{weight.name}"
     graph = _halved(others).graph
@@ -221,7 +222,7 @@ def _halved(model: onnx.ModelProto) -> onnx.ModelProto:
     converted: onnx.ModelProto = convert_float_to_float16(
         model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"]
     )
-    # What several norms share is cast for each of them, by nodes of one name.
+    # A value that several norms share is cast once per norm, by nodes of the same name.
     nodes = {node.name or id(node): node for node in converted.graph.node}
     del converted.graph.node[:]
     converted.graph.node.extend(nodes.values())
@@ -233,7 +234,7 @@ def _is_gap(port: onnx.ValueInfoProto) -> bool:
 
 
 def _of_time_alone(graph: onnx.GraphProto, gaps: Collection[str]) -> list[str]:
-    """What is computed of the gaps and constants, as far as anything else uses it."""
+    """Values computed from gaps and constants alone that other nodes use."""
     constant, of_time = {weight.name for weight in graph.initializer}, set(gaps)
     used: dict[str, None] = {}
     for node in graph.node:
@@ -248,9 +249,9 @@ def _of_time_alone(graph: onnx.GraphProto, gaps: Collection[str]) -> list[str]:
 
 
 def truncate(model: onnx.ModelProto, wide: int, narrow: int) -> None:
-    """Vectors go in and out with their first `narrow` numbers, in place; inside, the others are zero.
+    """Keep the first `narrow` of `wide` numbers of vectors that go in and out, in place; inside, the others are zero.
 
-    Without loss of sense only where training has put the most into the first ones (`FitConfig.nested`).
+    Sensible only after a training that put most into the first numbers (`FitConfig.nested`).
     """
     graph = model.graph
     axis = {"items": 2, "vectors": 1, "interests": 2}
@@ -292,10 +293,10 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 
 def prune_hidden(model: onnx.ModelProto, share: float) -> int:
-    """Without this share of each feed-forward's hidden units, in place: those whose weights in and out are smallest. How many.
+    """Remove this share of each feed-forward's hidden units, in place, smallest weights first. Returns how many.
 
-    A unit's size is the length of what comes in times that of what goes out, so that scaling one up and the other down
-    changes nothing.
+    A unit's size is the length of its incoming weights times that of its outgoing ones, which scaling one up and the other
+    down does not change.
     """
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}

@@ -1,6 +1,6 @@
 """The training-free user encoder: a decayed, action-weighted mean of item vectors, over any item tower.
 
-"Cosine of user text and item text", kept up incrementally. The state is the weighted sum, the interest its direction.
+The cosine of user and item, kept up incrementally. The state is the weighted sum; the interest is its direction.
 """
 
 import shutil
@@ -23,8 +23,10 @@ from headwater_models.bundles import export
 
 @dataclass(frozen=True)
 class MeanConfig:
-    # A click keeps 0.85 of what was before: after 50 clicks 0.0003 is left, which no answer shows, and so stepping on
-    # past evicted events equals the fold over the newest 50 (`forgets`).
+    """How the mean decays, and what each action weighs."""
+
+    # A click keeps 0.85 of the state. After 50 clicks 0.0003 is left, which no answer shows, so stepping past evicted
+    # events equals the fold over the newest 50 (`forgets`).
     keep: float = 0.85
     half_life_s: float = 14 * 86_400.0
     click: float = 1.0
@@ -34,7 +36,10 @@ class MeanConfig:
     purchase: float = 3.0
 
     def weights(self) -> list[float]:
-        """Weight by action code. Actions that do not step an encoder weigh nothing; those not named here, as a click."""
+        """Weight by action code.
+
+        Actions that do not step an encoder weigh nothing; those not named here weigh as a click.
+        """
         weights = [0.0] * (max(ACTION_CODES.values()) + 1)
         for name in SESSION_ACTIONS:
             weights[ACTION_CODES[name]] = float(getattr(self, name, self.click))
@@ -42,7 +47,7 @@ class MeanConfig:
 
 
 def step_graph(dim: int, config: MeanConfig) -> onnx.ModelProto:
-    """state' = decay * state + sum of what is left of each weighted item; the sums run backwards from the last event."""
+    """state' = decay * state + the sum of the decayed, weighted items. Sums run backwards from the last event."""
     return _model(
         f"""
         step (float[users, {dim}] state, float[users, events, {dim}] items, int64[users, events] actions,
@@ -73,7 +78,7 @@ def step_graph(dim: int, config: MeanConfig) -> onnx.ModelProto:
 
 
 def read_graph(dim: int) -> onnx.ModelProto:
-    """The direction of the state; a user without events has interest zero with weight zero."""
+    """The direction of the state. A user without events has interest zero with weight zero."""
     return _model(
         f"""
         read (float[users, {dim}] state, float[users] gap_to_now_s)
@@ -98,7 +103,7 @@ def read_graph(dim: int) -> onnx.ModelProto:
 
 
 def normalised(item_graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same item tower with vectors of length one."""
+    """The item tower with vectors of length one."""
     graph = item_graph.graph
     for node in graph.node:
         for place, name in enumerate(node.output):
@@ -112,13 +117,16 @@ def normalised(item_graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def write_user_graphs(folder: Path, dim: int, config: MeanConfig) -> None:
-    """step.onnx and read.onnx."""
+    """Write step.onnx and read.onnx."""
     onnx.save(step_graph(dim, config), folder / "step.onnx")
     onnx.save(read_graph(dim), folder / "read.onnx")
 
 
 def make_mean(bundle: Path, out: Path, command: str, config: MeanConfig | None = None) -> Encoder:
-    """A bundle with the item tower of another and the training-free user encoder."""
+    """A bundle with the item tower of `bundle` and the decayed mean as user encoder.
+
+    Raises BundleError: `bundle` does not load.
+    """
     source = load(bundle, device="cpu").manifest
     out.mkdir(parents=True, exist_ok=True)
     kept = [source.graphs.item]

@@ -1,4 +1,4 @@
-"""A trained model as a bundle: its table as the item graph, its encoder as step and read or as window."""
+"""A trained model as a bundle: its table as the item graph, its encoder as step and read, or as window."""
 
 import tempfile
 from pathlib import Path
@@ -18,11 +18,14 @@ from headwater_models.training.sequence_loop import Model
 def write(
     out: Path, model: Model, item_ids: list[str], length: int, name: str, summary: str, origin: Origin
 ) -> Encoder:
-    """Exported, shown to compute what torch does, and put in its place."""
+    """Export the model, check that ONNX Runtime agrees with torch, and put the bundle in its place.
+
+    Raises AssertionError: they disagree. ExportError: the place holds something else.
+    """
     keys = np.array([item_key(item_id) for item_id in item_ids], dtype="<u8")
     order = np.argsort(keys)
     vectors = model.vectors().detach()
-    # An item that training never saw is like the average one: a vector of zeros would rank above half of the catalog.
+    # Row 0, for unknown items, is the mean vector: a vector of zeros would rank above half of the catalog.
     average = vectors.mean(0, keepdim=True)
     if model.cosine:
         average = F.normalize(average, dim=-1)

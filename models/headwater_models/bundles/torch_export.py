@@ -1,4 +1,4 @@
-"""From trained torch modules to ONNX graphs, and the proof that both compute the same."""
+"""Trained torch modules as ONNX graphs, and the check that both compute the same."""
 
 import logging
 import warnings
@@ -25,7 +25,7 @@ EVENTS = ["items", "actions", "gaps_s", "mask"]
 
 
 def save_tower(tower: StaticTower, path: Path) -> None:
-    """The item graph."""
+    """Write the item graph of a text tower."""
     ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     names = ["input_ids", "attention_mask", "item_row"]
@@ -35,23 +35,26 @@ def save_tower(tower: StaticTower, path: Path) -> None:
 
 
 class StatefulEncoder(Protocol):
-    """A user encoder with a state: the starter's and those of `headwater_models.networks`."""
+    """A user encoder with a state: the starter's, or one of `headwater_models.networks`."""
 
     dim: int
     state_size: int
 
-    def step(self, state: Tensor, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor) -> Tensor: ...
-    def read(self, state: Tensor, gap_to_now_s: Tensor) -> tuple[Tensor, Tensor]: ...
+    def step(self, state: Tensor, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor) -> Tensor:
+        """States (users, S), items (users, T, dim), the rest (users, T) -> new states (users, S)."""
+
+    def read(self, state: Tensor, gap_to_now_s: Tensor) -> tuple[Tensor, Tensor]:
+        """States (users, S), gaps (users,) in seconds -> interests (users, K, dim), weights (users, K)."""
 
 
 def save_table(vectors: Tensor, path: Path) -> None:
-    """The item graph of a catalog without text: row -> vector."""
+    """Write the item graph of a catalog without text: row -> vector, from vectors (rows, dim)."""
     table = nn.Embedding.from_pretrained(vectors)
     _save(table, (torch.tensor([0, 1]),), path, ["item_row"], ["vectors"], ({0: Dim("items")},))
 
 
 def save_recurrent(encoder: StatefulEncoder, folder: Path) -> Graphs:
-    """The step and read graphs."""
+    """Write the step and read graphs."""
     state, *events, now = _random_events(encoder.dim, encoder.state_size, users=3, events=4)
     users = {0: Dim("users")}
     row = {**users, 1: Dim("events")}
@@ -70,7 +73,7 @@ def save_recurrent(encoder: StatefulEncoder, folder: Path) -> Graphs:
 
 
 def save_windowed(encoder: WindowedEncoder, folder: Path, length: int) -> Graphs:
-    """The window graph, over at most `length` events."""
+    """Write the window graph, over at most `length` events."""
     _, *events, now = _random_events(encoder.dim, 0, users=3, events=4)
     users = {0: Dim("users")}
     row = {**users, 1: Dim("events", max=length)}
@@ -82,7 +85,7 @@ def save_windowed(encoder: WindowedEncoder, folder: Path, length: int) -> Graphs
 
 
 def save_scorer(scorer: CandidateScorer, dim: int, path: Path) -> None:
-    """The score graph."""
+    """Write the score graph, for vectors of `dim` numbers."""
     given = _random_candidates(dim, 3)
     rows = {0: Dim("candidates")}
     names = ["features", "nearest", "candidates"]
@@ -90,7 +93,7 @@ def save_scorer(scorer: CandidateScorer, dim: int, path: Path) -> None:
 
 
 def check_tower(exported: Encoder, tower: StaticTower, texts: Sequence[str]) -> None:
-    """Raise AssertionError unless bundle and tower agree within TOLERANCE of the largest value."""
+    """Raises AssertionError unless bundle and tower agree within TOLERANCE of the largest value."""
     with torch.inference_mode():
         served = ServedTower(tower).eval()
         for text, ids in zip(texts, exported.tokens(texts), strict=True):
@@ -101,7 +104,7 @@ def check_tower(exported: Encoder, tower: StaticTower, texts: Sequence[str]) -> 
 
 
 def check_recurrent(exported: Encoder, encoder: StatefulEncoder) -> None:
-    """The same of the user encoder, on random logs, whole and event by event."""
+    """`check_tower` for a recurrent user encoder, on random logs, whole and event by event. Raises AssertionError."""
     with torch.inference_mode():
         state, *events, now = _random_events(encoder.dim, encoder.state_size, 32, exported.log_length)
         new = encoder.step(state, *events)
@@ -114,7 +117,7 @@ def check_recurrent(exported: Encoder, encoder: StatefulEncoder) -> None:
 
 
 def check_windowed(exported: Encoder, encoder: WindowedEncoder) -> None:
-    """The same of a user encoder without a state."""
+    """`check_tower` for a windowed user encoder. Raises AssertionError."""
     with torch.inference_mode():
         _, *events, now = _random_events(encoder.dim, 0, 32, exported.log_length)
         items, actions, gaps_s, mask = (part.numpy() for part in events)
@@ -129,7 +132,10 @@ def check_windowed(exported: Encoder, encoder: WindowedEncoder) -> None:
 
 
 def check_scorer(exported: Encoder, scorer: CandidateScorer) -> None:
-    """The same of a score graph, on random candidates with features as usual; scores below a tenth count as a tenth."""
+    """`check_tower` for a score graph, on random candidates with typical features. Raises AssertionError.
+
+    Scores below a tenth count as a tenth.
+    """
     with torch.inference_mode():
         features, *vectors = _random_candidates(exported.dim, 500)
         given = (scorer.mean + features / scorer.scale, *vectors)

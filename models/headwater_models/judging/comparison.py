@@ -29,15 +29,15 @@ from headwater_models.progress import Report, progress
 
 
 class Method(NamedTuple):
-    """What is judged: a scorer, made when it is its turn, and how many of a user's newest events it and the masks know."""
+    """A scorer to judge, made when its turn comes, and how many newest events of a user it and the masks know."""
 
     make: Callable[[], Scorer]
-    remembered: int | None = None  # None: all of them
+    remembered: int | None = None  # None: all
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was asked of which data, and how well each method did on each set of targets."""
+    """What was asked of which data, and each method's quality on each question set."""
 
     data: str
     fingerprint: str
@@ -63,11 +63,13 @@ def compare(
     learned: bool = False,
     threads: int = 1,
 ) -> Results:
-    """An exported bundle, if one is named, alone, with its neighbours if it has a table of them and, where seen items may come,
-    as it is served with buy-again, beside the counting baselines and, if `learned`, ItemKNN, EASE and ALS.
+    """Judge a bundle, another one beside it, and baselines, on the same questions.
 
-    With an `other` bundle beside it: that one too, and the ranks of both fused. Lists have length `k`, if it is not said the
-    usual one. The learned baselines need scipy and implicit (the extra `train`).
+    A bundle is judged alone, with its neighbours if it has a table, as it is served with buy-again where seen items may
+    come, and with its scorer if it has one. With an `other` bundle, their ranks are fused too. `learned` adds ItemKNN, EASE
+    and ALS, which need scipy and implicit (extra `train`). `k` defaults to the protocol's usual length.
+
+    Raises BundleError, or DatasetError if the data does not fit the bundle or the protocol.
     """
     k = k or usual_k(protocol)
     asked = split(data, protocol, at, sample, seed)
@@ -81,7 +83,7 @@ def compare(
                 two = encoder.load(other, threads=threads)
                 name = two.name if two.name != one.name else two.id
                 others = _of_bundle(two, name, data, asked, k, report)
-                # Each at its best: what is made last of a bundle is how it is served.
+                # Each as it is served: the last method of a bundle.
                 both = [[*judged.values()][-1], [*others.values()][-1]]
                 known = min(one.log_length, two.log_length) if not asked.test.mask_seen else None
                 judged |= others
@@ -99,13 +101,13 @@ def compare(
 
 
 def usual_k(protocol: Protocol) -> int:
-    """The length of lists that figures are usually given for."""
+    """The list length that figures are usually given for."""
     return 10 if protocol == "leave-one-out" else 20
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """A bundle's worth and its costs."""
+    """A bundle's quality and its costs."""
 
     hit: Measure
     ndcg: Measure
@@ -120,8 +122,11 @@ def weigh(
     at: At | None = None,
     sample: int | None = None,
 ) -> dict[str, Weighed]:
-    """Bundles by their folders: quality on all targets, of candidates scored again where a bundle does, and costs measured in
-    turns, on one thread."""
+    """Quality and cost of bundles, by folder: quality on all targets, after the second order of candidates where a bundle has
+    a scorer; costs measured in turns, on one thread.
+
+    Raises BundleError, or DatasetError if the data does not fit a bundle or the protocol.
+    """
     asked = split(data, protocol, at, sample)
     k = usual_k(protocol)
     loaded = [encoder.load(bundle, threads=1, device="cpu") for bundle in bundles]
@@ -143,9 +148,9 @@ def weigh(
 def _of_bundle(
     loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
 ) -> dict[str, Method]:
-    """A bundle alone; what is new alone, after a split in time; its neighbours alone and with it, if it has a table of them; where
-    seen items may come, what its log and counters say of that alone, and all of it as it is served; and with its scorer, if it
-    has one."""
+    """The methods by which a bundle is judged: alone; new items alone, after a split in time; its neighbours alone and with
+    it, if it has a table; where seen items may come, buy-again alone and all as it is served; with its scorer, if it has one.
+    """
     catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
     length = loaded.log_length
     judged = {name: Method(lambda: bundle_scorer(loaded, catalog))}
@@ -170,7 +175,7 @@ def _of_bundle(
 
 
 def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bool) -> dict[str, Method]:
-    """Baselines by name. Under `prequential` the counts go on with the replay."""
+    """Baselines by name. Under `prequential` their counts go on with the replay."""
     items = len(data.item_ids)
     if asked.protocol == "prequential":
         popular = baselines.popularity_now(asked.log, items)
@@ -199,7 +204,7 @@ def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bo
 
 
 def figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """What a manifest keeps of an evaluation."""
+    """What a manifest keeps of an evaluation: method -> question set -> measure -> value."""
     return {
         method: {
             name: {

@@ -1,5 +1,4 @@
-"""What a bundle costs when it serves: bytes, and microseconds a click, an answer, a search and a pool scored again, measured
-beside others."""
+"""What a bundle costs when it serves: bytes, and microseconds of a click, an answer, a search and a scored pool."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ USERS: Final = 32  # of a batch
 
 @dataclass(frozen=True)
 class Cost:
-    """Microseconds a user, alone and in a batch of USERS, on one thread; medians."""
+    """Bytes, and median microseconds per user, alone and in a batch of USERS, on one thread."""
 
     bytes: int  # of the folder's files
     click_us: tuple[float, float] | None  # one event into the state; None without a state
@@ -29,7 +28,10 @@ class Cost:
 
 
 def measured(encoders: Sequence[Encoder], items: int, rounds: int = 100, seed: int = 0) -> list[Cost]:
-    """Costs of encoders over a catalog of so many items, in turns: what disturbs the machine disturbs all alike."""
+    """Costs of several encoders over a catalog of `items` items.
+
+    They are measured in turns, so that a disturbance of the machine hits all alike.
+    """
     works = [_works(encoder, items, np.random.default_rng(seed)) for encoder in encoders]
     us = [{name: np.empty(rounds) for name in work} for work in works]
     for turn in range(-1, rounds):  # the first turn warms up
@@ -58,7 +60,7 @@ def measured(encoders: Sequence[Encoder], items: int, rounds: int = 100, seed: i
 def _works(
     encoder: Encoder, catalog: int, rng: np.random.Generator
 ) -> dict[tuple[str, int], Callable[[], object]]:
-    """By what and for how many users at once. The vectors are drawn: no time depends on their values."""
+    """(what, users at once) -> the work. Vectors are random, since no time depends on their values."""
     vectors = rng.standard_normal((catalog, encoder.dim), dtype=np.float32)
     works: dict[tuple[str, int], Callable[[], object]] = {}
     for users in (1, USERS):
@@ -86,5 +88,5 @@ def _works(
 
 
 def _search(interests: F32, vectors: F32) -> object:
-    """For each user the best of an item's dot products with the interests, as they are searched."""
+    """Exact search: interests (users, K, dim), vectors (items, dim). An item scores its best product."""
     return best((interests @ vectors.T).max(axis=1), 10)

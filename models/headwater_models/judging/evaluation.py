@@ -1,4 +1,6 @@
-"""Any scorer over any split: full ranking of the catalog, in numpy, the same code for bundles, models and baselines."""
+"""Any scorer over any split: full ranking of the catalog in numpy, the same code for bundles, models and
+baselines.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +27,14 @@ from headwater_models.judging.protocols import (
 )
 
 Done = Callable[[int, int], None]  # done, of
-# Scores held at once: 64 MB of them.
+# Scores held at once: 64 MB.
 _SCORES: Final = 2**24
 
 
 @dataclass(frozen=True)
 class Measure:
+    """A mean with its interval."""
+
     value: float
     low: float  # 95 % bootstrap interval over users
     high: float
@@ -38,7 +42,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the targets."""
+    """A part of the targets, and the share of it that was found."""
 
     targets: int
     hit: float
@@ -48,8 +52,8 @@ class Group:
 class Quality:
     """How good the lists of length k are.
 
-    `hit` and `NDCG` take each target as a question of its own (a target at rank r counts 1 / log2(r + 1)). `lists` are the
-    measures of whole lists, each over the distinct targets of its case; where a case has one target they say the same.
+    `hit` and `ndcg` take each target as a question of its own (rank r counts 1 / log2(r + 1)). `lists` holds measures of
+    whole lists over the distinct targets of each case; with one target per case both agree.
     """
 
     k: int
@@ -66,7 +70,9 @@ class Quality:
 
 
 def question_sets(split: Split) -> dict[str, Cases]:
-    """`all` questions and, where seen items are not masked anyway, those of `discovery`: for what is new to the user."""
+    """`all` questions and, unless seen items are masked anyway, those of `discovery`: targets that are new to
+    the user.
+    """
     if split.test.mask_seen:
         return {"all": split.test}
     return {"all": split.test, "discovery": discoveries(split.log, split.test)}
@@ -81,9 +87,9 @@ def evaluate(
     *,
     remembered: int | None = None,
 ) -> dict[str, Quality]:
-    """Quality on each of the question sets; `remembered`: scorers and masks know the newest so many events of a user.
+    """Quality on each question set. With `remembered`, scorers and masks know only that many newest events of a user.
 
-    After a split in time also on `newcomers`: the targets that nobody had before it, ranked among the items that nobody had.
+    After a split in time also on `newcomers`: targets without a training event, ranked among such items only.
     """
     sets = {name: (cases, scorer) for name, cases in question_sets(split).items()}
     new = newcomers(split, items)
@@ -97,14 +103,17 @@ def evaluate(
 
 
 def newcomers(split: Split, items: int) -> Bools | None:
-    """Whether an item (items,) is new: no event before a split in time is of it. None where the split is of another kind."""
+    """Which items (items,) have no training event. None unless the split is in time."""
     return np.bincount(split.train.items, minlength=items) == 0 if split.at_ms is not None else None
 
 
 def ranking(
     scorer: Scorer, log: Log, cases: Cases, items: int, k: int, done: Done = lambda *_: None
 ) -> tuple[I64, I64]:
-    """The rank of each target (ties count against it), and the best k items of each case, -1 where there are fewer."""
+    """The rank of each target (targets,), where ties count against it, and the best k items of each case (cases, k).
+
+    Lists end with -1 where a case has fewer items. Raises ValueError: the scorer gave NaN.
+    """
     size = max(1, _SCORES // items)
     ranks = np.empty(len(cases.targets), dtype=np.int64)
     lists = np.empty((len(cases), min(k, items)), dtype=np.int64)
@@ -141,7 +150,7 @@ def _only(items: Bools, scorer: Scorer) -> Scorer:
 def tuned(
     make: Callable[[float], Scorer], values: Sequence[float], split: Split, items: int, k: int
 ) -> Scorer:
-    """The scorer of the value whose NDCG at k on the validation cases, at most 5,000 of them, is best."""
+    """The scorer of the value with the best NDCG at k on at most 5,000 validation cases."""
     some = np.unique(np.linspace(0, len(split.validation), 5_000, endpoint=False, dtype=np.int64))
     cases = select(split.validation, some[some < len(split.validation)])
 
@@ -153,10 +162,13 @@ def tuned(
 
 
 def best(scores: F32, count: int) -> I64:
-    """Columns of the highest scores of each row, best first; among equal scores the lower column."""
+    """Columns of the `count` highest scores of each row, best first: (rows, columns) -> (rows, count).
+
+    Among equal scores the lower column comes first.
+    """
     columns = scores.shape[1]
     count = min(count, columns)
-    # As many blocks as the count have a maximum of at least `bound`, so the best are among the scores that reach it.
+    # At least `count` blocks have a maximum of at least `bound`, so the best are among the scores that reach it.
     blocks = min(16 * count, columns)
     width = columns // blocks
     maxima = scores[:, : blocks * width].reshape(len(scores), blocks, width).max(axis=2)
@@ -177,7 +189,10 @@ class Catalog(NamedTuple):
 
 
 def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Catalog:
-    """The whole catalog through a bundle's item tower. Raises DatasetError where it reads texts and the data has none."""
+    """The whole catalog through a bundle's item tower.
+
+    Raises DatasetError: the bundle reads texts and the data has none.
+    """
     count = len(dataset.item_ids)
     known = np.ones(count, dtype=np.bool_)
     if encoder.item_inputs == "text":
@@ -198,7 +213,9 @@ def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) ->
 
 
 def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:
-    """An exported bundle: interests of the newest L events at the moment asked, an item's best dot product."""
+    """An exported bundle as a scorer: interests of the newest L events at the question, an item's best dot
+    product.
+    """
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         asked = interests_of(encoder, catalog, log, cases, part)
@@ -210,7 +227,9 @@ def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:
 
 
 def bundle_products(interests: F32, catalog: Catalog) -> F32:
-    """Each item's dot product with the nearest of a case's interests (cases, K, D), -inf without a vector: (cases, items)."""
+    """Each item's dot product with the nearest of a case's interests: (cases, K, D) -> (cases, items), -inf
+    without a vector.
+    """
     found = interests[:, 0] @ catalog.vectors.T
     for interest in range(1, interests.shape[1]):
         np.maximum(found, interests[:, interest] @ catalog.vectors.T, out=found)
@@ -223,15 +242,15 @@ class Interests(NamedTuple):
 
     interests: F32  # (cases, K, D)
     weights: F32  # (cases, K)
-    any_event: Bools  # (cases,); without one that counts, serving has no interests to ask for
+    any_event: Bools  # (cases,); without an event that counts, serving has no interests
 
 
 def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, part: slice) -> Interests:
-    """Interests at each case's moment, through the bundle's own graphs."""
+    """Interests (cases, K, D) and weights (cases, K) at each case's moment, through the bundle's own graphs."""
     length = min(encoder.log_length, cases.remembered or encoder.log_length)
     rows, mask = newest(log, cases.users[part], cases.ends[part], length)
-    mask *= catalog.known[log.items[rows]]  # an item without a vector is a pending one: it does not count
-    # Real events to the front, padding behind them, order kept.
+    mask *= catalog.known[log.items[rows]]  # an item without a vector is pending and does not count
+    # Events to the front, padding after them, order kept.
     order = np.argsort(mask == 0, axis=1, kind="stable")
     rows, mask = np.take_along_axis(rows, order, axis=1), np.take_along_axis(mask, order, axis=1)
     last = np.where(mask > 0, log.at_ms[rows], 0).max(axis=1, keepdims=True)
@@ -243,7 +262,9 @@ def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, par
 
 
 def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:
-    """The best `depth` items of each scorer, their ranks fused as recall fuses its sources; all others never."""
+    """The best `depth` items of each scorer, fused by rank as recall fuses its sources; other items are never
+    found.
+    """
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         rankings: list[list[Ranking]] = [[] for _ in range(part.stop - part.start)]
@@ -273,7 +294,7 @@ def freshness(
     delays_ms: Sequence[int],
     done: Done = lambda *_: None,
 ) -> dict[int, Measure]:
-    """Share of targets found when events reach the history only after a delay: delay in ms -> recall at k."""
+    """Recall at k when events reach the history only after a delay: delay in ms -> recall."""
     found = {}
     for n, delay_ms in enumerate(delays_ms):
         ranks, _ = ranking(scorer, log, delayed(log, cases, delay_ms), items, k)
@@ -283,7 +304,9 @@ def freshness(
 
 
 def quality(ranks: I64, lists: I64, asked: Split, cases: Cases, items: int, k: int) -> Quality:
-    """Of the rank of each target (metrics.NEVER: not found) and the lists (cases, k), -1 for an empty place."""
+    """Quality from the rank of each target (targets,) (metrics.NEVER: not found) and lists (cases, k), -1 for
+    an empty place.
+    """
     counts, owners = np.bincount(asked.train.items, minlength=items), cases.case_of_target
     each = metrics.by_case(ranks, np.arange(len(ranks) + 1), k)
     hits, users = each["HR"], cases.users[owners]

@@ -1,4 +1,4 @@
-"""The classic models that learn from who had which items, order left out: ItemKNN, EASE, implicit ALS, each a scorer; SVD."""
+"""Item models learned from users' items, without order, each a scorer: ItemKNN, EASE, implicit ALS; and SVD."""
 
 from itertools import pairwise
 from typing import Final
@@ -18,10 +18,10 @@ EASE_ITEMS: Final = 10_000  # a dense matrix of 400 MB
 
 
 def item_knn(train: Log, items: int, neighbours: int = 100, shrink: float = 10.0) -> Scorer:
-    """Cosine of items by who had them; an item scores the sum over the user's distinct items whose neighbour it is.
+    """ItemKNN: cosine of items by their users. An item scores the sum over the user's distinct items whose neighbour it is.
 
-    `shrink` is added to the cosine's denominator: items that share one user of one are no close neighbours. Each item keeps its
-    nearest `neighbours` and itself, which counts where seen items may come again.
+    `shrink` is added to the cosine's denominator, so that items which share one user of one are no close neighbours. Each
+    item keeps its nearest `neighbours`, and itself, which counts where seen items may come again.
     """
     seen = _matrix(train.owners, train.items, len(train.users), items).tocsc()
     norms = np.sqrt(np.asarray(seen.sum(axis=0)).ravel())
@@ -43,7 +43,7 @@ def item_knn(train: Log, items: int, neighbours: int = 100, shrink: float = 10.0
 def ease(train: Log, items: int, penalty: float = 100.0, most: int = EASE_ITEMS) -> Scorer:
     """EASE (Steck, WWW 2019): the closed-form linear item-item model without self-similarity.
 
-    Its matrix is dense, so only the `most` popular items take part and are ever recommended.
+    Its matrix is dense, so only the `most` popular items take part and can be recommended.
     """
     counts = np.bincount(train.items, minlength=items)
     chosen = np.sort(np.argsort(-counts, kind="stable")[: min(most, items)])
@@ -76,7 +76,7 @@ def als(
     seed: int = 0,
     threads: int = 1,
 ) -> Scorer:
-    """Implicit ALS (Hu, Koren, Volinsky, ICDM 2008); a user's factors are solved anew from the history asked about.
+    """Implicit ALS (Hu, Koren, Volinsky, ICDM 2008). A user's factors are solved anew from the history of the question.
 
     Needs the package `implicit` (extra `train`).
     """
@@ -103,11 +103,11 @@ def als(
 
 
 def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> F32:
-    """Item vectors (items, dim) whose dot products tell who is taken by the same users; mean square length one.
+    """Item vectors (items, dim) whose dot products are high for items with the same users; mean square length one.
 
-    The leading singular vectors of users x items, each entry over the root of its user's and its item's number of entries.
-    `prior` is added to these numbers: a few users with items of their own would else be whole dimensions (Chaudhuri et al.,
-    COLT 2012). Zeros where there are fewer than `dim` of them.
+    They are the leading singular vectors of users x items, with each entry divided by the root of its user's and its item's
+    number of entries. `prior` is added to these numbers; otherwise a few users with items of their own would fill whole
+    dimensions (Chaudhuri et al., COLT 2012). Missing dimensions are zero.
     """
     seen = _matrix(train.owners, train.items, len(train.users), items).astype(np.float64)
     of_users, of_items = (np.asarray(seen.sum(axis)).ravel() + prior for axis in (1, 0))

@@ -1,6 +1,6 @@
-"""Measures of ranked lists, from the ranks of what was wanted. Pure functions of arrays.
+"""Measures of ranked lists, as pure functions of the targets' ranks.
 
-A rank counts from 1 and is that of the worst place among equal scores; NEVER is the rank of what cannot be recommended.
+Ranks count from 1. Among equal scores a target has the worst rank. NEVER is the rank of what cannot be recommended.
 """
 
 from typing import Final
@@ -17,10 +17,10 @@ LENGTHS: Final = ("0", "1-2", "3-5", "6-10", "11-20", "21-50", "51+")
 
 
 def by_case(ranks: I64, starts: I64, k: int) -> dict[str, F64]:
-    """HR, recall, precision, F1, NDCG and MRR at k of each case (NAMES), with binary relevance.
+    """HR, recall, precision, F1, NDCG and MRR at k of each case (NAMES), with binary relevance: name -> (cases,).
 
-    ranks (targets,) of distinct targets; case c owns ranks starts[c] to starts[c + 1], at least one. NDCG: 1 / log2(rank + 1) of
-    each target found, over the same sum if all were first.
+    ranks (targets,) of distinct targets; case c owns ranks starts[c] to starts[c + 1], at least one. NDCG is the sum of
+    1 / log2(rank + 1) over found targets, divided by the same sum if all were first.
 
     >>> {name: round(float(value[0]), 3) for name, value in by_case(np.array([2, 30]), np.array([0, 2]), 10).items()}
     {'HR': 1.0, 'recall': 0.5, 'precision': 0.1, 'F1': 0.167, 'NDCG': 0.387, 'MRR': 0.5}
@@ -45,7 +45,10 @@ def by_case(ranks: I64, starts: I64, k: int) -> dict[str, F64]:
 
 
 def interval(values: F64, users: I64, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of values, drawing users (whose values hang together) with replacement."""
+    """95 % bootstrap interval of the mean of values (n,), drawing users (n,) with replacement.
+
+    Values of one user are dependent, so they are drawn together.
+    """
     _, owners = np.unique(users, return_inverse=True)
     sums, counts = np.bincount(owners, weights=values), np.bincount(owners).astype(np.float64)
     rng = np.random.default_rng(seed)
@@ -58,26 +61,34 @@ def interval(values: F64, users: I64, draws: int = 1000, seed: int = 0) -> tuple
 
 
 def coverage(lists: I64, items: int) -> float:
-    """Share of the catalog that is in any list; -1 in a list is an empty place."""
+    """Share of the catalog that is in any list. Lists (cases, k), -1 for an empty place."""
     return len(np.unique(lists[lists >= 0])) / items
 
 
 def novelty(lists: I64, counts: I64) -> float:
-    """Mean self-information, -log2 of an item's share of the events (each item given one more), of all places in bits."""
+    """Mean self-information of all listed items in bits: -log2 of an item's share of the events, with one event added to each.
+
+    Lists (cases, k), -1 for an empty place; counts (items,).
+    """
     information = -np.log2((counts + 1) / (counts + 1).sum())
     listed = information[lists[lists >= 0]]
     return float(listed.mean()) if len(listed) else 0.0
 
 
 def gini(lists: I64, items: int) -> float:
-    """How unequally items are recommended: 0 all alike, or none at all, towards 1 when one has all places."""
+    """How unequally items are recommended: 0 for all alike (or no lists), towards 1 if one item has all places.
+
+    Lists (cases, k), -1 for an empty place.
+    """
     shown = np.sort(np.bincount(lists[lists >= 0], minlength=items)).astype(np.float64)
     below = np.cumsum(shown)
     return float((items + 1 - 2 * below.sum() / below[-1]) / items) if below[-1] else 0.0
 
 
 def popularity_deciles(counts: I64) -> I64:
-    """The decile of each item by its events in training, a place in DECILES: 1 (least) to 10; 0: it has none."""
+    """Each item's decile by training events, counts (items,) -> positions in DECILES (items,): 1 (least) to
+    10; 0: no event.
+    """
     trained = np.flatnonzero(counts)
     order = trained[np.argsort(counts[trained], kind="stable")]
     deciles = np.zeros(len(counts), dtype=np.int64)
@@ -86,5 +97,5 @@ def popularity_deciles(counts: I64) -> I64:
 
 
 def length_groups(lengths: I64) -> I64:
-    """The group of each history length, a place in LENGTHS."""
+    """The group of each history length, (n,) -> positions in LENGTHS (n,)."""
     return np.searchsorted(_LENGTHS, lengths, side="right") - 1

@@ -1,15 +1,15 @@
-"""What is asked of a recommender, and what it may have learned before: the protocols by name.
+"""Protocols: what is asked of a recommender, and what it may have learned before.
 
-- `leave-one-out`: each user's last event is asked for, right before it, from all events before; the one before last is for
-  validation. Users with fewer than three events are trained on only. Seen items are out of the ranking.
-- `global-time`: the world is learned up to a moment; each event after it is asked for (successive events) from all the user's
-  events before it. What was learned stays as it was.
-- `list-at-split`: one list per user at that moment, from what was known then; all later events are its targets.
-- `prequential`: events are replayed in time order and each is predicted before it is learned: counts go on as the histories do.
-  A seeded sample of the events is asked for.
+- `leave-one-out`: each user's last event is asked for, right before it, from all events before; the one before last is
+  for validation. Users with fewer than three events only train. Seen items are excluded.
+- `global-time`: models learn up to a moment. Each later event is asked for, from all the user's events before it. Models
+  stay as they were.
+- `list-at-split`: one list per user at that moment, from what was known then. All later events are its targets.
+- `prequential`: events are replayed in time order, each predicted before it is learned: counts go on as histories do. A
+  seeded sample of the events is asked for.
 
-The protocols in time hold back the last event before the moment of some users for validation. Nothing is sampled among the
-items: every ranking is over the whole catalog.
+The protocols in time hold back some users' last event before the moment for validation. No items are sampled: every
+ranking is over the whole catalog.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log, ends_at, epoch_ms, prefixes
 
 Protocol = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
-At = float | datetime  # the share of events that comes before the split, or its moment
+At = float | datetime  # the share of events before the split, or its moment
 
-# Where everybody's figures are split, if not at nine tenths of the events.
+# Datasets whose published figures are not split at nine tenths of the events.
 _USUAL_AT: Final[dict[str, At]] = {"complete-journey": complete_journey.SPLIT}
 _VALIDATION_USERS: Final = 1_000
 _PREQUENTIAL_CASES: Final = 10_000
@@ -35,29 +35,32 @@ _PREQUENTIAL_CASES: Final = 10_000
 
 @dataclass(frozen=True)
 class Cases:
-    """Questions, each answered by one ranking of all items: case c is asked about user users[c] at now_ms[c]."""
+    """Questions, each answered by one ranking of all items: case c asks about user users[c] at now_ms[c]."""
 
     users: I64  # (cases,) rows of log.users
     ends: I64  # (cases,) the history is the log's rows log.starts[user] to ends, exclusive
     now_ms: I64  # (cases,)
     target_starts: I64  # (cases + 1,) case c owns targets target_starts[c] to target_starts[c + 1]
     targets: I64  # (targets,) items
-    mask_seen: bool  # the items of the history are out of the ranking
-    remembered: int | None = None  # only so many of a history's newest events are known; None: all of them
+    mask_seen: bool  # the history's items are excluded from the ranking
+    remembered: int | None = None  # how many newest events of a history are known; None: all
 
     def __len__(self) -> int:
         return len(self.users)
 
     @property
     def case_of_target(self) -> I64:
+        """The case of each target: (targets,)."""
         return np.repeat(np.arange(len(self)), np.diff(self.target_starts))
 
 
 @dataclass(frozen=True)
 class Split:
+    """A dataset under a protocol: what may be learned, and the questions."""
+
     protocol: str
     log: Log  # the whole log: histories are prefixes of its users' rows
-    train: Log  # what a model may learn from; numbers the same users
+    train: Log  # what a model may learn from; the same users and numbers
     validation: Cases
     test: Cases
     at_ms: int | None = None  # the moment of a split in time
@@ -70,9 +73,9 @@ Scorer = Callable[[Log, Cases, slice], F32]
 def split(
     dataset: Dataset, protocol: Protocol, at: At | None = None, sample: int | None = None, seed: int = 0
 ) -> Split:
-    """A dataset under a protocol. `at` is for those in time; `sample`: ask only so many questions, drawn by the seed.
+    """A dataset under a protocol. `at` is for protocols in time; with `sample`, only that many questions, drawn by the seed.
 
-    Raises DatasetError where nothing is left to ask.
+    Raises DatasetError: an unknown protocol, a split that is no share or date, or nothing left to ask.
     """
     log, rng = dataset.log, np.random.default_rng(seed)
     if protocol == "leave-one-out":
@@ -96,9 +99,9 @@ def split(
 
 
 def discoveries(log: Log, cases: Cases) -> Cases:
-    """The same questions for items that are not in the history, with those of the history out of the ranking.
+    """The same questions for items outside the history, with the history's items excluded.
 
-    An item counts once a case; cases without any such target are left out.
+    An item counts once per case; cases without such a target are left out.
     """
     owners, rows = histories(log, cases, slice(0, len(cases)))
     items = max(log.items.max(initial=0), cases.targets.max(initial=0)) + 1
@@ -109,14 +112,14 @@ def discoveries(log: Log, cases: Cases) -> Cases:
 
 
 def of_targets(cases: Cases, items: Bools) -> Cases:
-    """The same questions for some of the items only; cases without any such target are left out."""
+    """The same questions for the targets in `items` (items,) only; cases without such a target are left out."""
     wanted = items[cases.targets]
     owners, counts = np.unique(cases.case_of_target[wanted], return_counts=True)
     return _asked(cases, owners, counts, cases.targets[wanted])
 
 
 def delayed(log: Log, cases: Cases, delay_ms: int) -> Cases:
-    """The same questions where events reach the history only `delay_ms` after they happen."""
+    """The same questions, if events reached the history only `delay_ms` after they happen."""
     latest = cases.now_ms - delay_ms
     ends = [
         start + np.searchsorted(log.at_ms[start:end], last, side="right")
@@ -126,7 +129,9 @@ def delayed(log: Log, cases: Cases, delay_ms: int) -> Cases:
 
 
 def histories(log: Log, cases: Cases, part: slice) -> tuple[I64, I64]:
-    """The events known to the cases of a slice, as pairs: (case, counted from the slice's start; row of the log)."""
+    """The events known to the cases of a slice, as pairs (events,): case, counted from the slice's start, and
+    row of the log.
+    """
     starts, ends = log.starts[cases.users[part]], cases.ends[part]
     if cases.remembered is not None:
         starts = np.maximum(starts, ends - cases.remembered)
@@ -134,7 +139,7 @@ def histories(log: Log, cases: Cases, part: slice) -> tuple[I64, I64]:
 
 
 def select(cases: Cases, chosen: I64) -> Cases:
-    """Some of the cases, in the order given."""
+    """The cases `chosen` (n,), in that order."""
     _, places = _ranges(cases.target_starts[chosen], cases.target_starts[chosen + 1])
     return _asked(cases, chosen, np.diff(cases.target_starts)[chosen], cases.targets[places])
 
@@ -188,7 +193,7 @@ def _in_time(log: Log, protocol: str, at_ms: int, rng: np.random.Generator) -> S
 
 
 def next_events(log: Log, rows: I64, *, mask_seen: bool) -> Cases:
-    """Each of these events asked for at its own time, from all that the user did before."""
+    """The events at these rows (cases,), each asked for at its own time, from all that the user did before."""
     starts = np.arange(len(rows) + 1)
     return Cases(log.owners[rows], rows, log.at_ms[rows], starts, log.items[rows], mask_seen)
 
@@ -202,7 +207,7 @@ def _moment(log: Log, at: At) -> int:
 
 
 def _ranges(starts: I64, ends: I64) -> tuple[I64, I64]:
-    """The numbers from starts[n] to ends[n] (exclusive) for each n, one after the other, and their n."""
+    """For each n the numbers from starts[n] to ends[n] (exclusive), flat, and the n of each."""
     lengths = ends - starts
     owners = np.repeat(np.arange(len(starts)), lengths)
     return owners, np.arange(len(owners)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)

@@ -1,4 +1,4 @@
-"""The user encoders and the candidate scorers by name, each one file with its config and its network."""
+"""User encoders and candidate scorers by name; each file holds one config and one network."""
 
 from headwater_models.networks.bert4rec import BERT4Rec, BERT4RecConfig
 from headwater_models.networks.candidate_scorer import CandidateScorer

@@ -1,6 +1,6 @@
-"""What every candidate scorer is: features, the user's nearest interest and the candidate's vector in, a logit out.
+"""The base of all candidate scorers: features, the nearest interest and the candidate's vector in, a logit out.
 
-Each feature and either vector is a field: a vector of `dim` numbers that the network lets meet the others.
+Each feature and each of the two vectors is a field: a vector of `dim` numbers that the network combines with the others.
 """
 
 from abc import abstractmethod
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class CandidateScorer(nn.Module):
-    """Features come as serving computes them: their usual values are part of the network."""
+    """Normalises features inside the network, so that serving passes them as it computes them."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -21,21 +21,21 @@ class CandidateScorer(nn.Module):
         self.register_buffer("scale", torch.ones(features))
 
     def settle(self, features: Tensor) -> None:
-        """Take mean and spread of these (rows, features) as the usual ones."""
+        """Set the normalisation to the mean and spread of features (rows, F)."""
         self.mean.copy_(features.mean(0))
         self.scale.copy_(1 / features.std(0).clamp(min=1e-3))
 
     def forward(self, features: Tensor, users: Tensor, items: Tensor) -> Tensor:
-        """Logits (rows,) from features (rows, F) and vectors (rows, D) of interest and candidate."""
+        """Logits (rows,) from features (rows, F), interests (rows, D) and candidates (rows, D)."""
         return self.logits((features - self.mean) * self.scale, users, items)
 
     @abstractmethod
     def logits(self, features: Tensor, users: Tensor, items: Tensor) -> Tensor:
-        """The same of features with mean 0 and spread 1."""
+        """Logits (rows,) from normalised features (rows, F), interests (rows, D) and candidates (rows, D)."""
 
 
 class Fields(nn.Module):
-    """Feature i of value x is the vector x v_i + b_i; the two vectors are mapped into the same space."""
+    """Field vectors: feature i of value x becomes x v_i + b_i; the two vectors are projected into the same space."""
 
     def __init__(self, features: int, vector: int, dim: int) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class Fields(nn.Module):
             nn.init.normal_(layer.weight, std=0.1 * vector**-0.5)
 
     def forward(self, features: Tensor, users: Tensor, items: Tensor) -> Tensor:
-        """(rows, features + 2, dim)"""
+        """features (rows, F), users and items (rows, D) -> fields (rows, F + 2, dim)"""
         numbers = features[:, :, None] * self.values + self.offsets
         return torch.cat([numbers, self.user(users)[:, None], self.item(items)[:, None]], dim=1)
 
 
 def layers(sizes: tuple[int, ...], dropout: float) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU and dropout after each but the last."""
+    """Linear layers of the given sizes, with ReLU and dropout after each but the last."""
     parts: list[nn.Module] = []
     for size, following in pairwise(sizes):
         parts += [nn.Linear(size, following), nn.ReLU(), nn.Dropout(dropout)]

@@ -1,7 +1,7 @@
-"""ComiRec-SA: several interests, each its own attention over the events.
+"""ComiRec-SA: several interests, each with its own attention over the events.
 
-After Cen et al., KDD 2020 (arXiv:2005.09347). In place of position embeddings each interest has a slope: how much less an event
-counts for every event after it. So the vectors of every prefix come from the same numbers, all at once in training.
+Cen et al., KDD 2020 (arXiv:2005.09347). In place of position embeddings each interest has a slope: how much less an
+event counts for every event after it. One computation thus serves all prefixes at once in training.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from headwater_models.networks.user_encoder import Elapsed, Events, Inputs, Wind
 
 @dataclass(frozen=True)
 class MultiInterestConfig:
+    """Sizes of ComiRec-SA."""
+
     dim: int = 64
     interests: int = 4
     hidden: int = 256
@@ -22,6 +24,8 @@ class MultiInterestConfig:
 
 
 class MultiInterest(WindowedEncoder):
+    """Cen et al., KDD 2020. Windowed; K interests."""
+
     def __init__(self, config: MultiInterestConfig) -> None:
         super().__init__(config.dim, config.interests)
         self.inputs = Inputs(config.dim, config.dropout)
@@ -34,6 +38,7 @@ class MultiInterest(WindowedEncoder):
         self.elapsed = Elapsed(config.dim)
 
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
+        """User vectors after each event, (users, T, K, dim), read `gaps_to_next_s` (users, T) later."""
         x = self.inputs(events)
         places = torch.arange(x.shape[1], device=x.device)
         back = (places[:, None] - places).clamp(min=0)[..., None] * F.softplus(

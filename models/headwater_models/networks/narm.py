@@ -1,6 +1,6 @@
-"""NARM: a gated recurrent unit, and attention of its last state over all of them.
+"""NARM: a gated recurrent unit, and attention of its last state over all states.
 
-After Li et al., CIKM 2017 (arXiv:1711.04725).
+Li et al., CIKM 2017 (arXiv:1711.04725).
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,16 @@ from headwater_models.networks.user_encoder import Elapsed, Events, Inputs, Wind
 
 @dataclass(frozen=True)
 class NARMConfig:
+    """Sizes of NARM."""
+
     dim: int = 64
     hidden: int = 128
     dropout: float = 0.5
 
 
 class NARM(WindowedEncoder):
+    """Li et al., CIKM 2017. Windowed; one interest."""
+
     def __init__(self, config: NARMConfig) -> None:
         super().__init__(config.dim)
         self.inputs = Inputs(config.dim, config.dropout)
@@ -32,6 +36,7 @@ class NARM(WindowedEncoder):
         self.elapsed = Elapsed(config.dim)
 
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
+        """User vectors after each event, (users, T, 1, dim), read `gaps_to_next_s` (users, T) later."""
         states, _ = self.gru(self.inputs(events))  # (users, T, hidden)
         fits = torch.sigmoid(self.asked(states)[:, :, None] + self.seen(states)[:, None])
         weights = self.weight(fits)[..., 0].tril()  # (users, T, T): of the states up to each
@@ -43,7 +48,9 @@ class NARM(WindowedEncoder):
     def window(
         self, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor, gap_to_now_s: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Only the last state asks here: `forward`, where each does, needs T times the memory."""
+        """Interests (users, 1, dim) and weights (users, 1). Only the last state attends: `forward`, where each state does, needs
+        T times the memory.
+        """
         states, _ = self.gru(self.inputs(Events(items, actions, gaps_s, mask)))
         last = at_last(states, mask)  # (users, hidden)
         fits = torch.sigmoid(self.asked(last)[:, None] + self.seen(states))

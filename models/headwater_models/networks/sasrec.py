@@ -1,6 +1,6 @@
 """SASRec: causal self-attention over the newest events.
 
-After Kang and McAuley, ICDM 2018 (arXiv:1808.09781), with today's order of the parts: LayerNorm before each, GELU.
+Kang and McAuley, ICDM 2018 (arXiv:1808.09781), with pre-LayerNorm blocks and GELU.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,18 @@ from headwater_models.networks.user_encoder import Elapsed, Events, FeedForward,
 
 @dataclass(frozen=True)
 class SASRecConfig:
+    """Sizes of SASRec."""
+
     dim: int = 64
-    length: int = 50  # most events that it can read
+    length: int = 50  # events of a window, at most
     blocks: int = 2
     heads: int = 2
     dropout: float = 0.5
 
 
 class SASRec(WindowedEncoder):
+    """Kang and McAuley, ICDM 2018. Windowed; one interest."""
+
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__(config.dim)
         self.config = config
@@ -29,6 +33,7 @@ class SASRec(WindowedEncoder):
         self.elapsed = Elapsed(config.dim)
 
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
+        """User vectors after each event, (users, T, 1, dim), read `gaps_to_next_s` (users, T) later."""
         places = torch.arange(events.mask.shape[1], device=events.mask.device)
         x = self.trunk(self.inputs(events), places[:, None] >= places)
         vectors: Tensor = x + self.elapsed(gaps_to_next_s)
@@ -36,7 +41,7 @@ class SASRec(WindowedEncoder):
 
 
 class Trunk(nn.Module):
-    """Positions and blocks of self-attention, which BERT4Rec shares."""
+    """Position embeddings and blocks of self-attention; shared with BERT4Rec."""
 
     def __init__(self, dim: int, length: int, blocks: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -45,7 +50,7 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """(users, T, dim), which places each place sees (..., T, T) -> (users, T, dim)"""
+        """(users, T, dim) -> (users, T, dim); `visible` (..., T, T): which positions each position attends to."""
         x = x + self.positions[: x.shape[1]]
         # -1e4 and not -inf: a row that sees nothing must not become NaN.
         hidden = torch.where(visible, 0.0, -1e4)
@@ -56,6 +61,8 @@ class Trunk(nn.Module):
 
 
 class Block(nn.Module):
+    """Self-attention and feed-forward, each behind a LayerNorm and with a residual."""
+
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -66,6 +73,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """(users, T, dim) -> (users, T, dim); `hidden` (..., T, T) is added to the attention scores."""
         x = x + self.dropout(self.out(self._attention(self.norms[0](x), hidden)))
         out: Tensor = x + self.dropout(self.feed_forward(self.norms[1](x)))
         return out

@@ -1,8 +1,8 @@
-"""User encoder: a diagonal linear recurrence in time, read by a small MLP at the moment of the request.
+"""The starter's user encoder: a diagonal linear recurrence in time, read by a small MLP at request time.
 
-After LRURec (Yue et al., WSDM 2024, arXiv:2310.02367), with real decays: each event and each second lets a channel forget at its
-own pace. No decay exceeds `keep_max` an event, so that after L events nothing of the older ones is left to see
-(0.85^50 = 0.0003) and the engine may step on without ever folding again.
+After LRURec (Yue et al., WSDM 2024, arXiv:2310.02367), with real decays: each channel forgets at its own rate per
+event and per second. No channel keeps more than `keep_max` per event, so after L events older ones leave no trace
+(0.85^50 = 0.0003) and the engine never has to fold again.
 """
 
 import math
@@ -18,6 +18,8 @@ from headwater_models.data.events import POSITIVE_ACTIONS
 
 @dataclass(frozen=True)
 class StarterEncoderConfig:
+    """Sizes of the starter's user encoder."""
+
     dim: int = 64
     state: int = 128
     hidden: int = 256
@@ -27,6 +29,8 @@ class StarterEncoderConfig:
 
 
 class StarterEncoder(nn.Module):
+    """Recurrent; state (S,); the last dimension of a user vector weighs popularity."""
+
     def __init__(self, config: StarterEncoderConfig) -> None:
         super().__init__()
         self.dim, self.state_size = config.dim, config.state
@@ -62,15 +66,17 @@ class StarterEncoder(nn.Module):
     def forward(
         self, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor, gap_to_now_s: Tensor
     ) -> Tensor:
-        """Interests (users, K, dim) from whole logs, for training."""
+        """Interests (users, K, dim) of whole logs, for training: items (users, T, dim), the rest (users, T),
+        gap (users,).
+        """
         state = items.new_zeros(len(items), self.config.state)
         return self.read(self.step(state, items, actions, gaps_s, mask), gap_to_now_s)[0]
 
     def step(self, state: Tensor, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor) -> Tensor:
-        """(users, S), (users, T, dim), three times (users, T) -> (users, S)
+        """States (users, S), items (users, T, dim), the rest (users, T) -> new states (users, S).
 
-        h_t = k_t h_{t-1} + u_t, for all t at once: what is left of u_t at the end is the product of the later k, the
-        exponential of a sum of logarithms (all of them negative, so nothing can overflow).
+        h_t = k_t h_{t-1} + u_t, for all t at once: u_t is decayed by the product of the later k, the exponential of a sum of
+        logarithms. All of them are negative, so nothing overflows.
         """
         log_event = F.logsigmoid(self.keep) + math.log(self.config.keep_max)  # (S,)
         # At e^-30 nothing is left in single precision; the bound keeps the sums below exact.
@@ -85,7 +91,7 @@ class StarterEncoder(nn.Module):
         return new_state
 
     def read(self, state: Tensor, gap_to_now_s: Tensor) -> tuple[Tensor, Tensor]:
-        """(users, S), (users,) -> interests (users, K, dim), weights (users, K)"""
+        """States (users, S), gaps (users,) in seconds -> interests (users, K, dim), weights (users, K)."""
         size = state.square().mean(-1, keepdim=True).add(1e-6).sqrt()
         direction = self.dropout(state / (size + 0.1))
         hours = gap_to_now_s[:, None] / 3600

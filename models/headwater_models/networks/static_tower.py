@@ -1,8 +1,8 @@
-"""Item tower without a language model at run time: a gather and a sum, whitened, then a small MLP.
+"""The starter's item tower: token vectors gathered and averaged, whitened, then a small MLP. No language model at run time.
 
-Token vectors are distilled from a sentence encoder (`distillation.py`). Whitening and head after WhitenRec (Zhang et al. 2024,
-arXiv:2402.17535). The last dimension of an item's vector is its popularity: the user encoder's interest meets it with a
-positive number, so that one dot product holds taste and popularity.
+Token vectors are distilled from a sentence encoder (`distillation.py`). Whitening and head after WhitenRec (Zhang et al.
+2024, arXiv:2402.17535). The last dimension of an item's vector is its popularity. The user encoder's interest has a
+positive number there, so one dot product holds taste and popularity.
 """
 
 import math
@@ -18,24 +18,29 @@ from headwater_models.arrays import F32
 
 @dataclass(frozen=True)
 class StaticTowerConfig:
+    """Sizes of the tower, and its residual per known item."""
+
     token_dim: int = 128
     hidden: int = 128
     dim: int = 64
     rows: int = 0  # items with a residual of their own
     residual_dim: int = 24
-    residual_dropout: float = 0.25  # so that the text alone stays a good place for an item
+    residual_dropout: float = 0.25  # keeps the vector of the text alone useful
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """x -> (x - mean) @ matrix has covariance one on the texts it was fitted to (ZCA: the closest such x)."""
+    """x -> (x - mean) @ matrix has unit covariance on the fitted texts (ZCA: the x closest to the original)."""
 
     mean: F32
     matrix: F32
 
     @staticmethod
     def of(vectors: F32, shrink: float = 0.02) -> "Whitening":
-        """`shrink`: share of the mean variance added to each direction, lest noise directions be blown up."""
+        """Fit to vectors (texts, dim).
+
+        `shrink` of the mean variance is added to each direction, which keeps noise directions small.
+        """
         mean = vectors.mean(0)
         variance, axes = np.linalg.eigh(np.cov(vectors - mean, rowvar=False))
         scale = 1 / np.sqrt(variance + shrink * variance.mean())
@@ -43,7 +48,7 @@ class Whitening:
 
 
 class StaticTower(nn.Module):
-    """Text part and residual part are separate methods: in training the texts' token sums never change."""
+    """Text part and residual part are separate methods, since the texts' token sums never change in training."""
 
     def __init__(self, config: StaticTowerConfig, table: F32, whitening: Whitening) -> None:
         super().__init__()
@@ -70,11 +75,11 @@ class StaticTower(nn.Module):
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, item_row: Tensor) -> Tensor:
-        """(items, tokens), (items, tokens), (items,) -> (items, dim); row 0 is an item without a residual."""
+        """ids and mask (items, tokens), rows (items,) -> vectors (items, dim); row 0: an item without a residual."""
         return self.with_residual(self.from_text(self.text(input_ids, attention_mask)), item_row)
 
     def text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Whitened text vectors of length sqrt(token_dim): (items, tokens) -> (items, token_dim)."""
+        """Whitened text vectors of length sqrt(token_dim): ids and mask (items, tokens) -> (items, token_dim)."""
         mask = attention_mask.float()
         share = self.scales[input_ids].float()[..., 0] * mask / mask.sum(1, keepdim=True).clamp(min=1)
         summed = (share[:, None] @ self.table[input_ids].float())[:, 0]  # (items, token_dim)
@@ -82,12 +87,14 @@ class StaticTower(nn.Module):
         return F.normalize(white, dim=-1) * math.sqrt(self.config.token_dim)
 
     def from_text(self, white: Tensor) -> Tensor:
-        """(items, token_dim) -> (items, dim)"""
+        """The head: (items, token_dim) -> (items, dim)."""
         vectors: Tensor = self.linear(white) + self.out(F.gelu(self.hidden(white)))
         return vectors
 
     def with_residual(self, vectors: Tensor, item_row: Tensor) -> Tensor:
-        """Add what is known of the item itself: a few directions, and its popularity beyond that of its text."""
+        """Vectors (items, dim) plus the residuals of rows (items,): a few directions, and popularity beyond
+        that of the text.
+        """
         known = (item_row > 0).float()[:, None]  # (items, 1)
         if self.training:
             known = F.dropout(known, self.config.residual_dropout) * (1 - self.config.residual_dropout)
@@ -95,12 +102,12 @@ class StaticTower(nn.Module):
         return vectors + known * own
 
     def residual_penalty(self) -> Tensor:
-        """Mean square of the residuals: what is small is left to the text."""
+        """Mean square of the residuals (rows, residual_dim): a penalty that leaves to the text what it can say."""
         return self.residual.weight.square().mean() + 0.1 * self.bias.weight.square().mean()
 
 
 class ServedTower(nn.Module):
-    """The tower as it is exported: residuals in half precision, nothing that only training needs."""
+    """The tower as it is exported: residuals in half precision, without the parts that only training needs."""
 
     def __init__(self, tower: StaticTower) -> None:
         super().__init__()
@@ -110,6 +117,7 @@ class ServedTower(nn.Module):
         self.register_buffer("own", own.half())  # (rows + 1, residual_dim + 1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, item_row: Tensor) -> Tensor:
+        """ids and mask (items, tokens), rows (items,) -> vectors (items, dim)."""
         vectors = self.tower.from_text(self.tower.text(input_ids, attention_mask))
         own = self.own[item_row].float()
         known = (item_row > 0).float()[:, None]

@@ -1,7 +1,8 @@
-"""What every user encoder is: events in, the vectors of a user out, at every position for training and at one for serving.
+"""The base of all user encoders: events in, user vectors out.
 
-Item vectors come in and user vectors go out in the same space: the score of an item is its dot product with a user vector.
-Padding (mask 0) always comes after the events.
+Training reads a vector at every position at once; serving reads one per request. Item vectors and user vectors
+share one space: the score of an item is its dot product with a user vector. Padding (mask 0) always follows the
+events. In shapes, T is the number of events and K the number of interests.
 """
 
 from abc import abstractmethod
@@ -13,22 +14,18 @@ from torch import Tensor, nn
 
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 
-Task = Literal[
-    "next", "cloze"
-]  # what is predicted in training: the item after each event, or items hidden from it
-
 
 class Events(NamedTuple):
-    """Some users' events, oldest first."""
+    """A batch of users' events, oldest first."""
 
     items: Tensor  # (users, T, dim) vectors
-    actions: Tensor  # (users, T) codes of the shared feature file
-    gaps_s: Tensor  # (users, T) since the event before
+    actions: Tensor  # (users, T) action codes
+    gaps_s: Tensor  # (users, T) seconds since the previous event
     mask: Tensor  # (users, T) 1 for events, 0 for padding
 
 
 class UserEncoder(nn.Module):
-    """The part that all kinds share: training calls `predictions`, the graphs of a bundle come from the other methods."""
+    """What all kinds share. Training calls `predictions`; the graphs of a bundle are made from the other methods."""
 
     kind: ClassVar[Literal["recurrent", "windowed"]]
 
@@ -36,16 +33,20 @@ class UserEncoder(nn.Module):
         super().__init__()
         self.dim = dim
         self.interests = interests
-        self.temperature = 0.0  # of scores that are cosines; 0: scores are dot products
+        self.temperature = 0.0  # above 0, scores are cosines divided by it; 0: dot products
 
     def scored(self, vectors: Tensor) -> Tensor:
-        """User vectors (..., dim) as their dot products with items are scores: at a temperature, of length 1 / temperature."""
+        """User vectors scaled so that their dot products with items are scores: (..., dim) -> (..., dim).
+
+        With a temperature, vectors get the length 1 / temperature; without one they stay as they are.
+        """
         return F.normalize(vectors, dim=-1) / self.temperature if self.temperature else vectors
 
     def predictions(self, events: Events) -> tuple[Tensor, Tensor]:
-        """Which places (users, T) are predicted, and from what: the N vectors (N, interests, dim) that should find them.
+        """Training pairs: vectors (N, K, dim) and the mask (users, T) of the events that they should predict.
 
-        Here every event but the first, from those before it; encoders that read both ways do it otherwise.
+        Here each vector is made from the events before its target, so a user's first event is never a target.
+        Encoders that read in both directions override this.
         """
         items, actions, gaps_s, mask = events
         vectors = self(Events(items[:, :-1], actions[:, :-1], gaps_s[:, :-1], mask[:, 1:]), gaps_s[:, 1:])
@@ -54,15 +55,18 @@ class UserEncoder(nn.Module):
 
     @abstractmethod
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
-        """User vectors after each event: (users, T, interests, dim), read `gaps_to_next_s` (users, T) after it."""
+        """User vectors after each event, (users, T, K, dim), read `gaps_to_next_s` (users, T) seconds after it."""
 
     @abstractmethod
     def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
-        """Interests (users, interests, dim) from whole histories, as the graphs of a bundle compute them."""
+        """Interests (users, K, dim) from whole histories, `gap_to_now_s` (users,) seconds after the last event.
+
+        Equal to what the exported graphs compute.
+        """
 
 
 class RecurrentEncoder(UserEncoder):
-    """O(1) a click: what is known of a user is a state of fixed size."""
+    """Keeps a state of fixed size (S,) per user, so a click costs one step."""
 
     kind = "recurrent"
 
@@ -72,41 +76,54 @@ class RecurrentEncoder(UserEncoder):
 
     @abstractmethod
     def run(self, state: Tensor, events: Events) -> tuple[Tensor, Tensor]:
-        """From states (users, S): what `vectors` reads after each event (users, T, H), and the states after all of them."""
+        """Fold events into states (users, S): outputs after each event (users, T, H), and the new states
+        (users, S).
+        """
 
     @abstractmethod
     def vectors(self, outputs: Tensor, gaps_s: Tensor) -> Tensor:
-        """User vectors (..., dim) at `gaps_s` (...) after outputs (..., H)."""
+        """User vectors (..., dim) from outputs (..., H), read `gaps_s` (...) seconds later."""
 
     @abstractmethod
     def outputs(self, state: Tensor) -> Tensor:
-        """What `vectors` reads, from states (users, S)."""
+        """The output that a state holds: (users, S) -> (users, H)."""
 
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
+        """User vectors after each event, (users, T, 1, dim), from empty states."""
         state = events.items.new_zeros(len(events.items), self.state_size)
         return self.vectors(self.run(state, events)[0], gaps_to_next_s)[:, :, None]
 
     def step(self, state: Tensor, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor) -> Tensor:
+        """The step graph: states (users, S) and items (users, T, dim), the rest (users, T) -> new states
+        (users, S).
+        """
         return self.run(state, Events(items, actions, gaps_s, mask))[1]
 
     def read(self, state: Tensor, gap_to_now_s: Tensor) -> tuple[Tensor, Tensor]:
+        """The read graph: states (users, S), gaps (users,) in seconds -> interests (users, 1, dim), weights
+        (users, 1).
+        """
         interests = self.scored(self.vectors(self.outputs(state), gap_to_now_s))[:, None]
         return interests, torch.ones_like(interests[..., 0])
 
     def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
+        """Interests (users, 1, dim) of whole histories, folded from empty states."""
         state = events.items.new_zeros(len(events.items), self.state_size)
         return self.read(self.step(state, *events), gap_to_now_s)[0]
 
 
 class WindowedEncoder(UserEncoder):
-    """Reads the newest L events anew for every answer."""
+    """Has no state: reads the newest L events again for every request."""
 
     kind = "windowed"
 
     def window(
         self, items: Tensor, actions: Tensor, gaps_s: Tensor, mask: Tensor, gap_to_now_s: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Interests (users, K, dim) and weights (users, K): zero for a user without events."""
+        """The window graph: interests (users, K, dim) and weights (users, K), zero for a user without events.
+
+        Items are (users, T, dim), actions, gaps and mask (users, T), `gap_to_now_s` (users,) in seconds.
+        """
         gaps_to_next_s = torch.where(
             torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1,
             gap_to_now_s[:, None],
@@ -116,11 +133,12 @@ class WindowedEncoder(UserEncoder):
         return self.scored(vectors), mask.amax(1, keepdim=True).expand(-1, self.interests)
 
     def answer(self, events: Events, gap_to_now_s: Tensor) -> Tensor:
+        """Interests (users, K, dim) of whole histories, by the window graph."""
         return self.window(*events, gap_to_now_s)[0]
 
 
 class Inputs(nn.Module):
-    """What an encoder is told of an event: its item, and what sets its action and its gap apart from the usual."""
+    """Encodes an event: its item's vector, plus learned offsets for its action and its gap."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -131,13 +149,14 @@ class Inputs(nn.Module):
         nn.init.zeros_(self.action.weight)
 
     def forward(self, events: Events) -> Tensor:
+        """Events -> input vectors (users, T, dim)."""
         x = events.items + self.action(events.actions) + self.time(events.gaps_s)
         out: Tensor = self.dropout(self.norm(x))
         return out
 
 
 class Elapsed(nn.Module):
-    """A vector for how long ago something was: zero at the start of training, so that data without times loses nothing."""
+    """Encodes elapsed seconds. Starts at zero, so data without times loses nothing."""
 
     SCALES_S = (10.0, 600.0, 6 * 3600.0, 7 * 86_400.0)
 
@@ -147,7 +166,7 @@ class Elapsed(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, gaps_s: Tensor) -> Tensor:
-        """(...) -> (..., dim)"""
+        """Seconds (...) -> vectors (..., dim)."""
         log = torch.log1p(gaps_s) / torch.log1p(gaps_s.new_tensor(MAX_GAP_S))
         fresh = [torch.exp(-gaps_s / scale) for scale in self.SCALES_S]
         out: Tensor = self.linear(torch.stack([log, *fresh], dim=-1))
@@ -155,7 +174,7 @@ class Elapsed(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with GELU."""
+    """Two linear layers with GELU between them."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -164,12 +183,13 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)"""
         out: Tensor = self.out(self.dropout(F.gelu(self.into(x))))
         return out
 
 
 def at_last(values: Tensor, mask: Tensor) -> Tensor:
-    """Of values (users, T, ...), those at each user's last event; at the first place for a user without any."""
+    """Each user's value at the last event: (users, T, ...) -> (users, ...). Users without events get position 0."""
     last = (mask.sum(1).long() - 1).clamp(min=0)
     index = last.view(-1, *[1] * (values.dim() - 1)).expand(-1, 1, *values.shape[2:])
     return values.gather(1, index)[:, 0]

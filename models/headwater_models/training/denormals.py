@@ -1,4 +1,4 @@
-"""Numbers too small for single precision, which cost a hundred times as much as others."""
+"""Denormal floats, on which arithmetic is a hundred times slower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ import torch
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Take them for zero meanwhile: Adam's averages of rows that no batch touches decay into them.
+    """Treat denormals as zero inside the block: Adam's averages of rows that no batch touches decay into them.
 
-    It holds for all of the process, also for what does not expect it, so it has to end.
+    The setting holds for the whole process, so it must end with the training.
     """
     torch.set_flush_denormal(True)
     try:

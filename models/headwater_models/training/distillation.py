@@ -1,7 +1,7 @@
-"""A sentence encoder's knowledge in a table of token vectors: the start of the static tower.
+"""A sentence encoder distilled into a table of token vectors: the start of the static tower.
 
-After Model2Vec and its Tokenlearn (github.com/MinishLab): each token goes through the teacher alone, the result is reduced by PCA,
-then the table is fitted so that the weighted mean of a text's tokens is the teacher's vector of the text.
+After Model2Vec and its Tokenlearn (github.com/MinishLab): encode each token alone, reduce by PCA, then fit the table
+so that the weighted mean of a text's tokens is the teacher's vector of the text.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,32 +19,32 @@ from headwater_models.arrays import F32
 
 @dataclass(frozen=True)
 class TokenTable:
-    """vectors[t] is weight times direction of token t; a text is the mean of its tokens' vectors."""
+    """vectors[t] is weight times direction of token t. A text is the mean of its tokens' vectors."""
 
     vectors: F32  # (vocabulary, dim)
-    teacher_cosine: float  # with the teacher's (reduced) vectors, on texts that were not fitted
+    teacher_cosine: float  # to the teacher's reduced vectors, on held-out texts
 
 
 class SentenceTeacher:
-    """A sentence encoder from a local folder: mean pooling, length one."""
+    """A sentence encoder from a local folder: mean pooling, vectors of length one."""
 
     def __init__(self, path: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         self.model = AutoModel.from_pretrained(str(path), local_files_only=True).eval()
 
     def encode(self, texts: Sequence[str], report: Callable[[int, int], None]) -> F32:
-        """f32[texts, teacher dim]"""
+        """Texts -> f32 (texts, teacher dim). `report(done, total)` is called after each batch."""
         return self._encode_ids(
             self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"], report
         )
 
     def encode_tokens(self, count: int, report: Callable[[int, int], None]) -> F32:
-        """Each token of the vocabulary as a text of its own: f32[count, teacher dim]"""
+        """Each token of the vocabulary as a text of its own: f32 (count, teacher dim)."""
         first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return self._encode_ids([[first, token, last] for token in range(count)], report, batch=256)
 
     def _encode_ids(self, ids: list[list[int]], report: Callable[[int, int], None], batch: int = 64) -> F32:
-        # Texts of like length together, so that little of the work is padding.
+        # Batches of similar length need little padding.
         order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
         out = np.empty((len(ids), self.model.config.hidden_size), dtype=np.float32)
         for start in range(0, len(order), batch):
@@ -64,9 +64,9 @@ class SentenceTeacher:
 
 
 def generic_texts(teacher: SentenceTeacher, count: int, seed: int) -> list[str]:
-    """Short texts of two to four whole words from the teacher's own vocabulary.
+    """Texts of two to four whole words from the teacher's vocabulary.
 
-    Other people's catalogs are about other things than groceries: these keep the tower's geometry general.
+    Other catalogs are not about groceries: these texts keep the tower's geometry general.
     """
     words = [
         word for word in teacher.tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 3
@@ -84,9 +84,15 @@ def distil(
     epochs: int,
     seed: int,
 ) -> TokenTable:
-    """Fit the token table on texts that the teacher has encoded.
+    """Fit a token table (vocabulary, dim) to texts that the teacher has encoded.
 
-    The mean of a text's token vectors should point where the teacher's vector, reduced to `dim` by PCA, points.
+    The mean of a text's token vectors should point in the direction of the teacher's vector, reduced to `dim` by PCA.
+    Every twentieth text is held out, to measure `teacher_cosine`.
+
+    Args:
+        tokens_by_teacher: (vocabulary, teacher dim)
+        texts_by_teacher: (texts, teacher dim)
+        ids: token ids of each text
     """
     torch.manual_seed(seed)
     mean = texts_by_teacher.mean(0)
@@ -94,7 +100,7 @@ def distil(
     reduce = axes[:dim].T
     wanted = F.normalize(torch.from_numpy((texts_by_teacher - mean) @ reduce), dim=-1)
     start = torch.from_numpy(((tokens_by_teacher - tokens_by_teacher.mean(0)) @ reduce).astype(np.float32))
-    # Zipf's weights (Model2Vec): the vocabulary is roughly in order of frequency, frequent tokens tell little.
+    # Zipf weights (Model2Vec): the vocabulary is roughly in order of frequency, and frequent tokens say little.
     rank = torch.arange(len(start), dtype=torch.float32)
     weight = torch.log1p(rank / 100.0) / np.log1p(len(start) / 100.0)
     table = nn.EmbeddingBag.from_pretrained(start * weight[:, None], freeze=False, mode="mean", sparse=True)

@@ -1,4 +1,4 @@
-"""Losses as pure functions of scores."""
+"""Losses as pure functions of scores. Each returns the mean over its rows, a scalar."""
 
 from functools import cache
 from typing import Any
@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def next_purchases(scores: Tensor, offsets: Tensor, users: Tensor, items: Tensor) -> Tensor:
-    """Softmax with many right answers a user: the mean of -log p(item | user) over pairs (users[n], items[n]).
+    """Softmax with several right answers per user: the mean of -log p(item | user) over pairs (users[n], items[n]).
 
-    scores (users, items); offsets (items,): -log of the chance that the item is among the columns at all (logQ correction).
+    scores (users, items); users and items (pairs,) are rows and columns of it; offsets (items,): -log of the chance that
+    the item is among the columns at all (logQ correction).
     """
     total = torch.logsumexp(scores + offsets, dim=1)  # (users,)
     return (total[users] - scores[users, items]).mean()
@@ -20,13 +21,19 @@ def next_purchases(scores: Tensor, offsets: Tensor, users: Tensor, items: Tensor
 def first_purchases(
     scores: Tensor, offsets: Tensor, users: Tensor, items: Tensor, known: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """The same among the items that a user has never bought: pairs (known[0][n], known[1][n]) are out of the race."""
+    """`next_purchases` among items that a user never bought: pairs (known[0][n], known[1][n]) are excluded.
+
+    Shapes as there; each part of `known` is (known pairs,).
+    """
     out_of_race = torch.zeros_like(scores).index_put(known, scores.new_tensor(-1e4))
     return next_purchases(scores + out_of_race, offsets, users, items)
 
 
 def same_geometry(vectors: Tensor, teacher: Tensor) -> Tensor:
-    """Mean square difference of all pairs' cosines: items stay as far apart as the teacher sees them."""
+    """Mean square difference of all pairs' cosines, so that items stay as far apart as the teacher sees them.
+
+    vectors (items, dim); teacher (items, teacher dim), of length one.
+    """
     student = F.normalize(vectors, dim=-1)
     return (student @ student.T - teacher @ teacher.T).square().mean()
 
@@ -34,9 +41,9 @@ def same_geometry(vectors: Tensor, teacher: Tensor) -> Tensor:
 def full_softmax(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy over the whole catalog: the mean of -log p(item | user).
 
-    users (N, dim), items (catalog, dim), targets (N,). The same as cross_entropy(users @ items.T, targets), without ever holding
-    the scores of all pairs; on processors with bfloat16 the products are taken in it, which halves the time and moves the
-    gradient by some 2e-4 of its length.
+    users (N, dim), items (catalog, dim), targets (N,). Equals cross_entropy(users @ items.T, targets) without holding the
+    scores of all pairs. On processors with bfloat16 the products use it, which halves the time and moves the gradient by
+    about 2e-4 of its length.
     """
     loss: Tensor = _FullSoftmax.apply(users, items, targets)  # type: ignore[no-untyped-call]  # torch types no Function
     return loss
@@ -83,11 +90,11 @@ def _fast_bfloat16() -> bool:
 
 
 def sampled_softmax(right: Tensor, sampled: Tensor, log_counts: Tensor, hits: Tensor) -> Tensor:
-    """Softmax over the right item and some sampled ones, corrected for how often each is sampled (logQ).
+    """Softmax over the right item and sampled ones, corrected for how often each is sampled (logQ).
 
     right (N,): scores of the right items; sampled (N, C): of the sampled ones; log_counts (C,): log of how often each is
     expected among the C; hits (N, C): where the sampled item is the right one, which then does not count against itself.
-    After Bengio and Senecal, 2008; without the correction popular items, sampled often, are pushed down for it.
+    Bengio and Senecal, 2008. Without the correction popular items are pushed down for being sampled often.
     """
     others = (sampled - log_counts).masked_fill(hits, -torch.inf)
     return (torch.logaddexp(right, others.logsumexp(1)) - right).mean()
@@ -97,7 +104,8 @@ def gbce(right: Tensor, sampled: Tensor, items: int, calibration: float = 0.75) 
     """Generalised binary cross-entropy of gSASRec (Petrov and Macdonald, RecSys 2023, arXiv:2308.07192, equation 9).
 
     right (N,), sampled (N, C): C uniform negatives of `items`. At calibration t the right score's likelihood is raised to
-    beta = a (t (1 - 1/a) + 1/a), with a = C / (items - 1) the sampled share: what undoes the overconfidence of few negatives.
+    beta = a (t (1 - 1/a) + 1/a), where a = C / (items - 1) is the sampled share. This undoes the overconfidence that few
+    negatives cause.
     """
     share = sampled.shape[1] / (items - 1)
     beta = share * (calibration * (1 - 1 / share) + 1 / share)
@@ -110,16 +118,18 @@ def bpr(right: Tensor, sampled: Tensor) -> Tensor:
 
 
 def info_nce(views: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """Of each view (N, dim), the other of the same row against those of all rows, by cosine (van den Oord et al., 2018)."""
+    """InfoNCE by cosine: each view (N, dim) against the other of its row among those of all rows (van den
+    Oord et al., 2018).
+    """
     cosines = F.normalize(views, dim=-1) @ F.normalize(others, dim=-1).T
     return F.cross_entropy(cosines / temperature, torch.arange(len(views), device=views.device))
 
 
 def distillation(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    """How far the student's choice among some items is from the teacher's: KL of their softmaxes, times temperature^2.
+    """KL divergence of the student's softmax from the teacher's over the same items, times temperature^2.
 
-    students, teachers (N, C): scores of the same items. After Hinton et al., 2015 (arXiv:1503.02531); the square keeps the
-    gradient's size when the temperature changes. Zero when the scores differ by a constant for each row.
+    students and teachers (N, C): scores. Hinton et al., 2015 (arXiv:1503.02531); the square keeps the gradient's size when
+    the temperature changes. Zero if the scores differ by a constant per row.
     """
     wanted = F.log_softmax(teachers / temperature, dim=1)
     found = F.log_softmax(students / temperature, dim=1)

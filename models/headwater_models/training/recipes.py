@@ -1,4 +1,4 @@
-"""What each model is trained with: its sizes and its training, by data where one size does not fit all."""
+"""Recipes: the sizes and the training of each model, by dataset where one size does not fit all."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,29 @@ from headwater_models.training.sequence_loop import FitConfig
 
 
 class RecipeError(HeadwaterError):
-    """A recipe has no such field, or not with such a value; the message says which and what it may be."""
+    """A recipe has no such field, or not with this value; the message gives the fields and the allowed values."""
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """Sizes and training of a user encoder."""
+
     encoder: Any  # the config of one of ARCHITECTURES
     fit: FitConfig = field(default_factory=FitConfig)
-    temperature: float = 0.0  # of scores that are cosines; 0: scores are dot products
+    temperature: float = 0.0  # above 0, scores are cosines divided by it; 0: dot products
 
 
 @dataclass(frozen=True)
 class ScorerFit:
+    """How a candidate scorer is trained."""
+
     questions: int = 24_000  # drawn from the training events
-    newest: float = 0.1  # over a table of neighbours, from this share of them; their table is of the others
-    least: int = 3  # events that a user had before a question
+    newest: float = (
+        0.1  # over a table of neighbours: this share of the events, with a table made from the others
+    )
+    least: int = 3  # events before a question, at least
     pool: int = 200  # candidates of a question
-    negatives: int = 40  # of them, drawn once for each question
+    negatives: int = 40  # of the pool, drawn once per question
     epochs: int = 10
     patience: int = 2  # epochs without a better validation
     batch: int = 64  # questions
@@ -41,11 +47,13 @@ class ScorerFit:
 
 @dataclass(frozen=True)
 class ScorerRecipe:
+    """Sizes and training of a candidate scorer."""
+
     network: Any  # the config of one of SCORERS
     fit: ScorerFit = field(default_factory=ScorerFit)
 
 
-# 54,542 items: some thousands of them a step, corrected for how they are drawn, cost a third of the softmax over all.
+# 54,542 items: a few thousand sampled per step, with logQ correction, cost a third of the full softmax.
 _MANY_ITEMS: dict[str, Any] = {
     "length": 50,
     "epochs": 12,
@@ -55,7 +63,7 @@ _MANY_ITEMS: dict[str, Any] = {
     "negatives": 3000,
     "average": 0.99,
 }
-# Long histories of few films, 97,000 events in all: an epoch is short, and much dropout only slows it down.
+# Long histories over few films, 97,000 events: an epoch is short, and much dropout only slows it down.
 _FEW_ITEMS: dict[str, Any] = {
     "length": 200,
     "epochs": 60,
@@ -65,7 +73,7 @@ _FEW_ITEMS: dict[str, Any] = {
     "start": "svd",
 }
 
-# By data, then by model and data: sizes of the encoder, and its training.
+# By dataset, or by model and dataset: encoder sizes and training.
 SIZES: dict[str | tuple[str, str], dict[str, Any]] = {
     "ml-100k": {"dropout": 0.3},
 }
@@ -110,13 +118,16 @@ def _with(part: Any, path: Sequence[str], value: Any) -> Any:
     return replace(part, **{name: _with(getattr(part, name), rest, value) if rest else value})
 
 
-# Fields that are options of their own, and those that are shares of something.
+# Fields that have their own option, and fields that are shares (0 to 1).
 _OPTIONS = {"fit.seed": "--seed", "fit.epochs": "--epochs", "fit.nested": "--nested"}
 _SHARES = {"newest", "dropout", "mask", "average", "crop", "drop", "reorder"}
 
 
 def settings(recipe: Recipe | ScorerRecipe, given: Sequence[str]) -> dict[str, Any]:
-    """Values for `varied` as the command line has them: ["fit.loss=gbce", "encoder.dim=32"]. Raises RecipeError."""
+    """Command-line values for `varied`: ["fit.loss=gbce", "encoder.dim=32"].
+
+    Raises RecipeError: an unknown field, a value of another type or out of range, or a field that has its own option.
+    """
     values = {}
     for one in given:
         name, _, text = one.partition("=")
@@ -146,7 +157,7 @@ def _read(recipe: Recipe | ScorerRecipe, name: str, text: str) -> Any:
 
 
 def recipe(model: str, data: str) -> Recipe:
-    """The default for a model on a dataset; a dataset without its own gets the general one."""
+    """The default of a model on a dataset; other datasets get the general one."""
     config, _ = ARCHITECTURES[model]
     fit = FitConfig(**FITS.get(data, {}) | FITS.get((model, data), {}))
     sizes = SIZES.get(data, {}) | SIZES.get((model, data), {})
@@ -156,6 +167,6 @@ def recipe(model: str, data: str) -> Recipe:
 
 
 def scorer_recipe(model: str) -> ScorerRecipe:
-    """The default for a candidate scorer, on any data."""
+    """The default of a candidate scorer, on any data."""
     config, _ = SCORERS[model]
     return ScorerRecipe(config())

@@ -1,6 +1,6 @@
-"""Hyper-parameters: a recipe varied within its space, every variant judged by the validation, all of it kept in one file.
+"""Hyper-parameter search: variants of a recipe, each judged by validation, all kept in one file.
 
-The file is an Optuna study (SQLite): a search that was stopped goes on from it, and `optuna-dashboard` shows it.
+The file is an Optuna study (SQLite). A search that was stopped continues from it, and `optuna-dashboard` shows it.
 """
 
 import itertools
@@ -13,17 +13,19 @@ from typing import Any, Literal
 
 from headwater.errors import HeadwaterError
 
-Values = dict[str, Any]  # of a variant, by the names of its space
+Values = dict[str, Any]  # a variant: field of the recipe -> value
 
 
 class SearchError(HeadwaterError):
-    """A search cannot go on; the message says why and what to do."""
+    """A search cannot continue; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Search:
+    """How to search, and the file that keeps it."""
+
     by: Literal["grid", "random", "tpe"]
-    trials: int  # in all, those that the file has already among them
+    trials: int  # in total, those already in the file included
     study: Path
 
 
@@ -36,10 +38,11 @@ def best_of(
     judge: Callable[[Values], float],
     report: Callable[[str, int, int], None],
 ) -> Values:
-    """The variant that `judge` values most, of as many as the search asks for; a grid ends when nothing is left of it.
+    """The values that `judge` scores highest, after `search.trials` variants. A grid ends earlier when it is exhausted.
 
-    `data` says what is judged on, for one study is of one question. Raises SearchError where the file holds another, and what
-    `judge` raises. Needs optuna (the extra `train`).
+    `data` names the data and the question, since a study belongs to one of them. Needs optuna (extra `train`).
+
+    Raises SearchError: the file holds a study of other data, or cannot hold one. Errors of `judge` pass through.
     """
     import optuna
     from optuna.trial import TrialState
@@ -71,11 +74,9 @@ def best_of(
             left = [values for values in _grid(space, seed) if values not in judged]
             if not left:
                 break
-            if not study.get_trials(
-                states=[TrialState.WAITING]
-            ):  # else a search was killed before it took this up
+            if not study.get_trials(states=[TrialState.WAITING]):  # else a killed search left one enqueued
                 study.enqueue_trial(left[0])
-        # Seeded by how far it is: a search that goes on draws what it would have drawn.
+        # Seeded by the number of trials done, so a resumed search draws what it would have drawn.
         elif search.by == "random":
             study.sampler = optuna.samplers.RandomSampler(seed + len(judged))
         else:
@@ -92,7 +93,7 @@ def best_of(
 
 
 def _grid(space: Mapping[str, Sequence[Any]], seed: int) -> list[Values]:
-    """Every combination, in an order of chance: the first few are spread over the space."""
+    """Every combination, shuffled, so that the first few spread over the space."""
     every = [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*space.values())]
     random.Random(seed).shuffle(every)
     return every

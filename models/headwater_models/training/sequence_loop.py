@@ -1,7 +1,7 @@
-"""The training loop of user encoders over a table of items: batches, loss, validation, early stopping, checkpoints.
+"""The training loop of encoders over item ids: batches, loss, validation, early stopping, checkpoints.
 
-Every epoch draws its randomness from (seed, epoch) alone, and a checkpoint is written at the end of each: training that was
-killed goes on from there to the same result.
+Each epoch draws its randomness from (seed, epoch) alone and ends with a checkpoint, so a training that was killed
+continues to the same weights.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from headwater_models.training.denormals import flushed_denormals
 from headwater_models.training.sequences import Augmentation, Batch, batch_of, epoch
 from headwater_models.training.teacher import BundleTeacher
 
-TEMPERATURE = 0.2  # of the contrast between two readings of a history
+TEMPERATURE = 0.2  # of the contrast between two views of a history
 
 
 class FitError(HeadwaterError):
@@ -39,6 +39,8 @@ class FitError(HeadwaterError):
 
 @dataclass(frozen=True)
 class FitConfig:
+    """How an encoder is trained."""
+
     length: int = 50  # L: events of a window
     epochs: int = 30
     patience: int = 3  # epochs without a better validation
@@ -46,50 +48,52 @@ class FitConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     loss: Literal["softmax", "sampled", "gbce", "bpr"] = "softmax"
-    negatives: int = 2000  # of all losses but softmax, drawn anew for each batch
-    average: float = (
-        0.0  # how much of the running mean of the weights a step keeps; 0: the weights as they are
-    )
+    negatives: int = 2000  # for all losses but softmax, drawn anew for each batch
+    average: float = 0.0  # decay of the running mean of the weights; 0: the weights themselves
     augmentation: Augmentation = field(default_factory=Augmentation)
-    mask: float = 0.0  # share of the read events whose item is hidden; each is asked for all the same
-    contrast: float = (
-        0.0  # weight of the contrast: a history read twice, each time with its own dropout and mask
+    mask: float = 0.0  # share of events whose item is hidden from the encoder; they stay targets
+    contrast: float = 0.0  # weight of the contrast between two views of a history (dropout and mask differ)
+    start: Literal["chance", "svd"] = (
+        "chance"  # item vectors: small random ones, or singular vectors of users x items
     )
-    start: Literal["chance", "svd"] = "chance"  # item vectors: small random ones, or of who took what
     nested: tuple[
         int, ...
-    ] = ()  # so many first dimensions have to do alone too: batches take turns by chance
-    teaching: float = 1.0  # weight of what the teacher says, where there is one
-    judged: int = 10_000  # validation cases after an epoch, always the same ones
+    ] = ()  # numbers of first dimensions that must serve alone too; each batch draws one
+    teaching: float = 1.0  # weight of the teacher's loss, if there is a teacher
+    judged: int = 10_000  # validation cases after each epoch, always the same
     seed: int = 0
 
 
 class Model(nn.Module):
-    """A vector for each item, and the encoder that reads and answers in them."""
+    """A vector per item, and the encoder that reads and answers in the same space."""
 
     def __init__(self, items: int, encoder: UserEncoder, temperature: float = 0.0) -> None:
         super().__init__()
         encoder.temperature = temperature
-        self.cosine = temperature > 0  # items have vectors of length one
+        self.cosine = temperature > 0  # then item vectors have length one
         self.table = nn.Embedding(items, encoder.dim)
-        # Small: what few events teach of an item must outweigh what chance put there.
+        # Small, so that a few events outweigh the random start.
         nn.init.normal_(self.table.weight, std=0.02)
         self.encoder = encoder
 
     def vectors(self, rows: Tensor | None = None, width: int | None = None) -> Tensor:
-        """Vectors of some items, default all, as they are read and scored: of the first `width` dimensions, zeros after."""
+        """Item vectors (rows, dim) as they are read and scored; of the whole catalog if `rows` is None.
+
+        With `width`, dimensions from `width` on are zero.
+        """
         found = self.table.weight if rows is None else self.table(rows)
         found = narrowed(found, width)
         return F.normalize(found, dim=-1) if self.cosine else found
 
     def events(self, batch: Batch, width: int | None = None) -> Events:
+        """A batch (windows, T) with its items as vectors (windows, T, dim)."""
         items = self.vectors(torch.from_numpy(batch.items), width)
         return Events(items, *(torch.from_numpy(part) for part in (batch.actions, batch.gaps_s, batch.mask)))
 
 
 @dataclass
 class Progress:
-    """What is known after an epoch, and all that is needed to go on."""
+    """What is known after an epoch, and what a checkpoint needs to continue."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -108,7 +112,11 @@ def fit(
     report: Report,
     teacher: BundleTeacher | None = None,
 ) -> Progress:
-    """Train in place, up to the epoch with the best validation. Goes on from `checkpoint` if that file exists."""
+    """Train the model in place up to the epoch with the best validation. Continues from `checkpoint` if that file exists.
+
+    Raises FitError: nothing to learn or to validate on, settings that do not fit the model or the teacher, or a checkpoint
+    of another training.
+    """
     _check(model, config, teacher)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -142,7 +150,7 @@ def fit(
     chosen = np.random.default_rng(0).permutation(len(split.validation))[: config.judged]
     judged = select(split.validation, np.sort(chosen))
     counts = np.bincount(split.train.items, minlength=model.table.num_embeddings)
-    # Popular items are drawn more often for the softmax, which corrects for it; the other losses want them uniform.
+    # The sampled softmax draws popular items more often and corrects for it; the other losses need uniform draws.
     chances = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
     while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
         progress.epoch += 1
@@ -170,9 +178,7 @@ def fit(
         )
         partial.replace(checkpoint)
     model.load_state_dict(best)
-    with (
-        torch.no_grad()
-    ):  # an item without an event is like the average one, not like what chance put in its row
+    with torch.no_grad():  # an item without events gets the mean of those with events, not its random start
         seen = torch.from_numpy(counts > 0)
         model.table.weight[~seen] = model.table.weight[seen].mean(0)
     model.eval()
@@ -180,7 +186,7 @@ def fit(
 
 
 def _settled(model: Model, split: Split, config: FitConfig, teacher: BundleTeacher | None) -> dict[str, Any]:
-    """What may not change on the way; how long to go on may."""
+    """Settings that may not change between checkpoints; the number of epochs may."""
     log = split.train
     events = hashlib.sha256(log.starts.tobytes() + log.items.tobytes() + log.at_ms.tobytes()).hexdigest()
     fixed = {name: value for name, value in asdict(config).items() if name not in ("epochs", "patience")}
@@ -229,26 +235,28 @@ def _epoch(
 
 
 def _pairs(model: Model, batch: Batch, mask: float, width: int | None) -> tuple[Tensor, Tensor]:
-    """User vectors (N, dim) and the items (N,) that they should find."""
+    """User vectors (N, dim), and the items (N,) that they should score highest."""
     vectors, places = model.encoder.predictions(masked(model.events(batch, width), mask))
     vectors = model.encoder.scored(vectors)
     targets = torch.from_numpy(batch.items)[places]
-    # Of several interests, the one that the item is of: the others stay free for other items.
+    # Of several interests, only the one nearest to the item learns it; the others stay free for other items.
     best = (vectors.detach() @ model.vectors(targets, width).detach()[:, :, None]).argmax(1)  # (N, 1)
     return vectors.take_along_dim(best[:, :, None], dim=1)[:, 0], targets
 
 
 def _contrast(model: Model, batch: Batch, config: FitConfig) -> Tensor:
-    """DuoRec (Qiu et al., WSDM 2022, arXiv:2110.05730): two readings of a history are closer than those of two users."""
+    """DuoRec (Qiu et al., WSDM 2022, arXiv:2110.05730): two views of one history are closer than those of two
+    users.
+    """
     now = torch.zeros(len(batch.items))
-    # A window has one event more than the encoder reads: the last of a full one is only found, never seen.
+    # A window has one event more than the encoder reads: the last of a full one is a target only.
     events = Events(*(column[:, : config.length] for column in model.events(batch)))
     one, other = (model.encoder.answer(masked(events, config.mask), now).flatten(1) for _ in range(2))
     return losses.info_nce(one, other, TEMPERATURE)
 
 
 def masked(events: Events, share: float) -> Events:
-    """A random share of the events without their items: vectors of zeros."""
+    """Events whose items are zero vectors for a random share of the positions: (users, T)."""
     if not share:
         return events
     return events._replace(items=events.items * (torch.rand(events.mask.shape) >= share)[..., None])
@@ -277,7 +285,7 @@ def _loss(
 
 
 def _drawn(chances: Tensor, config: FitConfig) -> tuple[Tensor, Tensor]:
-    """Negatives, and the log of how often each is expected among them."""
+    """Negatives (C,), and the log of how often each is expected among them (C,)."""
     drawn = torch.multinomial(chances, config.negatives, replacement=True)
     return drawn, torch.log(config.negatives * chances[drawn] / chances.sum()).float()
 
@@ -290,8 +298,8 @@ def _taught(
     config: FitConfig,
     rng: np.random.Generator,
 ) -> Tensor:
-    """From histories that end at a random event: how far the answers' scores are from the teacher's."""
-    lengths = batch.mask.sum(1).astype(np.int64) - 1  # what was asked for last is not read
+    """Distance of the scores from the teacher's, on histories that end at a random event."""
+    lengths = batch.mask.sum(1).astype(np.int64) - 1  # the last event is a target, never read
     ends = 1 + (rng.random(len(lengths)) * lengths).astype(np.int64)
     read = slice(0, ends.max())
     mask = (np.arange(ends.max()) < ends[:, None]).astype(np.float32)
@@ -305,7 +313,9 @@ def _taught(
 
 
 def narrowed(vectors: Tensor, width: int | None) -> Tensor:
-    """The first `width` dimensions, zeros in place of the others: as `headwater_models.bundles.light.truncate` serves them."""
+    """Vectors (..., dim) with dimensions from `width` on set to zero, as
+    `headwater_models.bundles.light.truncate` serves them.
+    """
     if width is None:
         return vectors
     return vectors * (torch.arange(vectors.shape[-1]) < width)
@@ -323,14 +333,14 @@ def _check(model: Model, config: FitConfig, teacher: BundleTeacher | None) -> No
 
 
 def validation_ndcg(model: Model, log: Log, cases: Cases, length: int) -> float:
-    """NDCG@10 by full ranking."""
+    """NDCG@10 by full ranking, the mean over the cases."""
     model.eval()
     ranks, _ = ranking(scorer_of(model, length), log, cases, model.table.num_embeddings, 10)
     return float(by_case(ranks, cases.target_starts, 10)["NDCG"].mean())
 
 
 def scorer_of(model: Model, length: int) -> Scorer:
-    """A model in training, read as its bundle will be: from the newest `length` events at the moment asked."""
+    """A model in training as a scorer that reads what its bundle will: the newest `length` events at the question."""
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         ends, users = cases.ends[part], cases.users[part]

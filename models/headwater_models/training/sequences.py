@@ -1,4 +1,4 @@
-"""Histories as batches: windows of users' events, batches of like length, and views of a window for augmentation."""
+"""Histories as batches: windows of users' events, batches of similar length, and augmented views of a window."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from headwater_models.data.events import Log
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of like length, events first and padding after them. Everything is (windows, T)."""
+    """Windows of similar length, events first and padding after them. Everything is (windows, T)."""
 
     items: I64  # rows of the catalog
     actions: I64
@@ -22,17 +22,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a window is varied each time that it is read; each a share between 0 and 1."""
+    """How a window is varied each time it is read. Each field is a share between 0 and 1."""
 
-    crop: float = 0.0  # of windows: begin at a random event
-    drop: float = 0.0  # of events: never happened
-    reorder: float = 0.0  # of windows: a random stretch of up to a fifth is shuffled
+    crop: float = 0.0  # share of windows that begin at a random event
+    drop: float = 0.0  # share of events that are left out
+    reorder: float = 0.0  # share of windows of which a random fifth is shuffled
 
 
 def windows(log: Log, length: int, shift: int = 0) -> list[I64]:
-    """Rows of consecutive events, at most length + 1 each, in which every event but a user's first is a target once.
+    """Rows of consecutive events, (at most length + 1,) each; every event but a user's first is a target exactly once.
 
-    They are counted from a user's newest event, the newest one shorter by `shift`: another cut for each epoch.
+    Windows are cut from a user's newest event backwards. The newest is shorter by `shift`, so each epoch cuts elsewhere.
     """
     found = []
     for start, stop in zip(log.starts[:-1], log.starts[1:], strict=True):
@@ -48,12 +48,12 @@ def windows(log: Log, length: int, shift: int = 0) -> list[I64]:
 def epoch(
     log: Log, length: int, positions: int, augmentation: Augmentation, seed: tuple[int, ...]
 ) -> Iterator[Batch]:
-    """All windows once, in batches of about `positions` events each, in random order."""
+    """All windows once in random order, in batches of about `positions` events (windows, T)."""
     rng = np.random.default_rng(seed)
     shift = int(rng.integers(length)) if np.diff(log.starts).max(initial=0) > length + 1 else 0
     chosen = [augmented(rows, augmentation, rng) for rows in windows(log, length, shift)]
     lengths = np.array([len(rows) - 1 for rows in chosen])
-    # Like length together, so that little of the work is padding; random among equals.
+    # Similar lengths together, which needs little padding; random among equals.
     order = np.lexsort((rng.random(len(chosen)), lengths))
     order = order[lengths[order] > 0]
     cuts = np.flatnonzero(np.diff(np.cumsum(lengths[order]) // positions)) + 1
@@ -63,7 +63,10 @@ def epoch(
 
 
 def batch_of(log: Log, chosen: list[I64]) -> Batch:
-    """Windows side by side, each as the fold over a log that begins with it: its first gap is zero."""
+    """Windows of rows (T,) each, side by side as (windows, T).
+
+    The first gap of each is zero, as in a fold that begins there.
+    """
     lengths = np.array([len(rows) for rows in chosen])
     mask = np.arange(lengths.max()) < lengths[:, None]
     rows = np.zeros(mask.shape, dtype=np.int64)
@@ -77,7 +80,7 @@ def batch_of(log: Log, chosen: list[I64]) -> Batch:
 
 
 def augmented(rows: I64, augmentation: Augmentation, rng: np.random.Generator) -> I64:
-    """One view of a window."""
+    """One view of a window: rows (T,) -> rows (T',), T' <= T."""
     if augmentation.crop and rng.random() < augmentation.crop:
         rows = crop(rows, rng)
     if augmentation.drop:
@@ -88,19 +91,19 @@ def augmented(rows: I64, augmentation: Augmentation, rng: np.random.Generator) -
 
 
 def crop(rows: I64, rng: np.random.Generator) -> I64:
-    """The same end, begun at a random event before it."""
+    """The window from a random event on: rows (T,) -> (T',). The end stays."""
     return rows[rng.integers(max(len(rows) - 1, 1)) :]
 
 
 def drop(rows: I64, share: float, rng: np.random.Generator) -> I64:
-    """Without a random share of the events; the last one always stays."""
+    """The window without a random share of its events: rows (T,) -> (T',). The last event always stays."""
     keep = rng.random(len(rows)) >= share
     keep[-1:] = True
     return rows[keep]
 
 
 def reorder(rows: I64, share: float, rng: np.random.Generator) -> I64:
-    """A random stretch of up to this share of the events is shuffled."""
+    """The window with a random stretch of this share shuffled: rows (T,) -> (T,)."""
     span = int(np.ceil(share * len(rows)))
     start = rng.integers(len(rows) - span + 1)
     rows = rows.copy()

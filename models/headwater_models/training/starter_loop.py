@@ -1,7 +1,7 @@
-"""Training of tower and user encoder together, on what households bought next.
+"""The starter's training: tower and user encoder together, on what households bought next.
 
-An example is a household at a moment: the newest L events before it, how long ago the last one was, and as right answers all
-purchases of the four weeks after it. That is what serving does: one list from what is known now.
+An example is a household at a moment: the newest L events before it, the gap since the last one, and as right answers
+all purchases of the next four weeks. Serving does the same: one list from what is known now.
 """
 
 from collections.abc import Callable
@@ -24,24 +24,28 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    """How the starter is trained."""
+
     steps: int = 1500
     batch: int = 128
     length: int = 50  # L: events of a log
-    horizon_days: int = 28  # purchases this far ahead are right answers
-    recency_days: float = 90.0  # half-life of how often a moment is drawn: shelves change with the seasons
+    horizon_days: int = 28  # purchases within this time are right answers
+    recency_days: float = (
+        90.0  # half-life of a moment's chance to be drawn: assortments change with the seasons
+    )
     learning_rate: float = 3e-3
-    row_learning_rate: float = 1e-2  # an item's own numbers are touched in few batches
+    row_learning_rate: float = 1e-2  # for residuals, which few batches touch
     residual_penalty: float = 0.01
     geometry: float = 3.0
     discovery: float = 1.0
     themes: float = 0.3
-    tail: int = 2000  # rarely bought items in each step's softmax, drawn anew
+    tail: int = 2000  # rare items in each step's softmax, drawn anew
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What the tower reads, already summed and whitened, and where each item finds its text."""
+    """What the tower reads, already summed and whitened, and the text of each item."""
 
     white: Tensor  # (texts, token_dim)
     of_item: I64  # (items,) row of white
@@ -50,11 +54,17 @@ class Texts:
 
     @property
     def all(self) -> Tensor:
+        """Whitened texts and generic texts: (texts + generic, token_dim)."""
         return torch.cat([self.white, self.generic])
 
 
 @dataclass
 class StarterBatch:
+    """Examples of one step.
+
+    Pairs such as (target_users, targets) are flat, (pairs,) each; users are rows of the batch.
+    """
+
     items: I64  # (users, L) catalog rows
     actions: I64  # (users, L)
     gaps_s: F32  # (users, L)
@@ -86,19 +96,20 @@ class Examples:
         self._rows = np.flatnonzero(open_)
         age_days = (self.until_ms - self.log.at_ms[self._rows]) / DAY_MS
         weight = 0.5 ** (age_days / self.config.recency_days)
-        # Households count alike to the square root of their purchases: neither all weight to the heavy ones nor all alike.
+        # A household's weight is the square root of its purchases, between equal weights and equal purchases.
         weight /= np.sqrt(np.diff(self.log.starts))[owners[self._rows]]
         self._weights = np.cumsum(weight / weight.sum())
         self._owners = owners
 
     def draw(self) -> StarterBatch:
+        """`config.batch` moments: events (users, L) and the pairs of right, new and known items (pairs,)."""
         config, log = self.config, self.log
         rows = self._rows[
             np.searchsorted(self._weights, self.rng.random(config.batch)).clip(max=len(self._rows) - 1)
         ]
         owners = self._owners[rows]
-        # Half of the moments are right after an event, half up to two weeks later. Items of one basket are a millisecond
-        # apart in this data, so after 100 ms it is over: no moment is in the middle of one.
+        # Half of the moments follow an event directly, half come up to two weeks later. Items of one basket are a
+        # millisecond apart in this data, so 100 ms later the basket is over: no moment is inside one.
         later = self.rng.random(config.batch) < 0.5
         wait_ms = np.where(
             later, self.rng.exponential(5 * DAY_MS, config.batch).clip(max=14 * DAY_MS), 100
@@ -135,7 +146,10 @@ class Examples:
 
 
 def start_from_popularity(tower: StaticTower, texts: Texts, item_rows: I64, counts: I64) -> None:
-    """Set the popularity dimension to log counts: a linear guess from the text, the rest in the items' own biases."""
+    """Set the popularity dimension to log counts: a linear guess from the text, the rest in the items' own biases.
+
+    `item_rows` (items,): residual row of each item; `counts` (items,): recent purchases of each.
+    """
     wanted = torch.from_numpy(np.log(counts + 0.5).astype(np.float32))
     wanted = wanted - wanted.mean()
     white = texts.white[torch.from_numpy(texts.of_item)]
@@ -159,7 +173,13 @@ def train(
     examples: Examples,
     report: Callable[[int, float], None],
 ) -> None:
-    """Fit both in place. `item_rows`: residual row of each item; `frequent`: items that are in every softmax."""
+    """Fit tower and encoder in place.
+
+    Args:
+        item_rows: (items,) residual row of each item, 0: none
+        frequent: (frequent,) items that are in every softmax
+        report: called with the step and its loss
+    """
     config = examples.config
     torch.manual_seed(config.seed)
     tower.train()
@@ -219,10 +239,9 @@ def _vectors(tower: StaticTower, texts: Texts, item_rows: I64, items: I64) -> Te
 def _themes(
     tower: StaticTower, encoder: StarterEncoder, white: Tensor, teacher: Tensor, rng: np.random.Generator
 ) -> Tensor:
-    """Made-up users with one theme each, about anything: who looks at three texts wants others that mean the same.
+    """Loss over invented users with one theme each: after three texts they want others of the same meaning.
 
-    It keeps the encoder useful for catalogs that are nothing like the one it was trained on, and gives actions other than
-    purchase their part in training.
+    This keeps the encoder useful for catalogs unlike the training data, and trains actions other than purchase.
     """
     users, length = 64, 3
     pool = torch.from_numpy(rng.integers(0, len(white), 1024))

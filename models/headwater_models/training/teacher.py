@@ -1,4 +1,4 @@
-"""An exported bundle as the teacher of a model in training: a slow encoder's answers for a quick one to learn."""
+"""An exported bundle as the teacher of a model in training: a fast encoder learns the answers of a slow one."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,21 @@ from headwater_models.training.sequences import Batch
 
 @dataclass(frozen=True)
 class BundleTeacher:
+    """A bundle's encoder with the vectors of the whole catalog."""
+
     encoder: Encoder
     vectors: F32  # (catalog, dim), of every item
 
     @staticmethod
     def of(encoder: Encoder, data: Dataset) -> "BundleTeacher":
-        """Raises DatasetError where the bundle reads texts and the data has none."""
+        """Encode the catalog. Raises DatasetError if the bundle reads texts and the data has none."""
         return BundleTeacher(encoder, encoded(encoder, data).vectors)
 
     def scores(self, batch: Batch, gap_to_now_s: F32, items: I64) -> F32:
-        """(windows, items): scores of catalog rows `items`, the best over the interests."""
+        """Scores (windows, items) of the catalog rows `items` (items,), the best over the interests.
+
+        `gap_to_now_s` (windows,): seconds from the last event to the question.
+        """
         vectors = self.vectors[batch.items]
         interests, _ = self.encoder.answer(vectors, batch.actions, batch.gaps_s, batch.mask, gap_to_now_s)
         scores: F32 = (interests @ self.vectors[items].T).max(axis=1)

@@ -1,8 +1,8 @@
-"""A sentence encoder tuned to a shop: texts of items that the same users take together come to lie closer.
+"""A sentence encoder tuned to a shop: texts of items that the same users take together move closer.
 
-Contrastive, as SimCSE (Gao et al., EMNLP 2021, arXiv:2104.08821): of a pair, each text is to find the other among the batch. Items
-with events are paired with what the same user took next to them, items without any with themselves, which dropout reads
-differently each time. By default only small updates of the attention's weights are learned (LoRA).
+Contrastive, as SimCSE (Gao et al., EMNLP 2021, arXiv:2104.08821): each text of a pair is to find the other among the
+batch. Items with events are paired with what the same user took next to them, items without events with themselves,
+which dropout reads differently each time. By default only small updates of the attention weights are learned (LoRA).
 """
 
 import math
@@ -33,19 +33,21 @@ class TuneError(HeadwaterError):
 
 @dataclass(frozen=True)
 class TuneConfig:
+    """How a sentence encoder is tuned."""
+
     steps: int = 200
     batch: int = 48  # pairs
-    rank: int = 8  # of the updates (LoRA); 0: all weights are learned
-    learning_rate: float = 5e-4  # of all weights a tenth of it
+    rank: int = 8  # of the LoRA updates; 0: all weights are learned
+    learning_rate: float = 5e-4  # a tenth of it if all weights are learned
     temperature: float = 0.05
-    reach: int = 5  # events of a user that are together
+    reach: int = 5  # events apart, at most, to count as together
     silent: float = 0.1  # share of the pairs for items without events
     max_tokens: int = 64
     seed: int = 0
 
 
 class LoRA(nn.Module):
-    """A linear layer that stays as it is, plus a product of two thin matrices (Hu et al., 2021, arXiv:2106.09685)."""
+    """A frozen linear layer plus a product of two thin matrices (Hu et al., 2021, arXiv:2106.09685)."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float = 2.0) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class LoRA(nn.Module):
         self.down = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(rank))
         self.up = nn.Parameter(
             torch.zeros(linear.out_features, rank)
-        )  # so that it begins as the layer itself
+        )  # zero, so that it begins as the layer itself
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
@@ -67,14 +69,14 @@ class LoRA(nn.Module):
         return self.linear
 
 
-# What the layers of queries and values are called in BERT, RoBERTa, E5; DistilBERT; MPNet; LLaMA.
+# Names of query and value layers in BERT, RoBERTa, E5; DistilBERT; MPNet; LLaMA.
 _ADAPTED = ("query", "value", "q_lin", "v_lin", "attn.q", "attn.v", "q_proj", "v_proj")
 
 
 def adapt(model: nn.Module, rank: int) -> list[nn.Parameter]:
-    """Freeze all, put LoRA around the attention's queries and values; what is left to learn.
+    """Freeze the model, put LoRA around the attention's queries and values, and return the parameters left to learn.
 
-    Raises TuneError: there are no such layers.
+    Raises TuneError: the model has no such layers.
     """
     model.requires_grad_(False)
     found = {
@@ -91,7 +93,7 @@ def adapt(model: nn.Module, rank: int) -> list[nn.Parameter]:
 
 
 def merge(model: nn.Module) -> None:
-    """Every LoRA becomes the layer that computes the same."""
+    """Replace every LoRA by the one layer that computes the same."""
     for name, part in list(model.named_modules()):
         if isinstance(part, LoRA):
             parent, _, own = name.rpartition(".")
@@ -99,9 +101,9 @@ def merge(model: nn.Module) -> None:
 
 
 def pairs(log: Log, of_item: I64, config: TuneConfig) -> Iterator[I64]:
-    """Without end batches (2 to `batch`, 2) of texts to bring together, no text twice in a column.
+    """Endless batches (2 to `batch`, 2) of texts to bring together, no text twice in a column.
 
-    of_item: the text of each item. Rare items are drawn as often as common ones to the square root.
+    `of_item` (items,): the text of each item. Items are drawn by the square root of their frequency.
     """
     rng = np.random.default_rng(config.seed)
     counts = np.bincount(log.items, minlength=len(of_item))
@@ -125,9 +127,10 @@ def pairs(log: Log, of_item: I64, config: TuneConfig) -> Iterator[I64]:
 
 @flushed_denormals()
 def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, report: Report) -> list[float]:
-    """Tune and save model and tokenizer as a Hugging Face folder; the loss of each step.
+    """Tune, save model and tokenizer as a Hugging Face folder, and return the loss of each step.
 
-    Raises TuneError: the data has no texts, nobody took two items of different texts, or something else lies in `out`.
+    Raises TuneError: a negative rank, data without texts, no user with two items of different texts, or an `out` that holds
+    something else.
     """
     if config.rank < 0:
         raise TuneError(f"--rank is {config.rank}: expected 0 (all weights) or more")
