@@ -5,16 +5,14 @@ allowed. Unknown extra fields are ignored, so that old and new workers can meet 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     Final,
-    Generic,
     Literal,
     NamedTuple,
-    Protocol,
     TypeVar,
     get_args,
 )
@@ -452,130 +450,7 @@ def decode_click(key: bytes | None, raw: bytes | None, record_ms: int) -> Click:
     return click
 
 
-class ClickRecord(Protocol):
-    """What is read of a Kafka record with a click."""
-
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-
-
-RecordT = TypeVar("RecordT", bound=ClickRecord)
-
-
-class ReadClicks(Generic[RecordT]):
-    """Valid clicks of one partition as parallel lists, in order, with the records that they came from.
-
-    The same clicks as :func:`decode_click` finds. Nearly all are as they should be, so a few dozen are looked at together.
-    """
-
-    __slots__ = (
-        "actions",
-        "at_ms",
-        "event_ids",
-        "headers",
-        "item_ids",
-        "offsets",
-        "records",
-        "sent_ms",
-        "users",
-    )
-
-    def __init__(self) -> None:
-        self.records: list[RecordT] = []
-        self.offsets: list[int] = []
-        self.sent_ms: list[int] = []  # the records' timestamps
-        self.headers: list[Sequence[tuple[str, bytes]]] = []
-        self.users: list[bytes] = []
-        self.event_ids: list[bytes] = []
-        self.item_ids: list[bytes] = []
-        self.at_ms: list[int] = []
-        self.actions: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def add(self, records: Sequence[RecordT]) -> list[tuple[RecordT, BadMessage]]:
-        """Append what ``records`` hold; those that hold no click, with what is wrong with them."""
-        bad: list[tuple[RecordT, BadMessage]] = []
-        for start in range(0, len(records), _CHUNK):
-            chunk = records[start : start + _CHUNK]
-            if self._add_plain(chunk):
-                continue
-            for record in chunk:
-                try:
-                    click = decode_click(record.key, record.value, record.timestamp)
-                except BadMessage as error:
-                    bad.append((record, error))
-                    continue
-                self.records.append(record)
-                self.offsets.append(record.offset)
-                self.sent_ms.append(record.timestamp)
-                self.headers.append(record.headers)
-                self.users.append(click.user_id.encode())
-                self.event_ids.append(click.event_id.encode())
-                self.item_ids.append(click.item_id.encode())
-                self.at_ms.append(click.at_ms)
-                self.actions.append(click.action)
-        return bad
-
-    def _add_plain(self, records: Sequence[RecordT]) -> bool:
-        """Append all of them, if nothing about any needs a closer look."""
-        try:
-            clicks = [_decode_plain(record.value) for record in records]  # type: ignore[arg-type]
-            users = [click.user_id.encode() for click in clicks]
-            event_ids = [click.event_id.encode() for click in clicks]
-            item_ids = [click.item_id.encode() for click in clicks]
-        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
-            return False
-        at_ms = [click.at_ms for click in clicks]
-        sent_ms = [record.timestamp for record in records]
-        sizes = (max(map(len, ids)) for ids in (users, event_ids, item_ids))
-        if (
-            users != [record.key for record in records]
-            or max(sizes) > MAX_ID_BYTES
-            or max(at_ms) > min(sent_ms) + MAX_AHEAD_MS
-        ):
-            return False
-        self.records += records
-        self.offsets += [record.offset for record in records]
-        self.sent_ms += sent_ms
-        self.headers += [record.headers for record in records]
-        self.users += users
-        self.event_ids += event_ids
-        self.item_ids += item_ids
-        self.at_ms += at_ms
-        self.actions += [click.action for click in clicks]
-        return True
-
-    def take(self, which: Sequence[int]) -> "ReadClicks[RecordT]":
-        """Some of them."""
-        taken: ReadClicks[RecordT] = ReadClicks()
-        for name in self.__slots__:
-            column = getattr(self, name)
-            setattr(taken, name, [column[index] for index in which])
-        return taken
-
-
-# A bad click sends so many neighbours the long way round.
-_CHUNK: Final = 64
-
-
-class _PlainClick(Struct, frozen=True, gc=False):
-    """A :class:`Click` about an item, in which msgspec itself checks what one look at it can tell."""
-
-    event_id: Id
-    user_id: Id
-    item_id: Id
-    at_ms: AtMs
-    action: ActionName = "click"
-    context: dict[str, msgspec.Raw] | None = None
-
-
-_decode_plain: Final = msgspec.json.Decoder(_PlainClick).decode
-_CONTEXT_STARTS: Final = {b"{", b"n"}
+_CONTEXT_STARTS: Final = {b"{", b"n"}  # an object or null
 
 
 def decode_item(key: bytes | None, raw: bytes) -> Item:

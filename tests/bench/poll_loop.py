@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from headwater.encoder.features import ACTION_CODES, clamp_gap_s
 from headwater.encoder.runtime import Encoder, load
 from headwater.kafka.topics import Topics
-from headwater.messages import ReadClicks
+from headwater.paths.click_columns import ParsedClicks, parse
 from headwater.profiles.state_records import ENTRY_BYTES, header_size
 from headwater.settings import Settings
 from tests.bench import stored
@@ -63,7 +63,7 @@ class Users:
         self._log: list[bytes] = []
         self._head = bytes(header_size())
 
-    def apply(self, read: ReadClicks[ConsumerRecord]) -> list[tuple[int, bytes, bytes]]:
+    def apply(self, read: ParsedClicks[ConsumerRecord]) -> list[tuple[int, bytes, bytes]]:
         """Partition, key and new value of all users touched."""
         clicks_of: dict[bytes, list[int]] = {}
         for place, user in enumerate(read.users):
@@ -113,7 +113,7 @@ class Users:
         self._at_ms[rows] = times[:, -1]
 
     def _values(
-        self, read: ReadClicks[ConsumerRecord], items: list[int], touched: list[Touched]
+        self, read: ParsedClicks[ConsumerRecord], items: list[int], touched: list[Touched]
     ) -> list[tuple[int, bytes, bytes]]:
         states = self._state[[one.row for one in touched]].astype(np.float16)
         values = []
@@ -155,10 +155,12 @@ async def _loop(consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, users: U
     done, first, started, cpu_s = 0, 0, 0.0, 0.0
     while done < total:
         fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
-        read: ReadClicks[ConsumerRecord] = ReadClicks()
+        read: ParsedClicks[ConsumerRecord] = parse([])[0]
         for records in fetched.values():
-            _require_good(read.add(records))
-        if not len(read):
+            good, bad = parse(records)
+            _require_good(bad)
+            read.extend(good)
+        if not read.records:
             continue
         sent = [
             await producer.send(out, value, key=user, partition=partition)
@@ -166,7 +168,7 @@ async def _loop(consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, users: U
         ]
         await asyncio.gather(*sent)
         await consumer.commit()
-        done += len(read)
+        done += len(read.records)
         if not first and done >= total // 10:  # the first ones pay for the start
             first, started, cpu_s = done, time.monotonic(), time.process_time()
     rest = done - first

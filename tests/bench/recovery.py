@@ -9,11 +9,12 @@ from headwater.encoder.runtime import load
 from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.kafka.topics import Topics
 from headwater.profiles.columns import Columns, Log
-from headwater.profiles.state_records import Stamp, bundle_key, pack
+from headwater.profiles.state_records import WriterStamp, bundle_key, pack
 from headwater.settings import Settings
 from tests.bench.processes import worker
 from tests.bench.report import Figure
 from tests.bench.system import System
+from tests.support.histories import values_of
 
 _EVENTS = 20
 _ALLOWED_S = 30.0
@@ -63,7 +64,7 @@ async def write_users(settings: Settings, users: int) -> int:
         for start in range(0, users, _CHUNK):
             count = min(_CHUNK, users - start)
             columns = _users(start, count, encoder.log_length, encoder.state_size, rng)
-            values = pack(columns, np.arange(count), Stamp(1, 0, bundle_key(encoder.id)))
+            values = pack(columns, np.arange(count), WriterStamp(1, 0, bundle_key(encoder.id)))
             written += sum(map(len, columns.users)) + sum(map(len, values))
             yield list(map(Outgoing, columns.users, values))
 
@@ -83,18 +84,17 @@ def _users(start: int, count: int, log_length: int, state_size: int, rng: np.ran
     shape = (count, log_length)
     real = np.arange(log_length) < _EVENTS
     at_ms = _NEWEST_MS - 60_000 * np.arange(log_length)[::-1]
-    columns.put_log(
-        rows,
-        Log(
-            np.full(count, _EVENTS),
-            np.where(real, np.broadcast_to(at_ms, shape), 0),
-            np.where(real, rng.integers(1, 2**48, shape, dtype=np.uint64), np.uint64(0)),
-            np.where(real, rng.integers(1, 2**63, shape, dtype=np.uint64), np.uint64(0)),
-            np.where(real, np.uint8(ACTION_CODES["click"]), np.uint8(0)),
-        ),
+    log = Log(
+        np.full(count, _EVENTS),
+        np.where(real, np.broadcast_to(at_ms, shape), 0),
+        np.where(real, rng.integers(1, 2**48, shape, dtype=np.uint64), np.uint64(0)),
+        np.where(real, rng.integers(1, 2**63, shape, dtype=np.uint64), np.uint64(0)),
+        np.where(real, np.uint8(ACTION_CODES["click"]), np.uint8(0)),
     )
-    columns.state[:] = rng.normal(size=(count, state_size))
-    columns.state_at_ms[:] = _NEWEST_MS
-    for row in range(count):
-        columns.last_event[row] = b"event-%07d-%07d" % (start + row, _EVENTS)
+    state = rng.normal(size=(count, state_size)).astype(np.float16)
+    last_event = [(row, b"event-%07d-%07d" % (start + row, _EVENTS)) for row in range(count)]
+    values = values_of(columns, rows.tolist())
+    columns.write(
+        values._replace(log=log, state=state, state_at_ms=np.full(count, _NEWEST_MS), last_event=last_event)
+    )
     return columns

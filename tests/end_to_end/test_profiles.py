@@ -16,8 +16,9 @@ from headwater.kafka.publish import producer_of
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.profiles.columns import Columns
+from headwater.profiles.partition import Partition
 from headwater.profiles.state_records import bundle_key, unpack
-from headwater.profiles.store import Partition, Profiles
+from headwater.profiles.store import ProfileLayout, Profiles
 from headwater.settings import Settings
 from headwater.worker.worker import started
 
@@ -45,16 +46,15 @@ class Store(NamedTuple):
         self.partition.columns.offset[row] = offset
         generation = self.partition.generation
         rows = np.array([row], dtype=np.int64)
-        sent = await self.profiles.send(self.partition, rows, {}, generation)
+        sent = await self.profiles.send(self.partition, rows, [], generation)
         await self.profiles.settle(self.partition, sent, generation)
 
     async def erase(self, user: bytes) -> None:
         """As `forget` does it, with all that is known of the user up to now."""
         partition = self.partition
-        partition.forgotten[user] = 1
-        partition.columns.remove(user)
+        partition.erase(user, 1)
         nobody = np.zeros(0, dtype=np.int64)
-        sent = await self.profiles.send(partition, nobody, {user: 1}, partition.generation)
+        sent = await self.profiles.send(partition, nobody, [user], partition.generation)
         await self.profiles.settle(partition, sent, partition.generation)
 
     def offset_of(self, user: bytes) -> int:
@@ -72,10 +72,8 @@ async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
             topics,
             producer,
             Metrics(),
+            ProfileLayout("a-bundle", log_length=4, state_size=8),
             writer=writer,
-            bundle_id="a-bundle",
-            log_length=4,
-            state_size=8,
             fail=failures.append,
         )
         await profiles.start()
@@ -161,7 +159,7 @@ async def test_a_late_write_does_not_bring_an_erased_user_back(
     own_topics: Settings, stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither where it was erased nor for whoever reads the changelog, record by record."""
-    monkeypatch.setattr("headwater.profiles.store._READ_RECORDS", 1)
+    monkeypatch.setattr("headwater.profiles.restore._MAX_RECORDS", 1)
     frozen, heir = stores
     await frozen.own(1)
     await frozen.write(b"ann", 3)
@@ -170,13 +168,13 @@ async def test_a_late_write_does_not_bring_an_erased_user_back(
     await frozen.write(b"ann", 4)
     for store in (frozen, heir):
         store.profiles.freeze()
-    heir.partition.holes.add(0)
+    heir.partition.gaps.add(0)
     await heir.own(3)
     assert b"ann" not in heir.partition.columns.rows
     async with storing(own_topics, 3) as third:
         await third.own(4)
         assert b"ann" not in third.partition.columns.rows
-        assert third.partition.forgotten == {b"ann": 1}
+        assert (third.partition.erasures.erased_ms(b"ann"), *third.partition.erasures) == (1, b"ann")
 
 
 async def last_offset_of(settings: Settings, user: bytes) -> int:

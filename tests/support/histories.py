@@ -17,7 +17,8 @@ from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS
 from headwater.profiles.apply_clicks import Clicks, ProfileDelta, plan_batch
-from headwater.profiles.columns import Columns
+from headwater.profiles.columns import Columns, RowValues
+from headwater.profiles.counters import CounterRows
 from headwater.profiles.encoder_steps import StepEncoder, needs_refold, step_states
 from headwater.profiles.event_log import Event
 
@@ -84,6 +85,20 @@ def clicks_of(columns: Columns, stream: Sequence[tuple[User, Event]], first_offs
     )
 
 
+def values_of(columns: Columns, rows: Sequence[int]) -> RowValues:
+    """What stands in some rows, to be written back with changes."""
+    at = np.array(rows, dtype=np.int64)
+    return RowValues(
+        at,
+        columns.log(at),
+        CounterRows(at, *columns.counters_of(at)),
+        *(
+            getattr(columns, name)[at]
+            for name in ("offset", "forgotten_ms", "state", "state_at_ms", "pending", "stale")
+        ),
+    )
+
+
 def apply(
     columns: Columns,
     stream: Sequence[tuple[User, Event]],
@@ -96,14 +111,8 @@ def apply(
     refold = needs_refold(delta, encoder.forgets)
     initial = np.zeros(columns.state_size, dtype=np.float32)
     job = step_states(delta, refold, vectors, initial)
-    columns.state[delta.rows] = job.run(encoder)
-    columns.put_log(delta.rows, delta.log)
-    columns.put_counters(delta.counters)
-    columns.offset[delta.rows] = delta.offset
-    columns.state_at_ms[delta.rows] = job.state_at_ms
-    columns.pending[delta.rows] = job.pending
-    columns.stale[delta.rows] = False
-    columns.forgotten_ms[delta.rows] = delta.forgotten_ms
+    stepped = delta.stepped(job.run(encoder), job.state_at_ms, job.pending)
+    columns.write(stepped.values([b""] * len(stream), columns.last_event, []))
     # The click path gives these rows back and keeps the time of the forget elsewhere.
     erased = delta.rows[delta.erased]
     columns.state[erased], columns.state_at_ms[erased] = 0, 0

@@ -22,8 +22,10 @@ from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.clicks import ClickPath
 from headwater.paths.observer import Observer
+from headwater.paths.serving import Serving
 from headwater.profiles.event_log import Event
-from headwater.profiles.store import Partition, Profiles
+from headwater.profiles.partition import Partition
+from headwater.profiles.store import ProfileLayout, Profiles
 from headwater.settings import Settings
 from tests.support.checkout import STARTER
 from tests.support.recording_producer import RecordingProducer
@@ -73,10 +75,8 @@ class InterestsWorker:
             self.topics,
             producer,
             self.metrics,
+            ProfileLayout(self.encoder.id, self.encoder.log_length, self.encoder.state_size),
             writer=77,
-            bundle_id=self.encoder.id,
-            log_length=self.encoder.log_length,
-            state_size=self.encoder.state_size,
             fail=self.failures.append,
         )
         for number in owned:
@@ -84,18 +84,15 @@ class InterestsWorker:
         self.vectors = ItemVectors(self.encoder.dim)
         for item_id, vector in zip(texts, self.encoder.encode_items(list(texts.values())), strict=True):
             self.vectors.put(item_key(item_id), vector)
-        self.observer = Observer()
+        self.observer, serving = Observer(), Serving(self.encoder, self.vectors)
         self.clicks = ClickPath(
             self.profiles,
-            self.vectors,
-            self.encoder,
+            lambda: serving,
             self.threads,
             producer,
             self.dead_letters,
             self.metrics,
-            topic=self.topics.clicks,
-            partitions=partitions,
-            observer=self.observer,
+            self.observer,
         )
         self._offsets: dict[tuple[str, int], int] = {}
 

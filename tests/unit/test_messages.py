@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES
-from headwater.kafka.fast_client.consumer import Record
 from headwater.messages import (
     ACTIONS,
     MAX_DEADLINE_MS,
@@ -24,7 +23,6 @@ from headwater.messages import (
     Item,
     ItemVector,
     Position,
-    ReadClicks,
     Reason,
     Reflects,
     Request,
@@ -446,58 +444,3 @@ def test_a_vector_comes_back_bit_for_bit() -> None:
     vector = np.array([1.5, -2.25, 3e-8], dtype=np.float32)
     message = ItemVector("tea", vector_bytes(vector), {}, "b", 0, 5)
     assert decode_item_vector(encode(message)).array().tolist() == vector.tolist()
-
-
-ODD_CLICKS: list[tuple[bytes | None, bytes | None]] = [
-    *((None, raw) for raw, _ in UNREADABLE.values()),
-    (b"ann", None),
-    (b"bob", json.dumps(CLICK).encode()),
-    (None, json.dumps(CLICK).encode()),
-    *(
-        (b"ann", json.dumps({**CLICK, **fields}).encode())
-        for fields in (
-            {"item_id": ""},
-            {"item_id": "", "action": "forget"},
-            {"item_id": "\u8336" * 171},
-            {"item_id": "\u8336" * 170, "event_id": "\u00e9"},
-            {"event_id": "\ud800"},
-            {"event_id": "x" * 513},
-            {"at_ms": NOW_MS + 3 * DAY_MS},
-            {"action": "retract"},
-            {"action": "nope"},
-            {"context": {"page": {"deep": [1]}}},
-            {"context": None},
-            {"context": [1]},
-            {"unknown": 1},
-        )
-    ),
-]
-PLAIN_CLICK = (b"ann", json.dumps(CLICK).encode())
-
-
-@given(st.lists(st.one_of(st.just(PLAIN_CLICK), st.sampled_from(ODD_CLICKS)), max_size=140))
-def test_many_clicks_are_read_as_each_of_them_is(pairs: list[tuple[bytes | None, bytes | None]]) -> None:
-    records = [
-        Record("clicks", 0, offset, NOW_MS, key, raw, (("n", b"%d" % offset),) if offset % 3 else ())
-        for offset, (key, raw) in enumerate(pairs)
-    ]
-    expected, complaints = [], []
-    for record in records:
-        try:
-            each = decode_click(record.key, record.value, record.timestamp)
-        except BadMessage as error:
-            complaints.append((record, error.reason, str(error)))
-            continue
-        ids = (each.user_id.encode(), each.event_id.encode(), each.item_id.encode())
-        expected.append((record, record.offset, NOW_MS, record.headers, *ids, each.at_ms, each.action))
-    found: ReadClicks[Record] = ReadClicks()
-    bad = found.add(records)
-    columns = (found.records, found.offsets, found.sent_ms, found.headers, found.users, found.event_ids)
-    assert list(zip(*columns, found.item_ids, found.at_ms, found.actions, strict=True)) == expected
-    assert [(record, error.reason, str(error)) for record, error in bad] == complaints
-    odd = found.take(range(1, len(found), 2))
-    assert (odd.records, odd.users, odd.actions) == (
-        found.records[1::2],
-        found.users[1::2],
-        found.actions[1::2],
-    )

@@ -24,7 +24,7 @@ from headwater.kafka.partitioner import partition_of
 from headwater.kafka.publish import Outgoing
 from headwater.messages import BadMessage, ErrorDetail, Request, decode_request, sender_of, shown
 from headwater.profiles.interests import WhatIfEvents
-from headwater.profiles.store import Partition
+from headwater.profiles.partition import Partition
 
 _NO_EVENTS: Final = WhatIfEvents([], [], [])
 

@@ -13,7 +13,7 @@ from headwater.metrics import Metrics
 from headwater.paths.accepting import PendingRequest, Rejection, ReplyAddress
 from headwater.profiles.actions import RETRACT
 from headwater.profiles.interests import UserInterests
-from headwater.profiles.store import Partition
+from headwater.profiles.partition import Partition
 from headwater.recall.pipeline import RecallResult
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from headwater.metrics import Metrics
 from headwater.paths.accepting import PendingRequest
 from headwater.profiles.columns import U64
-from headwater.profiles.store import Partition
+from headwater.profiles.partition import Partition
 
 # A heap of offsets up to this size is not worth compacting.
 _SMALL_HEAP: Final = 64
@@ -31,7 +31,7 @@ def may_answer(pending: PendingRequest, partition: Partition) -> bool:
         return event_has_come(pending, partition)
     if row is None:
         return False
-    return partition.columns.strays.get(row, {}).get(after.partition, -1) >= after.offset
+    return partition.columns.origins.get(row, {}).get(after.partition, -1) >= after.offset
 
 
 def event_has_come(pending: PendingRequest, partition: Partition) -> bool:

@@ -46,7 +46,8 @@ from headwater.paths.culprit import Culprit, halved
 from headwater.paths.parking import Parking, may_answer
 from headwater.paths.serving import Serving
 from headwater.profiles.interests import UserInterests, interests_of
-from headwater.profiles.store import Partition, Profiles
+from headwater.profiles.partition import Partition
+from headwater.profiles.store import Profiles
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -5,15 +5,15 @@ the others (late, repeated, retracted, forgotten) one by one, by the rules of `p
 log, which a property test holds to.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder.features import clamp_gap_s
+from headwater.encoder.features import clamp_gap_s, event_keys
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS, TAKES_BACK, Bools
-from headwater.profiles.columns import I64, U8, U64, JoinedColumns, Log, Table
+from headwater.profiles.columns import F16, I64, U8, U64, Log, RowValues, Table
 from headwater.profiles.counters import LEAVES, CounterRows, Left, apply_evictions
 from headwater.profiles.event_log import Event, Outcome, insert
 
@@ -21,17 +21,17 @@ F32 = NDArray[np.float32]
 
 
 class Clicks(NamedTuple):
-    """Decoded clicks of one partition in offset order; ``row`` points into the partition's columns.
+    """N clicks of one partition in offset order, with rows of its `Columns`.
 
-    Or of several, one after the other, with rows of `columns.JoinedColumns`.
+    Or of several partitions, one after the other, with rows of a table that joins them.
     """
 
-    row: I64
-    offset: I64
-    at_ms: I64
-    event: U64
-    item: U64
-    action: U8
+    row: I64  # (N,)
+    offset: I64  # (N,)
+    at_ms: I64  # (N,)
+    event: U64  # (N,) event keys, 48 bits
+    item: U64  # (N,) item keys
+    action: U8  # (N,) action codes
 
     def take(self, which: "I64 | Bools | slice") -> "Clicks":
         return Clicks(
@@ -44,15 +44,6 @@ class Clicks(NamedTuple):
         )
 
 
-def joined(several: Iterable[Clicks]) -> Clicks:
-    """The clicks of several partitions one after the other, with rows of `columns.JoinedColumns`."""
-    spread = (
-        clicks._replace(row=clicks.row + number * JoinedColumns.SPREAD)
-        for number, clicks in enumerate(several)
-    )
-    return Clicks(*map(np.concatenate, zip(*spread, strict=True)))
-
-
 class Leaving(NamedTuple):
     """Events that have left their logs, those of a user together and oldest first."""
 
@@ -62,15 +53,19 @@ class Leaving(NamedTuple):
 
 
 class ProfileDelta(NamedTuple):
-    """What a batch does to R touched users. Nothing is written yet."""
+    """What a batch does to the R users that it touches. Nothing is written yet.
+
+    :func:`plan_batch` leaves the encoder's states as they were; :meth:`stepped` gives the delta with the new ones.
+    """
 
     rows: I64  # (R,) unique, ascending
     log: Log  # the new logs
-    counters: CounterRows  # the new counters of those whose log something has left
+    counters: CounterRows  # the new counters of users whose log an event has left
     offset: I64  # (R,) new applied offsets
-    state: NDArray[np.float16]  # (R, S) the encoder's states as they are
-    state_at_ms: I64  # (R,) and the time of the last event in each; 0: none
-    state_is_stale: Bools  # (R,) they lack some of the log, or are of another bundle
+    state: F16  # (R, S)
+    state_at_ms: I64  # (R,) time of the last event in each state; 0: none
+    pending: I64  # (R,) events not in the state because their item had no vector
+    state_is_stale: Bools  # (R,) the state lacks some of the log, or is of another bundle
     refold: Bools  # (R,) the log changed elsewhere than at its end
     evicted: Bools  # (R,) appending pushed old events out
     steps_user: I64  # (E,) index into rows of each appended event that may step the encoder, in order
@@ -81,13 +76,19 @@ class ProfileDelta(NamedTuple):
     outcome: U8  # (batch,) what became of each event
     applied: Bools  # (batch,) events that count, for popularity
 
+    def stepped(self, state: F16, state_at_ms: I64, pending: I64) -> "ProfileDelta":
+        """The same with the users' new states (R, S), their times (R,) and the events that each lacks (R,)."""
+        return self._replace(
+            state=state, state_at_ms=state_at_ms, pending=pending, state_is_stale=np.zeros_like(self.erased)
+        )
+
     @property
     def outcome_counts(self) -> I64:
-        """By Outcome."""
+        """(outcomes,) the number of events by `Outcome`."""
         return np.bincount(self.outcome, minlength=len(Outcome))
 
     def part(self, users: slice, clicks: slice, row: int) -> "ProfileDelta":
-        """What happens to some of the users, all of whose clicks are those named; ``row`` becomes row 0."""
+        """The delta of some of the users. ``clicks`` are all clicks of theirs, and ``row`` becomes row 0."""
         mine = slice(*np.searchsorted(self.steps_user, (users.start, users.stop)).tolist())
         begin, end = self.rows[users][[0, -1]]
         counting = (self.counters.rows >= begin) & (self.counters.rows <= end)
@@ -103,6 +104,7 @@ class ProfileDelta(NamedTuple):
             offset=self.offset[users],
             state=self.state[users],
             state_at_ms=self.state_at_ms[users],
+            pending=self.pending[users],
             state_is_stale=self.state_is_stale[users],
             refold=self.refold[users],
             evicted=self.evicted[users],
@@ -114,6 +116,46 @@ class ProfileDelta(NamedTuple):
             outcome=self.outcome[clicks],
             applied=self.applied[clicks],
         )
+
+    def values(
+        self, event_ids: Sequence[bytes], last_event: Sequence[bytes], origins: Iterable[tuple[int, int, int]]
+    ) -> RowValues:
+        """What is to stand in the users' rows.
+
+        Args:
+            event_ids: (batch,) the id of each event, as UTF-8.
+            last_event: by row, the id of the user's newest event so far.
+            origins: (row, partition, offset) of each event that was forwarded to here.
+        """
+        return RowValues(
+            self.rows,
+            self.log,
+            self.counters,
+            self.offset,
+            self.forgotten_ms,
+            self.state,
+            self.state_at_ms,
+            self.pending,
+            self.state_is_stale,
+            self._last_events(event_ids, last_event),
+            origins,
+        )
+
+    def _last_events(
+        self, event_ids: Sequence[bytes], last_event: Sequence[bytes]
+    ) -> list[tuple[int, bytes]]:
+        """(row, event id) of users whose newest event changes. After a retraction its id may not be known any more."""
+        newer = self.newest >= 0
+        changed = [
+            (row, event_ids[place])
+            for row, place in zip(self.rows[newer].tolist(), self.newest[newer].tolist(), strict=True)
+        ]
+        for index in (self.refold & ~newer).nonzero()[0].tolist():
+            row, events = int(self.rows[index]), self.log.events(index)
+            newest = next((event.event for event in reversed(events) if event.action != RETRACT), -1)
+            if int(event_keys([last_event[row]])[0]) != newest:
+                changed.append((row, b""))
+        return changed
 
 
 def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
@@ -194,6 +236,7 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
         offset=offset,
         state=snapshot.state,
         state_at_ms=snapshot.state_at_ms,
+        pending=np.zeros_like(rows),
         state_is_stale=snapshot.state_is_stale,
         refold=refold,
         evicted=evicted,

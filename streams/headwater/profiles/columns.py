@@ -1,17 +1,17 @@
-"""The profiles of one partition as numpy columns, one row a user: what lets a batch be applied without a loop.
+"""The profiles of one partition as numpy columns with one row per user, so that a batch is applied without a loop.
 
-Several partitions' are one table to who only reads: what a batch costs, whatever is in it, is then paid once for all.
+:meth:`Columns.write` is the only writer of a row.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from headwater.profiles.actions import Bools
 from headwater.profiles.counters import DEFAULT_COUNTERS, CounterRows
 from headwater.profiles.event_log import Event
 from headwater.profiles.row_file import RowFile
@@ -19,6 +19,7 @@ from headwater.profiles.row_file import RowFile
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 U8 = NDArray[np.uint8]
+F16 = NDArray[np.float16]
 
 
 class Log(NamedTuple):
@@ -31,7 +32,7 @@ class Log(NamedTuple):
     action: U8  # (users, L)
 
     def take(self, which: I64 | slice, width: int | None = None) -> "Log":
-        """Some of the users, and of their entries only the first ``width`` places."""
+        """The logs of some users, cut to the first ``width`` places."""
         return Log(
             self.n[which],
             self.at_ms[which, :width],
@@ -41,6 +42,7 @@ class Log(NamedTuple):
         )
 
     def events(self, index: int) -> list[Event]:
+        """One user's entries, oldest first."""
         n = int(self.n[index])
         columns = (self.at_ms, self.event, self.item, self.action)
         return [
@@ -48,6 +50,7 @@ class Log(NamedTuple):
         ]
 
     def write(self, index: int, events: list[Event]) -> None:
+        """Replace one user's entries in place."""
         self.n[index] = len(events)
         for place, event in enumerate(events):
             self.at_ms[index, place] = event.at_ms
@@ -57,14 +60,14 @@ class Log(NamedTuple):
 
 
 class RowSnapshot(NamedTuple):
-    """Copies of what is held of R users, but for their counters, which only few batches touch."""
+    """Copies of R users' rows, except their counters, which only few batches touch."""
 
     log: Log
     offset: I64  # (R,) last applied offset of the user's own partition
     forgotten_ms: I64  # (R,) events up to this time were erased
-    state: NDArray[np.float16]  # (R, S)
+    state: F16  # (R, S)
     state_at_ms: I64  # (R,) time of the last folded event; 0: none
-    state_is_stale: NDArray[np.bool_]  # (R,) the state lacks some of the log, or is of another bundle
+    state_is_stale: Bools  # (R,) the state lacks some of the log, or is of another bundle
 
     @classmethod
     def joined(cls, several: Iterable["RowSnapshot"]) -> "RowSnapshot":
@@ -73,15 +76,33 @@ class RowSnapshot(NamedTuple):
         return cls(log, *map(np.concatenate, columns))
 
 
+class RowValues(NamedTuple):
+    """What is to stand in R users' rows."""
+
+    rows: I64  # (R,) unique
+    log: Log
+    counters: CounterRows  # of those of the users whose counters change
+    offset: I64  # (R,) last applied offset of the user's own partition
+    forgotten_ms: I64  # (R,) events up to this time were erased
+    state: F16  # (R, S)
+    state_at_ms: I64  # (R,) time of the last folded event; 0: none
+    pending: I64  # (R,) events not in the state because their item had no vector
+    stale: Bools  # (R,) the state is of another bundle
+    # (row, event id) of users whose newest event changes, and (row, partition, offset) of clicks forwarded to here.
+    last_event: Iterable[tuple[int, bytes]] = ()
+    origins: Iterable[tuple[int, int, int]] = ()
+    generation: NDArray[np.int32] | None = None  # (R,) of the group; None: as it is
+
+
 class Table(Protocol):
-    """Rows of users, as `fold.plan` reads them."""
+    """Rows of users, as `apply_clicks.plan_batch` reads them."""
 
     def snapshot(self, rows: I64) -> RowSnapshot:
-        """Args: rows: (R,) ascending."""
+        """Copies of ``rows`` (R,), which are ascending."""
         ...
 
     def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
-        """Items (R, M) and how much they count; copies."""
+        """Copies of the counters of ``rows`` (R,): item keys (R, M) and levels (R, M), 0 for a free place."""
         ...
 
 
@@ -108,9 +129,9 @@ class Columns:
 
     Untouched rows cost no memory: the kernel maps the zeroed pages of a new array when they are first written.
 
-    With a ``folder``, logs and states lie in a file there (`row_file.py`), a user's side by side, so that one who has
-    been written out is read back from one or two pages; the file grows by a quarter, since it is not copied for it. What
-    is looked at for all users at once, a number for each, stays in memory.
+    With a ``folder``, logs and states lie in a file there (`row_file.py`), those of one user side by side. A user whom
+    the kernel has written out is then read back from one or two pages. The file grows by a quarter, since growing does
+    not copy it. Columns of one number per user stay in memory, because some work looks at all users at once.
     """
 
     def __init__(
@@ -134,7 +155,7 @@ class Columns:
     def _allocate(self, room: int) -> None:
         length, size = self.log_length, self.state_size
         old = getattr(self, "n", None)
-        capacity = max(room, 1)  # row 0 stands in for whoever has none
+        capacity = max(room, 1)  # row 0 stands in for users who have none
         shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "n": ((capacity,), np.int64),
             "at_ms": ((capacity, length), np.int64),
@@ -176,9 +197,9 @@ class Columns:
         if old is None:
             self.users: list[bytes] = []
             self.last_event: list[bytes] = []
-            self.strays: dict[int, dict[int, int]] = {}
+            self.origins: dict[int, dict[int, int]] = {}
 
-    # Of the log's columns: for `take` by one index, which is faster than by two.
+    # The log's columns as flat arrays, with the step from row to row: `take` by one index is faster than by two.
     flat: dict[str, tuple[NDArray[Any], int]]
     n: I64
     at_ms: I64
@@ -188,18 +209,18 @@ class Columns:
     counter_items: U64
     counter_levels: NDArray[np.uint16]
     offset: I64
-    state: NDArray[np.float16]
+    state: F16
     state_at_ms: I64
     pending: I64
-    stale: NDArray[np.bool_]
+    stale: Bools
     forgotten_ms: I64
     generation: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def add(self, user: bytes) -> int:
-        """A zeroed row for a user who has none.
+    def add(self, user: bytes, forgotten_ms: int = 0) -> int:
+        """A zeroed row for a user who has none. Events up to ``forgotten_ms`` were erased.
 
         Raises:
             DiskFull: the users are kept on disk, and there is no room for another one.
@@ -214,22 +235,22 @@ class Columns:
             self._used += 1
             self.users.append(user)
             self.last_event.append(b"")
-        self.offset[row] = -1
+        self.offset[row], self.forgotten_ms[row] = -1, forgotten_ms
         self.rows[user] = row
         return row
 
     def remove(self, user: bytes) -> None:
-        """Erase a user: the row is zeroed at once and may be handed out again."""
+        """Erase a user. The row is zeroed at once and may be handed out again."""
         row = self.rows.pop(user)
         for name in _COLUMNS:
             getattr(self, name)[row] = 0
         self.users[row] = b""
         self.last_event[row] = b""
-        self.strays.pop(row, None)
+        self.origins.pop(row, None)
         self._free.append(row)
 
     def prefetch(self, rows: I64) -> None:
-        """Have those rows read from the disk that have been written out there."""
+        """Start reading rows back that the kernel has written out, all at once. Without a file this does nothing."""
         if self._file is not None:
             self._file.prefetch(rows.tolist())
 
@@ -242,6 +263,7 @@ class Columns:
         return Log(self.n[rows], self.at_ms[rows], self.event[rows], self.item[rows], self.action[rows])
 
     def snapshot(self, rows: I64) -> RowSnapshot:
+        """See `Table`."""
         self.prefetch(rows)
         return self.snapshot_prefetched(rows)
 
@@ -257,59 +279,47 @@ class Columns:
         )
 
     def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
+        """See `Table`."""
         return self.counter_items[rows], self.counter_levels[rows]
 
-    def put_log(self, rows: I64, log: Log) -> None:
+    def has_counters(self, rows: I64) -> Bools:
+        """(R,) which of the users have any counter."""
+        return np.asarray(self.counter_levels[rows].any(axis=1))
+
+    def write(self, values: RowValues) -> None:
+        """Write rows, all at once. Nobody else writes into a row that was handed out."""
+        rows, log = values.rows, values.log
         self.n[rows] = log.n
         self.at_ms[rows] = log.at_ms
         self.event[rows] = log.event
         self.item[rows] = log.item
         self.action[rows] = log.action
+        counting = values.counters.rows
+        self.counter_items[counting], self.counter_levels[counting] = (
+            values.counters.keys,
+            values.counters.levels,
+        )
+        self.offset[rows] = values.offset
+        self.forgotten_ms[rows] = values.forgotten_ms
+        self.state[rows] = values.state
+        self.state_at_ms[rows] = values.state_at_ms
+        self.pending[rows] = values.pending
+        self.stale[rows] = values.stale
+        if values.generation is not None:
+            self.generation[rows] = values.generation
+        for row, event_id in values.last_event:
+            self.last_event[row] = event_id
+        for row, partition, offset in values.origins:
+            origins = self.origins.setdefault(row, {})
+            origins[partition] = max(offset, origins.get(partition, -1))
 
-    def put_counters(self, new: CounterRows) -> None:
-        self.counter_items[new.rows], self.counter_levels[new.rows] = new.keys, new.levels
-
-
-class JoinedColumns:
-    """Several partitions' columns as one table: the rows of each come after those of the one before."""
-
-    SPREAD: Final = 1 << 40  # rows; more than there are of any
-
-    def __init__(self, tables: Sequence[Columns]) -> None:
-        self._tables = tables
-
-    def parts(self, rows: I64, sizes: Sequence[int]) -> Iterator[tuple[slice, slice, int]]:
-        """Of each table, whose batch is of so many clicks: which of ``rows``, ascending, and of all clicks are its own, and
-        its first row."""
-        first = 0
-        for number, (start, stop) in enumerate(pairwise([0, *self._ends(rows)])):
-            yield slice(start, stop), slice(first, first + sizes[number]), number * self.SPREAD
-            first += sizes[number]
-
-    def _ends(self, rows: I64) -> list[int]:
-        ends: list[int] = np.searchsorted(rows, np.arange(1, len(self._tables) + 1) * self.SPREAD).tolist()
-        return ends
-
-    def snapshot(self, rows: I64) -> RowSnapshot:
-        of_tables = np.split(rows % self.SPREAD, self._ends(rows)[:-1])
-        parts = [*zip(self._tables, of_tables, strict=True)]
-        for table, own in parts:
-            table.prefetch(own)
-        return RowSnapshot.joined(table.snapshot_prefetched(own) for table, own in parts)
-
-    def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
-        places = self._tables[0].counters
-        keys = np.empty((len(rows), places), dtype=np.uint64)
-        levels = np.empty((len(rows), places), dtype=np.uint16)
-        number = rows // self.SPREAD
-        for each in np.unique(number).tolist():
-            mine = np.flatnonzero(number == each)
-            keys[mine], levels[mine] = self._tables[each].counters_of(rows[mine] % self.SPREAD)
-        return keys, levels
+    def mark_written(self, rows: I64, generation: int) -> None:
+        """Note the group's generation in which ``rows`` (R,) were last written to the changelog."""
+        self.generation[rows] = generation
 
 
 def _flat(column: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """The numbers of a column one after the other, and how many it is from one row to the next."""
+    """A column (rows, width) as a flat view, and the number of its elements from one row to the next."""
     rows, width = column.shape
     step = column.strides[0] // column.itemsize
     return as_strided(column, ((rows - 1) * step + width if rows else 0,), (column.itemsize,)), step

@@ -9,14 +9,14 @@ A record with counters is of format 2. One without is of format 1, byte by byte 
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from headwater.errors import HeadwaterError
-from headwater.profiles.columns import I64, Columns, Log
+from headwater.profiles.columns import F16, I64, Columns, Log, RowValues
 from headwater.profiles.counters import LEAVES, MAX_LEVEL, CounterRows, count
 
 FORMAT: Final = 1
@@ -101,14 +101,14 @@ def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
     """The records of ``rows``, in order."""
     count, n, places = len(rows), columns.n[rows], rows.tolist()
     event_ids = [columns.last_event[row] for row in places]
-    strays = [_strays(columns, row) for row in places] if columns.strays else [b""] * count
+    strays = [_strays(columns, row) for row in places] if columns.origins else [b""] * count
     counters = _places(columns.counter_levels[rows])
     header = np.zeros(count, dtype=_HEADER)
     header["format"] = np.where(counters > 0, FORMAT_WITH_COUNTERS, FORMAT)
     header["counters"] = counters
     header["n"] = n
     header["pending"] = columns.pending[rows]
-    header["strays"] = [len(each) // _STRAY.itemsize for each in strays] if columns.strays else 0
+    header["strays"] = [len(each) // _STRAY.itemsize for each in strays] if columns.origins else 0
     header["state_size"] = columns.state_size
     header["event_id_size"] = list(map(len, event_ids))
     header["log_length"] = columns.log_length
@@ -169,7 +169,7 @@ def _packed_logs(columns: Columns, rows: I64, n: I64) -> bytes:
 
 
 def _strays(columns: Columns, row: int) -> bytes:
-    strays = columns.strays.get(row)
+    strays = columns.origins.get(row)
     if not strays:
         return b""
     # Only the newest origins are kept: a user's client sends to one stray partition, or it is misconfigured.
@@ -178,15 +178,63 @@ def _strays(columns: Columns, row: int) -> bytes:
 
 
 def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -> None:
-    """Write ``records`` into ``rows``; a state of another bundle (or size) is marked stale.
+    """Write one record into each of ``rows`` (R,). A state of another bundle, or of another size, is marked stale.
 
     Raises:
-        RecordError: a record is of an unknown format or cut short.
+        RecordError: a record is of an unknown format or cut short. Nothing is written.
     """
-    count, size = len(records), _HEADER.itemsize
-    if not count:
+    if not len(records):
         return
-    known = (FORMAT, FORMAT_WITH_COUNTERS)
+    header, places = _headers(records)
+    n = header["n"].astype(np.int64)
+    ours = (header["state_size"] == columns.state_size) & (header["bundle"] == bundle)
+    log = _unpacked_logs(records, n, places.log, columns.log_length)
+    counters = _unpacked_counters(
+        columns, rows, records, header["counters"].astype(np.int64), places.counters
+    )
+    log, counters = _cut_to(columns.log_length, rows, log, counters)
+    event_ids = (
+        record[start:stop]
+        for record, start, stop in zip(
+            records, places.event_id.tolist(), places.counters.tolist(), strict=True
+        )
+    )
+    columns.write(
+        RowValues(
+            rows=rows,
+            log=log,
+            counters=counters,
+            offset=header["offset"].astype(np.int64),
+            forgotten_ms=header["forgotten_ms"].astype(np.int64),
+            state=_unpacked_states(columns, records, ours),
+            state_at_ms=header["state_at_ms"].astype(np.int64),
+            pending=header["pending"].astype(np.int64),
+            stale=~ours,
+            last_event=zip(rows.tolist(), event_ids, strict=True),
+            origins=[
+                (int(rows[index]), partition, offset)
+                for index in np.flatnonzero(header["strays"]).tolist()
+                for partition, offset in np.frombuffer(
+                    records[index][places.origins[index] : places.event_id[index]], dtype=_STRAY
+                ).tolist()
+            ],
+            generation=header["generation"].astype(np.int32),
+        )
+    )
+
+
+class _Places(NamedTuple):
+    """Where the parts of each record begin, in bytes: (R,) each."""
+
+    log: I64
+    origins: I64
+    event_id: I64
+    counters: I64
+
+
+def _headers(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places]:
+    """The headers of R records (R,), checked, and where the other parts begin."""
+    size, known = _HEADER.itemsize, (FORMAT, FORMAT_WITH_COUNTERS)
     short = next((record for record in records if len(record) < size or record[0] not in known), None)
     if short is not None:
         raise RecordError(
@@ -194,46 +242,35 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
             f"{FORMAT} or {FORMAT_WITH_COUNTERS} with at least {size} bytes; run the version that wrote it, or a newer one"
         )
     header = np.frombuffer(b"".join(record[:size] for record in records), dtype=_HEADER)
-    log_at = size + 2 * header["state_size"].astype(np.int64)
-    n = header["n"].astype(np.int64)
-    strays_at = log_at + n * ENTRY_BYTES
-    event_at = strays_at + header["strays"].astype(np.int64) * _STRAY.itemsize
-    counters_at = event_at + header["event_id_size"]
-    counters = header["counters"].astype(np.int64)
-    whole_size = counters_at + counters * _COUNTER.itemsize
+    log = size + 2 * header["state_size"].astype(np.int64)
+    origins = log + header["n"].astype(np.int64) * ENTRY_BYTES
+    event_id = origins + header["strays"].astype(np.int64) * _STRAY.itemsize
+    counters = event_id + header["event_id_size"]
+    whole = counters + header["counters"].astype(np.int64) * _COUNTER.itemsize
     lengths = np.array([len(record) for record in records])
-    if (whole_size != lengths).any():
-        wrong = int(np.flatnonzero(whole_size != lengths)[0])
+    if (whole != lengths).any():
+        wrong = int(np.flatnonzero(whole != lengths)[0])
         raise RecordError(
-            f"state record: got {lengths[wrong]} bytes, expected {whole_size[wrong]}; the record is damaged"
+            f"state record: got {lengths[wrong]} bytes, expected {whole[wrong]}; the record is damaged"
         )
-    counted = _counters(columns, rows, records, counters, counters_at)
-    columns.offset[rows] = header["offset"]
-    columns.state_at_ms[rows] = header["state_at_ms"]
-    columns.forgotten_ms[rows] = header["forgotten_ms"]
-    columns.pending[rows] = header["pending"]
-    columns.generation[rows] = header["generation"]
-    ours = (header["state_size"] == columns.state_size) & (header["bundle"] == bundle)
-    columns.stale[rows] = ~ours
+    return header, _Places(log, origins, event_id, counters)
+
+
+def _unpacked_states(columns: Columns, records: Sequence[bytes], ours: NDArray[np.bool_]) -> F16:
+    """The states (R, S) of the records that are ``ours`` (R,); zeros for the others."""
+    start, size = _HEADER.itemsize, columns.state_size
+    states = np.zeros((len(records), size), dtype=np.float16)
     kept = np.flatnonzero(ours)
-    if len(kept) and columns.state_size:
-        states = b"".join(records[index][size : size + 2 * columns.state_size] for index in kept.tolist())
-        columns.state[rows[kept]] = np.frombuffer(states, dtype="<f2").reshape(len(kept), -1)
-    columns.counter_levels[rows[columns.counter_levels[rows].any(axis=1)]] = 0
-    columns.put_counters(counted)
-    _unpack_logs(columns, rows, records, n, log_at)
-    for index in np.flatnonzero(header["strays"]).tolist():
-        raw = records[index][strays_at[index] : event_at[index]]
-        columns.strays[int(rows[index])] = dict(np.frombuffer(raw, dtype=_STRAY).tolist())
-    for row, record, start, stop in zip(
-        rows.tolist(), records, event_at.tolist(), counters_at.tolist(), strict=True
-    ):
-        columns.last_event[row] = record[start:stop]
+    if len(kept) and size:
+        raw = b"".join(records[index][start : start + 2 * size] for index in kept.tolist())
+        states[kept] = np.frombuffer(raw, dtype="<f2").reshape(len(kept), -1)
+    return states
 
 
-def _counters(
+def _unpacked_counters(
     columns: Columns, rows: I64, records: Sequence[bytes], counters: I64, counters_at: I64
 ) -> CounterRows:
+    """New counters of the users whose record has ``counters`` (R,), and none for those of the others who have some."""
     held = np.flatnonzero(counters)
     widest = int(counters.max())
     raw = b"".join(
@@ -252,12 +289,34 @@ def _counters(
             np.take_along_axis(keys, heaviest, axis=1),
             np.take_along_axis(levels, heaviest, axis=1),
         )
-    missing = ((0, 0), (0, columns.counters - keys.shape[1]))
-    return CounterRows(rows[held], np.pad(keys, missing), np.pad(levels, missing))
+    cleared = rows[columns.has_counters(rows) & (counters == 0)]
+    missing = ((0, len(cleared)), (0, columns.counters - keys.shape[1]))
+    return CounterRows(np.concatenate([rows[held], cleared]), np.pad(keys, missing), np.pad(levels, missing))
 
 
-def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, log_at: I64) -> None:
-    length = columns.log_length
+def _cut_to(length: int, rows: I64, log: Log, counters: CounterRows) -> tuple[Log, CounterRows]:
+    """Of logs longer than ours only the newest ``length`` entries; the others leave them as any event does."""
+    longer = np.flatnonzero(log.n > length)
+    if len(longer):
+        place_of = {row: place for place, row in enumerate(counters.rows.tolist())}
+        added = [row for row in rows[longer].tolist() if row not in place_of]
+        place_of.update({row: len(place_of) + number for number, row in enumerate(added)})
+        counters = CounterRows(
+            np.append(counters.rows, np.array(added, dtype=np.int64)),
+            np.pad(counters.keys, ((0, len(added)), (0, 0))),
+            np.pad(counters.levels, ((0, len(added)), (0, 0))),
+        )
+        for index in longer.tolist():
+            events, place = log.events(index), place_of[int(rows[index])]
+            log.write(index, events[-length:])
+            keys, levels = counters.keys[place].tolist(), counters.levels[place].tolist()
+            count(keys, levels, ((event.item, int(LEAVES[event.action])) for event in events[:-length]))
+            counters.keys[place], counters.levels[place] = keys, levels
+    return log.take(slice(None), length), counters
+
+
+def _unpacked_logs(records: Sequence[bytes], n: I64, log_at: I64, length: int) -> Log:
+    """The logs of R records, at least ``length`` places wide."""
     widest = max(int(n.max()), length)
     raw = b"".join(
         record[start : start + count * ENTRY_BYTES].ljust(widest * ENTRY_BYTES, b"\0")
@@ -265,24 +324,17 @@ def _unpack_logs(columns: Columns, rows: I64, records: Sequence[bytes], n: I64, 
     )
     entries = np.frombuffer(raw, dtype=np.uint8).reshape(len(records), widest, ENTRY_BYTES)
     stamps = _wide(entries[:, :, 14:20]).view(np.int64)
-    log = Log(
+    return Log(
         n,
         stamps & ((1 << _TIME_BITS) - 1),
         _wide(entries[:, :, 8:14]),
         _wide(entries[:, :, 0:8]),
         (stamps >> _TIME_BITS).astype(np.uint8),
     )
-    # A record of a longer log than ours: only the newest entries fit, and the others leave it as any does.
-    for index in np.flatnonzero(n > length).tolist():
-        events, row = log.events(index), int(rows[index])
-        log.write(index, events[-length:])
-        keys, levels = columns.counter_items[row].tolist(), columns.counter_levels[row].tolist()
-        count(keys, levels, ((event.item, int(LEAVES[event.action])) for event in events[:-length]))
-        columns.counter_items[row], columns.counter_levels[row] = keys, levels
-    columns.put_log(rows, log.take(slice(None), length))
 
 
 def _wide(part: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Little-endian integers of fewer than eight bytes (R, L, bytes) as numbers (R, L)."""
     full = np.zeros((*part.shape[:2], 8), dtype=np.uint8)
     full[:, :, : part.shape[2]] = part
     return full.view("<u8").reshape(part.shape[:2])

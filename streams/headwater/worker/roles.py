@@ -33,9 +33,10 @@ from headwater.metrics import Metrics
 from headwater.paths.answering import Outbox
 from headwater.paths.catalog import CatalogPath
 from headwater.paths.clicks import ClickPath
+from headwater.paths.observer import Observer
 from headwater.paths.requests import RequestPath
 from headwater.paths.serving import Serving
-from headwater.profiles.store import Profiles
+from headwater.profiles.store import ProfileLayout, Profiles
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import Counts, Trends
 from headwater.recall.rescoring import Scorer
@@ -62,6 +63,7 @@ class Common(NamedTuple):
     dead_letters: DeadLetters
     metrics: Metrics
     background: Background
+    observer: Observer
     fail: Callable[[str], None]  # ends the worker, with the reason
 
 
@@ -82,24 +84,20 @@ class InterestsRole:
             topics,
             common.producer,
             common.metrics,
+            ProfileLayout(encoder.id, encoder.log_length, encoder.state_size),
             writer=secrets.randbits(63),
-            bundle_id=encoder.id,
-            log_length=encoder.log_length,
-            state_size=encoder.state_size,
             fail=common.fail,
         )
         # Separate threads: a request must not wait behind the encoder's work for two thousand clicks.
         self._click_threads, self._request_threads = _thread("clicks"), _thread("requests")
         self._clicks = ClickPath(
             self.profiles,
-            self.vectors,
-            encoder,
+            self._serving,
             self._click_threads,
             common.producer,
             common.dead_letters,
             common.metrics,
-            topic=topics.clicks,
-            partitions=settings.partitions,
+            common.observer,
         )
         self._trends = Trends()
         self._trends_publisher = TrendsPublisher(common.producer, topics.trends, index, self._clicks.counts)
@@ -114,14 +112,14 @@ class InterestsRole:
         self._vectors_tail = Tail(settings, topics.vectors, follower.put, common.fail, from_end=is_shared)
         self._trends_tail = Tail(settings, topics.trends, self._put_trends, common.fail)
         popular = self._trends.popular
-        recall = Recall(
+        self._recall = Recall(
             index,
             sources_of(Resources(index, encoder.neighbours, popular, settings.new_days)),
             Scorer(encoder, self._request_threads, popular) if encoder.pool else None,
         )
         self._requests = RequestPath(
             self.profiles,
-            lambda: Serving(encoder, self.vectors, index, recall, follower.offsets, follower.is_caught_up),
+            self._serving,
             self._request_threads,
             Outbox(answers, common.dead_letters, topics, common.metrics),
             settings,
@@ -129,6 +127,17 @@ class InterestsRole:
             common.background.spawn,
         )
         self.group: EngineApp | None = None  # once it is opened
+
+    def _serving(self) -> Serving:
+        follower = self._follower
+        return Serving(
+            self._common.encoder,
+            self.vectors,
+            self.index,
+            self._recall,
+            follower.offsets,
+            follower.is_caught_up,
+        )
 
     async def open(self, stack: AsyncExitStack) -> EngineApp:
         """Follow vectors and trends, open the store, and return the group, ready to join.

@@ -23,6 +23,7 @@ from headwater.kafka.publish import producer_of
 from headwater.kafka.supervision import Background
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
+from headwater.paths.observer import Observer
 from headwater.settings import Settings
 from headwater.worker.roles import CatalogRole, Common, InterestsRole, Role
 from headwater.worker.status import Status, keep_counting_items
@@ -53,6 +54,7 @@ class Worker:
         self.background = Background("the background", self.fail)
         self.status = Status(settings, role, self._failed)
         self.metrics = Metrics()
+        self.observer = Observer()  # what the paths tell those who watch
         self.web_address: str | None = None  # host:port, once it listens
 
     def fail(self, reason: str) -> None:
@@ -106,7 +108,15 @@ class Worker:
         producer = await self._stack.enter_async_context(started(producer_of(settings)))
         dead_letters = DeadLetters(producer, names.dead_letters, self.metrics)
         common = Common(
-            settings, names, encoder, producer, dead_letters, self.metrics, self.background, self.fail
+            settings,
+            names,
+            encoder,
+            producer,
+            dead_letters,
+            self.metrics,
+            self.background,
+            self.observer,
+            self.fail,
         )
         engine = engine_of(settings)
         index = None

@@ -537,7 +537,7 @@ async def test_an_event_that_comes_into_no_log_is_waited_for_as_well(
 async def test_what_is_remembered_of_events_beside_the_logs_is_bounded(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headwater.profiles.store._MAX_UNLOGGED", 2)
+    monkeypatch.setattr("headwater.profiles.partition._MAX_UNLOGGED", 2)
     seen = [worker.click("ann", "decaf", action="impression", event_id=f"seen {n}") for n in range(4)]
     await worker.apply(worker.click("ann", "decaf"), *seen)
     statuses = [
@@ -925,7 +925,7 @@ async def test_a_stray_that_is_not_on_its_way_to_the_changelog_yet_is_waited_for
             wide.record(wide.topics.clicks, b"ann", outgoing.value, partition=home, headers=outgoing.headers)
         )
     )
-    await until(lambda: wide.partition(home).columns.strays)
+    await until(lambda: wide.partition(home).columns.origins)
     await wide.ask(wide.request("ann", partition=home, after=after(12, away)))
     await asyncio.gather(*wide.tasks)
     assert wide.responses() == {}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT
-from headwater.profiles.apply_clicks import ProfileDelta, joined, plan_batch, step_inputs
-from headwater.profiles.columns import Columns, JoinedColumns
+from headwater.profiles.apply_clicks import plan_batch, step_inputs
+from headwater.profiles.columns import Columns
 from headwater.profiles.counters import LEAVES, Left, count
 from headwater.profiles.event_log import Event, Outcome, insert
 from headwater.profiles.state_records import WriterStamp, pack, unpack
@@ -211,33 +211,6 @@ def test_forget_takes_the_counters_and_a_second_copy_of_it_takes_no_others() -> 
     assert held.any()
     apply(later, [(ANN, forget(6, 97))], ForgetfulEncoder(), item_vectors(), 50)
     assert (later.counter_levels[0] == held).all()
-
-
-def flat(values: object) -> list[object]:
-    """The arrays in nested tuples."""
-    return [each for part in values for each in flat(part)] if isinstance(values, tuple) else [values]
-
-
-@given(histories(), st.lists(st.integers(0, 3), min_size=3, max_size=3), st.integers(1, 6))
-def test_partitions_that_are_planned_together_change_as_each_does_alone(
-    history: History, homes: list[int], length: int
-) -> None:
-    home = dict(zip((b"ann", b"bob", b"cy"), homes, strict=True))
-    tables = [Columns(length, DIM, capacity=2, counters=2) for _ in range(4)]
-    bounds = [0, *sorted(cut for cut in history.cuts if cut < len(history.stream)), len(history.stream)]
-    for start, stop in pairwise(bounds):
-        streams = [[each for each in history.stream[start:stop] if home[each[0]] == n] for n in range(4)]
-        several = [each for each, stream in zip(tables, streams, strict=True) if stream]
-        streams = [stream for stream in streams if stream]
-        batches = [clicks_of(*of, start) for of in zip(several, streams, strict=True)]
-        together = JoinedColumns(several)
-        delta = plan_batch(together, joined(batches))
-        for number, which in enumerate(together.parts(delta.rows, [*map(len, streams)])):
-            part, alone = delta.part(*which), plan_batch(several[number], batches[number])
-            for name, one, other in zip(ProfileDelta._fields, part, alone, strict=True):
-                for of_part, of_alone in zip(flat(one), flat(other), strict=True):
-                    assert np.array_equal(of_part, of_alone), name  # type: ignore[arg-type]
-            apply(several[number], streams[number], ForgetfulEncoder(), item_vectors(), start)
 
 
 def test_planning_touches_nothing() -> None:

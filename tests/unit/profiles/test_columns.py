@@ -9,7 +9,7 @@ import pytest
 
 from headwater.profiles.columns import Columns, Log
 from headwater.profiles.event_log import Event
-from tests.support.histories import DIM
+from tests.support.histories import DIM, values_of
 
 EVENTS = [Event(10, 1, 2**64 - 1, 1), Event(20, 2**48 - 1, 5, 9)]
 
@@ -49,9 +49,9 @@ def test_the_first_row_can_be_read_before_anybody_has_one(new_columns: NewColumn
 def test_rows_survive_growth(new_columns: NewColumns) -> None:
     columns = new_columns(4, DIM, capacity=1)
     row = columns.add(b"ann")
-    columns.put_log(np.array([row]), log_of(EVENTS))
-    columns.state[row] = 1.5
-    columns.counter_items[row, 2], columns.counter_levels[row, 2] = 77, 2_000
+    values = values_of(columns, [row])
+    values.counters.keys[0, 2], values.counters.levels[0, 2] = 77, 2_000
+    columns.write(values._replace(log=log_of(EVENTS), state=np.full((1, DIM), 1.5, dtype=np.float16)))
     for number in range(3_000):
         columns.add(f"user {number}".encode())
     assert (columns.counter_items[row, 2], columns.counter_levels[row, 2], columns.counter_levels.sum()) == (
@@ -69,11 +69,13 @@ def test_rows_survive_growth(new_columns: NewColumns) -> None:
 def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again(new_columns: NewColumns) -> None:
     columns = new_columns(4, DIM)
     row = columns.add(b"ann")
-    columns.put_log(np.array([row]), log_of(EVENTS))
+    columns.write(
+        values_of(columns, [row])._replace(
+            log=log_of(EVENTS), last_event=[(row, b"e1")], origins=[(row, 3, 7)]
+        )
+    )
     for name in ("state", "state_at_ms", "pending", "stale", "forgotten_ms", "offset", "generation"):
         getattr(columns, name)[row] = 1
-    columns.last_event[row] = b"e1"
-    columns.strays[row] = {3: 7}
     columns.remove(b"ann")
     assert b"ann" not in columns.rows
     again = columns.add(b"bob")
@@ -86,7 +88,7 @@ def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again(new_col
     assert columns.forgotten_ms[again] == 0
     assert columns.generation[again] == 0
     assert columns.last_event[again] == b""
-    assert again not in columns.strays
+    assert again not in columns.origins
 
 
 def test_a_log_that_is_read_is_a_copy(new_columns: NewColumns) -> None:
@@ -109,7 +111,27 @@ def test_the_numbers_of_a_column_can_be_taken_by_one_index(new_columns: NewColum
     columns = new_columns(4, DIM)
     for name in (b"ann", b"bob", b"cid"):
         columns.add(name)
-    columns.put_log(np.array([2]), log_of(EVENTS))
+    columns.write(values_of(columns, [2])._replace(log=log_of(EVENTS)))
     for name, (numbers, step) in columns.flat.items():
         assert numbers.take([2 * step, 2 * step + 1]).tolist() == getattr(columns, name)[2, :2].tolist()
         assert numbers.take(2 * step) == getattr(EVENTS[0], name)
+
+
+def test_a_write_leaves_what_it_does_not_name(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM)
+    ann, bob = columns.add(b"ann"), columns.add(b"bob")
+    columns.mark_written(np.array([ann]), 3)
+    written = values_of(columns, [ann])
+    columns.write(written._replace(offset=np.array([9]), last_event=[(ann, b"e1")]))
+    columns.write(written._replace(offset=np.array([10])))
+    assert (columns.offset[ann], columns.offset[bob]) == (10, -1)
+    assert (columns.generation[ann], columns.generation[bob]) == (3, 0)
+    assert (columns.last_event[ann], columns.last_event[bob]) == (b"e1", b"")
+
+
+def test_of_each_origin_the_farthest_offset_is_kept(new_columns: NewColumns) -> None:
+    columns = new_columns(4, DIM)
+    row = columns.add(b"ann")
+    for offset in (7, 9, 8):
+        columns.write(values_of(columns, [row])._replace(origins=[(row, 3, offset), (row, offset, 1)]))
+    assert columns.origins[row] == {3: 9, 7: 1, 9: 1, 8: 1}

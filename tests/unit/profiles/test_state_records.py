@@ -23,7 +23,7 @@ from headwater.profiles.state_records import (
     unpack,
 )
 from tests.support.checkout import STARTER
-from tests.support.histories import DIM, START_MS
+from tests.support.histories import DIM, START_MS, values_of
 
 STAMP = WriterStamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
 # Of the first user of `filled`, with one event and two floats, as the version before counters wrote it.
@@ -47,10 +47,9 @@ def filled(
     columns = Columns(length, state_size, capacity=2)
     for number, log in enumerate(users):
         row = columns.add(f"user {number}".encode())
-        rows = np.array([row])
-        held = columns.log(rows)
-        held.write(0, log)
-        columns.put_log(rows, held)
+        values = values_of(columns, [row])
+        values.log.write(0, log)
+        columns.write(values)
         columns.state[row] = first_state + number
         columns.state_at_ms[row] = START_MS + number
         columns.pending[row] = number % 5
@@ -77,7 +76,7 @@ def test_what_is_packed_comes_back(users: list[list[Event]], data: st.DataObject
             st.dictionaries(st.integers(0, 2**31 - 1), st.integers(0, 2**62), max_size=MAX_STRAYS)
         )
         if strays:
-            columns.strays[row] = strays
+            columns.origins[row] = strays
         columns.last_event[row] = data.draw(st.text(max_size=200)).encode(errors="ignore")[:512]
     again = restored(pack(columns, rows, STAMP))
     for user, row in columns.rows.items():
@@ -87,7 +86,7 @@ def test_what_is_packed_comes_back(users: list[list[Event]], data: st.DataObject
         for name in ("state_at_ms", "pending", "offset", "forgotten_ms"):
             assert getattr(again, name)[other] == getattr(columns, name)[row], name
         assert again.last_event[other] == columns.last_event[row]
-        assert again.strays.get(other, {}) == columns.strays.get(row, {})
+        assert again.origins.get(other, {}) == columns.origins.get(row, {})
         assert not again.stale[other]
         assert again.generation[other] == STAMP.generation
 
@@ -184,14 +183,14 @@ def test_counters_come_back_where_they_stood_over_whatever_was_there(
 ) -> None:
     columns, rows = filled([[Event(1, 1, 1, 1)] for _ in held])
     with_counters(columns, held)
-    columns.strays[0] = {3: 4}
+    columns.origins[0] = {3: 4}
     other, _ = filled([[] for _ in held])
     with_counters(other, [[(9, 9)] * 3] * len(held))
     unpack(other, rows, pack(columns, rows, STAMP), STAMP.bundle)
     for row in rows.tolist():
         assert counters_of(other, row) == counters_of(columns, row)
         assert other.last_event[row] == columns.last_event[row]
-    assert other.strays == columns.strays
+    assert other.origins == columns.origins
 
 
 def test_a_user_without_counters_is_written_as_versions_before_them_write_and_read_it() -> None:
@@ -247,9 +246,9 @@ def test_a_counter_beyond_the_levels_is_refused() -> None:
 
 def test_of_many_stray_origins_the_newest_are_kept() -> None:
     columns, rows = filled([[]])
-    columns.strays[0] = {partition: 100 + partition for partition in range(12)}
+    columns.origins[0] = {partition: 100 + partition for partition in range(12)}
     other = restored(pack(columns, rows, STAMP))
-    assert other.strays[0] == {partition: 100 + partition for partition in range(4, 12)}
+    assert other.origins[0] == {partition: 100 + partition for partition in range(4, 12)}
 
 
 def test_no_records_change_nothing() -> None:

@@ -1,0 +1,224 @@
+"""Records of a clicks partition as arrays: valid clicks, those that are bad, and those that belong elsewhere.
+
+Nearly all clicks are valid, so a few dozen are checked together. Only a group that fails is looked at click by click.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from aiokafka import ConsumerRecord
+from msgspec import Struct
+
+from headwater.encoder.features import ACTION_CODES, event_keys, item_keys
+from headwater.kafka.dead_letters import DeadLetter
+from headwater.kafka.forwarding import redirect
+from headwater.kafka.headers import Origin, origin_of
+from headwater.kafka.partitioner import partitions_of
+from headwater.kafka.publish import Outgoing
+from headwater.messages import MAX_AHEAD_MS, MAX_ID_BYTES, ActionName, AtMs, BadMessage, Id, decode_click
+from headwater.profiles.apply_clicks import Clicks
+from headwater.profiles.columns import I64
+from headwater.profiles.partition import Partition
+
+# Parsing this many records takes about a millisecond. In between, the event loop gets a turn, so requests do not wait.
+_SLICE: Final = 400
+# A bad click costs this many records a second look.
+_CHUNK: Final = 64
+
+
+class ClickRecord(Protocol):
+    """The fields of a Kafka record that parsing reads."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+RecordT = TypeVar("RecordT", bound=ClickRecord)
+
+
+class ParsedClicks(NamedTuple, Generic[RecordT]):
+    """Valid clicks in the order of their records: one place each in every list. Ids are UTF-8."""
+
+    records: list[RecordT]
+    users: list[bytes]
+    event_ids: list[bytes]
+    item_ids: list[bytes]
+    at_ms: list[int]
+    actions: list[str]
+
+    def extend(self, more: "ParsedClicks[RecordT]") -> None:
+        """Append clicks in place."""
+        self.records.extend(more.records)
+        self.users.extend(more.users)
+        self.event_ids.extend(more.event_ids)
+        self.item_ids.extend(more.item_ids)
+        self.at_ms.extend(more.at_ms)
+        self.actions.extend(more.actions)
+
+    def take(self, places: Sequence[int]) -> "ParsedClicks[RecordT]":
+        """The clicks at ``places``, in that order."""
+        return ParsedClicks(*([column[place] for place in places] for column in self))  # type: ignore[arg-type]
+
+
+class _PlainClick(Struct, frozen=True, gc=False):
+    """A `Click` about an item, in which msgspec itself checks all that can be told from one field."""
+
+    event_id: Id
+    user_id: Id
+    item_id: Id
+    at_ms: AtMs
+    action: ActionName = "click"
+    context: dict[str, msgspec.Raw] | None = None
+
+
+_decode_plain: Final = msgspec.json.Decoder(_PlainClick).decode
+
+
+def parse(records: Sequence[RecordT]) -> tuple[ParsedClicks[RecordT], list[tuple[RecordT, BadMessage]]]:
+    """The clicks that :func:`headwater.messages.decode_click` accepts, and the other records with their error."""
+    good: ParsedClicks[RecordT] = ParsedClicks([], [], [], [], [], [])
+    bad: list[tuple[RecordT, BadMessage]] = []
+    for start in range(0, len(records), _CHUNK):
+        chunk = records[start : start + _CHUNK]
+        if not _add_plain(good, chunk):
+            bad += _add_singly(good, chunk)
+    return good, bad
+
+
+def _add_plain(good: ParsedClicks[RecordT], records: Sequence[RecordT]) -> bool:
+    """Append all of ``records``, or none if any needs a closer look."""
+    try:
+        clicks = [_decode_plain(record.value) for record in records]  # type: ignore[arg-type]
+        users = [click.user_id.encode() for click in clicks]
+        event_ids = [click.event_id.encode() for click in clicks]
+        item_ids = [click.item_id.encode() for click in clicks]
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return False
+    at_ms = [click.at_ms for click in clicks]
+    sizes = (max(map(len, ids)) for ids in (users, event_ids, item_ids))
+    if (
+        users != [record.key for record in records]
+        or max(sizes) > MAX_ID_BYTES
+        or max(at_ms) > min(record.timestamp for record in records) + MAX_AHEAD_MS
+    ):
+        return False
+    good.records.extend(records)
+    good.users.extend(users)
+    good.event_ids.extend(event_ids)
+    good.item_ids.extend(item_ids)
+    good.at_ms.extend(at_ms)
+    good.actions.extend([click.action for click in clicks])
+    return True
+
+
+def _add_singly(good: ParsedClicks[RecordT], records: Sequence[RecordT]) -> list[tuple[RecordT, BadMessage]]:
+    """Append the valid ones of ``records``; returns the others."""
+    bad: list[tuple[RecordT, BadMessage]] = []
+    for record in records:
+        try:
+            click = decode_click(record.key, record.value, record.timestamp)
+        except BadMessage as error:
+            bad.append((record, error))
+            continue
+        good.records.append(record)
+        good.users.append(click.user_id.encode())
+        good.event_ids.append(click.event_id.encode())
+        good.item_ids.append(click.item_id.encode())
+        good.at_ms.append(click.at_ms)
+        good.actions.append(click.action)
+    return bad
+
+
+class ClickBatch(NamedTuple):
+    """N valid clicks of one partition's own users, in offset order: one place each in every field."""
+
+    clicks: Clicks  # (N,) each
+    records: list[ConsumerRecord]
+    users: list[bytes]
+    event_ids: list[bytes]
+    sent_ms: I64  # (N,) timestamps of the records
+    origins: list[tuple[int, int, int]]  # (place, partition, offset) of each click that was forwarded to here
+
+    def part(self, start: int, stop: int, partition: Partition) -> "ClickBatch":
+        """The clicks from ``start`` to ``stop`` (excluded). Rows are looked up again: a forget before gave some away.
+
+        Raises:
+            StopWorker: there is no room on the disk for a new user.
+        """
+        users = self.users[start:stop]
+        rows = np.array([partition.row_of(user) for user in users], dtype=np.int64)
+        return ClickBatch(
+            self.clicks.take(slice(start, stop))._replace(row=rows),
+            self.records[start:stop],
+            users,
+            self.event_ids[start:stop],
+            self.sent_ms[start:stop],
+            [(place - start, *of) for place, *of in self.origins if start <= place < stop],  # type: ignore[misc]
+        )
+
+
+class Decoded(NamedTuple):
+    """The records of one batch by what is to be done with them."""
+
+    good: ClickBatch
+    bad: list[DeadLetter]
+    strays: list[Outgoing]  # clicks of users of other partitions, as they are to be forwarded
+
+
+async def decode(records: Sequence[ConsumerRecord], partition: Partition, partitions: int) -> Decoded:
+    """Sort the records of a batch of ``partition``, one of ``partitions``. Its new users get rows.
+
+    Raises:
+        StopWorker: there is no room on the disk for a new user.
+    """
+    parsed, bad = parse(records[:_SLICE])
+    for start in range(_SLICE, len(records), _SLICE):
+        await asyncio.sleep(0)
+        more, more_bad = parse(records[start : start + _SLICE])
+        parsed.extend(more)
+        bad += more_bad
+    letters = [DeadLetter(record, error.reason, str(error)) for record, error in bad]
+    known = partition.columns.rows
+    rows = np.fromiter(map(known.get, parsed.users, repeat(-1)), dtype=np.int64, count=len(parsed.users))
+    unknown = np.flatnonzero(rows < 0).tolist()
+    strays: list[Outgoing] = []
+    is_ours = np.ones(len(rows), dtype=np.bool_)
+    homes = partitions_of([parsed.users[place] for place in unknown], partitions)
+    for place, home in zip(unknown, homes, strict=True):
+        if home == partition.number:
+            rows[place] = partition.row_of(parsed.users[place])
+            continue
+        is_ours[place] = False
+        match redirect(parsed.records[place], parsed.users[place], home):
+            case DeadLetter() as letter:
+                letters.append(letter)
+            case stray:
+                strays.append(stray)
+    if not is_ours.all():
+        rows, parsed = rows[is_ours], parsed.take(np.flatnonzero(is_ours).tolist())
+    return Decoded(_batch(rows, parsed), letters, strays)
+
+
+def _batch(rows: I64, parsed: ParsedClicks[ConsumerRecord]) -> ClickBatch:
+    count = len(rows)
+    clicks = Clicks(
+        rows,
+        np.fromiter([record.offset for record in parsed.records], dtype=np.int64, count=count),
+        np.array(parsed.at_ms, dtype=np.int64),
+        event_keys(parsed.event_ids),
+        item_keys(parsed.item_ids),
+        np.array([ACTION_CODES[action] for action in parsed.actions], dtype=np.uint8),
+    )
+    sent_ms = np.fromiter([record.timestamp for record in parsed.records], dtype=np.int64, count=count)
+    origins = [
+        (place, origin.partition, origin.offset)
+        for place, record in enumerate(parsed.records)
+        if record.headers and isinstance(origin := origin_of(record.headers), Origin)
+    ]
+    return ClickBatch(clicks, parsed.records, parsed.users, parsed.event_ids, sent_ms, origins)

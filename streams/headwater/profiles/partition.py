@@ -1,0 +1,196 @@
+"""One clicks partition's users: who owns them, how far they have come, and who waits for that."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.batch import Gate
+from headwater.profiles.apply_clicks import Clicks, ProfileDelta
+from headwater.profiles.columns import I64, U64, Columns
+from headwater.profiles.counters import DEFAULT_COUNTERS
+from headwater.profiles.erasures import Erasures
+from headwater.profiles.event_log import Outcome
+from headwater.profiles.row_file import DiskFull
+
+# The events of a minute's burst of impressions.
+_MAX_UNLOGGED: Final = 10_000
+
+
+def finished(value: bool) -> asyncio.Future[bool]:
+    """A future that is done."""
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
+
+
+class Partition:
+    """The users of one clicks partition, and how far it has come.
+
+    Attributes:
+        owned: this worker owns the partition; its users are complete once the gate is open, too.
+        generation: of the group, in which it does.
+        applied: every clicks record up to this offset is in the columns.
+        watermark: every clicks record up to this offset is in the changelog too, for good.
+        changelog_next: the changelog has been read or written up to this offset, except the ``gaps``.
+        gaps: offsets from which on others wrote, which is still to be read.
+        overwritten: users whose newest record is followed by a stale one of a former owner. Compaction would keep the
+            stale one, so they are written again.
+        changelog_done: of the newest batch. True once it and all before it are in the changelog, False when one was
+            given up.
+        listeners: called after a batch with the keys of its events, or with None for all that there are.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        log_length: int,
+        state_size: int,
+        counters: int = DEFAULT_COUNTERS,
+        folder: Path | None = None,
+    ) -> None:
+        self.number = number
+        self.columns = Columns(log_length, state_size, counters=counters, folder=folder)
+        self.erasures = Erasures()
+        self.owned, self.generation = False, -1
+        self.gate, self.lock = Gate(), asyncio.Lock()
+        self.applied = self.watermark = -1
+        self.changelog_next = 0
+        self.gaps: set[int] = set()
+        self.overwritten: set[bytes] = set()
+        self.changelog_done = finished(True)
+        self.listeners: list[Callable[[Partition, U64 | None], None]] = []
+        # The newest (user, event key) of events that came into no log: too late, for instance, or an impression.
+        self._unlogged: dict[tuple[bytes, int], None] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+
+    # Ownership
+
+    def is_serving(self) -> bool:
+        """Whether it is ours and opened."""
+        return self.owned and self.gate.is_open
+
+    def is_ours(self, generation: int) -> bool:
+        """Whether this worker still owns the partition in that generation."""
+        return self.owned and self.generation == generation
+
+    def require(self, generation: int) -> None:
+        """Raises PartitionLost unless this worker still owns the partition in that generation."""
+        if not self.is_ours(generation):
+            raise PartitionLost
+
+    # Users
+
+    def row_of(self, user: bytes) -> int:
+        """The user's row, made if there is none.
+
+        Raises:
+            StopWorker: there is no room for one on the disk.
+        """
+        row = self.columns.rows.get(user)
+        if row is None:
+            try:
+                row = self.columns.add(user, self.erasures.erased_ms(user))
+            except DiskFull as error:
+                raise StopWorker(str(error)) from error
+        return row
+
+    def erase(self, user: bytes, erased_ms: int) -> None:
+        """Drop all that is known of a user, and all events up to ``erased_ms`` that are still to come."""
+        self.columns.remove(user)
+        self.erasures.put(user, erased_ms)
+
+    def commit(
+        self,
+        delta: ProfileDelta,
+        clicks: Clicks,
+        event_ids: Sequence[bytes],
+        origins: Sequence[tuple[int, int, int]],
+    ) -> list[bytes]:
+        """Write what a batch does into the columns, all at once; returns the users that it erased.
+
+        Args:
+            clicks: the batch.
+            event_ids: (batch,) of each click, as UTF-8.
+            origins: (place in the batch, partition, offset) of each click that was forwarded to here.
+        """
+        columns = self.columns
+        rows_of_origins = [(int(clicks.row[place]), *origin) for place, *origin in origins]
+        columns.write(delta.values(event_ids, columns.last_event, rows_of_origins))  # type: ignore[arg-type]
+        unlogged = delta.outcome > Outcome.DUPLICATE
+        if unlogged.any():
+            self._remember_unlogged(clicks.row[unlogged], clicks.event[unlogged])
+        erased = []
+        for index in delta.erased.nonzero()[0].tolist():
+            user = columns.users[int(delta.rows[index])]
+            self.erase(user, int(delta.forgotten_ms[index]))
+            erased.append(user)
+        return erased
+
+    def _remember_unlogged(self, rows: I64, events: U64) -> None:
+        """Remember the newest events (E,) that came into no log, for requests that wait for them."""
+        users = [self.columns.users[row] for row in rows.tolist()]
+        self._unlogged.update(dict.fromkeys(zip(users, events.tolist(), strict=True)))
+        for known in list(islice(self._unlogged, max(len(self._unlogged) - _MAX_UNLOGGED, 0))):
+            del self._unlogged[known]
+
+    def has_seen(self, user: bytes, event: int) -> bool:
+        """Whether this event of the user is in the log, or came lately and went into none."""
+        row = self.columns.rows.get(user)
+        log = [] if row is None else self.columns.event[row, : self.columns.n[row]].tolist()
+        return event in log or (user, event) in self._unlogged
+
+    # The changelog
+
+    def mark_seen(self, start: int, stop: int) -> int | None:
+        """Mark changelog offsets [start, stop) as seen. Returns the first unseen offset before ``start``, if any."""
+        gap, self.changelog_next = self.changelog_next, max(stop, self.changelog_next)
+        if start <= gap:
+            return None
+        self.gaps.add(gap)
+        return gap
+
+    def rewind_to_first_gap(self) -> None:
+        """Read again from the first gap on: what was filling it may have lost the partition first."""
+        self.changelog_next = min({self.changelog_next, *self.gaps})
+        self.gaps.clear()
+
+    # Progress
+
+    def mark_applied(self, offset: int, events: U64 | None = None) -> None:
+        """The columns hold the clicks up to ``offset``, the last of which had these event keys: tell the listeners."""
+        self.applied = max(self.applied, offset)
+        for listener in self.listeners:
+            listener(self, events)
+
+    def move_watermark(self, offset: int) -> None:
+        """The changelog holds the clicks up to ``offset``: wake all that wait in :meth:`reached`."""
+        self.watermark = max(self.watermark, offset)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have every waiter in :meth:`reached` look again."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def reached(self, offset: int, timeout_s: float) -> bool:
+        """Wait until the watermark is at ``offset``; False if that takes longer.
+
+        Raises:
+            PartitionLost: the partition was revoked first.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.watermark < offset:
+                    if not self.owned:
+                        raise PartitionLost
+                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._waiting.append(future)
+                    await future
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,149 @@
+"""Records as columns of valid clicks: what is good, what is bad, and what belongs elsewhere."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.encoder.features import ACTION_CODES, event_key, item_key
+from headwater.kafka.fast_client.consumer import Record
+from headwater.kafka.forwarding import forwarded
+from headwater.kafka.partitioner import partition_of
+from headwater.messages import BadMessage, decode_click
+from headwater.paths.click_columns import _SLICE, decode, parse
+from tests.support.interests_worker import InterestsWorker
+
+NOW_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
+CLICK = {"event_id": "e1", "user_id": "ann", "item_id": "tea", "at_ms": NOW_MS}
+UNREADABLE = (
+    b"",
+    b"click ann tea",
+    b'{"event_id":',
+    b'{"event_id":"\xff"}',
+    b"\xff\xfe\x00",
+    b"[]",
+    b"5",
+    b"null",
+    b"[" * 10_000,
+    b'{"a":' * 10_000,
+    b'{"user_id":"\\ud800x"}',
+)
+ODD_CLICKS: list[tuple[bytes | None, bytes | None]] = [
+    *((None, raw) for raw in UNREADABLE),
+    (b"ann", None),
+    (b"bob", json.dumps(CLICK).encode()),
+    (None, json.dumps(CLICK).encode()),
+    *(
+        (b"ann", json.dumps({**CLICK, **fields}).encode())
+        for fields in (
+            {"item_id": ""},
+            {"item_id": "", "action": "forget"},
+            {"item_id": "\u8336" * 171},
+            {"item_id": "\u8336" * 170, "event_id": "\u00e9"},
+            {"event_id": "\ud800"},
+            {"event_id": "x" * 513},
+            {"at_ms": NOW_MS + 3 * DAY_MS},
+            {"action": "retract"},
+            {"action": "nope"},
+            {"context": {"page": {"deep": [1]}}},
+            {"context": None},
+            {"context": [1]},
+            {"unknown": 1},
+        )
+    ),
+]
+PLAIN_CLICK = (b"ann", json.dumps(CLICK).encode())
+
+
+@given(st.lists(st.one_of(st.just(PLAIN_CLICK), st.sampled_from(ODD_CLICKS)), max_size=140))
+def test_many_clicks_are_parsed_as_each_of_them_is(pairs: list[tuple[bytes | None, bytes | None]]) -> None:
+    records = [
+        Record("clicks", 0, offset, NOW_MS, key, raw, (("n", b"%d" % offset),) if offset % 3 else ())
+        for offset, (key, raw) in enumerate(pairs)
+    ]
+    expected, complaints = [], []
+    for record in records:
+        try:
+            each = decode_click(record.key, record.value, record.timestamp)
+        except BadMessage as error:
+            complaints.append((record, error.reason, str(error)))
+            continue
+        ids = (each.user_id.encode(), each.event_id.encode(), each.item_id.encode())
+        expected.append((record, *ids, each.at_ms, each.action))
+    good, bad = parse(records)
+    columns = (good.records, good.users, good.event_ids, good.item_ids, good.at_ms, good.actions)
+    assert list(zip(*columns, strict=True)) == expected
+    assert [(record, error.reason, str(error)) for record, error in bad] == complaints
+    odd = good.take(range(1, len(good.records), 2))
+    assert odd == tuple(column[1::2] for column in good)
+
+
+PARTITIONS = 4
+HOME = partition_of(b"ann", PARTITIONS)
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[InterestsWorker]:
+    worker = InterestsWorker({"tea": "Green tea"}, partitions=PARTITIONS, owned=[HOME])
+    yield worker
+    await worker.close()
+
+
+async def test_a_batch_is_sorted_into_good_bad_and_strays(worker: InterestsWorker) -> None:
+    astray = next(f"user {n}" for n in range(99) if partition_of(b"user %d" % n, PARTITIONS) != HOME)
+    again = forwarded(worker.click(astray, "tea", partition=(HOME + 1) % PARTITIONS), astray.encode())
+    records = [
+        worker.click("ann", "tea", partition=HOME, action="purchase", event_id="e1"),
+        worker.click(astray, "tea", partition=HOME),
+        worker.record(worker.topics.clicks, b"ann", b"no click", partition=HOME),
+        worker.record(
+            worker.topics.clicks, again.key, again.value, partition=HOME, headers=again.headers or ()
+        ),
+        worker.click("ann", "soap", partition=HOME, event_id="e2"),
+    ]
+    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS)
+    assert good.records == [records[0], records[4]]
+    assert good.clicks.offset.tolist() == [records[0].offset, records[4].offset]
+    assert good.clicks.row.tolist() == [worker.partition(HOME).columns.rows[b"ann"]] * 2
+    assert good.clicks.item.tolist() == [item_key("tea"), item_key("soap")]
+    assert good.clicks.event.tolist() == [event_key("e1"), event_key("e2")]
+    assert good.clicks.action.tolist() == [ACTION_CODES["purchase"], ACTION_CODES["click"]]
+    assert good.sent_ms.tolist() == [records[0].timestamp, records[4].timestamp]
+    assert [(letter.record, letter.reason) for letter in bad] == [
+        (records[2], "bad_json"),
+        (records[3], "misrouted"),
+    ]
+    assert [(stray.key, stray.value) for stray in strays] == [(astray.encode(), records[1].value)]
+    assert set(worker.partition(HOME).columns.rows) == {b"ann"}  # strays get no row
+
+
+async def test_a_batch_of_several_slices_is_decoded_in_order(worker: InterestsWorker) -> None:
+    records = [worker.click("ann", "tea", partition=HOME) for _ in range(2 * _SLICE + 3)]
+    records[_SLICE] = worker.record(worker.topics.clicks, b"ann", None, partition=HOME)
+    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS)
+    assert good.records == records[:_SLICE] + records[_SLICE + 1 :]
+    assert [letter.record for letter in bad] == [records[_SLICE]]
+    assert strays == []
+
+
+async def test_a_part_looks_its_users_up_again_and_keeps_their_origins(worker: InterestsWorker) -> None:
+    partition = worker.partition(HOME)
+    outgoing = forwarded(worker.click("ann", "tea", partition=(HOME + 1) % PARTITIONS, offset=7), b"ann")
+    records = [
+        worker.click("ann", "tea", partition=HOME),
+        worker.record(
+            worker.topics.clicks, b"ann", outgoing.value, partition=HOME, headers=outgoing.headers or ()
+        ),
+    ]
+    good, _, _ = await decode(records, partition, PARTITIONS)
+    assert good.origins == [(1, (HOME + 1) % PARTITIONS, 7)]
+    partition.erase(b"ann", 1)
+    partition.row_of(b"somebody else")  # takes the row
+    part = good.part(1, 2, partition)
+    assert part.clicks.row.tolist() == [partition.columns.rows[b"ann"]]
+    assert part.clicks.offset.tolist() == [records[1].offset]
+    assert part.origins == [(0, (HOME + 1) % PARTITIONS, 7)]
+    assert good.part(0, 1, partition).origins == []
