@@ -20,7 +20,7 @@ from headwater.client import (
     RequestRejected,
 )
 from headwater.kafka import topics
-from headwater.kafka.headers import CORRELATION_HEADERS
+from headwater.kafka.headers import CORRELATION_HEADERS, ReplyPartition, reply_partition_of
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
 from headwater.messages import (
@@ -55,6 +55,8 @@ class FakeWorker:
         self._settings, self._topics = settings, Topics.named(settings.topic_prefix)
         self.answering = answering
         self.asked: list[Request] = []
+        self.honours_partitions = False  # and echoes them; workers of earlier versions do not
+        self.answered_on: list[int] = []
 
     async def run(self, ready: asyncio.Event) -> None:
         options = self._settings.kafka_options()
@@ -68,12 +70,18 @@ class FakeWorker:
                 request = decode_request(record.key, record.value, record.timestamp)
                 self.asked.append(request)
                 for response in self.answering(request):
-                    await producer.send_and_wait(
+                    headers = [(CORRELATION_HEADERS[0], response.request_id.encode())]
+                    named = reply_partition_of(record.headers) if self.honours_partitions else None
+                    if isinstance(named, ReplyPartition):
+                        headers.append(named.header)
+                    written = await producer.send_and_wait(
                         self._topics.responses,
                         encode(response),
                         key=response.user_id.encode(),
-                        headers=[(CORRELATION_HEADERS[0], response.request_id.encode())],
+                        partition=named.partition if isinstance(named, ReplyPartition) else None,
+                        headers=headers,
                     )
+                    self.answered_on.append(written.partition)
 
 
 @asynccontextmanager
@@ -508,3 +516,51 @@ async def test_a_client_that_was_not_entered_says_how() -> None:
         await client.click("ann", "coffee-1")
     with pytest.raises(ClientError, match="async with"):
         await client.recall("ann", deadline_ms=LONG_MS)
+
+
+# Whose answers are read
+
+
+async def test_only_the_partition_that_a_worker_has_answered_on_is_read_from_then_on(
+    system: Settings,
+) -> None:
+    async with answering(system) as worker, Client(system) as client:
+        worker.honours_partitions = True
+        assert len(read_by(client)) == system.partitions
+        await client.recall("ann", deadline_ms=LONG_MS, reads="any")
+        (alone,) = read_by(client)
+        for user in ("ben", "cat", "dan", "eve"):
+            await client.recall(user, deadline_ms=LONG_MS, reads="any")
+    assert worker.answered_on == [alone] * 5
+
+
+async def test_a_worker_of_an_earlier_version_is_heard_on_any_partition(system: Settings) -> None:
+    async with answering(system) as worker, Client(system) as client:
+        for user in ("ann", "ben", "cat", "dan", "eve"):
+            await client.recall(user, deadline_ms=LONG_MS, reads="any")
+        assert len(read_by(client)) == system.partitions
+    assert len(set(worker.answered_on)) > 1
+
+
+async def test_where_workers_of_both_versions_answer_a_silent_request_is_sent_again_and_all_is_read_for_good(
+    system: Settings,
+) -> None:
+    async with answering(system) as worker, Client(system) as client:
+        worker.honours_partitions = True
+        await client.recall("ann", deadline_ms=LONG_MS, reads="any")
+        (alone,) = read_by(client)
+        worker.honours_partitions = False
+        names = (f"user-{n}" for n in range(100))
+        elsewhere = next(each for each in names if partition_of(each.encode(), system.partitions) != alone)
+        answer = await client.recall(elsewhere, deadline_ms=500, timeout_s=LONG_MS / 1000, reads="any")
+        assert answer.user_id == elsewhere
+        worker.honours_partitions = True
+        await client.recall("ann", deadline_ms=LONG_MS, reads="any")
+        assert len(read_by(client)) == system.partitions
+
+
+def read_by(client: Client) -> list[int]:
+    """The partitions of the responses topic that a client fetches."""
+    consumer = client._consumer
+    assert consumer is not None
+    return sorted(tp.partition for tp in consumer.assignment() - consumer.paused())
