@@ -121,7 +121,7 @@ class Partition:
         columns.write(delta.values(event_ids, columns.last_event, rows_of_origins))  # type: ignore[arg-type]
         unlogged = delta.outcome > Outcome.DUPLICATE
         if unlogged.any():
-            self._remember_unlogged(clicks.row[unlogged], clicks.event[unlogged])
+            self.remember_unlogged(clicks.row[unlogged], clicks.event[unlogged])
         erased = []
         for index in delta.erased.nonzero()[0].tolist():
             user = columns.users[int(delta.rows[index])]
@@ -129,7 +129,7 @@ class Partition:
             erased.append(user)
         return erased
 
-    def _remember_unlogged(self, rows: I64, events: U64) -> None:
+    def remember_unlogged(self, rows: I64, events: U64) -> None:
         """Remember the newest events (E,) that came into no log, for requests that wait for them."""
         users = [self.columns.users[row] for row in rows.tolist()]
         self._unlogged.update(dict.fromkeys(zip(users, events.tolist(), strict=True)))
