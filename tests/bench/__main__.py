@@ -16,7 +16,18 @@ import uvloop
 from rich.console import Console
 
 from headwater.settings import Settings
-from tests.bench import catalog, clicks, freshness, growth, load, machine, others, recovery, requests
+from tests.bench import (
+    catalog,
+    clicks,
+    freshness,
+    growth,
+    load,
+    machine,
+    others,
+    read_your_writes,
+    recovery,
+    requests,
+)
 from tests.bench.page import PAGE, publish, write_page
 from tests.bench.processes import BenchError
 from tests.bench.report import RESULTS, Report
@@ -28,6 +39,7 @@ MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
     "machine": machine.measure,
     "catalog": catalog.measure,
     "freshness": freshness.measure,
+    "reads": read_your_writes.measure,
     "clicks": clicks.measure,
     "others": others.measure,
     "requests": requests.measure,
