@@ -112,22 +112,25 @@ class Index(Protocol):
     async def close(self) -> None: ...
 
 
-class Stamp(NamedTuple):
+class VersionStamp(NamedTuple):
     """The place of one version in the order of an item's versions; later is newer."""
 
     version: int
     offset: int
 
 
-def newer(point: Point, stored: Stamp | None) -> Stamp | None:
-    """The stamp that the point takes over what is stored, or None where it is not newer.
+def newer(version: int | None, offset: int, stored: VersionStamp | None) -> VersionStamp | None:
+    """The stamp that a change takes over what is stored, or None where it is not newer.
 
-    >>> def at(version, offset): return Point(1, "a", None, {}, version, 0, offset)
-    >>> newer(at(None, 12), Stamp(3, 10)), newer(at(2, 12), Stamp(3, 10))
-    (Stamp(version=3, offset=12), None)
+    ``version`` is the item's own; None inherits the version stored, so that the catalog's ``offset`` decides.
+
+    >>> newer(None, 12, VersionStamp(3, 10))
+    VersionStamp(version=3, offset=12)
+    >>> newer(2, 12, VersionStamp(3, 10)) is None
+    True
     """
     inherited = NO_VERSION if stored is None else stored.version
-    stamp = Stamp(inherited if point.version is None else point.version, point.offset)
+    stamp = VersionStamp(inherited if version is None else version, offset)
     return stamp if stored is None or stamp > stored else None
 
 

@@ -36,7 +36,7 @@ from headwater.index import (
     NoRoom,
     Point,
     Query,
-    Stamp,
+    VersionStamp,
     check_points,
     check_vector,
     fields,
@@ -237,7 +237,9 @@ class EdgeIndex:
                     f"items {held.item_id!r} and {point.item_id!r} share the key {point.key}; kept the first"
                 )
                 continue
-            stamp = newer(point, None if held is None else Stamp(held.version, held.offset))
+            stamp = newer(
+                point.version, point.offset, None if held is None else VersionStamp(held.version, held.offset)
+            )
             if stamp is None:
                 continue
             row = self._place(-1 if held is None else held.row, point.vector)

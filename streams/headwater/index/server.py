@@ -36,7 +36,7 @@ from headwater.index import (
     KeyCollision,
     Point,
     Query,
-    Stamp,
+    VersionStamp,
     check_points,
     check_vector,
     fields,
@@ -238,7 +238,7 @@ class ServerIndex:
     async def _put_slice(self, points: Sequence[Point], collisions: list[str]) -> None:
         for _ in range(PUT_ROUNDS):
             stored = await self._stamps({point.key for point in points})
-            final: dict[int, tuple[Point, Stamp]] = {}
+            final: dict[int, tuple[Point, VersionStamp]] = {}
             collided: list[str] = []
             for point in points:
                 item_id, held = stored.get(point.key, (point.item_id, None))
@@ -249,7 +249,7 @@ class ServerIndex:
                         f"items {item_id!r} and {point.item_id!r} share the key {point.key}; kept the first"
                     )
                     continue
-                stamp = newer(point, held)
+                stamp = newer(point.version, point.offset, held)
                 if stamp is not None:
                     final[point.key] = (point, stamp)
             if not final:
@@ -261,16 +261,16 @@ class ServerIndex:
             "is another process putting the same catalog partitions?"
         )
 
-    async def _stamps(self, keys: Iterable[int]) -> dict[int, tuple[str, Stamp | None]]:
+    async def _stamps(self, keys: Iterable[int]) -> dict[int, tuple[str, VersionStamp | None]]:
         wanted = ["item_id", "version_high", "version_low", "offset"]
-        stored: dict[int, tuple[str, Stamp | None]] = {}
+        stored: dict[int, tuple[str, VersionStamp | None]] = {}
         for record in await self._read(list(keys), payload=wanted, within_s=None):
             held = record.payload or {}
-            stamp = Stamp((held["version_high"] << 32) | held["version_low"], held["offset"])
+            stamp = VersionStamp((held["version_high"] << 32) | held["version_low"], held["offset"])
             stored[int(record.id)] = held["item_id"], stamp
         return stored
 
-    async def _write(self, versions: Iterable[tuple[Point, Stamp]], absent: Iterable[int]) -> None:
+    async def _write(self, versions: Iterable[tuple[Point, VersionStamp]], absent: Iterable[int]) -> None:
         new = set(absent)
         inserts: list[models.PointStruct] = []
         replaces: list[models.UpdateOperation] = []
@@ -292,7 +292,9 @@ class ServerIndex:
         if replaces:
             await self._calls.patient(self._client.batch_update_points, self._collection, replaces, wait=True)
 
-    def _struct(self, point: Point, stamp: Stamp, document: fields.Document | None) -> models.PointStruct:
+    def _struct(
+        self, point: Point, stamp: VersionStamp, document: fields.Document | None
+    ) -> models.PointStruct:
         payload: dict[str, Any] = {
             "item_id": point.item_id,
             "version_high": stamp.version >> 32,
@@ -410,7 +412,7 @@ def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> 
         )
 
 
-def _older(item_id: str, stamp: Stamp) -> models.Filter:
+def _older(item_id: str, stamp: VersionStamp) -> models.Filter:
     """What is stored is an older version of the same item."""
     high, low = stamp.version >> 32, stamp.version & 0xFFFFFFFF
     same_high = models.FieldCondition(key="version_high", match=models.MatchValue(value=high))

@@ -52,16 +52,22 @@ def point_of(record: ConsumerRecord) -> tuple[Point, str] | None:
     return point, item.bundle
 
 
-def points_of(records: Sequence[ConsumerRecord], bundle_id: str) -> Iterator[Point]:
-    """The deletes among the records, and the vectors of this bundle. Records that are no vector are logged and left out."""
+def points_and_bundles(records: Sequence[ConsumerRecord]) -> Iterator[tuple[Point, str]]:
+    """Each record as `point_of` has it. Records that are no vector are logged and left out."""
     for record in records:
         try:
             found = point_of(record)
         except BadMessage as error:
-            log.error("bad_vector_record", partition=record.partition, offset=record.offset, error=str(error))
+            place = {"partition": record.partition, "offset": record.offset}
+            log.error("bad_vector_record", **place, error=str(error))
             continue
-        if found is not None and found[1] in ("", bundle_id):
-            yield found[0]
+        if found is not None:
+            yield found
+
+
+def points_of(records: Sequence[ConsumerRecord], bundle_id: str) -> Iterator[Point]:
+    """The deletes among the records, and the vectors of this bundle."""
+    return (point for point, bundle in points_and_bundles(records) if bundle in ("", bundle_id))
 
 
 def record_of(point: Point, bundle_id: str, timestamp_ms: int) -> Outgoing:

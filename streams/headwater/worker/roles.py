@@ -211,15 +211,16 @@ class CatalogRole:
     def __init__(self, common: Common, index: Index | None) -> None:
         self._common = common
         self._threads = _thread("catalog")
+        filled = index if index is not None and index.filled_by == "the catalog worker" else None
+        serving = Serving(common.encoder, ItemVectors(common.encoder.dim), filled)
         self.path = CatalogPath(
             common.settings,
-            common.topics,
-            common.encoder,
+            lambda: serving,
             self._threads,
             common.producer,
-            index if index is not None and index.filled_by == "the catalog worker" else None,
             common.dead_letters,
             common.metrics,
+            common.observer,
             common.fail,
         )
         self.group: EngineApp | None = None  # once it is opened
@@ -237,8 +238,7 @@ class CatalogRole:
         return group
 
     async def _assigned(self, partitions: set[TopicPartition]) -> None:
-        assert self.group is not None
-        self.path.assign(_numbers(partitions, self._common.topics.catalog), self.group.consumer_generation_id)
+        self.path.assign(_numbers(partitions, self._common.topics.catalog))
 
     async def _revoked(self, partitions: set[TopicPartition]) -> None:
         self.path.freeze()

@@ -21,16 +21,20 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
-from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stamp, newer
+from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query
 from headwater.index.edge import EdgeIndex
-from headwater.index.vectors_topic import point_of
+from headwater.index.item_vectors import ItemVectors
+from headwater.index.vectors_topic import point_of, points_and_bundles
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
-from headwater.paths import catalog
-from headwater.paths.catalog import CatalogPath, _Versions
+from headwater.paths import catalog, shared_index
+from headwater.paths.catalog import CatalogPath
+from headwater.paths.item_versions import ItemVersions
+from headwater.paths.observer import ItemIndexed, Observer
+from headwater.paths.serving import Serving
 from headwater.settings import Settings
 from tests.support.interests_worker import STARTER, Committed, until
 from tests.support.recording_producer import RecordingProducer
@@ -48,21 +52,21 @@ def starter() -> Encoder:
 class CatalogWorker:
     """The catalog side of a worker without Kafka: real path, encoder and index; writes recorded."""
 
-    def __init__(self, encoder: Encoder, index: EdgeIndex | None) -> None:
+    def __init__(self, encoder: Encoder, index: Index | None) -> None:
         self.topics = Topics.named("test.")
         self.encoder, self.index = encoder, index
         self.producer, self.metrics, self.consumer = RecordingProducer(1), Metrics(), Committed()
         self.threads = ThreadPoolExecutor(1)
         self.failures: list[str] = []
+        self.observer, self.served = Observer(), index  # what the path writes to
         self.path = CatalogPath(
-            Settings(kafka_bootstrap_servers="127.0.0.1:1", catalog_partitions=1),
-            self.topics,
-            encoder,
+            Settings(kafka_bootstrap_servers="127.0.0.1:1", catalog_partitions=1, topic_prefix="test."),
+            lambda: Serving(encoder, ItemVectors(encoder.dim), self.served),
             self.threads,
             cast(Any, self.producer),
-            index,
             DeadLetters(cast(Any, self.producer), self.topics.dead_letters, self.metrics),
             self.metrics,
+            self.observer,
             self.failures.append,
         )
         self.own()
@@ -70,13 +74,9 @@ class CatalogWorker:
 
     def own(self) -> None:
         """Partition 0, opened on what the vectors topic says."""
-        versions = _Versions(1)
-        for record in self.producer.latest(self.topics.vectors).values():
-            found = point_of(record)
-            assert found is not None
-            point = found[0]
-            versions.stamps[point.key] = newer(point, None) or Stamp(0, point.offset)
-            versions.remember([point])
+        versions = ItemVersions(0)
+        for point, _ in points_and_bundles([*self.producer.latest(self.topics.vectors).values()]):
+            versions.add_read(point)
         versions.gate.open()
         self.path._partitions = {0: versions}
 
@@ -404,8 +404,8 @@ class _AwayIndex:
 def away(worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch) -> _AwayIndex:
     assert worker.index is not None
     away = _AwayIndex(worker.index)
-    monkeypatch.setattr(worker.path, "_index", away)
-    monkeypatch.setattr(catalog, "_INDEX_RETRY_S", 0.001)
+    monkeypatch.setattr(worker, "served", away)
+    monkeypatch.setattr(shared_index, "_RETRY_S", 0.001)
     return away
 
 
@@ -444,7 +444,9 @@ async def test_changes_wait_however_long_it_takes_and_arrive_in_order(
     worker: CatalogWorker, away: _AwayIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 1_000.0
-    monkeypatch.setattr(catalog, "time", SimpleNamespace(monotonic=lambda: now_s, perf_counter=lambda: now_s))
+    clock = SimpleNamespace(monotonic=lambda: now_s, perf_counter=lambda: now_s)
+    for module in (catalog, shared_index):
+        monkeypatch.setattr(module, "time", clock)
     assert worker.path.index_away_s == 0
     first = asyncio.ensure_future(worker.apply(worker.item(TEA, price=1.0), worker.item(COFFEE)))
     await until(lambda: away.refused > 2)
@@ -476,55 +478,17 @@ async def test_an_index_that_will_not_take_changes_ends_the_worker_with_its_reas
     assert worker.consumer.finished == []
 
 
-class _Reader:
-    """Instead of a consumer: what is to be read is known."""
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-
-async def test_what_the_index_has_lost_is_put_again_and_what_was_deleted_is_not(
-    worker: CatalogWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited = []
-
-    async def everything(*_: Any) -> AsyncIterator[tuple[int, Sequence[ConsumerRecord]]]:
-        waited.append(worker.path.waits(0))  # or the watchdog takes it for one that stands still
-        yield 0, worker.producer.records(worker.topics.vectors)
-
-    monkeypatch.setattr(catalog, "_AUDIT_S", 0.001)
-    monkeypatch.setattr(catalog, "_whole", everything)
-    monkeypatch.setattr(worker.path, "_reader", _Reader)
-    await worker.apply(worker.item(TEA), worker.item(COFFEE), worker.item("gone"))
-    await worker.apply(worker.item(TEA, title="green tea"), worker.delete("gone"))
-    anew = await EdgeIndex.open(tmp_path / "anew", worker.encoder.dim)
-    versions = worker.path._partitions[0]
-    keeping = asyncio.ensure_future(worker.path._keep_filled(anew, 0, versions))
-    async with asyncio.timeout(20):
-        while await anew.count() < 2:
-            await asyncio.sleep(0.002)
-    titles = {
-        found["item_id"]: found["title"] for found in (await anew.items(list(versions.stamps))).values()
-    }
-    assert titles == {TEA: "green tea", COFFEE: COFFEE}
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
-    assert all(waited)
-    assert not worker.path.waits(0)
-    await anew.close()
-
-
-async def test_an_index_that_has_what_it_must_is_only_asked(
-    worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker.path, "_fill", None)  # which nobody may call
-    await worker.apply(worker.item(TEA), worker.item(COFFEE))
-    await worker.apply(worker.delete(TEA))
-    versions = worker.path._partitions[0]
-    assert versions.audited == {item_key(COFFEE)}
-    assert worker.index is not None
-    assert await worker.path._has_audited(worker.index, versions)
+async def test_who_listens_is_told_of_items_indexed_and_removed(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, title="before anybody listened"))
+    with worker.observer.listen() as listener:
+        item, gone = worker.item(TEA, title="green tea"), worker.delete(COFFEE)
+        await worker.apply(item, gone, worker.item("bad", title=""))
+        events = [event for event in await listener.next() if isinstance(event, ItemIndexed)]
+    assert [(each.item_id, each.title, each.is_removed, each.partition, each.offset) for each in events] == [
+        (TEA, "green tea", False, 0, item.offset),
+        (COFFEE, "", True, 0, gone.offset),
+    ]
+    assert all(event.lag_ms > 0 for event in events)
 
 
 async def test_a_partition_that_was_taken_away_writes_nothing(worker: CatalogWorker) -> None:
@@ -537,7 +501,7 @@ async def test_a_partition_that_was_taken_away_writes_nothing(worker: CatalogWor
 async def test_whoever_waits_for_a_partition_to_open_is_sent_away_at_a_rebalance(
     worker: CatalogWorker,
 ) -> None:
-    worker.path._partitions = {0: _Versions(2)}
+    worker.path._partitions = {0: ItemVersions(0)}
     waiting = asyncio.ensure_future(worker.apply(worker.item(TEA)))
     await asyncio.sleep(0)
     worker.path.interrupt()

@@ -1,0 +1,121 @@
+"""Writing to an index that the catalog worker fills for all workers: it may be away, and it may lose what it had.
+
+**Waiting.** While the index is away, catalog changes wait in their order. Nothing more of the partition is fetched, so one
+batch waits and the rest stays in the topic.
+
+**Refilling.** Every ten seconds the index is asked for some items of each partition that it must have. Where one is
+missing, its collection was made anew or restored from a snapshot, and the partition's vectors are put again.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Final
+
+import structlog
+from aiokafka import ConsumerRecord
+
+from headwater.errors import StopWorker
+from headwater.index import BadVector, Index, IndexRefused, IndexUnavailable, KeyCollision, Point
+from headwater.index.vectors_topic import points_of
+from headwater.kafka.supervision import once_broker_answers
+from headwater.paths.item_versions import ItemVersions
+
+log = structlog.get_logger(__name__)
+
+# Between tries to put; the index's own calls have been retried by then.
+_RETRY_S: Final = 1.0
+_AUDIT_S: Final = 10.0
+
+Records = AsyncGenerator[Sequence[ConsumerRecord], None]
+
+
+async def put_or_wait(index: Index, versions: ItemVersions, points: Sequence[Point]) -> None:
+    """Put points of one partition, for as long as it takes.
+
+    Raises:
+        PartitionLost: the partition was taken away meanwhile. Its next owner may have written newer versions.
+        StopWorker: the index refused them, and would again.
+    """
+    versions.is_putting = True
+    try:
+        while not await _has_put(index, versions, points):
+            await asyncio.sleep(_RETRY_S)
+            versions.require()
+    finally:
+        versions.is_putting = False
+        versions.away_since_s = None
+    versions.require()
+
+
+async def keep_filled(
+    index: Index, versions: ItemVersions, bundle_id: str, topic: str, published: Callable[[int], Records]
+) -> None:
+    """Look every ten seconds whether the index has lost items of a partition, and put them again. Ends by its errors.
+
+    Args:
+        topic: the vectors topic, as messages name it.
+        published: reads all records of a partition of that topic.
+
+    Raises:
+        PartitionLost: the partition was taken away.
+        StopWorker: the index refused them, or the broker was away for two minutes.
+    """
+    await versions.gate.wait_open(None)
+    while True:
+        async with versions.lock:
+            versions.require()
+            if not await has_audited(index, versions):
+                log.warning("index_lacks_items", partition=versions.partition, remedy="they are put again")
+                versions.is_refilling = True
+                try:
+                    await once_broker_answers(
+                        topic, lambda: _refill(index, versions, bundle_id, published(versions.partition))
+                    )
+                finally:
+                    versions.is_refilling = False
+                # What that has not brought back is not asked for again.
+                with contextlib.suppress(IndexUnavailable):
+                    versions.audited &= set(await index.items(list(versions.audited)))
+        await asyncio.sleep(_AUDIT_S)
+
+
+async def has_audited(index: Index, versions: ItemVersions) -> bool:
+    """Whether the index has the audited items, as far as it can be asked."""
+    try:
+        return len(await index.items(list(versions.audited))) == len(versions.audited)
+    except IndexUnavailable:
+        return True
+
+
+async def _has_put(index: Index, versions: ItemVersions, points: Sequence[Point]) -> bool:
+    """Whether the index was there and has taken the points."""
+    try:
+        await index.put(points)
+    except KeyCollision as error:
+        log.error("key_collision", error=str(error))
+    except BadVector as error:
+        raise StopWorker(f"the index refused a checked vector: {error}") from error
+    except IndexRefused as error:
+        raise StopWorker(str(error)) from error
+    except IndexUnavailable as error:
+        if versions.away_since_s is None:
+            versions.away_since_s = time.monotonic()
+            log.warning("catalog_waits_for_index", items=len(points), error=str(error))
+        return False
+    if versions.away_since_s is not None:
+        log.warning("catalog_goes_on", seconds=round(time.monotonic() - versions.away_since_s, 1))
+    return True
+
+
+async def _refill(index: Index, versions: ItemVersions, bundle_id: str, published: Records) -> None:
+    changes, started_s = 0, time.monotonic()
+    async with aclosing(published) as batches:
+        async for records in batches:
+            points = list(points_of(records, bundle_id))
+            await put_or_wait(index, versions, points)
+            changes += len(points)
+    seconds = round(time.monotonic() - started_s, 1)
+    log.warning("index_filled_again", partition=versions.partition, changes=changes, seconds=seconds)

@@ -1,0 +1,145 @@
+"""The newest version of each item of a partition: read from the vectors topic, kept while it is written."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+
+from headwater.encoder.features import item_key
+from headwater.errors import PartitionLost, StopWorker
+from headwater.index import NO_VERSION, Point, VersionStamp
+from headwater.index.vectors_topic import payload_of, record_of
+from headwater.kafka.topics import Topics
+from headwater.messages import Item
+from headwater.paths.item_versions import ItemVersions, read_versions
+
+TOPICS = Topics.named("test.")
+BUNDLE = "a-bundle"
+TEA, SOAP = item_key("tea"), item_key("soap")
+
+
+def point(item_id: str, offset: int, *, version: int | None = None, since_ms: int | None = 7) -> Point:
+    payload = payload_of(Item(item_id, item_id), since_ms)
+    return Point(item_key(item_id), item_id, np.ones(2, np.float32), payload, version, 0, offset)
+
+
+def deleted(item_id: str, offset: int, *, version: int | None = None) -> Point:
+    return Point(item_key(item_id), item_id, None, {}, version, 0, offset)
+
+
+class TopicsInMemory:
+    """A consumer of partition 0: the vectors topic holds the given records, the catalog ends at an offset."""
+
+    def __init__(self, catalog_end: int = 1_000) -> None:
+        self._records: list[ConsumerRecord] = []
+        self._catalog_end = catalog_end
+        self._position = 0
+
+    def write(self, *points: Point, bundle: str = BUNDLE) -> None:
+        for each in points:
+            sent = record_of(each, bundle, 0)
+            place = (TOPICS.vectors, 0, len(self._records))
+            self._records.append(
+                ConsumerRecord(*place, 0, 0, sent.key, sent.value, None, 0, 0, tuple(sent.headers))
+            )
+
+    def assign(self, tps: Any) -> None: ...
+
+    def pause(self, *tps: Any) -> None: ...
+
+    async def seek_to_beginning(self, *tps: Any) -> None:
+        self._position = 0
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self._position
+
+    async def end_offsets(self, tps: Any) -> dict[TopicPartition, int]:
+        ends = {TOPICS.vectors: len(self._records), TOPICS.catalog: self._catalog_end}
+        return {tp: ends[tp.topic] for tp in tps}
+
+    async def getmany(self, *tps: TopicPartition, **_: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
+        fetched = self._records[self._position :]
+        self._position = len(self._records)
+        return dict.fromkeys(tps, fetched)
+
+    async def read(self) -> tuple[ItemVersions, bool]:
+        """The versions of partition 0, and whether some are of another bundle."""
+        versions = ItemVersions(0)
+        stale = await read_versions(cast(Any, self), TOPICS, [versions], BUNDLE)
+        assert stale in ([], [versions])
+        return versions, bool(stale)
+
+
+@pytest.fixture
+def topics() -> TopicsInMemory:
+    return TopicsInMemory()
+
+
+async def test_the_newest_record_of_each_item_says_its_version_and_age(topics: TopicsInMemory) -> None:
+    topics.write(point("tea", 1, version=4), point("soap", 2, since_ms=9), point("tea", 3, version=5))
+    versions, stale = await topics.read()
+    assert versions.stamps == {TEA: VersionStamp(5, 3), SOAP: VersionStamp(NO_VERSION, 2)}
+    assert (versions.came_in_ms(TEA, 99), versions.came_in_ms(SOAP, 99)) == (7, 9)
+    assert versions.audited == {TEA, SOAP}
+    assert not stale
+
+
+async def test_a_deleted_item_keeps_its_version_and_has_no_age(topics: TopicsInMemory) -> None:
+    topics.write(point("tea", 1, version=4), deleted("tea", 2, version=4))
+    versions, _ = await topics.read()
+    assert versions.stamps == {TEA: VersionStamp(4, 2)}
+    assert versions.came_in_ms(TEA, 99) == 99
+    assert versions.audited == set()
+
+
+async def test_items_of_another_bundle_look_new_so_that_they_are_encoded_again(
+    topics: TopicsInMemory,
+) -> None:
+    topics.write(point("tea", 1), point("soap", 2), bundle="another")
+    topics.write(point("soap", 3))
+    versions, stale = await topics.read()
+    assert stale
+    assert set(versions.stamps) == {SOAP}
+    assert versions.came_in_ms(TEA, 99) == 7, "its age outlives the bundle"
+    assert versions.audited == {SOAP}
+
+
+async def test_a_record_that_nobody_can_read_does_not_keep_the_worker_from_starting(
+    topics: TopicsInMemory,
+) -> None:
+    topics.write(point("tea", 1))
+    topics._records.append(SimpleNamespace(value=b"{", headers=(), partition=0, offset=1, key=b"tea"))
+    versions, _ = await topics.read()
+    assert set(versions.stamps) == {TEA}
+
+
+async def test_a_catalog_that_is_shorter_than_what_is_known_of_it_stops_the_worker() -> None:
+    topics = TopicsInMemory(catalog_end=5)
+    topics.write(point("tea", 7))
+    with pytest.raises(StopWorker, match=r"changes up to offset 7 are known.*5.*re-created"):
+        await topics.read()
+
+
+def test_the_first_hundred_items_are_audited_until_they_are_deleted() -> None:
+    versions = ItemVersions(0)
+    versions.add_published([point(f"item {n}", n) for n in range(150)])
+    assert len(versions.audited) == 100
+    versions.add_published([deleted("item 3", 200)])
+    assert item_key("item 3") not in versions.audited
+
+
+def test_an_age_that_no_record_says_is_told_from_an_item_that_is_not_there() -> None:
+    versions = ItemVersions(0)
+    versions.add_published([point("tea", 1, since_ms=None)])
+    assert versions.came_in_ms(TEA, 99) is None
+    assert versions.came_in_ms(SOAP, 99) == 99
+
+
+def test_a_partition_that_was_taken_away_may_not_be_written() -> None:
+    versions = ItemVersions(0)
+    versions.require()
+    versions.is_owned = False
+    with pytest.raises(PartitionLost):
+        versions.require()
