@@ -1,10 +1,10 @@
-"""From events to the table of neighbours in a bundle: which items are taken together in one session, and how alike that makes
-them.
+"""From events to the table of neighbours of a bundle: which items are taken together in one session.
 
     likeness(i, j) = n_ij / (n_i + n_j - n_ij + shrink)
 
-of the numbers of sessions with i, with j and with both: the index of Jaccard (1912), damped as ItemKNN's cosine is, so that
-items that share two sessions of two are no close neighbours. Each item keeps the neighbours that are most alike.
+n counts the sessions with i, with j and with both. It is the Jaccard index (1912), damped as in ItemKNN, so that items
+which share two sessions of two are no close neighbours (item-to-item by co-occurrence: Linden, Smith and York 2003).
+Each item keeps its most alike neighbours.
 """
 
 import json
@@ -31,12 +31,12 @@ from headwater_models.data.events import Log
 from headwater_models.judging.protocols import Split
 
 FILE = "neighbours.npz"
-_CHUNK = 1024  # items whose products with all others are held at once
+_CHUNK = 1024  # items multiplied with all others at once
 
 
 @dataclass(frozen=True)
 class TableConfig:
-    """Chosen on what Complete Journey's households bought in November, before the split (`models/README.md`)."""
+    """Chosen on Complete Journey's November, before the split (`models/RESULTS.md`, "What goes with a session")."""
 
     neighbours: int = 20  # of each item, at most
     together: int = 3  # sessions that two neighbours have to share
@@ -45,7 +45,10 @@ class TableConfig:
 
 
 def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, config: TableConfig) -> Encoder:
-    """The bundle `base` with a table of the training events in it, as one bundle. Raises DatasetError where there is no pair."""
+    """The bundle `base` with a table made from the training events.
+
+    Raises DatasetError: no two items share enough sessions.
+    """
     started = time.monotonic()
     source = encoder.load(base, device="cpu")
     table = table_of(asked.train, data.item_ids, config)
@@ -73,7 +76,10 @@ def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, confi
 
 
 def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
-    """The neighbours of a log's items. Where more have any than a table holds, of those in most sessions."""
+    """The neighbours of a log's items.
+
+    If more items have neighbours than a table holds, those in most sessions stay.
+    """
     taken = _sessions(log, int(config.pause_s * 1000), len(item_ids))
     sessions = np.asarray(taken.sum(axis=0)).ravel()
     found = [
@@ -111,7 +117,7 @@ def _sessions(log: Log, pause_ms: int, items: int) -> sparse.csc_matrix:
 def _nearest(
     taken: sparse.csc_matrix, sessions: F32, items: I64, config: TableConfig
 ) -> tuple[I64, I64, F32]:
-    """Pairs (item, neighbour, likeness) of some items with all others."""
+    """Pairs of some items with all others, as (item, neighbour, likeness), each (pairs,)."""
     common = (taken[:, items].T @ taken).tocoo()
     own, other, both = items[common.row], common.col.astype(np.int64), common.data
     pairs = (own != other) & (both >= config.together)

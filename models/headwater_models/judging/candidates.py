@@ -110,9 +110,9 @@ def rescored(encoder: Encoder, pooling: Pooling) -> Scorer:
 
 
 def trending(asked: Split, items: int) -> Callable[[int, I64], F32]:
-    """What `headwater.recall.popularity` counts, up to the begin of the day: weights of items relative to the heaviest of all.
+    """Popularity as `headwater.recall.popularity` counts it, up to the begin of the day: (moment, items (n,)) -> weights (n,).
 
-    As for the baselines, what happens after the split is counted under `prequential` only.
+    Weights are relative to the heaviest item. As for the baselines, events after the split count under `prequential` only.
     """
     known = asked.log if asked.protocol == "prequential" else asked.train
     last_ms = (

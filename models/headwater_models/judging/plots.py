@@ -1,4 +1,4 @@
-"""The plots of models/README.md: `python -m headwater_models.judging.plots WHAT FROM...` draws one anew, with its numbers on the terminal.
+"""The plots of models/RESULTS.md. `python -m headwater_models.judging.plots WHAT FROM...` draws one and prints its numbers.
 
 freshness [BUNDLE]      recall by the delay of clicks on Complete Journey; asks the questions itself
 learning BUNDLE...      validation by epoch, as bundles of `headwater train` tell it
@@ -24,7 +24,8 @@ from headwater_models.judging.evaluation import Group, Measure, bundle_scorer, e
 from headwater_models.judging.metrics import DECILES, LENGTHS
 from headwater_models.judging.protocols import discoveries, split
 
-HERE: Final = Path(__file__).parent
+STARTER: Final = Path(__file__).parents[1] / "starter"
+PAGE_FOLDER: Final = Path(__file__).parents[2]  # of RESULTS.md, which shows the plots
 DELAYS_MS: Final = {"0 s": 0, "1 min": 60_000, "1 h": 3_600_000, "1 day": 86_400_000}
 
 
@@ -42,7 +43,7 @@ def starter_freshness(bundle: Path, sample: int = 10_000, k: int = 20) -> dict[s
 
 
 def draw_freshness(curves: dict[str, dict[int, Measure]], path: Path) -> None:
-    """Recall over delay, one line a set of targets, with its intervals; the same curves give the same file."""
+    """Recall over delay, one line per set of targets, with intervals. Equal curves give equal files."""
     figure, (axes,) = _figure(1)
     for name, curve in curves.items():
         values = [measure.value for measure in curve.values()]
@@ -55,7 +56,7 @@ def draw_freshness(curves: dict[str, dict[int, Measure]], path: Path) -> None:
 
 
 def learning_curves(bundles: Sequence[Path]) -> dict[str, list[float]]:
-    """Validation NDCG@10 after each epoch, by the bundles' names; those without a learning curve are left out."""
+    """Validation NDCG@10 after each epoch, by bundle name. Bundles without a learning curve are left out."""
     curves = {}
     for bundle in bundles:
         manifest = encoder.load(bundle, device="cpu").manifest
@@ -66,7 +67,7 @@ def learning_curves(bundles: Sequence[Path]) -> dict[str, list[float]]:
 
 
 def draw_learning(curves: dict[str, list[float]], path: Path) -> None:
-    """Validation over epochs, one line a bundle."""
+    """Validation over epochs, one line per bundle."""
     figure, (axes,) = _figure(1)
     for name, curve in curves.items():
         axes.plot(range(1, len(curve) + 1), curve, marker=".", label=name)
@@ -76,7 +77,7 @@ def draw_learning(curves: dict[str, list[float]], path: Path) -> None:
 
 
 def draw_groups(results: Results, path: Path) -> None:
-    """Hits of each method by length of the history and by the target's decile of popularity."""
+    """Hits of each method by length of the history and by the target's popularity decile."""
     figure, (by_history, by_popularity) = _figure(2)
     for name, found in results.methods.items():
         quality = found["all"]
@@ -94,7 +95,10 @@ def _draw_group(axes: Any, groups: dict[str, Group], names: Sequence[str], label
 
 
 def draw_light(panels: dict[str, dict[str, Weighed]], path: Path) -> None:
-    """Hit over the microseconds of a click, an answer and a search together; a panel for each data, a point a bundle, its size in MB."""
+    """Hit over the microseconds of a click, an answer and a search together.
+
+    One panel per dataset, one point per bundle, labelled with its size in MB.
+    """
     figure, every = _figure(len(panels))
     for axes, (data, weighed) in zip(every, panels.items(), strict=True):
         for name, found in weighed.items():
@@ -123,8 +127,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _freshness(given: Sequence[Path]) -> None:
-    curves = starter_freshness(given[0] if given else HERE / "starter")
-    draw_freshness(curves, HERE / "freshness.svg")
+    curves = starter_freshness(given[0] if given else STARTER)
+    draw_freshness(curves, PAGE_FOLDER / "freshness.svg")
     for name, curve in curves.items():
         found = ", ".join(
             f"{delay} {measure.value:.4f} ({measure.low:.4f}-{measure.high:.4f})"
@@ -135,18 +139,18 @@ def _freshness(given: Sequence[Path]) -> None:
 
 def _learning(given: Sequence[Path]) -> None:
     curves = learning_curves(given)
-    draw_learning(curves, HERE / "learning.svg")
+    draw_learning(curves, PAGE_FOLDER / "learning.svg")
     for name, curve in curves.items():
         sys.stdout.write(f"{name}: {', '.join(f'{quality:.4f}' for quality in curve)}\n")
 
 
 def _groups(given: Sequence[Path]) -> None:
-    draw_groups(msgspec.json.decode(given[0].read_bytes(), type=Results), HERE / "groups.svg")
+    draw_groups(msgspec.json.decode(given[0].read_bytes(), type=Results), PAGE_FOLDER / "groups.svg")
 
 
 def _light(given: Sequence[Path]) -> None:
     read = {file.stem: msgspec.json.decode(file.read_bytes(), type=dict[str, Weighed]) for file in given}
-    draw_light(read, HERE / "light.svg")
+    draw_light(read, PAGE_FOLDER / "light.svg")
 
 
 _PLOTS: Final[dict[str, Callable[[Sequence[Path]], None]]] = {

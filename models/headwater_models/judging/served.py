@@ -35,11 +35,11 @@ def served(
     sources: Mapping[str, float] = INTERESTS,
     new: NDArray[np.bool_] | None = None,
 ) -> Scorer:
-    """Lists of length k as scores: k for the first of a list, 1 for its last, -inf for what is not in it.
+    """Lists of length k as scores (cases, items): k for the first of a list, 1 for its last, -inf for items outside it.
 
-    `sources`: the weights of `interests`, `buy-again`, for a bundle with a table of neighbours `similar`, and, where it is said
-    which items are `new`, that; those that are not there take no part. Ask with cases that remember no more than the log of the
-    service does (`encoder.log_length`).
+    `sources`: the weights of `interests`, `buy-again`, `similar` for a bundle with a table of neighbours, and `new` where
+    `new` (items,) marks the new items; sources without a weight take no part. Ask with cases that remember no more than
+    the service's log does (`encoder.log_length`).
     """
     sessions = Sessions(encoder.neighbours, encoder.log_length, catalog)
     among_new = _New(catalog, new, encoder.log_length) if new is not None and "new" in sources else None
@@ -200,7 +200,7 @@ class _New:
 
 
 def nearest(scores: F32, hidden: NDArray[np.bool_], k: int) -> I64:
-    """The best k items of each case that are not hidden, -1 where there are fewer."""
+    """The best k items of each case that are not hidden: scores and hidden (cases, items) -> (cases, k), -1 if there are fewer."""
     scores[hidden] = -np.inf
     lists = best(scores, k)
     lists[np.isneginf(np.take_along_axis(scores, lists, axis=1))] = -1

@@ -23,7 +23,7 @@ U16 = NDArray[np.uint16]
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
-# In wishes. What was tried: `models/README.md`.
+# In wishes. What was tried: `models/RESULTS.md`.
 HALF_LIFE: Final = 200
 DEFAULT_COUNTERS: Final = 64
 MAX_COUNTERS: Final = 255  # a byte of the record tells their number

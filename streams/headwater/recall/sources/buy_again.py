@@ -7,7 +7,7 @@ from headwater.profiles.counters import ONE, weight
 from headwater.recall.sources import Ask, KeySource
 
 # An item of the last hour is in the current basket: a customer who has just bought bread buys no other. On groceries the
-# rest finds a sixth more of the next purchases (`models/README.md`).
+# rest finds a sixth more of the next purchases (`models/RESULTS.md`).
 REST_MS: Final = 3_600_000
 
 
@@ -27,7 +27,7 @@ class BuyAgain(KeySource):
     """
 
     name = "buy-again"
-    # Of 1 to 20, 20 found most of the purchases in the month before the split of the tests (`models/README.md`): repeats
+    # Of 1 to 20, 20 found most of the purchases in the month before the split of the tests (`models/RESULTS.md`): repeats
     # go first, and the other sources move them by a few places.
     default_weight = 20.0
     rung = "no-repeats"

@@ -2,7 +2,7 @@
 
 New items have no co-occurrence and no popularity, and interests rank them below items seen in training; only their text
 separates them. They are compared with the items of the current session, one by one, by cosine, because the norm of an
-untrained vector carries no information. Figures: `models/README.md`, "What is new".
+untrained vector carries no information. Figures: `models/RESULTS.md`, "New items".
 """
 
 from collections.abc import Mapping, Sequence

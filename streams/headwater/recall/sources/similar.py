@@ -24,7 +24,7 @@ class Similar(KeySource):
     """
 
     name = "similar"
-    # Of 0.5 to 4, 1 found most of the first purchases of an item (`models/README.md`).
+    # Of 0.5 to 4, 1 found most of the first purchases of an item (`models/RESULTS.md`).
     default_weight = 1.0
     rung = "no-similar"
     # Some of it may be sold out, or gone. Without a filter most is there.
