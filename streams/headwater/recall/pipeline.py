@@ -5,7 +5,8 @@ the answer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -96,13 +97,13 @@ class Recall:
         self, asks: Sequence[Ask], keyed: Sequence[Keyed], deadline: float
     ) -> tuple[list[list[Ranking]], list[str | None]]:
         """The rankings of each ask, in the order of the sources, and its rung."""
-        steps = [self._near_vectors(asks, deadline)]
+        steps: list[Callable[[], Awaitable[_Step]]] = [partial(self._near_vectors, asks, deadline)]
         if any(keys for of_ask in keyed for keys in of_ask.values()):
-            steps.append(self._matching_keys(asks, keyed, deadline))
+            steps.append(partial(self._matching_keys, asks, keyed, deadline))
         for source in self._search_sources:
             asked = [i for i, ask in enumerate(asks) if self._weight(ask, source) > 0 and source.applies(ask)]
             if asked:
-                steps.append(self._searched(source, asks, asked, deadline))
+                steps.append(partial(self._searched, source, asks, asked, deadline))
         rankings: list[list[Ranking]] = [[] for _ in asks]
         rungs: list[str | None] = [None] * len(asks)
         for step in await self._together(steps):
@@ -114,11 +115,11 @@ class Recall:
             found.sort(key=lambda ranking: self._places[ranking.source])
         return rankings, rungs
 
-    async def _together(self, calls: Sequence[Awaitable[T]]) -> list[T]:
+    async def _together(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         """The results of several calls. An index in the process waits for nothing, and tasks would only cost their time."""
         if self._index.in_process or len(calls) == 1:
-            return [await call for call in calls]
-        return await asyncio.gather(*calls)
+            return [await call() for call in calls]
+        return await asyncio.gather(*(call() for call in calls))
 
     async def _near_vectors(self, asks: Sequence[Ask], deadline: float) -> _Step:
         """The items nearest to the vectors that sources name, by one search."""
@@ -161,7 +162,7 @@ class Recall:
                     wanted.setdefault(ask.where, set()).update(keys)
         if not named:
             return _Step([], {})
-        calls = [self._index.match(list(keys), where) for where, keys in wanted.items()]
+        calls = [partial(self._index.match, list(keys), where) for where, keys in wanted.items()]
         found = await _in_time(self._together(calls), deadline)
         if found is None:
             return _Step([], {index: source.rung for index, source, _ in reversed(named)})
