@@ -7,14 +7,14 @@ import time
 from typing import Any
 
 from headwater.commands import main
-from headwater.kafka.group import EngineApp
+from headwater.kafka.faust_group import FaustGroup
 
-_apps: list[tuple[asyncio.AbstractEventLoop, Any]] = []
+_groups: list[tuple[asyncio.AbstractEventLoop, Any]] = []
 
 
-class _KnownApp(EngineApp):
+class _KnownGroup(FaustGroup):
     async def join(self) -> None:
-        _apps.append((asyncio.get_running_loop(), self))
+        _groups.append((asyncio.get_running_loop(), self))
         await super().join()
 
 
@@ -23,15 +23,15 @@ def _block(*_: object) -> None:
 
 
 def _end_fetching(*_: object) -> None:
-    for loop, app in _apps:
-        for future in app._fetcher._futures:
+    for loop, group in _groups:
+        for future in group._app._fetcher._futures:
             loop.call_soon_threadsafe(future.cancel)
 
 
 if __name__ == "__main__":
     import headwater.worker.roles
 
-    headwater.worker.roles.EngineApp = _KnownApp  # type: ignore[misc]
+    headwater.worker.roles.FaustGroup = _KnownGroup  # type: ignore[misc]
     signal.signal(signal.SIGUSR1, _block)
     signal.signal(signal.SIGUSR2, _end_fetching)
     main.main()

@@ -150,8 +150,8 @@ APART = {
 }
 # What other packages may be imported by, directly, and from which rooms they may be reached at all.
 DIRECTLY = {
-    "faust": {"headwater.kafka.group"},
-    "mode": {"headwater.kafka.group"},
+    "faust": {"headwater.kafka.faust_group"},
+    "mode": {"headwater.kafka.faust_group"},
 }
 REACHED_FROM = {
     "faust": {"commands", "worker", "kafka"},

@@ -1,30 +1,22 @@
-"""The unit of work, a partition batch, and the gate it waits at until the state of its partition is there."""
+"""The unit of work, a partition batch, and the gate where it waits for the state of its partition."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
 from aiokafka import ConsumerRecord, TopicPartition
 
 from headwater.errors import PartitionLost
-
-
-class CommitLedger(Protocol):
-    """Keeps account of which batches are in hand and what may be committed."""
-
-    def release(self, batch: "Batch") -> None: ...
-
-    def finish(self, batch: "Batch") -> None: ...
+from headwater.kafka.commit_ledger import CommitLedger
 
 
 class Batch:
-    """The records of one partition that one fetch brought, in offset order.
+    """The records of one partition that one fetch brought, in offset order. Never empty.
 
-    ``release`` lets the next batch of the partition be fetched; ``finish`` allows everything up to its last record
-    to be committed as soon as all earlier batches are finished too, and releases it if need be.
+    ``generation`` is that of the group when the batch began. ``has_siblings``: the same fetch brought more of this
+    topic, from other partitions.
     """
 
-    __slots__ = ("_ledger", "finished", "generation", "has_siblings", "partition", "records", "topic")
+    __slots__ = ("_ledger", "finished", "generation", "has_siblings", "partition", "records", "topic", "tp")
 
     def __init__(
         self,
@@ -35,10 +27,11 @@ class Batch:
         has_siblings: bool = False,
     ) -> None:
         self._ledger = ledger
+        self.tp = tp
         self.topic, self.partition = tp
         self.records = records
         self.generation = generation
-        self.has_siblings = has_siblings  # the fetch brought more of this topic, from other partitions
+        self.has_siblings = has_siblings
         self.finished = False
 
     @property
@@ -46,14 +39,16 @@ class Batch:
         return int(self.records[-1].offset)
 
     def release(self) -> None:
+        """Let the next batch of the partition begin before this one is finished."""
         self._ledger.release(self)
 
     def finish(self) -> None:
+        """Allow everything up to the last record to be committed, once all earlier batches are finished too."""
         self._ledger.finish(self)
 
 
 class Gate:
-    """What a partition's batches wait at until its state is there; broken when the partition is about to go."""
+    """Where the batches of a partition wait for its state; interrupted when the partition is about to be revoked."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -65,22 +60,28 @@ class Gate:
         return self._is_open
 
     def open(self) -> None:
+        """Let all waiting batches pass, and later ones without waiting."""
         self._is_open = True
         self._changed.set()
 
     def close(self) -> None:
-        """Shut again, for the next generation; whoever still waits is sent away."""
+        """Shut the gate for the next generation; batches that still wait get PartitionLost."""
         self.interrupt()
         self._is_open = self._is_broken = False
         self._changed = asyncio.Event()
 
     def interrupt(self) -> None:
-        """Send away whoever waits; an open gate stays open."""
+        """Send waiting batches away with PartitionLost. An open gate stays open."""
         self._is_broken = not self._is_open
         self._changed.set()
 
     async def wait_open(self, timeout_s: float | None) -> None:
-        """Raises PartitionLost when the partition goes first, TimeoutError after ``timeout_s`` (None: never)."""
+        """Wait until the gate is open.
+
+        Raises:
+            PartitionLost: the gate was interrupted or closed first.
+            TimeoutError: it was not open after ``timeout_s``; None waits for ever.
+        """
         if self._is_open:
             return
         changed = self._changed

@@ -21,7 +21,7 @@ from headwater.settings import Settings
 
 _OURS: Final = "headwater"
 # Faust logs the life of its services under the name of the module that derives from them.
-_FAUST_SERVICES: Final = "headwater.kafka.group"
+_FAUST_SERVICES: Final = "headwater.kafka.faust_group"
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger(__name__)
 

@@ -22,9 +22,10 @@ from headwater.encoder.runtime import Encoder
 from headwater.index import Index
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.vectors_topic import VectorsFollower
+from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.group import EngineApp
+from headwater.kafka.faust_group import FaustGroup
 from headwater.kafka.supervision import Background
 from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
@@ -126,7 +127,7 @@ class InterestsRole:
             common.metrics,
             common.background.spawn,
         )
-        self.group: EngineApp | None = None  # once it is opened
+        self.group: ConsumerGroup | None = None  # once it is opened
 
     def _serving(self) -> Serving:
         follower = self._follower
@@ -139,7 +140,7 @@ class InterestsRole:
             follower.is_caught_up,
         )
 
-    async def open(self, stack: AsyncExitStack) -> EngineApp:
+    async def open(self, stack: AsyncExitStack) -> ConsumerGroup:
         """Follow vectors and trends, open the store, and return the group, ready to join.
 
         Raises:
@@ -159,7 +160,7 @@ class InterestsRole:
             await self._trends_tail.caught_up.wait()
         await self.profiles.start()
         stack.push_async_callback(self.profiles.stop)
-        group = self.group = EngineApp(common.settings.interests_group, common.settings)
+        group = self.group = FaustGroup(common.settings.interests_group, common.settings)
         group.handle(common.topics.clicks, self._clicks.handle)
         group.handle(common.topics.requests, self._requests.handle, urgent=True)
         group.on_assigned(self._assigned)
@@ -190,7 +191,7 @@ class InterestsRole:
             trend = self._trends.of(number)
             if trend is not None:
                 counts[number].restore(trend)
-        self.profiles.assign(numbers, self.group.consumer_generation_id)
+        self.profiles.assign(numbers, self.group.generation)
 
     async def _revoked(self, partitions: set[TopicPartition]) -> None:
         self.profiles.freeze()
@@ -223,14 +224,14 @@ class CatalogRole:
             common.observer,
             common.fail,
         )
-        self.group: EngineApp | None = None  # once it is opened
+        self.group: ConsumerGroup | None = None  # once it is opened
 
-    async def open(self, stack: AsyncExitStack) -> EngineApp:
+    async def open(self, stack: AsyncExitStack) -> ConsumerGroup:
         """Return the group, ready to join."""
         common = self._common
         _shut_down_with(stack, self._threads)
         stack.push_async_callback(self.path.stop)
-        group = self.group = EngineApp(common.settings.catalog_group, common.settings)
+        group = self.group = FaustGroup(common.settings.catalog_group, common.settings)
         group.handle(common.topics.catalog, self.path.handle)
         group.on_assigned(self._assigned)
         group.on_interrupt(self.path.interrupt)

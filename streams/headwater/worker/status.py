@@ -10,7 +10,7 @@ import numpy as np
 
 from headwater.encoder.features import ACTION_NAMES, item_key
 from headwater.index import Index, IndexUnavailable
-from headwater.kafka.group import EngineApp
+from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
@@ -41,7 +41,7 @@ class Status:
         self.catalog: CatalogRole | None = None
 
     @property
-    def groups(self) -> list[EngineApp]:
+    def groups(self) -> list[ConsumerGroup]:
         """The consumer groups of the roles that are open."""
         roles = (self.interests, self.catalog)
         return [role.group for role in roles if role is not None and role.group is not None]
@@ -49,7 +49,7 @@ class Status:
     @property
     def is_complete(self) -> bool:
         """Whether every group has its assignment and every partition its state."""
-        if not all(group.consumer.assignment() or group.unassigned for group in self.groups):
+        if not all(group.is_assigned for group in self.groups):
             return False
         return self.interests is None or self.interests.is_complete
 
@@ -130,20 +130,19 @@ class Status:
 
     def _read(self) -> Iterator[Progress]:
         for group in self.groups:
-            consumer: Any = group.consumer
-            for tp in consumer.assignment():
-                done, end = consumer.next_offset(tp), consumer.highwater(tp)
+            for tp in group.assignment():
+                at = group.position(tp)
                 # Requests may be parked until their click comes, for as long as they allow.
-                if done is not None and end is not None and tp.topic != self._topics.requests:
+                if at.next_offset is not None and at.end is not None and tp.topic != self._topics.requests:
                     waits = self._waits(tp.topic, tp.partition)
-                    yield Progress(tp.topic, tp.partition, done, end - done, waits=waits)
+                    lag = at.end - at.next_offset
+                    yield Progress(tp.topic, tp.partition, at.next_offset, lag, waits=waits)
 
     def _committed(self) -> Iterator[Progress]:
         for group in self.groups:
-            consumer: Any = group.consumer
-            for tp in consumer.assignment():
-                committed, more = consumer.committing(tp)
-                yield Progress(tp.topic, tp.partition, committed, more, TO_COMMIT)
+            for tp in group.assignment():
+                at = group.position(tp)
+                yield Progress(tp.topic, tp.partition, at.committed, at.committing, TO_COMMIT)
 
     def _waits(self, topic: str, number: int) -> bool:
         """Whether a partition waits for something that has a time limit of its own: its state, or the index."""

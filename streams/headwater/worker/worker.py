@@ -16,9 +16,9 @@ from headwater.errors import HeadwaterError
 from headwater.index.open import engine_of, open_index
 from headwater.index.timed import TimedIndex
 from headwater.kafka import topics
+from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.group import EngineApp
 from headwater.kafka.publish import producer_of
 from headwater.kafka.supervision import Background
 from headwater.kafka.topics import Topics
@@ -124,7 +124,7 @@ class Worker:
             index = await open_index(settings, encoder.id, encoder.dim, encoder.manifest.radius)
             self._stack.push_async_callback(index.close)
             index = status.index = TimedIndex(index, self.metrics)
-        groups: list[EngineApp] = []
+        groups: list[ConsumerGroup] = []
         if index is not None and self._role in ("all", "interests"):
             answers = await self._stack.enter_async_context(started(producer_of(settings)))
             status.interests = InterestsRole(common, index, answers)

@@ -103,9 +103,9 @@ def test_libraries_speak_from_warning_on_and_our_modules_from_the_level_on() -> 
 
 def test_faust_is_a_library_under_the_name_of_our_module_too() -> None:
     lines = """
-        logging.getLogger("headwater.kafka.group").info("[^-_Producer]: Stopping...")
-        logging.getLogger("headwater.kafka.group").warning("[^-_Producer]: Crashed")
-        structlog.get_logger("headwater.kafka.group").info("batch_dropped")
+        logging.getLogger("headwater.kafka.faust_group").info("[^-_Producer]: Stopping...")
+        logging.getLogger("headwater.kafka.faust_group").warning("[^-_Producer]: Crashed")
+        structlog.get_logger("headwater.kafka.faust_group").info("batch_dropped")
     """
     assert [event["event"] for event in as_json(lines)] == ["[^-_Producer]: Crashed", "batch_dropped"]
 

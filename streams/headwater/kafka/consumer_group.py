@@ -1,0 +1,191 @@
+"""A consumer group: topics in, one handler call per partition batch, committed in order when finished.
+
+The contract, and the part of it that needs no particular client. ``faust_group.py`` is what runs.
+"""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Set
+from typing import NamedTuple
+
+import structlog
+from aiokafka import TopicPartition
+
+from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.batch import Batch
+from headwater.kafka.commit_ledger import CommitLedger
+from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.plain_client import PlainConsumer
+from headwater.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[Batch], Awaitable[None]]
+OnPartitions = Callable[[set[TopicPartition]], Awaitable[None]]
+
+
+class GroupPosition(NamedTuple):
+    """How far the group has come in one partition."""
+
+    next_offset: int | None  # one past the last record that may be committed; None: not known yet
+    end: int | None  # one past the last record in the log, as of the last fetch; None: nothing fetched yet
+    committed: int  # 0 before the first commit
+    committing: int  # records that the commit under way adds; 0: there is none under way
+
+
+class ConsumerGroup(ABC):
+    """One member of the group ``name``.
+
+    Order of calls: ``handle`` for each topic, the ``on_...`` callbacks, ``join``, ``stop``. Whoever joins stops.
+
+    **A batch** is handed to its topic's handler as soon as it is fetched. One per partition is in hand until it is
+    released; urgent topics go first. The handler finishes its batch itself. A commit covers finished batches only, in
+    order. **A rebalance** interrupts, waits at most 5 s for the batches in hand, commits, revokes everything and
+    assigns anew. What was not finished is read again by the next owner, and its handlers get
+    :class:`PartitionLost` from the state they wait for. **Failure**: ``failed`` is resolved once, with a sentence. The
+    process must then end without committing anything more.
+    """
+
+    def __init__(self, name: str, settings: Settings, *, fast: bool = True) -> None:
+        self.name, self.settings = name, settings
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.urgent: set[str] = set()
+        self.generation = -1  # of the newest assignment
+        self._consumer_class = Consumer if fast else PlainConsumer
+        self._reader: Consumer | PlainConsumer | None = None  # while it is read
+        self._ledger = CommitLedger(self._begin_soon)
+        self._handlers: dict[str, Handler] = {}
+        self._in_hand: set[asyncio.Task[None]] = set()
+        self._is_draining = False  # from the begin of a rebalance or stop to the next assignment
+        self._begins_soon = False
+        self._on_assigned: list[OnPartitions] = []
+        self._on_revoked: list[OnPartitions] = []
+        self._on_interrupt: list[Callable[[], None]] = []
+
+    # The contract
+
+    def handle(self, topic: str, handler: Handler, *, urgent: bool = False) -> None:
+        """Call ``handler`` with every batch of ``topic``. Call this before ``join``.
+
+        The handler may take as long as it likes. A raised :class:`PartitionLost` drops the batch, a
+        :class:`StopWorker` fails the group, and so does any other exception. None of them commits anything.
+        """
+        if urgent:
+            self.urgent.add(topic)
+        self._handlers[topic] = handler
+
+    def on_assigned(self, callback: OnPartitions) -> None:
+        """Await ``callback`` with the whole new assignment at every rebalance, before fetching goes on."""
+        self._on_assigned.append(callback)
+
+    def on_revoked(self, callback: OnPartitions) -> None:
+        """Await ``callback`` once the batches in hand are finished and committed, before others take over.
+
+        At the first assignment it is awaited with none.
+        """
+        self._on_revoked.append(callback)
+
+    def on_interrupt(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when a rebalance or stop begins, so that batches that only wait give up. Must not block."""
+        self._on_interrupt.append(callback)
+
+    @abstractmethod
+    async def join(self) -> None:
+        """Join the group and begin to consume. Returns before there is an assignment.
+
+        Raises:
+            KafkaError: the broker is away, or refuses.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Take no more, wait at most 5 s for the batches in hand, commit, leave the group."""
+
+    @property
+    @abstractmethod
+    def is_assigned(self) -> bool:
+        """Whether an assignment has come; it may be without partitions."""
+
+    @abstractmethod
+    def assignment(self) -> Set[TopicPartition]:
+        """The partitions of this member now."""
+
+    @abstractmethod
+    def position(self, tp: TopicPartition) -> GroupPosition:
+        """How far the group has come in an assigned partition. Asks no broker."""
+
+    def fail(self, reason: str) -> None:
+        """Resolve ``failed`` with a sentence; only the first one counts."""
+        if not self.failed.done():
+            self.failed.set_result(reason)
+
+    # For those who implement it
+
+    @abstractmethod
+    def _readable(self) -> Set[TopicPartition]:
+        """The partitions that may be read now; none while the flow is stopped."""
+
+    def _begin(self) -> int:
+        """Begin what has been fetched of partitions that may take more work, urgent topics first.
+
+        Returns how many records that is. Nothing is awaited between the look at the generation and the begin, so a
+        rebalance finds each record either in hand or not polled yet.
+        """
+        self._begins_soon = False
+        if self._reader is None or self._is_draining:
+            return 0
+        wanted = self._readable() - self._ledger.busy
+        if not wanted:
+            return 0
+        left = most = self.settings.max_poll_records
+        fetched = self._reader.poll_buffered(wanted, most)
+        topics = [tp.topic for tp in fetched]
+        for tp, records in fetched.items():
+            batch = Batch(self._ledger, tp, records, self.generation, topics.count(tp.topic) > 1)
+            self._ledger.begin(batch)
+            task = asyncio.ensure_future(self._handled(batch))
+            self._in_hand.add(task)
+            task.add_done_callback(self._in_hand.discard)
+            left -= len(records)
+        if left <= 0:
+            self._begin_soon()
+        return most - left
+
+    def _begin_soon(self) -> None:
+        """Begin in the next turn of the event loop, for all partitions that are free by then."""
+        if not self._begins_soon:
+            self._begins_soon = True
+            self.failed.get_loop().call_soon(self._begin)
+
+    async def _handled(self, batch: Batch) -> None:
+        try:
+            await self._handlers[batch.topic](batch)
+        except PartitionLost:
+            log.info("batch_dropped", topic=batch.topic, partition=batch.partition, reason="revoked")
+        except StopWorker as error:
+            self.fail(str(error))
+        except Exception as error:
+            log.exception("handler_failed", topic=batch.topic, partition=batch.partition)
+            self.fail(f"unexpected {type(error).__name__} in the handler of {batch.topic}: {error}")
+
+    async def _drain(self, timeout_s: float) -> None:
+        """Interrupt, begin no batch until the next assignment, and wait for those in hand, at most ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        self._is_draining = True
+        for callback in self._on_interrupt:
+            callback()
+        while tasks := {task for task in self._in_hand if not task.done()}:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0.0:
+                return
+            await asyncio.wait(tasks, timeout=left_s)
+
+    async def _assigned(self, tps: Iterable[TopicPartition], generation: int) -> None:
+        self._is_draining, self.generation = False, generation
+        for callback in self._on_assigned:
+            await callback({TopicPartition(*tp) for tp in tps})
+
+    async def _revoked(self, tps: Iterable[TopicPartition]) -> None:
+        for callback in self._on_revoked:
+            await callback({TopicPartition(*tp) for tp in tps})

@@ -1,0 +1,237 @@
+"""The contract of a consumer group on Apache Kafka, with the fast client and with the plain one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.batch import Batch
+from headwater.kafka.consumer_group import ConsumerGroup
+from headwater.kafka.faust_group import FaustGroup
+from headwater.kafka.publish import Outgoing, producer_of, write_all
+from headwater.settings import Settings
+
+LONG_S = 60.0
+PARTITIONS = 2
+
+Join = Callable[..., Awaitable["Member"]]
+
+
+class Member:
+    """A member of the group that finishes what it is given, and writes down what happened."""
+
+    def __init__(self, group: ConsumerGroup, topic: str) -> None:
+        self.group, self.topic = group, topic
+        self.seen: list[tuple[int, int]] = []  # partition, offset
+        self.events: list[str] = []
+        self.finishes = True
+        group.handle(topic, self._handle)
+        group.on_assigned(self._assigned)
+        group.on_revoked(self._revoked)
+        group.on_interrupt(lambda: self.events.append("interrupt"))
+
+    async def _handle(self, batch: Batch) -> None:
+        self.seen += [(batch.partition, record.offset) for record in batch.records]
+        assert batch.generation == self.group.generation
+        if self.finishes:
+            batch.finish()
+
+    async def _assigned(self, tps: set[TopicPartition]) -> None:
+        self.events.append(f"assigned {len(tps)}")
+
+    async def _revoked(self, tps: set[TopicPartition]) -> None:
+        if tps:
+            self.events.append(f"revoked {len(tps)}")
+
+
+@pytest.fixture(params=[True, False], ids=["fast", "plain"])
+def fast(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def quick(kafka: str, topic_prefix: str) -> Settings:
+    return Settings(
+        kafka_bootstrap_servers=kafka,
+        topic_prefix=topic_prefix,
+        commit_interval_s=0.1,
+        session_timeout_s=6.0,
+    )
+
+
+@pytest.fixture
+async def topic(quick: Settings) -> str:
+    name = f"{quick.topic_prefix}work"
+    admin = AIOKafkaAdminClient(**quick.kafka_options())
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, PARTITIONS, 1)])
+    finally:
+        await admin.close()
+    return name
+
+
+@asynccontextmanager
+async def joined(settings: Settings, topic: str, fast: bool) -> AsyncIterator[Member]:
+    group = FaustGroup(f"{settings.topic_prefix}group", settings, fast=fast)
+    member = Member(group, topic)
+    await group.join()
+    try:
+        await until(lambda: group.is_assigned and len(group.assignment()) > 0)
+        yield member
+    finally:
+        await group.stop()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(LONG_S):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def publish(settings: Settings, topic: str, count: int) -> None:
+    async with producer_of(settings) as producer:
+        for partition in range(PARTITIONS):
+            await write_all(producer, topic, partition, [Outgoing(b"k", b"v")] * count)
+
+
+async def committed(settings: Settings, topic: str) -> list[int]:
+    consumer = AIOKafkaConsumer(
+        **settings.kafka_options(), group_id=f"{settings.topic_prefix}group", enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        return [await consumer.committed(TopicPartition(topic, n)) or 0 for n in range(PARTITIONS)]
+    finally:
+        await consumer.stop()
+
+
+async def test_every_record_is_handled_once_in_order_and_committed_when_finished(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    async with joined(quick, topic, fast) as member:
+        for count in (50, 1):
+            await publish(quick, topic, count)
+        await until(lambda: len(member.seen) == 51 * PARTITIONS)
+        tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        await until(lambda: all(member.group.position(tp).committed == 51 for tp in tps))
+        at = member.group.position(tps[0])
+        assert (at.next_offset, at.end) == (51, 51)
+        for number in range(PARTITIONS):
+            assert [offset for partition, offset in member.seen if partition == number] == list(range(51))
+    assert await committed(quick, topic) == [51] * PARTITIONS
+    assert member.events[0] == f"assigned {PARTITIONS}"
+    assert member.events[-1] == "interrupt"
+
+
+async def test_what_is_not_finished_is_not_committed_and_the_next_member_reads_it(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    await publish(quick, topic, 3)
+    async with joined(quick, topic, fast) as member:
+        await until(lambda: len(member.seen) == 3 * PARTITIONS)
+        member.finishes = False
+        await publish(quick, topic, 2)
+        await until(lambda: len(member.seen) == 5 * PARTITIONS)
+    assert await committed(quick, topic) == [3] * PARTITIONS
+    async with joined(quick, topic, fast) as successor:
+        await until(lambda: len(successor.seen) == 2 * PARTITIONS)
+        assert sorted(successor.seen) == [(n, offset) for n in range(PARTITIONS) for offset in (3, 4)]
+
+
+async def test_one_batch_of_a_partition_is_in_hand_until_it_is_released(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    held: list[Batch] = []
+
+    async def hold(batch: Batch) -> None:
+        held.append(batch)
+
+    group = FaustGroup(f"{quick.topic_prefix}group", quick, fast=fast)
+    group.handle(topic, hold)
+    await group.join()
+    try:
+        await until(lambda: group.is_assigned)
+        await publish(quick, topic, 1)
+        await until(lambda: len(held) == PARTITIONS)
+        await publish(quick, topic, 1)
+        await asyncio.sleep(0.3)
+        assert len(held) == PARTITIONS
+        first = held[0]
+        first.release()
+        await until(lambda: len(held) == PARTITIONS + 1)
+        assert (held[-1].partition, held[-1].last_offset) == (first.partition, 1)
+        held[-1].finish()  # before the older one of its partition
+        assert group.position(first.tp).next_offset in (None, 0)
+        first.finish()
+        assert group.position(first.tp).next_offset == 2
+    finally:
+        await group.stop()
+
+
+async def test_a_second_member_takes_over_what_the_first_one_gives_up(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    async with joined(quick, topic, fast) as first:
+        await publish(quick, topic, 5)
+        await until(lambda: len(first.seen) == 5 * PARTITIONS)
+        async with joined(quick, topic, fast) as second:
+            await until(lambda: len(first.group.assignment()) == len(second.group.assignment()) == 1)
+            await publish(quick, topic, 5)
+            await until(lambda: len(first.seen) + len(second.seen) >= 10 * PARTITIONS)
+            assert first.events[:3] == [f"assigned {PARTITIONS}", "interrupt", f"revoked {PARTITIONS}"]
+            mine = {tp.partition for tp in second.group.assignment()}
+            assert {partition for partition, offset in second.seen if offset >= 5} == mine
+    seen = first.seen + second.seen
+    assert set(seen) == {(n, offset) for n in range(PARTITIONS) for offset in range(10)}
+    assert await committed(quick, topic) == [10] * PARTITIONS
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (StopWorker("the broker is full"), "the broker is full"),
+        (ValueError("no"), "unexpected ValueError in"),
+    ],
+)
+async def test_what_a_handler_raises_fails_the_group_and_commits_nothing(
+    quick: Settings, topic: str, fast: bool, error: Exception, reason: str
+) -> None:
+    async def fail(batch: Batch) -> None:
+        raise error
+
+    group = FaustGroup(f"{quick.topic_prefix}group", quick, fast=fast)
+    group.handle(topic, fail)
+    await group.join()
+    try:
+        await publish(quick, topic, 1)
+        async with asyncio.timeout(LONG_S):
+            assert reason in await group.failed
+    finally:
+        await group.stop()
+    assert await committed(quick, topic) == [0] * PARTITIONS
+
+
+async def test_a_batch_whose_partition_is_lost_is_dropped_without_failing(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    lost: list[Batch] = []
+
+    async def lose(batch: Batch) -> None:
+        lost.append(batch)
+        raise PartitionLost
+
+    group = FaustGroup(f"{quick.topic_prefix}group", quick, fast=fast)
+    group.handle(topic, lose)
+    await group.join()
+    try:
+        await publish(quick, topic, 1)
+        await until(lambda: len(lost) == PARTITIONS)
+        assert not group.failed.done()
+    finally:
+        await group.stop()
+    assert await committed(quick, topic) == [0] * PARTITIONS
