@@ -234,12 +234,17 @@ class Reason(Struct, frozen=True, omit_defaults=True):
 
 
 class Candidate(Struct, frozen=True):
-    """One recommended item: the fused score, the source that ranked it best, and why."""
+    """One recommended item: the fused score, the source that ranked it best, and why.
+
+    ``similarity`` is the highest cosine of the item with the user's interests or the query, -1 to 1. Only a request with
+    ``explain`` gets it.
+    """
 
     item_id: str
     score: float
     source: str
     because: list[Reason] = []
+    similarity: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Reflects(Struct, frozen=True):

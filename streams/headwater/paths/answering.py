@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.publish import Outgoing, write_scattered
@@ -60,7 +62,8 @@ def answered(
         stored: the changelog holds the partition's clicks up to this offset.
         catalog: offset of each catalog partition that the index is at.
     """
-    pending, rung = found.pending, found.rung
+    pending, rung, result = found.pending, found.rung, found.result
+    near = result.similarities or [None] * len(result.items)
     items = [
         Candidate(
             item.item_id,
@@ -70,8 +73,9 @@ def answered(
                 Reason(share.event.item_id, share.event.at_ms, share.event.action, round(share.share, 4))
                 for share in because
             ],
+            msgspec.UNSET if similarity is None else round(similarity, 4),
         )
-        for item, because in zip(found.result.items, found.result.because, strict=True)
+        for item, because, similarity in zip(result.items, result.because, near, strict=True)
     ]
     timings = {**pending.timings, "total": now_ms - pending.asked_ms}
     response = Response(

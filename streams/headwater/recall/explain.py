@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_NAMES
 from headwater.recall.fusion import Fused
-from headwater.recall.sources import F32, PositiveEvent
+from headwater.recall.sources import F32, Ask, PositiveEvent
 
 # A reader takes in three reasons; the rest would be noise of the same item bought twice.
 MAX_REASONS: Final = 3
@@ -83,6 +83,32 @@ def nearest_events(
     weights = np.exp(_SHARPNESS * (cosine[chosen] - cosine[chosen].max()))
     shares = weights / weights.sum()
     return [Share(events[index], float(share)) for index, share in zip(chosen, shares, strict=True)]
+
+
+def similarities(items: Sequence[Fused], ask: Ask, vectors: Mapping[int, F32]) -> list[float | None]:
+    """How near each item lies to what is asked for: the highest cosine with an interest that counts, or with the query.
+
+    Args:
+        vectors: (D,) by item key.
+
+    Returns:
+        From -1 to 1 for each item; None for an item without a vector, and where there is nothing to compare with.
+    """
+    wanted = [*ask.interests[ask.interest_weights > 0], *([] if ask.query is None else [ask.query])]
+    if not wanted:
+        return [None] * len(items)
+    unit = _unit(np.stack(wanted))
+    known = [item.key for item in items if item.key in vectors]
+    cosines = (_unit(np.stack([vectors[key] for key in known])) @ unit.T).max(axis=1) if known else ()
+    by_key = dict(zip(known, map(float, cosines), strict=True))
+    return [by_key.get(item.key) for item in items]
+
+
+def _unit(vectors: F32) -> F32:
+    """The rows of (n, D) at length 1; zeros stay zeros."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: F32 = vectors / np.maximum(length, 1e-12)
+    return unit
 
 
 def _past(event: PositiveEvent, payloads: Mapping[int, Mapping[str, Any]]) -> PastEvent:

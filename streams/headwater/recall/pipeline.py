@@ -13,7 +13,7 @@ import numpy as np
 
 from headwater.index import Index, IndexUnavailable, Query
 from headwater.index.filters import Filter
-from headwater.recall.explain import Share, explained
+from headwater.recall.explain import Share, explained, similarities
 from headwater.recall.fusion import RRF_K, Fused, Ranking, diversify, fuse
 from headwater.recall.rescoring import Keyed, Scorer
 from headwater.recall.sources import F32, Ask, Filler, KeySource, SearchSource, Source, VectorSource
@@ -30,13 +30,15 @@ class RecallResult(NamedTuple):
     """Items best first, at most ``limit``, with the reasons of each.
 
     ``rung`` names the step down that had to be taken, None for a full answer. ``missing`` is the rung of a source that
-    the request names and the bundle lacks.
+    the request names and the bundle lacks. ``similarities`` are those of the items (see :func:`similarities`), None
+    where the request wants no explanation.
     """
 
     items: list[Fused]
     because: list[list[Share]]
     rung: str | None
     missing: str | None = None
+    similarities: Sequence[float | None] | None = None
 
 
 class _Step(NamedTuple):
@@ -78,7 +80,11 @@ class Recall:
         chosen = [_chosen(ask, items, vectors) for ask, items in zip(asks, fused, strict=True)]
         because = await self._explain(asks, chosen, vectors, deadline)
         missing = [self._missing_rung(ask) for ask in asks]
-        return [RecallResult(*each) for each in zip(chosen, because, rungs, missing, strict=True)]
+        near = [
+            similarities(items, ask, vectors) if ask.explain else None
+            for ask, items in zip(asks, chosen, strict=True)
+        ]
+        return [RecallResult(*each) for each in zip(chosen, because, rungs, missing, near, strict=True)]
 
     def _weight(self, ask: Ask, source: Source) -> float:
         return (ask.weights or self._defaults).get(source.name, 0.0)
@@ -224,7 +230,7 @@ class Recall:
                 keys.update(item.key for item in items)
             elif ask.diversity > 0:
                 keys.update(item.key for item in items[: ask.choice])
-            if ask.explain and ask.log:
+            if ask.explain:
                 keys.update(item.key for item in items[: ask.limit])
                 keys.update(key for key, _, _ in ask.log)
         return (await _in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES
-from headwater.recall.explain import MAX_REASONS, PastEvent, Share, explained, nearest_events
+from headwater.recall.explain import MAX_REASONS, PastEvent, Share, explained, nearest_events, similarities
 from headwater.recall.fusion import Fused
+from headwater.recall.sources import Ask
 
 CLICK = ACTION_CODES["click"]
 COFFEE, TEA, SOAP = np.eye(3, dtype=np.float32)
@@ -84,3 +85,18 @@ def test_an_item_is_explained_by_the_events_that_its_source_names_or_else_by_the
     assert latte == [Share(PastEvent("tea", 20, "click"), 0.75)]
     assert [share.event.item_id for share in chai] == ["tea", "coffee"]
     assert unknown == []
+
+
+def test_an_item_is_as_similar_as_its_nearest_interest_or_the_query() -> None:
+    ask = Ask(
+        interests=np.stack([3.0 * COFFEE, TEA]), interest_weights=np.array([0.5, 0.0], np.float32), query=SOAP
+    )
+    items = [Fused(key, f"i{key}", 0.1, "interests") for key in range(4)]
+    vectors = {0: 0.2 * COFFEE, 1: TEA, 2: SOAP + COFFEE}
+    found = similarities(items, ask, vectors)
+    assert found[:3] == pytest.approx([1.0, 0.0, 0.5**0.5])
+    assert found[3] is None
+
+
+def test_without_interests_and_query_no_item_is_similar() -> None:
+    assert similarities([Fused(0, "i0", 0.1, "popular")], Ask(), {0: COFFEE}) == [None]
