@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = _config_file(os.environ)
+        path = config_file(os.environ)
         if path is None:
             return init_settings, env_settings
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
@@ -312,7 +312,8 @@ class Settings(BaseSettings):
         return context
 
 
-def _config_file(environment: Mapping[str, str]) -> Path | None:
+def config_file(environment: Mapping[str, str]) -> Path | None:
+    """The TOML file that settings come from, if there is one. Raises SettingsError where it cannot be read."""
     named = environment.get(f"{PREFIX}CONFIG")
     path = Path(named or "headwater.toml")
     if not path.is_file():

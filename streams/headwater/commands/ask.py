@@ -1,60 +1,94 @@
 """`headwater click`, `ask` and `user`: one event, one answer, one user."""
 
-import os
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args
+from urllib.parse import quote, urlencode
 
+import msgspec
 from cyclopts import Parameter
 
+from headwater.commands import answer_words
 from headwater.commands.terminal import (
+    FLAG,
     MANY,
     CommandError,
-    get,
+    Expired,
+    NoAnswer,
+    Rejected,
+    UsageError,
+    http_get,
     run_async,
     running_settings,
+    running_web,
+    say,
     stdout,
     web_address,
+)
+from headwater.messages import (
+    ACTIONS,
+    DEFAULT_DEADLINE_MS,
+    SESSION_ACTIONS,
+    ActionName,
+    BadMessage,
+    Position,
+    Request,
+    Response,
+    SessionActionName,
+    SessionEvent,
+    SourceName,
+    encode,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from headwater.messages import Position, Response
     from headwater.settings import Settings
 
-
-ActionOption = Literal[
-    "click", "view", "like", "add_to_cart", "purchase", "dislike", "hide", "impression", "retract", "forget"
-]
+# A title that is long must leave room for the reason.
+_TITLE_WIDTH: Final = 48
+# A worker's HTTP server reads 8 KiB of a request line; one id, percent-encoded, takes at most 1.5.
+_QUERY_CHARS: Final = 6_000
 
 
 def click(
     user: str,
     item: str = "",
     *,
-    action: ActionOption = "click",
+    action: ActionName = "click",
     at_ms: int | None = None,
     event_id: str | None = None,
 ) -> int:
-    """Publish one event of a user; prints its partition and offset. `ask` then waits for it.
+    """Publish one event of a user, and print its position.
+
+    Example: headwater click ann coffee-1 --action purchase
 
     Parameters
     ----------
+    user
+        The user's id.
+    item
+        The item's id; left out for forget.
+    action
+        What the user did. retract takes an event back, forget erases the user.
     at_ms
         When it happened, in milliseconds since 1970; default: now.
     event_id
-        Default: a new one. For retract: the event to take back.
+        Default: a new one. For retract: the id of the event to take back.
     """
+    settings = running_settings()
     from headwater.client import Client
 
-    settings = running_settings()
-
-    async def clicking() -> "Position":
+    async def clicking() -> Position:
         async with Client(settings) as client:
-            return await client.click(user, item, action, at_ms=at_ms, event_id=event_id)
+            try:
+                return await client.click(user, item, action, at_ms=at_ms, event_id=event_id)
+            except BadMessage as error:
+                raise UsageError(str(error)) from error
 
-    place = run_async(clicking())
-    _LastClicks(settings).put(user, place)
-    print(f"{place.partition}:{place.offset}")
+    position = run_async(clicking())
+    print(f"{position.partition}:{position.offset}")
     return 0
 
 
@@ -62,28 +96,33 @@ def ask(
     user: str,
     *,
     limit: int = 10,
-    after: str | None = None,
-    after_event_id: str | None = None,
-    no_wait: Annotated[bool, Parameter(negative=())] = False,
     filter_: Annotated[str | None, Parameter(name="--filter")] = None,
     exclude: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
-    include_seen: Annotated[bool, Parameter(negative=())] = False,
+    include_seen: Annotated[bool, FLAG] = False,
     query: str = "",
     session: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
+    sources: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
     diversity: float = 0.0,
-    deadline_ms: int = 2_000,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    at: str | None = None,
+    after: str | None = None,
+    after_event_id: str | None = None,
+    no_wait: Annotated[bool, FLAG] = False,
+    deadline_ms: int = DEFAULT_DEADLINE_MS,
+    explain: bool = True,
+    json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """Ask for items for a user, and wait for the last click made by `headwater click` to count.
+    """Ask for items for a user, and print them with a reason each.
+
+    The answer reflects every click that was published before.
+
+    Example: headwater ask ann --limit 5 --filter '{"price": {"lt": 20}}' --sources interests=1 --sources new=0.9
 
     Parameters
     ----------
-    after
-        P:O, a partition and offset of the clicks topic that the answer has to reflect.
-    after_event_id
-        Instead, the id of an event that it has to reflect.
-    no_wait
-        Do not wait for the last click.
+    user
+        The user's id.
+    limit
+        How many items.
     filter_
         JSON over the catalog's fields, such as '{"category": "garden", "price": {"lt": 20}}'.
     exclude
@@ -93,108 +132,186 @@ def ask(
     query
         Free text.
     session
-        An item as if it had just been clicked, without storing it; repeatable.
+        ITEM or ITEM:ACTION, an event as if it had just happened, which is not stored; repeatable.
+    sources
+        NAME=WEIGHT, where items come from; repeatable. Default: the worker's weights.
     diversity
         0 (best first) to 1 (as different as possible).
+    at
+        Answer as if it were then: a date and time (without a zone: UTC), or milliseconds since 1970.
+    after
+        P:O, a position in the clicks topic that the answer has to reflect, as `headwater click` prints it.
+    after_event_id
+        Instead, the id of an event that it has to reflect.
+    no_wait
+        Do not wait for clicks that are published and not yet applied.
+    deadline_ms
+        How long the worker may take.
+    explain
+        Give a reason for each item.
     json
         Print the whole answer as JSON.
     """
-    import msgspec
-
-    from headwater.client import Client
-    from headwater.messages import SessionEvent, encode
-
+    if after is not None and after_event_id is not None:
+        raise UsageError("--after and --after-event-id: expected one of the two")
+    position = _position(after) if after is not None else None
+    fields: dict[str, Any] = {
+        "limit": limit,
+        "filter": _filter(filter_) if filter_ is not None else None,
+        "exclude": exclude,
+        "exclude_seen": not include_seen,
+        "query": query,
+        "session": [_session_event(each) for each in session],
+        "sources": dict(_source(each) for each in sources),
+        "diversity": diversity,
+        "at_ms": _moment_ms(at) if at is not None else None,
+        "after_event_id": after_event_id,
+        "deadline_ms": deadline_ms,
+        "explain": explain,
+    }
     settings = running_settings()
-    where = None
-    if filter_ is not None:
-        try:
-            where = msgspec.json.decode(filter_)
-        except msgspec.DecodeError as error:
-            raise CommandError(
-                f'--filter is {filter_}: expected JSON such as \'{{"category": "garden"}}\' ({error})'
-            ) from None
-        if not isinstance(where, dict):
-            raise CommandError(
-                f'--filter is {filter_}: expected a JSON object such as \'{{"category": "garden"}}\''
-            )
-    place = _place(after) if after is not None else None
-    if place is None and after_event_id is None and not no_wait:
-        place = _LastClicks(settings).get(user)
-
-    async def asking() -> "Response":
-        async with Client(settings) as client:
-            return await client.recall(
-                user,
-                limit=limit,
-                filter=where,
-                exclude=exclude,
-                exclude_seen=not include_seen,
-                diversity=diversity,
-                query=query,
-                session=[SessionEvent(item_id) for item_id in session],
-                explain=True,
-                after=place,
-                after_event_id=after_event_id,
-                deadline_ms=deadline_ms,
-            )
-
-    response = run_async(asking())
+    reads = "any" if no_wait else "all"
+    response = run_async(_recalled(settings, user, after=position, reads=reads, **fields))
     if json:
         print(encode(response).decode())
-    else:
-        stdout().print(_answer_table(response))
-        stdout().print(_reflected(response), highlight=False)
+        return 0
+    if response.items:
+        now_ms = fields["at_ms"] or int(time.time() * 1000)
+        found = answer_words.rows(response, _titles(settings, answer_words.named(response)), now_ms)
+        stdout().print(_answer_table(found, explain=explain))
+    for shortcoming in answer_words.shortcomings(Request("", user, **fields), response):
+        say(shortcoming)
+    stdout().print(answer_words.proof(response), highlight=False)
     return 0
 
 
-def _place(text: str) -> "Position":
-    from headwater.messages import Position
+async def _recalled(settings: "Settings", user: str, **fields: Any) -> Response:
+    from headwater.client import Client, RequestExpired, RequestRejected
 
-    partition, _, offset = text.partition(":")
-    if not (partition.isdecimal() and offset.isdecimal()):
-        raise CommandError(f"--after is {text}: expected partition:offset, as `headwater click` prints it")
-    return Position(int(partition), int(offset))
+    try:
+        async with Client(settings) as client:
+            return await client.recall(user, **fields)
+    except BadMessage as error:
+        raise UsageError(str(error)) from error
+    except RequestRejected as error:
+        raise Rejected(str(error)) from error
+    except RequestExpired as error:
+        raise Expired(str(error)) from error
 
 
-def _answer_table(response: "Response") -> "Table":
+def _answer_table(found: Sequence[answer_words.Row], *, explain: bool) -> "Table":
     from rich.table import Table
 
-    table = Table("#", "item", "score", "source", "because of", box=None, pad_edge=False)
-    for rank, item in enumerate(response.items, 1):
-        because = ", ".join(
-            f"{reason.action} {reason.item_id} {reason.share:.0%}" for reason in item.because[:3]
+    table = Table("#", "item", "title", box=None, pad_edge=False)
+    table.columns[2].max_width = _TITLE_WIDTH
+    for name in (*(["similarity"] if explain else []), "rank score", "source", *(["why"] if explain else [])):
+        table.add_column(name)
+    for rank, row in enumerate(found, 1):
+        cells = [f"{row.score:.4f}", row.source]
+        table.add_row(
+            str(rank), row.item_id, row.title, *([row.similarity, *cells, row.reason] if explain else cells)
         )
-        table.add_row(str(rank), item.item_id, f"{item.score:.4f}", item.source, because)
     return table
 
 
-def _reflected(response: "Response") -> str:
-    proof = response.reflects
-    words = f"{response.status}{f' ({response.rung})' if response.rung else ''}"
-    if proof is not None:
-        words += f", reflects {proof.events} events up to {proof.partition}:{proof.offset}"
-        if proof.last_event_id:
-            words += f", last event {proof.last_event_id}"
-        if proof.pending:
-            words += f", {proof.pending} pending (their items have no vector yet)"
-    return f"{words}, {response.timings_ms.get('total', 0.0):.1f} ms in the worker"
+def _titles(settings: "Settings", item_ids: Sequence[str]) -> dict[str, str]:
+    """Titles by item id, as far as a worker on this machine tells them."""
+    address = running_web(settings)
+    titles: dict[str, str] = {}
+    for query in _queries(item_ids) if address else ():
+        try:
+            status, body = http_get(str(address), f"/items?{query}")
+        except NoAnswer:
+            break
+        if status != 200:
+            break
+        titles |= {item_id: item.get("title") or "" for item_id, item in msgspec.json.decode(body).items()}
+    return titles
 
 
-def user(user: str, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """What is known of a user: events, pending ones, the watermark of the partition.
+def _queries(item_ids: Sequence[str]) -> Iterator[str]:
+    """Query strings that name all items, each short enough for one request."""
+    names: list[str] = []
+    size = 0
+    for item_id in item_ids:
+        name = urlencode({"id": item_id})
+        if names and size + len(name) >= _QUERY_CHARS:
+            yield "&".join(names)
+            names, size = [], 0
+        names.append(name)
+        size += len(name) + 1
+    if names:
+        yield "&".join(names)
+
+
+def _position(token: str) -> Position:
+    try:
+        return Position.parse(token)
+    except BadMessage:
+        raise UsageError(
+            f"--after is {token}: expected partition:offset, as `headwater click` prints it"
+        ) from None
+
+
+def _filter(text: str) -> dict[str, Any]:
+    expected = '{"category": "garden"}'
+    try:
+        where = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"--filter is {text}: expected JSON such as '{expected}' ({error})") from None
+    if not isinstance(where, dict):
+        raise UsageError(f"--filter is {text}: expected a JSON object such as '{expected}'")
+    return where
+
+
+def _session_event(text: str) -> SessionEvent:
+    """ITEM or ITEM:ACTION. Ids may hold colons, so only the name of an action is taken off the end."""
+    item_id, colon, action = text.rpartition(":")
+    if not colon or action not in ACTIONS:
+        return SessionEvent(text)
+    if action not in SESSION_ACTIONS:
+        raise UsageError(f"--session is {text}: expected one of the actions {', '.join(SESSION_ACTIONS)}")
+    return SessionEvent(item_id, cast(SessionActionName, action))
+
+
+def _source(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        if name in get_args(SourceName):
+            return name, float(weight or "1")
+    except ValueError:
+        pass
+    raise UsageError(
+        f"--sources is {text}: expected NAME=WEIGHT with a number from 0 to 100, such as interests=1, and one of the "
+        f"names {', '.join(get_args(SourceName))}"
+    )
+
+
+def _moment_ms(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"--at is {text}: expected a date and time such as 2026-11-30T12:00, or milliseconds since 1970"
+        ) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
+    """Show what is known of a user: events, pending ones, the watermark of the partition.
+
+    Example: headwater user ann
 
     Parameters
     ----------
+    user
+        The user's id.
     json
         Print it as JSON.
     """
-    import time
-    from urllib.parse import quote
-
-    import msgspec
-    from rich.table import Table
-
-    status, body = get(web_address(), f"/users/{quote(user, safe='')}")
+    status, body = http_get(web_address(running_settings()), f"/users/{quote(user, safe='')}")
     if status != 200:
         raise CommandError(
             f"no user {user} at the worker that was asked: expected one with events in a partition of that worker; "
@@ -204,12 +321,7 @@ def user(user: str, *, json: Annotated[bool, Parameter(negative=())] = False) ->
         print(body.decode())
         return 0
     found = msgspec.json.decode(body)
-    table = Table("when", "action", "item", "title", "", box=None, pad_edge=False)
-    for event in reversed(found["events"]):
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["at_ms"] / 1000))
-        pending = "pending" if event["pending"] else ""
-        table.add_row(when, event["action"], event["item_id"] or "?", event["title"] or "", pending)
-    stdout().print(table)
+    stdout().print(_event_table(found["events"]))
     stdout().print(
         f"{len(found['events'])} events, {found['pending']} pending, partition {found['partition']}, watermark "
         f"{found['watermark']}, last event {found['last_event_id']}, {found.get('counters', 0)} items counted from before",
@@ -218,53 +330,12 @@ def user(user: str, *, json: Annotated[bool, Parameter(negative=())] = False) ->
     return 0
 
 
-class _LastClicks:
-    """The last click of each user that this machine published, so that `ask` in another process waits for it.
+def _event_table(events: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich.table import Table
 
-    Positions mean something on one broker only, so the file forgets them when it meets another one.
-    """
-
-    _KEPT: Final = 1_000
-
-    def __init__(self, settings: "Settings") -> None:
-        from headwater import run_file
-
-        run = run_file.read(settings)
-        self._path = settings.data_dir / "last-clicks.json"
-        # An embedded broker starts empty each time, perhaps on the same port.
-        self._system = [
-            settings.bootstrap_servers,
-            settings.topic_prefix,
-            f"{run.pid}-{run.pid_started}" if run else "",
-        ]
-
-    def get(self, user: str) -> "Position | None":
-        from headwater.messages import Position
-
-        place = self._read().get(user)
-        return Position(*place) if place else None
-
-    def put(self, user: str, place: "Position") -> None:
-        import msgspec
-
-        known = self._read()
-        known.pop(user, None)
-        known[user] = (place.partition, place.offset)
-        kept = dict(list(known.items())[-self._KEPT :])
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_bytes(msgspec.json.encode({"system": self._system, "clicks": kept}))
-        draft.replace(self._path)
-
-    def _read(self) -> dict[str, tuple[int, int]]:
-        import msgspec
-
-        class File(msgspec.Struct):
-            system: list[str]
-            clicks: dict[str, tuple[int, int]]
-
-        try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=File)
-        except (OSError, msgspec.DecodeError):
-            return {}
-        return file.clicks if file.system == self._system else {}
+    table = Table("when", "action", "item", "title", "", box=None, pad_edge=False)
+    for event in reversed(events):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["at_ms"] / 1000))
+        pending = "pending" if event["pending"] else ""
+        table.add_row(when, event["action"], event["item_id"] or "?", event["title"] or "", pending)
+    return table

@@ -15,6 +15,7 @@ import polars as pl
 import xxhash
 from aiokafka.errors import KafkaError
 
+from headwater.commands.terminal import NoAnswer
 from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
@@ -74,7 +75,10 @@ class Prepared(NamedTuple):
 async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done = lambda _: None) -> Report:
     """Publish the good rows; all of them are acknowledged on return.
 
-    Raises ImportFileError (no broker, no topic) or StopWorker (the broker stopped acknowledging).
+    Raises:
+        NoAnswer: no broker.
+        ImportFileError: no topic.
+        StopWorker: the broker stopped acknowledging.
     """
     topics = Topics.named(settings.topic_prefix)
     topic = topics.clicks if kind == "clicks" else topics.catalog
@@ -85,7 +89,7 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
             await asyncio.wait_for(producer.start(), _CONNECT_TIMEOUT_S)
         except (KafkaError, OSError, TimeoutError) as error:
             failure = str(error) or f"waited {_CONNECT_TIMEOUT_S:g} s"
-            raise ImportFileError(await why_unreachable(settings, failure)) from error
+            raise NoAnswer(await why_unreachable(settings, failure)) from error
         existing = (await producer.client.fetch_all_metadata()).topics()
         if topic not in existing:
             raise ImportFileError(

@@ -1,4 +1,4 @@
-"""`headwater train`, `evaluate`, `tune`, `export` and `bundle`: data to models to bundles, and their figures."""
+"""`headwater train`, `evaluate`, `tune`, `export` and `bundle`: from data to bundles and their figures."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from headwater.commands.terminal import (
+    FLAG,
     MANY,
     CommandError,
+    UsageError,
+    command_line,
     quiet_aiokafka,
     run_async,
     running_settings,
@@ -17,32 +20,49 @@ from headwater.commands.terminal import (
 )
 
 if TYPE_CHECKING:
+    from headwater_models.commands import Results
     from headwater_models.data.datasets import Dataset
     from headwater_models.judging.protocols import At
 
 
+# Written out for the help, which must not import torch. Tests hold them equal to the registries.
 ProtocolOption = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
+ModelOption = Literal[
+    "starter",
+    "bert4rec",
+    "gru4rec",
+    "lru",
+    "multi-interest",
+    "narm",
+    "sasrec",
+    "deepfm",
+    "dlrm",
+    "nfm",
+    "similar",
+]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class DataOptions:
-    """Which events, and what is asked of them.
+    """Which events to use, and how to split them.
 
     Parameters
     ----------
     data
         complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
     path
-        Where the files of a built-in dataset lie.
+        The folder of a built-in dataset.
     map_
         field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
     time
-        What the times of a file are.
+        The unit of the times of a file.
     protocol
-        See models/README.md; default: leave-one-out; for complete-journey global-time to train, list-at-split to evaluate.
+        How events are split: see models/README.md. Default: leave-one-out; for complete-journey global-time to train, and
+        list-at-split to evaluate.
     at
-        Where the protocols in time split: a share of the events (0.9) or a date; default: 0.9, complete-journey 2017-12-01.
+        The split of the protocols in time: a share of the events (0.9) or a date. Default: 0.9; for complete-journey
+        2017-12-01.
     """
 
     data: str = "complete-journey"
@@ -68,12 +88,12 @@ class DataOptions:
         try:
             return datetime.fromisoformat(self.at)
         except ValueError:
-            raise CommandError(
+            raise UsageError(
                 f"--at is {self.at}: expected a share of the events such as 0.9, or a date"
             ) from None
 
     def load(self) -> "Dataset":
-        """The data, having said what was read otherwise or left out."""
+        """The data. Prints what was read differently or left out."""
         from headwater_models.data.datasets import load
 
         found = load(self.data, self.path, self.map_, self.time)
@@ -87,7 +107,7 @@ class DataOptions:
 _EVENTS: Final = DataOptions()
 
 
-# Which options of `train` go with which kind of model, beside those that go with all.
+# The options of `train` that only some kinds of model take.
 _GOES_WITH: Final = {
     "starter": {"--steps"},
     "table": {"--bundle"},
@@ -97,19 +117,7 @@ _GOES_WITH: Final = {
 
 
 def train(
-    model: Literal[
-        "starter",
-        "bert4rec",
-        "gru4rec",
-        "lru",
-        "multi-interest",
-        "narm",
-        "sasrec",
-        "deepfm",
-        "dlrm",
-        "nfm",
-        "similar",
-    ],
+    model: ModelOption,
     *,
     out: Path,
     events: DataOptions = _EVENTS,
@@ -123,46 +131,49 @@ def train(
     study: Path | None = None,
     teacher: Path | None = None,
     nested: Annotated[list[int], MANY] = [],  # noqa: B006 - cyclopts never changes it
-    resume: Annotated[bool, Parameter(negative=())] = False,
+    resume: Annotated[bool, FLAG] = False,
     threads: int = 1,
 ) -> int:
-    """Data -> model -> bundle -> figures. Needs the extra train; starter also the extra export.
+    """Train a model, export it as a bundle, and print its figures.
+
+    Needs the extra train; starter also needs the extra export.
+
+    Example: headwater train gru4rec --data events.csv --map user_id=customer --out my-bundle
 
     Parameters
     ----------
     model
-        starter: texts, on Complete Journey. deepfm, dlrm, nfm: how a bundle's candidates are ordered. similar: a table of what
-        is taken together, put into a bundle. The others: item ids, on any data.
+        starter: item texts, on Complete Journey. deepfm, dlrm, nfm: the order of a bundle's candidates. similar: a table of
+        items taken together, added to a bundle. The others: item ids, on any data.
     out
         The folder of the new bundle.
     bundle
-        Whose candidates deepfm, dlrm and nfm order, or which gets the table of similar; default: the one that is set, else the
-        shipped starter.
+        For deepfm, dlrm, nfm and similar: the bundle to extend. Default: the one in force (`headwater settings`).
+    seed
+        Of all random numbers.
     epochs
-        At most so many; default: the recipe's. For all but starter and similar.
+        The most epochs; default: the recipe's. For all but starter and similar.
     steps
         Training steps of starter; default: those of the shipped bundle.
     set_
-        field=value of the recipe (models/headwater_models/training/recipes.py): fit.loss=gbce, encoder.dim=32; repeatable. For all but starter and
-        similar.
+        field=value of the recipe, such as fit.loss=gbce or encoder.dim=32; repeatable. Recipes are in
+        headwater_models/training/recipes.py. For all but starter and similar.
     search
-        Try values of the space in models/headwater_models/training/recipes.py, by the validation, and train with the best. For all but starter and
-        similar.
+        Search the recipe's space by validation, and train with the best values. For all but starter and similar.
     trials
-        Variants in all, with those that the study has already.
+        Variants in all, including those that the study already has.
     study
-        The file that keeps the search, which goes on from it when it is there; default: `out` with .study behind its name.
+        The file that keeps the search and resumes it; default: `out` with .study appended.
     teacher
-        A bundle whose answers the model learns too. For the models of item ids.
+        A bundle whose answers the model also learns. For the models of item ids.
     nested
-        So many first dimensions have to do alone too, for `bundle lighten --dim`; repeatable. For the models of item ids.
+        Train the first N dimensions to work alone, for `bundle lighten --dim`; repeatable. For the models of item ids.
     resume
-        Go on from the checkpoint that a killed training left beside `out`.
+        Continue from the checkpoint that a killed training left beside `out`.
     threads
-        More than one only on cores that nobody else uses: torch's threads wait for each other most of the time.
+        Threads of torch. More than one pays only on idle cores, since the threads mostly wait for each other.
     """
     from headwater_models.commands import (
-        tables,
         train_scorer,
         train_sequence,
         train_similar,
@@ -184,55 +195,28 @@ def train(
     }
     for option, value in given.items():
         if value and option not in _GOES_WITH[kind]:
-            raise CommandError(f"{option} does not go with {model}: leave it out")
+            raise UsageError(f"{option} does not go with {model}: leave it out")
     if study is not None and search is None:
-        raise CommandError(f"--study {study}: expected --search with it, which says how to search")
+        raise UsageError(f"--study {study}: expected --search with it, which says how to search")
     if kind == "starter":
-        command = f"headwater train starter --seed {seed}" + (f" --steps {steps}" if steps else "")
-        print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command).id)
+        print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command_line()).id)
         return 0
-    chosen = events.protocol_or("global-time")
-    command = f"headwater train {model} --data {events.data} --protocol {chosen} --seed {seed}"
-    command += (f" --at {events.at}" if events.at else "") + (f" --epochs {epochs}" if epochs else "")
-    command += "".join(f" --set {one}" for one in set_)
-    training: dict[str, Any] = {
-        "at": events.moment(),
-        "seed": seed,
-        "epochs": _positive("--epochs", epochs),
-        "settings": set_,
-        "threads": threads,
-        "command": command,
-    }
+    chosen, moment = events.protocol_or("global-time"), events.moment()
+    training: dict[str, Any] = {"at": moment, "threads": threads, "command": command_line()}
+    if kind == "table":
+        base = bundle or running_settings().bundle_path
+        return _print_tables(train_similar(base, events.load(), chosen, out, **training))
+    training |= {"seed": seed, "epochs": _positive("--epochs", epochs), "settings": set_}
     if search is not None:
         _positive("--trials", trials)
         from headwater_models.training.search import Search
 
         training["search"] = Search(search, trials, study or out.with_name(f"{out.name}.study"))
-        training["command"] += f" --search {search} --trials {trials}"
-    if kind == "table":
-        command = f"headwater train similar --data {events.data} --protocol {chosen}"
-        command += f" --at {events.at}" if events.at else ""
-        results = train_similar(
-            bundle or running_settings().bundle_path,
-            events.load(),
-            chosen,
-            out,
-            at=events.moment(),
-            threads=threads,
-            command=command,
-        )
-    elif kind == "scorer":
+    if kind == "scorer":
         base = bundle or running_settings().bundle_path
-        results = train_scorer(model, base, events.load(), chosen, out, **training)
-    else:
-        training["command"] += f" --teacher {teacher}" if teacher else ""
-        training["command"] += "".join(f" --nested {dim}" for dim in nested)
-        results = train_sequence(
-            model, events.load(), chosen, out, teacher=teacher, nested=nested, resume=resume, **training
-        )
-    for table in tables(results):
-        stdout().print(table)
-    return 0
+        return _print_tables(train_scorer(model, base, events.load(), chosen, out, **training))
+    training |= {"teacher": teacher, "nested": nested, "resume": resume}
+    return _print_tables(train_sequence(model, events.load(), chosen, out, **training))
 
 
 def evaluate(
@@ -243,42 +227,50 @@ def evaluate(
     sample: int | None = None,
     seed: int = 0,
     k: int | None = None,
-    baselines: Annotated[bool, Parameter(negative=())] = False,
-    through_the_stream: Annotated[bool, Parameter(negative=())] = False,
-    graph: Annotated[bool, Parameter(negative=())] = False,
+    baselines: Annotated[bool, FLAG] = False,
+    through_the_stream: Annotated[bool, FLAG] = False,
+    graph: Annotated[bool, FLAG] = False,
     threads: int = 1,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """A bundle against baselines on a dataset, by full ranking of its catalog.
+    """Compare a bundle with baselines on a dataset, by full ranking of its catalog.
+
+    Example: headwater evaluate my-bundle --data events.csv --protocol leave-one-out
 
     Parameters
     ----------
     bundle
-        Its folder; default: the one that is set, else the shipped starter. With --baselines and none named: baselines only.
+        Its folder; default: the one in force (`headwater settings`). With --baselines and no bundle: baselines only.
     with_
-        Another bundle beside it, and the ranks of both fused.
+        A second bundle, judged alone and fused with the first.
     sample
-        Ask only so many questions, drawn by the seed; default: all, 10,000 for prequential.
+        The number of questions, drawn by the seed; default: all, 10,000 for prequential.
+    seed
+        Of the sample.
     k
         The length of lists; default: 10 for leave-one-out, else 20.
     baselines
-        Also ItemKNN, EASE and ALS. Needs the extra train.
+        Also judge ItemKNN, EASE and ALS. Needs the extra train.
     through_the_stream
-        The bundle alone, offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
+        Judge the bundle offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
     graph
-        Through the stream, search a graph as large catalogs are served, and not all items.
+        With --through-the-stream: search a graph, as for large catalogs, instead of all items.
+    threads
+        Threads of the encoder.
+    json
+        Print the figures as JSON.
     """
-    from headwater_models.commands import as_json, compare, tables
+    from headwater_models.commands import as_json, compare
 
     if through_the_stream and (baselines or with_ is not None):
         option = "--baselines" if baselines else "--with"
-        raise CommandError(f"--through-the-stream asks about a bundle alone: leave {option} out")
+        raise UsageError(f"--through-the-stream asks about a bundle alone: leave {option} out")
     if graph and not through_the_stream:
-        raise CommandError("--graph says how the stream searches: expected --through-the-stream with it")
+        raise UsageError("--graph says how the stream searches: expected --through-the-stream with it")
     if bundle is None and not baselines:
         bundle = running_settings().bundle_path
     if with_ is not None and bundle is None:
-        raise CommandError(
+        raise UsageError(
             f"--with {with_}: expected a bundle to go with it, `headwater evaluate BUNDLE --with {with_}`"
         )
     length, questions, at = _positive("--k", k), _positive("--sample", sample), events.moment()
@@ -301,10 +293,8 @@ def evaluate(
     )
     if json:
         print(as_json(results).decode())
-    else:
-        for table in tables(results):
-            stdout().print(table)
-    return 0
+        return 0
+    return _print_tables(results)
 
 
 def _evaluate_through_the_stream(
@@ -320,7 +310,7 @@ def _evaluate_through_the_stream(
 ) -> int:
     from headwater.commands.live_evaluation import TOLERANCE, compare
     from headwater.settings import Settings
-    from headwater_models.commands import as_json, progress, tables, usual_k
+    from headwater_models.commands import as_json, progress, usual_k
     from headwater_models.judging.protocols import split
 
     quiet_aiokafka()
@@ -334,8 +324,7 @@ def _evaluate_through_the_stream(
     if json:
         print(as_json(found.results).decode())
     else:
-        for table in tables(found.results):
-            stdout().print(table)
+        _print_tables(found.results)
     say(found.search)
     for measure, difference in found.apart.items():
         say(f"{measure} through the stream less offline as it serves: {difference:+.5f}")
@@ -346,9 +335,17 @@ def _evaluate_through_the_stream(
     return 0
 
 
+def _print_tables(results: "Results") -> int:
+    from headwater_models.commands import tables
+
+    for table in tables(results):
+        stdout().print(table)
+    return 0
+
+
 def _positive(option: str, value: int | None) -> int | None:
     if value is not None and value < 1:
-        raise CommandError(f"{option} is {value}: expected a whole number from 1 on")
+        raise UsageError(f"{option} is {value}: expected a whole number from 1 on")
     return value
 
 
@@ -362,18 +359,26 @@ def tune(
     seed: int = 0,
     threads: int = 1,
 ) -> int:
-    """A Hugging Face sentence encoder tuned to what users take together, for `headwater export`. Needs the extra export.
+    """Tune a Hugging Face sentence encoder to items taken together, for `headwater export`.
+
+    Needs the extra export.
+
+    Example: headwater tune --model all-MiniLM-L6-v2 --data events.csv --out tuned
 
     Parameters
     ----------
     model
         A folder, or a name that transformers can load.
     out
-        The folder of the tuned model: `headwater export --model` takes it.
+        The folder of the tuned model, for `headwater export --model`.
     steps
         Batches of pairs; default: 200.
     rank
-        Of the updates that are learned (LoRA); default: 8; 0: all weights are learned.
+        Rank of the LoRA updates; default: 8; 0: all weights are trained.
+    seed
+        Of all random numbers.
+    threads
+        Threads of torch.
     """
     from headwater_models.commands import tune_lm
 
@@ -392,8 +397,12 @@ def tune(
     return 0
 
 
-def export(*, model: str, out: Path, int8: Annotated[bool, Parameter(negative=())] = False) -> int:
-    """A Hugging Face sentence encoder as item tower of a new bundle. Needs the extra export.
+def export(*, model: str, out: Path, int8: Annotated[bool, FLAG] = False) -> int:
+    """Export a Hugging Face sentence encoder as the item tower of a new bundle.
+
+    Needs the extra export.
+
+    Example: headwater export --model tuned --out my-bundle --int8
 
     Parameters
     ----------
@@ -406,18 +415,19 @@ def export(*, model: str, out: Path, int8: Annotated[bool, Parameter(negative=()
     """
     from headwater_models.commands import export_lm
 
-    command = f"headwater export --model {model} --out {out}" + (" --int8" if int8 else "")
-    print(export_lm(model, out, int8=int8, command=command).id)
+    print(export_lm(model, out, int8=int8, command=command_line()).id)
     return 0
 
 
 def show(bundle: Path | None = None) -> int:
     """Check a bundle and print its manifest.
 
+    Example: headwater bundle show my-bundle
+
     Parameters
     ----------
     bundle
-        Its folder; default: the one that is set, else the shipped starter.
+        Its folder; default: the one in force (`headwater settings`).
     """
     import msgspec
 
@@ -429,16 +439,22 @@ def show(bundle: Path | None = None) -> int:
 
 
 def mean(*, out: Path, bundle: Path | None = None) -> int:
-    """The item tower of a bundle under the training-free user encoder. Needs the extra train.
+    """Put the training-free user encoder on the item tower of a bundle.
+
+    Needs the extra train.
+
+    Example: headwater bundle mean --bundle my-bundle --out mean-bundle
 
     Parameters
     ----------
+    out
+        The folder of the new bundle.
     bundle
-        Whose item tower; default: the one that is set, else the shipped starter.
+        The bundle with the item tower; default: the one in force (`headwater settings`).
     """
     from headwater_models.commands import make_mean
 
-    print(make_mean(bundle or running_settings().bundle_path, out).id)
+    print(make_mean(bundle or running_settings().bundle_path, out, command=command_line()).id)
     return 0
 
 
@@ -446,32 +462,38 @@ def lighten(
     *,
     out: Path,
     bundle: Path | None = None,
-    int8: Annotated[bool, Parameter(negative=())] = False,
-    fp16: Annotated[bool, Parameter(negative=())] = False,
+    int8: Annotated[bool, FLAG] = False,
+    fp16: Annotated[bool, FLAG] = False,
     dim: int | None = None,
     prune: float = 0.0,
 ) -> int:
-    """A lighter bundle out of another, by one of these or several. Needs the extra train.
+    """Make a lighter bundle, by one or several of the options below.
+
+    Needs the extra train.
+
+    Example: headwater bundle lighten --bundle my-bundle --out light --int8
 
     Parameters
     ----------
+    out
+        The folder of the new bundle.
     bundle
-        The one to lighten; default: the one that is set, else the shipped starter.
+        The bundle to lighten; default: the one in force (`headwater settings`).
     int8
-        Tables and matrices in 8 bits, a scale for each row or column.
+        Tables and matrices in 8 bits, with a scale for each row or column.
     fp16
-        Weights and arithmetic in half precision. A processor computes in single all the same; a GPU may be quicker.
+        Weights and arithmetic in half precision. CPUs compute in single precision anyway; a GPU may be faster.
     dim
-        Keep only so many dimensions, the first ones: for bundles of `headwater train --nested`.
+        Keep only the first N dimensions, for bundles of `headwater train --nested`.
     prune
-        Leave out this share of each feed-forward's hidden units.
+        Remove this share of the hidden units of each feed-forward layer.
     """
     from headwater_models import commands
 
-    command = f"headwater bundle lighten{' --int8' if int8 else ''}{' --fp16' if fp16 else ''}"
-    command += (f" --dim {dim}" if dim else "") + (f" --prune {prune:g}" if prune else "")
     source = bundle or running_settings().bundle_path
-    print(commands.lighten(source, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command).id)
+    print(
+        commands.lighten(source, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command_line()).id
+    )
     return 0
 
 
@@ -479,19 +501,23 @@ def compare(
     *bundles: Path,
     events: DataOptions = _EVENTS,
     sample: int | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """Bundles side by side: how much they find, their size, and what a click, an answer and a search cost.
+    """Compare bundles: figures, size, and the cost of a click, an answer and a search.
+
+    Example: headwater bundle compare my-bundle light --data events.csv
 
     Parameters
     ----------
     bundles
         Their folders.
     sample
-        Ask only so many questions; default: all, 10,000 for prequential.
+        The number of questions; default: all, 10,000 for prequential.
+    json
+        Print the comparison as JSON.
     """
     if not bundles:
-        raise CommandError("no bundle named: expected the folders of those to compare")
+        raise UsageError("no bundle named: expected the folders of those to compare")
     from headwater_models import commands
 
     protocol = events.protocol_or("list-at-split")

@@ -1,21 +1,152 @@
-"""`headwater topics`, `doctor`, `schema` and `metrics`: look at a system and at what it promises."""
+"""`headwater doctor`, `settings`, `topics`, `metrics` and `schema`: look at a system, and at what it promises."""
 
+import os
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from urllib.parse import urlsplit
 
-from headwater.commands.terminal import CommandError, run_async, running_settings, running_web, within_timeout
+from headwater.commands.terminal import (
+    FLAG,
+    UsageError,
+    run_async,
+    running_settings,
+    running_web,
+    stdout,
+    within_timeout,
+)
+
+if TYPE_CHECKING:
+    from headwater.kafka.topics import Problem
+    from headwater.settings import Settings
+
+_HIDDEN: Final = "********"
+# Settings whose default is found when it is needed: the property that says what is in force.
+_RESOLVED: Final = {"kafka_bootstrap_servers": "bootstrap_servers", "bundle": "bundle_path"}
+
+
+def doctor() -> int:
+    """Look at the whole system; say what is wrong and what to do.
+
+    Examined are broker, topics, co-partitioning, groups, lag, dead letters, bundle, index and worker.
+
+    Example: headwater doctor
+    """
+    from headwater.commands.doctor import examine
+
+    settings = running_settings()
+    findings = run_async(examine(settings, running_web(settings)))
+    for finding in findings:
+        print(finding)
+    return 1 if any(not finding.ok for finding in findings) else 0
+
+
+class Setting(NamedTuple):
+    """One setting in force: its environment variable, its value as text, and where the value comes from."""
+
+    variable: str
+    value: str
+    origin: str
+
+
+def show_settings(*, json: Annotated[bool, FLAG] = False) -> int:
+    """Show every setting in force, and where its value comes from.
+
+    An environment variable wins over the TOML file, the file over the running system, and that over the default.
+    Secrets are hidden.
+
+    Example: HEADWATER_PARTITIONS=12 headwater settings
+
+    Parameters
+    ----------
+    json
+        Print a JSON object of {"value", "from"} by variable.
+    """
+    import msgspec
+    from rich.table import Table
+
+    from headwater import run_file
+    from headwater.settings import Settings, config_file
+
+    given = Settings.load()
+    in_force, run = run_file.running_system(given), run_file.read(given)
+    found = settings_in_force(
+        given, in_force, os.environ, config_file(os.environ), f"process {run.pid}" if run else ""
+    )
+    if json:
+        by_variable = {each.variable: {"value": each.value, "from": each.origin} for each in found}
+        print(msgspec.json.format(msgspec.json.encode(by_variable)).decode())
+        return 0
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for each in found:
+        table.add_row(each.variable, each.value, each.origin)
+    stdout().print(table, highlight=False)
+    return 0
+
+
+def settings_in_force(
+    given: "Settings",
+    in_force: "Settings",
+    environment: Mapping[str, str],
+    config: Path | None,
+    run: str,
+) -> list[Setting]:
+    """All settings, in the order of their definition.
+
+    Args:
+        given: what environment, file and defaults say.
+        in_force: the same, completed from the running system.
+        config: the TOML file, if there is one.
+        run: the running system, in words.
+    """
+    from headwater.settings import PREFIX
+
+    variables = {name.upper() for name, value in environment.items() if value}
+    found = []
+    for name in type(in_force).model_fields:
+        variable = f"{PREFIX}{name.upper()}"
+        if variable in variables:
+            origin = "environment"
+        elif name in given.model_fields_set:
+            origin = str(config)
+        elif getattr(given, name) != getattr(in_force, name):
+            origin = run
+        else:
+            origin = "default"
+        found.append(Setting(variable, _shown(getattr(in_force, _RESOLVED.get(name, name))), origin))
+    return found
+
+
+def _shown(value: object) -> str:
+    """A value as text, without secrets: neither one of its own nor a password in a URL."""
+    from pydantic import SecretStr
+
+    if isinstance(value, SecretStr):
+        return _HIDDEN
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "not set" if value is None else str(value)
+    if "://" in text and (login := urlsplit(text).netloc.rpartition("@")[0]):
+        return text.replace(login, _HIDDEN, 1)
+    return text
 
 
 def create() -> int:
-    """Create the topics that are missing, then check all of them."""
+    """Create the topics that are missing, then check all of them.
+
+    Example: headwater topics create
+    """
     from headwater.kafka import topics
 
     settings = running_settings()
 
-    async def creating() -> tuple[list[str], list[Any]]:
-        await within_timeout(
-            topics.check(settings), settings
-        )  # a broker that is silent is told at once; creating may take long
+    async def creating() -> "tuple[list[str], list[Problem]]":
+        # A silent broker is told at once; creating may take long.
+        await within_timeout(topics.check(settings), settings)
         return await topics.create(settings), await topics.check(settings)
 
     created, problems = run_async(creating())
@@ -23,39 +154,45 @@ def create() -> int:
         print(f"created {name}")
     if not created:
         print("nothing to create")
-    return print_problems(problems)
+    return _report(problems)
 
 
 def check() -> int:
-    """Compare the topics with what they have to be, and say what to do."""
+    """Compare the topics with what they have to be, and say what to do.
+
+    Example: headwater topics check
+    """
     from headwater.kafka import topics
 
     settings = running_settings()
     problems = run_async(within_timeout(topics.check(settings), settings))
     if not problems:
         print("all topics are as they have to be")
-    return print_problems(problems)
+    return _report(problems)
 
 
-def print_problems(problems: list[Any]) -> int:
+def _report(problems: "Sequence[Problem]") -> int:
+    """Print problems; the exit code of a command that found them."""
     for problem in problems:
         print(f"{'error' if problem.fatal else 'note'}: {problem}", file=sys.stderr)
     return 1 if any(problem.fatal for problem in problems) else 0
 
 
-def doctor() -> int:
-    """Look at broker, topics, co-partitioning, groups, lag, index and bundle; say what is wrong and what to do."""
-    from headwater.commands.doctor import examine
+def metrics() -> int:
+    """Print what every metric means, and what to do when it looks wrong (Markdown).
 
-    settings = running_settings()
-    findings = run_async(examine(settings, running_web()))
-    for finding in findings:
-        print(finding)
-    return 1 if any(not finding.ok for finding in findings) else 0
+    Example: headwater metrics | less
+    """
+    from headwater.metrics import reference
+
+    print(reference(), end="")
+    return 0
 
 
 def schema(message: str | None = None) -> int:
     """Print the JSON Schema of one message, or of all by name.
+
+    Example: headwater schema Request
 
     Parameters
     ----------
@@ -68,15 +205,7 @@ def schema(message: str | None = None) -> int:
 
     known = schemas()
     if message is not None and message not in known:
-        raise CommandError(f"{message} is no message: expected one of {', '.join(known)}")
+        raise UsageError(f"{message} is no message: expected one of {', '.join(known)}")
     chosen = known[message] if message is not None else dict(known)
     print(msgspec.json.format(msgspec.json.encode(chosen)).decode())
-    return 0
-
-
-def metrics() -> int:
-    """Print what every metric means, and what to do when it looks wrong (Markdown)."""
-    from headwater.metrics import reference
-
-    print(reference(), end="")
     return 0

@@ -1,4 +1,4 @@
-"""`headwater import`: files into the topics."""
+"""`headwater import catalog` and `import clicks`: publish the rows of a file."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from headwater.commands.terminal import MANY, CommandError, run_async, running_settings, say, stderr
+from headwater.commands.terminal import FLAG, MANY, CommandError, run_async, running_settings, say, stderr
 
 if TYPE_CHECKING:
     from headwater.commands.import_files import Kind
@@ -17,14 +17,18 @@ def catalog(
     file: Path,
     *,
     map_: Annotated[list[str], Parameter(name="--map"), MANY] = [],  # noqa: B006 - cyclopts never changes it
-    skip_bad: bool = False,
+    skip_bad: Annotated[bool, FLAG] = False,
 ) -> int:
     """Publish a file of items.
 
+    Example: headwater import catalog items.csv --map item_id=sku --map attributes.colour=color
+
     Parameters
     ----------
+    file
+        CSV, Parquet or JSON lines.
     map_
-        field=column, such as --map item_id=sku --map attributes.colour=color; repeatable. Tags split on |.
+        FIELD=COLUMN; repeatable. Columns named like a field need none. Tags split on |.
     skip_bad
         Exit 0 although some rows could not be published.
     """
@@ -36,14 +40,18 @@ def clicks(
     *,
     map_: Annotated[list[str], Parameter(name="--map"), MANY] = [],  # noqa: B006 - cyclopts never changes it
     time: Literal["auto", "iso", "seconds", "ms"] = "auto",
-    skip_bad: bool = False,
+    skip_bad: Annotated[bool, FLAG] = False,
 ) -> int:
     """Publish a file of events.
 
+    Example: headwater import clicks events.parquet --map user_id=customer --map at_ms=timestamp
+
     Parameters
     ----------
+    file
+        CSV, Parquet or JSON lines.
     map_
-        field=column, such as --map user_id=customer --map at_ms=timestamp; repeatable.
+        FIELD=COLUMN; repeatable. Columns named like a field need none.
     time
         What the times are: ISO text (without a zone: UTC), or numbers of seconds or milliseconds.
     skip_bad

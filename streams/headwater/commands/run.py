@@ -3,11 +3,13 @@
 from contextlib import ExitStack
 from typing import Literal
 
-from headwater.commands.terminal import CommandError, quiet_aiokafka, run_async, say
+from headwater.commands.terminal import UsageError, quiet_aiokafka, run_async, say
 
 
 def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> int:
     """Everything on embedded parts and real data, then live clicks and answers until Ctrl-C.
+
+    Example: headwater demo --once --json
 
     Parameters
     ----------
@@ -18,18 +20,23 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
     events
         How many of the last purchases to publish as history, or `all` (1.47 million).
     """
-    from headwater.commands.demo import run
     from headwater.settings import Settings
 
     if events != "all" and not (events.isdecimal() and int(events) > 0):
-        raise CommandError(f"--events is {events}: expected a number of purchases, or all")
+        raise UsageError(f"--events is {events}: expected a number of purchases, or all")
+    settings = Settings.load()
+    from headwater.commands.demo import run
+
     quiet_aiokafka()
     count = None if events == "all" else int(events)
-    return run_async(run(Settings.load(), once=once, as_json=json, events=count))
+    return run_async(run(settings, once=once, as_json=json, events=count))
 
 
 def up() -> int:
-    """A broker (embedded unless one is configured), the topics, and one worker of all roles."""
+    """A broker (embedded unless one is configured), the topics, and one worker of all roles.
+
+    Example: headwater up
+    """
     from headwater import run_file
     from headwater.settings import Settings
 
@@ -68,6 +75,8 @@ def up() -> int:
 
 def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
     """One worker against a configured broker; SIGTERM drains and stops it.
+
+    Example: headwater worker --role interests
 
     Parameters
     ----------

@@ -1,111 +1,197 @@
-"""What the commands share: sentences, consoles, the running system, HTTP to a worker."""
+"""What the commands share: how a command ends, consoles, the running system, HTTP to a worker.
+
+Imports nothing heavy: every command, and the list of all of them, loads this file.
+"""
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Coroutine
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cyclopts import Parameter
 
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, Unreachable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from headwater.settings import Settings
 
-
+MANY: Final = Parameter(negative=(), consume_multiple=False, show_default=False)
+FLAG: Final = Parameter(negative=(), show_default=False)
 Result = TypeVar("Result")
 
-
-MANY = Parameter(negative=(), consume_multiple=False)
-
-
 _BROKER_TIMEOUT_S: Final = 10.0
+_WORKER_TIMEOUT_S: Final = 10.0
+
+
+class Exit(IntEnum):
+    """The exit codes, so that a script can tell what happened."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    REJECTED = 3
+    EXPIRED = 4
+    UNREACHABLE = 5
+    INTERRUPTED = 130
+
+
+EXIT_MEANINGS: Final = {
+    Exit.DONE: "done",
+    Exit.FAILED: "failed, or `doctor`, `topics` or a comparison found something wrong",
+    Exit.USAGE: "an option or argument is wrong; nothing was tried",
+    Exit.REJECTED: "the worker rejected the request as invalid, or is overloaded",
+    Exit.EXPIRED: "the demanded click was not applied by the deadline",
+    Exit.UNREACHABLE: "no broker or worker answered in time",
+    Exit.INTERRUPTED: "interrupted (Ctrl-C)",
+}
 
 
 class CommandError(HeadwaterError):
-    """A command cannot do what was asked: one sentence with the remedy."""
+    """A command cannot do what it was told: one sentence with the remedy."""
+
+    exit_code = Exit.FAILED
+
+
+class UsageError(CommandError):
+    """An option or argument is wrong."""
+
+    exit_code = Exit.USAGE
+
+
+class Rejected(CommandError):
+    """A worker refused the request."""
+
+    exit_code = Exit.REJECTED
+
+
+class Expired(CommandError):
+    """The demanded click was not applied by the deadline."""
+
+    exit_code = Exit.EXPIRED
+
+
+class NoAnswer(CommandError, Unreachable):
+    """No broker or worker answered in time."""
+
+    exit_code = Exit.UNREACHABLE
+
+
+def exit_code_of(error: HeadwaterError) -> Exit:
+    """The exit code of a command that ended with ``error``."""
+    if isinstance(error, CommandError):
+        return error.exit_code
+    return Exit.UNREACHABLE if isinstance(error, Unreachable) else Exit.FAILED
+
+
+def command_line() -> str:
+    """The command line of this process, as a bundle records what made it."""
+    return shlex.join(["headwater", *sys.argv[1:]])
 
 
 def say(text: str) -> None:
+    """Print a line of progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def stdout() -> "Console":
+    """The console for results."""
     from rich.console import Console
 
     return Console(soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> "Console":
+    """The console for progress bars."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine on a new event loop."""
     import uvloop
 
     return uvloop.run(work)
 
 
+async def within_timeout(work: Coroutine[Any, Any, Result], settings: "Settings") -> Result:
+    """The result of a call to the broker that should take milliseconds.
+
+    Raises:
+        NoAnswer: the broker was silent for ten seconds.
+    """
+    try:
+        return await asyncio.wait_for(work, _BROKER_TIMEOUT_S)
+    except TimeoutError as error:
+        raise NoAnswer(
+            f"no answer from the Kafka broker at {settings.bootstrap_servers} within {_BROKER_TIMEOUT_S:g} s: start one "
+            "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
+        ) from error
+
+
 def quiet_aiokafka() -> None:
-    """For commands that end with a sentence: what aiokafka logs on the way to it is in that sentence."""
+    """Silence aiokafka's log in commands that end with a sentence: the sentence repeats what it says."""
     import logging
 
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def running_settings() -> "Settings":
-    """Settings of the running system; of the environment where none runs."""
+    """The settings of the running system, or of the environment where none runs.
+
+    Raises:
+        SettingsError: a setting is wrong, or several systems run.
+    """
     from headwater.run_file import running_system
 
     quiet_aiokafka()
     return running_system()
 
 
-def running_web() -> str | None:
-    """host:port of the running worker's web, if it can be told."""
+def running_web(settings: "Settings") -> str | None:
+    """host:port of the running worker's HTTP server; None where it is not known."""
     from headwater import run_file
 
-    settings = running_settings()
     run = run_file.read(settings)
     if run is not None and run.web:
         return run.web.removeprefix("http://")
     return f"127.0.0.1:{settings.web_port}" if settings.web_port else None
 
 
-def web_address() -> str:
-    if (address := running_web()) is None:
-        raise CommandError(
+def web_address(settings: "Settings") -> str:
+    """host:port of the running worker's HTTP server.
+
+    Raises:
+        NoAnswer: no worker is known on this machine.
+    """
+    if (address := running_web(settings)) is None:
+        raise NoAnswer(
             "no running worker is known here: start one with `headwater up`, or set HEADWATER_WEB_PORT to the port "
             "of a worker on this machine"
         )
     return address
 
 
-def get(address: str, path: str) -> tuple[int, bytes]:
+def http_get(address: str, path: str) -> tuple[int, bytes]:
+    """Status and body of a GET from the worker at ``address`` (host:port).
+
+    Raises:
+        NoAnswer: nothing answers there within ten seconds.
+    """
     from http.client import HTTPConnection, HTTPException
 
-    connection = HTTPConnection(address, timeout=10)
+    connection = HTTPConnection(address, timeout=_WORKER_TIMEOUT_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, HTTPException) as error:
-        raise CommandError(
-            f"no answer from the worker at http://{address} ({error}): is it still running? See `headwater doctor`"
+        raise NoAnswer(
+            f"no answer from http://{address} ({error}): is it still running? See `headwater doctor`"
         ) from error
     finally:
         connection.close()
-
-
-async def within_timeout(work: Coroutine[Any, Any, Result], settings: "Settings") -> Result:
-    try:
-        return await asyncio.wait_for(work, _BROKER_TIMEOUT_S)
-    except TimeoutError as error:
-        raise CommandError(
-            f"no answer from the Kafka broker at {settings.bootstrap_servers} within {_BROKER_TIMEOUT_S:g} s: start one "
-            "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
-        ) from error

@@ -1,0 +1,139 @@
+"""An answer in words: one reason per item, what the answer rests on, and why it is short. Pure; time is passed in."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from headwater.messages import Candidate, Reason, Reflects, Request, Response
+
+# What the user did, as "because you ... Green tea". A test holds the keys equal to the actions that can be a reason.
+DID: Final[Mapping[str, str]] = {
+    "click": "clicked",
+    "view": "viewed",
+    "like": "liked",
+    "add_to_cart": "put into the cart",
+    "purchase": "bought",
+}
+# What to say of an item for which no event of the user stands. A test holds the keys equal to the sources.
+FOUND_BY: Final[Mapping[str, str]] = {
+    "interests": "near your interests",
+    "query": "matches the query",
+    "popular": "popular now",
+    "buy-again": "you may want it again",
+    "similar": "goes with what you look at",
+    "new": "new in the catalog",
+}
+# What a degraded answer lacks, by its rung.
+LACKS: Final[Mapping[str, str]] = {
+    "restoring": "the user's partition is being read, so no click counts yet",
+    "stored": "some vectors of clicked items could not be fetched, so these clicks do not count yet",
+    "popular": "the index did not answer in time, so popular items stand in",
+    "none": "the index did not answer in time, so nothing can be said about the filter",
+    "no-repeats": "what the user may want again, and similar items, could not be looked up",
+    "no-similar": "similar items could not be looked up, or the bundle has no table of them",
+    "no-new": "new items could not be looked up",
+    "unscored": "the bundle's scores had no time, so the order is that of the sources",
+}
+_SPANS: Final = ((86_400_000, "day"), (3_600_000, "hour"), (60_000, "minute"))
+
+
+class Row(NamedTuple):
+    """One item of an answer, as a table shows it; no similarity where the worker does not tell it."""
+
+    item_id: str
+    title: str
+    similarity: str
+    score: float
+    source: str
+    reason: str
+
+
+def rows(response: Response, titles: Mapping[str, str], now_ms: int) -> list[Row]:
+    """The items of an answer, best first.
+
+    Args:
+        titles: by item id; an item without one goes by its id.
+        now_ms: the moment that reasons are told from, in milliseconds since 1970.
+    """
+    return [
+        Row(
+            item.item_id,
+            titles.get(item.item_id, ""),
+            f"{item.similarity:.2f}" if isinstance(item.similarity, float) else "",
+            item.score,
+            item.source,
+            _reason(item, titles, now_ms),
+        )
+        for item in response.items
+    ]
+
+
+def named(response: Response) -> list[str]:
+    """The ids of all items that an answer names: its own and those of its reasons, each once."""
+    ids = {item.item_id for item in response.items}
+    ids |= {reason.item_id for item in response.items for reason in item.because}
+    return sorted(ids)
+
+
+def ago(ms: int) -> str:
+    """A span of time in words.
+
+    >>> ago(3 * 86_400_000), ago(5_000)
+    ('3 days ago', 'just now')
+    """
+    for length, name in _SPANS:
+        if ms >= length:
+            count = ms // length
+            return f"{count} {name}{'' if count == 1 else 's'} ago"
+    return "just now"
+
+
+def proof(response: Response) -> str:
+    """What the answer rests on, in one line."""
+    words: list[str] = [response.status]
+    if response.reflects is not None:
+        words += _reflected(response.reflects)
+    total_ms = response.timings_ms.get("total", 0.0)
+    return f"{', '.join(words)}, {total_ms:.1f} ms in the worker"
+
+
+def shortcomings(request: Request, response: Response) -> Iterator[str]:
+    """Why the answer is poorer or shorter than asked for; nothing where it is not."""
+    if response.rung is not None:
+        yield f"degraded ({response.rung}): {LACKS.get(response.rung, 'a part of the system failed or was late')}"
+    found = len(response.items)
+    if found >= request.limit:
+        return
+    count = f"{found or 'no'} {'item' if found == 1 else 'items'} of {request.limit}"
+    if response.catalog and all(offset < 0 for offset in response.catalog.values()):
+        yield f"{count}: the catalog is empty; publish items, `headwater import catalog FILE`"
+        return
+    events = response.reflects.events if response.reflects else 0
+    if not (events or request.session or request.query):
+        yield f"{count}: the user has no events yet, so only popular items can come; publish one, `headwater click USER ITEM`"
+        return
+    limits = [
+        *(["match the filter"] if request.filter else []),
+        *(["are not excluded"] if request.exclude else []),
+        *(["the user has not seen (--include-seen lifts this)"] if request.exclude_seen else []),
+        *([f"come from {', '.join(request.sources)}"] if request.sources else []),
+    ]
+    yield f"{count}: there are no more that {' and '.join(limits) or 'are available'}"
+
+
+def _reason(item: Candidate, titles: Mapping[str, str], now_ms: int) -> str:
+    if not item.because:
+        return FOUND_BY.get(item.source, "")
+    first: Reason = item.because[0]
+    did = DID.get(first.action, f"({first.action})")
+    what = titles.get(first.item_id) or first.item_id
+    share = f" ({first.share:.0%})" if len(item.because) > 1 else ""
+    return f"because you {did} {what} {ago(now_ms - first.at_ms)}{share}"
+
+
+def _reflected(reflects: Reflects) -> Iterator[str]:
+    events = f"{reflects.events} {'event' if reflects.events == 1 else 'events'}"
+    yield f"reflects {events} up to {reflects.partition}:{reflects.offset}"
+    if reflects.last_event_id:
+        yield f"last event {reflects.last_event_id}"
+    if reflects.pending:
+        yield f"{reflects.pending} pending (no vector of the item yet)"

@@ -1,0 +1,100 @@
+"""An answer in words."""
+
+from typing import Any, get_args
+
+import pytest
+
+from headwater.commands.answer_words import DID, FOUND_BY, LACKS, ago, named, proof, rows, shortcomings
+from headwater.messages import SESSION_ACTIONS, Candidate, Reason, Reflects, Request, Response, SourceName
+from headwater.recall.sources.registry import REGISTRY
+
+NOW_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
+
+
+def answer(*items: Candidate, **fields: Any) -> Response:
+    return Response("r", "ann", **{"status": "ok", "items": list(items), "catalog": {0: 5}, **fields})
+
+
+def bought(item_id: str, ago_ms: int, share: float = 1.0) -> Reason:
+    return Reason(item_id, NOW_MS - ago_ms, "purchase", share)
+
+
+def told(response: Response, **fields: Any) -> str:
+    return "; ".join(shortcomings(Request("r", "ann", **fields), response))
+
+
+def test_every_action_source_and_rung_has_its_words() -> None:
+    assert set(DID) == set(SESSION_ACTIONS)
+    assert set(FOUND_BY) == set(get_args(SourceName))
+    assert {source.rung for source in REGISTRY} | {"restoring", "stored", "unscored"} == set(LACKS)
+
+
+@pytest.mark.parametrize(
+    ("ms", "words"),
+    [
+        (-5, "just now"),
+        (59_999, "just now"),
+        (60_000, "1 minute ago"),
+        (2 * 3_600_000, "2 hours ago"),
+        (3 * DAY_MS + 1, "3 days ago"),
+    ],
+)
+def test_times_are_told_in_the_largest_unit_that_fits(ms: int, words: str) -> None:
+    assert ago(ms) == words
+
+
+def test_the_reason_is_the_weightiest_event_with_its_title_and_share() -> None:
+    item = Candidate("c2", 0.5, "interests", [bought("c1", 3 * DAY_MS, 0.7), bought("t1", 0, 0.3)])
+    (row,) = rows(answer(item), {"c1": "Ground coffee", "c2": "Espresso"}, NOW_MS)
+    assert row.title == "Espresso"
+    assert row.reason == "because you bought Ground coffee 3 days ago (70%)"
+    assert named(answer(item)) == ["c1", "c2", "t1"]
+
+
+def test_an_event_that_is_the_only_reason_needs_no_share_and_an_item_without_title_goes_by_its_id() -> None:
+    (row,) = rows(answer(Candidate("c2", 0.5, "interests", [bought("c1", 0)])), {}, NOW_MS)
+    assert row.reason == "because you bought c1 just now"
+
+
+def test_an_item_without_events_behind_it_says_how_it_was_found() -> None:
+    (row,) = rows(answer(Candidate("c2", 0.5, "popular")), {}, NOW_MS)
+    assert row.reason == "popular now"
+
+
+def test_a_full_answer_has_no_shortcomings() -> None:
+    full = answer(Candidate("c2", 0.5, "interests"), reflects=Reflects(2, 7, 1))
+    assert told(full, limit=1) == ""
+
+
+def test_a_degraded_answer_says_what_it_lacks() -> None:
+    said = told(answer(Candidate("c2", 0.5, "popular"), status="degraded", rung="popular"), limit=1)
+    assert said == "degraded (popular): the index did not answer in time, so popular items stand in"
+
+
+def test_an_empty_catalog_is_told_before_anything_else() -> None:
+    assert "the catalog is empty" in told(answer(catalog={0: -1, 1: -1}), filter={"category": "tea"})
+
+
+def test_a_user_without_events_is_told_as_such() -> None:
+    said = told(answer(Candidate("c2", 0.5, "popular"), reflects=Reflects(2, 7)), limit=5)
+    assert said.startswith("1 item of 5: the user has no events yet")
+
+
+def test_a_short_answer_names_all_that_limited_it() -> None:
+    said = told(
+        answer(reflects=Reflects(2, 7, 3)),
+        limit=5,
+        filter={"category": "tea"},
+        exclude=["t1"],
+        sources={"new": 1.0},
+    )
+    for limit in ("match the filter", "are not excluded", "has not seen", "come from new"):
+        assert limit in said
+
+
+def test_the_proof_is_one_line() -> None:
+    response = answer(reflects=Reflects(2, 7, 3, 1, "e-7"), timings_ms={"total": 4.26})
+    assert proof(response) == (
+        "ok, reflects 3 events up to 2:7, last event e-7, 1 pending (no vector of the item yet), 4.3 ms in the worker"
+    )
