@@ -5,7 +5,6 @@ Each look is one function that yields findings; a look that cannot be taken is a
 
 import asyncio
 from collections.abc import AsyncIterator
-from http.client import HTTPConnection, HTTPException
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -18,6 +17,7 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
 )
 
+from headwater.commands.terminal import NoAnswer, http_get
 from headwater.encoder.bundle import BundleError
 from headwater.encoder.runtime import load
 from headwater.index.open import look_at
@@ -198,14 +198,10 @@ def _of_worker(web: str | None) -> Finding:
             True,
             "none known on this machine (no run file, no HEADWATER_WEB_PORT), so its health was not asked for",
         )
-    host, _, port = web.rpartition(":")
     try:
-        _, body = _get(host, int(port), "/healthz")
-        state = msgspec.json.decode(body)
-    except (OSError, HTTPException, msgspec.DecodeError) as error:
-        return Finding(
-            "worker", False, f"no answer from http://{web}/healthz ({error}); is it still running?"
-        )
+        state = msgspec.json.decode(http_get(web, "/healthz")[1])
+    except (NoAnswer, msgspec.DecodeError) as error:
+        return Finding("worker", False, str(error))
     ok = bool(state.get("ok")) and bool(state.get("ready", True))
     known = ", ".join(
         f"{name} {state[name]}"
@@ -214,13 +210,3 @@ def _of_worker(web: str | None) -> Finding:
     )
     reason = state.get("reason") or ("" if state.get("ready", True) else "it is not ready yet; see its log")
     return Finding("worker", ok, f"http://{web}: {known}{f'; {reason}' if reason else ''}")
-
-
-def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()

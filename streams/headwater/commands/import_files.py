@@ -1,7 +1,6 @@
-"""`headwater import`: CSV, Parquet or JSON lines into the catalog and clicks topics.
+"""Files into the catalog and clicks topics: columns become message fields, rows become record batches.
 
-A file is read as a table, each column checked at once, and the good rows go out as whole record batches. What is
-wrong with a row is data: counted, with the first few shown; nothing about one row stops the others.
+Each column is checked at once. A bad row is counted, the first few are shown, and the others are published.
 """
 
 import asyncio
@@ -38,7 +37,7 @@ FIELDS: Final[dict[Kind, Fields]] = {
     "catalog": Fields("catalog", ITEM_FIELDS, required=("item_id",), open_ended="attributes."),
 }
 _CONNECT_TIMEOUT_S: Final = 10.0
-# Encoding a chunk holds the event loop for some 50 ms and makes some 256 KiB for each of a few partitions.
+# Encoding a chunk holds the event loop for about 50 ms, and makes about 256 KiB for each of a few partitions.
 _CHUNK: Final = 20_000
 _SHOWN: Final = 5
 _NOTE: Final = "__problem"
@@ -46,7 +45,7 @@ _ROW: Final = "__row"
 
 
 class BadRow(NamedTuple):
-    """A row that is not published. Rows count from 1, without a header line."""
+    """A row that is not published. Rows count from 1, without the header line."""
 
     number: int
     reason: str
@@ -54,7 +53,7 @@ class BadRow(NamedTuple):
 
 @dataclass
 class Report:
-    """What an import did."""
+    """What an import did: numbers of rows, the first bad ones, and the time that publishing took."""
 
     rows: int = 0
     published: int = 0
@@ -64,7 +63,13 @@ class Report:
 
 
 class Prepared(NamedTuple):
-    """The good rows as message fields, in the order of publishing, and what is wrong with the others."""
+    """The good rows as message fields, in the order of publishing, and what is wrong with the others.
+
+    Attributes:
+        rows: a column for each message field.
+        total: all rows of the file.
+        bad: how many of them are not in ``rows``.
+    """
 
     rows: pl.DataFrame
     total: int
@@ -73,7 +78,7 @@ class Prepared(NamedTuple):
 
 
 async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done = lambda _: None) -> Report:
-    """Publish the good rows; all of them are acknowledged on return.
+    """Publish the good rows and wait until the broker has acknowledged all of them.
 
     Raises:
         NoAnswer: no broker.
@@ -108,16 +113,20 @@ async def publish(settings: Settings, kind: Kind, prepared: Prepared, done: Done
 
 
 def mapping(kind: Kind, columns: Sequence[str], given: Iterable[str]) -> dict[str, str]:
-    """Which column gives which field of a kind of message: see :func:`headwater_models.data.tabular_files.mapping`."""
+    """The column of each field of a kind of message: see :func:`headwater_models.data.tabular_files.mapping`.
+
+    Raises:
+        ImportFileError: a required field has no column, or ``given`` names what is not there.
+    """
     return tabular_files.mapping(FIELDS[kind], columns, given)
 
 
 def prepared_clicks(
     table: pl.DataFrame, columns: dict[str, str], *, now_ms: int, unit: TimeUnit = "auto"
 ) -> Prepared:
-    """Clicks in order of time, file order among equals, tied times of a user 1 ms apart.
+    """Clicks by time, in file order among equal times; equal times of one user are spread 1 ms apart.
 
-    A row without an event id gets one that depends on its place and content only: a repeated import changes nothing.
+    A row without an event id gets one made from its place and content, so a repeated import changes nothing.
     """
     rows = table.select(
         pl.int_range(1, pl.len() + 1).alias(_ROW),
@@ -186,7 +195,11 @@ def prepared_clicks(
 
 
 def prepared_items(table: pl.DataFrame, columns: dict[str, str], *, unit: TimeUnit = "auto") -> Prepared:
-    """Catalog entries in file order."""
+    """Catalog entries in file order.
+
+    Raises:
+        ImportFileError: the column of all attributes holds no objects.
+    """
     given = [name for name in columns if name in ("title", "description", "category", "image")]
     chosen: list[pl.Expr | pl.Series] = [
         pl.int_range(1, pl.len() + 1).alias(_ROW),
@@ -316,7 +329,7 @@ def _tags(source: pl.Series) -> pl.Series:
 
 
 def _flag(source: pl.Series) -> pl.Series:
-    """True or false; nothing means available."""
+    """True or false; an empty cell means available."""
     if source.dtype == pl.Boolean:
         return source.fill_null(True)
     text = source.cast(pl.String).fill_null("").str.strip_chars().str.to_lowercase()
@@ -325,7 +338,7 @@ def _flag(source: pl.Series) -> pl.Series:
 
 
 def _attribute(source: pl.Series) -> pl.Series:
-    """Text, a number or a flag. A text column of numbers becomes numbers, unless one is a code like 007."""
+    """Text, numbers or flags. A text column of numbers becomes numbers, unless one is a code such as 007."""
     if source.dtype == pl.Boolean:
         return source
     if source.dtype.is_numeric():
@@ -366,7 +379,7 @@ def _bad_id(name: str) -> list[tuple[pl.Expr, pl.Expr]]:
 
 
 def _first_problem(*problems: tuple[pl.Expr, pl.Expr]) -> pl.Expr:
-    """The text of the first condition that holds, null where none does."""
+    """The text of the first condition that holds; null where none does."""
     return pl.coalesce(
         *(pl.when(condition).then(text) for condition, text in problems), pl.lit(None, dtype=pl.String)
     ).alias(_NOTE)

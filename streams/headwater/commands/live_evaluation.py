@@ -1,10 +1,9 @@
-"""The figures of a bundle through the running system: what the request topic answers is judged as an evaluation is.
+"""The figures of a bundle through the running system: answers from the request topic, judged like an offline evaluation.
 
-An embedded broker and a worker of our own get the catalog and, user by user, the events that a question may know. Each
-question goes through the request topic, asks for the interests, for what may come again and, of a bundle with a table of neighbours,
-for what goes with the session at hand, names the moment it is asked at (`at_ms`, so that the time since the last event is the
-data's) and demands its user's last event (`after`). An answer that does not rest on exactly
-the events it should ends the evaluation. Events keep the times that they have in the data.
+An embedded broker and a worker of its own get the catalog and, for each user, the events that a question may know. Each
+question is a request to the sources interests, buy-again and, with a table of neighbours, similar. It names its moment
+(`at_ms`), so the time since the last event is that of the data. It also demands the user's last event. An answer that
+rests on other events ends the evaluation. Events keep their times.
 """
 
 import asyncio
@@ -58,30 +57,40 @@ from headwater_models.judging.evaluation import (
 from headwater_models.judging.protocols import Cases, Split
 from headwater_models.judging.served import served
 
-# What the two ways may differ by: half-precision states move a few items over the edge of their lists.
+# The largest difference allowed: half-precision states move a few items over the edge of their lists.
 TOLERANCE: Final = 1e-3
 _USERS_AT_ONCE: Final = 64
 
 
 class UnlikeAnswerError(HeadwaterError):
-    """An answer that does not rest on what it should, or no full one: one sentence."""
+    """An answer is degraded, or rests on other events than it should."""
 
 
 class _Question(NamedTuple):
+    """One case of a set: a user's history up to row ``end`` of the log (excluded), asked about at ``now_ms``."""
+
     set_name: str
     case: int
-    end: int  # row of the log that the history ends before
+    end: int
     now_ms: int
     mask_seen: bool
 
 
 class Compared(NamedTuple):
+    """The figures of both ways.
+
+    Attributes:
+        apart: by measure, the figure through the stream minus that offline as the system serves.
+        search: how the index was searched, in words.
+    """
+
     results: Results
-    apart: dict[str, float]  # by measure: through the stream less offline as it serves
-    search: str  # how the index was searched
+    apart: dict[str, float]
+    search: str
 
     @property
     def agree(self) -> bool:
+        """Whether all differences are within the tolerance."""
         return all(abs(difference) <= TOLERANCE for difference in self.apart.values())
 
 
@@ -96,11 +105,17 @@ async def compare(
     *,
     graph: bool = False,
 ) -> Compared:
-    """A bundle's figures offline, offline as it serves (the newest L events, the fusion), and through the stream.
+    """Judge a bundle offline, offline as the system serves (the newest L events, the fusion), and through the stream.
 
-    Offline search is exact, and so is that of the worker, unless a `graph` is asked for as large catalogs are served.
+    Args:
+        asked: the questions.
+        k: the length of lists.
+        graph: let the worker search a graph, as for large catalogs. Otherwise both searches are exact.
 
-    Raises DatasetError, UnlikeAnswerError, OwnWorkerError, BrokerError or ClientError.
+    Raises:
+        DatasetError: the clicks topic cannot take the data, or ``k`` is too large.
+        UnlikeAnswerError: an answer rests on other events than it should.
+        HeadwaterError: broker or worker failed.
     """
     loaded = await asyncio.to_thread(encoder.load, bundle, threads=settings.encoder_threads)
     _check(data, k)
@@ -147,7 +162,7 @@ async def compare(
 
 
 def _sources(loaded: Encoder) -> dict[SourceName, float]:
-    """What a request without sources gets, but for popular items behind it."""
+    """The weights of a request that names no sources, without the popular items that fill up."""
     sources: tuple[SourceName, ...] = ("interests", "buy-again")
     if loaded.neighbours:
         sources += ("similar",)
@@ -155,6 +170,7 @@ def _sources(loaded: Encoder) -> dict[SourceName, float]:
 
 
 def _check(data: Dataset, k: int) -> None:
+    """Raises DatasetError where the clicks topic cannot take the data, or a request ``k`` items."""
     latest = time.time_ns() // 1_000_000 + MAX_AHEAD_MS
     outside = np.flatnonzero((data.log.at_ms < MIN_AT_MS) | (data.log.at_ms > latest))
     if len(outside):
@@ -167,13 +183,13 @@ def _check(data: Dataset, k: int) -> None:
 
 
 def _ranks(lists: I64, cases: Cases) -> I64:
-    """The place of each target in the list of its case, counted from 1."""
+    """The rank of each target, (targets,), in the list of its case (lists: (cases, k)), counted from 1."""
     found = lists[cases.case_of_target] == cases.targets[:, None]
     return np.where(found.any(axis=1), found.argmax(axis=1) + 1, metrics.NEVER)
 
 
 class _Asking:
-    """Questions about users, answered by a worker of our own on the broker of `settings`."""
+    """Questions about users, answered by a worker of its own on the broker of `settings`."""
 
     def __init__(
         self,
@@ -196,7 +212,7 @@ class _Asking:
         self._answered = 0
 
     async def answers(self) -> tuple[dict[str, I64], str]:
-        """The lists (cases, k) of each set, -1 for an empty place; and how the index was searched."""
+        """The lists of each set, (cases, k) item numbers, -1 for an empty place; and how the index was searched."""
         await topics.create(self._settings)
         async with worker_process.running(self._settings) as web:
             await worker_process.ready(web)
@@ -209,7 +225,7 @@ class _Asking:
         return self._lists, search
 
     async def _publish_catalog(self, web: str) -> None:
-        """Items under their texts as titles: a title alone is what the item tower reads."""
+        """Publish the items with their texts as titles: the item tower reads a title alone as the text."""
         texts = self._data.texts if self._encoder.item_inputs == "text" else None
         items = (Item(self._data.item_ids[n], texts[n] if texts else "") for n in self._known)
         await self._publish(
@@ -223,7 +239,7 @@ class _Asking:
         )
 
     async def _publish_histories(self, web: str) -> None:
-        """Of each user all events but the last that the first question knows; that one goes as a click of its own."""
+        """Publish each user's events before the first question, except the last, which the client publishes itself."""
         spans = {user: range(self._log.starts[user], each[0].end - 1) for user, each in self._users.items()}
         clicks = (self._click(user, row) for user, span in spans.items() for row in span)
         await self._publish(
@@ -259,7 +275,7 @@ class _Asking:
             await producer.stop()
 
     async def _search(self, web: str) -> str:
-        """How the index searches, once it has the graph that a catalog of this size gets."""
+        """How the index searches, once the graph for a catalog of this size is built."""
         policy, items = GraphPolicy(min_items=self._settings.graph_min_items), len(self._known)
         deadline = time.monotonic() + policy.timeout_s
         while True:
@@ -286,7 +302,7 @@ class _Asking:
         )
 
     async def _ask(self, client: Client, gate: asyncio.Semaphore, user: int) -> None:
-        """The questions about one user, each after the events that it may know and before the next one."""
+        """Ask the questions about one user in order, and publish before each the events that it may know."""
         async with gate:
             start = int(self._log.starts[user])
             told = max(start, self._users[user][0].end - 1)
@@ -313,7 +329,7 @@ class _Asking:
                 self._report("answers", self._answered, sum(map(len, self._lists.values())))
 
     def _require(self, answer: Response, events: int, last: int) -> None:
-        """A full answer from exactly the newest L of `events`, row `last` the newest of them."""
+        """Raises UnlikeAnswerError unless the answer is full and rests on the newest L of `events`, up to row `last`."""
         proof = answer.reflects
         expected = min(events, self._encoder.log_length)
         if (
@@ -329,7 +345,7 @@ class _Asking:
 
 
 def _by_user(sets: Mapping[str, Cases]) -> dict[int, list[_Question]]:
-    """The questions about each user in the order of their histories."""
+    """The questions about each user, in the order of their histories."""
     users: dict[int, list[_Question]] = defaultdict(list)
     for name, cases in sets.items():
         columns = (cases.users.tolist(), cases.ends.tolist(), cases.now_ms.tolist())
