@@ -226,7 +226,7 @@ async def test_what_a_request_demands_is_waited_for_no_longer_than_its_answer(
 
     async with answering(system) as worker, Client(system) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(client, "_send", never)
+            patch.setattr(client._connection, "send", never)
             retracting = asyncio.ensure_future(client.click("ann", action="retract", event_id="mine"))
             await asyncio.sleep(0)
             with pytest.raises(RecallTimeout, match=r"'ann'.*within 0\.05 s \(timeout_s\).*acknowledgement"):
@@ -456,7 +456,7 @@ async def test_a_click_that_is_not_acknowledged_in_time_carries_the_id_to_publis
 ) -> None:
     async with Client(system) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(client, "_send", lambda *_: asyncio.Event().wait())
+            patch.setattr(client._connection, "send", lambda *_: asyncio.Event().wait())
             with pytest.raises(
                 NotPublished, match=r"event '\w{32}' of 'ann' within 0\.05 s \(timeout_s\)"
             ) as lost:
@@ -561,6 +561,7 @@ async def test_where_workers_of_both_versions_answer_a_silent_request_is_sent_ag
 
 def read_by(client: Client) -> list[int]:
     """The partitions of the responses topic that a client fetches."""
-    consumer = client._consumer
+    assert client._connection is not None
+    consumer = client._connection._consumer
     assert consumer is not None
     return sorted(tp.partition for tp in consumer.assignment() - consumer.paused())

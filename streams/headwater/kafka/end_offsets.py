@@ -19,6 +19,8 @@ from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 # The isolation of the workers' consumers. Under another one the end would be what they have not come to yet, or not all
 # that they have.
 _READ_UNCOMMITTED: Final = 0
+# A new leader does not know yet how far its followers are (OFFSET_NOT_AVAILABLE, which aiokafka has no class for).
+_NOT_AVAILABLE: Final = 78
 # A new leader is known within a fraction of a second.
 _RETRY_S: Final = 0.1
 
@@ -109,7 +111,8 @@ class EndOffsets:
             for partition, code, *rest in found:
                 # Version 0 gives a list of offsets, later ones a timestamp, the offset, and from 4 on the leader's epoch.
                 offset = rest[0][0] if response.API_VERSION == 0 else rest[1]
-                ends[partition] = for_code(code)(partition) if code else int(offset)
+                error = LeaderNotAvailableError if code == _NOT_AVAILABLE else for_code(code)
+                ends[partition] = error(partition) if code else int(offset)
         return ends
 
 

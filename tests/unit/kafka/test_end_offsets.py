@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError, NotLeaderForPartitionError, TopicAuthori
 from headwater.kafka.end_offsets import EndOffsets
 
 TOPIC = "clicks"
+OFFSET_NOT_AVAILABLE = 78  # a leader that has just been elected
 
 
 class Brokers:
@@ -88,12 +89,13 @@ async def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:
     assert await patient == 5
 
 
-async def test_another_leader_is_looked_for_and_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [NotLeaderForPartitionError.errno, OFFSET_NOT_AVAILABLE])
+async def test_another_leader_is_looked_for_and_asked(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr("headwater.kafka.end_offsets._RETRY_S", 0.0)
     ends, brokers = asking({0: 1})
     asked = asyncio.ensure_future(ends.of(0))
     await until(lambda: len(brokers.answers) == 1)
-    brokers.answers[0].set_result({0: (NotLeaderForPartitionError.errno, -1)})
+    brokers.answers[0].set_result({0: (code, -1)})
     brokers.leaders[0] = 2
     await until(lambda: len(brokers.answers) == 2)
     brokers.answers[1].set_result({0: (0, 7)})
