@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
-from headwater.profiles.counters import DEFAULT_COUNTERS, LEAVES, CounterRows, count
+from headwater.profiles.counters import COUNTER_EFFECTS, DEFAULT_COUNTERS, CounterRows, count_evictions
 from headwater.recall.fusion import Ranking, fuse
 from headwater.recall.sources import Ask, PositiveEvent
 from headwater.recall.sources.buy_again import BuyAgain
@@ -110,8 +110,8 @@ class Counting:
                 user = int(cases.users[case])
                 done, keys, levels = int(log.starts[user]), [0] * self._counters, [0] * self._counters
             stop = max(done, int(cases.ends[case]) - self._length)
-            what = LEAVES[log.actions[done:stop]].tolist()
-            count(keys, levels, zip(log.items[done:stop].tolist(), what, strict=True))
+            what = COUNTER_EFFECTS[log.actions[done:stop]].tolist()
+            count_evictions(keys, levels, zip(log.items[done:stop].tolist(), what, strict=True))
             found.keys[case], found.levels[case], done = keys, levels, stop
         return found
 

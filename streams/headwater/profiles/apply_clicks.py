@@ -1,23 +1,21 @@
-"""A batch of clicks against the columns of its partition, or of several together: new logs, and what the encoder has to step or fold again.
+"""A batch of clicks against columns: the new logs and counters, and what the encoder has to step or fold again.
 
-Pure: arrays in, arrays out. Users whose events simply come after what they have (nearly all) are handled together;
-the others (late, repeated, retracted, forgotten) one by one, by the rules of `profile.py`. Both ways give the same
-log, which a property test holds to.
+Pure: arrays in, arrays out, nothing written. Nearly all users' events simply come after what they have, and these users
+are handled together. The others (late, repeated, retracted, forgotten) are handled one by one by the rules of
+`event_log.py`. A property test holds both ways to the same logs. The columns may be those of several partitions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from headwater.encoder.features import clamp_gap_s, event_keys
+from headwater.encoder.features import event_keys
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS, TAKES_BACK, Bools
 from headwater.profiles.columns import F16, I64, U8, U64, Log, RowValues, Table
-from headwater.profiles.counters import LEAVES, CounterRows, Left, apply_evictions
+from headwater.profiles.counters import COUNTER_EFFECTS, CounterEffect, CounterRows, apply_evictions
 from headwater.profiles.event_log import Event, Outcome, insert
-
-F32 = NDArray[np.float32]
+from headwater.profiles.runs import before, firsts
 
 
 class Clicks(NamedTuple):
@@ -44,12 +42,12 @@ class Clicks(NamedTuple):
         )
 
 
-class Leaving(NamedTuple):
-    """Events that have left their logs, those of a user together and oldest first."""
+class Evictions(NamedTuple):
+    """E events that have left their logs. Those of a user stand together, oldest first."""
 
-    user: I64  # (E,)
-    item: U64
-    action: U8
+    user: I64  # (E,) index into the touched users
+    item: U64  # (E,)
+    action: U8  # (E,)
 
 
 class ProfileDelta(NamedTuple):
@@ -159,12 +157,12 @@ class ProfileDelta(NamedTuple):
 
 
 def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
-    """Work out what ``clicks`` do, without touching ``table``."""
+    """Work out what ``clicks`` (N,) do to their R users, without touching ``table``."""
     order = clicks.row.argsort(kind="stable")
     ordered = clicks.take(order)
-    first = _firsts(ordered.row)
+    first = firsts(ordered.row)
     rows = ordered.row[first]
-    user = first.cumsum() - 1  # of each event in `order`
+    user = first.cumsum() - 1  # (N,) index into rows
     snapshot = table.snapshot(rows)
     log, offset, forgotten = (
         snapshot.log,
@@ -174,65 +172,52 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
 
     replayed = ordered.offset <= offset[user]
     unlogged = ~replayed & (ordered.action == IMPRESSION)
-    used = (~(replayed | unlogged)).nonzero()[0]
+    used = (~(replayed | unlogged)).nonzero()[0]  # (U,) places in `ordered`
     at_ms, event = ordered.at_ms[used], ordered.event[used]
     item, action, whose = ordered.item[used], ordered.action[used], user[used]
 
-    slow = _needs_care(log, forgotten, whose, at_ms, event, action)
-    easy: Bools | slice = ~slow[whose] if slow.any() else slice(None)
     outcome = replayed * np.uint8(Outcome.REPLAYED) + unlogged * np.uint8(Outcome.UNLOGGED)  # else 0, applied
     applied = np.zeros(len(order), dtype=np.bool_)
     refold = np.zeros(len(rows), dtype=np.bool_)
     erased = np.zeros(len(rows), dtype=np.bool_)
+    evicted = np.zeros(len(rows), dtype=np.bool_)
     newest = np.full(len(rows), -1, dtype=np.int64)
 
-    leaving = _append(log, whose[easy], at_ms[easy], event[easy], item[easy], action[easy])
-    evicted = np.zeros(len(rows), dtype=np.bool_)
-    evicted[leaving.user] = True
-    left: list[tuple[int, Event]] = []  # the same of the others
+    # Nearly all users: their events come after what the log has.
+    careful = _needs_care(log, forgotten, whose, at_ms, event, action)
+    easy: Bools | slice = ~careful[whose] if careful.any() else slice(None)
+    evictions = _append(log, whose[easy], at_ms[easy], event[easy], item[easy], action[easy])
+    evicted[evictions.user] = True
     applied[used[easy]] = True
     newest[whose[easy]] = order[used[easy]]  # later assignments win: the user's last event
-
-    hard = slow[whose].nonzero()[0]
-    for group in np.split(hard, _firsts(whose[hard]).nonzero()[0][1:]) if len(hard) else ():
-        index = int(whose[group[0]])
-        events = log.events(index)
-        before = list(events)
-        gone: list[Event] = []
-        places: dict[int, int] = {}  # in the batch, of each event of it that came into the log
-        for place in group.tolist():
-            new = Event(int(at_ms[place]), int(event[place]), int(item[place]), int(action[place]))
-            if new.action == FORGET:
-                if new.at_ms > forgotten[index]:
-                    gone = [new]  # a counter knows no times
-                forgotten[index] = max(int(forgotten[index]), new.at_ms)
-                events = [kept for kept in events if kept.at_ms > new.at_ms]
-                became = Outcome.APPLIED
-            elif new.at_ms <= forgotten[index]:
-                became = Outcome.FORGOTTEN
-            else:
-                became = insert(events, new, log.at_ms.shape[1], gone)
-            outcome[used[place]] = became
-            if became is Outcome.APPLIED and not TAKES_BACK[new.action]:
-                applied[used[place]] = True
-                places[new.event] = place
-        last = next((entry for entry in reversed(events) if entry.action != RETRACT), None)
-        if last is not None and last.event in places:
-            newest[index] = order[used[places[last.event]]]
-        erased[index] = not events and forgotten[index] > 0
-        left += [(index, entry) for entry in gone]
-        if events != before:
-            refold[index] = True
-            log.write(index, events)
-
     steps = used[easy][STEPS[action[easy]]]
+
+    # The others, one by one.
+    left: list[tuple[int, Event]] = []
+    hard = careful[whose].nonzero()[0]
+    for group in np.split(hard, firsts(whose[hard]).nonzero()[0][1:]) if len(hard) else ():
+        index, places = int(whose[group[0]]), used[group]
+        columns = (at_ms, event, item, action)
+        new = list(map(Event, *(column[group].tolist() for column in columns)))
+        old = log.events(index)
+        result = _apply_carefully(old, new, int(forgotten[index]), log.at_ms.shape[1])
+        outcome[places], applied[places] = result.outcomes, result.counts
+        forgotten[index] = result.forgotten_ms
+        erased[index] = not result.log and result.forgotten_ms > 0
+        left += [(index, entry) for entry in result.left]
+        if result.newest >= 0:
+            newest[index] = order[places[result.newest]]
+        if result.log != old:
+            refold[index] = True
+            log.write(index, result.log)
+
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     offset[user] = np.maximum(offset[user], ordered.offset)  # in order, so that the user's last counts
     return ProfileDelta(
         rows=rows,
         log=log,
-        counters=_counters(table, rows, _joined(leaving, left)),
+        counters=_new_counters(table, rows, _with(evictions, left)),
         offset=offset,
         state=snapshot.state,
         state_at_ms=snapshot.state_at_ms,
@@ -250,38 +235,81 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
     )
 
 
+class _CarefulResult(NamedTuple):
+    """What K events do to one user, by the rules."""
+
+    log: list[Event]
+    forgotten_ms: int
+    outcomes: list[Outcome]  # (K,)
+    counts: list[bool]  # (K,) events that count, for popularity
+    newest: int  # index of the event that is now the log's newest, or -1
+    left: list[Event]  # what has left the log, oldest first; a forget stands for all before it
+
+
+def _apply_carefully(
+    log: Sequence[Event], new: Sequence[Event], forgotten_ms: int, capacity: int
+) -> _CarefulResult:
+    """Apply one user's events one after the other, by the rules of `event_log.py`."""
+    events, outcomes, counts = list(log), [], []
+    left: list[Event] = []
+    index_of: dict[int, int] = {}  # by event key, of those that came into the log
+    for index, event in enumerate(new):
+        if event.action == FORGET:
+            if event.at_ms > forgotten_ms:
+                left = [event]  # counters know no times: all of them go
+            forgotten_ms = max(forgotten_ms, event.at_ms)
+            events = [kept for kept in events if kept.at_ms > event.at_ms]
+            outcome = Outcome.APPLIED
+        elif event.at_ms <= forgotten_ms:
+            outcome = Outcome.FORGOTTEN
+        else:
+            outcome = insert(events, event, capacity, left)
+        outcomes.append(outcome)
+        counts.append(outcome is Outcome.APPLIED and not TAKES_BACK[event.action])
+        if counts[-1]:
+            index_of[event.event] = index
+    last = next((entry for entry in reversed(events) if entry.action != RETRACT), None)
+    newest = -1 if last is None else index_of.get(last.event, -1)
+    return _CarefulResult(events, forgotten_ms, outcomes, counts, newest, left)
+
+
 def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, action: U8) -> Bools:
-    """Which users' events do not simply append: out of order, repeated, or taking something back."""
+    """(R,) the users whose events do not simply append: out of order, repeated, or taking something back.
+
+    Args:
+        log, forgotten: of R users.
+        whose: (U,) the user of each event, ascending; the other columns (U,) likewise.
+    """
     careful = np.zeros(len(log.n), dtype=np.bool_)
     if not len(whose):
         return careful
-    first = _firsts(whose)
+    first = firsts(whose)
     starts = whose[first]
-    end = log.n[starts] - 1  # -1 without a log: what stands there plays no part, at a time before all
-    before_at, before_event = _before(at_ms), _before(event)
+    end = log.n[starts] - 1  # -1 without a log: the time -1 then stands for it, which is before all others
+    before_at, before_event = before(at_ms), before(event)
     before_at[first] = np.where(end < 0, -1, log.at_ms[starts, end])
     before_event[first] = log.event[starts, end]
     falling = (at_ms < before_at) | ((at_ms == before_at) & (event <= before_event))
-    # What an entry beyond the end once was may be found too; looking twice at its user does no harm.
+    # Old entries beyond the end may be found too. That costs a second look at the user, and no more.
     known = (log.event[whose] == event[:, None]).any(axis=1)
     care = falling | known | TAKES_BACK[action] | (at_ms <= forgotten[whose])
     careful[whose[care]] = True
     if len(starts) < len(whose):
         by_event = np.lexsort((event, whose))
-        twice = ~(_firsts(whose[by_event]) | _firsts(event[by_event]))
+        twice = ~(firsts(whose[by_event]) | firsts(event[by_event]))
         careful[whose[by_event[twice]]] = True
     return careful
 
 
-def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8) -> Leaving:
-    """Append in place, shifting out the oldest; returns what has left."""
+def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8) -> Evictions:
+    """Append events (U,), sorted by user and time, to the logs in place, and shift out the oldest entries."""
     width = log.at_ms.shape[1]
     count = np.bincount(whose, minlength=len(log.n))
     shift = np.maximum(log.n + count - width, 0)
     full = (shift > 0).nonzero()[0]
     gone, place = (np.arange(width) < np.minimum(shift, log.n)[full, None]).nonzero()
     gone = full[gone]
-    leaving = Leaving(gone, log.item[gone, place], log.action[gone, place])
+    evictions = Evictions(gone, log.item[gone, place], log.action[gone, place])
     if len(full):
         place_after = np.minimum(np.arange(width) + shift[full, None], width - 1)
         source = place_after + full[:, None] * width  # in all logs, one after the other
@@ -289,145 +317,40 @@ def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8)
             column[full] = column.ravel().take(source)
     rank = np.arange(len(whose)) - (count.cumsum() - count)[whose]
     place = (log.n - shift)[whose] + rank
-    fits = place >= 0  # of more than a log's worth at once, only the newest stay
+    fits = place >= 0  # if a batch brings more than a log holds, only the newest stay
     if not fits.all():
-        user = np.concatenate([leaving.user, whose[~fits]])
+        user = np.concatenate([evictions.user, whose[~fits]])
         order = user.argsort(kind="stable")
         through = (
-            np.concatenate([leaving.item, item[~fits]]),
-            np.concatenate([leaving.action, action[~fits]]),
+            np.concatenate([evictions.item, item[~fits]]),
+            np.concatenate([evictions.action, action[~fits]]),
         )
-        leaving = Leaving(user[order], through[0][order], through[1][order])
+        evictions = Evictions(user[order], through[0][order], through[1][order])
         whose, place, at_ms, event, item, action = (
             column[fits] for column in (whose, place, at_ms, event, item, action)
         )
     at = (whose, place)
     log.at_ms[at], log.event[at], log.item[at], log.action[at] = at_ms, event, item, action
     np.minimum(log.n + count, width, out=log.n)
-    return leaving
+    return evictions
 
 
-def _joined(leaving: Leaving, left: list[tuple[int, Event]]) -> Leaving:
-    if not left:
-        return leaving
-    return Leaving(
-        np.append(leaving.user, [index for index, _ in left]),
-        np.append(leaving.item, np.array([entry.item for _, entry in left], dtype=np.uint64)),
-        np.append(leaving.action, np.array([entry.action for _, entry in left], dtype=np.uint8)),
+def _with(evictions: Evictions, more: list[tuple[int, Event]]) -> Evictions:
+    """The evictions and those of other users, (user, event) each."""
+    if not more:
+        return evictions
+    return Evictions(
+        np.append(evictions.user, [index for index, _ in more]),
+        np.append(evictions.item, np.array([entry.item for _, entry in more], dtype=np.uint64)),
+        np.append(evictions.action, np.array([entry.action for _, entry in more], dtype=np.uint8)),
     )
 
 
-def _counters(table: Table, rows: I64, leaving: Leaving) -> CounterRows:
-    what = LEAVES[leaving.action]
-    counts = what != Left.NOTHING
-    if not counts.all():
-        leaving = Leaving(leaving.user[counts], leaving.item[counts], leaving.action[counts])
-        what = what[counts]
-    return apply_evictions(table.counters_of, rows[leaving.user], leaving.item, what)
-
-
-class StepInput(NamedTuple):
-    """One call of the encoder's step graph for ``users`` (indices of the caller), padded at the end."""
-
-    users: I64  # (B,)
-    vector_rows: I64  # (B, T) rows of the vector matrix; padding points at row 0
-    actions: I64  # (B, T)
-    gaps_s: F32  # (B, T)
-    mask: F32  # (B, T)
-
-
-# Users with similar numbers of events share a call: padding at most doubles the work of any of them.
-_WIDTHS: Final = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256])
-# Bounds one call's memory and time: 512 users x 64 events x 384 dimensions x 4 bytes = 50 MB.
-_MAX_USERS_PER_CALL: Final = 512
-
-
-def step_inputs(
-    users: I64, vector_rows: I64, actions: I64, at_ms: I64, start_ms: I64, newest: int
-) -> Iterator[StepInput]:
-    """Group events (sorted by user, oldest first) into padded calls.
-
-    Args:
-        users: (E,) caller's index of each event's user, ascending.
-        start_ms: (caller's users,) time of the event folded last, 0 for none: the first gap counts from it.
-        newest: at most this many of a user's newest events are stepped.
-    """
-    if not len(users):
-        return
-    first = _firsts(users)
-    starts = first.nonzero()[0]
-    unique, count = users[starts], _lengths(starts, len(users))
-    before = _before(at_ms)
-    before[first] = start_ms[unique]
-    gaps = np.where(before > 0, clamp_gap_s((at_ms - before) / 1000.0), 0.0).astype(np.float32)
-    taken_of = np.minimum(count, newest)
-    # Of each event among those of its user that are stepped; below 0: it is older than they.
-    place = np.arange(len(users)) - (starts + count - taken_of).repeat(count)
-    class_of = _WIDTHS.searchsorted(taken_of)
-    for each in np.bincount(class_of).nonzero()[0].tolist():
-        width = int(_WIDTHS[each])
-        fitting = (class_of == each).nonzero()[0]
-        for cut in range(0, len(fitting), _MAX_USERS_PER_CALL):
-            chosen = fitting[cut : cut + _MAX_USERS_PER_CALL]
-            slot = np.full(len(unique), -1, dtype=np.int64)
-            slot[chosen] = np.arange(len(chosen))
-            row = slot.repeat(count)
-            taken = (place >= 0) & (row >= 0)
-            at = (row[taken], place[taken])
-            shape = (len(chosen), width)
-            call = StepInput(
-                unique[chosen],
-                np.zeros(shape, dtype=np.int64),
-                np.zeros(shape, dtype=np.int64),
-                np.zeros(shape, dtype=np.float32),
-                np.zeros(shape, dtype=np.float32),
-            )
-            call.vector_rows[at], call.actions[at] = vector_rows[taken], actions[taken]
-            call.gaps_s[at], call.mask[at] = gaps[taken], 1.0
-            yield call
-
-
-# numpy's own `diff` and `roll` do the same, for five times the price where there are few values.
-
-
-def _firsts(values: NDArray[Any]) -> Bools:
-    """Where a value differs from the one before it."""
-    differs = np.empty(len(values), dtype=np.bool_)
-    differs[:1] = True
-    np.not_equal(values[1:], values[:-1], out=differs[1:])
-    return differs
-
-
-def _before(values: NDArray[Any]) -> NDArray[Any]:
-    """The value before each one; before the first, itself."""
-    before = values.copy()
-    before[1:] = values[:-1]
-    return before
-
-
-def _lengths(starts: I64, stop: int) -> I64:
-    """How far it is from each start to the next, and from the last to ``stop``."""
-    lengths = np.full(len(starts), stop)
-    lengths[:-1] = starts[1:]
-    lengths -= starts
-    return lengths
-
-
-def folded_entries(log: Log, chosen: I64) -> tuple[I64, U64, I64, I64]:
-    """The log entries of users ``chosen`` that step the encoder: (user index, item key, action, time) each."""
-    real = np.arange(log.at_ms.shape[1]) < log.n[chosen][:, None]
-    stepping = real & STEPS[log.action[chosen]]
-    user, place = np.nonzero(stepping)
-    where = (chosen[user], place)
-    return chosen[user], log.item[where], log.action[where].astype(np.int64), log.at_ms[where]
-
-
-def last_time(users: I64, at_ms: I64, otherwise: I64) -> I64:
-    """Per user the time of the last of its events (sorted by user, oldest first), or ``otherwise``."""
-    result = otherwise.copy()
-    result[users] = at_ms  # numpy keeps the last assignment of a repeated index
-    return result
-
-
-def counts_by_user(users: I64, size: int) -> I64:
-    return np.bincount(users, minlength=size).astype(np.int64)
+def _new_counters(table: Table, rows: I64, evictions: Evictions) -> CounterRows:
+    """The new counters of the users (some of ``rows``) whose evictions change any."""
+    effects = COUNTER_EFFECTS[evictions.action]
+    changes = effects != CounterEffect.NOTHING
+    if not changes.all():
+        evictions = Evictions(*(column[changes] for column in evictions))
+        effects = effects[changes]
+    return apply_evictions(table.counters_of, rows[evictions.user], evictions.item, effects)

@@ -1,11 +1,12 @@
-"""What a user wished for before their log begins: decayed counters of items, few and small. Pure.
+"""Decayed counters of the items that a user wanted before the log begins: few and small. Pure.
 
-A wish that the log pushes out is counted for its item, and all counters of the user fade a little: to half in 200 wishes. Where
-there is no room for one more item, the lightest makes way and leaves nothing behind. A dislike or hide that leaves the log
-takes the counter of its item along; a forget takes all.
+A positive event is one of an action that steps the encoder. When the log pushes one out, it counts for its item, and all
+counters of the user fade a little: by half over 200 positive events. If there is no room for another item, the lightest
+counter makes way and leaves nothing behind. A dislike or hide that leaves the log drops the counter of its item; a
+forget clears all of them.
 
-A counter is a *level*, the logarithm of its weight in whole steps: to fade is to go down by one, all arithmetic is exact, and
-two bytes hold it. So the counters follow from what has left the log, in order, however it came in batches.
+A counter is a *level*, the logarithm of its weight in whole steps: fading is one step down. So all arithmetic is exact,
+two bytes hold a level, and the counters follow from the order in which events left the log, however they were batched.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,77 +24,81 @@ U16 = NDArray[np.uint16]
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
-# In wishes. What was tried: `models/RESULTS.md`.
+# In positive events. What was tried: `models/RESULTS.md`.
 HALF_LIFE: Final = 200
 DEFAULT_COUNTERS: Final = 64
-MAX_COUNTERS: Final = 255  # a byte of the record tells their number
-# The level of one wish that has just left the log. Ten halvings below, at 0, there is no counter any more.
+MAX_COUNTERS: Final = 255  # the record has one byte for their number
+# The level of one positive event that has just left the log. Ten halvings below, at 0, the counter is gone.
 ONE: Final = 2_048
-# An item that comes back with every wish stays below: there one wish more no longer outweighs a step down.
+# An item in every positive event stays below this level: there, one more no longer outweighs a step down.
 MAX_LEVEL: Final = 4_095
 
 
-class Left(IntEnum):
-    """What an event that has left the log does to the counters."""
+class CounterEffect(IntEnum):
+    """What an event that leaves the log does to the counters."""
 
     NOTHING = 0
-    WISH = 1
-    UNWISH = 2
-    FORGET = 3
+    COUNT = 1  # one more for its item
+    DROP = 2  # none for its item any more
+    CLEAR = 3  # none at all any more
 
 
-LEAVES: Final[U8] = np.zeros(CODES, dtype=np.uint8)  # (16,) of `Left`, by action code
-LEAVES[SEEN] = Left.UNWISH
-LEAVES[STEPS] = Left.WISH
-LEAVES[FORGET] = Left.FORGET
+COUNTER_EFFECTS: Final[U8] = np.zeros(CODES, dtype=np.uint8)  # (16,) of `CounterEffect`, by action code
+COUNTER_EFFECTS[SEEN] = CounterEffect.DROP
+COUNTER_EFFECTS[STEPS] = CounterEffect.COUNT
+COUNTER_EFFECTS[FORGET] = CounterEffect.CLEAR
 
 
 class CounterRows(NamedTuple):
-    """The counters of R users; where the level is 0 the place is free."""
+    """The counters of R users, M places each; where the level is 0 the place is free."""
 
     rows: I64  # (R,) unique
-    keys: U64  # (R, M) items
+    keys: U64  # (R, M) item keys
     levels: U16  # (R, M)
 
 
 def weight(level: float) -> float:
-    """What a counter is worth, in wishes that have just left the log."""
+    """The weight of a counter, in positive events that have just left the log."""
     return float(2.0 ** ((level - ONE) / HALF_LIFE))
 
 
-# Each level and one wish more: `weight(_RAISED[level])` is `weight(level) + 1`, to within half a step.
+# Each level with one positive event more: `weight(_RAISED[level])` is `weight(level) + 1`, to within half a step.
 _RAISED: Final[U16] = np.array(
     [ONE] + [round(ONE + HALF_LIFE * np.log2(weight(level) + 1.0)) for level in range(1, MAX_LEVEL + 1)],
     dtype=np.uint16,
 )
 _RAISED_LIST: Final[list[int]] = _RAISED.tolist()
 
-# The plain rule is quicker than rounds of numpy's calls with fewer users than this, and for a user who loses more.
+# With fewer users than this, and for a user with more evictions than that, the plain rule is faster than numpy's calls.
 _FEW: Final = 4
 _MANY: Final = 24
 _PLACES: Final = 256  # more than there are
 
 
-def count(keys: list[int], levels: list[int], left: Iterable[tuple[int, int]]) -> None:
-    """The rule, for one user: (item key, `Left`) of each event that has left the log, oldest first.
+def count_evictions(keys: list[int], levels: list[int], left: Iterable[tuple[int, int]]) -> None:
+    """The rule, for one user, in place.
+
+    Args:
+        keys, levels: the user's counters, M places each.
+        left: (item key, `CounterEffect`) of each event that has left the log, oldest first.
 
     >>> keys, levels = [0, 0], [0, 0]
-    >>> count(keys, levels, [(7, Left.WISH), (8, Left.WISH), (7, Left.WISH), (9, Left.WISH)])
+    >>> count_evictions(keys, levels, [(7, CounterEffect.COUNT), (8, CounterEffect.COUNT), (7, CounterEffect.COUNT), (9, CounterEffect.COUNT)])
     >>> keys, [round(weight(level), 2) for level in levels]
     ([7, 9], [1.99, 1.0])
     """
     if not levels:
         return
-    # `levels` stay too high by what has faded until the end: one subtraction for all wishes.
+    # Until the end, `levels` stay too high by what has faded: one subtraction for all positive events.
     faded = 0
     place_of = {key: place for place, (key, level) in enumerate(zip(keys, levels, strict=True)) if level}
     free = [place for place, level in enumerate(levels) if not level]
-    # Of each place that is taken its level at some time, with the place: levels only rise, so the lightest is soon found.
+    # (a level that the place once had, place) of each place that is taken. Levels only rise, so the lightest is found fast.
     heap = [level * _PLACES + place for place, level in enumerate(levels) if level]
     heapify(heap)
     for key, what in left:
         place = place_of.get(key, -1)
-        if what == Left.WISH:
+        if what == CounterEffect.COUNT:
             faded += 1
             if place >= 0 and levels[place] > faded:
                 levels[place] = _RAISED_LIST[levels[place] - faded] + faded
@@ -108,17 +113,17 @@ def count(keys: list[int], levels: list[int], left: Iterable[tuple[int, int]]) -
             if place_of.get(keys[place]) == place:
                 del place_of[keys[place]]
             keys[place], levels[place], place_of[key] = key, ONE + faded, place
-        elif what == Left.UNWISH and place >= 0 and levels[place] > faded:
+        elif what == CounterEffect.DROP and place >= 0 and levels[place] > faded:
             levels[place] = 0
             heappush(free, place)
-        elif what == Left.FORGET:
+        elif what == CounterEffect.CLEAR:
             keys[:], levels[:] = [0] * len(keys), [0] * len(levels)
             place_of, free, heap = {}, list(range(len(keys))), []
     levels[:] = [level - faded if level > faded else 0 for level in levels]
 
 
 def _fade(levels: list[int], heap: list[int], free: list[int], faded: int) -> None:
-    """Free the places that have faded away; then the lightest of the others is the first of the heap."""
+    """Free the places that have faded away. Afterwards the heap begins with the lightest of the others."""
     while heap:
         level, place = divmod(heap[0], _PLACES)
         if levels[place] > level:
@@ -134,48 +139,51 @@ def _fade(levels: list[int], heap: list[int], free: list[int], faded: int) -> No
 
 
 def apply_evictions(
-    counters_of: Callable[[I64], tuple[U64, U16]], rows: I64, items: U64, what: U8
+    counters_of: Callable[[I64], tuple[U64, U16]], rows: I64, items: U64, effects: U8
 ) -> CounterRows:
-    """The same for many users: their new counters, with nothing written yet.
+    """The new counters of all users whose log events have left; nothing is written.
 
     Args:
-        counters_of: copies of the counters, (R, M) each, of rows (R,) as they are.
-        rows: (E,) whose log each event has left, those of a user together and oldest first; items: (E,); what: (E,)
-            of `Left`, but nothing of `NOTHING`.
+        counters_of: copies of the keys (R, M) and levels (R, M) of rows (R,).
+        rows: (E,) the user of each event; those of a user stand together, oldest first.
+        items: (E,) the events' item keys.
+        effects: (E,) of `CounterEffect`, none of them NOTHING.
     """
     nobody = CounterRows(rows[:0], *counters_of(rows[:0]))
     if not len(rows) or not nobody.keys.shape[1]:
         return nobody
     first = np.concatenate([[True], rows[1:] != rows[:-1]])
-    if first.all() and (what == Left.WISH).all():
+    if first.all() and (effects == CounterEffect.COUNT).all():
         new = CounterRows(rows, *counters_of(rows))
-        _count_wishes(new.keys, new.levels, items)
+        _count_one_each(new.keys, new.levels, items)
         return new
     starts = np.flatnonzero(first)
     lengths = np.diff(starts, append=len(rows))
-    # Who loses most comes first, so that who still loses something in a round are the first ones. Whoever loses many, or
-    # more than wishes, comes last, with no rounds.
-    only_wishes = np.maximum.reduceat(what, starts) == Left.WISH
-    rounds = np.where(only_wishes & (lengths <= _MANY), lengths, 0)
+    # Sort users by evictions, descending, so that every vectorised round works on a prefix. Users with more than 24
+    # evictions, or with others than positive events, go last and are handled singly.
+    only_counts = np.maximum.reduceat(effects, starts) == CounterEffect.COUNT
+    rounds = np.where(only_counts & (lengths <= _MANY), lengths, 0)
     order = np.argsort(-rounds, kind="stable")
     starts, lengths, rounds = starts[order], lengths[order], rounds[order]
     new = CounterRows(rows[starts], *counters_of(rows[starts]))
     done, busy = 0, int(np.count_nonzero(rounds))
     while busy >= _FEW:
-        _count_wishes(new.keys[:busy], new.levels[:busy], items[starts[:busy] + done])
+        _count_one_each(new.keys[:busy], new.levels[:busy], items[starts[:busy] + done])
         done += 1
         busy = int(np.searchsorted(-rounds, -done))
     rest = np.concatenate([np.arange(busy), np.flatnonzero(rounds == 0)])
     for user in rest.tolist():
         begin, stop = starts[user] + (done if rounds[user] else 0), starts[user] + lengths[user]
         keys, levels = new.keys[user].tolist(), new.levels[user].tolist()
-        count(keys, levels, zip(items[begin:stop].tolist(), what[begin:stop].tolist(), strict=True))
+        count_evictions(
+            keys, levels, zip(items[begin:stop].tolist(), effects[begin:stop].tolist(), strict=True)
+        )
         new.keys[user], new.levels[user] = keys, levels
     return new
 
 
-def _count_wishes(keys: U64, levels: U16, items: U64) -> None:
-    """One wish of each user, in place."""
+def _count_one_each(keys: U64, levels: U16, items: U64) -> None:
+    """Count one positive event for each of R users, in place: keys (R, M), levels (R, M), items (R,)."""
     levels -= levels > 0
     place = (keys == items[:, None]).argmax(axis=1)
     at = (np.arange(len(items)), place)

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from headwater.encoder.features import clamp_gap_s, gaps_s
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
-from headwater.profiles.apply_clicks import folded_entries
 from headwater.profiles.columns import I64, Columns, Log
-from headwater.profiles.encoder_steps import EncoderJob, fold_again, gathered
+from headwater.profiles.encoder_steps import EncoderJob, fold_again, folded_entries, gathered
 
 F32 = NDArray[np.float32]
 

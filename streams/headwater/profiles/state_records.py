@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headwater.errors import HeadwaterError
 from headwater.profiles.columns import F16, I64, Columns, Log, RowValues
-from headwater.profiles.counters import LEAVES, MAX_LEVEL, CounterRows, count
+from headwater.profiles.counters import COUNTER_EFFECTS, MAX_LEVEL, CounterRows, count_evictions
 
 FORMAT: Final = 1
 FORMAT_WITH_COUNTERS: Final = 2
@@ -310,7 +310,9 @@ def _cut_to(length: int, rows: I64, log: Log, counters: CounterRows) -> tuple[Lo
             events, place = log.events(index), place_of[int(rows[index])]
             log.write(index, events[-length:])
             keys, levels = counters.keys[place].tolist(), counters.levels[place].tolist()
-            count(keys, levels, ((event.item, int(LEAVES[event.action])) for event in events[:-length]))
+            count_evictions(
+                keys, levels, ((event.item, int(COUNTER_EFFECTS[event.action])) for event in events[:-length])
+            )
             counters.keys[place], counters.levels[place] = keys, levels
     return log.take(slice(None), length), counters
 

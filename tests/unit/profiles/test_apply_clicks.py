@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
+from headwater.encoder.features import ACTION_CODES
 from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT
-from headwater.profiles.apply_clicks import plan_batch, step_inputs
+from headwater.profiles.apply_clicks import plan_batch
 from headwater.profiles.columns import Columns
-from headwater.profiles.counters import LEAVES, Left, count
+from headwater.profiles.counters import COUNTER_EFFECTS, count_evictions
 from headwater.profiles.event_log import Event, Outcome, insert
 from headwater.profiles.state_records import WriterStamp, pack, unpack
 from tests.support.histories import (
@@ -123,7 +122,9 @@ class Counting:
             self.log = [entry for entry in self.log if entry.at_ms > event.at_ms]
         elif event.action not in (FORGET, IMPRESSION) and event.at_ms > self.forgotten_ms:
             insert(self.log, event, self.length, left)
-        count(self.keys, self.levels, [(entry.item, int(LEAVES[entry.action])) for entry in left])
+        count_evictions(
+            self.keys, self.levels, [(entry.item, int(COUNTER_EFFECTS[entry.action])) for entry in left]
+        )
 
     @property
     def held(self) -> dict[int, int]:
@@ -334,85 +335,3 @@ def test_the_newest_event_is_the_newest_beside_marks_of_retractions_and_an_older
 def test_more_than_a_log_in_one_batch_leaves_the_newest() -> None:
     columns = columns_after([click(1, 1)], [click(second, second) for second in range(2, 20)])
     assert log_of(columns, ANN) == [click(second, second) for second in (16, 17, 18, 19)]
-
-
-def test_what_leaves_the_log_counts_by_its_action() -> None:
-    wishes = {"click", "view", "like", "add_to_cart", "purchase"}
-    assert {name for name, code in ACTION_CODES.items() if LEAVES[code] == Left.WISH} == wishes
-    assert {name for name, code in ACTION_CODES.items() if LEAVES[code] == Left.UNWISH} == {"dislike", "hide"}
-    assert LEAVES[RETRACT] == Left.NOTHING
-    assert LEAVES[FORGET] == Left.FORGET
-
-
-# Calls of the step graph
-
-
-def calls_of(users: list[int], at_s: list[int], start_s: list[int], newest: int = 50):  # type: ignore[no-untyped-def]
-    count = len(users)
-    return list(
-        step_inputs(
-            np.array(users, dtype=np.int64),
-            np.arange(1, count + 1, dtype=np.int64),
-            np.full(count, CLICK, dtype=np.int64),
-            np.array(at_s, dtype=np.int64) * 1000,
-            np.array(start_s, dtype=np.int64) * 1000,
-            newest,
-        )
-    )
-
-
-def test_gaps_count_from_the_event_before_and_from_the_last_folded_one() -> None:
-    (call,) = calls_of([0, 0, 0], [110, 115, 135], [100])
-    assert call.gaps_s[0, :3].tolist() == [10.0, 5.0, 20.0]
-
-
-def test_the_first_gap_of_a_user_without_events_is_zero() -> None:
-    (call,) = calls_of([0, 0], [110, 115], [0])
-    assert call.gaps_s[0].tolist() == [0.0, 5.0]
-
-
-def test_gaps_stop_at_thirty_days() -> None:
-    (call,) = calls_of([0], [100 + 40 * 86_400], [100])
-    assert call.gaps_s[0, 0] == MAX_GAP_S
-
-
-def test_calls_are_padded_at_the_end_and_padding_points_at_the_zero_vector() -> None:
-    (call,) = calls_of([0, 0, 0], [1, 2, 3], [0])
-    assert call.mask.tolist() == [[1.0, 1.0, 1.0, 0.0]]
-    assert call.vector_rows.tolist() == [[1, 2, 3, 0]]
-    assert call.actions.tolist() == [[CLICK, CLICK, CLICK, 0]]
-    assert call.gaps_s[0, 3] == 0.0
-
-
-def test_only_a_logs_worth_of_the_newest_events_is_stepped() -> None:
-    (call,) = calls_of([0] * 5, [1, 2, 3, 4, 5], [0], newest=2)
-    assert call.vector_rows.tolist() == [[4, 5]]
-    assert call.gaps_s.tolist() == [[1.0, 1.0]]
-
-
-def test_users_with_few_events_do_not_pay_for_those_with_many() -> None:
-    calls = calls_of([0, *[1] * 30, 2], [*range(1, 33)], [0, 0, 0])
-    assert {tuple(call.users.tolist()): call.mask.shape[1] for call in calls} == {(0, 2): 1, (1,): 32}
-
-
-def test_no_events_make_no_calls() -> None:
-    assert calls_of([], [], [0, 0]) == []
-
-
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6))
-def test_every_event_is_stepped_once_and_in_order(counts: list[int]) -> None:
-    users = [user for user, count in enumerate(counts) for _ in range(count)]
-    calls = calls_of(users, list(range(1, len(users) + 1)), [0] * len(counts))
-    seen: dict[int, list[int]] = {}
-    for call in calls:
-        for place, user in enumerate(call.users.tolist()):
-            seen[user] = call.vector_rows[place][call.mask[place] > 0].tolist()
-    expected = {user: [i + 1 for i, other in enumerate(users) if other == user] for user in set(users)}
-    assert seen == expected
-
-
-@pytest.mark.parametrize("count", [513, 1100])
-def test_a_call_holds_a_bounded_number_of_users(count: int) -> None:
-    calls = calls_of(list(range(count)), list(range(1, count + 1)), [0] * count)
-    assert max(len(call.users) for call in calls) == 512
-    assert sorted(user for call in calls for user in call.users.tolist()) == list(range(count))

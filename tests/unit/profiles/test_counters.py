@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.messages import ACTIONS
 from headwater.profiles.counters import (
+    COUNTER_EFFECTS,
     HALF_LIFE,
     I64,
     MAX_LEVEL,
     ONE,
     U16,
     U64,
-    Left,
+    CounterEffect,
     apply_evictions,
-    count,
+    count_evictions,
     weight,
 )
 
@@ -27,12 +29,12 @@ def one_by_one(events: list[Event], places: int) -> tuple[list[int], list[int]]:
     """The rule in its plainest words: everything fades at once, then the item of the wish counts one more."""
     keys, levels = [0] * places, [0] * places
     for key, what in events:
-        if what == Left.FORGET:
+        if what == CounterEffect.CLEAR:
             levels = [0] * places
         held = {key: place for place, key in enumerate(keys) if levels[place] > 0}
-        if what == Left.UNWISH and key in held:
+        if what == CounterEffect.DROP and key in held:
             levels[held[key]] = 0
-        if what == Left.WISH:
+        if what == CounterEffect.COUNT:
             levels = [max(level - 1, 0) for level in levels]
             place = held.get(key)
             if place is not None and levels[place] > 0:
@@ -51,8 +53,11 @@ def of(keys: U64, levels: U16, rows: I64) -> tuple[U64, U16]:
     return keys[rows], levels[rows]
 
 
-wishes = st.tuples(st.integers(0, 9), st.just(int(Left.WISH)))
-mixed = st.tuples(st.integers(0, 9), st.sampled_from([Left.WISH] * 6 + [Left.UNWISH, Left.FORGET]).map(int))
+wishes = st.tuples(st.integers(0, 9), st.just(int(CounterEffect.COUNT)))
+mixed = st.tuples(
+    st.integers(0, 9),
+    st.sampled_from([CounterEffect.COUNT] * 6 + [CounterEffect.DROP, CounterEffect.CLEAR]).map(int),
+)
 
 
 @given(
@@ -82,31 +87,40 @@ def test_many_users_in_any_batches_are_counted_as_each_alone(
 def test_so_few_wishes_as_to_fade_away_and_come_again_are_counted_alike() -> None:
     """The levels of a long history, in which counters die and their places are taken again."""
     rng = np.random.default_rng(5)
-    events = [(int(key), int(Left.WISH)) for key in rng.choice([1] * 2_000 + [2, 3, 4, 5], 7_000)]
+    events = [(int(key), int(CounterEffect.COUNT)) for key in rng.choice([1] * 2_000 + [2, 3, 4, 5], 7_000)]
     keys, levels = [0] * 6, [0] * 6
     for start in range(0, len(events), 700):
-        count(keys, levels, events[start : start + 700])
+        count_evictions(keys, levels, events[start : start + 700])
     assert live(keys, levels) == live(*one_by_one(events, 6))
     assert 0 in levels
 
 
 def test_a_wish_is_worth_half_after_as_many_others_as_the_half_life() -> None:
     keys, levels = [0] * 300, [0] * 300
-    count(keys, levels, [(key, Left.WISH) for key in range(HALF_LIFE + 1)])
+    count_evictions(keys, levels, [(key, CounterEffect.COUNT) for key in range(HALF_LIFE + 1)])
     assert weight(levels[keys.index(0)]) == pytest.approx(0.5)
     assert weight(levels[keys.index(HALF_LIFE)]) == 1.0
 
 
 def test_two_wishes_weigh_two_and_the_lightest_makes_way() -> None:
     keys, levels = [0, 0], [0, 0]
-    count(keys, levels, [(7, Left.WISH), (8, Left.WISH), (7, Left.WISH), (9, Left.WISH)])
+    count_evictions(
+        keys,
+        levels,
+        [
+            (7, CounterEffect.COUNT),
+            (8, CounterEffect.COUNT),
+            (7, CounterEffect.COUNT),
+            (9, CounterEffect.COUNT),
+        ],
+    )
     assert keys == [7, 9]
     assert weight(levels[0]) == pytest.approx(2, rel=0.01)
 
 
 def test_an_item_that_comes_with_every_wish_stays_within_the_levels() -> None:
     keys, levels = [0, 0], [0, 0]
-    count(keys, levels, [(7, Left.WISH)] * 5_000)
+    count_evictions(keys, levels, [(7, CounterEffect.COUNT)] * 5_000)
     assert weight(levels[0]) > 150
     assert levels[0] < MAX_LEVEL
 
@@ -114,6 +128,17 @@ def test_an_item_that_comes_with_every_wish_stays_within_the_levels() -> None:
 def test_without_counters_nothing_is_counted() -> None:
     none = np.zeros((3, 0), np.uint64), np.zeros((3, 0), np.uint16)
     new = apply_evictions(
-        partial(of, *none), np.array([1]), np.array([7], np.uint64), np.array([Left.WISH], np.uint8)
+        partial(of, *none), np.array([1]), np.array([7], np.uint64), np.array([CounterEffect.COUNT], np.uint8)
     )
     assert not len(new.rows)
+
+
+def test_what_leaves_the_log_counts_by_its_action() -> None:
+    effects = {name: CounterEffect(COUNTER_EFFECTS[action.code]) for name, action in ACTIONS.items()}
+    positive = ("click", "view", "like", "add_to_cart", "purchase")
+    assert {name: effect for name, effect in effects.items() if effect is not CounterEffect.NOTHING} == {
+        **dict.fromkeys(positive, CounterEffect.COUNT),
+        "dislike": CounterEffect.DROP,
+        "hide": CounterEffect.DROP,
+        "forget": CounterEffect.CLEAR,
+    }

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.encoder import runtime as encoders
-from headwater.encoder.features import ACTION_CODES
+from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.actions import RETRACT
 from headwater.profiles.columns import Columns
-from headwater.profiles.encoder_steps import StepEncoder, fold_again
+from headwater.profiles.encoder_steps import StepEncoder, fold_again, step_inputs
 from headwater.profiles.event_log import Event
 from tests.support.checkout import STARTER
 from tests.support.histories import (
@@ -191,3 +191,77 @@ def test_an_encoder_without_a_state_needs_no_calls() -> None:
     columns = Columns(4, 0)
     apply(columns, [(ANN, click(1, 1)), (ANN, click(2, 2))], ForgetfulEncoder(), item_vectors())
     assert columns.n[columns.rows[ANN]] == 2
+
+
+# Calls of the step graph
+
+
+def calls_of(users: list[int], at_s: list[int], start_s: list[int], newest: int = 50):  # type: ignore[no-untyped-def]
+    count = len(users)
+    return list(
+        step_inputs(
+            np.array(users, dtype=np.int64),
+            np.arange(1, count + 1, dtype=np.int64),
+            np.full(count, CLICK, dtype=np.int64),
+            np.array(at_s, dtype=np.int64) * 1000,
+            np.array(start_s, dtype=np.int64) * 1000,
+            newest,
+        )
+    )
+
+
+def test_gaps_count_from_the_event_before_and_from_the_last_folded_one() -> None:
+    (call,) = calls_of([0, 0, 0], [110, 115, 135], [100])
+    assert call.gaps_s[0, :3].tolist() == [10.0, 5.0, 20.0]
+
+
+def test_the_first_gap_of_a_user_without_events_is_zero() -> None:
+    (call,) = calls_of([0, 0], [110, 115], [0])
+    assert call.gaps_s[0].tolist() == [0.0, 5.0]
+
+
+def test_gaps_stop_at_thirty_days() -> None:
+    (call,) = calls_of([0], [100 + 40 * 86_400], [100])
+    assert call.gaps_s[0, 0] == MAX_GAP_S
+
+
+def test_calls_are_padded_at_the_end_and_padding_points_at_the_zero_vector() -> None:
+    (call,) = calls_of([0, 0, 0], [1, 2, 3], [0])
+    assert call.mask.tolist() == [[1.0, 1.0, 1.0, 0.0]]
+    assert call.vector_rows.tolist() == [[1, 2, 3, 0]]
+    assert call.actions.tolist() == [[CLICK, CLICK, CLICK, 0]]
+    assert call.gaps_s[0, 3] == 0.0
+
+
+def test_only_a_logs_worth_of_the_newest_events_is_stepped() -> None:
+    (call,) = calls_of([0] * 5, [1, 2, 3, 4, 5], [0], newest=2)
+    assert call.vector_rows.tolist() == [[4, 5]]
+    assert call.gaps_s.tolist() == [[1.0, 1.0]]
+
+
+def test_users_with_few_events_do_not_pay_for_those_with_many() -> None:
+    calls = calls_of([0, *[1] * 30, 2], [*range(1, 33)], [0, 0, 0])
+    assert {tuple(call.users.tolist()): call.mask.shape[1] for call in calls} == {(0, 2): 1, (1,): 32}
+
+
+def test_no_events_make_no_calls() -> None:
+    assert calls_of([], [], [0, 0]) == []
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_every_event_is_stepped_once_and_in_order(counts: list[int]) -> None:
+    users = [user for user, count in enumerate(counts) for _ in range(count)]
+    calls = calls_of(users, list(range(1, len(users) + 1)), [0] * len(counts))
+    seen: dict[int, list[int]] = {}
+    for call in calls:
+        for place, user in enumerate(call.users.tolist()):
+            seen[user] = call.vector_rows[place][call.mask[place] > 0].tolist()
+    expected = {user: [i + 1 for i, other in enumerate(users) if other == user] for user in set(users)}
+    assert seen == expected
+
+
+@pytest.mark.parametrize("count", [513, 1100])
+def test_a_call_holds_a_bounded_number_of_users(count: int) -> None:
+    calls = calls_of(list(range(count)), list(range(1, count + 1)), [0] * count)
+    assert max(len(call.users) for call in calls) == 512
+    assert sorted(user for call in calls for user in call.users.tolist()) == list(range(count))

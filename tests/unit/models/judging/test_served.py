@@ -9,7 +9,7 @@ import pytest
 from headwater.encoder.features import item_keys
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
-from headwater.profiles.counters import Left, count
+from headwater.profiles.counters import CounterEffect, count_evictions
 from headwater.recall.sources.buy_again import REST_MS
 from headwater_models.judging.evaluation import encoded, evaluate, ranking
 from headwater_models.judging.protocols import Cases, next_events
@@ -142,10 +142,13 @@ def test_what_is_counted_at_a_question_is_what_a_worker_has_counted_by_then() ->
     found = Counting(4, 5)(log, cases)
     for case, (user, end) in enumerate(zip(cases.users, cases.ends, strict=True)):
         keys, levels = [0] * 5, [0] * 5
-        count(
+        count_evictions(
             keys,
             levels,
-            ((item, Left.WISH) for item in log.items[log.starts[user] : max(log.starts[user], end - 4)]),
+            (
+                (item, CounterEffect.COUNT)
+                for item in log.items[log.starts[user] : max(log.starts[user], end - 4)]
+            ),
         )
         assert found.levels[case].tolist() == levels
         assert found.keys[case].tolist() == keys
