@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import ssl
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -272,6 +273,17 @@ class Settings(BaseSettings):
     @property
     def catalog_group(self) -> str:
         return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-catalog"
+
+    def make_data_dir(self) -> None:
+        """Make `data_dir`, or find it there. Raises SettingsError if it cannot be made or written to."""
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.data_dir):
+                pass
+        except OSError as error:
+            raise SettingsError(
+                f"{PREFIX}DATA_DIR is '{self.data_dir}': expected a folder that this user can write to ({error})"
+            ) from error
 
     def kafka_options(self) -> dict[str, Any]:
         """Keyword arguments of every aiokafka client: consumer, producer and admin."""

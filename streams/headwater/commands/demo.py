@@ -105,7 +105,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
     started = time.monotonic()
     seconds: dict[str, float] = {}
     folder = run_file.demo_dir(settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    settings.model_copy(update={"data_dir": folder}).make_data_dir()
     with EmbeddedBroker(folder) as broker:
         own = settings.model_copy(
             update={

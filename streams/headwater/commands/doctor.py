@@ -1,10 +1,12 @@
-"""`headwater doctor`: looks at broker, topics, groups, lag, bundle, index and worker; says what to do.
+"""`headwater doctor`: looks at broker, topics, groups, lag, bundle, index and worker, and says what to do.
 
-Each look is one function that yields findings; a look that cannot be taken is a finding too.
+Each check is one function that yields findings. A check that cannot be made is a finding too.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -22,16 +24,22 @@ from headwater.encoder.bundle import BundleError
 from headwater.encoder.runtime import load
 from headwater.index.open import look_at
 from headwater.kafka import topics
+from headwater.kafka.membership import STABLE, Group, complaints, describe
 from headwater.kafka.topics import Topics, TopicsError
 from headwater.settings import Settings
 
 _TIMEOUT_S: Final = 10.0
-# A worker commits every second or so: what it has just read is not yet behind.
-_LAG: Final = 10_000
+_LAG: Final = 10_000  # a worker commits every second, so some lag is no fault
+# A worker drains for at most 5 s at a rebalance, and the broker waits for it.
+_SETTLES_S: Final = 10.0
+# Several commits, which come every second.
+_STANDS_S: Final = 5.0
+# A request waits for its click for at most 60 s.
+_REQUESTS_STAND_S: Final = 65.0
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, whether it is well, and what was seen (with the remedy where it is not)."""
+    """One line: what was checked, whether it is well, and what was seen, with the remedy if it is not."""
 
     what: str
     ok: bool
@@ -42,7 +50,7 @@ class Finding(NamedTuple):
 
 
 async def examine(settings: Settings, web: str | None) -> list[Finding]:
-    """Everything there is to say; `web` is the host:port of a worker, where one is known."""
+    """All findings; `web` is the host:port of a worker, or None if none is known."""
     findings = [finding async for finding in _of_broker(settings)]
     reachable = findings[0].ok
     if reachable:
@@ -91,13 +99,12 @@ async def _of_groups(settings: Settings) -> AsyncIterator[Finding]:
     try:
         await asyncio.wait_for(asyncio.gather(admin.start(), consumer.start()), _TIMEOUT_S)
         existing = await consumer.topics()
-        for group, group_topics in followed.items():
-            if missing := [name for name in group_topics if name not in existing]:
-                yield Finding(f"group {group}", False, f"its topics are missing ({', '.join(missing)})")
+        for name, group_topics in followed.items():
+            if missing := [topic for topic in group_topics if topic not in existing]:
+                yield Finding(f"group {name}", False, f"its topics are missing ({', '.join(missing)})")
                 continue
-            behind = await asyncio.wait_for(_behind(admin, consumer, group, group_topics), _TIMEOUT_S)
-            members = await asyncio.wait_for(_members(admin, group), _TIMEOUT_S)
-            yield _of_group(group, behind, members)
+            for finding in await _of_group(admin, consumer, name, group_topics, names.requests):
+                yield finding
         if names.dead_letters in existing:
             dead = await asyncio.wait_for(_count(consumer, names.dead_letters), _TIMEOUT_S)
             seen = f"{dead:,} in {names.dead_letters}"
@@ -112,43 +119,109 @@ async def _of_groups(settings: Settings) -> AsyncIterator[Finding]:
         await asyncio.gather(admin.close(), consumer.stop(), return_exceptions=True)
 
 
-def _of_group(group: str, behind: dict[str, int], members: int | None) -> Finding:
-    role = "catalog" if group.endswith("-catalog") else "interests"
+async def _of_group(
+    admin: AIOKafkaAdminClient,
+    consumer: AIOKafkaConsumer,
+    name: str,
+    group_topics: tuple[str, ...],
+    requests: str,
+) -> list[Finding]:
+    what = f"group {name}"
+    role = "catalog" if name.endswith("-catalog") else "interests"
+    group = await _settled(admin, name)
+    lags = await asyncio.wait_for(_lags(admin, consumer, name, group_topics), _TIMEOUT_S)
+    behind = {
+        topic: sum(lag.records for tp, lag in lags.items() if tp.topic == topic) for topic in group_topics
+    }
     lag = ", ".join(f"{count:,} behind on {topic}" for topic, count in behind.items())
-    if members == 0:
+    if group is not None and not group.members:
         remedy = f"no worker; start one: `headwater worker --role {role}` (or `headwater up`)"
-        return Finding(f"group {group}", False, f"{remedy}; {lag}")
-    who = "workers unknown" if members is None else "1 worker" if members == 1 else f"{members} workers"
+        return [Finding(what, False, f"{remedy}; {lag}")]
+    if group is None:
+        workers = "workers unknown"
+    else:
+        foreign = set(group.foreign())
+        count = sum(member not in foreign for member in group.members)
+        workers = "1 worker" if count == 1 else f"{count} workers"
+        if group.state != STABLE:
+            seen = (
+                f"rebalancing for more than {_SETTLES_S:g} s ({group.state}, {workers}); stop the consumer that joins it, "
+                f"or restart the workers; {lag}"
+            )
+            return [Finding(what, False, seen)]
+        counts = Counter(tp.topic for tp in lags)
+        if found := complaints(group, counts):
+            return [Finding(what, False, f"{complaint}; {lag}") for complaint in found]
+    if standing := await _standing(admin, consumer, name, lags, requests):
+        seen = f"{workers}, but nothing moves on {', '.join(standing)}; look at the workers' logs and /healthz; {lag}"
+        return [Finding(what, False, seen)]
     if any(count > _LAG for count in behind.values()):
-        return Finding(
-            f"group {group}",
-            False,
-            f"{who}, {lag}; add workers, up to the number of partitions, or look at their logs",
-        )
-    return Finding(f"group {group}", True, f"{who}, {lag}")
+        remedy = "add workers, up to the number of partitions, or look at their logs"
+        return [Finding(what, False, f"{workers}, {lag}; {remedy}")]
+    return [Finding(what, True, f"{workers}, {lag}")]
 
 
-async def _behind(
-    admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, group: str, names: tuple[str, ...]
-) -> dict[str, int]:
-    """Published and not yet committed, by topic."""
+async def _settled(admin: AIOKafkaAdminClient, name: str) -> Group | None:
+    """The group once it is not rebalancing, or as it still is after a while; None if the broker does not describe it."""
+    deadline = time.monotonic() + _SETTLES_S
+    while True:
+        try:
+            group = await asyncio.wait_for(describe(admin, name), _TIMEOUT_S)
+        except (KafkaError, ValueError, AttributeError):
+            return None
+        if group is None or group.state in (STABLE, "Empty", "Dead") or time.monotonic() > deadline:
+            return group
+        await asyncio.sleep(0.5)
+
+
+class _Lag(NamedTuple):
+    committed: int
+    records: int  # published and not committed
+
+
+async def _lags(
+    admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, group: str, names: Iterable[str]
+) -> dict[TopicPartition, _Lag]:
+    """How far a group is in every partition of its topics."""
     committed = await _committed(admin, group)
-    behind = {}
+    lags = {}
     for name in names:
         places = await _places(consumer, name)
         starts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-        done = {
-            place: committed[place].offset
-            if place in committed and committed[place].offset >= 0
-            else starts[place]
-            for place in places
-        }
-        behind[name] = sum(max(ends[place] - done[place], 0) for place in places)
-    return behind
+        for place in places:
+            known = committed.get(place)
+            done = known.offset if known is not None and known.offset >= 0 else starts[place]
+            lags[place] = _Lag(done, max(ends[place] - done, 0))
+    return lags
+
+
+async def _standing(
+    admin: AIOKafkaAdminClient,
+    consumer: AIOKafkaConsumer,
+    group: str,
+    first: Mapping[TopicPartition, _Lag],
+    requests: str,
+) -> list[str]:
+    """Partitions with a lag in which nothing is committed for some seconds, each as text.
+
+    A request may wait for its click, for at most 60 s, and what came after it is not committed meanwhile. So standing
+    requests are watched for longer.
+    """
+    started = time.monotonic()
+    standing = {tp for tp, lag in first.items() if lag.records}
+    names = {tp.topic for tp in standing}
+    while standing:
+        waited_s = time.monotonic() - started
+        if waited_s > (_REQUESTS_STAND_S if all(tp.topic == requests for tp in standing) else _STANDS_S):
+            break
+        await asyncio.sleep(1.0)
+        now = await asyncio.wait_for(_lags(admin, consumer, group, names), _TIMEOUT_S)
+        standing = {tp for tp in standing if now[tp].records and now[tp].committed == first[tp].committed}
+    return [f"{tp.topic} {tp.partition} (at offset {first[tp].committed})" for tp in sorted(standing)]
 
 
 async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartition, Any]:
-    """A broker that never had a group makes the topic of their offsets when it is first asked, and then needs a moment."""
+    """Committed offsets of a group. A broker makes the topic of all offsets when first asked, and then needs a moment."""
     while True:
         try:
             found: dict[TopicPartition, Any] = await admin.list_consumer_group_offsets(group)
@@ -164,23 +237,10 @@ async def _count(consumer: AIOKafkaConsumer, name: str) -> int:
 
 
 async def _places(consumer: AIOKafkaConsumer, name: str) -> list[TopicPartition]:
-    consumer.assign([TopicPartition(name, 0)])  # makes the client learn of all partitions
+    consumer.assign([TopicPartition(name, 0)])  # so that the client learns of all partitions
     while not (numbers := consumer.partitions_for_topic(name)):  # noqa: ASYNC110 - no event says so
         await asyncio.sleep(0.02)
     return [TopicPartition(name, number) for number in sorted(numbers)]
-
-
-async def _members(admin: AIOKafkaAdminClient, group: str) -> int | None:
-    """Workers in a group; none where the broker does not say."""
-    try:
-        responses: list[Any] = await admin.describe_consumer_groups([group])
-    except (KafkaError, ValueError, AttributeError):
-        return None
-    for response in responses:
-        for _code, name, _state, _kind, _protocol, members, *_rest in response.groups:
-            if name == group:
-                return len(members)
-    return None
 
 
 def _of_bundle(settings: Settings) -> Finding:

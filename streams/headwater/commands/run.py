@@ -1,9 +1,12 @@
 """`headwater demo`, `up` and `worker`: processes that run until they are stopped."""
 
 from contextlib import ExitStack
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from headwater.commands.terminal import UsageError, quiet_aiokafka, run_async, say
+from cyclopts import Parameter
+
+from headwater.commands.terminal import CommandError, UsageError, quiet_aiokafka, run_async, say
 
 
 def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> int:
@@ -32,15 +35,53 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
     return run_async(run(settings, once=once, as_json=json, events=count))
 
 
-def up() -> int:
+def up(
+    *,
+    keep: Annotated[bool, Parameter(negative=())] = False,
+    kafka_port: int | None = None,
+    web_port: int | None = None,
+    bundle: Path | None = None,
+    data_dir: Path | None = None,
+    prefix: str | None = None,
+) -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles.
 
-    Example: headwater up
+    The embedded broker holds everything in memory: a stop forgets catalog, clicks and users, unless --keep is given.
+
+    Example: headwater up --keep
+
+    Parameters
+    ----------
+    keep
+        Save what the embedded broker holds in the data folder, and go on from there at the next start. It rewrites all of
+        it every few seconds, so this is for trying things out; a kill loses the last seconds.
+    kafka_port
+        Of the embedded broker; default: 9092, or any free port if that is taken.
+    web_port
+        Of /healthz, /metrics and /users; default: HEADWATER_WEB_PORT, else any free port.
+    bundle
+        The encoders' folder; default: HEADWATER_BUNDLE, else the shipped starter.
+    data_dir
+        Default: HEADWATER_DATA_DIR, else .headwater in the current folder.
+    prefix
+        Of topics and consumer groups; default: HEADWATER_TOPIC_PREFIX, else "headwater.".
     """
     from headwater import run_file
     from headwater.settings import Settings
 
-    settings = Settings.load()  # first: a wrong setting is told before anything heavy is imported
+    options = {"web_port": web_port, "bundle": bundle, "data_dir": data_dir, "topic_prefix": prefix}
+    # First: a wrong setting is told before anything heavy is imported.
+    settings = Settings.load(**{name: value for name, value in options.items() if value is not None})
+    is_embedded = not settings.kafka_bootstrap_servers
+    if not is_embedded and (keep or kafka_port is not None):
+        raise UsageError(
+            f"{'--keep' if keep else '--kafka-port'} is for the embedded broker, but HEADWATER_KAFKA_BOOTSTRAP_SERVERS is "
+            f"{settings.kafka_bootstrap_servers}: leave one of them out"
+        )
+    if kafka_port is not None and not 0 < kafka_port < 65_536:
+        raise UsageError(f"--kafka-port is {kafka_port}: expected a port from 1 to 65535")
+    run_file.refuse_second(settings)
+    settings.make_data_dir()
     from headwater.kafka import topics
     from headwater.worker.logging_setup import configure_logging
     from headwater.worker.process import serve
@@ -48,13 +89,16 @@ def up() -> int:
 
     configure_logging(settings)
     with ExitStack() as stack:
-        is_embedded = not settings.kafka_bootstrap_servers
+        where = "broker"
         if is_embedded:
             from headwater.kafka.embedded_broker import EmbeddedBroker
 
-            run_file.refuse_second(settings)
-            broker = stack.enter_context(EmbeddedBroker(settings.data_dir))
+            broker = stack.enter_context(EmbeddedBroker(settings.data_dir, port=kafka_port, keep=keep))
             settings = settings.model_copy(update={"kafka_bootstrap_servers": broker.bootstrap_servers})
+            memory = (
+                "saved every few seconds" if keep else "a stop forgets everything, unless --keep is given"
+            )
+            where = f"embedded broker ({memory})"
 
         async def alongside(worker: Worker) -> None:
             web = f"http://{worker.web_address}"
@@ -67,7 +111,7 @@ def up() -> int:
 
         async def serving() -> int:
             created = await topics.create(settings)
-            say(f"broker {settings.bootstrap_servers}, {len(created)} topics created")
+            say(f"{where} on {settings.bootstrap_servers}, {len(created)} topics created")
             return await serve(settings, "all", alongside)
 
         return run_async(serving())
@@ -83,9 +127,16 @@ def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
     role
         interests: clicks and requests. catalog: encoding and indexing. all: both in one process.
     """
-    from headwater.run_file import running_system
+    from headwater import run_file
 
-    settings = running_system()
+    settings = run_file.running_system()
+    run = run_file.read(settings)
+    if run is not None and run.embedded_broker:
+        raise CommandError(
+            f"the broker at {run.bootstrap_servers} is the embedded one of process {run.pid} in {run.started_in}: it "
+            "serves one worker, which that process brings along; for several start Apache Kafka, and set "
+            "HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
+        )
     from headwater.worker.logging_setup import configure_logging
     from headwater.worker.process import serve
 

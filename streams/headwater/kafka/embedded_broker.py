@@ -1,9 +1,13 @@
 """The embedded broker: a small Kafka-compatible one for demo, development and tests, on loopback only.
 
-The binary comes from the package `noida-db` (the extra `broker`), pinned to one version. It keeps the log in memory;
-each start is fresh and each stop forgets everything. Production runs on Apache Kafka.
+The binary comes from the package `noida-db` (the extra `broker`), pinned to one version. It holds the log in memory.
+By default a stop forgets everything; with `keep` the next start finds topics, records and committed offsets again.
+It serves one worker: as soon as a second one joins a group, it refuses the commits of the first (noida-db 0.2.3).
+Production runs on Apache Kafka.
 """
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import re
@@ -24,10 +28,18 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from headwater.errors import HeadwaterError
+from headwater.kafka.membership import describe
 from headwater.settings import Settings
 
-VERIFIED_VERSION = "0.2.3"  # what was read, measured and tested; another one is refused
+VERIFIED_VERSION = "0.2.3"  # the one that was read, measured and tested; others are refused
+USUAL_PORT = 9092  # where clients of every language look for Kafka by default
 
+ONE_WORKER = (
+    "the embedded broker serves one worker, which `headwater up` brings along; for several start Apache Kafka, and set "
+    "HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
+)
+
+_SAVE_S = 60.0  # to write the log at a stop; 26 s of its processor time were measured for 1.2 million clicks
 _LISTENING = re.compile(r"^\s*kafka\s+127\.0\.0\.1:(\d+)\s*$", re.MULTILINE)
 
 _CLUSTER_ID = "MkU3OEVBNTctOEUyRi00"  # the same for every embedded broker, and for no other
@@ -48,15 +60,29 @@ class BrokerError(HeadwaterError):
 class EmbeddedBroker:
     """A context manager; `bootstrap_servers` is usable inside. Blocks for some 100 ms to start, less to stop.
 
-    The process is killed by the id that we started, and by the kernel (Linux) if this process dies without a
-    goodbye. It belongs to the *thread* that starts it: start it in one that lives as long as the broker should.
+    The process belongs to the *thread* that starts it: on Linux the kernel kills it when that thread ends.
+
+    Args:
+        data_dir: the broker's log file and its data go to the folder `broker` in it.
+        port: of the broker on 127.0.0.1. 0: any free one. None: 9092, or any free one if that is taken.
+        keep: save the log in `data_dir`, and start from what was saved. The broker then rewrites the whole log as
+            one file every few seconds, so this is for small logs. A kill loses the last seconds.
+
+    Raises (on entry):
+        BrokerError: the package is missing, the port is taken, the folder cannot be written to, another broker keeps
+            its log in the same folder, or the process did not become ready.
     """
 
-    def __init__(self, data_dir: Path, *, ready_timeout_s: float = 20.0) -> None:
+    def __init__(
+        self, data_dir: Path, *, port: int | None = 0, keep: bool = False, ready_timeout_s: float = 20.0
+    ) -> None:
         self._home = data_dir.resolve() / "broker"
+        self._port = port
+        self._keep = keep
         self._ready_timeout_s = ready_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._lock: int | None = None
         self.log = self._home / "broker.log"
         self.bootstrap_servers = ""
 
@@ -66,11 +92,18 @@ class EmbeddedBroker:
 
     def __enter__(self) -> Self:
         binary = _binary()
-        self._home.mkdir(parents=True, exist_ok=True)
-        _sweep(self._home)
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._home))
+        port = _usable_port(self._port)
         try:
-            self._process = self._start(binary, self._folder)
+            self._home.mkdir(parents=True, exist_ok=True)
+            _sweep(self._home)
+            self._folder = self._kept_folder() if self._keep else self._passing_folder()
+        except OSError as error:
+            raise BrokerError(
+                f"the embedded broker cannot write to {self._home} ({error}): expected a folder of yours; set "
+                "HEADWATER_DATA_DIR to one"
+            ) from error
+        try:
+            self._process = self._start(binary, self._folder, port)
             self.bootstrap_servers = f"127.0.0.1:{self._wait_until_ready(self._process)}"
         except BaseException:
             self.close()
@@ -83,24 +116,50 @@ class EmbeddedBroker:
         self.close()
 
     def close(self) -> None:
-        """Stops the broker and removes its folder; the log file stays. Harmless when repeated."""
+        """Stop the broker. Its folder is removed unless it is kept; the log file stays. Harmless when repeated."""
         if self._process is not None:
-            # No SIGTERM: it would first write the whole log to disk, for seconds, and nobody will read it.
+            if self._keep:
+                self._process.terminate()  # it saves the log
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=_SAVE_S)
+            # Not SIGTERM otherwise: it would first write the whole log to disk, for seconds and for nobody.
             self._process.kill()
             self._process.wait(timeout=3)
             self._process = None
-        if self._folder is not None:
+        if self._folder is not None and not self._keep:
             shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._folder = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _kept_folder(self) -> Path:
+        folder = self._home / "kept"
+        folder.mkdir(exist_ok=True)
+        self._lock = os.open(self._home / "kept.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            raise BrokerError(
+                f"another embedded broker keeps its log in {folder}: expected one at a time; stop it, or set "
+                "HEADWATER_DATA_DIR to another folder"
+            ) from None
+        return folder
+
+    def _passing_folder(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._home))
+        # The broker would rewrite its whole log as one file every few seconds (858 MB written for 60 MB of clicks).
+        # A folder in place of that file's draft prevents this; the broker carries on in memory.
+        (folder / "kafka.tmp").mkdir()
+        return folder
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def _start(self, binary: Path, folder: Path) -> subprocess.Popen[bytes]:
-        # It would rewrite its whole log as one file every few seconds (858 MB written for 60 MB of clicks). A folder
-        # where the draft of that file belongs stops this; it carries on in memory.
-        (folder / "kafka.tmp").mkdir()
-        command = [str(binary), "start", "--only", "kafka", "--host", "127.0.0.1", "--kafka-port", "0"]
+    def _start(self, binary: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
+        command = [str(binary), "start", "--only", "kafka", "--host", "127.0.0.1", "--kafka-port", str(port)]
         command += ["--data-dir", str(folder)]
         with self.log.open("wb") as log:
             return subprocess.Popen(
@@ -109,7 +168,7 @@ class EmbeddedBroker:
                 stdout=log,
                 stderr=log,
                 cwd=folder,
-                start_new_session=True,  # Ctrl-C goes to us; the broker has to outlive the draining of the workers
+                start_new_session=True,  # Ctrl-C goes to us; the broker has to outlive the draining of the worker
             )
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> int:
@@ -150,16 +209,21 @@ def dying_with_us(command: Sequence[str]) -> list[str]:
 
 
 def client_id(group: str) -> str:
-    """The Kafka client id of this process in a consumer group, from which `expel_dead_members` knows it again."""
+    """The Kafka client id of this process in a consumer group, from which `make_room` knows it again."""
     return f"{group}-{os.getpid()}"
 
 
-async def expel_dead_members(settings: Settings, group: str) -> list[str]:
-    """Removes members of the group whose process is gone, and returns their client ids; to be called before joining.
+async def make_room(settings: Settings, group: str) -> list[str]:
+    """On the embedded broker, let this process be the only member of a group; call it before joining.
 
-    Apache Kafka does this by itself, with the session timeout, and is left alone here. The embedded broker (0.2.3)
-    does it never: after one kill -9 nobody could join the group any more. It listens on loopback only, so that all
-    its clients are processes of this machine.
+    Members whose process is gone are removed: the embedded broker never does that by itself, so nobody could join after
+    a kill. It listens on loopback only, so all its clients are processes of this machine. On Apache Kafka, which
+    removes members after the session timeout and shares partitions among many, nothing is done.
+
+    Returns: the client ids of the removed members.
+
+    Raises:
+        BrokerError: a live process is in the group.
     """
     admin = AIOKafkaAdminClient(**settings.kafka_options())
     try:
@@ -168,19 +232,20 @@ async def expel_dead_members(settings: Settings, group: str) -> list[str]:
             return []
         if group not in [name for name, *_ in await admin.list_consumer_groups()]:
             return []
-        (described,) = await admin.describe_consumer_groups([group])
-        members = described.to_object()["groups"][0]["members"]
+        described = await describe(admin, group)
     finally:
         await admin.close()
-    dead = [member for member in members if _is_dead(member["client_id"])]
+    members = described.members if described is not None else ()
+    if alive := [member.client_id for member in members if not _is_dead(member.client_id)]:
+        raise BrokerError(f"the group {group} has a member already ({', '.join(alive)}): {ONE_WORKER}")
     client = AIOKafkaClient(**settings.kafka_options())
     try:
         await client.bootstrap()
-        for member in dead:
-            await client.send(client.get_random_node(), LeaveGroupRequest(group, member["member_id"]))
+        for member in members:
+            await client.send(client.get_random_node(), LeaveGroupRequest(group, member.member_id))
     finally:
         await client.close()
-    return [member["client_id"] for member in dead]
+    return [member.client_id for member in members]
 
 
 def _is_dead(client: str) -> bool:
@@ -196,6 +261,23 @@ def _process_exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _usable_port(port: int | None) -> int:
+    """The port to start with. Raises BrokerError if a given one is taken."""
+    wanted = USUAL_PORT if port is None else port
+    if wanted == 0:
+        return 0
+    try:
+        with socket.create_server(("127.0.0.1", wanted)):
+            return wanted
+    except OSError as error:
+        if port is None:
+            return 0
+        raise BrokerError(
+            f"the embedded broker cannot listen on port {port} ({error.strerror}): expected a free port; stop the "
+            "program that listens there, or choose another port"
+        ) from error
 
 
 def _binary() -> Path:

@@ -21,7 +21,7 @@ from mode import Service
 from mode.utils.futures import maybe_async
 
 from headwater.kafka.consumer_group import ConsumerGroup, GroupPosition
-from headwater.kafka.embedded_broker import client_id, expel_dead_members
+from headwater.kafka.embedded_broker import client_id, make_room
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.membership import membership_error
 from headwater.kafka.plain_client import PlainConsumer
@@ -54,7 +54,7 @@ class FaustGroup(ConsumerGroup):
         cast(Any, self._app.topics).add(self._app.topic(topic))  # which is what Faust subscribes to
 
     async def join(self) -> None:
-        await expel_dead_members(self.settings, self.name)  # the embedded broker never expires them
+        await make_room(self.settings, self.name)
         self._app.add_future(self._watch_membership())
         await self._app.start()
 

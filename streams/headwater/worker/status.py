@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from headwater.profiles.actions import RETRACT
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.settings import Settings
+from headwater.worker.membership import Standing, WatchedGroup
 from headwater.worker.roles import CatalogRole, InterestsRole, Role
 from headwater.worker.watchdog import TO_COMMIT, Progress, Watchdog
 
@@ -33,12 +35,13 @@ class Status:
     def __init__(self, settings: Settings, role: Role, failed: "asyncio.Future[str]") -> None:
         self.role, self._failed = role, failed
         self._topics = Topics.named(settings.topic_prefix)
-        self._partitions = settings.partitions
+        self._settings = settings
         self.ready = asyncio.Event()
         self.bundle_id = ""
         self.index: Index | None = None
         self.interests: InterestsRole | None = None
         self.catalog: CatalogRole | None = None
+        self._group_problem: str | None = None
 
     @property
     def groups(self) -> list[ConsumerGroup]:
@@ -54,15 +57,19 @@ class Status:
         return self.interests is None or self.interests.is_complete
 
     def health(self) -> dict[str, Any]:
-        """The body of `/healthz`. ``ok`` is false once the worker has to stop, ``ready`` true once its state is complete."""
+        """The body of `/healthz`: ``ready`` is true once the worker's state is complete.
+
+        ``ok`` is false once the worker has to stop, or while one of its groups does not move.
+        """
         profiles = self.interests.profiles if self.interests is not None else None
         partitions = profiles.partitions.values() if profiles is not None else ()
+        reason = self._failed.result() if self._failed.done() else self._group_problem
         return {
-            "ok": not self._failed.done(),
+            "ok": reason is None,
             "ready": self.ready.is_set(),
             "role": self.role,
             "bundle": self.bundle_id,
-            "reason": self._failed.result() if self._failed.done() else None,
+            "reason": reason,
             "partitions": {each.number: each.watermark for each in partitions},
             "opening": [each.number for each in partitions if each.owned and not each.gate.is_open],
             "users": sum(len(each.columns) for each in partitions),
@@ -71,13 +78,17 @@ class Status:
             "index_away_s": round(self.catalog.path.index_away_s) if self.catalog is not None else None,
         }
 
+    def tell_of_groups(self, problem: str | None) -> None:
+        """Take note of why a group of this worker does not move; None: all do."""
+        self._group_problem = problem
+
     async def describe_user(self, user_id: str) -> dict[str, Any] | None:
         """The log of a user as people read it, without retractions; None where this worker does not have the user."""
         if self.interests is None:
             return None
         user = user_id.encode()
         profiles = self.interests.profiles
-        number = partition_of(user, self._partitions)
+        number = partition_of(user, self._settings.partitions)
         partition = profiles.partition(number)
         row = partition.columns.rows.get(user) if partition is not None else None
         if partition is None or row is None:
@@ -108,6 +119,19 @@ class Status:
             return {}
         return {str(payload["item_id"]): payload for payload in payloads.values()}
 
+    def watched_groups(self) -> list[WatchedGroup]:
+        """The groups of the roles that are open, for `membership.watch`."""
+        names, users, items = self._topics, self._settings.partitions, self._settings.catalog_partitions
+        of_interests, of_catalog = self._settings.interests_group, self._settings.catalog_group
+        topics = {
+            of_interests: {names.clicks: users, names.requests: users},
+            of_catalog: {names.catalog: items},
+        }
+        return [
+            WatchedGroup(group.name, topics[group.name], group.assignment, partial(self._requests, group))
+            for group in self.groups
+        ]
+
     def progress(self) -> Iterator[Progress]:
         """How far reading and committing have come, one each for every assigned partition."""
         return chain(self._read(), self._committed())
@@ -137,6 +161,12 @@ class Status:
                     waits = self._waits(tp.topic, tp.partition)
                     lag = at.end - at.next_offset
                     yield Progress(tp.topic, tp.partition, at.next_offset, lag, waits=waits)
+
+    def _requests(self, group: ConsumerGroup) -> Iterator[Standing]:
+        for tp in group.assignment():
+            at = group.position(tp)
+            if tp.topic == self._topics.requests and at.next_offset is not None and at.end is not None:
+                yield Standing(tp.partition, at.next_offset, at.end - at.next_offset)
 
     def _committed(self) -> Iterator[Progress]:
         for group in self.groups:

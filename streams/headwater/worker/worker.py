@@ -25,6 +25,7 @@ from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.observer import Observer
 from headwater.settings import Settings
+from headwater.worker import membership
 from headwater.worker.roles import CatalogRole, Common, InterestsRole, Role
 from headwater.worker.status import Status, keep_counting_items
 from headwater.worker.watchdog import Watchdog, ask_every_broker
@@ -149,6 +150,7 @@ class Worker:
             }
         )
         self.background.spawn(status.keep_gauges(self.metrics, watchdog))
+        self.background.spawn(membership.watch(settings, status.watched_groups(), status.tell_of_groups))
         if index is not None:
             self.background.spawn(keep_counting_items(self.metrics, index))
 

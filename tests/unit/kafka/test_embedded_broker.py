@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,7 +16,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from headwater.kafka import embedded_broker, topics
-from headwater.kafka.embedded_broker import BrokerError, EmbeddedBroker, client_id, expel_dead_members
+from headwater.kafka.embedded_broker import BrokerError, EmbeddedBroker, client_id, make_room
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
 
@@ -258,7 +260,7 @@ async def test_a_killed_member_does_not_keep_its_successor_out(settings: Setting
     await topics.create(settings)
     clicks, group = Topics.named(settings.topic_prefix).clicks, settings.interests_group
     await asyncio.to_thread(_join_and_be_killed, settings.bootstrap_servers, clicks, group)
-    await expel_dead_members(settings, group)
+    await make_room(settings, group)
     successor = AIOKafkaConsumer(
         clicks,
         **settings.kafka_options(),
@@ -270,5 +272,87 @@ async def test_a_killed_member_does_not_keep_its_successor_out(settings: Setting
     )
     async with successor:
         assert len(successor.assignment()) == 4
-        assert await expel_dead_members(settings, group) == []  # the living stay
-        assert len(successor.assignment()) == 4
+
+
+async def test_the_embedded_broker_refuses_a_second_worker(embedded_broker: str, topic_prefix: str) -> None:
+    settings = Settings(kafka_bootstrap_servers=embedded_broker, topic_prefix=topic_prefix)
+    await topics.create(settings)
+    async with _worker_of(settings) as first:
+        with pytest.raises(BrokerError) as caught:
+            await make_room(settings, settings.interests_group)
+        assert len(first.assignment()) == 4  # the living stay
+    assert f"has a member already ({client_id(settings.interests_group)})" in str(caught.value)
+    assert "set HEADWATER_KAFKA_BOOTSTRAP_SERVERS" in str(caught.value)
+
+
+async def test_apache_kafka_takes_many_workers(kafka: str, topic_prefix: str) -> None:
+    settings = Settings(kafka_bootstrap_servers=kafka, topic_prefix=topic_prefix)
+    await topics.create(settings)
+    async with _worker_of(settings):
+        assert await make_room(settings, settings.interests_group) == []
+
+
+def _worker_of(settings: Settings) -> AIOKafkaConsumer:
+    group = settings.interests_group
+    clicks = Topics.named(settings.topic_prefix).clicks
+    return AIOKafkaConsumer(clicks, **settings.kafka_options(), group_id=group, client_id=client_id(group))
+
+
+def test_a_taken_port_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BrokerError, match=rf"cannot listen on port {port} .*choose another port"):
+            EmbeddedBroker(tmp_path, port=port).__enter__()
+
+
+def test_the_usual_port_is_taken_where_it_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    monkeypatch.setattr(embedded_broker, "USUAL_PORT", port)
+    with EmbeddedBroker(tmp_path, port=None) as first, EmbeddedBroker(tmp_path, port=None) as second:
+        assert first.bootstrap_servers == f"127.0.0.1:{port}"
+        assert second.bootstrap_servers != first.bootstrap_servers
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BrokerError, match=r"cannot write to .*HEADWATER_DATA_DIR"):
+        EmbeddedBroker(tmp_path / "file").__enter__()
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["stopped", "killed"])
+async def test_a_kept_log_is_there_at_the_next_start(tmp_path: Path, is_killed: bool) -> None:
+    clicks, group = Topics.named("headwater.").clicks, "headwater-interests"
+    place = TopicPartition(clicks, 0)
+    with EmbeddedBroker(tmp_path, keep=True) as broker:
+        settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers)
+        await topics.create(settings)
+        async with AIOKafkaProducer(**settings.kafka_options()) as producer:
+            await producer.send_and_wait(clicks, b"\x00\xff", key=b"ann", partition=0, headers=[("h", b"v")])
+        async with AIOKafkaConsumer(**settings.kafka_options(), group_id=group) as consumer:
+            consumer.assign([place])
+            await consumer.commit({place: 1})
+        if is_killed:
+            saved = tmp_path / "broker" / "kept" / "kafka.json"
+            assert _eventually(lambda: saved.exists() and b"headwater-interests" in saved.read_bytes(), 30)
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGKILL)
+    with EmbeddedBroker(tmp_path, keep=True) as broker:
+        settings = Settings(kafka_bootstrap_servers=broker.bootstrap_servers)
+        assert await topics.create(settings) == []
+        async with AIOKafkaConsumer(**settings.kafka_options(), group_id=group) as consumer:
+            consumer.assign([place])
+            assert await consumer.committed(place) == 1
+            consumer.seek(place, 0)
+            record = await consumer.getone()
+    assert (record.key, record.value, record.headers) == (b"ann", b"\x00\xff", (("h", b"v"),))
+
+
+def test_one_broker_at_a_time_keeps_its_log_in_a_folder(tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path, keep=True):
+        with pytest.raises(BrokerError, match="another embedded broker keeps its log in"):
+            EmbeddedBroker(tmp_path, keep=True).__enter__()
+        with EmbeddedBroker(tmp_path):
+            pass
+    with EmbeddedBroker(tmp_path, keep=True):
+        pass

@@ -1,4 +1,12 @@
-"""What a worker says of itself over HTTP, on loopback by default: /healthz, /metrics, /users/{user_id}, /items?id=."""
+"""What a worker says of itself over HTTP, on loopback by default.
+
+| route | says |
+|---|---|
+| /healthz | the worker's state as JSON; status 503 if it is not well |
+| /metrics | Prometheus metrics |
+| /users/{user_id} | the log of a user that this worker holds; 404 otherwise |
+| /items?id=A&id=B | the catalog fields of indexed items |
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -6,6 +14,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from headwater.errors import HeadwaterError
 from headwater.metrics import CONTENT_TYPE, Metrics
 
 Health = Callable[[], dict[str, Any]]
@@ -13,8 +22,12 @@ Describe = Callable[[str], Awaitable[dict[str, Any] | None]]
 DescribeItems = Callable[[list[str]], Awaitable[dict[str, dict[str, Any]]]]
 
 
+class WebError(HeadwaterError):
+    """The web server cannot listen: one sentence with the remedy."""
+
+
 class Web:
-    """``health`` gives what /healthz says: ``ok`` false makes it a 503."""
+    """Serves the routes. ``health`` gives the body of /healthz, whose field ``ok`` decides its status."""
 
     def __init__(
         self, metrics: Metrics, health: Health, describe_user: Describe, describe_items: DescribeItems
@@ -25,7 +38,7 @@ class Web:
         self.address: str | None = None
 
     async def start(self, host: str, port: int) -> None:
-        """Raises OSError when the port is taken."""
+        """Listen; ``address`` is host:port afterwards. Port 0: any free one. Raises WebError."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._exposition)
@@ -33,13 +46,21 @@ class Web:
         app.router.add_get("/items", self._items)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self.stop()
+            raise WebError(
+                f"HEADWATER_WEB_HOST is {host} and HEADWATER_WEB_PORT is {port}: expected an address of this machine and "
+                f"a free port, or 0 for any ({error.strerror or error})"
+            ) from error
         bound = self._runner.addresses[0]
         self.address = f"{bound[0]}:{bound[1]}"
 
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+            self._runner = None
 
     async def _healthz(self, request: web.Request) -> web.Response:
         state = self._health()

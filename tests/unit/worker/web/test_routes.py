@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from headwater.metrics import Metrics
-from headwater.worker.web.routes import Web
+from headwater.worker.web.routes import Web, WebError
 
 
 class Site:
@@ -81,11 +81,13 @@ async def test_items_are_described_by_their_ids_and_unknown_ones_left_out(site: 
     assert msgspec.json.decode(body) == {"café/1": {"title": "Green tea"}, "t2": {"title": "Green tea"}}
 
 
-async def test_a_taken_port_is_an_error_and_not_a_silence(site: Site) -> None:
+async def test_a_taken_port_is_refused_in_a_sentence(site: Site) -> None:
     assert site.web.address is not None
     port = int(site.web.address.rsplit(":", 1)[1])
     other = Web(Metrics(), dict, site.describe, site.describe_items)
-    with pytest.raises(OSError, match="address already in use"):
+    with pytest.raises(
+        WebError, match=rf"HEADWATER_WEB_PORT is {port}: expected .* a free port.*already in use"
+    ):
         await other.start("127.0.0.1", port)
     await other.stop()
 
