@@ -225,6 +225,23 @@ class Metrics:
         ),
     ]
 
+    source_items_total: Annotated[
+        Counter,
+        About(
+            "Items that a source ranked, before the rankings were fused.",
+            "Zero for a source that requests ask: see `source_lost_total`, and whether the bundle has what it needs.",
+            ("source",),
+        ),
+    ]
+    source_lost_total: Annotated[
+        Counter,
+        About(
+            "Requests for which a source failed or was late; their answers do without it.",
+            "See how slow the index is (`index_seconds`), and whether deadlines are too short.",
+            ("source",),
+        ),
+    ]
+
     # The path of a catalog change, and the index
     catalog_items_total: Annotated[
         Counter,

@@ -160,7 +160,7 @@ REACHED_FROM = {
     "qdrant_edge": {"commands", "worker", "index"},
     "onnxruntime": {"commands", "worker", "paths", "profiles", "recall", "encoder"},
     "aiohttp": {"commands", "worker"},
-    "prometheus_client": {"commands", "worker", "paths", "profiles", "index", "kafka", "hall"},
+    "prometheus_client": {"commands", "worker", "paths", "recall", "profiles", "index", "kafka", "hall"},
     "cyclopts": {"commands"},
     "polars": {"commands"},
 }

@@ -10,13 +10,11 @@ import numpy as np
 from headwater.encoder.features import History, candidate_features
 from headwater.recall.fusion import Fused
 from headwater.recall.popularity import PopularItem
-from headwater.recall.sources import F32, Ask
+from headwater.recall.sources import F32, Ask, Keyed
 
 if TYPE_CHECKING:
     from headwater.encoder.runtime import Encoder
 
-# By name of source, what each names: item key -> how much it counts. See `KeySource.keys`.
-Keyed = Mapping[str, Mapping[int, float]]
 # The score graph's features know these two sources (`headwater.encoder.features.CANDIDATE_FEATURES`).
 _AGAIN = "buy-again"
 _SIMILAR = "similar"

@@ -116,6 +116,7 @@ class InterestsRole:
         self._recall = Recall(
             index,
             sources_of(Resources(index, encoder.neighbours, popular, settings.new_days)),
+            common.metrics,
             Scorer(encoder, self._request_threads, popular) if encoder.pool else None,
         )
         self._requests = RequestPath(

@@ -99,6 +99,7 @@ class Asked(InterestsWorker):
         recall = Recall(
             index,
             sources_of(Resources(index, encoder.neighbours, lambda: popular), registry),
+            self.metrics,
             Scorer(encoder, self.threads, lambda: popular) if encoder.pool else None,
         )
         self.requests = RequestPath(

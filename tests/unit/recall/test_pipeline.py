@@ -17,6 +17,7 @@ from headwater.encoder.runtime import Encoder
 from headwater.index import Hit, Index, IndexUnavailable, Point, Query
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import Filter, parse
+from headwater.metrics import Metrics
 from headwater.recall.pipeline import Recall, RecallResult
 from headwater.recall.popularity import PopularItem
 from headwater.recall.rescoring import Scorer
@@ -185,9 +186,12 @@ async def answers(
     popular: Sequence[PopularItem] = POPULAR,
     timeout_s: float = 10.0,
     registry: Sequence[type[Source]] = REGISTRY,
+    metrics: Metrics | None = None,
 ) -> list[RecallResult]:
     resources = Resources(index, table(), lambda: popular, NEW_DAYS)
-    return await Recall(index, sources_of(resources, registry)).candidates(asks, timeout_s)
+    return await Recall(index, sources_of(resources, registry), metrics or Metrics()).candidates(
+        asks, timeout_s
+    )
 
 
 async def answer(index: Index, one: Ask, **options: Any) -> RecallResult:
@@ -542,7 +546,7 @@ POOL = ScoreGraph.pool
 async def scored(index: Index, graph: ScoreGraph, *asks: Ask, timeout_s: float = 10.0) -> list[RecallResult]:
     with ThreadPoolExecutor(1) as threads:
         scorer = Scorer(cast(Encoder, graph), threads, lambda: POPULAR)
-        recall = Recall(index, sources_of(Resources(index, None, lambda: POPULAR)), scorer)
+        recall = Recall(index, sources_of(Resources(index, None, lambda: POPULAR)), Metrics(), scorer)
         return await recall.candidates(asks, timeout_s)
 
 
@@ -668,3 +672,17 @@ async def test_a_request_that_names_a_source_that_the_bundle_lacks_is_told(index
     named = await answer(index, ask(COFFEE, sources={"interests": 1.0, "chosen": 1.0}), registry=registry)
     assert (named.rung, named.missing) == (None, "no-choice")
     assert (await answer(index, ask(COFFEE), registry=registry)).missing is None
+
+
+async def test_what_each_source_ranked_and_failed_is_counted(index: Fallible) -> None:
+    metrics = Metrics()
+    await answers(index, ask(COFFEE), ask(COFFEE, TEA, again=["soap 1"]), metrics=metrics)
+    index.failing.add("match")
+    await answers(
+        index, ask(COFFEE, again=["soap 1"]), ask(COFFEE, sources={"popular": 1.0}), metrics=metrics
+    )
+    counted = metrics.exposition().decode().splitlines()
+    assert 'headwater_source_items_total{source="interests"} 12.0' in counted
+    assert 'headwater_source_items_total{source="buy-again"} 1.0' in counted
+    assert 'headwater_source_lost_total{source="buy-again"} 1.0' in counted
+    assert 'headwater_source_lost_total{source="popular"} 1.0' in counted

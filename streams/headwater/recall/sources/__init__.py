@@ -29,6 +29,8 @@ from headwater.recall.popularity import PopularItem
 F32 = NDArray[np.float32]
 PositiveEvent = tuple[int, int, int]  # item key, time in ms, code of the action
 Named = tuple[int, str]  # item key, item id
+# By name of source, what each names for an ask: item key -> how much it counts. See `KeySource.keys`.
+Keyed = Mapping[str, Mapping[int, float]]
 
 # Maximal marginal relevance needs several times as many candidates as it chooses.
 _POOL_FACTOR: Final = 3

@@ -1,0 +1,212 @@
+"""Every source asked once for a whole batch, in time: what it found, and the rung of each ask that it failed.
+
+No source is known by name here. What sources have in common is done and counted once for all of them.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from headwater.index import Index, IndexUnavailable, Query
+from headwater.index.filters import Filter
+from headwater.metrics import Metrics
+from headwater.recall.fusion import RRF_K, Ranking
+from headwater.recall.sources import Ask, Filler, Keyed, KeySource, SearchSource, Source, VectorSource
+
+T = TypeVar("T")
+
+
+class _Step(NamedTuple):
+    """What some of the sources found, each ranking with the place of its ask; and which asks each of them failed."""
+
+    rankings: list[tuple[int, Ranking]]
+    lost: Sequence[tuple[int, Source]]
+
+
+class Gatherer:
+    """Sources over one index.
+
+    Args:
+        sources: among equals the items of the first one come first.
+    """
+
+    def __init__(self, index: Index, sources: Sequence[Source], metrics: Metrics) -> None:
+        self._index = index
+        self._places = {source.name: place for place, source in enumerate(sources)}
+        self._defaults = {each.name: each.default_weight for each in sources if each.default_weight > 0}
+        self._key_sources = [each for each in sources if isinstance(each, KeySource)]
+        self._vector_sources = [each for each in sources if isinstance(each, VectorSource)]
+        self._search_sources = [each for each in sources if isinstance(each, SearchSource)]
+        self._fillers = [each for each in sources if isinstance(each, Filler)]
+        self._missing = [each for each in sources if not each.is_there]
+        self._items_total = {name: metrics.source_items_total.labels(name) for name in self._places}
+        self._lost_total = {name: metrics.source_lost_total.labels(name) for name in self._places}
+
+    def missing_rung(self, ask: Ask) -> str | None:
+        """The rung of the first source that the ask names and the bundle lacks."""
+        return next((each.rung for each in self._missing if ask.weights.get(each.name, 0.0) > 0), None)
+
+    def keyed(self, asks: Sequence[Ask]) -> list[Keyed]:
+        """What each source that names items names for each ask."""
+        return [
+            {each.name: each.keys(ask) for each in self._key_sources if self._weight(ask, each) > 0}
+            for ask in asks
+        ]
+
+    async def gather(
+        self, asks: Sequence[Ask], keyed: Sequence[Keyed], searched_by: float, deadline: float
+    ) -> tuple[list[list[Ranking]], list[str | None]]:
+        """The rankings of each ask, in the order of the sources, and its rung.
+
+        Args:
+            searched_by: sources have until then, on the loop's clock; fillers have until ``deadline``.
+        """
+        steps: list[Callable[[], Awaitable[_Step]]] = [partial(self._near_vectors, asks, searched_by)]
+        if any(keys for of_ask in keyed for keys in of_ask.values()):
+            steps.append(partial(self._matching_keys, asks, keyed, searched_by))
+        for source in self._search_sources:
+            asked = [i for i, ask in enumerate(asks) if self._weight(ask, source) > 0 and source.applies(ask)]
+            if asked:
+                steps.append(partial(self._searched, source, asks, asked, searched_by))
+        rankings: list[list[Ranking]] = [[] for _ in asks]
+        rungs: list[str | None] = [None] * len(asks)
+        for step in await self._together(steps):
+            for index, ranking in step.rankings:
+                rankings[index].append(ranking)
+            for index, lost in step.lost:
+                rungs[index] = rungs[index] or lost.rung
+                self._lost_total[lost.name].inc()
+        for found in rankings:
+            found.sort(key=lambda ranking: self._places[ranking.source])
+        for filler in self._fillers:
+            await self._fill(filler, asks, rankings, rungs, deadline)
+        self._count(rankings)
+        return rankings, rungs
+
+    def _count(self, rankings: Sequence[Sequence[Ranking]]) -> None:
+        items: dict[str, int] = {}
+        for found in rankings:
+            for ranking in found:
+                items[ranking.source] = items.get(ranking.source, 0) + len(ranking.items)
+        for name, count in items.items():
+            self._items_total[name].inc(count)
+
+    async def _together(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+        """The results of several calls. An index in the process waits for nothing, and tasks would only cost their time."""
+        if self._index.in_process or len(calls) == 1:
+            return [await call() for call in calls]
+        return await asyncio.gather(*(call() for call in calls))
+
+    async def _near_vectors(self, asks: Sequence[Ask], deadline: float) -> _Step:
+        """The items nearest to the vectors that sources name, by one search."""
+        queries: list[Query] = []
+        votes: list[tuple[int, VectorSource, float]] = []  # ask, source and vote of each query
+        for index, ask in enumerate(asks):
+            for source in self._vector_sources:
+                weight = self._weight(ask, source)
+                for vector, vote in source.vectors(ask, weight) if weight > 0 else ():
+                    queries.append(Query(vector, ask.wanted, ask.where, ask.exclude))
+                    votes.append((index, source, vote))
+        if not queries:
+            return _Step([], [])
+        found = await in_time(self._index.search(queries), deadline)
+        if found is None:
+            return _Step([], list(dict.fromkeys((index, source) for index, source, _ in votes)))
+        return _Step(
+            [
+                (index, Ranking(source.name, vote, [(hit.key, hit.item_id) for hit in hits]))
+                for (index, source, vote), hits in zip(votes, found, strict=True)
+            ],
+            [],
+        )
+
+    async def _matching_keys(self, asks: Sequence[Ask], keyed: Sequence[Keyed], deadline: float) -> _Step:
+        """The items that sources name by their keys, as far as they are there and match, by one look-up per filter."""
+        named: list[tuple[int, KeySource, list[int]]] = []
+        wanted: dict[Filter | None, set[int]] = {}
+        for index, (ask, of_ask) in enumerate(zip(asks, keyed, strict=True)):
+            for source in self._key_sources:
+                keys = [
+                    key
+                    for key in of_ask.get(source.name, ())
+                    if key not in ask.exclude and key not in ask.unwanted
+                ]
+                if source.looked_up is not None and ask.where is None:
+                    del keys[source.looked_up * ask.wanted :]
+                if keys:
+                    named.append((index, source, keys))
+                    wanted.setdefault(ask.where, set()).update(keys)
+        if not named:
+            return _Step([], [])
+        calls = [partial(self._index.match, list(keys), where) for where, keys in wanted.items()]
+        found = await in_time(self._together(calls), deadline)
+        if found is None:
+            return _Step([], [(index, source) for index, source, _ in named])
+        matching = dict(zip(wanted, found, strict=True))
+        rankings = []
+        for index, source, keys in named:
+            ask, known = asks[index], matching[asks[index].where]
+            items = [(key, known[key]) for key in keys if key in known][: ask.wanted]
+            rankings.append((index, Ranking(source.name, self._weight(ask, source), items)))
+        return _Step(rankings, [])
+
+    async def _searched(
+        self, source: SearchSource, asks: Sequence[Ask], asked: Sequence[int], deadline: float
+    ) -> _Step:
+        """The rankings of a source that asks the index by itself, for the asks at the places ``asked``."""
+        found = await in_time(source.rankings([asks[index] for index in asked]), deadline)
+        if found is None:
+            return _Step([], [(index, source) for index in asked])
+        return _Step(
+            [
+                (index, Ranking(source.name, self._weight(asks[index], source), items))
+                for index, items in zip(asked, found, strict=True)
+            ],
+            [],
+        )
+
+    async def _fill(
+        self,
+        filler: Filler,
+        asks: Sequence[Ask],
+        rankings: Sequence[list[Ranking]],
+        rungs: list[str | None],
+        deadline: float,
+    ) -> None:
+        """Add the filler's items where it is asked for, where it stands in for a lost source, and where answers are short."""
+        asked: list[int] = []
+        narrowed: list[Ask] = []
+        for index, ask in enumerate(asks):
+            found = {key for ranking in rankings[index] for key, _ in ranking.items}
+            is_named = self._weight(ask, filler) > 0
+            is_short = len(found) < ask.limit and not ask.weights
+            if is_named or is_short or rungs[index] == filler.name:
+                asked.append(index)
+                narrowed.append(ask if is_named else ask._replace(exclude=ask.exclude | found))
+        if not asked:
+            return
+        for index, filled in zip(asked, await filler.fill(narrowed, deadline), strict=True):
+            if filled.rung is not None:
+                rungs[index] = filled.rung
+                self._lost_total[filler.name].inc()
+            weight = self._weight(asks[index], filler) or _filler_weight(rankings[index])
+            rankings[index].append(Ranking(filler.name, weight, filled.items))
+
+    def _weight(self, ask: Ask, source: Source) -> float:
+        return (ask.weights or self._defaults).get(source.name, 0.0)
+
+
+def _filler_weight(rankings: Sequence[Ranking]) -> float:
+    """A filler never outranks a source that was asked for: its best vote is below their worst."""
+    worst = (found.weight / (RRF_K + len(found.items)) for found in rankings if found.items)
+    return RRF_K * min(worst, default=1.0 / RRF_K)
+
+
+async def in_time(call: Awaitable[T], deadline: float) -> T | None:
+    """The call's result, or None where the index fails or does not answer before ``deadline``."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await call
+    except (IndexUnavailable, TimeoutError):
+        return None
