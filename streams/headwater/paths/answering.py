@@ -13,6 +13,7 @@ from headwater.kafka.topics import Topics
 from headwater.messages import Candidate, ErrorDetail, Reason, Reflects, Response, encode, shown
 from headwater.metrics import Metrics
 from headwater.paths.accepting import PendingRequest, Rejection, ReplyAddress
+from headwater.paths.observer import Answered, Observer
 from headwater.profiles.actions import RETRACT
 from headwater.profiles.interests import UserInterests
 from headwater.profiles.partition import Partition
@@ -163,6 +164,7 @@ class Outbox:
     """Everything that leaves the request path: answers, forwarded strays, dead letters.
 
     Args:
+        observer: told the answers to pending requests, once they are acknowledged.
         clock: the time in seconds since 1970.
     """
 
@@ -172,9 +174,11 @@ class Outbox:
         dead_letters: DeadLetters,
         topics: Topics,
         metrics: Metrics,
+        observer: Observer,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._producer, self._dead_letters, self._clock = producer, dead_letters, clock
+        self._producer, self._dead_letters = producer, dead_letters
+        self._observer, self._clock = observer, clock
         self._requests, self._metrics = topics.requests, metrics
         self._publish_seconds = metrics.request_stage_seconds.labels("publish")
         self._strays = metrics.strays_total.labels(topics.requests)
@@ -197,6 +201,10 @@ class Outbox:
         for pending, _ in replies:
             self._metrics.request_seconds.observe(max(now_ms - pending.asked_ms, 0.0) / 1000.0)
             pending.unanswered.answered()
+        if self._observer.is_watched:
+            newest = replies[-self._observer.capacity :]
+            events = [Answered(reply.response, now_ms - pending.asked_ms) for pending, reply in newest]
+            self._observer.tell(events, omitted=len(replies) - len(newest))
 
     async def send(self, replies: Sequence[Reply]) -> None:
         """Send the answers and wait until they are acknowledged. Raises StopWorker."""

@@ -123,7 +123,7 @@ class InterestsRole:
             self.profiles,
             self._serving,
             self._request_threads,
-            Outbox(answers, common.dead_letters, topics, common.metrics),
+            Outbox(answers, common.dead_letters, topics, common.metrics, common.observer),
             settings,
             common.metrics,
             common.background.spawn,

@@ -107,7 +107,12 @@ class Asked(InterestsWorker):
             lambda: Serving(encoder, self.vectors, index, recall, {0: 8}, self.index_ready),
             self.threads,
             Outbox(
-                cast(Any, self.producer), self.dead_letters, self.topics, self.metrics, lambda: self.clock()
+                cast(Any, self.producer),
+                self.dead_letters,
+                self.topics,
+                self.metrics,
+                self.observer,
+                lambda: self.clock(),
             ),
             self.settings,
             self.metrics,
