@@ -23,7 +23,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from headwater.encoder.features import clamp_gap_s, item_key
 from headwater.encoder.runtime import Encoder, load
-from headwater.index import edge, fields, server
+from headwater.index import edge, edge_graph, edge_shard, fields, server
 from headwater.profiles.columns import Columns
 from headwater.profiles.state_records import bundle_key, unpack
 from headwater.settings import Settings
@@ -35,7 +35,7 @@ LIMIT = 20
 _WARM_UP = 200
 _SECONDS = 5.0
 # Built here when everything is there, and not again.
-_NO_GRAPH = edge.GraphPolicy(min_items=1 << 60)
+_NO_GRAPH = edge_graph.GraphPolicy(min_items=1 << 60)
 
 F32 = NDArray[np.float32]
 Find = Callable[[F32, int], Awaitable[list[int]]]  # so many items nearest to a vector
@@ -78,21 +78,21 @@ async def _of_edge(
 ) -> float:
     """As an edge index does it, exclusions are searched for too and then dropped."""
     points = (await stored.item_points(settings))[:items]
-    params = engine.SearchParams(hnsw_ef=edge.SEARCH_EF)
-    available = edge._filter(fields.condition(None))
+    params = engine.SearchParams(hnsw_ef=edge_shard.SEARCH_EF)
+    available = edge_shard.engine_filter(fields.condition(None))
     with tempfile.TemporaryDirectory(dir=folder) as own:
         radius = encoder.manifest.radius
         index = await edge.EdgeIndex.open(Path(own), encoder.dim, radius=radius, graph=_NO_GRAPH)
         await index.put(points)
         if len(points) >= GRAPH_ITEMS:
-            await index.build_graph()
+            await index.graph.build()
 
         async def find(vector: F32, limit: int) -> list[int]:
             nearest = engine.Query.Nearest([*vector.tolist(), 0.0])
             request = engine.QueryRequest(
                 limit=limit + len(excluded), query=nearest, filter=available, params=params
             )
-            (scored,) = index._shard.query_batch(engine.QueryBatchRequest([request]))
+            (scored,) = index.shard._shard.query_batch(engine.QueryBatchRequest([request]))
             return [int(each.id) for each in scored if int(each.id) not in excluded][:limit]
 
         taken_ms = await _timed(find, vectors)

@@ -23,7 +23,8 @@ from headwater.encoder import runtime as encoder
 from headwater.encoder.features import ACTION_NAMES
 from headwater.encoder.runtime import Encoder
 from headwater.errors import HeadwaterError
-from headwater.index.edge import SEARCH_EF, GraphPolicy
+from headwater.index.edge_graph import GraphPolicy
+from headwater.index.edge_shard import SEARCH_EF
 from headwater.index.open import IN_PROCESS
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker

@@ -58,7 +58,8 @@ def look_at(settings: Settings) -> Look | None:
 
 
 async def _open_edge(settings: Settings, bundle_id: str, dim: int, radius: float) -> Index:
-    from headwater.index.edge import EdgeIndex, GraphPolicy
+    from headwater.index.edge import EdgeIndex
+    from headwater.index.edge_graph import GraphPolicy
 
     graph = GraphPolicy(min_items=settings.graph_min_items)
     try:

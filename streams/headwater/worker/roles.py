@@ -102,7 +102,7 @@ class InterestsRole:
         )
         self._trends = Trends()
         self._trends_publisher = TrendsPublisher(common.producer, topics.trends, index, self._clicks.counts)
-        follower = self._follower = VectorsFollower(
+        self._follower = VectorsFollower(
             index,
             self.vectors,
             encoder.id,
@@ -110,8 +110,6 @@ class InterestsRole:
             settings.data_dir,
             self._trends_publisher.forget,
         )
-        self._vectors_tail = Tail(settings, topics.vectors, follower.put, common.fail, from_end=is_shared)
-        self._trends_tail = Tail(settings, topics.trends, self._put_trends, common.fail)
         popular = self._trends.popular
         self._recall = Recall(
             index,
@@ -149,21 +147,25 @@ class InterestsRole:
             TimeoutError: it takes longer than a quarter of an hour.
         """
         common = self._common
+        settings, topics = common.settings, common.topics
         for threads in (self._click_threads, self._request_threads):
             _shut_down_with(stack, threads)
-        for tail in (self._vectors_tail, self._trends_tail):
+        from_end = self.index.filled_by == "the catalog worker"
+        vectors = Tail(settings, topics.vectors, self._follower.put, common.fail, from_end=from_end)
+        trends = Tail(settings, topics.trends, self._put_trends, common.fail)
+        for tail in (vectors, trends):
             await tail.start()
             stack.push_async_callback(tail.stop)
         # Clicks that came before the vectors would all be pending, and folded again later: first the vectors.
         async with asyncio.timeout(_FOLLOWED_WITHIN_S):
-            await self._vectors_tail.caught_up.wait()
+            await vectors.caught_up.wait()
             self._follower.is_caught_up = True
-            await self._trends_tail.caught_up.wait()
+            await trends.caught_up.wait()
         await self.profiles.start()
         stack.push_async_callback(self.profiles.stop)
-        group = self.group = FaustGroup(common.settings.interests_group, common.settings)
-        group.handle(common.topics.clicks, self._clicks.handle)
-        group.handle(common.topics.requests, self._requests.handle, urgent=True)
+        group = self.group = FaustGroup(settings.interests_group, settings)
+        group.handle(topics.clicks, self._clicks.handle)
+        group.handle(topics.requests, self._requests.handle, urgent=True)
         group.on_assigned(self._assigned)
         group.on_interrupt(self.profiles.interrupt)
         group.on_revoked(self._revoked)
@@ -184,14 +186,7 @@ class InterestsRole:
     async def _assigned(self, partitions: set[TopicPartition]) -> None:
         assert self.group is not None
         numbers = _numbers(partitions, self._common.topics.clicks)
-        counts = self._clicks.counts
-        for number in set(counts) - numbers:
-            del counts[number]
-        for number in numbers - set(counts):
-            counts[number] = Counts()
-            trend = self._trends.of(number)
-            if trend is not None:
-                counts[number].restore(trend)
+        keep_counts(self._clicks.counts, numbers, self._trends)
         self.profiles.assign(numbers, self.group.generation)
 
     async def _revoked(self, partitions: set[TopicPartition]) -> None:
@@ -244,6 +239,17 @@ class CatalogRole:
 
     async def _revoked(self, partitions: set[TopicPartition]) -> None:
         self.path.freeze()
+
+
+def keep_counts(counts: dict[int, Counts], owned: set[int], trends: Trends) -> None:
+    """Drop the counts of partitions that have gone; those of new partitions go on from their published trend."""
+    for partition in counts.keys() - owned:
+        del counts[partition]
+    for partition in owned - counts.keys():
+        counts[partition] = Counts()
+        trend = trends.of(partition)
+        if trend is not None:
+            counts[partition].restore(trend)
 
 
 def _thread(name: str) -> ThreadPoolExecutor:

@@ -6,6 +6,8 @@ import sys
 from textwrap import dedent
 from typing import Any
 
+from headwater.kafka import faust_group
+from headwater.worker import logging_setup
 from tests.support.checkout import ROOT
 
 
@@ -108,6 +110,11 @@ def test_faust_is_a_library_under_the_name_of_our_module_too() -> None:
         structlog.get_logger("headwater.kafka.faust_group").info("batch_dropped")
     """
     assert [event["event"] for event in as_json(lines)] == ["[^-_Producer]: Crashed", "batch_dropped"]
+
+
+def test_that_module_is_where_we_derive_from_faust() -> None:
+    app: Any = faust_group._App
+    assert app.logger.name == logging_setup._FAUST_SERVICES
 
 
 def test_what_json_has_no_form_for_is_written_as_text() -> None:

@@ -1,0 +1,139 @@
+"""What each role is made of, and what it keeps when partitions come and go."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from headwater.encoder import runtime as encoders
+from headwater.encoder.features import ACTION_CODES, item_key
+from headwater.encoder.runtime import Encoder
+from headwater.index import FilledBy, IndexHealth
+from headwater.index.edge import EdgeIndex
+from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.supervision import Background
+from headwater.kafka.topics import Topics
+from headwater.messages import Trend
+from headwater.metrics import Metrics
+from headwater.paths.observer import Observer
+from headwater.recall.popularity import HALF_LIFE_S, Counts, Trends
+from headwater.settings import Settings
+from headwater.worker.roles import CatalogRole, Common, InterestsRole, keep_counts
+from tests.support.checkout import STARTER
+from tests.support.recording_producer import RecordingProducer
+
+NOW_MS = int(time.time() * 1000)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return encoders.load(STARTER)
+
+
+def common(encoder: Encoder, folder: Path) -> Common:
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix="test.", data_dir=folder)
+    topics, metrics, producer = Topics.named("test."), Metrics(), cast(Any, RecordingProducer(1))
+    failures: list[str] = []
+    return Common(
+        settings=settings,
+        topics=topics,
+        encoder=encoder,
+        producer=producer,
+        dead_letters=DeadLetters(producer, topics.dead_letters, metrics),
+        metrics=metrics,
+        background=Background("the background", failures.append),
+        observer=Observer(),
+        fail=failures.append,
+    )
+
+
+class SharedIndex:
+    """One that the catalog worker fills, as far as a role asks before its first batch."""
+
+    in_process = False
+    filled_by: FilledBy = "the catalog worker"
+
+    def health(self) -> IndexHealth:
+        return IndexHealth()
+
+    async def vectors(self, keys: Any) -> Any:
+        return {}
+
+
+@pytest_asyncio.fixture
+async def own_index(encoder: Encoder, tmp_path: Path) -> AsyncIterator[EdgeIndex]:
+    index = await EdgeIndex.open(tmp_path / "index", encoder.dim)
+    yield index
+    await index.close()
+
+
+async def test_an_index_of_its_own_is_filled_from_all_vectors_of_the_topic(
+    encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
+) -> None:
+    role = InterestsRole(common(encoder, tmp_path), own_index, cast(Any, RecordingProducer(1)))
+    assert not role.vectors.can_fetch
+    assert not role._serving().is_index_ready, "not before the topic has been read"
+    assert role._serving().catalog == {}
+    await role.profiles.stop()
+
+
+async def test_vectors_of_a_shared_index_are_fetched_when_they_are_missed(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    index = cast(Any, SharedIndex())
+    role = InterestsRole(common(encoder, tmp_path), index, cast(Any, RecordingProducer(1)))
+    assert role.vectors.can_fetch
+    await role.profiles.stop()
+
+
+async def test_only_a_shared_index_is_written_by_the_catalog_role(
+    encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
+) -> None:
+    given, shared = common(encoder, tmp_path), cast(Any, SharedIndex())
+    assert CatalogRole(given, shared).path._serving().index is shared
+    assert CatalogRole(given, own_index).path._serving().index is None
+    assert CatalogRole(given, None).path._serving().index is None
+
+
+async def test_a_partition_without_its_state_waits_and_keeps_the_role_incomplete(
+    encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
+) -> None:
+    role = InterestsRole(common(encoder, tmp_path), own_index, cast(Any, RecordingProducer(1)))
+    assert role.is_complete
+    partition = role.profiles._new_partition(3)
+    partition.owned = True
+    role.profiles.partitions[3] = partition
+    assert role.waits(3)
+    assert not role.is_complete
+    partition.gate.open()
+    assert not role.waits(3)
+    assert role.is_complete
+    await role.profiles.stop()
+
+
+def bought(*items: str) -> Counts:
+    counts = Counts()
+    keys = np.array([item_key(item) for item in items], np.uint64)
+    actions = np.full(len(items), ACTION_CODES["purchase"], np.uint8)
+    counts.add(keys, actions, np.full(len(items), NOW_MS, np.int64))
+    return counts
+
+
+def test_counts_of_a_new_partition_go_on_from_what_its_last_owner_published() -> None:
+    trends, counts = Trends(), {0: bought("tea")}
+    trends.put(Trend(1, NOW_MS, HALF_LIFE_S, [("soap", 4.0)]))
+    trends.put(Trend(0, NOW_MS, HALF_LIFE_S, [("old", 9.0)]))
+    keep_counts(counts, {0, 1, 2}, trends)
+    assert [key for key, _ in counts[0].top()] == [item_key("tea")], "a partition that stays counts on"
+    assert counts[1].top() == [(item_key("soap"), 4.0)]
+    assert len(counts[2]) == 0
+
+
+def test_counts_of_a_partition_that_has_gone_go_too() -> None:
+    counts = {0: bought("tea"), 1: bought("soap")}
+    keep_counts(counts, {1}, Trends())
+    assert set(counts) == {1}

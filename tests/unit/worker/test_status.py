@@ -1,0 +1,184 @@
+"""What a worker says of itself, from its start to its end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from aiokafka import TopicPartition
+
+from headwater.encoder.features import item_key
+from headwater.index import IndexUnavailable, Point
+from headwater.index.edge import EdgeIndex
+from headwater.index.vectors_topic import payload_of
+from headwater.kafka.consumer_group import GroupPosition
+from headwater.messages import Item
+from headwater.metrics import Metrics
+from headwater.settings import Settings
+from headwater.worker.status import Status, keep_counting_items
+from headwater.worker.watchdog import TO_COMMIT, TO_READ, Progress
+from tests.support.interests_worker import InterestsWorker, until
+
+SETTINGS = Settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix="test.", partitions=1)
+
+
+@pytest_asyncio.fixture
+async def failed() -> "asyncio.Future[str]":
+    return asyncio.get_running_loop().create_future()
+
+
+class Group:
+    """A consumer group as far as it is asked: its assignment, and how far each partition has come."""
+
+    def __init__(self, *tps: TopicPartition) -> None:
+        self.tps, self.is_assigned = set(tps), bool(tps)
+        self.next_offsets: dict[TopicPartition, int] = {}
+        self.ends: dict[TopicPartition, int] = {}
+
+    def assignment(self) -> set[TopicPartition]:
+        return self.tps
+
+    def position(self, tp: TopicPartition) -> GroupPosition:
+        return GroupPosition(self.next_offsets.get(tp), self.ends.get(tp), self.next_offsets.get(tp, 0), 0)
+
+
+class Shop:
+    """A worker of the interests role without Kafka: its profiles, vectors and index are real."""
+
+    def __init__(self, status: Status, index: EdgeIndex) -> None:
+        self.worker = InterestsWorker({"tea": "Green tea", "soap": "Hand soap"}, topic_prefix="test.")
+        self.group, self.is_complete, self.waiting = Group(), True, False
+        self.profiles, self.vectors, self.index = self.worker.profiles, self.worker.vectors, index
+        status.index = index
+        status.interests = cast(Any, self)
+
+    def waits(self, partition: int) -> bool:
+        return self.waiting
+
+
+@pytest.fixture
+def status(failed: "asyncio.Future[str]") -> Status:
+    return Status(SETTINGS, "all", failed)
+
+
+@pytest_asyncio.fixture
+async def shop(status: Status, tmp_path: Path) -> AsyncIterator[Shop]:
+    index = await EdgeIndex.open(tmp_path / "index", 2)
+    vector, payload = np.ones(2, np.float32), payload_of(Item("tea", "Green tea"), 7)
+    await index.put([Point(item_key("tea"), "tea", vector, payload, None, 0, 0)])
+    shop = Shop(status, index)
+    yield shop
+    await shop.worker.close()
+    await index.close()
+
+
+async def test_a_worker_that_has_only_begun_is_well_and_not_ready(status: Status) -> None:
+    said = status.health()
+    assert (said["ok"], said["ready"], said["reason"]) == (True, False, None)
+    assert (said["role"], said["partitions"], said["users"]) == ("all", {}, 0)
+    assert (said["items"], said["graph"], said["index_away_s"]) == (None, None, None)
+
+
+async def test_a_worker_that_has_to_stop_is_not_well_and_says_why(
+    status: Status, failed: "asyncio.Future[str]"
+) -> None:
+    failed.set_result("clicks-2 stands still")
+    said = status.health()
+    assert (said["ok"], said["reason"]) == (False, "clicks-2 stands still")
+
+
+async def test_health_counts_partitions_users_and_items(status: Status, shop: Shop) -> None:
+    await shop.worker.apply(shop.worker.click("ann", "tea"), shop.worker.click("bob", "soap"))
+    shop.worker.own(7, is_open=False)
+    said = status.health()
+    assert said["partitions"] == {0: 1, 7: -1}
+    assert said["opening"] == [7]
+    assert (said["users"], said["items"], said["graph"]) == (2, 2, 0)
+
+
+async def test_a_user_is_described_as_people_read_it(status: Status, shop: Shop) -> None:
+    await shop.worker.apply(
+        shop.worker.click("ann", "tea", action="purchase", event_id="first"),
+        shop.worker.click("ann", "soap", event_id="second"),
+    )
+    said = await status.describe_user("ann")
+    assert said is not None
+    assert (said["user_id"], said["partition"], said["watermark"]) == ("ann", 0, 1)
+    assert [(each["item_id"], each["title"], each["action"], each["pending"]) for each in said["events"]] == [
+        ("tea", "Green tea", "purchase", False),
+        (None, None, "click", True),
+    ]
+    assert (said["pending"], said["last_event_id"]) == (1, "second")
+
+
+async def test_a_user_whom_nobody_has_clicked_for_is_not_there(status: Status, shop: Shop) -> None:
+    assert await status.describe_user("nobody") is None
+
+
+async def test_a_catalog_worker_has_no_users(status: Status) -> None:
+    assert await status.describe_user("ann") is None
+
+
+async def test_items_are_described_by_their_ids(status: Status, shop: Shop) -> None:
+    said = await status.describe_items(["tea", "unheard of"])
+    assert {item_id: item["title"] for item_id, item in said.items()} == {"tea": "Green tea"}
+
+
+async def test_an_index_that_is_away_costs_the_titles_and_nothing_else(status: Status, shop: Shop) -> None:
+    class Away:
+        async def items(self, keys: Any) -> Any:
+            raise IndexUnavailable("it is away")
+
+    await shop.worker.apply(shop.worker.click("ann", "tea"))
+    shop.index = status.index = cast(Any, Away())
+    said = await status.describe_user("ann")
+    assert said is not None
+    assert [each["title"] for each in said["events"]] == [None]
+    assert await status.describe_items(["tea"]) == {}
+
+
+async def test_progress_is_how_far_reading_and_committing_have_come(status: Status, shop: Shop) -> None:
+    clicks, requests = TopicPartition("test.clicks.v1", 0), TopicPartition("test.requests.v1", 0)
+    shop.group = Group(clicks, requests)
+    assert {each.left for each in status.progress()} == {TO_COMMIT}, "nothing is known of the ends yet"
+    shop.group.next_offsets = {clicks: 3, requests: 8}
+    shop.group.ends = {clicks: 10, requests: 9}
+    read = [each for each in status.progress() if each.left == TO_READ]
+    assert read == [Progress(clicks.topic, 0, 3, 7)], "requests may be parked, so they are left out"
+    shop.waiting = True
+    assert [each.waits for each in status.progress() if each.left == TO_READ] == [True]
+
+
+async def test_a_worker_is_complete_once_each_group_has_partitions_and_these_their_state(
+    status: Status, shop: Shop
+) -> None:
+    assert not status.is_complete
+    shop.group = Group(TopicPartition("test.clicks.v1", 0))
+    assert status.is_complete
+    shop.is_complete = False
+    assert not status.is_complete
+
+
+async def test_a_worker_without_a_partition_to_have_is_complete(status: Status, shop: Shop) -> None:
+    shop.group.is_assigned = True
+    assert status.is_complete
+
+
+async def test_items_are_counted_again_and_again_also_after_the_index_was_away() -> None:
+    class Flickering:
+        asked = 0
+
+        async def count(self) -> int:
+            self.asked += 1
+            if self.asked == 1:
+                raise IndexUnavailable("it is away")
+            return 12
+
+    index, metrics = Flickering(), Metrics()
+    counting = asyncio.ensure_future(keep_counting_items(metrics, cast(Any, index)))
+    await until(lambda: b"headwater_index_points 12.0" in metrics.exposition())
+    counting.cancel()
+    await asyncio.gather(counting, return_exceptions=True)
