@@ -7,8 +7,6 @@ import pytest
 
 from headwater.commands.models import ModelOption, ProtocolOption
 from headwater.commands.terminal import Exit
-from headwater.messages import SESSION_ACTIONS
-from headwater_models.data.events import WISHES
 from headwater_models.judging.protocols import Protocol
 from headwater_models.networks import ARCHITECTURES, SCORERS
 from tests.support.terminal import Terminal
@@ -36,10 +34,6 @@ def test_the_choices_are_those_of_the_code() -> None:
     """They are written out once more for the help, which imports nothing heavy."""
     assert get_args(ProtocolOption) == get_args(Protocol)
     assert set(get_args(ModelOption)) == {"starter", "similar", *ARCHITECTURES, *SCORERS}
-
-
-def test_what_trains_an_encoder_is_what_steps_it() -> None:
-    assert WISHES == SESSION_ACTIONS
 
 
 def test_a_wrong_option_is_one_sentence(terminal: Terminal) -> None:

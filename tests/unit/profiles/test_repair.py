@@ -1,0 +1,106 @@
+"""Foreign writes on the changelog are read, and what they overwrote is written again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from aiokafka import ConsumerRecord
+
+from headwater.errors import PartitionLost, StopWorker
+from headwater.profiles.columns import Columns
+from headwater.profiles.partition import Partition
+from headwater.profiles.repair import Repair
+from headwater.profiles.state_records import WriterStamp, generation_of, pack
+from tests.support.interests_worker import GENERATION, InterestsWorker
+from tests.support.recorded_reader import RecordedReader
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[InterestsWorker]:
+    worker = InterestsWorker({"tea": "Green tea"})
+    yield worker
+    await worker.close()
+
+
+def foreign(worker: InterestsWorker, offset: int, user: bytes, generation: int) -> ConsumerRecord:
+    """A record that another worker wrote in that generation."""
+    columns = Columns(worker.encoder.log_length, worker.encoder.state_size)
+    row = columns.add(user)
+    (value,) = pack(columns, np.array([row]), WriterStamp(1, generation, worker.profiles.bundle))
+    return ConsumerRecord(worker.topics.profiles, 0, offset, 0, 0, user, value, None, 0, 0, ())
+
+
+def repairing(worker: InterestsWorker, *records: ConsumerRecord) -> tuple[Repair, Partition]:
+    """Of a changelog that holds these records."""
+    reader = cast(Any, RecordedReader(records))
+    repair = Repair(worker.topics.profiles, reader, asyncio.Lock(), worker.profiles._write, worker.metrics)
+    return repair, worker.partition()
+
+
+async def test_users_that_others_overwrote_are_written_again_and_the_gap_is_filled(
+    worker: InterestsWorker,
+) -> None:
+    await worker.apply(worker.click("ann", "tea"), worker.click("bob", "tea"))
+    ours = worker.producer.records(worker.topics.profiles)
+    late = [foreign(worker, 2, b"ann", GENERATION - 1), foreign(worker, 3, b"ann", GENERATION - 2)]
+    repair, partition = repairing(worker, *ours, *late, foreign(worker, 4, b"bob", GENERATION - 1))
+    partition.gaps.add(2)
+    await repair.fill(partition, 2, 4, GENERATION)
+    again = worker.producer.records(worker.topics.profiles)[len(ours) :]
+    assert [record.key for record in again] == [b"ann"]  # bob's lies behind the gap
+    assert generation_of(again[0].value) == GENERATION
+    assert partition.gaps == set()
+    assert worker.measured("fenced_records_total") == 1
+
+
+async def test_an_erased_user_whom_others_wrote_is_erased_again(worker: InterestsWorker) -> None:
+    worker.partition().erasures.put(b"ann", 5, GENERATION)
+    repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION - 1))
+    await repair.fill(partition, 0, 1, GENERATION)
+    (again,) = worker.producer.records(worker.topics.profiles)
+    assert (again.key, again.value) == (b"ann", None)
+
+
+async def test_a_gap_with_users_nobody_knows_stays_a_gap(worker: InterestsWorker) -> None:
+    """It is read again when the partition is opened: its users may be those of an owner in between."""
+    repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION))
+    partition.gaps.add(0)
+    await repair.fill(partition, 0, 1, GENERATION)
+    assert partition.gaps == {0}
+    assert worker.producer.records(worker.topics.profiles) == []
+
+
+async def test_a_record_of_a_later_generation_stops_the_worker(worker: InterestsWorker) -> None:
+    repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION + 1))
+    with pytest.raises(StopWorker, match=r"offset 0 was written by generation 5, expected at most ours, 4"):
+        await repair.fill(partition, 0, 1, GENERATION)
+
+
+async def test_a_later_generation_is_none_of_its_business_once_the_partition_is_gone(
+    worker: InterestsWorker,
+) -> None:
+    repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION + 1))
+    partition.owned = False
+    with pytest.raises(PartitionLost):
+        await repair.fill(partition, 0, 1, GENERATION)
+
+
+async def test_overwritten_users_are_noted_no_more_once_they_are_written(worker: InterestsWorker) -> None:
+    await worker.apply(worker.click("ann", "tea"))
+    repair, partition = repairing(worker)
+    partition.overwritten = {b"ann", b"bob"}
+    assert await repair.write_again(partition, {b"ann"}, GENERATION)
+    assert partition.overwritten == {b"bob"}
+    assert not await repair.write_again(partition, {b"bob"}, GENERATION)
+    assert partition.overwritten == set()
+
+
+async def test_a_quiet_partition_is_audited_up_to_its_end_and_a_busy_one_is_not(
+    worker: InterestsWorker,
+) -> None:
+    repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION))
+    assert await repair._end_if_quiet(partition) == 1
+    partition.changelog_done = asyncio.get_running_loop().create_future()
+    assert await repair._end_if_quiet(partition) is None
