@@ -63,3 +63,17 @@ async def test_a_token_of_another_program_is_enough_where_a_foreign_partitioner_
             answer = await asks.recall(user, limit=3, after=token, deadline_ms=LONG_MS)
             assert answer.reflects is not None
             assert answer.reflects.last_event_id == event_id
+
+
+async def test_the_end_of_a_transaction_is_no_click_to_wait_for(shared_system: System) -> None:
+    settings, run = shared_system.settings, uuid.uuid4().hex
+    topic = f"{settings.topic_prefix}clicks.v1"
+    options = {**settings.kafka_options(), "acks": "all", "transactional_id": f"shop-{run}"}
+    async with AIOKafkaProducer(**options) as shop, Client(settings) as asks:
+        for number in range(5):
+            user, event_id = f"dan-{run}-{number}", f"{run}-{number}"
+            click = Click(event_id, user, time.time_ns() // 1_000_000, f"dog-{number}")
+            async with shop.transaction():
+                stored = await shop.send_and_wait(topic, encode(click), key=user.encode())
+            answer = await asks.recall(user, limit=3, deadline_ms=LONG_MS)
+            assert reflects(answer, event_id, Position(stored.partition, stored.offset))

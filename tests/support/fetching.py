@@ -10,6 +10,7 @@ from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.fetch_plan import UrgentNode
@@ -124,4 +125,7 @@ def batch(first: int, count: int, *, control: bool = False) -> bytes:
         builder.append(number, 7, b"key", b"%d" % (first + number), [("name", b"header")])
     raw = bytearray(builder.build())
     raw[:8] = first.to_bytes(8, "big")  # beside the checksum
+    if control:
+        raw[22] |= 0x20
+        raw[17:21] = calc_crc32c(bytes(raw[21:])).to_bytes(4, "big")
     return bytes(raw)

@@ -10,13 +10,26 @@ from headwater.kafka.commit_ledger import CommitLedger
 
 
 class Batch:
-    """The records of one partition that one fetch brought, in offset order. Never empty.
+    """The records of one partition that one fetch brought, in offset order.
+
+    ``stop`` is the offset after it, by default that after its last record. A transaction ends with a control record,
+    which has an offset and nothing to handle: then a batch goes beyond its records, or has none.
 
     ``generation`` is that of the group when the batch began. ``has_siblings``: the same fetch brought more of this
     topic, from other partitions.
     """
 
-    __slots__ = ("_ledger", "finished", "generation", "has_siblings", "partition", "records", "topic", "tp")
+    __slots__ = (
+        "_ledger",
+        "finished",
+        "generation",
+        "has_siblings",
+        "partition",
+        "records",
+        "stop",
+        "topic",
+        "tp",
+    )
 
     def __init__(
         self,
@@ -25,25 +38,28 @@ class Batch:
         records: Sequence[ConsumerRecord],
         generation: int,
         has_siblings: bool = False,
+        stop: int | None = None,
     ) -> None:
         self._ledger = ledger
         self.tp = tp
         self.topic, self.partition = tp
         self.records = records
+        self.stop = int(records[-1].offset) + 1 if stop is None else stop
         self.generation = generation
         self.has_siblings = has_siblings
         self.finished = False
 
     @property
     def last_offset(self) -> int:
-        return int(self.records[-1].offset)
+        """The last offset that is done with this batch."""
+        return self.stop - 1
 
     def release(self) -> None:
         """Let the next batch of the partition begin before this one is finished."""
         self._ledger.release(self)
 
     def finish(self) -> None:
-        """Allow everything up to the last record to be committed, once all earlier batches are finished too."""
+        """Allow everything up to :attr:`last_offset` to be committed, once all earlier batches are finished too."""
         self._ledger.finish(self)
 
 

@@ -140,9 +140,10 @@ class ConsumerGroup(ABC):
             return 0
         left = most = self.settings.max_poll_records
         fetched = self._reader.poll_buffered(wanted, most)
-        topics = [tp.topic for tp in fetched]
+        topics = [tp.topic for tp, records in fetched.items() if records]
         for tp, records in fetched.items():
-            batch = Batch(self._ledger, tp, records, self.generation, topics.count(tp.topic) > 1)
+            has_siblings, stop = topics.count(tp.topic) > 1, self._reader.end_of(tp, records)
+            batch = Batch(self._ledger, tp, records, self.generation, has_siblings, stop)
             self._ledger.begin(batch)
             task = asyncio.ensure_future(self._handled(batch))
             self._in_hand.add(task)

@@ -6,7 +6,7 @@ They keep the contracts of ``fast_client.consumer.Consumer`` and ``fast_client.p
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from typing import Any, Final
 
 from aiokafka import (
@@ -47,6 +47,10 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
                 if rest:
                     self._ahead[tp] = rest
         return found
+
+    def end_of(self, tp: TopicPartition, records: Sequence[ConsumerRecord]) -> int:
+        """The offset after ``records``, the last that were polled of ``tp``. Control records are not told here."""
+        return int(records[-1].offset) + 1
 
     async def wait_for_records(self, timeout_s: float) -> None:
         """Wait until a fetch has brought something of a partition whose buffer is empty, at most ``timeout_s``.

@@ -111,6 +111,9 @@ class RequestPath:
         partition = self._profiles.partition(batch.partition)
         if partition is None:
             raise PartitionLost
+        if not batch.records:
+            batch.finish()
+            return
         started = time.perf_counter()
         accepted = self._acceptance.accept(batch, partition)
         self._decode_seconds.observe(time.perf_counter() - started)

@@ -41,6 +41,14 @@ def test_a_finished_batch_may_be_committed_up_to_its_last_record(ledger: CommitL
     assert ledger.committable() == {TP: 8}
 
 
+def test_a_batch_may_end_behind_its_records_or_have_none(ledger: CommitLedger) -> None:
+    record = ConsumerRecord(*TP, 5, 0, 0, b"k", b"v", None, 1, 1, ())
+    for batch, end in ((Batch(ledger, TP, [record], 1, stop=7), 7), (Batch(ledger, TP, [], 1, stop=9), 9)):
+        ledger.begin(batch)
+        batch.finish()
+        assert ledger.committable() == {TP: end}
+
+
 def test_a_batch_that_finishes_early_waits_for_the_older_ones(ledger: CommitLedger) -> None:
     first, second, third = (begun(ledger, offset) for offset in (0, 1, 2))
     third.finish()

@@ -4,11 +4,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.batch import Batch
 from headwater.kafka.forwarding import forwarded
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of
@@ -55,6 +56,17 @@ def entry(record: ConsumerRecord) -> Event:
     action = ACTION_CODES[click["action"]] if "action" in click else ACTION_CODES["click"]
     item = 0 if action == RETRACT else item_key(click["item_id"])
     return Event(click["at_ms"], event_key(click["event_id"]), item, action)
+
+
+async def test_a_batch_without_records_moves_the_watermark_alone(worker: InterestsWorker) -> None:
+    await worker.apply(worker.click("ann", "tea"))
+    partition = worker.partition()
+    clicks = TopicPartition(worker.topics.clicks, 0)
+    batch = Batch(cast(Any, worker.consumer), clicks, [], GENERATION, stop=7)
+    await worker.clicks.handle(batch)
+    assert batch.finished
+    assert (partition.applied, partition.watermark) == (6, 6)
+    assert len(worker.log("ann")) == 1
 
 
 async def test_clicks_are_in_the_log_and_the_state_when_the_batch_is_finished(

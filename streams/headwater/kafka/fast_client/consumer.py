@@ -1,7 +1,7 @@
 """aiokafka's consumer without the waits that it leaves in. README.md says what each patch is for and what it buys."""
 
 import asyncio
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -49,8 +49,9 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     ) -> dict[TopicPartition, list[Record]]:
         """What has been fetched of ``tps``, urgent topics first, at most ``max_records`` in all. Never waits.
 
-        Positions move past the records. Returns nothing while the group is rebalancing. A batch that cannot be
-        unpacked is left out here, and raised by :meth:`wait_for_records`.
+        Positions move past the records, and past a transaction's control records, which are not returned: a partition
+        of which nothing else came has an empty list. Returns nothing while the group is rebalancing. A batch that
+        cannot be unpacked is left out here, and raised by :meth:`wait_for_records`.
         """
         fetcher: Any = self._fetcher
         found: dict[TopicPartition, list[Record]] = {}
@@ -62,6 +63,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                     break
                 if tp not in tps or not isinstance(fetched, FetchResult):
                     continue
+                state = fetched._assignment.state_value(tp)
+                position = state.position
                 try:
                     records = next_records(fetched, max_records)
                 except Exception as error:  # noqa: BLE001 - a damaged batch, an unknown codec: wait_for_records raises it
@@ -72,10 +75,15 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                     del fetcher._records[tp]
                     if self._dispatching is None or self._dispatching != node_of(fetcher, tp, self.urgent):
                         fetcher._notify(fetcher._wait_consume_future)
-                if records:
+                if records or state.position != position:
                     found[tp] = records
                     max_records -= len(records)
         return found
+
+    def end_of(self, tp: TopicPartition, records: Sequence[Record] = ()) -> int:
+        """The offset after ``records``, the last that were polled of ``tp``, and after control records behind them."""
+        position: int = self._subscription.subscription.assignment.state_value(tp).position
+        return position
 
     async def wait_for_records(self, timeout_s: float) -> None:
         """Wait until a fetch has brought what ``on_records`` did not poll at once, at most ``timeout_s``.

@@ -35,6 +35,15 @@ async def test_records_are_polled_in_order_and_the_rest_later() -> None:
     assert reading.polled() == {}
 
 
+async def test_the_control_records_of_transactions_are_passed_and_not_given() -> None:
+    reading = Reading()
+    reading.fetched(TPS[0], batch(0, 2), batch(2, 1, control=True))
+    reading.fetched(TPS[1], batch(0, 1, control=True))
+    assert reading.polled() == {TPS[0]: [0, 1], TPS[1]: []}
+    assert [reading.consumer.end_of(tp) for tp in TPS[:3]] == [3, 1, 0]
+    assert not reading.fetcher._records
+
+
 async def test_a_record_has_what_the_broker_has_of_it() -> None:
     reading = Reading()
     reading.fetched(TPS[0], batch(5, 1), offset=5)
