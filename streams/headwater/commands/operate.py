@@ -33,9 +33,9 @@ def doctor() -> int:
 
     Example: headwater doctor
     """
+    settings = running_settings()
     from headwater.commands.doctor import examine
 
-    settings = running_settings()
     findings = run_async(examine(settings, running_web(settings)))
     for finding in findings:
         print(finding)
@@ -140,9 +140,8 @@ def create() -> int:
 
     Example: headwater topics create
     """
-    from headwater.kafka import topics
-
     settings = running_settings()
+    from headwater.kafka import topics
 
     async def creating() -> "tuple[list[str], list[Problem]]":
         # A silent broker is told at once; creating may take long.
@@ -162,9 +161,9 @@ def check() -> int:
 
     Example: headwater topics check
     """
+    settings = running_settings()
     from headwater.kafka import topics
 
-    settings = running_settings()
     problems = run_async(within_timeout(topics.check(settings), settings))
     if not problems:
         print("all topics are as they have to be")

@@ -1,6 +1,7 @@
 """`headwater import catalog` and `import clicks`: publish the rows of a file."""
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,14 +62,12 @@ def clicks(
 
 
 def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_bad: bool) -> int:
-    import time
-
+    settings = running_settings()
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from headwater.commands import import_files
     from headwater_models.data import tabular_files
 
-    settings = running_settings()
     table = tabular_files.read(file)
     columns = import_files.mapping(kind, table.columns, maps)
     unused = [name for name in table.columns if name not in columns.values()]

@@ -1,6 +1,7 @@
 """How commands are listed and how they end."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -115,13 +116,13 @@ def test_a_wrong_setting_is_told_before_anything_heavy_is_imported() -> None:
         "import os, sys",
         "os.environ['HEADWATER_PARTITIONS'] = 'many'",
         "from headwater.commands.main import main",
-        "for line in ('up', 'demo', 'worker', 'ask ann', 'click ann x', 'topics create', 'doctor', 'settings'):",
+        "for line in ('up', 'demo', 'worker', 'ask ann', 'click ann x', 'topics create', 'doctor', 'settings', 'import catalog f'):",
         "    try: main(line.split())",
         "    except SystemExit as end: print(end.code, end=' ')",
         "heavy = {'faust', 'onnxruntime', 'polars', 'aiokafka', 'numpy', 'qdrant_client', 'uvloop'}",
         "print(sorted(heavy & set(sys.modules)))",
     )
-    assert printed == 8 * "1 " + "[]\n"
+    assert printed == 9 * "1 " + "[]\n"
 
 
 @pytest.mark.parametrize("command", [["up"], ["demo", "--once"]], ids=" ".join)
@@ -139,6 +140,19 @@ def test_a_web_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
         sentence = Terminal(tmp_path, HEADWATER_WEB_PORT=str(port)).fails("up", code=Exit.FAILED)
     assert str(port) in sentence
     assert "HEADWATER_WEB_PORT" in sentence
+
+
+def test_an_interrupt_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(120)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Terminal(tmp_path, HEADWATER_KAFKA_BOOTSTRAP_SERVERS=address).start("ask", "ann") as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                _, stderr = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert "Traceback" not in stderr
 
 
 def test_a_reader_that_has_enough_ends_a_command_in_peace(terminal: Terminal) -> None:
