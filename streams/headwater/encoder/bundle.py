@@ -1,6 +1,6 @@
-"""What a bundle is: the manifest of an exported encoder, and the checks that need no ONNX Runtime.
+"""The manifest of a bundle (an exported encoder), and the checks that need no ONNX Runtime.
 
-A bundle is a folder: `bundle.json` (class Manifest) and the files it names, each with its SHA-256.
+A bundle is a folder: `bundle.json` (class `Manifest`) and the files that it names, each with its SHA-256.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from headwater.errors import HeadwaterError
 from headwater.messages import MAX_ACTION_CODE
 
 FORMAT = 1
-# A user's record counts the entries of its log in one byte.
+# A user record has one byte for the number of its log's entries.
 MAX_LOG_LENGTH = 255
 # How a bundle reads an action that it was not trained with.
 DEFAULT_ACTION: Final = "click"
 ActionCode = Annotated[int, msgspec.Meta(ge=1, le=MAX_ACTION_CODE)]
-OPSETS = range(17, 22)  # what the oldest ONNX Runtime we support (1.17) can run, and not older than we test
+OPSETS = range(17, 22)  # up to what the oldest supported ONNX Runtime (1.17) runs, from what we test
 
 
 class BundleError(HeadwaterError):
-    """A bundle that must not be served: the message names the file, what was seen, what was expected and the remedy."""
+    """A bundle that must not be served. The message gives the file, the value seen, the value expected and the remedy."""
 
 
 class TextInput(msgspec.Struct, frozen=True):
-    """How texts become token ids."""
+    """The tokenizer of a text tower."""
 
     tokenizer: str  # a tokenizers file
     max_tokens: int  # longer texts are cut, special tokens included
@@ -40,13 +40,15 @@ class TextInput(msgspec.Struct, frozen=True):
 
 
 class ItemRows(msgspec.Struct, frozen=True):
-    """Items that the item graph knows by name: row i + 1 of its table is key i of the file, row 0 any other item."""
+    """Items that the item graph knows by id. Row i + 1 of its table is key i of the file; row 0 is any other item."""
 
     keys: str  # little-endian unsigned 64-bit item keys, ascending
     count: int
 
 
 class Graphs(msgspec.Struct, frozen=True):
+    """The ONNX file of each graph. Recurrent bundles have step and read, windowed ones window."""
+
     item: str
     step: str | None = None
     read: str | None = None
@@ -55,7 +57,7 @@ class Graphs(msgspec.Struct, frozen=True):
 
 
 class Scoring(msgspec.Struct, frozen=True):
-    """What the score graph is given, and what came out of it where it was exported."""
+    """The inputs of the score graph, and what it computed where it was exported."""
 
     features: list[str]  # of a candidate, in order
     pool: Annotated[int, msgspec.Meta(ge=1, le=1000)]  # candidates of a request that it was trained to order
@@ -64,7 +66,7 @@ class Scoring(msgspec.Struct, frozen=True):
 
 
 class NeighbourTable(msgspec.Struct, frozen=True):
-    """Which items are taken together in one session (`streams/headwater/encoder/neighbours.py` says what the file holds)."""
+    """Items that are taken together in one session; `neighbours.py` reads the file."""
 
     file: str
     pause_s: Annotated[float, msgspec.Meta(gt=0)]  # a longer one between two events of a user ends a session
@@ -73,12 +75,14 @@ class NeighbourTable(msgspec.Struct, frozen=True):
 
 
 class FileCheck(msgspec.Struct, frozen=True):
+    """A file's size and checksum."""
+
     bytes: int
     sha256: str
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """One user's events and what came out of the encoder where it was exported."""
+    """One user's events, and what the encoder computed for them where it was exported."""
 
     texts: list[str]
     item_ids: list[str]
@@ -91,7 +95,7 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where a bundle comes from: enough to make it again and to judge it."""
+    """The origin of a bundle: enough to make it again and to judge it."""
 
     data: str  # what it was trained on, in words
     data_sha256: str | None
@@ -128,13 +132,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
     # A length that item vectors hardly exceed: the index lifts them to it. 0: as they come.
     radius: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
-    # Only with a score graph. Whoever knows nothing of either serves the bundle without them.
+    # Only with a score graph. Versions that know neither serve the bundle without them.
     scoring: Scoring | None = None
     # Only with a table of neighbours; ignored likewise.
     neighbours: NeighbourTable | None = None
 
 
 def manifest_bytes(folder: Path) -> bytes:
+    """The content of `bundle.json`.
+
+    Raises:
+        BundleError: the folder has none that can be read.
+    """
     path = folder / "bundle.json"
     try:
         return path.read_bytes()
@@ -146,6 +155,11 @@ def manifest_bytes(folder: Path) -> bytes:
 
 
 def manifest_of(path: Path, raw: bytes) -> Manifest:
+    """The manifest that ``raw`` holds, checked; ``path`` is the bundle's folder, for messages.
+
+    Raises:
+        BundleError: it is none, of another format, contradicts itself, or was trained with other action codes.
+    """
     try:
         form = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format")
         if form is not None and bytes(form) != str(FORMAT).encode():
@@ -217,6 +231,11 @@ def readable_actions(actions: Mapping[str, int]) -> NDArray[np.int64] | None:
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
+    """Compare each file of a bundle with its checksum.
+
+    Raises:
+        BundleError: a file is missing, changed, or outside the folder.
+    """
     for name, check in manifest.files.items():
         if Path(name).name != name:
             raise BundleError(
@@ -241,8 +260,11 @@ def check_files(path: Path, manifest: Manifest) -> None:
 def opset_of(path: Path) -> int:
     """The version of the default operator set that an ONNX file imports.
 
-    Read straight from the protobuf (ModelProto.opset_import, field 8), since ONNX Runtime does not tell and the `onnx`
+    It is read from the protobuf (ModelProto.opset_import, field 8), because ONNX Runtime does not tell it and the `onnx`
     package is not part of serving.
+
+    Raises:
+        BundleError: the file is no ONNX model, or imports no operator set.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -259,6 +281,7 @@ def opset_of(path: Path) -> int:
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of each field of the protobuf message between two places."""
     while at < end:
         tag, at = _varint(data, at)
         start, kind = at, tag & 7
@@ -275,6 +298,7 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """The number at a place, and the place after it."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -285,6 +309,11 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def row_keys(path: Path, manifest: Manifest) -> NDArray[np.uint64]:
+    """The keys (count,) of the items that the item graph knows by id, ascending; empty for other bundles.
+
+    Raises:
+        BundleError: the file holds another number of keys, or others than ascending ones.
+    """
     if manifest.rows is None:
         return np.empty(0, dtype=np.uint64)
     keys = np.fromfile(path / manifest.rows.keys, dtype="<u8").astype(np.uint64)

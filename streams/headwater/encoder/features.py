@@ -1,6 +1,6 @@
-"""What the encoders see of an event and of an item: the one file that training and serving share.
+"""What the encoders see of an event and of an item. Training and serving share this file.
 
-Everything here is numpy and plain strings, so that `headwater_models` can train on exactly what `headwater` will feed.
+Everything here is numpy and plain strings, so `headwater_models` trains on exactly what `headwater` feeds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,34 +13,34 @@ from numpy.typing import NDArray
 
 from headwater.messages import ACTIONS
 
-# Thirty days: longer gaps carry no more meaning for an interest, and the clamp keeps every encoder's input bounded.
+# Thirty days in seconds. Longer gaps mean no more for an interest, and the clamp keeps every encoder's input bounded.
 MAX_GAP_S = 30 * 86_400.0
 
-# What is younger is of the visit in hand, as for `streams/headwater/recall/sources/buy_again.py`.
+# Younger events belong to the visit at hand, as in `streams/headwater/recall/sources/buy_again.py`.
 _LATELY_S = 3_600.0
 
 # The encoder's vocabulary of actions by name and by code. 0 is padding.
 ACTION_CODES: Final[Mapping[str, int]] = {name: action.code for name, action in ACTIONS.items()}
 ACTION_NAMES: Final[Mapping[int, str]] = {code: name for name, code in ACTION_CODES.items()}
 
-# What a candidate scorer is told of each candidate, in this order; as with actions, the names are part of the bundle.
+# The inputs of a candidate scorer for each candidate, in this order. Bundles hold these names, as they hold action names.
 CANDIDATE_FEATURES: tuple[str, ...] = (
-    "score",  # its dot product with the nearest interest
-    "below_best",  # how far below the best of the pool that is
-    "rank",  # its place in the pool by score, logarithmic
-    "popularity",  # what is popular now, relative to the most popular item, logarithmic
-    "times_had",  # how often the newest L events have it, logarithmic
-    "share",  # the part of these events that has it
-    "since_had",  # how long ago the last of them was, logarithmic; 1 where there is none
-    "place",  # how many events ago that was, relative to L; 1 where there is none
-    "due",  # the same time, relative to the usual between two of them; 0 where there are no two
-    "idle",  # how long ago the user's last event was, logarithmic
-    "events",  # how many of these events there are, relative to L
-    "again",  # how much the user may want it again, by log and counters, logarithmic
-    "again_rank",  # its place in the pool by that, logarithmic; 1 where it is no such item
-    "similar",  # how alike it is to what the user is taking, by the table of neighbours, logarithmic
-    "similar_rank",  # its place in the pool by that, logarithmic; 1 where it is no neighbour
-    "lately",  # how many of the user's events are of the last hour, logarithmic
+    "score",  # dot product with the nearest interest
+    "below_best",  # distance of that from the best score in the pool
+    "rank",  # rank in the pool by score, logarithmic
+    "popularity",  # present weight relative to the most popular item, logarithmic
+    "times_had",  # number of the newest L events that have it, logarithmic
+    "share",  # share of these events that have it
+    "since_had",  # age of the last of them, logarithmic; 1 if there is none
+    "place",  # events since that one, relative to L; 1 if there is none
+    "due",  # its age relative to the usual gap between two of them; 0 if there are no two
+    "idle",  # age of the user's last event, logarithmic
+    "events",  # number of these events, relative to L
+    "again",  # weight for buying it again, by log and counters, logarithmic
+    "again_rank",  # rank in the pool by that, logarithmic; 1 if it has no such weight
+    "similar",  # likeness to the session at hand, by the table of neighbours, logarithmic
+    "similar_rank",  # rank in the pool by that, logarithmic; 1 if it is no neighbour
+    "lately",  # number of the user's events in the last hour, logarithmic
 )
 # 48 bits identify an event within one user's log of 50: a false duplicate once in 5 * 10^12 events.
 EVENT_KEY_MASK: Final = 2**48 - 1
@@ -60,12 +60,12 @@ def event_key(event_id: str) -> int:
 
 
 def item_keys(item_ids: Iterable[bytes]) -> NDArray[np.uint64]:
-    """:func:`item_key` of each id, given as UTF-8."""
+    """(N,) :func:`item_key` of each of N ids, given as UTF-8."""
     return np.frombuffer(b"".join(map(xxhash.xxh3_64_digest, item_ids)), dtype=">u8").astype(np.uint64)
 
 
 def event_keys(event_ids: Iterable[bytes]) -> NDArray[np.uint64]:
-    """:func:`event_key` of each id, given as UTF-8."""
+    """(N,) :func:`event_key` of each of N ids, given as UTF-8."""
     return item_keys(event_ids) & np.uint64(EVENT_KEY_MASK)
 
 
@@ -76,7 +76,7 @@ def item_text(
     tags: Sequence[str] = (),
     attributes: Mapping[str, object] | None = None,
 ) -> str:
-    """The text of an item as the item tower reads it: most telling first, since towers cut long texts.
+    """The text of an item as the item tower reads it. The most telling parts come first, since towers cut long texts.
 
     >>> item_text("Filter coffee", category="grocery", tags=["coffee"], attributes={"size": "12 OZ"})
     'Filter coffee. coffee. grocery. size 12 OZ'
@@ -89,30 +89,29 @@ def item_text(
 
 
 def gaps_s(at_ms: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Seconds since the event before, along the last axis (0 for the first), clamped to [0, MAX_GAP_S]."""
+    """Seconds since the event before, along the last axis of ``at_ms`` (..., events), clamped to [0, MAX_GAP_S].
+
+    The result has the same shape; the first gap is 0.
+    """
     gaps = np.zeros(at_ms.shape, dtype=np.float32)
     gaps[..., 1:] = clamp_gap_s((at_ms[..., 1:] - at_ms[..., :-1]) / 1000.0)
     return gaps
 
 
 def clamp_gap_s(gap_s: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Gaps in seconds as the encoders take them: never negative, never beyond thirty days."""
+    """Gaps in seconds, of any shape, clamped to [0, MAX_GAP_S] as the encoders take them."""
     return np.clip(gap_s, 0.0, MAX_GAP_S).astype(np.float32)
 
 
 class History(NamedTuple):
-    """A user's newest events that step an encoder, oldest first, as a moment finds them, and what sources make of them."""
+    """A user's newest events that step an encoder, oldest first, at one moment, and the weights that sources derive."""
 
     items: NDArray[np.uint64]  # (events,) keys
     at_ms: NDArray[np.int64]  # (events,)
     now_ms: int
-    length: int  # L, the most events that there can be
-    again: Mapping[int, float] = MappingProxyType(
-        {}
-    )  # item key -> weight (`streams/headwater/recall/sources/buy_again.py`)
-    similar: Mapping[int, float] = MappingProxyType(
-        {}
-    )  # item key -> likeness (`streams/headwater/recall/sources/similar.py`)
+    length: int  # L, the largest number of events
+    again: Mapping[int, float] = MappingProxyType({})  # item key -> weight (`recall/sources/buy_again.py`)
+    similar: Mapping[int, float] = MappingProxyType({})  # item key -> likeness (`recall/sources/similar.py`)
 
 
 def candidate_features(
@@ -121,11 +120,13 @@ def candidate_features(
     popularity: NDArray[np.float32],
     history: History,
 ) -> NDArray[np.float32]:
-    """CANDIDATE_FEATURES of one user's candidates: (candidates, features).
+    """(candidates, features) the CANDIDATE_FEATURES of one user's candidates.
 
     Args:
-        items: keys; scores: dot products with the nearest interest; popularity: weights relative to the most popular
-            item, 0 for what is not among the popular. All (candidates,).
+        items: (candidates,) keys.
+        scores: (candidates,) dot products with the nearest interest.
+        popularity: (candidates,) weights relative to the most popular item; 0 for items that are not popular.
+        history: the user's events and what follows from them.
     """
     found = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
     if not len(items):
@@ -161,7 +162,7 @@ def candidate_features(
 
 
 def _tell(found: NDArray[np.float32], of: Mapping[int, float], keys: Sequence[int]) -> None:
-    """What a source thinks of each item, and the item's place by that: into `found` (items, 2)."""
+    """Write a source's weight of each item, and the item's rank by that, into `found` (items, 2)."""
     found[:, 1] = 1.0
     if not of:
         return
@@ -173,15 +174,15 @@ def _tell(found: NDArray[np.float32], of: Mapping[int, float], keys: Sequence[in
 
 
 def _log_part(value: NDArray[np.floating]) -> NDArray[np.floating]:
-    """0 for nothing, about 1 for 1, a third less for each tenth of it."""
+    """A logarithmic scale for shares of any shape: 0 for 0, about 1 for 1, a third less for each tenth of it."""
     return np.asarray(np.log1p(1000.0 * value) / 7.0)
 
 
 def _log_place(value: NDArray[np.floating]) -> NDArray[np.float64]:
-    """How many others have more, logarithmic: 0 for the largest, about 1 for the thousandth."""
+    """(N,) the number of larger values, logarithmic: 0 for the largest of (N,), about 1 for the thousandth."""
     return np.asarray(np.log1p(np.searchsorted(np.sort(-value), -value)) / 7.0)
 
 
 def _log_age(age_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0 for now, 1 for MAX_GAP_S and longer ago."""
+    """A logarithmic scale for ages in seconds, of any shape: 0 for now, 1 for MAX_GAP_S and more."""
     return np.asarray(np.log1p(np.minimum(age_s, MAX_GAP_S)) / np.log1p(MAX_GAP_S))

@@ -1,4 +1,4 @@
-"""The table of neighbours that a bundle may carry: which items are taken together in one session, and how alike that makes them.
+"""The table of neighbours that a bundle may carry: items that are taken together in one session, and their likeness.
 
 One compressed file of numpy arrays; `models/headwater_models/bundles/neighbour_table.py` makes it.
 """
@@ -12,24 +12,24 @@ from numpy.typing import NDArray
 
 from headwater.encoder.bundle import BundleError, Manifest
 
-# A likeness in one byte: exp(-_STEP * byte), so 1.5 % off at most, and down to one in two thousand.
+# A likeness takes one byte: exp(-_STEP * byte), so it is 1.5 % off at most and reaches down to 1/2,000.
 _STEP: Final = 0.03
-# Rows in two bytes.
+# A row takes two bytes.
 MAX_ITEMS: Final = 2**16
 
 
 class Neighbours(NamedTuple):
-    """Items in the order of their keys; the neighbours of item i lie at starts[i] to starts[i + 1]."""
+    """Items in the order of their keys. The neighbours of item i stand at starts[i] to starts[i + 1]."""
 
     keys: NDArray[np.uint64]  # (items,) ascending
     starts: NDArray[np.int64]  # (items + 1,)
     items: NDArray[np.int64]  # (pairs,) rows of the keys, ascending for each item
     likeness: NDArray[np.float32]  # (pairs,) above 0, at most 1
-    pause_ms: int  # a longer one between two events of a user ends a session
+    pause_ms: int  # a longer pause between two events of a user ends a session
 
 
 def write(path: Path, table: Neighbours) -> None:
-    """The table in a file: from row to row the step up, which packs better than the row."""
+    """Write the table. Rows are stored as steps from one to the next, which compress better."""
     steps = np.diff(table.items, prepend=0)
     firsts = table.starts[:-1][np.diff(table.starts) > 0]
     steps[firsts] = table.items[firsts]
@@ -45,7 +45,11 @@ def write(path: Path, table: Neighbours) -> None:
 
 
 def read(path: Path, manifest: Manifest) -> Neighbours | None:
-    """The table of the bundle in a folder, None where it has none. Raises BundleError."""
+    """The table of the bundle in a folder, or None if it has none.
+
+    Raises:
+        BundleError: the file is no table, or one that does not fit together.
+    """
     if manifest.neighbours is None:
         return None
     file = path / manifest.neighbours.file

@@ -1,7 +1,9 @@
 """Bundles: exported encoders, checked on load and run through ONNX Runtime.
 
-A bundle is a folder: `bundle.json` (the manifest below) and the files it names. Every encoder, static or language model,
-trained or training-free, is served by this one path, and torch is never needed for it.
+A bundle is a folder: `bundle.json` (see `bundle.py`) and the files that it names. All encoders are served this way: static
+or language model, trained or training-free. Torch is never needed.
+
+Shapes: B users, T events, D dimensions of an item vector, S numbers of a state, K interests of a user.
 """
 
 import hashlib
@@ -36,7 +38,11 @@ log = logging.getLogger(__name__)
 
 
 class Encoder:
-    """A loaded bundle. All methods block for the length of the computation and may be called from any thread."""
+    """A loaded bundle. All methods block for the length of the computation and may be called from any thread.
+
+    Raises:
+        BundleError: a file is missing, damaged or of another version. :func:`load` also runs the probe.
+    """
 
     def __init__(self, path: Path, threads: int, device: Device) -> None:
         self.path = path
@@ -51,14 +57,14 @@ class Encoder:
         self.kind = self.manifest.kind
         self.item_inputs = self.manifest.item_inputs
         self.forgets = self.manifest.forgets
-        # How many candidates of a request the score graph is to order; 0: there is none.
+        # The number of a request's candidates that the score graph orders; 0: there is no such graph.
         self.pool = self.manifest.scoring.pool if self.manifest.scoring else 0
         check_files(path, self.manifest)
         self._readable_actions = readable_actions(self.manifest.actions)
 
         graphs = self.manifest.graphs
         self._item = _session(path, graphs.item, threads, device, self.manifest)
-        # The recurrence is a few microseconds of arithmetic a user: a trip to an accelerator costs more than it saves.
+        # The recurrence is a few microseconds of arithmetic per user. A trip to an accelerator costs more than it saves.
         self._step = _session(path, graphs.step, threads, "cpu", self.manifest) if graphs.step else None
         self._read = _session(path, graphs.read, threads, "cpu", self.manifest) if graphs.read else None
         self._window = (
@@ -73,9 +79,14 @@ class Encoder:
         _check_shapes(self.manifest, self._item, self._step, self._read, self._window, self._score)
 
     def encode_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Floats:
-        """Vectors f32[items, dim]. Without ids, a text bundle encodes each item as one it has never met.
+        """Vectors (N, D) of N items.
 
-        An `item_id` bundle looks only at the ids.
+        Args:
+            texts: (N,) of :func:`headwater.encoder.features.item_text`; an `item_id` bundle does not read them.
+            item_ids: (N,). Without them a text bundle encodes each item as one that it was not trained on.
+
+        Raises:
+            ValueError: an `item_id` bundle got no ids.
         """
         if self.item_inputs == "item_id" and item_ids is None:
             raise ValueError(f"bundle {self.id} encodes item ids, got texts only: pass item_ids")
@@ -88,7 +99,7 @@ class Encoder:
             return vectors
         tokens = self.tokens(texts)
         lengths = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=count)
-        # Texts of like length together, so that little of the work is padding; ~8k tokens keep a batch inside the cache.
+        # Texts of similar length share a call, so little of the work is padding. 8k tokens keep a call inside the cache.
         for chunk in _even_chunks(lengths, budget=8192):
             feed = self._padded(tokens, lengths, chunk)
             if "item_row" in self._item_names:
@@ -97,7 +108,11 @@ class Encoder:
         return vectors
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut to the bundle's length, unpadded."""
+        """Token ids of each text, cut to the bundle's length, unpadded.
+
+        Raises:
+            ValueError: the bundle encodes item ids and has no tokenizer.
+        """
         if self._tokenizer is None or self.manifest.text is None:
             raise ValueError(f"bundle {self.id} encodes item ids and has no tokenizer")
         found = self._tokenizer.encode_batch_fast(
@@ -108,10 +123,17 @@ class Encoder:
     def step(
         self, state: Floats, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats
     ) -> Floats:
-        """States after the masked events of each row, events in order of time and padding (mask 0) after them.
+        """States (B, S) after the events of each row. A row of padding alone keeps its state bit for bit.
 
-        state (users, S), items (users, events, D), the rest (users, events) -> (users, S). A row of padding only keeps
-        its state bit for bit.
+        Args:
+            state: (B, S) before.
+            items: (B, T, D) vectors of the events' items, oldest event first, padding last.
+            actions: (B, T) action codes; a code that the bundle does not know is read as a click.
+            gaps_s: (B, T) seconds since the event before, clamped.
+            mask: (B, T) 1 for an event, 0 for padding.
+
+        Raises:
+            BundleError: the bundle is windowed.
         """
         if self._step is None:
             raise BundleError(
@@ -123,7 +145,15 @@ class Encoder:
         return np.asarray(new_state)
 
     def read(self, state: Floats, gap_to_now_s: Floats) -> tuple[Floats, Floats]:
-        """Interests (users, K, D) and their weights (users, K) at `gap_to_now_s` seconds after the last event."""
+        """Interests (B, K, D) and their weights (B, K).
+
+        Args:
+            state: (B, S).
+            gap_to_now_s: (B,) seconds since each user's last event.
+
+        Raises:
+            BundleError: the bundle is windowed.
+        """
         if self._read is None:
             raise BundleError(
                 f"bundle {self.id} is {self.kind}, not recurrent: use window() over the newest events"
@@ -136,7 +166,11 @@ class Encoder:
     def window(
         self, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats, gap_to_now_s: Floats
     ) -> tuple[Floats, Floats]:
-        """Interests (users, K, D) and weights (users, K) from the newest events, padding (mask 0) after them."""
+        """Interests (B, K, D) and weights (B, K) from the newest events, shaped as for :meth:`step` and :meth:`read`.
+
+        Raises:
+            BundleError: the bundle is recurrent.
+        """
         if self._window is None:
             raise BundleError(f"bundle {self.id} is {self.kind}, not windowed: use step() and read()")
         feed = {
@@ -152,17 +186,22 @@ class Encoder:
     def answer(
         self, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats, gap_to_now_s: Floats
     ) -> tuple[Floats, Floats]:
-        """Interests (users, K, D) and weights (users, K) from whole histories, by whichever graphs the bundle has."""
+        """Interests (B, K, D) and weights (B, K) from whole histories, for a bundle of either kind."""
         if self.kind == "windowed":
             return self.window(items, actions, gaps_s, mask, gap_to_now_s)
         state = self.step(self.initial_state(len(items)), items, actions, gaps_s, mask)
         return self.read(state, gap_to_now_s)
 
     def score(self, features: Floats, interests: Floats, items: Floats) -> Floats:
-        """Scores (candidates,) between 0 and 1, the higher the likelier that the user takes the candidate next.
+        """Scores (C,) of C candidates between 0 and 1: how likely the user takes each next.
 
-        features (candidates, CANDIDATE_FEATURES); of each candidate the interest that it is nearest to and its own vector, both
-        (candidates, D).
+        Args:
+            features: (C, features) of :func:`headwater.encoder.features.candidate_features`.
+            interests: (C, D) the interest that each candidate is nearest to.
+            items: (C, D) the candidates' own vectors.
+
+        Raises:
+            BundleError: the bundle has no score graph.
         """
         if self._score is None:
             raise BundleError(
@@ -173,11 +212,11 @@ class Encoder:
         return np.asarray(scores)
 
     def initial_state(self, users: int) -> Floats:
-        """The state of users without events."""
+        """The states (users, S) of users without events."""
         return np.zeros((users, self.state_size), dtype=np.float32)
 
     def _readable(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Action codes as the bundle reads them: one that it was not trained with steps as a click."""
+        """Action codes, of any shape, as the bundle reads them: those that it was not trained with as a click."""
         return actions if self._readable_actions is None else self._readable_actions[actions]
 
     def _rows(self, item_ids: Sequence[str] | None, count: int) -> NDArray[np.int64]:
@@ -204,9 +243,14 @@ class Encoder:
 
 
 def load(path: Path, *, threads: int = 1, device: Device = "auto") -> Encoder:
-    """The bundle in a folder, checked: format, files, opset, dimensions, and its probe run once.
+    """The bundle in a folder, checked: format, files, opset, dimensions, and one run of its probe.
 
-    `auto` uses CUDA where this ONNX Runtime really has it; `cuda` insists. Raises BundleError.
+    Args:
+        threads: of ONNX Runtime, for each graph.
+        device: `auto` uses CUDA if this ONNX Runtime has it; `cuda` insists.
+
+    Raises:
+        BundleError: with the file, the value seen, the value expected and the remedy.
     """
     encoder = Encoder(path, threads, device)
     _check_probe(encoder)
@@ -262,7 +306,7 @@ def _tokenizer(path: Path, manifest: Manifest, threads: int) -> Tokenizer | None
 def _check_shapes(
     manifest: Manifest, item: ort.InferenceSession, *users: ort.InferenceSession | None
 ) -> None:
-    """Where a graph has fixed sizes, they are those of the manifest."""
+    """Refuse graphs whose fixed sizes are not those of the manifest."""
     dim, state, interests = manifest.dim, manifest.state_size, manifest.interests
     sizes = {
         "vectors": (None, dim),
@@ -319,7 +363,13 @@ def _check_probe(encoder: Encoder) -> None:
 def probe_scores(
     encoder: Encoder, vectors: Floats, interests: Floats, features: Sequence[Sequence[float]]
 ) -> Floats:
-    """Scores of the probe's items as candidates for its first interest."""
+    """Scores (events,) of the probe's items as candidates for its first interest.
+
+    Args:
+        vectors: (events, D) of the items.
+        interests: (K, D).
+        features: (events, features).
+    """
     nearest = np.repeat(interests[:1], len(vectors), axis=0)
     return encoder.score(np.array(features, dtype=np.float32), nearest, vectors)
 
@@ -327,7 +377,14 @@ def probe_scores(
 def fold(
     encoder: Encoder, items: Floats, actions: Sequence[Sequence[str]], gaps_s: Floats, gap_to_now_s: Floats
 ) -> tuple[Floats, Floats]:
-    """Interests and weights from whole logs of equal length, by whichever graphs the bundle has."""
+    """Interests (B, K, D) and weights (B, K) from whole logs of equal length.
+
+    Args:
+        items: (B, T, D) vectors, oldest event first.
+        actions: (B, T) names.
+        gaps_s: (B, T) seconds since the event before.
+        gap_to_now_s: (B,) seconds since the last event.
+    """
     known = {**encoder.manifest.actions, **ACTION_CODES}
     codes = np.array([[known[action] for action in row] for row in actions], dtype=np.int64)
     mask = np.ones(codes.shape, dtype=np.float32)
@@ -357,7 +414,7 @@ def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _even_chunks(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Indices in order of length, cut so that each chunk's padded size stays within the budget of tokens."""
+    """Indices of ``lengths`` (N,) in order of length, in chunks whose padded size stays within the budget of tokens."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):

@@ -1,12 +1,10 @@
-"""The rules of one user's event log, one event at a time: what `fold.py` does to whole batches, said plainly.
+"""The rules of one user's event log, one event at a time. `apply_clicks.py` does the same to whole batches.
 
-A log holds the newest ``capacity`` entries ordered by (time, event key), so that any order, duplication or
-batching of the same events gives the same log. A retraction leaves a mark in it, so that a later copy of the
-retracted event is not applied.
+A log holds the newest ``capacity`` entries ordered by (time, event key), so any order, duplication or batching of the
+same events gives the same log. A retraction leaves a mark, so a later copy of the retracted event is not applied.
 
-What one log cannot remember is the limit of that: a retraction dated *before* its event, and come before it, is lost
-if ``capacity`` newer events (or a forget) push its mark out before the event arrives. So a retraction should carry
-the time at which it was made.
+**Limit.** A retraction may be dated before its event and arrive before it. It is then lost if ``capacity`` newer events,
+or a forget, push its mark out before the event arrives. So a retraction should carry the time at which it was made.
 """
 
 from bisect import insort
@@ -19,7 +17,7 @@ DEFAULT_LOG_LENGTH: Final = 50
 
 
 class Event(NamedTuple):
-    """One log entry. The field order is the log's order; for a mark, ``event`` is the retracted event's key."""
+    """One log entry. Entries sort by their fields in this order. A mark has the key of the event that it retracts."""
 
     at_ms: int
     event: int
@@ -31,16 +29,16 @@ class Outcome(IntEnum):
     """What became of an event."""
 
     APPLIED = 0
-    DUPLICATE = 1
-    TOO_LATE = 2
-    RETRACTED = 3
-    FORGOTTEN = 4
-    REPLAYED = 5
-    UNLOGGED = 6
+    DUPLICATE = 1  # the log has it
+    TOO_LATE = 2  # the log is full of newer ones
+    RETRACTED = 3  # the log has its mark
+    FORGOTTEN = 4  # it is not newer than a forget
+    REPLAYED = 5  # its offset was applied before
+    UNLOGGED = 6  # an impression
 
 
 def insert(log: list[Event], new: Event, capacity: int, left: list[Event] | None = None) -> Outcome:
-    """Insert ``new`` into the sorted ``log`` in place; ``left`` takes what has to leave it.
+    """Insert ``new`` into the sorted ``log`` in place; ``left`` takes the entry that it pushes out, if any.
 
     >>> log = [Event(5, 1, 7, 1)]
     >>> insert(log, Event(9, 1, 0, RETRACT), capacity=50).name, log[0].action == RETRACT
@@ -51,7 +49,7 @@ def insert(log: list[Event], new: Event, capacity: int, left: list[Event] | None
         is_mark = RETRACT in (held.action, new.action)
         if not is_mark:
             return Outcome.DUPLICATE
-        # A mark stands at the later of the two times, whichever of them came first.
+        # A mark stands at the later of the two times, in whatever order the two came.
         log.remove(held)
         insort(log, Event(max(held.at_ms, new.at_ms), new.event, 0, RETRACT))
         if held.action != RETRACT:

@@ -1,4 +1,4 @@
-"""The interests of users at the moment of their requests: states read, what-if sessions stepped on for one answer."""
+"""The interests of users at the moment of their requests: states are read, what-if events stepped on for one answer."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from headwater.profiles.encoder_steps import EncoderJob, fold_again, folded_entr
 F32 = NDArray[np.float32]
 
 
-# As in `states.py`: reading so few states is quicker than the trip to a thread.
+# Reading this few states is faster than the trip to a thread, as in `encoder_steps.py`.
 _IN_PLACE_USERS: Final = 16
 
 
 class WhatIfEvents(NamedTuple):
-    """What-if events of one request, oldest first: item keys, action codes, times."""
+    """The what-if events of one request, oldest first."""
 
-    items: list[int]
-    actions: list[int]
+    items: list[int]  # item keys
+    actions: list[int]  # action codes
     at_ms: list[int]
 
 
 class UserInterests(NamedTuple):
-    """One user at one moment. No events: K = 0."""
+    """One user at one moment: K interests of D dimensions. A user without events has K = 0."""
 
     interests: F32  # (K, D)
     weights: F32  # (K,)
-    pending: int
+    pending: int  # events that are in no interest, because their item has no vector
     log: Log | None  # of this user alone
-    last_event: bytes
+    last_event: bytes  # the newest event's id; empty if it is not known
     counters: Sequence[tuple[int, int]] = ()  # (item key, level) of what left the log
 
 
@@ -51,21 +51,26 @@ async def interests_of(
     *,
     fetch_s: float,
 ) -> list[UserInterests]:
-    """Interests of ``users`` (who need not be known), each as of its ``now_ms``.
+    """The interests of R users, each at its own moment. Users need not be known.
 
-    A state that lacks events whose items have meanwhile got a vector, or is of another bundle, is folded again.
+    A state is folded again from its log if it is of another bundle, or lacks events whose items have a vector by now.
 
-    Vectors that are missing may be fetched for so long; not at all with 0.
+    Args:
+        users: (R,) ids as UTF-8.
+        sessions: (R,) what-if events, stepped on for this answer alone.
+        now_ms: (R,).
+        threads: where work that would hold the event loop is done.
+        fetch_s: how long missing vectors may be fetched; 0: not at all.
 
     Raises:
         IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
     """
     if fetch_s > 0 and vectors.can_fetch:
         rows, known = _rows(columns, users)
-        _, wanted, _, _ = folded_entries(columns.log(rows), _behind(columns, rows, known, encoder))
+        _, wanted, _, _ = folded_entries(columns.log(rows), _to_read_again(columns, rows, known, encoder))
         async with asyncio.timeout(fetch_s):
             await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])
-    # Fetching let other batches run: from here on nothing is awaited until the users are copied.
+    # Other batches ran during the fetch. From here on nothing is awaited until the users are copied.
     rows, known = _rows(columns, users)
     count = len(users)
     log = columns.log(rows)
@@ -78,17 +83,17 @@ async def interests_of(
     state_at = np.where(known, columns.state_at_ms[rows], 0)
     state[state_at == 0] = initial
     pending = np.where(known, columns.pending[rows], 0)
-    behind = _behind(columns, rows, known, encoder)
-    again = fold_again(log, behind, vectors, initial) if len(behind) else None
+    stale = _to_read_again(columns, rows, known, encoder)
+    again = fold_again(log, stale, vectors, initial) if len(stale) else None
     if again is not None:
-        state_at[behind], pending[behind] = again.state_at_ms[behind], again.pending[behind]
+        state_at[stale], pending[stale] = again.state_at_ms[stale], again.pending[stale]
     sessions_job = _session_job(sessions, state_at, vectors, columns.log_length)
     if again is None and not sessions_job.calls and not (state_at > 0).any():
-        return [user._replace(pending=int(behind)) for user, behind in zip(found, pending, strict=True)]
+        return [user._replace(pending=int(lacking)) for user, lacking in zip(found, pending, strict=True)]
 
     def run() -> tuple[F32, F32]:
         if again is not None:
-            state[behind] = again.run(encoder)[behind]
+            state[stale] = again.run(encoder)[stale]
         moved = state
         if sessions_job.calls:
             moved = sessions_job._replace(state=state.copy()).run(encoder).astype(np.float32)
@@ -103,13 +108,13 @@ async def interests_of(
 
 
 def _rows(columns: Columns, users: Sequence[bytes]) -> tuple[I64, NDArray[np.bool_]]:
-    """The row of each user, and whether it has one (else row 0 stands in, to be masked)."""
+    """(R,) the row of each user, and (R,) whether there is one; else row 0 stands in, to be masked."""
     rows = np.array([columns.rows.get(user, -1) for user in users], dtype=np.int64)
     return np.maximum(rows, 0), rows >= 0
 
 
-def _behind(columns: Columns, rows: I64, known: NDArray[np.bool_], encoder: Encoder) -> I64:
-    """Whose log has to be looked at again; a windowed encoder always reads the log."""
+def _to_read_again(columns: Columns, rows: I64, known: NDArray[np.bool_], encoder: Encoder) -> I64:
+    """Places of the users whose log has to be read again. A windowed encoder always reads the log."""
     if encoder.kind == "windowed":
         return np.flatnonzero(known)
     return np.flatnonzero(known & (columns.stale[rows] | (columns.pending[rows] > 0)))
@@ -118,7 +123,7 @@ def _behind(columns: Columns, rows: I64, known: NDArray[np.bool_], encoder: Enco
 def _session_job(
     sessions: Sequence[WhatIfEvents], state_at: I64, vectors: ItemVectors, length: int
 ) -> EncoderJob:
-    """The calls that step what-if events on; their items without a vector are left out."""
+    """The calls that step what-if events on from states with times ``state_at`` (R,). Items without a vector are left out."""
     users = np.array([i for i, session in enumerate(sessions) for _ in session.items], dtype=np.int64)
     found = vectors.rows([key for session in sessions for key in session.items])
     actions = np.array([code for session in sessions for code in session.actions], dtype=np.int64)
@@ -141,7 +146,7 @@ async def _by_window(
     encoder: Encoder,
     threads: Executor,
 ) -> list[UserInterests]:
-    """A windowed encoder sees the newest L events with a vector, the session's last."""
+    """Interests by a windowed encoder: it sees the newest L events with a vector, the what-if events last."""
     count, length = len(log.n), encoder.log_length
     users, keys, actions, at_ms = folded_entries(log, np.arange(count))
     pending = np.zeros(count, dtype=np.int64)
@@ -179,7 +184,7 @@ async def _by_window(
 def _without_interests(
     columns: Columns, rows: I64, known: NDArray[np.bool_], log: Log, dim: int
 ) -> list[UserInterests]:
-    """Copies of all else that is kept of the users of ``rows``."""
+    """Copies of everything else that is known of the users of ``rows`` (R,), whose logs are ``log``."""
     nothing = np.zeros((0, dim), dtype=np.float32)
     users = [
         UserInterests(nothing, nothing[:, 0], 0, log.take(slice(i, i + 1)), b"") for i in range(len(rows))

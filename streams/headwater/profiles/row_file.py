@@ -1,6 +1,6 @@
-"""Rows in a mapped file, for users who outgrow memory: the kernel keeps those at hand that are touched, and writes out others.
+"""Rows in a mapped file, for users who outgrow memory: the kernel keeps touched rows in memory and writes others out.
 
-The file has no name: it is gone with the process, however that ends. The profiles topic holds the truth.
+The file has no name, so it is gone with the process, however that ends. The profiles topic holds the truth.
 """
 
 import mmap
@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 
 
 class DiskFull(Exception):
-    """A file cannot grow. The message says by how much, and what to do."""
+    """A file cannot grow. The message gives the size and the remedy."""
 
 
 class RowFile:
-    """Rows of one dtype. The file is there from the first :meth:`grown` on."""
+    """Rows of one dtype. The first :meth:`grown` makes the file."""
 
     def __init__(self, folder: Path, row: np.dtype[Any]) -> None:
         self._folder, self._row = folder, row
         self._file: Any = None
 
     def grown(self, rows: int) -> NDArray[Any]:
-        """All rows, the new ones zeroed, as one structured array; one that was handed out before shows the same bytes.
+        """The file with ``rows`` rows, as one structured array (rows,). New rows are zeroed.
 
-        Their place on the disk is taken here, since writing into a mapped page that has none kills the process.
+        An array that was handed out before shows the same bytes. Disk space is reserved here, because writing into a
+        mapped page without it kills the process.
 
         Raises:
             DiskFull: the disk, a quota or a limit of this process leaves no room, or no file can be made there.
@@ -47,11 +48,11 @@ class RowFile:
                 f"{self._folder}: no room for {size / 1e6:,.1f} MB, the states of {rows:,} users of one partition "
                 f"({error.strerror}): make room, or keep them in memory (HEADWATER_STATE_ON_DISK=false)"
             ) from error
-        mapped.madvise(mmap.MADV_RANDOM)  # what lies beside a user is no more likely to be touched next
+        mapped.madvise(mmap.MADV_RANDOM)  # a user's neighbours are no more likely to be touched next
         return np.frombuffer(mapped, dtype=self._row)
 
     def prefetch(self, rows: Iterable[int]) -> None:
-        """Have rows that were written out read back, all at once: each would be waited for on its own when it is touched."""
+        """Start reading back rows that were written out, all at once. Touching them would wait for each in turn."""
         file, size = self._file.fileno(), self._row.itemsize
         for row in rows:
             os.posix_fadvise(file, row * size, size, os.POSIX_FADV_WILLNEED)

@@ -3,9 +3,9 @@
     header 57 bytes | state float16[S] | log, n entries of 20 bytes | strays, 12 bytes each | newest event id
     | counters, 10 bytes each
 
-The log and all that precedes it have fixed places, so whole batches are packed and unpacked by numpy.
-
-A record with counters is of format 2. One without is of format 1, byte by byte what versions before counters write and read.
+The log and the parts before it have fixed places, so numpy packs and unpacks whole batches. A *stray* here is the origin
+of a click that was forwarded to the user's partition: (partition, offset). A record with counters is of format 2, one
+without is of format 1.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ _HEADER: Final = np.dtype(
         ("reserved", "V3"),
     ]
 )
-# item key 8, event key 6, time and action 6: 44 bits of milliseconds reach the year 2527, 4 bits hold 15 actions.
-# So the log of 50 and a state of 128 numbers take 1,256 bytes.
+# Item key 8, event key 6, time and action 6: 44 bits of milliseconds reach the year 2527, 4 bits hold 15 actions.
+# A log of 50 and a state of 128 numbers take 1,256 bytes.
 ENTRY_BYTES: Final = 20
 _TIME_BITS: Final = 44
 _ENTRY: Final = np.dtype(
@@ -62,11 +62,11 @@ _GENERATION: Final = slice(17, 21)
 
 
 class RecordError(HeadwaterError):
-    """A record that this version cannot read; the worker must stop rather than overwrite it."""
+    """A record that this version cannot read. The worker must stop rather than overwrite it."""
 
 
 class WriterStamp(NamedTuple):
-    """Who wrote a record: for fencing, and for noticing states of another bundle."""
+    """The writer of a record: for fencing, and for telling states of another bundle."""
 
     writer: int
     generation: int
@@ -74,7 +74,7 @@ class WriterStamp(NamedTuple):
 
 
 def bundle_key(bundle_id: str) -> int:
-    """The name of a bundle in records."""
+    """The 64-bit name of a bundle in records."""
     return xxhash.xxh3_64_intdigest(bundle_id.encode())
 
 
@@ -83,22 +83,23 @@ def header_size() -> int:
 
 
 def record_size(log_entries: int, state_size: int, counters: int = 0) -> int:
-    """Bytes of a record without strays and event id."""
+    """The size of a record in bytes, without strays and event id."""
     return _HEADER.itemsize + 2 * state_size + ENTRY_BYTES * log_entries + _COUNTER.itemsize * counters
 
 
 def generation_of(record: bytes) -> int:
-    """The generation that wrote a record: all that fencing looks at, of every record that is read. -1: too short."""
+    """The generation that wrote a record, for fencing; -1 if the record is too short to tell."""
     return int.from_bytes(record[_GENERATION], "little", signed=True) if len(record) >= header_size() else -1
 
 
 def stamp_of(record: bytes) -> WriterStamp:
+    """The writer of a record, which must be whole."""
     header = np.frombuffer(record, dtype=_HEADER, count=1)[0]
     return WriterStamp(int(header["writer"]), int(header["generation"]), int(header["bundle"]))
 
 
 def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
-    """The records of ``rows``, in order."""
+    """The records of ``rows`` (R,), in order."""
     count, n, places = len(rows), columns.n[rows], rows.tolist()
     event_ids = [columns.last_event[row] for row in places]
     strays = [_strays(columns, row) for row in places] if columns.origins else [b""] * count
@@ -135,13 +136,18 @@ def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
 
 
 def _places(levels: NDArray[np.uint16]) -> I64:
-    """How many places of each user's counters are written: up to the last that is taken."""
+    """(R,) the number of each user's counter places that are written: up to the last that is taken.
+
+    Args:
+        levels: (R, M).
+    """
     taken = levels > 0
     places: I64 = (taken * np.arange(1, levels.shape[1] + 1)).max(axis=1, initial=0)
     return places
 
 
 def _packed_counters(columns: Columns, rows: I64, places: I64) -> list[bytes]:
+    """The counters of each of ``rows`` (R,), ``places`` (R,) entries long."""
     held = np.flatnonzero(places)
     entries = np.empty((len(held), int(places.max())), dtype=_COUNTER)
     entries["item"] = columns.counter_items[rows[held], : entries.shape[1]]
@@ -153,10 +159,10 @@ def _packed_counters(columns: Columns, rows: I64, places: I64) -> list[bytes]:
 
 
 def _packed_logs(columns: Columns, rows: I64, n: I64) -> bytes:
-    """The ``n`` real entries of each user's log, one after the other: most logs are far from full."""
+    """The ``n`` (R,) real entries of each user's log, one after the other. Most logs are far from full."""
     ends = np.cumsum(n)
     count = int(ends[-1])
-    # One step for all in memory; on disk, a row's actions are counted in bytes and the others in eight of them.
+    # In memory all columns have one step from row to row. On disk, actions step in bytes and the others in eight bytes.
     steps = {step for _, step in columns.flat.values()}
     at = {step: np.arange(count) - np.repeat(ends - n - rows * step, n) for step in steps}
     at_ms, events, items, actions = (numbers.take(at[step]) for numbers, step in columns.flat.values())
