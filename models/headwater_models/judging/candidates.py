@@ -1,4 +1,4 @@
-"""The candidates that a bundle brings up for a question, as its scorer sees them: for training and for judging."""
+"""The candidates of a bundle for a question, with the features that its scorer sees; for training and for judging."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,13 +28,12 @@ class Pool:
 
 
 class Pooling:
-    """What the sources of a request that names none bring up: what may come again, where it may; what goes with the session at
-    hand; and what is nearest to each of the user's interests.
+    """Candidates from the sources of a request that names none: buy-again, similar, and each of the user's interests.
 
-    At most `size` of each; popularity as `trending` has it.
+    At most `size` items come from each source. Popularity is that of `trending`.
 
     Args:
-        table: of neighbours; the bundle's own, unless its events are asked about.
+        table: of neighbours. None: the bundle's own, which is right unless the questions are about events it was made from.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Pooling:
         self._popularity = trending(asked, len(catalog.vectors))
 
     def __call__(self, log: Log, cases: Cases, part: slice) -> tuple[list[Pool], F32]:
-        """The pool of each case, and the products of all items (cases, items) that it was chosen by."""
+        """The pool of each case, and each item's best product with an interest, (cases, items), by which it was chosen."""
         asked = interests_of(self._encoder, self._catalog, log, cases, part)
         counted = self._counting(log, cases)
         hidden = np.tile(~self._catalog.known, (part.stop - part.start, 1))
@@ -91,7 +90,7 @@ class Pooling:
 
 
 def rescored(encoder: Encoder, pooling: Pooling) -> Scorer:
-    """A bundle as it serves with its score graph: what is in the pool first, in the graph's order."""
+    """Scores (cases, items) of a bundle with a score graph: the pool first, in the graph's order."""
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         pools, found = pooling(log, cases, part)

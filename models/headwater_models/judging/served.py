@@ -1,8 +1,8 @@
-"""Lists as the request path makes them, from arrays: its sources and its fusion, by exact search.
+"""Lists as the request path makes them, from arrays: the same sources and the same fusion, with exact search.
 
-`bundle_scorer` gives an item its best dot product with any interest. Serving asks the index once an interest and fuses the
-lists by their ranks; of what fell out of a user's log it knows only what the counters hold. With the interests alone and one
-of them only that differs.
+They differ from those of `bundle_scorer`, which scores an item by its best dot product with any interest. The request path
+searches once for each interest and fuses the lists by their ranks. It also knows events that have left a user's log by
+their counters alone. With interests as the only source and one interest, both give the same order.
 """
 
 from collections.abc import Iterable, Mapping
@@ -87,21 +87,21 @@ def _ranking(source: str, weight: float, items: list[int]) -> Ranking:
 
 
 class Counting:
-    """The counters that a worker holds of what has left each case's log, by the rule of the service."""
+    """The counters of the events that have left each case's log, by the rule of the service."""
 
     def __init__(self, length: int, counters: int = DEFAULT_COUNTERS) -> None:
         self._length, self._counters = length, counters
-        # Of the cases asked about last: a slice at a time is.
+        # Of the last cases, which are asked about slice by slice.
         self._held: tuple[Cases, CounterRows] | None = None
 
     def __call__(self, log: Log, cases: Cases) -> CounterRows:
-        """A row a case."""
+        """One row for each case."""
         if self._held is None or self._held[0] is not cases:
             self._held = cases, self._counted(log, cases)
         return self._held[1]
 
     def _counted(self, log: Log, cases: Cases) -> CounterRows:
-        """A user's cases go on from each other."""
+        """Counts once through each user's history: a case goes on from the user's case before."""
         shape = (len(cases), self._counters)
         found = CounterRows(np.arange(len(cases)), np.zeros(shape, np.uint64), np.zeros(shape, np.uint16))
         user, done = -1, 0
@@ -117,7 +117,11 @@ class Counting:
 
 
 def seen(log: Log, cases: Cases, part: slice, counted: CounterRows) -> tuple[I64, I64]:
-    """What a worker leaves out where seen items may not come: (case, counted from the slice's start; item)."""
+    """The items that a worker leaves out of answers without seen items.
+
+    Returns:
+        Cases, counted from the slice's start, and items, both (pairs,).
+    """
     owners, rows = histories(log, cases, part)
     before, places = np.nonzero(counted.levels[part])
     items = counted.keys[part][before, places].astype(np.int64)
@@ -127,8 +131,10 @@ def seen(log: Log, cases: Cases, part: slice, counted: CounterRows) -> tuple[I64
 def wanted_again(
     log: Log, cases: Cases, part: slice, length: int, counted: CounterRows
 ) -> list[Mapping[int, float]]:
-    """Items that the users of a slice may want again, best first, and how much: by their newest `length` events and what was
-    counted before."""
+    """For each case of a slice, item -> how much its user may want it again, best first.
+
+    It rests on the newest `length` events, and on the counters of those before.
+    """
     rows, mask = newest(log, cases.users[part], cases.ends[part], length)
     source, found = BuyAgain(), []
     for case, now_ms in enumerate(cases.now_ms[part].tolist()):
@@ -142,7 +148,7 @@ def wanted_again(
 
 
 class Sessions:
-    """What goes with the current session of each case, by the newest events that the log of the service holds."""
+    """Items that go with the current session of each case, from the events that the service's log holds."""
 
     def __init__(self, table: Neighbours | None, length: int, catalog: Catalog) -> None:
         self._source, self._length = Similar(table), length
@@ -164,7 +170,7 @@ class Sessions:
 
 
 def _events(log: Log, rows: I64 | slice) -> list[PositiveEvent]:
-    """Some events of the log as a source is told of them, with items in the place of their keys."""
+    """The events in these rows of the log, as a source is told of them, with item numbers as keys."""
     columns = (log.items[rows].tolist(), log.at_ms[rows].tolist(), log.actions[rows].tolist())
     return list(zip(*columns, strict=True))
 
@@ -175,7 +181,7 @@ def shown(items: Iterable[int], hidden: NDArray[np.bool_], k: int) -> list[int]:
 
 
 class _New:
-    """What is new and like what the user of a case is taking, by the newest events that the log of the service holds."""
+    """New items that are like those that the user of a case is taking, from the events that the service's log holds."""
 
     def __init__(self, catalog: Catalog, new: NDArray[np.bool_], length: int) -> None:
         self._catalog, self._length = catalog, length
@@ -183,7 +189,7 @@ class _New:
         self._vectors = catalog.vectors[self._new]
 
     def __call__(self, log: Log, cases: Cases, case: int, hidden: NDArray[np.bool_], k: int) -> list[int]:
-        """Items, best first; those that are `hidden` (items,) are none."""
+        """At most k items that are not `hidden` (items,), best first."""
         length = min(self._length, cases.remembered or self._length)
         end = int(cases.ends[case])
         own = slice(max(int(log.starts[cases.users[case]]), end - length), end)

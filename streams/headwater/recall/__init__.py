@@ -1,1 +1,1 @@
-"""Recall: what a request may ask for, where candidates come from, how they are fused and why each is there."""
+"""Recall: sources of candidates, their fusion, and the reasons of each item."""

@@ -1,7 +1,7 @@
-"""What is popular now: decayed counts of each clicks partition, shared by all workers through the trends topic.
+"""Popularity: decayed counts of each clicks partition, shared by all workers through the trends topic.
 
-An event of age ``a`` weighs ``w * 2^(-a / half_life)``. Weights are kept relative to a moving origin of time, so that
-an event costs one multiplication and nothing has to be decayed again.
+An event of age ``a`` weighs ``w * 2^(-a / half_life)``. Weights are relative to a moving origin of time, so an event costs
+one multiplication and no weight is ever decayed again.
 """
 
 import heapq
@@ -18,15 +18,15 @@ from headwater.profiles.columns import I64, U8, U64
 
 F64 = NDArray[np.float64]
 
-# A week: long enough for a quiet shop, short enough that last month's season is gone.
+# A week: long enough for a quiet shop, short enough to forget last month's season.
 HALF_LIFE_S: Final = 7 * 86_400.0
-# What a partition publishes, and what a worker keeps of all of them: as deep as the largest answer.
+# The number of items that a partition publishes and that a worker keeps of all partitions: the largest answer.
 TOP: Final = 1_000
-# With more, the lighter half is dropped: the top is far above it.
+# Beyond this the lighter half is dropped. The published items weigh far more.
 _MAX_ITEMS: Final = 200_000
-# A float's exponent holds a thousand half-lives; the origin moves long before.
+# The exponent of a float holds a thousand half-lives. The origin moves long before.
 _REBASE_HALF_LIVES: Final = 100.0
-# Events that wait to be summed up: some milliseconds of work.
+# At most so many events wait to be summed up: a few milliseconds of work.
 _MAX_WAITING: Final = 20_000
 
 
@@ -47,12 +47,12 @@ class Counts:
         return len(self._keys)
 
     def add(self, items: U64, actions: U8, at_ms: I64) -> None:
-        """Count events."""
+        """Count events: item keys, action codes and times in ms, all (events,)."""
         weights = POPULARITY[actions]
         counted = weights > 0
         if not counted.any():
             return
-        # Summed up later: the more events at once, the fewer items for each of them.
+        # Summed up later: many events at once touch fewer items than the same events one by one.
         self._waiting.append((items[counted], weights[counted], at_ms[counted]))
         self._waiting_events += len(self._waiting[-1][0])
         self.changed = True
@@ -100,7 +100,7 @@ class Counts:
         return self._origin_ms
 
     def restore(self, trend: Trend) -> None:
-        """Go on from what was published, by whichever worker had the partition."""
+        """Continue from the counts that the partition's last owner published."""
         self._origin_ms = trend.at_ms
         self._waiting, self._waiting_events = [], 0
         keys = np.array([item_key(item_id) for item_id, _ in trend.counts], dtype=np.uint64)
@@ -110,13 +110,15 @@ class Counts:
 
 
 def _heaviest(weights: F64, count: int) -> I64:
-    """Where the ``count`` largest are, heaviest first."""
+    """Places of the ``count`` largest of (n,) weights, heaviest first."""
     least = max(len(weights) - count, 0)
     places = np.argpartition(weights, least)[least:] if least else np.arange(len(weights))
     return places[np.argsort(-weights[places], kind="stable")]
 
 
 class PopularItem(NamedTuple):
+    """An item and its weight, summed over all partitions."""
+
     key: int
     item_id: str
     weight: float
@@ -137,7 +139,7 @@ class Trends:
         return self._by_partition.get(partition)
 
     def popular(self) -> list[PopularItem]:
-        """Heaviest first, summed over all partitions as of the newest of them."""
+        """The items, heaviest first, with weights as of the newest partition's origin of time."""
         if self._popular is None:
             self._popular = _summed(self._by_partition.values())
         return self._popular

@@ -2,8 +2,10 @@
 
 import asyncio
 import copy
+import gc
 import json
 import time
+import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -31,7 +33,7 @@ from headwater.paths.serving import Serving
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import PopularItem
 from headwater.recall.rescoring import Scorer
-from headwater.recall.sources import Ask, Resources, Source
+from headwater.recall.sources import Ask, KeySource, Resources, Source
 from headwater.recall.sources.registry import REGISTRY, sources_of
 from tests.support.interests_worker import STARTER, InterestsWorker, now_ms, until
 
@@ -321,6 +323,28 @@ async def test_a_request_for_neighbours_of_a_bundle_without_a_table_is_told(
     found = await worker.answer("ann", sources={"similar": 1.0})
     assert (found.status, found.rung, found.items) == ("degraded", "no-similar", [])
     assert (await worker.answer("ann")).rung is None
+    await worker.close()
+
+
+class EditorsChoice(KeySource):
+    """A source from outside: its class, and a place in the registry."""
+
+    name = "editors-choice"
+    default_weight = 100.0
+    rung = "no-choice"
+
+    def keys(self, ask: Ask) -> Mapping[int, float]:
+        return {item_key("cat litter"): 1.0, item_key("no such item"): 0.5}
+
+
+async def test_a_source_from_outside_comes_into_answers(starter: Encoder, index: EdgeIndex) -> None:
+    worker = Asked(starter, index, registry=(*REGISTRY, EditorsChoice))
+    await worker.apply(worker.click("ann", "dark roast"))
+    found = await worker.answer("ann", limit=2, explain=True)
+    assert (found.items[0].item_id, found.items[0].source) == ("cat litter", "editors-choice")
+    assert found.items[0].because[0].item_id == "dark roast"
+    assert (found.items[1].source, found.rung) == ("interests", None)
+    assert (await worker.answer("ann", exclude=["cat litter"])).items[0].source == "interests"
     await worker.close()
 
 
@@ -676,6 +700,23 @@ async def test_a_click_that_does_not_come_lets_the_request_expire_with_where_thi
     assert response.items == []
     await until(lambda: batch in worker.consumer.finished)
     assert worker.requests.parked == 0
+
+
+async def test_expired_requests_leave_no_records_behind_while_others_wait(worker: Asked) -> None:
+    await worker.ask(worker.request("ann", "patient", after=after(5)))
+    records = [worker.request("ann", f"r{n}", after=after(9), deadline_ms=20) for n in range(3)]
+    for record in records:
+        await worker.ask(record)
+    left = [weakref.ref(record) for record in records]
+    del record, records
+    await until(lambda: len(worker.responses()) == 3)
+    await asyncio.gather(*worker.tasks)
+    worker.tasks.clear()
+    worker.consumer.released.clear()
+    worker.consumer.finished.clear()
+    gc.collect()
+    assert worker.requests.parked == 1
+    assert [each() for each in left] == [None] * 3
 
 
 async def test_a_timer_that_is_early_by_the_wall_clock_expires_its_request_all_the_same(

@@ -115,6 +115,14 @@ class Resources:
 class Source(ABC):
     """One way to find candidates. Subclass one of the four shapes below.
 
+    >>> class EditorsChoice(KeySource):
+    ...     name, default_weight, rung = "editors-choice", 2.0, "no-choice"
+    ...
+    ...     def keys(self, ask):
+    ...         return {17: 1.0, 4: 0.5}
+    >>> list(EditorsChoice().keys(Ask()))
+    [17, 4]
+
     Attributes:
         name: as a request names it in ``sources``.
         default_weight: of its vote in a request that names no sources; 0: only requests that name it ask it.
