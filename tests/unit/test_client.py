@@ -1,14 +1,10 @@
 """The Python client against real brokers; a small fake stands in for the worker where its timing is the matter."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import pytest
-import pytest_asyncio
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from headwater.client import (
     Client,
@@ -20,7 +16,6 @@ from headwater.client import (
     RequestRejected,
 )
 from headwater.kafka import topics
-from headwater.kafka.headers import CORRELATION_HEADERS, ReplyPartition, reply_partition_of
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
 from headwater.messages import (
@@ -28,81 +23,13 @@ from headwater.messages import (
     ErrorDetail,
     Item,
     Position,
-    Reflects,
     Request,
     Response,
     decode_click,
     decode_item,
-    decode_request,
-    encode,
 )
-from headwater.settings import Settings, SettingsError
-
-Answering = Callable[[Request], list[Response]]
-# A broker that was just given nine topics by a busy machine may take its time; nothing here is about speed.
-LONG_MS = 30_000
-
-
-def echo(request: Request) -> list[Response]:
-    reflects = Reflects(request.after.partition, request.after.offset) if request.after else None
-    return [Response(request.request_id, request.user_id, "ok", reflects=reflects)]
-
-
-class FakeWorker:
-    """Answers requests from the moment it is entered on, as `answering` says."""
-
-    def __init__(self, settings: Settings, answering: Answering) -> None:
-        self._settings, self._topics = settings, Topics.named(settings.topic_prefix)
-        self.answering = answering
-        self.asked: list[Request] = []
-        self.honours_partitions = False  # and echoes them; workers of earlier versions do not
-        self.answered_on: list[int] = []
-
-    async def run(self, ready: asyncio.Event) -> None:
-        options = self._settings.kafka_options()
-        partitions = [TopicPartition(self._topics.requests, n) for n in range(self._settings.partitions)]
-        async with AIOKafkaConsumer(**options) as consumer, AIOKafkaProducer(**options) as producer:
-            consumer.assign(partitions)
-            for partition, end in (await consumer.end_offsets(partitions)).items():
-                consumer.seek(partition, end)
-            ready.set()
-            async for record in consumer:
-                request = decode_request(record.key, record.value, record.timestamp)
-                self.asked.append(request)
-                for response in self.answering(request):
-                    headers = [(CORRELATION_HEADERS[0], response.request_id.encode())]
-                    named = reply_partition_of(record.headers) if self.honours_partitions else None
-                    if isinstance(named, ReplyPartition):
-                        headers.append(named.header)
-                    written = await producer.send_and_wait(
-                        self._topics.responses,
-                        encode(response),
-                        key=response.user_id.encode(),
-                        partition=named.partition if isinstance(named, ReplyPartition) else None,
-                        headers=headers,
-                    )
-                    self.answered_on.append(written.partition)
-
-
-@asynccontextmanager
-async def answering(settings: Settings, answers: Answering = echo) -> AsyncIterator[FakeWorker]:
-    worker, ready = FakeWorker(settings, answers), asyncio.Event()
-    task = asyncio.create_task(worker.run(ready))
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait({task, waiting}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
-    assert ready.is_set(), task
-    try:
-        yield worker
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task  # raises what the fake itself failed with
-
-
-@pytest_asyncio.fixture
-async def system(settings: Settings) -> Settings:
-    await topics.create(settings)
-    return settings
+from headwater.settings import Settings
+from tests.support.fake_worker import LONG_MS, answering
 
 
 async def last_record(settings: Settings, topic: str, position: Position) -> tuple[bytes, bytes | None]:
@@ -369,79 +296,6 @@ async def test_a_click_that_a_worker_would_refuse_is_refused_before_it_is_sent(
         assert client.last_click(user) is None
 
 
-WRONG: dict[str, tuple[Callable[[Client], Awaitable[object]], str]] = {
-    "exclude is text": (
-        lambda client: client.recall("ann", exclude="S1"),
-        "exclude: got 'S1', expected a list",
-    ),
-    "exclude holds a number": (lambda client: client.recall("ann", exclude=[5]), r"exclude\[0\]: got 5"),  # type: ignore[list-item]
-    "a user that is none": (lambda client: client.recall(None), "user_id: got None, expected `str`"),  # type: ignore[arg-type]
-    "a user that is a number": (lambda client: client.click(5, "tea"), "user_id: got 5, expected text"),  # type: ignore[arg-type]
-    "an item that is a list": (lambda client: client.click("ann", ["tea"]), r"item_id: got \['tea'\]"),  # type: ignore[arg-type]
-    "an empty event id": (lambda client: client.click("ann", "tea", event_id=""), "event_id: got ''"),
-    "an action of others": (
-        lambda client: client.click("ann", "tea", "buy"),
-        "action: got 'buy', .*purchase",
-    ),  # type: ignore[arg-type]
-    "a context that is text": (lambda client: client.click("ann", "tea", context="x"), "context: got 'x'"),  # type: ignore[arg-type]
-    "a context that JSON lacks": (
-        lambda client: client.click("ann", "tea", context={"x": object()}),
-        "context: ",
-    ),
-    "a limit that is text": (
-        lambda client: client.recall("ann", limit="10"),
-        "limit: got '10', expected `int`",
-    ),  # type: ignore[arg-type]
-    "a limit of none": (lambda client: client.recall("ann", limit=0), "limit: got 0, expected `int` >= 1"),
-    "a limit that JSON lacks": (lambda client: client.recall("ann", limit=object()), "limit: got <object"),  # type: ignore[arg-type]
-    "a filter that is text": (lambda client: client.recall("ann", filter="garden"), "filter: got 'garden'"),  # type: ignore[arg-type]
-    "a session that is a number": (lambda client: client.recall("ann", session=5), "session: got 5"),  # type: ignore[arg-type]
-    "a session of texts": (lambda client: client.recall("ann", session=["S1"]), r"session\[0\]: got 'S1'"),  # type: ignore[list-item]
-    "sources as a list": (lambda client: client.recall("ann", sources=["new"]), "sources: got"),  # type: ignore[arg-type]
-    "a source that is none": (lambda client: client.recall("ann", sources={"x": 1}), "sources: .*interests"),  # type: ignore[dict-item]
-    "after is nonsense": (
-        lambda client: client.recall("ann", after="nonsense"),
-        "after: got 'nonsense'.*3-1042",
-    ),
-    "after is a number": (lambda client: client.recall("ann", after=7), "after: got 7"),  # type: ignore[arg-type]
-    "two demands": (lambda client: client.recall("ann", after="1-2", after_event_id="x"), "one of the two"),
-    "reads is nonsense": (
-        lambda client: client.recall("ann", reads="mine"),
-        "reads: got 'mine', expected \"all\"",
-    ),  # type: ignore[arg-type]
-    "a time that is text": (lambda client: client.click("ann", "tea", at_ms="now"), "at_ms: got 'now'"),  # type: ignore[arg-type]
-    "a time limit that is text": (
-        lambda client: client.click("ann", "tea", timeout_s="5"),
-        "timeout_s: got '5'",
-    ),  # type: ignore[arg-type]
-    "a time limit of none": (lambda client: client.recall("ann", timeout_s=0), "timeout_s: got 0"),
-    "an item that is a dict": (lambda client: client.put_item({"item_id": "tea"}), "item: got {.*an Item"),  # type: ignore[arg-type]
-    "a price that is text": (lambda client: client.put_item(Item("tea", price="5")), "price: got '5'"),  # type: ignore[arg-type]
-    "an item id that is a number": (lambda client: client.delete_item(5), "item_id: got 5"),  # type: ignore[arg-type]
-    "a request that is a dict": (lambda client: client.answer({}), "request: got {}"),  # type: ignore[arg-type]
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-async def test_what_is_wrong_is_refused_before_anything_is_sent(name: str) -> None:
-    """By a client that was not connected: it could send nothing."""
-    call, reason = WRONG[name]
-    with pytest.raises(BadMessage, match=reason) as refused:
-        await call(Client(Settings()))
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(("system", "reason"), [(5, "system: got 5"), (b"kafka:9092", "system: got b'kafka")])
-def test_a_client_of_something_else_is_refused(system: object, reason: str) -> None:
-    with pytest.raises(BadMessage, match=reason):
-        Client(system)  # type: ignore[arg-type]
-
-
-def test_an_address_that_is_none_is_refused_with_an_example() -> None:
-    with pytest.raises(SettingsError, match=r"HEADWATER_KAFKA_BOOTSTRAP_SERVERS is 'kafka'.*host:port"):
-        Client("kafka")
-
-
 async def test_an_address_is_all_that_a_client_needs(
     system: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,20 +324,6 @@ async def test_a_click_that_is_not_acknowledged_in_time_carries_the_id_to_publis
     assert msgspec.json.decode(value)["event_id"] == event_id
 
 
-async def test_a_message_that_is_too_large_for_kafka_is_refused_as_such(system: Settings) -> None:
-    async with Client(system) as client:
-        with pytest.raises(BadMessage, match=r"got 11\d{5} bytes, expected fewer"):
-            await client.click("ann", "coffee-1", context={"page": "x" * 1_100_000})
-
-
-async def test_ten_thousand_clicks_at_once_wait_their_turn(system: Settings) -> None:
-    async with Client(system) as client:
-        places = await asyncio.gather(
-            *(client.click(f"user-{n % 500}", f"item-{n}", timeout_s=120) for n in range(10_000))
-        )
-    assert len(set(places)) == 10_000
-
-
 async def test_ids_with_emoji_go_through(system: Settings) -> None:
     async with answering(system), Client(system) as client:
         place = await client.click("ann 🦊", "☕")
@@ -493,75 +333,9 @@ async def test_ids_with_emoji_go_through(system: Settings) -> None:
     assert answer.reflects.offset == place.offset
 
 
-async def test_topics_that_do_not_exist_are_named_with_the_remedy_and_not_created(
-    broker: str, topic_prefix: str
-) -> None:
-    settings = Settings(kafka_bootstrap_servers=broker, topic_prefix=topic_prefix)
-    with pytest.raises(
-        ClientError, match=rf"no topic {re.escape(topic_prefix)}clicks.*headwater topics create"
-    ):
-        await Client(settings).__aenter__()
-    assert [problem.found for problem in await topics.check(settings)] == ["missing"] * 9
-
-
-async def test_a_broker_that_is_down_is_said_so_with_the_remedy() -> None:
-    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
-    with pytest.raises(ClientError, match=r"127\.0\.0\.1:1 .*HEADWATER_KAFKA_BOOTSTRAP_SERVERS"):
-        await Client(settings).__aenter__()
-
-
 async def test_a_client_that_was_not_entered_says_how() -> None:
     client = Client(Settings())
     with pytest.raises(ClientError, match="async with"):
         await client.click("ann", "coffee-1")
     with pytest.raises(ClientError, match="async with"):
         await client.recall("ann", deadline_ms=LONG_MS)
-
-
-# Whose answers are read
-
-
-async def test_only_the_partition_that_a_worker_has_answered_on_is_read_from_then_on(
-    system: Settings,
-) -> None:
-    async with answering(system) as worker, Client(system) as client:
-        worker.honours_partitions = True
-        assert len(read_by(client)) == system.partitions
-        await client.recall("ann", deadline_ms=LONG_MS, reads="any")
-        (alone,) = read_by(client)
-        for user in ("ben", "cat", "dan", "eve"):
-            await client.recall(user, deadline_ms=LONG_MS, reads="any")
-    assert worker.answered_on == [alone] * 5
-
-
-async def test_a_worker_of_an_earlier_version_is_heard_on_any_partition(system: Settings) -> None:
-    async with answering(system) as worker, Client(system) as client:
-        for user in ("ann", "ben", "cat", "dan", "eve"):
-            await client.recall(user, deadline_ms=LONG_MS, reads="any")
-        assert len(read_by(client)) == system.partitions
-    assert len(set(worker.answered_on)) > 1
-
-
-async def test_where_workers_of_both_versions_answer_a_silent_request_is_sent_again_and_all_is_read_for_good(
-    system: Settings,
-) -> None:
-    async with answering(system) as worker, Client(system) as client:
-        worker.honours_partitions = True
-        await client.recall("ann", deadline_ms=LONG_MS, reads="any")
-        (alone,) = read_by(client)
-        worker.honours_partitions = False
-        names = (f"user-{n}" for n in range(100))
-        elsewhere = next(each for each in names if partition_of(each.encode(), system.partitions) != alone)
-        answer = await client.recall(elsewhere, deadline_ms=500, timeout_s=LONG_MS / 1000, reads="any")
-        assert answer.user_id == elsewhere
-        worker.honours_partitions = True
-        await client.recall("ann", deadline_ms=LONG_MS, reads="any")
-        assert len(read_by(client)) == system.partitions
-
-
-def read_by(client: Client) -> list[int]:
-    """The partitions of the responses topic that a client fetches."""
-    assert client._connection is not None
-    consumer = client._connection._consumer
-    assert consumer is not None
-    return sorted(tp.partition for tp in consumer.assignment() - consumer.paused())
