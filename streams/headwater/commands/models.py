@@ -10,6 +10,7 @@ from headwater.commands.terminal import (
     FLAG,
     MANY,
     CommandError,
+    TimeOption,
     UsageError,
     command_line,
     quiet_aiokafka,
@@ -40,6 +41,7 @@ ModelOption = Literal[
     "nfm",
     "similar",
 ]
+SearchOption = Literal["grid", "random", "tpe"]
 
 
 @Parameter(name="*")
@@ -68,7 +70,7 @@ class DataOptions:
     data: str = "complete-journey"
     path: Path | None = None
     map_: Annotated[list[str], Parameter(name="--map"), MANY] = field(default_factory=list)
-    time: Literal["auto", "iso", "seconds", "ms"] = "auto"
+    time: TimeOption = "auto"
     protocol: ProtocolOption | None = None
     at: str | None = None
 
@@ -126,7 +128,7 @@ def train(
     epochs: int | None = None,
     steps: int | None = None,
     set_: Annotated[list[str], Parameter(name="--set"), MANY] = [],  # noqa: B006 - cyclopts never changes it
-    search: Literal["grid", "random", "tpe"] | None = None,
+    search: SearchOption | None = None,
     trials: int = 20,
     study: Path | None = None,
     teacher: Path | None = None,

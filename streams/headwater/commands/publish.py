@@ -3,11 +3,20 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from headwater.commands.terminal import FLAG, MANY, CommandError, run_async, running_settings, say, stderr
+from headwater.commands.terminal import (
+    FLAG,
+    MANY,
+    CommandError,
+    TimeOption,
+    run_async,
+    running_settings,
+    say,
+    stderr,
+)
 
 if TYPE_CHECKING:
     from headwater.commands.import_files import Kind
@@ -40,7 +49,7 @@ def clicks(
     file: Path,
     *,
     map_: Annotated[list[str], Parameter(name="--map"), MANY] = [],  # noqa: B006 - cyclopts never changes it
-    time: Literal["auto", "iso", "seconds", "ms"] = "auto",
+    time: TimeOption = "auto",
     skip_bad: Annotated[bool, FLAG] = False,
 ) -> int:
     """Publish a file of events.

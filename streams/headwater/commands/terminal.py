@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Coroutine
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MANY: Final = Parameter(negative=(), consume_multiple=False, show_default=False)
 FLAG: Final = Parameter(negative=(), show_default=False)
 Result = TypeVar("Result")
+# Written out for the help, which must not import polars. A test holds it equal to tabular_files.TimeUnit.
+TimeOption = Literal["auto", "iso", "seconds", "ms"]
 
 _BROKER_TIMEOUT_S: Final = 10.0
 _WORKER_TIMEOUT_S: Final = 10.0

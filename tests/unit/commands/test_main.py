@@ -130,7 +130,7 @@ def test_a_data_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, comma
     (tmp_path / "file").write_text("")
     terminal = Terminal(tmp_path, HEADWATER_DATA_DIR=str(tmp_path / "file" / "data"))
     sentence = terminal.fails(*command, code=Exit.FAILED)
-    assert f"cannot use {tmp_path / 'file' / 'data'}" in sentence
+    assert str(tmp_path / "file" / "data") in sentence
     assert "HEADWATER_DATA_DIR" in sentence
 
 

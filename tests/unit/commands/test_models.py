@@ -1,14 +1,16 @@
 """Training and evaluation, as processes."""
 
 import json
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 
-from headwater.commands.models import ModelOption, ProtocolOption
-from headwater.commands.terminal import Exit
+from headwater.commands.models import ModelOption, ProtocolOption, SearchOption
+from headwater.commands.terminal import Exit, TimeOption
+from headwater_models.data.tabular_files import TimeUnit
 from headwater_models.judging.protocols import Protocol
 from headwater_models.networks import ARCHITECTURES, SCORERS
+from headwater_models.training.search import Search
 from tests.support.terminal import Terminal
 
 
@@ -33,6 +35,8 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
 def test_the_choices_are_those_of_the_code() -> None:
     """They are written out once more for the help, which imports nothing heavy."""
     assert get_args(ProtocolOption) == get_args(Protocol)
+    assert get_args(SearchOption) == get_args(get_type_hints(Search)["by"])
+    assert get_args(TimeOption) == get_args(TimeUnit)
     assert set(get_args(ModelOption)) == {"starter", "similar", *ARCHITECTURES, *SCORERS}
 
 

@@ -30,6 +30,11 @@ def test_the_metrics_reference_has_every_metric(terminal: Terminal) -> None:
         assert f"`{definition.exposed_name}" in printed
 
 
+def test_the_help_names_every_message(terminal: Terminal) -> None:
+    printed = terminal.succeeds("schema", "--help")
+    assert all(name in printed for name in schemas())
+
+
 def test_a_message_that_there_is_not_is_told_with_those_there_are(terminal: Terminal) -> None:
     assert "Clicks is no message: expected one of Click, Item" in terminal.fails(
         "schema", "Clicks", code=Exit.USAGE
