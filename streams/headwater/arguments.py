@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from headwater.messages import BadMessage, Position, Request, decode_request, encode, shown
+from headwater.messages import BadMessage, Position, Request, decode_request, encode, quoted
 
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
@@ -102,4 +102,4 @@ def count_of(field: str, value: object) -> int:
 
 def wrong(field: str, value: object, expected: str) -> BadMessage:
     """The error for a field that holds something else."""
-    return BadMessage("bad_field", f"{field}: got {shown(value)}, expected {expected}")
+    return BadMessage("bad_field", f"{field}: got {quoted(value)}, expected {expected}")

@@ -1,7 +1,7 @@
 """Every message on the wire: typed, frozen, in one place.
 
-Decoding never raises anything but :class:`BadMessage`, whose text names the field, the value seen and what is
-allowed. Unknown extra fields are ignored, so that old and new workers can meet on one topic.
+Decoding raises :class:`BadMessage` alone. Its text gives the field, the value seen and the value expected. Unknown extra
+fields are ignored, so old and new workers can meet on one topic.
 """
 
 import re
@@ -82,7 +82,7 @@ def check_actions(actions: Mapping[str, Action]) -> None:
     """Refuse a table whose codes a user record cannot hold or tell apart.
 
     Raises:
-        ValueError: with the action, its code and what is allowed.
+        ValueError: with the action, its code and the codes allowed.
     """
     names: dict[int, str] = {}
     for name, action in actions.items():
@@ -184,7 +184,7 @@ class Position(Struct, frozen=True):
         match = _TOKEN.fullmatch(token)
         if match is None or int(match[1]) >= 2**31 or int(match[2]) > MAX_OFFSET:
             raise BadMessage(
-                "bad_field", f"position: got {shown(token)}, expected partition-offset, such as 3-1042"
+                "bad_field", f"position: got {quoted(token)}, expected partition-offset, such as 3-1042"
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -200,8 +200,8 @@ class SessionEvent(Struct, frozen=True):
 class Request(Struct, frozen=True):
     """A recall request. ``deadline_ms`` is a duration from the record's own timestamp.
 
-    It may wait for a click by its place, ``after``, or by its event's id, ``after_event_id``: then nobody has to wait for
-    the click's acknowledgement first.
+    It may wait for a click by its position, ``after``, or by its event id, ``after_event_id``. With the id it can be sent
+    before the click's acknowledgement is there.
     """
 
     request_id: Id
@@ -328,8 +328,8 @@ _TOKEN: Final = re.compile(r"([0-9]{1,10})[-:]([0-9]{1,19})")
 _ENCODER: Final = msgspec.json.Encoder()
 _PATH: Final = re.compile(r" - at (?:`key` in )?`\$?\.?(?P<path>[^`]*)`$")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
-_LIST_CAP: Final = 80
-# msgspec refuses a name without saying which ones there are.
+_MAX_QUOTED: Final = 80
+# msgspec refuses a name without listing the valid ones.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "action": tuple(ACTIONS),
     "session[].action": SESSION_ACTIONS,
@@ -338,22 +338,22 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def encode(message: Struct) -> bytes:
+    """The message as JSON."""
     return _ENCODER.encode(message)
 
 
-def shown(value: object) -> str:
-    """A value as an error message may carry it: cut, so that a 10 MB field does not become a 10 MB answer."""
-    text = value if isinstance(value, str) else repr(value)
-    quoted = repr(text) if isinstance(value, str) else text
-    return quoted if len(quoted) <= _LIST_CAP else quoted[:_LIST_CAP] + "..."
+def quoted(value: object) -> str:
+    """A value for an error message, cut after 80 characters: a field of 10 MB must not make an answer of 10 MB."""
+    text = repr(value)
+    return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
 
 
 def _explain(raw: bytes, error: msgspec.ValidationError) -> str:
-    """msgspec says the field and what it wanted; a reader also needs the value that was sent."""
+    """The sentence for an error of msgspec, which gives field and expectation, but not the value that was sent."""
     text = str(error)
     missing = _MISSING.search(text)
     path = _PATH.search(text)
-    # The value of a mapping has no path of its own: the mapping is shown.
+    # The value of a mapping has no path of its own: the whole mapping is quoted.
     where = path.group("path").partition("[...]")[0] if path else ""
     if missing:
         return f"{where + '.' if where else ''}{missing.group('field')}: missing, expected a value"
@@ -366,13 +366,13 @@ def _explain(raw: bytes, error: msgspec.ValidationError) -> str:
     try:
         value: Any = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return f"{where or 'message'}: {expected}; got {shown(raw[:60])}"
+        return f"{where or 'message'}: {expected}; got {quoted(raw[:60])}"
     for step in re.findall(r"[^.\[\]]+|\[[^\]]*\]", where):
         try:
             value = value[int(step[1:-1])] if step.startswith("[") else value[step]
         except (KeyError, IndexError, TypeError, ValueError):
             return f"{where}: {expected}"
-    return f"{where or 'message'}: got {shown(value)}, {expected[0].lower()}{expected[1:]}"
+    return f"{where or 'message'}: got {quoted(value)}, {expected[0].lower()}{expected[1:]}"
 
 
 def _decoding(message_type: type[MessageT]) -> Callable[[bytes | None], MessageT]:
@@ -388,7 +388,7 @@ def _decoding(message_type: type[MessageT]) -> Callable[[bytes | None], MessageT
         except msgspec.ValidationError as error:
             raise BadMessage("bad_field", _explain(raw, error)) from None
         except msgspec.DecodeError as error:
-            raise BadMessage("bad_json", f"not JSON: {error}; got {shown(raw[:60])}") from None
+            raise BadMessage("bad_json", f"not JSON: {error}; got {quoted(raw[:60])}") from None
         except UnicodeDecodeError as error:
             raise BadMessage("bad_utf8", f"not UTF-8: {error.reason} at byte {error.start}") from None
         except RecursionError:
@@ -424,7 +424,7 @@ def _check_key(field: str, key: bytes | None, expected: bytes) -> None:
     if key is not None and key != expected:
         raise BadMessage(
             "key_mismatch",
-            f"key: got {shown(key[:60])}, expected the message's {field} {shown(expected[:60])} (or no key)",
+            f"key: got {quoted(key[:60])}, expected the message's {field} {quoted(expected[:60])} (or no key)",
         )
 
 
@@ -441,7 +441,7 @@ def decode_click(key: bytes | None, raw: bytes | None, record_ms: int) -> Click:
     """A valid click.
 
     Raises:
-        BadMessage: with the field, the value seen and what is allowed.
+        BadMessage: with the field, the value seen and the value expected.
     """
     click = _decode_click(raw)
     user_id, event_id, item_id = click.user_id, click.event_id, click.item_id
@@ -450,7 +450,7 @@ def decode_click(key: bytes | None, raw: bytes | None, record_ms: int) -> Click:
     if item_id or click.action not in ("retract", "forget"):
         _check_id("item_id", item_id)
     if bytes(click.context)[:1] not in _CONTEXT_STARTS:
-        raise BadMessage("bad_field", f"context: got {shown(bytes(click.context)[:60])}, expected an object")
+        raise BadMessage("bad_field", f"context: got {quoted(bytes(click.context)[:60])}, expected an object")
     check_at_ms(click.at_ms, record_ms)
     return click
 
@@ -462,7 +462,7 @@ def decode_item(key: bytes | None, raw: bytes) -> Item:
     """A valid catalog entry (a delete has no value and never comes here).
 
     Raises:
-        BadMessage: with the field, the value seen and what is allowed.
+        BadMessage: with the field, the value seen and the value expected.
     """
     item = _decode_item(raw)
     _check_key("item_id", key, _check_id("item_id", item.item_id))
@@ -473,7 +473,7 @@ def decode_request(key: bytes | None, raw: bytes | None, record_ms: int) -> Requ
     """A valid request; its filter is checked where it is compiled.
 
     Raises:
-        BadMessage: with the field, the value seen and what is allowed.
+        BadMessage: with the field, the value seen and the value expected.
     """
     request = _decode_request(raw)
     _check_key("user_id", key, _check_id("user_id", request.user_id))
@@ -511,6 +511,7 @@ def sender_of(raw: bytes | None) -> tuple[str, str] | None:
 
 
 def vector_bytes(vector: "NDArray[np.float32]") -> bytes:
+    """A vector (D,) as `ItemVector` carries it."""
     return vector.astype("<f4").tobytes()
 
 

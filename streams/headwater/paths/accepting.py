@@ -22,7 +22,7 @@ from headwater.kafka.headers import (
 )
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.publish import Outgoing
-from headwater.messages import BadMessage, ErrorDetail, Request, decode_request, sender_of, shown
+from headwater.messages import BadMessage, ErrorDetail, Request, decode_request, quoted, sender_of
 from headwater.profiles.interests import WhatIfEvents
 from headwater.profiles.partition import Partition
 
@@ -195,7 +195,7 @@ class Acceptance:
         if asked.topic not in self._reply_topics:
             raise BadMessage(
                 "reply_topic_not_allowed",
-                f"header {asked.name}: got {shown(asked.topic)}, expected one of {', '.join(self._reply_topics)} "
+                f"header {asked.name}: got {quoted(asked.topic)}, expected one of {', '.join(self._reply_topics)} "
                 "(HEADWATER_REPLY_TOPICS)",
             )
         return asked.topic

@@ -10,7 +10,7 @@ from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
-from headwater.messages import Candidate, ErrorDetail, Reason, Reflects, Response, encode, shown
+from headwater.messages import Candidate, ErrorDetail, Reason, Reflects, Response, encode, quoted
 from headwater.metrics import Metrics
 from headwater.paths.accepting import PendingRequest, Rejection, ReplyAddress
 from headwater.paths.observer import Answered, Observer
@@ -128,9 +128,7 @@ def expired(pending: PendingRequest, partition: Partition, model: str) -> Reply:
     """The answer to a request whose time is over, with what did not come in time."""
     request = pending.request
     if pending.event is not None:
-        message = (
-            f"after_event_id: {shown(request.after_event_id)} was not applied within {request.deadline_ms} ms"
-        )
+        message = f"after_event_id: {quoted(request.after_event_id)} was not applied within {request.deadline_ms} ms"
     elif request.after is None:
         message = f"deadline_ms: {request.deadline_ms} ms were over before the request was read"
     else:

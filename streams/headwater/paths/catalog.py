@@ -23,7 +23,7 @@ from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.publish import write_all
 from headwater.kafka.supervision import Background, once_broker_answers
 from headwater.kafka.topics import Topics
-from headwater.messages import MAX_ID_BYTES, BadMessage, Item, decode_item, shown
+from headwater.messages import MAX_ID_BYTES, BadMessage, Item, decode_item, quoted
 from headwater.metrics import Metrics
 from headwater.paths.culprit import Done, halved
 from headwater.paths.item_versions import ItemVersions, read_versions, read_whole, reader
@@ -312,7 +312,7 @@ def _item_of(record: ConsumerRecord, encoder: Encoder) -> tuple[str, Item | None
     if encoder.item_inputs == "text" and not text.strip(" ."):
         raise BadMessage(
             "no_text",
-            f"title: got {shown(item.title)} and no other text, expected some: bundle {encoder.id} encodes text",
+            f"title: got {quoted(item.title)} and no other text, expected some: bundle {encoder.id} encodes text",
         )
     return item.item_id, item, text
 
@@ -327,7 +327,7 @@ def _deleted_id(key: bytes | None) -> str:
     try:
         return key.decode()
     except UnicodeDecodeError:
-        raise BadMessage("bad_utf8", f"key: got {shown(key)}, expected UTF-8") from None
+        raise BadMessage("bad_utf8", f"key: got {quoted(key)}, expected UTF-8") from None
 
 
 def _since_ms(item: Item | None, before: Change | None, known_ms: int | None, record_ms: int) -> int | None:

@@ -164,7 +164,7 @@ class ClickBatch(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """The records of one batch by what is to be done with them."""
+    """The records of one batch, by what happens to them."""
 
     good: ClickBatch
     bad: list[DeadLetter]

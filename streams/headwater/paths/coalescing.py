@@ -106,9 +106,11 @@ class CoalescedBatch:
         self.clicks = 0
 
     def takes(self, vectors: ItemVectors) -> bool:
+        """Whether one more member fits that is served with these vectors."""
         return self.vectors is vectors and self.clicks < MAX_CLICKS
 
     def add(self, member: Member) -> None:
+        """Take one more member, before the work begins."""
         self.members.append(member)
         self.clicks += len(member.batch.records)
 

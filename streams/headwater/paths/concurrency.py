@@ -19,6 +19,7 @@ class ConcurrencySlot:
             self._is_held = True
 
     def give_back(self) -> None:
+        """Leave the place to another batch."""
         if self._is_held:
             self._is_held = False
             self._places.release()

@@ -1,8 +1,7 @@
-"""What the paths tell those who watch a worker: a struct for each click applied, answer sent and item indexed.
+"""Events of a worker for live displays: a struct for each click applied, answer sent and item indexed.
 
-Watching never holds a path up. Each listener has a bounded queue that keeps its newest events; older ones that it has
-not read are dropped and counted. A path asks :attr:`Observer.is_watched` first, once per batch, and makes no event
-while nobody listens.
+Listening never holds a path up. Each listener has a bounded queue that keeps the newest events; older unread ones are
+dropped and counted. A path asks :attr:`Observer.is_watched` first, once per batch, and makes no event without a listener.
 """
 
 import asyncio
@@ -89,7 +88,7 @@ class Observer:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody listens. While nobody does, a path makes no events."""
+        """Whether there is a listener. Without one, a path makes no events."""
         return bool(self._listeners)
 
     @contextmanager

@@ -32,6 +32,7 @@ class Clicks(NamedTuple):
     action: U8  # (N,) action codes
 
     def take(self, which: "I64 | Bools | slice") -> "Clicks":
+        """Some of the clicks."""
         return Clicks(
             self.row[which],
             self.offset[which],
@@ -118,7 +119,7 @@ class ProfileDelta(NamedTuple):
     def values(
         self, event_ids: Sequence[bytes], last_event: Sequence[bytes], origins: Iterable[tuple[int, int, int]]
     ) -> RowValues:
-        """What is to stand in the users' rows.
+        """The new values of the users' rows.
 
         Args:
             event_ids: (batch,) the id of each event, as UTF-8.

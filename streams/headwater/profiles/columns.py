@@ -32,7 +32,7 @@ class Log(NamedTuple):
     action: U8  # (users, L)
 
     def take(self, which: I64 | slice, width: int | None = None) -> "Log":
-        """The logs of some users, cut to the first ``width`` places."""
+        """The logs of the users ``which`` (R,), cut to the first ``width`` places."""
         return Log(
             self.n[which],
             self.at_ms[which, :width],
@@ -71,13 +71,14 @@ class RowSnapshot(NamedTuple):
 
     @classmethod
     def joined(cls, several: Iterable["RowSnapshot"]) -> "RowSnapshot":
+        """Several snapshots as one: the users of each after those of the one before."""
         logs, *columns = zip(*several, strict=True)
         log = Log(*map(np.concatenate, zip(*logs, strict=True)))
         return cls(log, *map(np.concatenate, columns))
 
 
 class RowValues(NamedTuple):
-    """What is to stand in R users' rows."""
+    """New values of R users' rows, for :meth:`Columns.write`."""
 
     rows: I64  # (R,) unique
     log: Log
@@ -250,12 +251,12 @@ class Columns:
         self._free.append(row)
 
     def prefetch(self, rows: I64) -> None:
-        """Start reading rows back that the kernel has written out, all at once. Without a file this does nothing."""
+        """Start reading ``rows`` (R,) back that the kernel has written out, all at once. In memory this does nothing."""
         if self._file is not None:
             self._file.prefetch(rows.tolist())
 
     def log(self, rows: I64) -> Log:
-        """Copies of the logs of ``rows``."""
+        """Copies of the logs of ``rows`` (R,)."""
         self.prefetch(rows)
         return self._log(rows)
 
@@ -268,7 +269,7 @@ class Columns:
         return self.snapshot_prefetched(rows)
 
     def snapshot_prefetched(self, rows: I64) -> RowSnapshot:
-        """:meth:`held`, of rows that :meth:`want` has been called for."""
+        """:meth:`snapshot` of ``rows`` (R,), for which :meth:`prefetch` has been called."""
         return RowSnapshot(
             self._log(rows),
             self.offset[rows],
@@ -287,7 +288,7 @@ class Columns:
         return np.asarray(self.counter_levels[rows].any(axis=1))
 
     def write(self, values: RowValues) -> None:
-        """Write rows, all at once. Nobody else writes into a row that was handed out."""
+        """Write rows, all at once. No other code writes into a row that was handed out."""
         rows, log = values.rows, values.log
         self.n[rows] = log.n
         self.at_ms[rows] = log.at_ms

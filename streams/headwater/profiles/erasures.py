@@ -1,4 +1,4 @@
-"""The users of one partition who were erased: until when their events are dropped, and which generation wrote so.
+"""The erased users of one partition: until when their events are dropped, and the generation that wrote it.
 
 An erased user has no row. A later event gives the user a new one, which takes the time over.
 """

@@ -1,4 +1,4 @@
-"""One clicks partition's users: who owns them, how far they have come, and who waits for that."""
+"""The users of one clicks partition: ownership, progress, and the tasks that wait for it."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -160,7 +160,7 @@ class Partition:
     # Progress
 
     def mark_applied(self, offset: int, events: U64 | None = None) -> None:
-        """The columns hold the clicks up to ``offset``, the last of which had these event keys: tell the listeners."""
+        """The columns hold the clicks up to ``offset``: tell the listeners, with the newest event keys (E,)."""
         self.applied = max(self.applied, offset)
         for listener in self.listeners:
             listener(self, events)

@@ -69,7 +69,7 @@ async def _set_watermarks(
 async def _check_applied(
     reader: AIOKafkaConsumer, clicks: Mapping[TopicPartition, Partition], profiles_topic: str
 ) -> None:
-    """Refuse users who have been further than the clicks topic reaches.
+    """Refuse users with applied offsets beyond the end of the clicks topic.
 
     Kafka deletes a topic's committed offsets with it, and each click of a new topic would look applied already.
     """

@@ -79,6 +79,7 @@ def bundle_key(bundle_id: str) -> int:
 
 
 def header_size() -> int:
+    """The size of a record's header in bytes."""
     return _HEADER.itemsize
 
 
@@ -276,7 +277,7 @@ def _unpacked_states(columns: Columns, records: Sequence[bytes], ours: NDArray[n
 def _unpacked_counters(
     columns: Columns, rows: I64, records: Sequence[bytes], counters: I64, counters_at: I64
 ) -> CounterRows:
-    """New counters of the users whose record has ``counters`` (R,), and none for those of the others who have some."""
+    """New counters of users whose record has ``counters`` (R,), and none for other users that had some."""
     held = np.flatnonzero(counters)
     widest = int(counters.max())
     raw = b"".join(

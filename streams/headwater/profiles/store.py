@@ -98,6 +98,7 @@ class Profiles:
             self._background.spawn(self._expire(self._settings.user_ttl_days * 86_400_000.0))
 
     async def stop(self) -> None:
+        """End background work, then close the reader."""
         await self._background.stop()
         await self._reader.stop()
 
