@@ -5,44 +5,54 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headwater import run_file
 from headwater.settings import PREFIX, Settings
+from tests.support import file_map
 from tests.support.checkout import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = [
+    ROOT / "README.md",
+    *(ROOT / folder / "README.md" for folder in ("streams", "models", "deploy", "tests")),
+]
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_every_setting_is_in_the_table() -> None:
-    named = set(re.findall(rf"{PREFIX}([A-Z0-9_]+)", README)) - {"CONFIG"}
+    guide = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    table = guide[guide.index("## Settings") : guide.index("## How far it goes")]
+    named = set(re.findall(rf"{PREFIX}([A-Z0-9_]+)", table)) - {"CONFIG"}
     assert named == {name.upper() for name in Settings.model_fields}
 
 
-def test_every_file_of_streams_is_in_its_map() -> None:
-    text = (ROOT / "streams" / "README.md").read_text(encoding="utf-8")
-    files = {path.name for path in (ROOT / "streams" / "headwater").glob("*.py")} - {"__init__.py"}
-    folders = {
-        f"{path.name}/"
-        for path in (ROOT / "streams" / "headwater").iterdir()
-        if (path / "__init__.py").exists()
-    }
-    assert {name for name in files | folders if f"`{name}`" not in text} == set()
+def test_the_file_map_is_current() -> None:
+    assert file_map.is_current(), "run `python -m tests.support.file_map`"
 
 
-def test_every_command_of_the_table_exists() -> None:
-    rows = [line for line in README.splitlines() if line.startswith("| `headwater ")]
-    first_cells = [row.split(" | ")[0] for row in rows]
-    commands = {
-        words.split()[0]
-        for cell in first_cells
-        for words in re.findall(r"`(?:headwater )?([a-z][^`]*)`", cell)
-    }
-    for command in sorted(commands):
+def test_every_file_says_what_it_holds() -> None:
+    empty = [path for path in (ROOT / "streams" / "headwater").rglob("*.py") if not file_map.first_line(path)]
+    assert [path for path in empty if path.name != "__init__.py"] == []
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(guide: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)", guide.read_text(encoding="utf-8")):
+        assert (guide.parent / link).exists(), link
+
+
+def test_every_command_that_is_named_exists() -> None:
+    text = "\n".join(guide.read_text(encoding="utf-8") for guide in GUIDES)
+    for command in sorted(set(re.findall(r"(?:`|\$ |bin/|    )headwater ([a-z]+)\b", text))):
         done = subprocess.run(
-            [sys.executable, "-m", "headwater.commands.main", command, "--help"],
+            [sys.executable, "-m", "headwater", command, "--help"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -50,45 +60,64 @@ def test_every_command_of_the_table_exists() -> None:
         assert done.returncode == 0, (command, done.stderr)
 
 
-@pytest.mark.timeout(120)
-def test_the_client_example_runs_against_a_running_system(tmp_path: Path) -> None:
-    example = re.search(r"```python\n(import asyncio\n.*?)```", README, re.DOTALL)
-    assert example is not None
-    script = tmp_path / "example.py"
-    script.write_text(example[1], encoding="utf-8")
-    system = subprocess.Popen(
-        [sys.executable, "-m", "headwater.commands.main", "up"],
-        cwd=tmp_path,
-        env=_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _wait_until_announced(tmp_path, system)
-        done = subprocess.run(
-            [sys.executable, str(script)],
-            cwd=tmp_path,
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a running `up`."""
+    folder = tmp_path_factory.mktemp("up")
+    log = folder / "log"
+    with log.open("w") as stderr:
+        system = subprocess.Popen(
+            [sys.executable, "-m", "headwater", "up"],
+            cwd=folder,
             env=_environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
         )
-    finally:
-        system.terminate()
-        _, log = system.communicate(timeout=20)
-    assert done.returncode == 0, (done.stderr, log)
-    assert re.search(r"^c2 interests \['c1'\]$", done.stdout, re.MULTILINE), done.stdout
-    assert "events=1, pending=0" in done.stdout
+        try:
+            _wait_until_announced(folder, system, log)
+            yield folder
+        finally:
+            system.terminate()
+            system.wait(timeout=30)
+
+
+def run_example(guide: Path, first_line: str, folder: Path) -> str:
+    """What the guide's example prints that begins so."""
+    text = guide.read_text(encoding="utf-8")
+    example = re.search(rf"```python\n({re.escape(first_line)}\n.*?)```", text, re.DOTALL)
+    assert example is not None
+    script = folder / "example.py"
+    script.write_text(example[1], encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, (done.stderr, (folder / "log").read_text())
+    return done.stdout
+
+
+def test_the_client_example_runs_against_a_running_system(running: Path) -> None:
+    printed = run_example(ROOT / "README.md", "import asyncio", running)
+    assert re.search(r"^c2 interests \['c1'\]$", printed, re.MULTILINE), printed
+    assert "events=1, pending=0" in printed
+
+
+def test_the_example_for_other_languages_runs_to_its_answer(running: Path) -> None:
+    printed = run_example(ROOT / "streams" / "README.md", "import asyncio, json, time, uuid", running)
+    assert printed.startswith("ok ['c2'"), printed
 
 
 def _environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}, "PYTHONPATH": str(ROOT)}
 
 
-def _wait_until_announced(folder: Path, system: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
+def _wait_until_announced(folder: Path, system: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 120
     while run_file.of_folder(folder / ".headwater") is None:
-        assert system.poll() is None, system.communicate()[1]
-        assert time.monotonic() < deadline, "the system did not announce itself within 60 s"
+        assert system.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
