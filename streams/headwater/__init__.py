@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from headwater.client import (
         Client,
         ClientError,
+        NoBroker,
         NotPublished,
         RecallTimeout,
         RequestExpired,
         RequestRejected,
     )
-    from headwater.messages import BadMessage, Item, Position, Response, SessionEvent
+    from headwater.messages import BadMessage, Item, Position, Request, Response, SessionEvent
     from headwater.settings import Settings
 
 __version__ = "0.1.0"
@@ -25,9 +26,11 @@ __all__ = [
     "Client",
     "ClientError",
     "Item",
+    "NoBroker",
     "NotPublished",
     "Position",
     "RecallTimeout",
+    "Request",
     "RequestExpired",
     "RequestRejected",
     "Response",
@@ -37,7 +40,9 @@ __all__ = [
 
 # Imported when asked for: importing one room of the system must not load the Kafka client.
 _MODULES: Final = {
-    **dict.fromkeys(("BadMessage", "Item", "Position", "Response", "SessionEvent"), "headwater.messages"),
+    **dict.fromkeys(
+        ("BadMessage", "Item", "Position", "Request", "Response", "SessionEvent"), "headwater.messages"
+    ),
     "Settings": "headwater.settings",
 }
 

@@ -14,7 +14,9 @@ What an answer is sure to reflect is chosen by ``reads``:
 | ``"own"`` | the clicks that this client published, also those without an acknowledgement yet | nothing |
 | ``"any"`` | whatever has been applied by then | nothing |
 
-Both may be started at once. The request then waits for the click:
+While the workers are behind, a request that demands something waits for them, and expires at its ``deadline_ms``.
+
+A click and a request for it may be started at once. The request then waits for the click:
 
     _, answer = await asyncio.gather(client.click("ann", "coffee-1"), client.recall("ann"))
 
