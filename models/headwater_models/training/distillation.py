@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
 
 from headwater_models.arrays import F32
 
@@ -29,6 +28,8 @@ class SentenceTeacher:
     """A sentence encoder from a local folder: mean pooling, vectors of length one."""
 
     def __init__(self, path: Path) -> None:
+        from transformers import AutoModel, AutoTokenizer  # takes seconds to import
+
         self.tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         self.model = AutoModel.from_pretrained(str(path), local_files_only=True).eval()
 

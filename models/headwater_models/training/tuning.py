@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
 
 from headwater.errors import HeadwaterError
 from headwater_models.arrays import I64
@@ -132,6 +131,8 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
     Raises TuneError: a negative rank, data without texts, no user with two items of different texts, or an `out` that holds
     something else.
     """
+    from transformers import AutoModel, AutoTokenizer  # takes seconds to import
+
     if config.rank < 0:
         raise TuneError(f"--rank is {config.rank}: expected 0 (all weights) or more")
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():

@@ -7,8 +7,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from tests.support.extras import needs
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
-pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
+needs("onnxscript", extra="train")
 
 from headwater.encoder.bundle import BundleError, Origin  # noqa: E402 - after the skip
 from headwater.encoder.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.extras import needs
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
-pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
+needs("onnxscript", extra="train")
 
 from headwater.encoder.runtime import load  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch

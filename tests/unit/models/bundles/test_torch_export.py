@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.support.extras import needs
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
-pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
+needs("onnxscript", extra="train")
 
 from headwater.encoder.bundle import ItemRows, Origin, TextInput  # noqa: E402 - after the skip
 from headwater.encoder.features import item_key  # noqa: E402 - after the skip

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.support.extras import needs
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
-pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
+needs("onnxscript", extra="train")
 
 from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
 from headwater.encoder.features import MAX_GAP_S  # noqa: E402 - after the skip

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("optuna", reason="optuna is not installed (extra train)")
+from tests.support.extras import needs
 
-from headwater_models.training.search import Search, SearchError, best_of
+needs("optuna", extra="train")
+
+from headwater_models.training.search import Search, SearchError, best_of  # noqa: E402 - after the skip
 
 # Best: 3 and "b".
 SPACE = {"fit.size": (1, 2, 3), "network.kind": ("a", "b")}

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.extras import needs
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
-pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra train)")
+needs("onnxscript", extra="train")
 
 from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
 from headwater_models.bundles import sequence_bundle  # noqa: E402 - needs torch

