@@ -159,12 +159,13 @@ class CatalogPath:
         changes, bad = _decoded(records, versions, serving.encoder)
         slices = [changes[start : start + _SLICE] for start in range(0, len(changes), _SLICE)]
         # One slice is encoded in a thread while the one before is indexed and written.
-        encoding = self._start_encoding(serving.encoder, slices[0]) if slices else None
+        encoding: asyncio.Task[Encoded] | None = None
         try:
             for part, following in zip(slices, [*slices[1:], None], strict=False):
-                assert encoding is not None
-                encoded = await encoding
-                encoding = self._start_encoding(serving.encoder, following) if following else None
+                encoded = await (encoding or self._encoded(serving.encoder, part))
+                encoding = None
+                if following:
+                    encoding = asyncio.create_task(self._encoded(serving.encoder, following))
                 versions.require()
                 bad += encoded.bad
                 bad += await self._publish(versions, encoded, serving)
@@ -174,12 +175,9 @@ class CatalogPath:
                 encoding.cancel()
         await self._dead_letters.put(bad)
 
-    def _start_encoding(self, encoder: Encoder, changes: Sequence[Change]) -> "asyncio.Task[Encoded]":
-        return asyncio.ensure_future(self._encoded(encoder, changes))
-
     async def _encoded(self, encoder: Encoder, changes: Sequence[Change]) -> Encoded:
         kept: list[Change] = []
-        vectors = [np.zeros((0, encoder.dim), dtype=np.float32)]
+        vectors: list[F32] = []
         bad: list[DeadLetter] = []
         async for part in halved(changes, partial(self._vectors, encoder)):
             if isinstance(part, Done):
@@ -196,7 +194,9 @@ class CatalogPath:
                 )
                 message = f"{type(part.error).__name__}: {part.error}"
                 bad.append(DeadLetter(record, "internal_error", message))
-        return Encoded(kept, np.concatenate(vectors), bad)
+        if len(vectors) == 1:
+            return Encoded(kept, vectors[0], bad)
+        return Encoded(kept, np.concatenate([np.zeros((0, encoder.dim), np.float32), *vectors]), bad)
 
     async def _vectors(self, encoder: Encoder, changes: Sequence[Change]) -> F32:
         """The vectors of the items among the changes, (items, D), from the encoder's thread."""
