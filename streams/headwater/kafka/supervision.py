@@ -53,15 +53,15 @@ async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T
 
 
 class Background:
-    """Work beside the batches; what fails in it ends the worker. ``where`` completes "unexpected ... in"."""
+    """Work alongside the batches. A failure in it ends the worker; ``where`` completes "unexpected ... in"."""
 
     def __init__(self, where: str, fail: Callable[[str], None]) -> None:
         self._where, self._fail = where, fail
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+    def start(self, work: Coroutine[Any, Any, object]) -> None:
         """Begin it; a partition that goes ends it quietly."""
-        task = asyncio.ensure_future(self._guarded(work))
+        task = asyncio.ensure_future(self._supervised(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -70,7 +70,7 @@ class Background:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _guarded(self, work: Coroutine[Any, Any, object]) -> None:
+    async def _supervised(self, work: Coroutine[Any, Any, object]) -> None:
         try:
             await work
         except PartitionLost:

@@ -72,7 +72,7 @@ class Tail:
             self._consumer.seek(tp, starts[tp])
         if all(starts[tp] >= ends[tp] for tp in tps):
             self.caught_up.set()
-        self._background.spawn(self._follow(ends))
+        self._background.start(self._follow(ends))
 
     async def stop(self) -> None:
         """Read no more, and close the client. The call to ``on_records`` under way is cancelled."""

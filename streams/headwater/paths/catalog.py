@@ -102,10 +102,10 @@ class CatalogPath:
         if serving.index is not None:
             for versions in self._partitions.values():
                 filling = keep_filled(serving.index, versions, serving.encoder.id, topic, self._published)
-                self._background.spawn(filling)
+                self._background.start(filling)
         if self._partitions:
             opening = partial(self._open, list(self._partitions.values()))
-            self._background.spawn(once_broker_answers(topic, opening))
+            self._background.start(once_broker_answers(topic, opening))
 
     def interrupt(self) -> None:
         """A rebalance or stop begins: batches that wait for their partition to open are sent away."""

@@ -72,7 +72,7 @@ class RequestPath:
         serving: asked once per batch.
         threads: the encoder runs in these.
         outbox: takes answers, strays and dead letters.
-        spawn: starts work beside the batches, and stops the worker when it fails.
+        start: starts work alongside the batches, and stops the worker when it fails.
         clock: the time in seconds since 1970.
     """
 
@@ -84,11 +84,11 @@ class RequestPath:
         outbox: Outbox,
         settings: Settings,
         metrics: Metrics,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        start: Callable[[Coroutine[Any, Any, None]], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._profiles, self._serving, self._threads, self._outbox = profiles, serving, threads, outbox
-        self._settings, self._spawn, self._clock = settings, spawn, clock
+        self._settings, self._start, self._clock = settings, start, clock
         responses = Topics.named(settings.topic_prefix).responses
         self._acceptance = Acceptance(settings.partitions, responses, settings.reply_topics)
         self._parking = Parking(self._answer_later, metrics, clock)
@@ -138,7 +138,7 @@ class RequestPath:
         self._parking.clear()
 
     def _answer_later(self, pending: list[PendingRequest], partition: Partition) -> None:
-        self._spawn(self._answer(pending, partition))
+        self._start(self._answer(pending, partition))
 
     async def _answer(
         self,
@@ -171,7 +171,7 @@ class RequestPath:
                 settled, held_back = self._split_by_storage(part.result, partition, serving)
                 replies += settled
                 if held_back:  # they delay neither the others nor the next batch
-                    self._spawn(self._deliver_when_stored(held_back, partition, serving))
+                    self._start(self._deliver_when_stored(held_back, partition, serving))
             if release is not None and self._outbox.in_flight < self._settings.max_parked:
                 release()
             await self._outbox.deliver(replies)

@@ -93,9 +93,9 @@ class Profiles:
             except DiskFull as error:
                 raise StopWorker(str(error)) from error
         await self._reader.start()
-        self._background.spawn(self._repair.audit(self.partitions.values))
+        self._background.start(self._repair.audit(self.partitions.values))
         if self._settings.user_ttl_days is not None:
-            self._background.spawn(self._expire(self._settings.user_ttl_days * 86_400_000.0))
+            self._background.start(self._expire(self._settings.user_ttl_days * 86_400_000.0))
 
     async def stop(self) -> None:
         """End background work, then close the reader."""
@@ -135,7 +135,7 @@ class Profiles:
         self._metrics.rebalances_total.inc()
         if wanted:
             partitions = [self.partitions[number] for number in sorted(wanted)]
-            self._background.spawn(self._open(partitions, generation))
+            self._background.start(self._open(partitions, generation))
 
     async def _open(self, partitions: list[Partition], generation: int) -> None:
         started = time.monotonic()
@@ -155,7 +155,7 @@ class Profiles:
                 partition.mark_applied(partition.watermark)
                 if partition.overwritten:
                     again = set(partition.overwritten)
-                    self._background.spawn(self._repair.write_again(partition, again, generation))
+                    self._background.start(self._repair.write_again(partition, again, generation))
         seconds = time.monotonic() - started
         self._metrics.restore_seconds.observe(seconds)
         if self._paused_s is not None and all(each.gate.is_open for each in self.partitions.values()):
@@ -204,7 +204,7 @@ class Profiles:
         for start, stop in written:
             gap = partition.mark_seen(start, stop)
             if gap is not None:
-                self._background.spawn(self._repair.fill(partition, gap, start, generation))
+                self._background.start(self._repair.fill(partition, gap, start, generation))
         self._metrics.changelog_records_total.inc(len(sent))
 
     async def _write(self, partition: Partition, rows: I64, erased: Iterable[bytes], generation: int) -> None:

@@ -52,7 +52,7 @@ async def serve(settings: Settings, role: Role, alongside: Alongside | None = No
             raise error
         gc.freeze()  # what was made so far stays: never search it again
         if alongside is not None:
-            worker.background.spawn(_supervised(alongside, worker))
+            worker.background.start(_supervised(alongside, worker))
         await asyncio.wait({stop, failed}, return_when=asyncio.FIRST_COMPLETED)
     code = 0
     if failed.done():

@@ -124,7 +124,7 @@ class InterestsRole:
             Outbox(answers, common.dead_letters, topics, common.metrics, common.observer),
             settings,
             common.metrics,
-            common.background.spawn,
+            common.background.start,
         )
         self.group: ConsumerGroup | None = None  # once it is opened
 
@@ -169,7 +169,7 @@ class InterestsRole:
         group.on_assigned(self._assigned)
         group.on_interrupt(self.profiles.interrupt)
         group.on_revoked(self._revoked)
-        common.background.spawn(self._trends_publisher.run())
+        common.background.start(self._trends_publisher.run())
         stack.push_async_callback(self._trends_publisher.publish_last)
         return group
 

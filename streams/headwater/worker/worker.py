@@ -83,7 +83,7 @@ class Worker:
             await asyncio.wait({asyncio.ensure_future(self.stop())}, timeout=ABANDON_S)
             raise
         log.info("worker_started", role=self._role, seconds=round(time.monotonic() - started_s, 2))
-        self.background.spawn(self._announce_ready(started_s))
+        self.background.start(self._announce_ready(started_s))
 
     async def stop(self) -> None:
         """Take no more, finish what is in hand, commit, leave the group, and close in reverse order."""
@@ -149,10 +149,10 @@ class Worker:
                 "index": engine.name,
             }
         )
-        self.background.spawn(status.keep_gauges(self.metrics, watchdog))
-        self.background.spawn(membership.watch(settings, status.watched_groups(), status.tell_of_groups))
+        self.background.start(status.keep_gauges(self.metrics, watchdog))
+        self.background.start(membership.watch(settings, status.watched_groups(), status.tell_of_groups))
         if index is not None:
-            self.background.spawn(keep_counting_items(self.metrics, index))
+            self.background.start(keep_counting_items(self.metrics, index))
 
     async def _announce_ready(self, started_s: float) -> None:
         while not self.status.is_complete:  # noqa: ASYNC110 - it is a sum of many states, not one event
