@@ -28,6 +28,12 @@ from headwater.kafka.membership import STABLE, Group, complaints, describe
 from headwater.kafka.topics import Topics, TopicsError
 from headwater.settings import Settings
 
+# Raised for a moment after the broker has made the topic of the groups' offsets, or has moved a part of it.
+_COORDINATOR_MOVES: Final = (
+    GroupCoordinatorNotAvailableError,
+    NotCoordinatorForGroupError,
+    GroupLoadInProgressError,
+)
 _TIMEOUT_S: Final = 10.0
 _LAG: Final = 10_000  # a worker commits every second, so some lag is no fault
 # A worker drains for at most 5 s at a rebalance, and the broker waits for it.
@@ -167,6 +173,11 @@ async def _settled(admin: AIOKafkaAdminClient, name: str) -> Group | None:
     while True:
         try:
             group = await asyncio.wait_for(describe(admin, name), _TIMEOUT_S)
+        except _COORDINATOR_MOVES:
+            if time.monotonic() > deadline:
+                return None
+            await asyncio.sleep(0.2)
+            continue
         except (KafkaError, ValueError, AttributeError):
             return None
         if group is None or group.state in (STABLE, "Empty", "Dead") or time.monotonic() > deadline:
@@ -226,7 +237,7 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartit
         try:
             found: dict[TopicPartition, Any] = await admin.list_consumer_group_offsets(group)
             return found
-        except (GroupCoordinatorNotAvailableError, NotCoordinatorForGroupError, GroupLoadInProgressError):
+        except _COORDINATOR_MOVES:
             await asyncio.sleep(0.2)
 
 

@@ -116,7 +116,7 @@ async def test_the_doctor_says_that_no_worker_runs(settings: Settings, tmp_path:
         HEADWATER_KAFKA_BOOTSTRAP_SERVERS=settings.bootstrap_servers,
         HEADWATER_TOPIC_PREFIX=settings.topic_prefix,
     ).run("doctor")
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stdout
     lines = done.stdout.splitlines()
     assert any(line.startswith("ok     topics: all there") for line in lines)
     for group, role in ((settings.interests_group, "interests"), (settings.catalog_group, "catalog")):

@@ -1,0 +1,60 @@
+"""What commands share."""
+
+import sys
+
+import pytest
+
+from headwater import client
+from headwater.commands.terminal import (
+    CommandError,
+    Exit,
+    Expired,
+    NoAnswer,
+    Rejected,
+    UsageError,
+    command_line,
+    exit_code_of,
+    http_get,
+    web_address,
+)
+from headwater.errors import HeadwaterError
+from headwater.kafka import topics
+from headwater.settings import Settings, SettingsError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (HeadwaterError, Exit.FAILED),
+        (SettingsError, Exit.FAILED),
+        (CommandError, Exit.FAILED),
+        (UsageError, Exit.USAGE),
+        (Rejected, Exit.REJECTED),
+        (Expired, Exit.EXPIRED),
+        (NoAnswer, Exit.UNREACHABLE),
+        (client.NoBroker, Exit.UNREACHABLE),
+        (client.NotPublished, Exit.UNREACHABLE),
+        (client.RecallTimeout, Exit.UNREACHABLE),
+        (topics.NoBroker, Exit.UNREACHABLE),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error: type[HeadwaterError], code: Exit) -> None:
+    assert exit_code_of(error.__new__(error)) is code
+
+
+def test_a_worker_that_does_not_answer_is_told_with_its_address(unused_port: int) -> None:
+    with pytest.raises(NoAnswer, match=f"no answer from http://127.0.0.1:{unused_port}"):
+        http_get(f"127.0.0.1:{unused_port}", "/healthz")
+
+
+def test_the_worker_is_the_one_on_the_port_that_is_set() -> None:
+    assert web_address(Settings(web_port=4711)) == "127.0.0.1:4711"
+    with pytest.raises(NoAnswer, match="no running worker is known here"):
+        web_address(Settings())
+
+
+def test_the_command_line_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["/bin/headwater", "train", "lru", "--set", "fit.loss=gbce", "--out", "my bundle"]
+    )
+    assert command_line() == "headwater train lru --set fit.loss=gbce --out 'my bundle'"
