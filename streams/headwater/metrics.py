@@ -1,13 +1,13 @@
 """Every metric of a worker, in one typed list: what it means, and what to do when it looks wrong.
 
-`Metrics()` builds them all in a registry of its own, so a process may hold several (two apps, many tests):
+`Metrics()` builds all of them in a registry of its own, so a process may hold several:
 
     metrics = Metrics()
     step_seconds = metrics.click_batch_stage_seconds.labels("step")  # once, outside the hot path
     step_seconds.observe(0.0008)
     metrics.exposition()                                             # the body of GET /metrics
 
-The class is the list. Names on the wire are the attributes' names behind `headwater_`.
+The class is the list. A name on the wire is `headwater_` and the name of the attribute.
 """
 
 from collections import deque
@@ -26,23 +26,23 @@ from prometheus_client.samples import Sample
 NAMESPACE: Final = "headwater"
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
-# A click is applied in a few milliseconds when idle; a request may wait for at most 60 s.
+# An idle worker applies a click in a few milliseconds; a request may wait for at most 60 s.
 LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-# A stage is a slice of that: 50 us for the smallest batch, up to the minute that a request may be parked.
+# A stage is a part of that: 50 us for the smallest batch, up to the minute that a request may be parked.
 STAGE: Final = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 60.0),
 )
 _MOST_NOTED: Final = 4096
 RECORDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0)
-# Reading the state of a partition back: an instant when there is none, minutes for millions of users.
+# Restoring a partition: an instant when it is empty, minutes for millions of users.
 RESTORE: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
 class Histogram(prometheus_client.Histogram):
-    """Prometheus' histogram, with a way to observe a whole batch for the price of one.
+    """Prometheus' histogram, made cheap for batches and for the hot path.
 
-    What is observed one by one is noted, and counted when somebody looks: a click and its answer are on their way meanwhile.
+    Single observations are noted and counted at the next exposition, so that a click does not wait for the counting.
     """
 
     def _metric_init(self) -> None:
@@ -50,6 +50,7 @@ class Histogram(prometheus_client.Histogram):
         self._noted: deque[float] = deque()
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Note one value; ``exemplar`` is ignored."""
         self._noted.append(amount)
         if len(self._noted) >= _MOST_NOTED:
             self._count_noted()
@@ -66,7 +67,7 @@ class Histogram(prometheus_client.Histogram):
         self.observe_all(noted)
 
     def observe_all(self, values: npt.ArrayLike) -> None:
-        """As `observe` on each of `values`. 2,000 values: some 50 us instead of 3 ms."""
+        """Observe all of ``values``, of any shape. 2,000 values take 50 us instead of 3 ms."""
         amounts = np.asarray(values, dtype=np.float64).ravel()
         # A value belongs to the first bucket whose upper bound is not below it.
         counts = np.bincount(np.searchsorted(self._upper_bounds, amounts), minlength=len(self._buckets))
@@ -77,6 +78,8 @@ class Histogram(prometheus_client.Histogram):
 
 @dataclass(frozen=True)
 class About:
+    """The documentation of a metric, its labels, and the buckets of a histogram."""
+
     meaning: str
     remedy: str
     labels: tuple[str, ...] = ()
@@ -85,17 +88,20 @@ class About:
 
 @dataclass(frozen=True)
 class Definition:
+    """One metric of the list."""
+
     name: str  # of the attribute; `headwater_<name>` on the wire
     kind: type[Counter] | type[Gauge] | type[Histogram] | type[Info]
     about: About
 
     @property
     def exposed_name(self) -> str:
+        """The name on the wire."""
         return f"{NAMESPACE}_{self.name}"
 
 
 class Metrics:
-    """All metrics of one worker. `labels(...)` costs a lock and a lookup (1.5 us): bind children beforehand."""
+    """All metrics of one worker. `labels(...)` costs a lock and a lookup (1.5 us), so bind children beforehand."""
 
     # The path of a click
     clicks_total: Annotated[
@@ -107,7 +113,7 @@ class Metrics:
     click_to_applied_seconds: Annotated[
         Histogram,
         About(
-            "From a click's record timestamp to its changelog acknowledged: how fresh answers are.",
+            "From a click's record timestamp to the acknowledgement of its changelog record: how fresh answers are.",
             "High with `lag`: add interests workers or partitions. High without: look at the slowest stage in "
             "`click_batch_stage_seconds`, then at the broker's disk and the clocks of the publishers.",
         ),
@@ -115,8 +121,8 @@ class Metrics:
     click_batch_stage_seconds: Annotated[
         Histogram,
         About(
-            "Time of one click batch in each of its stages: decode, apply, encode, changelog. Small batches of several "
-            "partitions are applied and encoded as one, and counted as one there.",
+            "Time of one click batch in each stage: decode, apply, encode, changelog. Small batches of several "
+            "partitions are applied and encoded as one, and count as one in these stages.",
             "encode: raise HEADWATER_ENCODER_THREADS or choose a smaller bundle. changelog: the broker is slow "
             "to acknowledge. The others: smaller batches (HEADWATER_MAX_POLL_RECORDS).",
             ("stage",),
@@ -126,28 +132,28 @@ class Metrics:
     pending_clicks: Annotated[
         Gauge,
         About(
-            "Events in profiles whose item has no vector yet; they count as soon as it has.",
-            "Grows: clicks come for items that the catalog topic does not have, or the catalog worker lags.",
+            "Events in profiles whose item has no vector yet. They count as soon as it has one.",
+            "Growing: clicks name items that the catalog topic does not have, or the catalog worker lags.",
         ),
     ]
     duplicates_total: Annotated[
         Counter,
         About(
-            "Clicks dropped since their event id or offset was applied before.",
+            "Clicks dropped because their event id or offset was applied before.",
             "Expected after a restart. Steady: a publisher sends events twice, or reuses event ids.",
         ),
     ]
     too_late_total: Annotated[
         Counter,
         About(
-            "Clicks older than everything in a full event log, not applied.",
-            "Expected when old data is imported after new. Else a publisher's `at_ms` is wrong or far behind.",
+            "Clicks not applied because they are older than everything in a full event log.",
+            "Expected when old data is imported after new data. Otherwise a publisher's `at_ms` is wrong or late.",
         ),
     ]
     strays_total: Annotated[
         Counter,
         About(
-            "Records on a partition that their key does not belong to, forwarded to the right one.",
+            "Records found on a partition that their key does not belong to, and forwarded to the right one.",
             "A publisher uses another partitioner: set partitioner=murmur2_random in librdkafka clients.",
             ("topic",),
         ),
@@ -156,28 +162,28 @@ class Metrics:
         Counter,
         About(
             "Profiles written to the changelog and acknowledged.",
-            "Near `clicks_total`: batches are small, each click pays for a whole profile; raise linger upstream.",
+            "Near `clicks_total`: batches are small, so each click pays for a whole profile. Raise linger upstream.",
         ),
     ]
     fenced_records_total: Annotated[
         Counter,
         About(
-            "Users written again because a former owner, or a late copy of our own, overwrote their changelog record.",
-            "A worker was paused or cut off and came back: check for memory pressure and long pauses there.",
+            "Users written again because a former owner, or a late copy of our own write, overwrote their changelog record.",
+            "A worker was paused or cut off and came back: check it for memory pressure and long pauses.",
         ),
     ]
     store_users: Annotated[
         Gauge,
         About(
             "Users whose state this worker holds.",
-            "Bounds its memory: add workers, or set HEADWATER_USER_TTL_DAYS.",
+            "They take most of its memory: add workers, or set HEADWATER_USER_TTL_DAYS.",
         ),
     ]
     watermark_age_seconds: Annotated[
         Gauge,
         About(
-            "Time since the watermark of a clicks partition last reached the end of what was there to apply.",
-            "Grows: that partition is stuck. See the log and the dead letters; the watchdog stops the worker.",
+            "Time since a clicks partition with lag last moved; 0 without lag.",
+            "Growing: the partition is stuck. See the log and the dead letters; the watchdog stops the worker.",
             ("partition",),
         ),
     ]
@@ -195,14 +201,14 @@ class Metrics:
     request_seconds: Annotated[
         Histogram,
         About(
-            "From a request's record timestamp to its answer acknowledged, parking included.",
+            "From a request's record timestamp to the acknowledgement of its answer, parking included.",
             "Look at the slowest stage in `request_stage_seconds`, then at `lag` of the requests topic.",
         ),
     ]
     request_stage_seconds: Annotated[
         Histogram,
         About(
-            "Time of one request batch in each of its stages: decode, park, read, index, publish.",
+            "Time of one request batch in each stage: decode, park, read, index, publish.",
             "index: see `index_seconds`. read: see `encoder_seconds`. park: clicks are applied too slowly.",
             ("stage",),
             STAGE,
@@ -212,14 +218,14 @@ class Metrics:
         Gauge,
         About(
             "Requests that wait for the click they demand.",
-            "Near HEADWATER_MAX_PARKED new ones are rejected as overloaded: clicks lag, or `after` names offsets "
+            "At HEADWATER_MAX_PARKED new ones are rejected as overloaded: clicks lag, or `after` names offsets "
             "that never come.",
         ),
     ]
     index_fallbacks_total: Annotated[
         Counter,
         About(
-            "Answers given by a lower rung, since a source or the index failed or was late.",
+            "Answers given by a lower rung, because a source or the index failed or was late.",
             "See whether the index is reachable (`headwater doctor`) and how slow it is (`index_seconds`).",
             ("rung",),
         ),
@@ -253,7 +259,7 @@ class Metrics:
     catalog_to_indexed_seconds: Annotated[
         Histogram,
         About(
-            "From a catalog record's timestamp to its item searchable.",
+            "From a catalog record's timestamp until its item can be found.",
             "High with `lag`: add catalog workers, or use a GPU. High without: see `index_seconds`.",
         ),
     ]
@@ -267,15 +273,15 @@ class Metrics:
     index_away_seconds: Annotated[
         Gauge,
         About(
-            "For how long catalog changes have waited for an index that does not take them; 0 while it does.",
-            "They wait in their topic, in order. See the index's own log, its disk and the network between.",
+            "For how long catalog changes have waited for an unavailable index; 0 while it takes them.",
+            "They wait in their topic, in order. See the index's log and disk, and the network to it.",
         ),
     ]
     index_seconds: Annotated[
         Histogram,
         About(
             "Time of one call of the index: put, search, vectors, items, match.",
-            "search: simpler filters, an index with HNSW built, or a Qdrant server nearer by. put: smaller batches.",
+            "search: use simpler filters, wait for the search graph, or move the Qdrant server closer. put: smaller batches.",
             ("call",),
             STAGE,
         ),
@@ -296,7 +302,7 @@ class Metrics:
         About(
             "Records in one batch of a path: clicks, requests, catalog.",
             "Always at HEADWATER_MAX_POLL_RECORDS: there is a backlog. Always 1 at high load: the broker hands "
-            "out single records, so let publishers linger for some milliseconds.",
+            "out single records; let publishers linger for a few milliseconds.",
             ("path",),
             RECORDS,
         ),
@@ -304,8 +310,8 @@ class Metrics:
     lag: Annotated[
         Gauge,
         About(
-            "Records of an assigned partition that are published and not yet done.",
-            "Grows: add workers up to the number of partitions, then partitions (a new topic prefix).",
+            "Records of an assigned partition that are published and not finished.",
+            "Growing: add workers up to the number of partitions, then partitions (with a new topic prefix).",
             ("topic", "partition"),
         ),
     ]
@@ -321,7 +327,7 @@ class Metrics:
     restore_seconds: Annotated[
         Histogram,
         About(
-            "From the assignment of a partition to its users' state read back.",
+            "From the assignment of a partition until the state of its users is restored.",
             "Minutes: the changelog is not compacted (`headwater topics check`), or too many users a partition.",
             buckets=RESTORE,
         ),
@@ -329,7 +335,7 @@ class Metrics:
     rebalance_pause_seconds: Annotated[
         Histogram,
         About(
-            "From when a rebalance reaches this worker to its clicks being applied again.",
+            "From the begin of a rebalance at this worker until it applies clicks again.",
             "Long with short restores: workers are slow to join (a blocked loop, HEADWATER_SESSION_TIMEOUT_S after a crash).",
             buckets=RESTORE,
         ),
@@ -337,8 +343,8 @@ class Metrics:
     rebalances_total: Annotated[
         Counter,
         About(
-            "Times that the group handed out its partitions anew.",
-            "Without a deploy: workers miss their session (HEADWATER_SESSION_TIMEOUT_S), by long pauses or crashes.",
+            "Rebalances: how often the group assigned its partitions.",
+            "Without a deploy: workers miss their session (HEADWATER_SESSION_TIMEOUT_S) through long pauses or crashes.",
         ),
     ]
     worker: Annotated[
@@ -356,8 +362,8 @@ class Metrics:
         ProcessCollector(registry=self.registry)  # memory, CPU time and open files of this process
 
     def exposition(self) -> bytes:
-        """In Prometheus' text format; `CONTENT_TYPE` belongs to it. A millisecond or two: not for the hot path."""
-        # The client's `_created` series double the size and say nothing that is asked here.
+        """All metrics in Prometheus' text format, of `CONTENT_TYPE`. Takes a millisecond or two: not for the hot path."""
+        # The client's `_created` series double the size and are of no use here.
         lines = generate_latest(self.registry).splitlines(keepends=True)
         return b"".join(line for line in lines if b"_created" not in line.partition(b"{")[0])
 

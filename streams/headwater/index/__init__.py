@@ -1,7 +1,7 @@
-"""The index of items: one interface, two engines (`edge`: in the process, `server`: Qdrant over gRPC).
+"""The index of items: one contract, two engines (`edge`: in the process, `server`: Qdrant over gRPC).
 
-Both keep the same order of versions, refuse the same vectors and answer the same filters; one contract suite holds them
-to it. Scores are dot products of the vectors as they come, never normalised.
+Both keep the same order of versions, refuse the same vectors and answer the same filters. One contract suite runs on both.
+Scores are dot products of the vectors as given; nothing is normalised.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NO_VERSION = -(1 << 63)
 
 
 class BadVector(ValueError):
-    """A vector of the wrong dimension, or one holding NaN or infinity. An engine would rank it first, silently."""
+    """A vector of the wrong dimension, or with NaN or infinity. An engine would rank it first without a word."""
 
 
 class KeyCollision(RuntimeError):
@@ -30,7 +30,7 @@ class IndexUnavailable(RuntimeError):
 
 
 class IndexRefused(RuntimeError):
-    """The engine has answered that it will not do it, and would again: the message says what it wants."""
+    """The engine refused, and would refuse again. The message says what it wants."""
 
 
 class NoRoom(RuntimeError):
@@ -40,27 +40,31 @@ class NoRoom(RuntimeError):
 class Point(msgspec.Struct, frozen=True):
     """One version of an item, or the mark of its deletion (`vector` None, payload empty).
 
-    `version` is the item's own, if its source gives one; None inherits the version stored, so that the catalog's
-    `offset` decides. A mark may carry a version too: that of the item it deletes.
+    `version` is the item's own, if its source gives one. None inherits the stored version, so that the catalog's `offset`
+    decides. A mark may carry the version of the item that it deletes.
     """
 
-    key: int
+    key: int  # `encoder.features.item_key` of the item id
     item_id: str
-    vector: NDArray[np.float32] | None
+    vector: NDArray[np.float32] | None  # (D,)
     payload: dict[str, Any]
     version: int | None
-    partition: int
-    offset: int
+    partition: int  # of the catalog topic
+    offset: int  # in that partition
 
 
 class Query(msgspec.Struct, frozen=True):
+    """The `limit` items with the largest dot products with `vector`, (D,), that match `where` and are not in `exclude`."""
+
     vector: NDArray[np.float32]
     limit: int
-    where: Filter | None = None
-    exclude: frozenset[int] = frozenset()
+    where: Filter | None = None  # None: every available item
+    exclude: frozenset[int] = frozenset()  # keys
 
 
 class Hit(NamedTuple):
+    """An item found, with the dot product of its vector and the query's."""
+
     key: int
     item_id: str
     score: float
@@ -76,40 +80,57 @@ class IndexHealth(NamedTuple):
 
 
 class Index(Protocol):
+    """The contract of an engine. A live item is one that is stored and not deleted, whether available or not.
+
+    Each read may raise IndexUnavailable. A call that was cancelled may still take effect.
+    """
+
     in_process: bool  # reads never wait for a network
     filled_by: FilledBy  # each worker fills one of its own from the vectors topic, or the catalog worker fills one for all
 
-    def health(self) -> IndexHealth: ...
+    def health(self) -> IndexHealth:
+        """What is known without asking."""
+        ...
 
     async def put(self, points: Sequence[Point]) -> None:
-        """Stores what is newer than what is there, by (version, offset); the rest is ignored, so a repeat is harmless.
+        """Store the points that are newer than what is stored, by (version, offset), and ignore the rest.
 
-        Read after write: what this call stored is found by every call that starts after it returned.
-        Raises BadVector before anything is stored, KeyCollision after the rest of the batch is, IndexUnavailable, IndexRefused, NoRoom.
+        A repeat is therefore harmless. Every call that starts after this one returned sees what it stored.
+
+        Raises:
+            BadVector: before anything is stored.
+            KeyCollision: after all other points are stored.
+            IndexUnavailable, IndexRefused, NoRoom: some points may be stored.
         """
         ...
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
-        """The nearest items of each query, best first, in the order of the queries. Raises BadVector."""
+        """The nearest items of each query, best first, in the order of the queries.
+
+        Raises:
+            BadVector: a query's vector is not (D,) finite numbers.
+        """
         ...
 
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """The vectors of those keys that have a live item, available or not."""
+        """The vectors, (D,), of the keys that have a live item."""
         ...
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """The payloads, `item_id` among them, of those keys that have a live item, available or not."""
+        """The payloads, with `item_id`, of the keys that have a live item."""
         ...
 
     async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
-        """Those of the keys that a search with this filter could return, with the ids of their items."""
+        """The keys that a search with this filter could return, with the ids of their items."""
         ...
 
     async def count(self) -> int:
-        """How many live items there are, available or not."""
+        """The number of live items."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release everything. Calls in progress end or fail."""
+        ...
 
 
 class VersionStamp(NamedTuple):
@@ -135,23 +156,27 @@ def newer(version: int | None, offset: int, stored: VersionStamp | None) -> Vers
 
 
 def lifted(vectors: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
-    """Vectors (n, D) as an engine stores them, (n, D + 1): with one more number that makes all of them `radius` long.
+    """Vectors, (n, D), as an engine stores them, (n, D + 1): one more number makes each of them `radius` long.
 
-    A search graph is built for distances. Between vectors of one length these and dot products agree. A query has 0 there,
-    so its products stay what they are; what is longer than `radius` stays so, and with `radius` 0 nothing changes.
+    A search graph is built for distances, which order vectors of one length as dot products do. A query has 0 in the added
+    place, so its products stay the same. Vectors longer than `radius` stay as long, and with `radius` 0 nothing changes.
     Bachrach et al. 2014, "Speeding up the Xbox recommender system using a Euclidean transformation for inner-product
     spaces", section 3.2.
 
-    Whether that helps is a matter of the vectors, and so of the bundle. Among the starter's 92,331 items, close kinds of
-    somewhat different length, a graph finds 99.7 % of the 20 best instead of 93 %, in two thirds of the time. Among item
-    factors of a matrix, a hundred times as long where popular, it finds next to nothing instead of 99.8 %.
+    Whether this helps depends on the vectors, and so on the bundle. The starter has 92,331 items in tight clusters of
+    slightly different length: a graph finds 99.7 % of the 20 best instead of 93 %, in two thirds of the time. Item factors
+    of a matrix, a hundred times longer where popular, lose: it finds next to nothing instead of 99.8 %.
     """
     squares = np.einsum("nd,nd->n", vectors, vectors)
     return np.column_stack([vectors, np.sqrt(np.maximum(radius * radius - squares, 0.0))]).astype(np.float32)
 
 
 def check_points(points: Sequence[Point], dim: int) -> None:
-    """Raises BadVector, naming the item, for the first point whose vector no engine may see."""
+    """Check that all vectors are (dim,) finite numbers.
+
+    Raises:
+        BadVector: names the item of the first vector that is not.
+    """
     given = [(point.item_id, point.vector) for point in points if point.vector is not None]
     if (
         all(vector.shape == (dim,) for _, vector in given)
@@ -163,6 +188,11 @@ def check_points(points: Sequence[Point], dim: int) -> None:
 
 
 def check_vector(vector: NDArray[np.float32], dim: int, of: str) -> None:
+    """Check that a vector is (dim,) finite numbers; ``of`` names it in the message.
+
+    Raises:
+        BadVector: it is not.
+    """
     if vector.shape != (dim,):
         raise BadVector(
             f"{of}: got a vector of shape {vector.shape}, expected ({dim},); is it from another bundle?"

@@ -109,6 +109,11 @@ class EdgeIndex:
         return cls(folder, lock, dim, radius, graph or GraphPolicy())
 
     async def put(self, points: Sequence[Point]) -> None:
+        """As `Index.put`, in slices of `PUT_SLICE` points; other work runs between the slices.
+
+        Raises:
+            BadVector, KeyCollision, NoRoom: see `Index.put`.
+        """
         check_points(points, self._dim)
         collisions: list[str] = []
         for part in _slices(points, PUT_SLICE):
@@ -120,6 +125,7 @@ class EdgeIndex:
             raise KeyCollision("; ".join(collisions))
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        """As `Index.search`, in slices of `SEARCH_SLICE` queries; other work runs between the slices."""
         for query in queries:
             check_vector(query.vector, self._dim, "query")
         found: list[list[Hit]] = []
@@ -130,22 +136,27 @@ class EdgeIndex:
         return found
 
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """As `Index.vectors`: (D,) each, from memory."""
         live = [(key, item.row) for key, item in self._live(keys)]
         rows = self._rows[[row for _, row in live]] if live else self._rows[:0]  # a copy: rows are used again
         return {key: row for (key, _), row in zip(live, rows, strict=True)}
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """As `Index.items`, from memory."""
         return {key: _payload(item) for key, item in self._live(keys)}
 
     async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
+        """As `Index.match`, by `filters.admits`."""
         if where is None:
             return {key: item.item_id for key, item in self._live(keys) if not item.is_hidden}
         return {key: item.item_id for key, item in self._live(keys) if admits(where, _payload(item))}
 
     async def count(self) -> int:
+        """As `Index.count`."""
         return self.live_items
 
     def health(self) -> IndexHealth:
+        """The items in the search graph."""
         return IndexHealth(graph=self.graph.covers)
 
     async def close(self) -> None:

@@ -49,7 +49,8 @@ class Indexed(Protocol):
     writing: asyncio.Lock  # held while the shard is written
 
     @property
-    def live_items(self) -> int: ...
+    def live_items(self) -> int:
+        """Items that are not deleted."""
 
     def copy_to(self, shard: Shard, keys: Iterable[int]) -> None:
         """Bring the present versions of these items into a shard, or remove them where they are gone."""

@@ -80,6 +80,7 @@ class Shard:
         self._shard.update(engine.UpdateOperation.upsert_points(points))
 
     def delete(self, keys: Sequence[int]) -> None:
+        """Remove items; keys that are not stored are ignored."""
         self._shard.update(engine.UpdateOperation.delete_points(list(keys)))
 
     def search(self, plans: Sequence[Plan]) -> list[list[engine.ScoredPoint]]:
@@ -91,6 +92,7 @@ class Shard:
         self._shard.flush()
 
     def close(self) -> None:
+        """Release the folder, which stays."""
         self._shard.close()
 
 

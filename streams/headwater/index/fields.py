@@ -1,14 +1,15 @@
-"""What an engine stores of an item so that every filter is an index look-up, and the filters in those terms.
+"""What an engine stores of an item so that every filter is an index look-up, and filters in those terms.
 
-Texts, bools and whether an item may be shown become words in one list, such as `8:category=garden`; so one index serves
-every field, attributes of any number, name and type among them, where an index per name would need a bound, one type
-for all items and an escape for odd names. Numbers need ranges, so `price`, `since_ms` and each attribute that is a number
-have a field and an index of their own, 64 of them in all; beyond them filters stay right, but the engine reads
-every item.
+**Words.** Texts, bools and availability become words in one list, such as `8:category=garden`, with one index for all of
+them. Attributes may then have any number, name and type. An index for each name would need a bound on names, one type for
+all items, and an escape for odd names.
 
-`available` is such a word too. Over 92,000 items that are scanned, asking for it costs a search 1-2 ms, leaving out what
-lacks it 13 ms, and the engine's own index of bools 130 ms; hence the rule below asks for it, where an index cannot drop
-what is hidden itself (`edge.py`).
+**Numbers.** Ranges need numbers, so `price`, `since_ms` and each numeric attribute have a field and an index of their own.
+At most 64 fields are indexed. Filters on further ones stay right, but the engine reads every item.
+
+**Availability** is a word too. In a scan of 92,000 items, requiring the word costs a search 1-2 ms, excluding items that
+lack it 13 ms, and the engine's own index of bools 130 ms. So `condition` requires it, unless an index drops unavailable
+items itself (`edge.py`).
 """
 
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ class HasWord:
 
 @dataclass(frozen=True, slots=True)
 class HasNumber:
-    """The field's numbers include one within the bounds; equality is `gte` = `lte`."""
+    """One of the field's numbers is within the bounds. Equality is `gte` = `lte`."""
 
     field: str
     bounds: Range
@@ -59,12 +60,14 @@ class HasNumber:
 
 @dataclass(frozen=True, slots=True)
 class HasKey:
+    """The item has one of these keys."""
+
     keys: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All of `must`, none of `must_not` and, where there are any, one of `should`."""
+    """All of `must` hold, none of `must_not`, and at least one of `should` if there are any."""
 
     must: tuple["Condition", ...] = ()
     should: tuple["Condition", ...] = ()
@@ -75,6 +78,7 @@ Condition = HasWord | HasNumber | HasKey | Group
 
 
 def document(payload: Mapping[str, Any]) -> Document:
+    """The words and numbers of an item's payload."""
     words: list[str] = []
     numbers: dict[str, list[float]] = {}
     names = [*_PLAIN_FIELDS, *(ATTRIBUTES + name for name in payload.get("attributes") or ())]
@@ -88,7 +92,7 @@ def document(payload: Mapping[str, Any]) -> Document:
 
 
 def condition(where: Filter | None, exclude: frozenset[int] = frozenset()) -> Group:
-    """A whole search condition: the filter, the ids left out, and the rule on items that are not available."""
+    """A whole search condition: the filter, the excluded keys, and the rule on items that are not available."""
     must = () if where is None or where == And(()) else (_lower(where),)
     if where is None or not names_available(where):
         must = (*must, HasWord((_word("available", True),)))
@@ -96,7 +100,7 @@ def condition(where: Filter | None, exclude: frozenset[int] = frozenset()) -> Gr
 
 
 def number_field(field: str) -> str:
-    """The engine's field for the numbers of an attribute: hashed, since a path cannot name every attribute."""
+    """The engine's field for the numbers of a field. It is hashed, since an engine's path cannot name every attribute."""
     return "price" if field == "price" else f"number_{xxhash.xxh3_64_hexdigest(field.encode())}"
 
 
@@ -121,10 +125,10 @@ def _lower(where: Filter) -> Condition:
 
 
 def _word(field: str, value: Value) -> str:
-    """Field, type and value in one word; the length in front keeps `a=b` of `c` apart from `a` of `b=c`.
+    """Field, type and value in one word. The length in front tells `a=b` of `c` from `a` of `b=c`.
 
     >>> _word("category", "garden"), _word("attributes.organic", True)
     ('8:category=garden', '18:attributes.organic:true')
     """
-    shown = f":{str(value).lower()}" if isinstance(value, bool) else f"={value}"
-    return f"{len(field)}:{field}{shown}"
+    quoted = f":{str(value).lower()}" if isinstance(value, bool) else f"={value}"
+    return f"{len(field)}:{field}{quoted}"

@@ -4,7 +4,7 @@
     {"tags": {"any": ["coffee", "tea"]}}                            the item carries one of the tags
     {"or": [{"attributes.colour": "red"}, {"not": {"price": {"gt": 100}}}]}
 
-`admits` is the meaning of a filter; the engines must agree with it (the contract suite compares them).
+`admits` defines what a filter means. The contract suite compares every engine with it.
 """
 
 import math
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Bounds on what one request may make the engine do. Sixty-four conditions of at most 256 values each stay below the
-# cost of the nearest-neighbour search that they restrict.
+# Bounds on the work that one request may cause. 64 conditions of at most 256 values each cost less than the
+# nearest-neighbour search that they restrict.
 MAX_CLAUSES = 64
 MAX_DEPTH = 8
 MAX_VALUES = 256
@@ -35,7 +35,7 @@ FIELDS: dict[str, Kind] = {
 
 
 class FilterError(ValueError):
-    """A filter that cannot be understood; the message names the field, the value seen and what is allowed."""
+    """A filter that cannot be understood. The message names the field, the value seen and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Range:
     lt: float | None = None
 
     def holds(self, number: float) -> bool:
+        """Whether the number is within every bound."""
         return (
             (self.gte is None or number >= self.gte)
             and (self.gt is None or number > self.gt)
@@ -67,19 +68,21 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Not:
+    """The inner filter does not match."""
+
     of: "Filter"
 
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """All of them; without any, everything."""
+    """All of the parts match. Without parts it matches everything."""
 
     of: tuple["Filter", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """At least one of them."""
+    """At least one of the parts matches."""
 
     of: tuple["Filter", ...]
 
@@ -88,7 +91,11 @@ Filter = AnyOf | Range | Not | And | Or
 
 
 def parse(raw: object) -> Filter:
-    """The filter in decoded JSON; an empty object admits every item. Raises FilterError."""
+    """Parse a filter from decoded JSON. An empty object admits every item.
+
+    Raises:
+        FilterError: an unknown field, a value of another type, or more than the bounds above.
+    """
     if raw == {}:
         return And(())
     clauses = _Budget(MAX_CLAUSES)
@@ -96,18 +103,19 @@ def parse(raw: object) -> Filter:
 
 
 def admits(where: Filter | None, payload: Mapping[str, Any]) -> bool:
-    """Whether an item with this payload may be recalled: available, unless the filter speaks of that, and matching."""
+    """Whether an item with this payload may be recalled: it matches, and it is available unless the filter names that."""
     if where is None:
         return is_available(payload)
     return (names_available(where) or is_available(payload)) and matches(where, payload)
 
 
 def is_available(payload: Mapping[str, Any]) -> bool:
+    """Whether an item may be recalled by default. A payload that does not say is available."""
     return payload.get("available", True) is True
 
 
 def names_available(where: Filter) -> bool:
-    """Whether the filter speaks of `available` anywhere, which lifts the rule that leaves unavailable items out."""
+    """Whether the filter names `available` anywhere. It then replaces the rule that leaves unavailable items out."""
     match where:
         case AnyOf(field=field) | Range(field=field):
             return field == "available"
@@ -171,18 +179,18 @@ def _parse_object(raw: object, at: str, depth: int, budget: _Budget) -> Filter:
     if depth > MAX_DEPTH:
         raise FilterError(f"filter: got more than {MAX_DEPTH} levels, expected at most {MAX_DEPTH}")
     if not isinstance(raw, Mapping) or not raw:
-        raise FilterError(f'{at}: got {_shown(raw)}, expected an object such as {{"category": "garden"}}')
+        raise FilterError(f'{at}: got {_quoted(raw)}, expected an object such as {{"category": "garden"}}')
     parts = tuple(_parse_entry(name, value, at, depth, budget) for name, value in raw.items())
     return parts[0] if len(parts) == 1 else And(parts)
 
 
 def _parse_entry(name: object, value: object, at: str, depth: int, budget: _Budget) -> Filter:
-    here = f"{at}.{_shown_name(name)}"
+    here = f"{at}.{_quoted_name(name)}"
     if name == "not":
         return Not(_parse_object(value, here, depth + 1, budget))
     if name == "and" or name == "or":
         if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-            raise FilterError(f"{here}: got {_shown(value)}, expected a list of at least one filter")
+            raise FilterError(f"{here}: got {_quoted(value)}, expected a list of at least one filter")
         parts = tuple(_parse_object(each, f"{here}[{i}]", depth + 1, budget) for i, each in enumerate(value))
         return And(parts) if name == "and" else Or(parts)
     budget.spend()
@@ -203,7 +211,7 @@ def _parse_condition(field: str, kind: Kind | None, raw: object, at: str) -> Fil
         values = raw["any"]
         if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
             raise FilterError(
-                f"{at}.any: got {_shown(values)}, expected a list of at least one {_noun(kind)}"
+                f"{at}.any: got {_quoted(values)}, expected a list of at least one {_noun(kind)}"
             )
         if len(values) > MAX_VALUES:
             raise FilterError(f"{at}.any: got {len(values)} values, expected at most {MAX_VALUES}")
@@ -215,7 +223,7 @@ def _parse_condition(field: str, kind: Kind | None, raw: object, at: str) -> Fil
     if kind in (None, "number") and raw and set(raw) <= bounds:
         given = {name: _parse_bound(value, f"{at}.{name}") for name, value in raw.items()}
         return Range(field, **given)
-    raise FilterError(f"{at}: got {_shown(raw)}, expected {_expected(kind)}")
+    raise FilterError(f"{at}: got {_quoted(raw)}, expected {_expected(kind)}")
 
 
 def _parse_bound(raw: object, at: str) -> float:
@@ -227,7 +235,7 @@ def _parse_bound(raw: object, at: str) -> float:
 def _parse_value(kind: Kind | None, raw: object, at: str, expected: str) -> Value:
     seen = _kind(raw)
     if seen is None or (kind is not None and seen != kind):
-        raise FilterError(f"{at}: got {_shown(raw)}, expected {expected}")
+        raise FilterError(f"{at}: got {_quoted(raw)}, expected {expected}")
     if isinstance(raw, str):
         _check_text(raw, at)
         return raw
@@ -236,7 +244,7 @@ def _parse_value(kind: Kind | None, raw: object, at: str, expected: str) -> Valu
     assert isinstance(raw, int | float)
     number = _as_number(raw)
     if number is None:
-        raise FilterError(f"{at}: got {_shown(raw)}, expected a finite number")
+        raise FilterError(f"{at}: got {_quoted(raw)}, expected a finite number")
     return number
 
 
@@ -287,12 +295,12 @@ def _expected(kind: Kind | None) -> str:
     }[kind]
 
 
-def _shown(value: object) -> str:
-    """The value as the message quotes it; cut before it is printed, since it may be anything."""
+def _quoted(value: object) -> str:
+    """The value as the message quotes it. It may be anything, so it is cut first."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else value[:60] + "...")
     if isinstance(value, Mapping):
-        names = ", ".join(_shown_name(name) for name in list(value)[:6])
+        names = ", ".join(_quoted_name(name) for name in list(value)[:6])
         return f"an object with {names}" if names else "an empty object"
     if isinstance(value, Sequence):
         return f"a list of {len(value)}"
@@ -303,6 +311,6 @@ def _shown(value: object) -> str:
     return repr(value)
 
 
-def _shown_name(name: object) -> str:
+def _quoted_name(name: object) -> str:
     text = str(name)
     return text if len(text) <= 60 else text[:60] + "..."

@@ -1,4 +1,4 @@
-"""The item vectors that user encoders step on: one matrix, keys in a dict, misses fetched from the index."""
+"""The item vectors that user encoders step on: one matrix, keys in a dict, missing ones fetched from the index."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import repeat
@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 Fetch = Callable[[Sequence[int]], Awaitable[Mapping[int, F32]]]
 
-# How many keys without a vector are remembered, so that a click on an unknown item costs one look-up, not many.
+# Keys without a vector that are remembered, so that clicks on an unknown item cost one look-up.
 _MAX_ABSENT: Final = 100_000
 
 
 class ItemVectors:
-    """Row 0 is all zeros, for padding.
+    """Vectors by item key. Row 0 of :attr:`matrix`, (rows, dim) float32, is all zeros, for padding.
 
     Args:
-        fetch: asked for keys that are not here; None where every vector of the catalog is put here anyway.
-        bound: at most about this many vectors are held when ``fetch`` can bring them back.
+        dim: numbers in a vector.
+        fetch: returns the vectors, (dim,), of missing keys; None where every vector of the catalog is put here.
+        bound: about the most vectors that are held when ``fetch`` can bring them back.
     """
 
     def __init__(self, dim: int, *, fetch: Fetch | None = None, bound: int = 1_000_000) -> None:
@@ -31,7 +32,7 @@ class ItemVectors:
         self._fetch = fetch
         self._bound = bound
         self._absent: dict[int, None] = {}
-        self._asked: list[frozenset[int]] = []  # what is being fetched
+        self._fetching: list[frozenset[int]] = []
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -45,10 +46,11 @@ class ItemVectors:
         return self._fetch is not None
 
     def rows(self, keys: Sequence[int]) -> NDArray[np.int64]:
-        """Row of each key in :attr:`matrix`, -1 where it has no vector."""
+        """The rows of the keys in :attr:`matrix`, (keys,) int64; -1 where a key has no vector."""
         return np.fromiter(map(self._rows.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
 
     def put(self, key: int, vector: F32) -> None:
+        """Store the vector, (dim,), of a key. May replace :attr:`matrix` by a larger one."""
         row = self._rows.get(key)
         if row is None:
             row = self._free.pop() if self._free else self._used
@@ -63,41 +65,46 @@ class ItemVectors:
         self.matrix[row] = vector
 
     def remove(self, key: int) -> None:
+        """Forget the vector of a key, if there is one. Its row is used again."""
         row = self._rows.pop(key, None)
         if row is not None:
             self._free.append(row)
 
     def changed(self, key: int, vector: F32) -> None:
-        """News from the vectors topic: with ``fetch``, only what is held or was missed before is kept."""
-        wanted = key in self._rows or key in self._absent or any(key in asked for asked in self._asked)
+        """Take in a vector, (dim,), from the vectors topic. With ``fetch``, only keys that are held or were missed are kept."""
+        wanted = key in self._rows or key in self._absent or any(key in keys for keys in self._fetching)
         if self._fetch is None or wanted:
             self.put(key, vector)
 
     def missing(self, keys: Iterable[int]) -> frozenset[int]:
-        """Those of the keys that :meth:`ensure` would have to ask for."""
+        """The keys that :meth:`ensure` would fetch."""
         if self._fetch is None:
             return frozenset()
         return frozenset(key for key in keys if key not in self._rows and key not in self._absent)
 
     async def ensure(self, keys: Iterable[int]) -> None:
-        """Bring in what is missing; read :meth:`rows` and :attr:`matrix` right after, before the next await."""
+        """Fetch what is missing. Read :meth:`rows` and :attr:`matrix` before the next await: rows may move then.
+
+        Raises:
+            Whatever ``fetch`` raises.
+        """
         needed = frozenset(keys)
         missing = self.missing(needed)
         if self._fetch is None or not missing:
             return
-        self._asked.append(missing)
+        self._fetching.append(missing)
         try:
             found = await self._fetch(list(missing))
         finally:
-            self._asked.remove(missing)
+            self._fetching.remove(missing)
         if len(self._rows) + len(found) > self._bound:
-            # Oldest first: dicts keep insertion order. Half at once, so that this is rare.
+            # Drop the oldest half (dicts keep insertion order), so that this is rare.
             for key in [key for key in self._rows if key not in needed][: len(self._rows) // 2]:
                 self.remove(key)
         if len(self._absent) > _MAX_ABSENT:
             self._absent.clear()
         for key in missing:
-            # What came from the vectors topic meanwhile is newer than the answer.
+            # A vector that came from the vectors topic meanwhile is newer than the fetched one.
             if key in self._rows:
                 continue
             if key in found:

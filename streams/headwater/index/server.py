@@ -9,8 +9,8 @@ A point of the collection is one item, or the mark of its deletion:
     partition                         where in the catalog it came from
     marked_at_s                       of a mark: when it was set, for `sweep`
 
-Newer wins even where two writers meet: an absent item is inserted only if it is still absent, a stored one replaced only
-while what is stored is older, and then the stored stamps are read again until nothing of the batch is newer than they.
+**Two writers.** The newer version wins even where two workers write at once. An absent item is inserted only if it is still
+absent. A stored one is replaced only while it is older. The stamps are then read again, until nothing of the batch is newer.
 """
 
 import math
@@ -48,7 +48,10 @@ from headwater.index.server_calls import LOOK_UP_S, SEARCH_S, Calls
 
 log = structlog.get_logger(__name__)
 
-OLDEST_SERVER = (1, 18)  # insert-only and conditional upserts; an older one would ignore them in silence
+OLDEST_SERVER = (
+    1,
+    18,
+)  # has insert-only and conditional upserts, which an older server ignores without a word
 
 DELETED = "5:state=deleted"  # the one word of a mark; no filter knows a field `state`
 
@@ -59,9 +62,8 @@ READ_SLICE = 1000
 SEARCH_EF = 128
 PUT_ROUNDS = 5
 
-# gRPC waits for up to two minutes before it connects again, and gives a connection 20 s to come about. A host that has
-# vanished without a word it takes for there until TCP gives up, a quarter of an hour later; so it is pinged while a call
-# waits for it.
+# By default gRPC waits up to two minutes before it reconnects, and gives a connection 20 s to come about. A host that
+# vanished silently counts as connected until TCP gives up, a quarter of an hour later. So it is pinged while a call waits.
 _CHANNEL_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.min_reconnect_backoff_ms": 2_000,
@@ -75,7 +77,7 @@ T = TypeVar("T")
 
 
 class ServerIndex:
-    """`connect` it. Every call ends in time, be it with IndexUnavailable; see `calls`."""
+    """`connect` it, and close it. Every call ends within its time limit, if need be with IndexUnavailable (`server_calls`)."""
 
     in_process = False
     filled_by: FilledBy = "the catalog worker"
@@ -116,12 +118,18 @@ class ServerIndex:
         timeout_s: float = 5.0,
         tries: int = 3,
     ) -> "ServerIndex":
-        """Opens the collection of one bundle, creating it where it is missing; `alias` is set only where it is free.
+        """Open the collection of one bundle, and create it where it is missing.
 
-        `radius`: see `lifted`; what was stored with another one is found too, only less surely.
+        Args:
+            collection: its name; `alias` is pointed at it unless the alias points elsewhere already.
+            dim: numbers in a vector.
+            radius: see `lifted`. Vectors stored with another radius are found too, only less surely.
+            shards, replicas: of a new collection; None leaves them to the server.
+            timeout_s, tries: of one call that is written.
 
-        Raises IndexUnavailable where the server does not answer or refuses us, ValueError where what is there does not
-        fit: an older server, a collection of another dimension.
+        Raises:
+            IndexUnavailable: the server does not answer, or refuses us.
+            ValueError: the server is too old, or the collection has another dimension.
         """
         client = _client(url, api_key, grpc_port, timeout_s)
         index = cls(client, url, collection, dim, radius, timeout_s=timeout_s, tries=tries)
@@ -139,17 +147,23 @@ class ServerIndex:
         return index
 
     async def put(self, points: Sequence[Point]) -> None:
+        """As `Index.put`; waits for the server within all tries.
+
+        Raises:
+            BadVector, KeyCollision, IndexUnavailable, IndexRefused: see `Index.put`.
+        """
         check_points(points, self._dim)
         collisions: list[str] = []
         try:
             for part in _slices(points, PUT_SLICE):
-                await self._put_slice(part, collisions)
+                collisions += await self._put_slice(part)
         except AioRpcError as problem:
             raise IndexRefused(self._calls.refusal(problem)) from problem
         if collisions:
             raise KeyCollision("; ".join(collisions))
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        """As `Index.search`, within `SEARCH_S` for each `SEARCH_SLICE` queries."""
         for query in queries:
             check_vector(query.vector, self._dim, "query")
         found: list[list[Hit]] = []
@@ -165,11 +179,13 @@ class ServerIndex:
         return found
 
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """As `Index.vectors`: (D,) each, as they were before they were lifted."""
         records = await self._read(keys, payload=["words"], vectors=True)
         live = (record for record in records if not _is_mark(record))
         return {int(record.id): np.asarray(record.vector, dtype=np.float32)[:-1] for record in live}
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """As `Index.items`."""
         found: dict[int, dict[str, Any]] = {}
         for record in await self._read(keys, payload=["item", "item_id", "words"]):
             if not _is_mark(record):
@@ -178,6 +194,7 @@ class ServerIndex:
         return found
 
     async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
+        """As `Index.match`, with the filter as a search has it."""
         found: dict[int, str] = {}
         for part in _slices(keys, READ_SLICE):
             group = _condition_on_items(where)
@@ -197,19 +214,26 @@ class ServerIndex:
         return found
 
     async def count(self) -> int:
+        """As `Index.count`, exact."""
         live = _filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
         found = await self._calls.prompt(SEARCH_S, self._client.count, self._collection, live, exact=True)
         return found.count
 
     def health(self) -> IndexHealth:
+        """Nothing: the server keeps its graph to itself."""
         return IndexHealth()
 
     async def close(self) -> None:
+        """Cancel the reads in progress and disconnect."""
         await self._calls.close()
         await self._client.close()
 
     async def make_live(self, alias: str) -> None:
-        """Points the alias at this collection, in one step with taking it from another."""
+        """Point the alias at this collection, in one step with taking it from another.
+
+        Raises:
+            IndexUnavailable: the server does not answer.
+        """
         create = models.CreateAlias(collection_name=self._collection, alias_name=alias)
         changes: list[models.AliasOperations] = [models.CreateAliasOperation(create_alias=create)]
         if await self.live(alias) is not None:
@@ -218,16 +242,20 @@ class ServerIndex:
         await self._calls.patient(self._client.update_collection_aliases, changes)
 
     async def live(self, alias: str) -> str | None:
-        """The collection that the alias names, or None."""
+        """The collection that the alias names, or None. Raises IndexUnavailable."""
         aliases = (await self._calls.patient(self._client.get_aliases)).aliases
         return next((each.collection_name for each in aliases if each.alias_name == alias), None)
 
     async def drop(self) -> None:
-        """Deletes the collection: a bundle that is no longer served."""
+        """Delete the collection, of a bundle that is no longer served. Raises IndexUnavailable."""
         await self._calls.patient(self._client.delete_collection, self._collection)
 
     async def sweep(self, before_s: float) -> None:
-        """Removes the marks of deletions set before this time (Unix, s); older versions must be gone from the topics."""
+        """Remove marks of deletions set before a Unix time in seconds. Older versions must be gone from the topics by then.
+
+        Raises:
+            IndexUnavailable: the server does not answer.
+        """
         old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
         marks = models.Filter(must=[_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
@@ -235,7 +263,8 @@ class ServerIndex:
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
-    async def _put_slice(self, points: Sequence[Point], collisions: list[str]) -> None:
+    async def _put_slice(self, points: Sequence[Point]) -> list[str]:
+        """Store what is newer. Returns a sentence for each collision of keys."""
         for _ in range(PUT_ROUNDS):
             stored = await self._stamps({point.key for point in points})
             final: dict[int, tuple[Point, VersionStamp]] = {}
@@ -253,8 +282,7 @@ class ServerIndex:
                 if stamp is not None:
                     final[point.key] = (point, stamp)
             if not final:
-                collisions += collided
-                return
+                return collided
             await self._write(final.values(), absent=final.keys() - stored.keys())
         raise IndexUnavailable(
             f"{len(final)} items of {self._collection} were not stored in {PUT_ROUNDS} rounds; "
@@ -378,7 +406,7 @@ class ServerIndex:
         vectors: bool = False,
         within_s: float | None = LOOK_UP_S,
     ) -> list[models.Record]:
-        """Patiently with ``within_s`` None: what is about to be written waits for it, and nobody else."""
+        """The records of the keys. With ``within_s`` None it is patient, for a write that waits for it."""
         found: list[models.Record] = []
         for part in _slices(keys, READ_SLICE):
             call = partial(
@@ -390,7 +418,7 @@ class ServerIndex:
         return found
 
     async def _look(self) -> None:
-        """The least that a search can be."""
+        """The smallest search: whether the server answers."""
         nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * self._stored_dim), limit=1)
         await self._client.query_batch_points(self._collection, [nothing])
 
@@ -399,7 +427,7 @@ def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> 
     if api_key is not None and url.startswith("http:"):
         log.warning("qdrant_key_sent_unencrypted", url=url, remedy="use https where others can listen")
     with warnings.catch_warnings():
-        # It says the same, with a line of our source.
+        # The client warns of the same, with a line of our source.
         warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
         return AsyncQdrantClient(
             url=url,
@@ -408,12 +436,12 @@ def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> 
             prefer_grpc=True,
             timeout=math.ceil(timeout_s),
             grpc_options=dict(_CHANNEL_OPTIONS),
-            check_compatibility=False,  # it would ask over HTTP, from a thread; we ask over gRPC
+            check_compatibility=False,  # it would ask over HTTP, from a thread
         )
 
 
 def _older(item_id: str, stamp: VersionStamp) -> models.Filter:
-    """What is stored is an older version of the same item."""
+    """The condition that an older version of the same item is stored."""
     high, low = stamp.version >> 32, stamp.version & 0xFFFFFFFF
     same_high = models.FieldCondition(key="version_high", match=models.MatchValue(value=high))
     same_low = models.FieldCondition(key="version_low", match=models.MatchValue(value=low))
@@ -443,7 +471,7 @@ def _request(query: Query) -> models.QueryRequest:
 
 
 def _condition_on_items(where: Filter | None, exclude: frozenset[int] = frozenset()) -> fields.Group:
-    """The rule on availability keeps marks out as well; without it they are left out by their word."""
+    """A search condition that leaves marks out: by the rule on availability, or else by their word."""
     group = fields.condition(where, exclude)
     if where is None or not names_available(where):
         return group

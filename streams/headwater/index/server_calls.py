@@ -1,7 +1,7 @@
-"""Calling a server that may be away: patiently where something is written, promptly where something is read.
+"""Calling a server that may be away: writes are patient, reads are prompt.
 
-Clicks and answers wait for what is read. So a read has little time, and once the server has let that pass, all reads are
-refused at once, until it has answered a look that is taken again and again in the background.
+**Circuit breaker.** Clicks and answers wait for reads, so a read has little time. After the first read that runs out of it,
+all reads are refused at once, until the server answers a probe that is repeated in the background.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# A click waits for a look-up, and must not be late by a second. A request waits for both; it has two seconds unless it
-# says otherwise, and others wait behind it. Each is some twenty times what a server in good health takes.
+# A click waits for a look-up, and must not be late by a second. A request waits for both; it has two seconds by default,
+# and others wait behind it. Each limit is about twenty times what a healthy server takes.
 LOOK_UP_S: Final = 0.5
 SEARCH_S: Final = 1.0
-# Between looks. With one that is not answered, and one to connect again, a server is found again within three seconds.
+# Between probes. With one probe unanswered and one to reconnect, a server is found again within three seconds.
 LOOK_S: Final = 0.5
 
-# What a server says of itself and not of our call. INTERNAL is what Qdrant says of a full disk.
+# Answers that say something about the server and not about our call. Qdrant answers INTERNAL when its disk is full.
 _PASSING: Final = {
     StatusCode.UNAVAILABLE,
     StatusCode.DEADLINE_EXCEEDED,
@@ -43,7 +43,12 @@ _PASSING: Final = {
 
 
 class Calls:
-    """Calls to `server`, its name in messages. `look` asks it for as little as can be. `close` it."""
+    """Calls to one server, which messages name as ``server``. Close it.
+
+    Args:
+        look: the probe, a call that costs the server next to nothing.
+        timeout_s, tries: of a patient call.
+    """
 
     def __init__(
         self, server: str, look: Callable[[], Awaitable[object]], *, timeout_s: float, tries: int
@@ -55,6 +60,7 @@ class Calls:
         self._is_closed = False
 
     async def close(self) -> None:
+        """Cancel the reads in progress and the probe."""
         self._is_closed = True
         left = [*self._reads, *([self._looking] if self._looking is not None else [])]
         for each in left:
@@ -62,16 +68,18 @@ class Calls:
         await asyncio.gather(*left, return_exceptions=True)
 
     def refusal(self, problem: AioRpcError) -> str:
-        """What to say where trying again is of no use."""
+        """The message where trying again is of no use: what the server answered, and the remedy."""
         remedy = "check HEADWATER_QDRANT_URL and HEADWATER_QDRANT_API_KEY"
         if problem.code() is StatusCode.NOT_FOUND:
             remedy = "start the catalog worker again, which makes the collection anew and fills it from the vectors topic"
         return f"{self._server} answered {_said(problem)}; {remedy}"
 
     async def patient(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """One call within its time, again after a passing fault: all that we send can be repeated.
+        """Make a call, and repeat it after passing faults. All that we send can be repeated.
 
-        Raises IndexUnavailable.
+        Raises:
+            IndexUnavailable: no answer in all tries.
+            AioRpcError: the server refused.
         """
         try:
             async for attempt in stamina.retry_context(
@@ -98,25 +106,26 @@ class Calls:
     async def prompt(
         self, within_s: float, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """The same within so long, all tries together; refused at once while the server is away.
+        """Make a call within ``within_s``, all tries together. It is refused at once while the server is away.
 
-        Raises IndexUnavailable.
+        Raises:
+            IndexUnavailable: no answer in time, or the server is away or refused.
+            AioRpcError: the call itself was invalid.
         """
         if self._looking is not None:
             raise IndexUnavailable(f"{self._server} is away, and looked for")
         reading = asyncio.ensure_future(self._read(within_s, partial(call, *args, **kwargs)))
         self._reads.add(reading)
         reading.add_done_callback(self._end_read)
-        # Whoever asks may have less time than it takes to know that the server is away: the call goes on without them.
+        # The caller may have less time than it takes to find the server away, so the call goes on without it.
         return await asyncio.shield(reading)
 
     def _end_read(self, reading: asyncio.Future[Any]) -> None:
         self._reads.discard(reading)
         if reading.cancelled():
             return
-        problem = (
-            reading.exception()
-        )  # nobody may be left to hear it, and asyncio would print a traceback of that
+        # The caller may have gone; asyncio would print a traceback of an exception that nobody takes.
+        problem = reading.exception()
         if problem is not None and not isinstance(problem, IndexUnavailable):
             log.error("index_refused_a_read", server=self._server, error=repr(problem))
 
@@ -137,10 +146,10 @@ class Calls:
             raise IndexUnavailable(said) from problem
 
     async def _look_for_it(self) -> None:
-        """The first look is taken at once: what was asked may just have been too much for the server's time."""
+        """Probe until the server answers. The first probe is at once: the read may just have been too much for its time."""
         since_s = time.monotonic()
         try:
-            while not await self._answers():  # noqa: ASYNC110 - it is asked, and does not tell
+            while not await self._answers():  # noqa: ASYNC110 - no event says so
                 await asyncio.sleep(LOOK_S)
         finally:
             self._looking = None
@@ -164,7 +173,7 @@ def _said(problem: Exception) -> str:
 
 
 def _is_our_fault(problem: Exception) -> bool:
-    """Of all that can go wrong with a read, this alone is not about the server, its keys or what it holds."""
+    """Whether a read failed by our own call. All other failures are about the server, its keys or what it holds."""
     return isinstance(problem, AioRpcError) and problem.code() is StatusCode.INVALID_ARGUMENT
 
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class TimedIndex:
-    """Observes the seconds of every call that succeeds in ``index_seconds``."""
+    """The index, with the seconds of every successful call observed in ``index_seconds``. See `Index` for its contract."""
 
     def __init__(self, index: Index, metrics: Metrics) -> None:
         self._index = index
@@ -27,27 +27,35 @@ class TimedIndex:
         }
 
     async def put(self, points: Sequence[Point]) -> None:
+        """As `Index.put`."""
         await self._timed("put", self._index.put(points))
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        """As `Index.search`."""
         return await self._timed("search", self._index.search(queries))
 
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """As `Index.vectors`: (D,) each."""
         return await self._timed("vectors", self._index.vectors(keys))
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """As `Index.items`."""
         return await self._timed("items", self._index.items(keys))
 
     async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
+        """As `Index.match`."""
         return await self._timed("match", self._index.match(keys, where))
 
     async def count(self) -> int:
+        """As `Index.count`; not timed."""
         return await self._index.count()
 
     def health(self) -> IndexHealth:
+        """As `Index.health`."""
         return self._index.health()
 
     async def close(self) -> None:
+        """Close the index."""
         await self._index.close()
 
     async def _timed(self, call: str, awaited: Awaitable[T]) -> T:

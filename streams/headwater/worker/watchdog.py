@@ -1,7 +1,7 @@
-"""Nothing hangs in silence: a thread that sees a blocked loop, and a look at every partition that should move.
+"""Nothing hangs silently: a thread watches the event loop, and every partition with lag has to move.
 
-Faust's own stall check compares monotonic with epoch time and cannot fire. A broker that is silent is no stall of ours:
-to leave would help nobody, and who is started again meets the same silence.
+Faust's own stall check compares monotonic with epoch time and cannot fire. An unreachable broker is no stall of ours: a
+worker that is restarted would find it unreachable too.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ TO_COMMIT: Final = "finished records to commit"
 
 
 class Progress(NamedTuple):
-    """How far one partition has come, and whether there is more to do; ``left`` names it."""
+    """How far one partition has come, and how much is left to do; ``left`` names what."""
 
     topic: str
     partition: int
     done: int
     lag: int
     left: str = TO_READ
-    waits: bool = False  # for something that has its own patience
+    waits: bool = False  # for something that has a time limit of its own
 
 
 async def ask_every_broker(client: AIOKafkaClient) -> None:
-    """What does not move may wait for any of them: to be read, for its changelog, to be committed.
+    """Ask each broker of the cluster for its metadata. A partition may wait for any of them: to read, write or commit.
 
-    One that is down for all is not among those that the cluster names.
+    The cluster does not name a broker that is down, so brokers that the client knows are asked too.
 
     Raises:
         KafkaError: one of them cannot be reached.
@@ -54,10 +54,13 @@ async def ask_every_broker(client: AIOKafkaClient) -> None:
 
 
 class Watchdog:
-    """``progress`` is asked every second; ``fail`` is called once a partition with lag has not moved for 30 s.
+    """Calls ``fail`` once a partition with lag has not moved for 30 s, and ends the process when the loop is blocked.
 
-    ``ask_brokers`` is awaited meanwhile: whenever it raises, or says nothing for 5 s, the count starts again, but not for
-    more than ten minutes.
+    Args:
+        progress: asked every second.
+        fail: takes the reason.
+        ask_brokers: probes the brokers while a partition stands still. While it raises, or takes longer than 5 s, the stall
+            timer starts again, for ten minutes at most.
     """
 
     def __init__(
@@ -76,18 +79,20 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch_loop, name="watchdog", daemon=True)
 
     def start(self) -> None:
+        """Begin to watch, in this event loop and in a thread."""
         self._task = asyncio.ensure_future(self._look())
         self._thread.start()
 
     async def stop(self) -> None:
+        """Watch no more."""
         self._stopped.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self._thread.join()  # it waits for nothing but that flag
+            self._thread.join()  # waits for that flag alone
 
     def stalled(self) -> str | None:
-        """What has not moved for too long, as a sentence; None while all is well."""
+        """The partition that has not moved for too long, as a sentence; None while all is well."""
         now = time.monotonic()
         for (topic, partition, left), (done, since_s) in self._moved.items():
             if now - max(since_s, self._excused_s) > STALL_S:
@@ -98,7 +103,7 @@ class Watchdog:
         return None
 
     def still_s(self, topic: str, partition: int) -> float:
-        """For how long a partition with lag has not moved; 0 where there is nothing to do."""
+        """For how long a partition with lag has not moved, in seconds; 0 where there is nothing to do."""
         seen = self._moved.get((topic, partition, TO_READ))
         return max(self._beat_s - seen[1], 0.0) if seen is not None else 0.0
 
@@ -119,8 +124,11 @@ class Watchdog:
             await asyncio.sleep(_BEAT_S)
 
     async def _excuse(self) -> None:
-        """Count anew while the broker is silent: asked long before the end, since one that was silent and answers again by
-        then has stalled us all the same."""
+        """Restart the stall timer while the broker is unreachable.
+
+        It is probed after a third of the limit, because a broker that recovers just before the limit has still caused the
+        stall.
+        """
         now, early_s = time.monotonic(), STALL_S / 3
         since_s = min((since_s for _, since_s in self._moved.values()), default=now)
         if now - since_s <= early_s:
@@ -136,7 +144,7 @@ class Watchdog:
 
     async def _brokers_answer(self) -> bool:
         try:
-            # Not `wait_for`, here or wherever a task is cancelled to end: in Python 3.11 it may swallow that.
+            # Not `wait_for`: in Python 3.11 it may swallow a cancellation.
             async with asyncio.timeout(_ANSWER_S):
                 await self._ask_brokers()
         except (KafkaError, OSError, TimeoutError):
@@ -148,6 +156,5 @@ class Watchdog:
             blocked_s = time.monotonic() - self._beat_s
             if blocked_s > STALL_S:
                 log.critical("loop_blocked", seconds=round(blocked_s), remedy="start the worker again")
-                os._exit(
-                    EXIT_STALLED
-                )  # nothing can be awaited on a blocked loop; what is unfinished is uncommitted
+                # Nothing can be awaited on a blocked loop. Everything unfinished is uncommitted.
+                os._exit(EXIT_STALLED)
