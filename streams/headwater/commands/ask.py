@@ -77,6 +77,8 @@ def click(
     event_id
         Default: a new one. For retract: the id of the event to take back.
     """
+    if action == "retract" and event_id is None:
+        raise UsageError("--action retract: expected --event-id with it, the id of the event to take back")
     settings = running_settings()
     from headwater.client import Client
 

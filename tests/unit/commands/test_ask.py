@@ -29,6 +29,11 @@ def test_a_wrong_option_is_one_sentence_and_nothing_is_asked(terminal: Terminal)
         assert part in sentence
 
 
+def test_a_retraction_has_to_name_its_event(terminal: Terminal) -> None:
+    (sentence,) = terminal.mistakes(["click", "ann", "--action", "retract"])
+    assert "--action retract: expected --event-id with it" in sentence
+
+
 def test_a_user_is_looked_up_at_a_worker_of_this_machine_only(terminal: Terminal) -> None:
     sentence = terminal.fails("user", "ann", code=Exit.UNREACHABLE)
     assert "no running worker is known here: start one with `headwater up`" in sentence
