@@ -1,5 +1,6 @@
 """A plot shows the curve it was given, and drawing it twice changes nothing."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 from headwater_models.judging.comparison import Results, Weighed
 from headwater_models.judging.costs import Cost
 from headwater_models.judging.evaluation import Group, Measure, Quality
-from headwater_models.judging.plots import DELAYS_MS, draw_freshness, draw_groups, draw_learning, draw_light
+from headwater_models.judging.plots import (
+    DELAYS_MS,
+    PAGE_FOLDER,
+    STARTER,
+    draw_freshness,
+    draw_groups,
+    draw_learning,
+    draw_light,
+)
 
 
 def test_a_freshness_curve_is_drawn_with_its_delays_and_always_alike(tmp_path: Path) -> None:
@@ -65,3 +74,11 @@ def test_bundles_are_drawn_with_folder_and_size(tmp_path: Path) -> None:
     assert all(f">{data}</text>" in drawn for data in ("beauty", "ml-100k"))
     assert "lru, 2.5 MB</text>" in drawn
     assert "sasrec, 9.0 MB</text>" in drawn
+
+
+def test_plots_are_drawn_where_the_results_show_them() -> None:
+    page = (PAGE_FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[.*\]\((\w+\.svg)\)", page)
+    assert sorted(shown) == ["freshness.svg", "groups.svg", "learning.svg", "light.svg"]
+    assert all((PAGE_FOLDER / name).is_file() for name in shown)
+    assert (STARTER / "bundle.json").is_file()
