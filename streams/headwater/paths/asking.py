@@ -1,6 +1,7 @@
 """A pending request and its user's interests become what recall is asked. Pure."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from headwater.encoder.features import item_key
 from headwater.index.item_vectors import ItemVectors
@@ -10,6 +11,10 @@ from headwater.profiles.columns import Log
 from headwater.profiles.interests import UserInterests
 from headwater.recall.rescoring import pool_size
 from headwater.recall.sources import F32, Ask, PositiveEvent
+
+# As lists: an event at a time, indexing an array takes several times as long.
+_SEEN: Final[list[bool]] = SEEN.tolist()
+_STEPS: Final[list[bool]] = STEPS.tolist()
 
 
 def ask_of(pending: PendingRequest, user: UserInterests, query: F32 | None, pool: int) -> Ask:
@@ -24,7 +29,7 @@ def ask_of(pending: PendingRequest, user: UserInterests, query: F32 | None, pool
     exclude = {item_key(item_id) for item_id in request.exclude}
     if request.exclude_seen:
         exclude.update(session.items)
-        exclude.update(key for key, _, action in logged if SEEN[action])
+        exclude.update(key for key, _, action in logged if _SEEN[action])
         exclude.update(key for key, _ in user.counters)
     weights = {str(name): weight for name, weight in request.sources.items()}
     return Ask(
@@ -34,7 +39,7 @@ def ask_of(pending: PendingRequest, user: UserInterests, query: F32 | None, pool
         interest_weights=user.weights,
         log=_positive(logged),
         session=_positive(zip(session.items, session.at_ms, session.actions, strict=True)),
-        unwanted=frozenset(key for key, _, action in logged if SEEN[action] and not STEPS[action]),
+        unwanted=frozenset(key for key, _, action in logged if _SEEN[action] and not _STEPS[action]),
         counters=user.counters,
         query=query,
         where=pending.where,
@@ -62,4 +67,4 @@ def _entries(log: Log | None) -> list[PositiveEvent]:
 
 
 def _positive(events: Iterable[PositiveEvent]) -> list[PositiveEvent]:
-    return [event for event in events if STEPS[event[2]]]
+    return [event for event in events if _STEPS[event[2]]]

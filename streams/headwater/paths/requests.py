@@ -114,17 +114,16 @@ class RequestPath:
         if not batch.records:
             batch.finish()
             return
-        started = time.perf_counter()
+        serving, started = self._serving(), time.perf_counter()
         accepted = self._acceptance.accept(batch, partition)
         self._decode_seconds.observe(time.perf_counter() - started)
-        model = self._serving().encoder.id
         await self._outbox.bury(accepted.letters)
         await self._outbox.forward(accepted.strays)
-        await self._outbox.send([rejected(rejection, model) for rejection in accepted.rejections])
+        await self._outbox.send([rejected(each, serving.encoder.id) for each in accepted.rejections])
         if settled := len(batch.records) - len(accepted.pending):
             accepted.unanswered.answered(settled)
         partition.require(batch.generation)
-        await self._answer(accepted.pending, partition, batch.release)
+        await self._answer(accepted.pending, partition, serving, batch.release)
         batch.release()
         self._batch_size.observe(len(batch.records))
 
@@ -138,30 +137,35 @@ class RequestPath:
         self._parking.clear()
 
     def _answer_later(self, pending: list[PendingRequest], partition: Partition) -> None:
-        self._start(self._answer(pending, partition))
+        self._start(self._answer(pending, partition, self._serving()))
 
     async def _answer(
         self,
         pending: Sequence[PendingRequest],
         partition: Partition,
-        release: Callable[[], None] | None = None,
+        serving: Serving,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Answer requests, those with about as much time left together. See `_answer_group`."""
-        groups = _by_time_left(pending, self._clock() * 1000.0)
-        if len(groups) == 1:
-            await self._answer_group(groups[0], partition, release)
-        else:
-            await asyncio.gather(*(self._answer_group(group, partition, release) for group in groups))
-
-    async def _answer_group(
-        self, pending: Sequence[PendingRequest], partition: Partition, release: Callable[[], None] | None
-    ) -> None:
-        """Answer requests; where our own code fails, halve them until the culprit stands alone.
+        """Answer requests, those with about as much time left together.
 
         Calls ``release`` once candidates are found, so the next batch starts before these answers are acknowledged,
         unless ``max_parked`` answers are already in flight.
         """
-        serving = self._serving()
+        groups = _by_time_left(pending, self._clock() * 1000.0)
+        if len(groups) == 1:
+            await self._answer_group(groups[0], partition, serving, release)
+        else:
+            work = (self._answer_group(group, partition, serving, release) for group in groups)
+            await asyncio.gather(*work)
+
+    async def _answer_group(
+        self,
+        pending: Sequence[PendingRequest],
+        partition: Partition,
+        serving: Serving,
+        release: Callable[[], None],
+    ) -> None:
+        """Answer requests; where our own code fails, halve them until the culprit stands alone."""
         ready, replies = self._look(pending, partition, serving)
         async for part in halved(ready, partial(self._find, partition=partition, serving=serving)):
             if isinstance(part, Culprit):
@@ -172,10 +176,15 @@ class RequestPath:
                 replies += settled
                 if held_back:  # they delay neither the others nor the next batch
                     self._start(self._deliver_when_stored(held_back, partition, serving))
-            if release is not None and self._outbox.in_flight < self._settings.max_parked:
-                release()
-            await self._outbox.deliver(replies)
+            await self._deliver(replies, release)
             replies = []
+        await self._deliver(replies, release)
+
+    async def _deliver(
+        self, replies: Sequence[tuple[PendingRequest, Reply]], release: Callable[[], None]
+    ) -> None:
+        if self._outbox.in_flight < self._settings.max_parked:
+            release()
         await self._outbox.deliver(replies)
 
     def _look(self, pending: Sequence[PendingRequest], partition: Partition, serving: Serving) -> _Looked:

@@ -31,7 +31,8 @@ DIM = 4
 # Three themes, an axis each; the fourth axis tells the items of a theme apart.
 COFFEE, TEA, SOAP = (np.eye(DIM, dtype=np.float32)[axis] for axis in range(3))
 THEMES = {"coffee": COFFEE, "tea": TEA, "soap": SOAP}
-SOON_S = 0.2
+# Time enough for a busy machine, and time that a call which hangs has to use up.
+LONG_S, SOON_S = 120.0, 1.0
 DAY_MS = 86_400_000
 NEW_DAYS = 10
 
@@ -184,7 +185,7 @@ async def answers(
     index: Index,
     *asks: Ask,
     popular: Sequence[PopularItem] = POPULAR,
-    timeout_s: float = 10.0,
+    timeout_s: float = LONG_S,
     registry: Sequence[type[Source]] = REGISTRY,
     metrics: Metrics | None = None,
 ) -> list[RecallResult]:
@@ -543,7 +544,9 @@ class ScoreGraph:
 POOL = ScoreGraph.pool
 
 
-async def scored(index: Index, graph: ScoreGraph, *asks: Ask, timeout_s: float = 10.0) -> list[RecallResult]:
+async def scored(
+    index: Index, graph: ScoreGraph, *asks: Ask, timeout_s: float = LONG_S
+) -> list[RecallResult]:
     with ThreadPoolExecutor(1) as threads:
         scorer = Scorer(cast(Encoder, graph), threads, lambda: POPULAR)
         recall = Recall(index, sources_of(Resources(index, None, lambda: POPULAR)), Metrics(), scorer)
@@ -569,7 +572,7 @@ async def test_an_answer_that_is_not_scored_keeps_the_order_of_the_sources(index
 
 
 async def test_without_time_to_score_the_order_stays_and_the_rung_says_so(index: Fallible) -> None:
-    (found,) = await scored(index, ScoreGraph(0.3), ask(COFFEE, pool=POOL), timeout_s=SOON_S)
+    (found,) = await scored(index, ScoreGraph(2 * SOON_S), ask(COFFEE, pool=POOL), timeout_s=SOON_S)
     assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], "unscored")
 
 
