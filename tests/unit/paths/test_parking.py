@@ -1,5 +1,6 @@
 """Requests that wait for a click: what they cost while they wait, and what is left of them when they leave."""
 
+import asyncio
 import gc
 import weakref
 from types import SimpleNamespace
@@ -9,17 +10,27 @@ import numpy as np
 import pytest
 
 from headwater.messages import Position, Request
+from headwater.metrics import Metrics
 from headwater.paths.accepting import PendingRequest, ReplyAddress, Unanswered
-from headwater.paths.parking import ParkingLot
+from headwater.paths.parking import Parking, ParkingLot
 from headwater.profiles.interests import WhatIfEvents
+from headwater.profiles.partition import Partition
+
+NOW_S = 1_700_000_000.0
 
 
-def waiting(offset: int | None = None, event: int | None = None, partition: int = 0) -> PendingRequest:
+def waiting(
+    offset: int | None = None,
+    event: int | None = None,
+    partition: int = 0,
+    deadline_ms: int = 1,
+    asked_ms: float = 0.0,
+) -> PendingRequest:
     after = None if offset is None else Position(partition, offset)
-    request = Request("r", "ann", after=after)
+    request = Request("r", "ann", after=after, deadline_ms=deadline_ms)
     unanswered = Unanswered(cast(Any, SimpleNamespace()), 1)
     session, address = WhatIfEvents([], [], []), ReplyAddress("responses", [])
-    return PendingRequest(request, b"ann", None, session, 0, 0.0, address, unanswered, event)
+    return PendingRequest(request, b"ann", None, session, 0, asked_ms, address, unanswered, event)
 
 
 def parked(lot: ParkingLot, *requests: PendingRequest) -> None:
@@ -109,3 +120,72 @@ def test_expiries_do_not_search_for_their_request() -> None:
     for each in requests:
         lot.remove(each)
     assert len(rebuilt) <= 2 * len(requests)
+
+
+class Left(list[tuple[list[PendingRequest], Partition]]):
+    """What leaves the parking, with its partition."""
+
+    def __call__(self, leaving: list[PendingRequest], partition: Partition) -> None:
+        self.append((leaving, partition))
+
+
+def parking_of(left: Left) -> tuple[Parking, Partition]:
+    partition = Partition(0, 10, 8)
+    partition.gate.open()
+    return Parking(left, Metrics(), lambda: NOW_S), partition
+
+
+async def test_a_request_leaves_when_the_partition_has_applied_its_click() -> None:
+    left = Left()
+    parking, partition = parking_of(left)
+    request = waiting(3)
+    parking.add(request, partition)
+    partition.mark_applied(2)
+    assert (left, len(parking)) == ([], 1)
+    partition.mark_applied(3)
+    assert (left, len(parking)) == ([([request], partition)], 0)
+    assert not request.has_expired
+    assert request.timer is None
+    assert request.timings["park"] == NOW_S * 1000
+
+
+async def test_a_request_whose_time_is_over_leaves_as_expired() -> None:
+    left = Left()
+    parking, partition = parking_of(left)
+    request = waiting(3)  # its deadline is long over
+    parking.add(request, partition)
+    await asyncio.sleep(0.01)
+    assert left == [([request], partition)]
+    assert request.has_expired
+    assert request.left_ms(0) == 0
+
+
+async def test_a_click_of_a_partition_that_is_being_read_wakes_nobody() -> None:
+    left = Left()
+    parking, partition = parking_of(left)
+    partition.gate.close()
+    parking.add(waiting(3, deadline_ms=60_000, asked_ms=NOW_S * 1000), partition)
+    partition.mark_applied(3)
+    assert (left, len(parking)) == ([], 1)
+    parking.clear()
+
+
+async def test_requests_that_are_forgotten_do_not_expire() -> None:
+    left = Left()
+    parking, partition = parking_of(left)
+    parking.add(waiting(3, deadline_ms=1, asked_ms=NOW_S * 1000), partition)
+    parking.clear()
+    await asyncio.sleep(0.01)
+    assert (left, len(parking)) == ([], 0)
+
+
+async def test_a_click_of_another_user_with_the_same_event_id_wakes_nobody() -> None:
+    left = Left()
+    parking, partition = parking_of(left)
+    parking.add(waiting(event=5, deadline_ms=60_000, asked_ms=NOW_S * 1000), partition)
+    partition.remember_unlogged(np.array([partition.row_of(b"bob")]), np.array([5], dtype=np.uint64))
+    partition.mark_applied(0, np.array([5], dtype=np.uint64))
+    assert left == []
+    partition.remember_unlogged(np.array([partition.row_of(b"ann")]), np.array([5], dtype=np.uint64))
+    partition.mark_applied(1, np.array([5], dtype=np.uint64))
+    assert len(left) == 1
