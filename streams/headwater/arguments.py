@@ -12,6 +12,7 @@ import msgspec
 
 from headwater.messages import BadMessage, Position, Request, decode_request, encode, quoted
 
+_MAX_TIMEOUT_S = 1e9
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 
 
@@ -88,9 +89,14 @@ def position_of(after: object) -> Position | None:
 
 def limit_of(timeout_s: object) -> float:
     """A time limit in seconds. Raises BadMessage where it is no positive number."""
-    if not isinstance(timeout_s, (int, float)) or isinstance(timeout_s, bool) or not timeout_s > 0:
-        raise wrong("timeout_s", timeout_s, "seconds, more than 0")
-    return float(timeout_s)
+    # Infinity and NaN are no number of milliseconds, which event loops count in.
+    if (
+        isinstance(timeout_s, (int, float))
+        and not isinstance(timeout_s, bool)
+        and 0 < timeout_s < _MAX_TIMEOUT_S
+    ):
+        return float(timeout_s)
+    raise wrong("timeout_s", timeout_s, f"seconds, more than 0 and less than {_MAX_TIMEOUT_S:g}")
 
 
 def count_of(field: str, value: object) -> int:

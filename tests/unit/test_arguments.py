@@ -53,6 +53,10 @@ WRONG: dict[str, tuple[Callable[[Client], Awaitable[object]], str]] = {
         lambda client: client.click("ann", "tea", timeout_s="5"),
         "timeout_s: got '5'",
     ),  # type: ignore[arg-type]
+    "an infinite time limit": (
+        lambda client: client.click("ann", "tea", timeout_s=float("inf")),
+        "timeout_s: got inf",
+    ),
     "a time limit of none": (lambda client: client.recall("ann", timeout_s=0), "timeout_s: got 0"),
     "an item that is a dict": (lambda client: client.put_item({"item_id": "tea"}), "item: got {.*an Item"),  # type: ignore[arg-type]
     "a price that is text": (lambda client: client.put_item(Item("tea", price="5")), "price: got '5'"),  # type: ignore[arg-type]
