@@ -50,7 +50,10 @@ MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
     "growth": growth.measure,
 }
 # Only when it is named: it takes a quarter of an hour and has no target.
-ON_REQUEST: dict[str, Callable[[System], Awaitable[None]]] = {"patches": patches.measure}
+ON_REQUEST: dict[str, Callable[[System], Awaitable[None]]] = {
+    "patches": patches.measure,
+    "patches-idle": patches.measure_idle,
+}
 # What is published is measured on two cores, broker included.
 _CORES = 2
 _REPORT = "report"

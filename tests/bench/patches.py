@@ -14,7 +14,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,7 +34,6 @@ _STEADY_PER_S, _BACKLOG = 2_000, 30_000
 _PAUSE_S = 0.002
 _TIMEOUT_S = 30.0
 _VALUE = bytes(120)
-FIGURES = ("idle_p50_ms", "idle_cpu_us", "steady_p50_ms", "steady_cpu_us", "backlog_p50_ms", "backlog_cpu_us")
 
 
 class Client:
@@ -132,7 +131,7 @@ class Server:
         return float(cpu_s), int(handled)
 
 
-async def measure(system: System) -> None:
+async def measure(system: System, loads: Sequence[str] = ("backlog", "idle", "steady")) -> None:
     """Fill ``details["patches"]`` of the report: for each patch, the ratio of each figure without it to that with it."""
     partitions = system.settings.partitions
     prefix = f"{system.settings.topic_prefix}patches-"
@@ -142,17 +141,22 @@ async def measure(system: System) -> None:
     blocks: list[tuple[str, dict[str, float]]] = []  # every second one with all patches
     try:
         async with _echo(system, prefix, partitions) as server:
-            await _block(server, client, ALL_ON)  # warm-up
-            blocks.append((ALL_ON, await _block(server, client, ALL_ON)))
+            await _block(server, client, ALL_ON, loads)  # warm-up
+            blocks.append((ALL_ON, await _block(server, client, ALL_ON, loads)))
             for cycle in range(CYCLES):
                 names = [name for name in WITHOUT if name != ALL_ON]
                 random.Random(cycle).shuffle(names)
                 for name in names:
-                    blocks.append((name, await _block(server, client, name)))
-                    blocks.append((ALL_ON, await _block(server, client, ALL_ON)))
+                    blocks.append((name, await _block(server, client, name, loads)))
+                    blocks.append((ALL_ON, await _block(server, client, ALL_ON, loads)))
                 system.report.details["patches"] = summary(blocks)
     finally:
         await client.stop()
+
+
+async def measure_idle(system: System) -> None:
+    """The idle load alone, so that there are more blocks of it in the same time."""
+    await measure(system, ("idle",))
 
 
 def summary(blocks: Sequence[tuple[str, dict[str, float]]]) -> dict[str, Any]:
@@ -171,9 +175,9 @@ def summary(blocks: Sequence[tuple[str, dict[str, float]]]) -> dict[str, Any]:
     ]
     return {
         "blocks": len(blocks),
-        ALL_ON: {figure: float(np.median([each[figure] for each in whole])) for figure in FIGURES},
+        ALL_ON: {figure: float(np.median([each[figure] for each in whole])) for figure in whole[0]},
         **{
-            name: {figure: _quartiles([each[figure] for each in found]) for figure in FIGURES}
+            name: {figure: _quartiles([each[figure] for each in found]) for figure in whole[0]}
             for name, found in ratios.items()
         },
     }
@@ -187,34 +191,57 @@ def _quartiles(ratios: list[float]) -> list[float]:
     return [round(float(each), 3) for each in np.percentile(ratios, [25, 50, 75])]
 
 
-async def _block(server: Server, client: Client, name: str) -> dict[str, float]:
-    await client.clicks(_BACKLOG)  # while nobody reads
-    started_s, _ = await server.tell(f"start {name}")
-    backlog = []
-    while True:
-        backlog.append(await client.request_ms())
+async def _block(server: Server, client: Client, name: str, loads: Sequence[str]) -> dict[str, float]:
+    if "backlog" in loads:
+        await client.clicks(_BACKLOG)  # while nobody reads
+    await server.tell(f"start {name}")
+    figures = {}
+    for load in loads:
+        figures |= await LOADS[load](server, client)
+    await server.tell("stop")
+    return figures
+
+
+async def _backlog(server: Server, client: Client) -> dict[str, float]:
+    started_s, _ = await server.tell("state")
+    took_ms, handled = [], 0
+    while handled < _BACKLOG:
+        took_ms.append(await client.request_ms())
         used_s, handled = await server.tell("state")
-        if handled >= _BACKLOG:
-            break
-    backlog_cpu_us = 1e6 * (used_s - started_s) / handled
+    return {**_percentiles("backlog", took_ms), "backlog_cpu_us": 1e6 * (used_s - started_s) / handled}
+
+
+async def _idle(server: Server, client: Client) -> dict[str, float]:
     before_s, _ = await server.tell("state")
-    idle = await client.pairs_ms(_IDLE_PAIRS)
-    after_s, handled_before = await server.tell("state")
+    took_ms = await client.pairs_ms(_IDLE_PAIRS)
+    after_s, _ = await server.tell("state")
+    return {**_percentiles("idle", took_ms), "idle_cpu_us": 1e6 * (after_s - before_s) / _IDLE_PAIRS}
+
+
+async def _steady(server: Server, client: Client) -> dict[str, float]:
     load = asyncio.ensure_future(client.steady(_STEADY_PER_S))
     await asyncio.sleep(0.1)
-    steady = await client.pairs_ms(_STEADY_PAIRS)
-    end_s, handled_after = await server.tell("state")
+    before_s, handled_before = await server.tell("state")
+    took_ms = await client.pairs_ms(_STEADY_PAIRS)
+    after_s, handled = await server.tell("state")
     load.cancel()
     await asyncio.gather(load, return_exceptions=True)
-    await server.tell("stop")
-    return {
-        "idle_p50_ms": float(np.median(idle)),
-        "idle_cpu_us": 1e6 * (after_s - before_s) / _IDLE_PAIRS,
-        "steady_p50_ms": float(np.median(steady)),
-        "steady_cpu_us": 1e6 * (end_s - after_s) / max(handled_after - handled_before, 1),
-        "backlog_p50_ms": float(np.median(backlog)),
-        "backlog_cpu_us": backlog_cpu_us,
-    }
+    cpu_us = 1e6 * (after_s - before_s) / max(handled - handled_before, 1)
+    return {**_percentiles("steady", took_ms), "steady_cpu_us": cpu_us}
+
+
+# In the order they run: what is left of the backlog must not be in the way of the others.
+LOADS: dict[str, Callable[[Server, Client], Awaitable[dict[str, float]]]] = {
+    "backlog": _backlog,
+    "idle": _idle,
+    "steady": _steady,
+}
+
+
+def _percentiles(load: str, took_ms: list[float]) -> dict[str, float]:
+    """The median, and the tenth percentile, which a busy machine distorts less."""
+    p10, p50 = np.percentile(took_ms, [10, 50])
+    return {f"{load}_p10_ms": float(p10), f"{load}_p50_ms": float(p50)}
 
 
 @asynccontextmanager

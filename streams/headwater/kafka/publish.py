@@ -1,4 +1,4 @@
-"""Writing to Kafka in whole record batches, every one acknowledged before the caller goes on."""
+"""Writing to Kafka in whole record batches, each acknowledged by all replicas before the caller goes on."""
 
 import asyncio
 import time
@@ -16,11 +16,11 @@ from headwater.kafka.headers import Headers
 from headwater.kafka.partitioner import partitions_of
 from headwater.settings import Settings
 
-# A broker that is started again, or whose partitions move to another, is away for less.
+# Longer than a broker takes to restart, or its partitions to move to another.
 _DELIVERY_TIMEOUT_S: Final = 120.0
-# A little more, so that aiokafka's own error says what went wrong.
+# A little longer, so that aiokafka's own error says what went wrong.
 _ACK_TIMEOUT_S: Final = _DELIVERY_TIMEOUT_S + 40.0
-# A whole partition batch's changelog fits a few of these; Kafka's default limit of a record batch is 1 MB.
+# The changelog of one partition batch fits a few of these. Kafka's default limit of a record batch is 1 MB.
 MAX_BATCH_BYTES: Final = 900 * 1024
 
 _NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
@@ -38,7 +38,10 @@ class Outgoing(Struct, frozen=True, gc=False):
 
 
 def producer_of(settings: Settings, **options: object) -> Producer:
-    """A producer that waits for all replicas, two minutes for a broker that is away, and fills whole record batches."""
+    """A producer that waits for all replicas, retries for two minutes, and fills record batches of 900 kB.
+
+    ``options`` are more of aiokafka's. The caller starts and stops it.
+    """
     producer = Producer(
         **settings.kafka_options(),
         acks="all",
@@ -60,14 +63,15 @@ class Written(NamedTuple):
 
 
 class Sent:
-    """Records on their way to one partition, in order; nothing counts before :meth:`acknowledged` returns."""
+    """Records on their way to one partition, in order. They count as written once :meth:`acknowledged` returns."""
 
     def __init__(self, topic: str, partition: int) -> None:
         self._topic, self._partition = topic, partition
         self._pending: list[tuple[asyncio.Future[RecordMetadata], int]] = []
 
     def add(self, future: asyncio.Future[RecordMetadata], count: int) -> None:
-        # Of a batch that is given up nobody asks what became of its writes.
+        """Add ``count`` records whose acknowledgement is ``future``, after those that were added before."""
+        # Retrieve the exception: a batch that is given up does not await its writes.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._pending.append((future, count))
 
@@ -197,9 +201,9 @@ async def write_keyed(
     chunks: Iterable[Sequence[Outgoing]],
     done: Callable[[int], None],
 ) -> int:
-    """Write records to the partitions of their keys, keeping their order, the next chunk prepared while one is on its way.
+    """Write records to the partitions of their keys, in order. The next chunk is prepared while one is on its way.
 
-    Returns how many; ``done`` is told after each chunk how many are acknowledged by then.
+    Returns how many were written. ``done`` is called after each chunk with how many are acknowledged by then.
 
     Raises:
         StopWorker: the broker did not take them in time.

@@ -1,4 +1,4 @@
-"""Background work that ends the worker when it fails, and reads that are tried again while the broker is away."""
+"""Background work that ends the worker when it fails, and reads that are retried while the broker is away."""
 
 import asyncio
 import time
@@ -15,13 +15,16 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# How long a topic that is read at an assignment may give nothing.
+# How long a topic may give no records while it is read to its end.
 READ_TIMEOUT_S: Final = 120.0
-_AGAIN_S: Final = 1.0
+_RETRY_S: Final = 1.0
 
 
 def topic_recreated_error(tp: TopicPartition, found: str, end: int, derived: str) -> StopWorker:
-    """The reason to stop where more is known of a partition than it can hold; ``derived`` is the topic that knows it."""
+    """The error for a partition that is shorter than what is known of it: its topic was deleted and made again.
+
+    ``found`` is what is known, ``derived`` the topic that says so.
+    """
     return StopWorker(
         f"{tp.topic}-{tp.partition}: {found}, expected at most the end of the topic, {end}: the topic was re-created. "
         f"Start with a new HEADWATER_TOPIC_PREFIX, or delete {derived} and the group's offsets with it"
@@ -29,19 +32,21 @@ def topic_recreated_error(tp: TopicPartition, found: str, end: int, derived: str
 
 
 async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T:
-    """What ``read`` returns, tried again while the broker is away: it may go in the middle of the rebalance that it leads.
+    """Await ``read`` and return its result; retry every second while it raises KafkaError.
+
+    A broker may go away in the middle of the rebalance that it leads. ``read`` must do no harm when it is repeated.
 
     Raises:
-        StopWorker: it has been away for two minutes.
+        StopWorker: the broker has been away for two minutes.
     """
-    away_s: float | None = None  # since then
+    away_s: float | None = None  # when it went away
     while True:
         began_s = time.monotonic()
         try:
             return await read()
         except KafkaError as error:
             now_s = time.monotonic()
-            if away_s is None or now_s - began_s > READ_TIMEOUT_S:  # it has answered for a while
+            if away_s is None or now_s - began_s > READ_TIMEOUT_S:  # this attempt was answered for a while
                 away_s = now_s
             if now_s - away_s > READ_TIMEOUT_S:
                 raise StopWorker(
@@ -49,23 +54,27 @@ async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T
                     "look at the broker"
                 ) from error
             log.warning("topic_not_read_yet", topic=topic, error=type(error).__name__)
-        await asyncio.sleep(_AGAIN_S)
+        await asyncio.sleep(_RETRY_S)
 
 
 class Background:
-    """Work alongside the batches. A failure in it ends the worker; ``where`` completes "unexpected ... in"."""
+    """Tasks alongside the batches. What one of them raises ends the worker, by ``fail``; ``where`` says in which part.
+
+    PartitionLost ends a task quietly. Whoever makes a Background stops it.
+    """
 
     def __init__(self, where: str, fail: Callable[[str], None]) -> None:
         self._where, self._fail = where, fail
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, object]) -> None:
-        """Begin it; a partition that goes ends it quietly."""
+        """Start a task. Never blocks."""
         task = asyncio.ensure_future(self._supervised(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

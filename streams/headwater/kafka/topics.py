@@ -1,7 +1,7 @@
-"""The topics: names, counts and policies; `create` makes what is missing, `check` says what is wrong.
+"""The topics: names, partition counts and policies. `create` makes what is missing, `check` says what is wrong.
 
-Nothing relies on a broker that creates topics by itself: such a topic has the broker's partition count, and a
-click and the request of the same user would then meet on different workers.
+Nothing relies on a broker that creates topics by itself. Such a topic has the broker's partition count, so that a
+click and a request of one user would be handled by different workers.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ _DAY_MS = 24 * 60 * _MINUTE_MS
 # Requests and answers live seconds; half an hour lets a person look at them. Segments roll at the same pace,
 # since only closed segments are deleted.
 _SHORT_MS = 30 * _MINUTE_MS
-# The tombstone of a forgotten user carries the time of the forget, which drops late events of that user; it has
-# to outlive the clicks that may still be replayed, and a worker's longest absence.
+# The tombstone of a forgotten user carries the time of the forget, by which late events of that user are dropped. It
+# has to outlive the clicks that may still be replayed, and a worker's longest absence.
 _TOMBSTONE_MS = 7 * _DAY_MS
 _DEAD_LETTERS_MS = 28 * _DAY_MS
 # A dead letter keeps up to 2 MB of the original, plus headers.
@@ -34,7 +34,7 @@ _DEAD_LETTER_BYTES = 2_200_000
 # Only closed segments are compacted: with Kafka's 1 GiB, a worker would read that much of old states at each start.
 _CHANGELOG_SEGMENT_BYTES = 100 * 1024 * 1024
 _READY_S = 30
-# Matters of cost, not of right or wrong; `check` leaves them to the operator.
+# These change costs, not results. `check` leaves them to the operator.
 _NOT_CHECKED = ("segment.ms", "segment.bytes")
 
 

@@ -1,6 +1,6 @@
 """Why a broker does not let us in, as a sentence with the remedy.
 
-aiokafka logs what each address said, and then raises only that none would have it. So they are asked once more.
+aiokafka logs what each address said, and then raises only that none of them worked. So each is asked once more.
 """
 
 import asyncio
@@ -23,7 +23,10 @@ _BAD_LOGIN: Final = (AuthenticationFailedError, SaslAuthenticationFailed, Unsupp
 
 
 async def why_unreachable(settings: Settings, failure: str) -> str:
-    """A sentence on the brokers that could not be reached, with ``failure`` where they have nothing against us."""
+    """A sentence on the brokers that could not be reached: the first refusal, or ``failure`` if none of them refuses.
+
+    Waits at most 3 s. Raises nothing.
+    """
     hosts = collect_hosts(settings.bootstrap_servers)
     refusals = await asyncio.gather(*(_refusal(settings, host, port) for host, port, _ in hosts))
     for refusal in filter(None, refusals):
@@ -35,7 +38,7 @@ async def why_unreachable(settings: Settings, failure: str) -> str:
 
 
 async def _refusal(settings: Settings, host: str, port: int) -> str | None:
-    """What this address has against us; None where it has nothing, or nobody is there."""
+    """Why this address refuses us. None: it does not, or nothing listens there."""
     broker = f"the Kafka broker at {host}:{port}"
     try:
         await asyncio.wait_for(_ask(settings, host, port), _ANSWER_S)
