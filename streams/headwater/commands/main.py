@@ -55,13 +55,13 @@ _COMMANDS: Final = (
     (_OPERATE, "metrics", "operate:metrics"),
     (_OPERATE, "schema", "operate:schema"),
     (_TRAIN, "train", "models:train"),
-    (_TRAIN, "evaluate", "models:evaluate"),
+    (_TRAIN, "evaluate", "bundles:evaluate"),
     (_TRAIN, "tune", "models:tune"),
     (_TRAIN, "export", "models:export"),
-    (_TRAIN, "bundle show", "models:show"),
-    (_TRAIN, "bundle compare", "models:compare"),
-    (_TRAIN, "bundle mean", "models:mean"),
-    (_TRAIN, "bundle lighten", "models:lighten"),
+    (_TRAIN, "bundle show", "bundles:show"),
+    (_TRAIN, "bundle compare", "bundles:compare"),
+    (_TRAIN, "bundle mean", "bundles:mean"),
+    (_TRAIN, "bundle lighten", "bundles:lighten"),
 )
 _FAMILIES: Final = {
     "import": "Publish a CSV, Parquet or JSON lines file.",

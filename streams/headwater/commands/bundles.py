@@ -1,0 +1,247 @@
+"""`headwater evaluate` and `bundle`: what bundles are worth, and bundles made without training."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from headwater.commands.event_data import EVENTS, DataOptions, positive, print_tables
+from headwater.commands.terminal import (
+    FLAG,
+    CommandError,
+    UsageError,
+    command_line,
+    quiet_aiokafka,
+    run_async,
+    running_settings,
+    say,
+    stdout,
+)
+
+
+def evaluate(
+    bundle: Path | None = None,
+    *,
+    events: DataOptions = EVENTS,
+    with_: Annotated[Path | None, Parameter(name="--with")] = None,
+    sample: int | None = None,
+    seed: int = 0,
+    k: int | None = None,
+    baselines: Annotated[bool, FLAG] = False,
+    through_the_stream: Annotated[bool, FLAG] = False,
+    graph: Annotated[bool, FLAG] = False,
+    threads: int = 1,
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """Compare a bundle with baselines on a dataset, by full ranking of its catalog.
+
+    Example: headwater evaluate my-bundle --data events.csv --protocol leave-one-out
+
+    Parameters
+    ----------
+    bundle
+        Its folder; default: the one in force (`headwater settings`). With --baselines and no bundle: baselines only.
+    with_
+        A second bundle, judged alone and fused with the first.
+    sample
+        The number of questions, drawn by the seed; default: all, 10,000 for prequential.
+    seed
+        Of the sample.
+    k
+        The length of lists; default: 10 for leave-one-out, else 20.
+    baselines
+        Also judge ItemKNN, EASE and ALS. Needs the extra train.
+    through_the_stream
+        Judge the bundle offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
+    graph
+        With --through-the-stream: search a graph, as for large catalogs, instead of all items.
+    threads
+        Threads of the encoder.
+    json
+        Print the figures as JSON.
+    """
+    from headwater_models.commands import as_json, compare
+
+    if through_the_stream and (baselines or with_ is not None):
+        option = "--baselines" if baselines else "--with"
+        raise UsageError(f"--through-the-stream asks about a bundle alone: leave {option} out")
+    if graph and not through_the_stream:
+        raise UsageError("--graph says how the stream searches: expected --through-the-stream with it")
+    if bundle is None and not baselines:
+        bundle = running_settings().bundle_path
+    if with_ is not None and bundle is None:
+        raise UsageError(
+            f"--with {with_}: expected a bundle to go with it, `headwater evaluate BUNDLE --with {with_}`"
+        )
+    length, questions, at = positive("--k", k), positive("--sample", sample), events.moment()
+    if through_the_stream:
+        assert bundle is not None
+        return _evaluate_through_the_stream(
+            bundle, events, questions, seed, length, threads, graph=graph, json=json
+        )
+    results = compare(
+        bundle,
+        events.load(),
+        events.protocol_or("list-at-split"),
+        other=with_,
+        at=at,
+        sample=questions,
+        seed=seed,
+        k=length,
+        learned=baselines,
+        threads=threads,
+    )
+    if json:
+        print(as_json(results).decode())
+        return 0
+    return print_tables(results)
+
+
+def _evaluate_through_the_stream(
+    bundle: Path,
+    events: DataOptions,
+    sample: int | None,
+    seed: int,
+    k: int | None,
+    threads: int,
+    *,
+    graph: bool,
+    json: bool,
+) -> int:
+    from headwater.commands.live_evaluation import TOLERANCE, compare
+    from headwater.settings import Settings
+    from headwater_models.commands import as_json, progress, usual_k
+    from headwater_models.judging.protocols import split
+
+    quiet_aiokafka()
+    protocol, data = events.protocol_or("list-at-split"), events.load()
+    questions = split(data, protocol, events.moment(), sample, seed)
+    settings = Settings.load(encoder_threads=threads)
+    with progress() as report:
+        found = run_async(
+            compare(settings, bundle, data, questions, k or usual_k(protocol), seed, report, graph=graph)
+        )
+    if json:
+        print(as_json(found.results).decode())
+    else:
+        print_tables(found.results)
+    say(found.search)
+    for measure, difference in found.apart.items():
+        say(f"{measure} through the stream less offline as it serves: {difference:+.5f}")
+    if not found.agree:
+        raise CommandError(
+            f"the stream does not say what the bundle does: expected figures at most {TOLERANCE} apart"
+        )
+    return 0
+
+
+def show(bundle: Path | None = None) -> int:
+    """Check a bundle and print its manifest.
+
+    Example: headwater bundle show my-bundle
+
+    Parameters
+    ----------
+    bundle
+        Its folder; default: the one in force (`headwater settings`).
+    """
+    import msgspec
+
+    from headwater_models.commands import describe
+
+    manifest = describe(bundle or running_settings().bundle_path)
+    print(msgspec.json.format(msgspec.json.encode(manifest)).decode())
+    return 0
+
+
+def compare(
+    *bundles: Path,
+    events: DataOptions = EVENTS,
+    sample: int | None = None,
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """Compare bundles: figures, size, and the cost of a click, an answer and a search.
+
+    Example: headwater bundle compare my-bundle light --data events.csv
+
+    Parameters
+    ----------
+    bundles
+        Their folders.
+    sample
+        The number of questions; default: all, 10,000 for prequential.
+    json
+        Print the comparison as JSON.
+    """
+    if not bundles:
+        raise UsageError("no bundle named: expected the folders of those to compare")
+    from headwater_models import commands
+
+    protocol = events.protocol_or("list-at-split")
+    found = commands.weigh(
+        bundles, events.load(), protocol, at=events.moment(), sample=positive("--sample", sample)
+    )
+    if json:
+        print(commands.as_json(found).decode())
+    else:
+        stdout().print(commands.weighed_table(found, f"{events.data}, {protocol}"))
+    return 0
+
+
+def mean(*, out: Path, bundle: Path | None = None) -> int:
+    """Put the training-free user encoder on the item tower of a bundle.
+
+    Needs the extra train.
+
+    Example: headwater bundle mean --bundle my-bundle --out mean-bundle
+
+    Parameters
+    ----------
+    out
+        The folder of the new bundle.
+    bundle
+        The bundle with the item tower; default: the one in force (`headwater settings`).
+    """
+    from headwater_models.commands import make_mean
+
+    print(make_mean(bundle or running_settings().bundle_path, out, command=command_line()).id)
+    return 0
+
+
+def lighten(
+    *,
+    out: Path,
+    bundle: Path | None = None,
+    int8: Annotated[bool, FLAG] = False,
+    fp16: Annotated[bool, FLAG] = False,
+    dim: int | None = None,
+    prune: float = 0.0,
+) -> int:
+    """Make a lighter bundle, by one or several of the options below.
+
+    Needs the extra train.
+
+    Example: headwater bundle lighten --bundle my-bundle --out light --int8
+
+    Parameters
+    ----------
+    out
+        The folder of the new bundle.
+    bundle
+        The bundle to lighten; default: the one in force (`headwater settings`).
+    int8
+        Tables and matrices in 8 bits, with a scale for each row or column.
+    fp16
+        Weights and arithmetic in half precision. CPUs compute in single precision anyway; a GPU may be faster.
+    dim
+        Keep only the first N dimensions, for bundles of `headwater train --nested`.
+    prune
+        Remove this share of the hidden units of each feed-forward layer.
+    """
+    from headwater_models import commands
+
+    source = bundle or running_settings().bundle_path
+    print(
+        commands.lighten(source, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command_line()).id
+    )
+    return 0

@@ -1,0 +1,99 @@
+"""The events that training and evaluation take, as options of their commands, and their figures as tables."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import Parameter
+
+from headwater.commands.terminal import MANY, TimeOption, UsageError, say, stdout
+
+if TYPE_CHECKING:
+    from headwater_models.commands import Results
+    from headwater_models.data.datasets import Dataset
+    from headwater_models.judging.protocols import At
+
+
+# Written out for the help, which must not import torch. A test holds it equal to the code.
+ProtocolOption = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions:
+    """Which events to use, and how to split them.
+
+    Parameters
+    ----------
+    data
+        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
+    path
+        The folder of a built-in dataset.
+    map_
+        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
+    time
+        The unit of the times of a file.
+    protocol
+        How events are split: see models/README.md. Default: leave-one-out; for complete-journey global-time to train, and
+        list-at-split to evaluate.
+    at
+        The split of the protocols in time: a share of the events (0.9) or a date. Default: 0.9; for complete-journey
+        2017-12-01.
+    """
+
+    data: str = "complete-journey"
+    path: Path | None = None
+    map_: Annotated[list[str], Parameter(name="--map"), MANY] = field(default_factory=list)
+    time: TimeOption = "auto"
+    protocol: ProtocolOption | None = None
+    at: str | None = None
+
+    def protocol_or(self, of_complete_journey: ProtocolOption) -> ProtocolOption:
+        usual = of_complete_journey if self.data == "complete-journey" else "leave-one-out"
+        return self.protocol or usual
+
+    def moment(self) -> "At | None":
+        from datetime import datetime
+
+        if self.at is None:
+            return None
+        try:
+            return float(self.at)
+        except ValueError:
+            pass
+        try:
+            return datetime.fromisoformat(self.at)
+        except ValueError:
+            raise UsageError(
+                f"--at is {self.at}: expected a share of the events such as 0.9, or a date"
+            ) from None
+
+    def load(self) -> "Dataset":
+        """The data. Prints what was read differently or left out."""
+        from headwater_models.data.datasets import load
+
+        found = load(self.data, self.path, self.map_, self.time)
+        for note in found.notes:
+            say(f"{found.name}: {note}")
+        for reason, rows in found.dropped.items():
+            say(f"{found.name}: {rows:,} rows left out, {reason}")
+        return found
+
+
+EVENTS: Final = DataOptions()
+
+
+def positive(option: str, value: int | None) -> int | None:
+    """The value of a count, None where it is left out. Raises UsageError if it is not positive."""
+    if value is not None and value < 1:
+        raise UsageError(f"{option} is {value}: expected a whole number from 1 on")
+    return value
+
+
+def print_tables(results: "Results") -> int:
+    """Print figures as tables; the exit code of a command that did."""
+    from headwater_models.commands import tables
+
+    for table in tables(results):
+        stdout().print(table)
+    return 0
