@@ -368,7 +368,13 @@ def _complaints(error: ValidationError, fields: list[str]) -> Iterator[str]:
             continue
         value = found["input"]
         secret = isinstance(value, SecretStr) or field.endswith(("password", "api_key"))
-        shown = "not shown" if secret else f"'{_masked(value)}'" if isinstance(value, str) else repr(value)
+        shown = (
+            "not shown"
+            if secret
+            else f"'{_masked(str(value))}'"
+            if isinstance(value, str | Path)
+            else repr(value)
+        )
         expected = reason.removeprefix("Input should be ").removeprefix("Input should ")
         yield f"{PREFIX}{field.upper()} is {shown}: expected {expected}"
 
