@@ -23,7 +23,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from headwater.encoder.features import clamp_gap_s, item_key
 from headwater.encoder.runtime import Encoder, load
-from headwater.index import edge, edge_graph, edge_shard, fields, server
+from headwater.index import edge, edge_graph, edge_shard, fields, server_terms
 from headwater.profiles.columns import Columns
 from headwater.profiles.state_records import bundle_key, unpack
 from headwater.settings import Settings
@@ -103,8 +103,8 @@ async def _of_edge(
 async def _of_server(settings: Settings, encoder: Encoder, vectors: F32, excluded: set[int]) -> float:
     """As its documentation does it: one call of `query_batch_points` after the other, over gRPC."""
     client = client_of(settings)
-    condition = server._filter(fields.condition(None, frozenset(excluded)))
-    params = models.SearchParams(hnsw_ef=server.SEARCH_EF)
+    condition = server_terms.server_filter(fields.condition(None, frozenset(excluded)))
+    params = models.SearchParams(hnsw_ef=server_terms.SEARCH_EF)
 
     async def find(vector: F32, limit: int) -> list[int]:
         nearest = models.NearestQuery(nearest=[*vector.tolist(), 0.0])

@@ -17,7 +17,6 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -43,8 +42,17 @@ from headwater.index import (
     lifted,
     newer,
 )
-from headwater.index.filters import Filter, names_available
+from headwater.index.filters import Filter
 from headwater.index.server_calls import LOOK_UP_S, SEARCH_S, Calls
+from headwater.index.server_terms import (
+    DELETED,
+    condition_on_items,
+    is_mark,
+    older_than,
+    query_request,
+    server_condition,
+    server_filter,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -53,13 +61,10 @@ OLDEST_SERVER = (
     18,
 )  # has insert-only and conditional upserts, which an older server ignores without a word
 
-DELETED = "5:state=deleted"  # the one word of a mark; no filter knows a field `state`
-
 # A batch of 64 queries takes a server some 40 ms; 500 points of 64 dimensions are about 300 KB.
 SEARCH_SLICE = 64
 PUT_SLICE = 500
 READ_SLICE = 1000
-SEARCH_EF = 128
 PUT_ROUNDS = 5
 
 # By default gRPC waits up to two minutes before it reconnects, and gives a connection 20 s to come about. A host that
@@ -168,7 +173,7 @@ class ServerIndex:
             check_vector(query.vector, self._dim, "query")
         found: list[list[Hit]] = []
         for part in _slices(queries, SEARCH_SLICE):
-            requests = [_request(query) for query in part]
+            requests = [query_request(query) for query in part]
             answers = await self._calls.prompt(
                 SEARCH_S, self._client.query_batch_points, self._collection, requests
             )
@@ -181,14 +186,14 @@ class ServerIndex:
     async def vectors(self, keys: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """As `Index.vectors`: (D,) each, as they were before they were lifted."""
         records = await self._read(keys, payload=["words"], vectors=True)
-        live = (record for record in records if not _is_mark(record))
+        live = (record for record in records if not is_mark(record))
         return {int(record.id): np.asarray(record.vector, dtype=np.float32)[:-1] for record in live}
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
         """As `Index.items`."""
         found: dict[int, dict[str, Any]] = {}
         for record in await self._read(keys, payload=["item", "item_id", "words"]):
-            if not _is_mark(record):
+            if not is_mark(record):
                 payload = record.payload or {}
                 found[int(record.id)] = {**payload["item"], "item_id": payload["item_id"]}
         return found
@@ -197,8 +202,8 @@ class ServerIndex:
         """As `Index.match`, with the filter as a search has it."""
         found: dict[int, str] = {}
         for part in _slices(keys, READ_SLICE):
-            group = _condition_on_items(where)
-            wanted = _filter(
+            group = condition_on_items(where)
+            wanted = server_filter(
                 fields.Group((*group.must, fields.HasKey(frozenset(part))), group.should, group.must_not)
             )
             records, _ = await self._calls.prompt(
@@ -215,7 +220,7 @@ class ServerIndex:
 
     async def count(self) -> int:
         """As `Index.count`, exact."""
-        live = _filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
+        live = server_filter(fields.Group(must_not=(fields.HasWord((DELETED,)),)))
         found = await self._calls.prompt(SEARCH_S, self._client.count, self._collection, live, exact=True)
         return found.count
 
@@ -257,7 +262,7 @@ class ServerIndex:
             IndexUnavailable: the server does not answer.
         """
         old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
-        marks = models.Filter(must=[_condition(fields.HasWord((DELETED,))), old])
+        marks = models.Filter(must=[server_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
         await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
 
@@ -310,7 +315,7 @@ class ServerIndex:
             if point.key in new:
                 inserts.append(struct)
             else:
-                upsert = models.PointsList(points=[struct], update_filter=_older(point.item_id, stamp))
+                upsert = models.PointsList(points=[struct], update_filter=older_than(point.item_id, stamp))
                 replaces.append(models.UpsertOperation(upsert=upsert))
         if inserts:
             only = models.UpdateMode.INSERT_ONLY
@@ -438,73 +443,6 @@ def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> 
             grpc_options=dict(_CHANNEL_OPTIONS),
             check_compatibility=False,  # it would ask over HTTP, from a thread
         )
-
-
-def _older(item_id: str, stamp: VersionStamp) -> models.Filter:
-    """The condition that an older version of the same item is stored."""
-    high, low = stamp.version >> 32, stamp.version & 0xFFFFFFFF
-    same_high = models.FieldCondition(key="version_high", match=models.MatchValue(value=high))
-    same_low = models.FieldCondition(key="version_low", match=models.MatchValue(value=low))
-    less: list[models.Condition] = [
-        models.FieldCondition(key="version_high", range=models.Range(lt=high)),
-        models.Filter(must=[same_high, models.FieldCondition(key="version_low", range=models.Range(lt=low))]),
-        models.Filter(
-            must=[
-                same_high,
-                same_low,
-                models.FieldCondition(key="offset", range=models.Range(lt=stamp.offset)),
-            ]
-        ),
-    ]
-    same_item = models.FieldCondition(key="item_id", match=models.MatchValue(value=item_id))
-    return models.Filter(must=[same_item, models.Filter(should=less)])
-
-
-def _request(query: Query) -> models.QueryRequest:
-    return models.QueryRequest(
-        query=models.NearestQuery(nearest=[*query.vector.tolist(), 0.0]),
-        filter=_filter(_condition_on_items(query.where, query.exclude)),
-        params=models.SearchParams(hnsw_ef=SEARCH_EF),
-        limit=query.limit,
-        with_payload=["item_id"],
-    )
-
-
-def _condition_on_items(where: Filter | None, exclude: frozenset[int] = frozenset()) -> fields.Group:
-    """A search condition that leaves marks out: by the rule on availability, or else by their word."""
-    group = fields.condition(where, exclude)
-    if where is None or not names_available(where):
-        return group
-    return replace(group, must_not=(*group.must_not, fields.HasWord((DELETED,))))
-
-
-def _filter(group: fields.Group) -> models.Filter:
-    return models.Filter(
-        must=[_condition(each) for each in group.must] or None,
-        should=[_condition(each) for each in group.should] or None,
-        must_not=[_condition(each) for each in group.must_not] or None,
-    )
-
-
-def _condition(condition: fields.Condition) -> models.Condition:
-    match condition:
-        case fields.HasWord(words=words):
-            wanted = (
-                models.MatchValue(value=words[0]) if len(words) == 1 else models.MatchAny(any=list(words))
-            )
-            return models.FieldCondition(key="words", match=wanted)
-        case fields.HasNumber(field=field, bounds=at):
-            return models.FieldCondition(
-                key=field, range=models.Range(gte=at.gte, gt=at.gt, lte=at.lte, lt=at.lt)
-            )
-        case fields.HasKey(keys=keys):
-            return models.HasIdCondition(has_id=list(keys))
-        case fields.Group():
-            return _filter(condition)
-
-
-def _is_mark(record: models.Record) -> bool:
-    return DELETED in (record.payload or {})["words"]
 
 
 def _slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
