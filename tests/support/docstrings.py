@@ -9,13 +9,14 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from tests.support.checkout import ROOT
 
 _ARRAY = re.compile(r"NDArray|\bTensor\b|ndarray|\b(Floats|Ints|F16|F32|F64|I64|U64|U16|U8|Bools)\b")
 # As in `(users, T)`, `(events,)`, `f32[B, D]` or `(..., dim)`.
-_SHAPE = re.compile(r"\([^()]*\w,[^()]*\)|\w+\[[\w, +*]+\]|\(\w+,\)|\(\.\.\.")
+_SHAPE = re.compile(r"\([^()]*\w,[^()]*\)|\w+\[[\w, +*]+\]|\(\w+,\)|\(\.\.\.|any shape|^See `\w+`")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -114,13 +115,9 @@ def main() -> None:
         )
         print(f"  {len(found.without_shapes)} of {found.array_functions} array functions name no shape")
         print(f"  {len(found.without_raises)} of {found.raising_functions} raising functions do not say so")
-        for kind in (
-            found.undocumented,
-            found.undocumented_classes,
-            found.without_shapes,
-            found.without_raises,
-        ):
-            print(*(f"    {where}" for where in kind), sep="\n")
+        kinds = (found.undocumented, found.undocumented_classes, found.without_shapes, found.without_raises)
+        for where in chain(*kinds):
+            print(f"    {where}")
 
 
 if __name__ == "__main__":
