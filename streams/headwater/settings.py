@@ -34,7 +34,7 @@ LOCAL_BROKER = "127.0.0.1:9092"
 
 
 def _starter_bundle() -> Path:
-    """The shipped bundle: it lies in the package beside this one, which is found without being imported."""
+    """The shipped bundle, in the package `headwater_models`, which is found without being imported."""
     found = find_spec("headwater_models")
     folders = found.submodule_search_locations if found is not None else None
     return Path(next(iter(folders or ["headwater_models"]))) / "starter"
@@ -48,15 +48,15 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:,/]+):(\d{1,5})")
 
 
 class SettingsError(HeadwaterError):
-    """A setting is wrong. The message is one sentence: the setting, its value, what is expected."""
+    """A setting is wrong: one sentence with the setting, its value and what is expected."""
 
 
 class Settings(BaseSettings):
-    """Built once by `Settings.load()` and handed on. Everything has a default that suits a laptop."""
+    """Built once by `Settings.load()` and passed on. All defaults suit a laptop."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_ignore_empty=True,  # compose files pass unset variables on as empty strings
+        env_ignore_empty=True,  # compose files pass unset variables as empty strings
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=3650, description="how long items of the catalog are new to the source `new`"
     )
     user_ttl_days: float | None = Field(
-        default=None, gt=0, description="users without an event for so long are erased"
+        default=None, gt=0, description="users without an event for this long are erased"
     )
     max_parked: int = Field(
         default=10_000, ge=0, description="requests of a worker that wait for their click, at most"
@@ -303,7 +303,7 @@ class Settings(BaseSettings):
     def _ssl_context(self) -> ssl.SSLContext:
         from aiokafka.helpers import create_ssl_context  # here: all commands load settings, few use TLS
 
-        # Without a password of ours OpenSSL would ask for that of an encrypted key at the terminal, and wait.
+        # With no password given, OpenSSL would ask for that of an encrypted key at the terminal, and wait.
         password = self.kafka_ssl_key_password or SecretStr("")
         try:
             context: ssl.SSLContext = create_ssl_context(
@@ -340,7 +340,7 @@ def config_file(environment: Mapping[str, str]) -> Path | None:
 
 
 def _refuse_misspelt(environment: Mapping[str, str], fields: list[str]) -> None:
-    """A variable that almost is a setting is one that somebody believes to be set."""
+    """Raises SettingsError for a variable that looks like a misspelt setting, which would be ignored in silence."""
     names = [f"{PREFIX}{field.upper()}" for field in fields]
     for variable in environment:
         if variable.startswith(PREFIX) and variable not in (*names, f"{PREFIX}CONFIG"):
@@ -359,7 +359,7 @@ def _complaints(error: ValidationError, fields: list[str]) -> Iterator[str]:
     for found in error.errors():
         reason = str(found["ctx"]["error"]) if found["type"] == "value_error" else found["msg"]
         if not found["loc"]:
-            yield reason  # a rule about several settings, which names them itself
+            yield reason  # a rule about several settings names them itself
             continue
         field = str(found["loc"][0])
         if found["type"] == "extra_forbidden":

@@ -11,9 +11,9 @@ from headwater.commands.terminal import (
     CommandError,
     UsageError,
     command_line,
+    default_bundle,
     quiet_aiokafka,
     run_async,
-    running_settings,
     say,
     stdout,
 )
@@ -68,7 +68,7 @@ def evaluate(
     if graph and not through_the_stream:
         raise UsageError("--graph says how the stream searches: expected --through-the-stream with it")
     if bundle is None and not baselines:
-        bundle = running_settings().bundle_path
+        bundle = default_bundle()
     if with_ is not None and bundle is None:
         raise UsageError(
             f"--with {with_}: expected a bundle to go with it, `headwater evaluate BUNDLE --with {with_}`"
@@ -149,7 +149,7 @@ def show(bundle: Path | None = None) -> int:
 
     from headwater_models.commands import describe
 
-    manifest = describe(bundle or running_settings().bundle_path)
+    manifest = describe(bundle or default_bundle())
     print(msgspec.json.format(msgspec.json.encode(manifest)).decode())
     return 0
 
@@ -204,7 +204,7 @@ def mean(*, out: Path, bundle: Path | None = None) -> int:
     """
     from headwater_models.commands import make_mean
 
-    print(make_mean(bundle or running_settings().bundle_path, out, command=command_line()).id)
+    print(make_mean(bundle or default_bundle(), out, command=command_line()).id)
     return 0
 
 
@@ -240,7 +240,7 @@ def lighten(
     """
     from headwater_models import commands
 
-    source = bundle or running_settings().bundle_path
+    source = bundle or default_bundle()
     print(
         commands.lighten(source, out, int8=int8, fp16=fp16, dim=dim, prune=prune, command=command_line()).id
     )

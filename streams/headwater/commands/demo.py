@@ -1,7 +1,7 @@
-"""The demo: the whole system on a year of real grocery purchases, with the broker and the index embedded.
+"""The demo: the whole system on a year of real grocery purchases, with an embedded broker and index.
 
-The catalog and the purchases go through their topics as anybody's would, shifted so that the last purchase is now.
-Then the last two days are bought again, basket by basket, and the answers before and after are shown.
+Catalog and purchases go through their topics, like those of any shop. Times are shifted so that the last purchase is
+now. The baskets of the last two days are bought again, one by one, with the answers before and after each.
 """
 
 import asyncio
@@ -31,26 +31,26 @@ from headwater_models.data import complete_journey
 
 DEFAULT_EVENTS: Final = 300_000
 _LIVE_MS: Final = 2 * 86_400_000
-# Purchases of one household this close together are one basket.
+# Purchases of one household less than this apart are one basket.
 _BASKET_GAP_MS: Final = 120_000
 _HOUSEHOLDS: Final = 6
-# Asked without being shown, so that the percentiles rest on more than a handful.
+# More baskets that are measured and not shown, so that the percentiles rest on more than a few.
 _MEASURED: Final = 60
 _LIMIT: Final = 5
-# Of products that differ only in their maker, one is enough to read.
+# Some diversity: products that differ only in their maker make a list dull to read.
 _DIVERSITY: Final = 0.3
 _LIVE_PAUSE_S: Final = 1.0
 
 
 class Basket(msgspec.Struct, frozen=True):
-    """What one household bought at once."""
+    """The items that one household bought at once."""
 
     user_id: str
     item_ids: list[str]
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """One basket with the answers around it."""
+    """One basket, with the titles recommended before and after it."""
 
     household: str
     bought: list[str]
@@ -69,8 +69,8 @@ class Summary(msgspec.Struct, frozen=True):
     events: int
     asks: int
     answered: int
-    after_click: int  # asks that came right after a purchase ...
-    reflected: int  # ... and those whose answer proves that it counts
+    after_click: int  # asks right after a purchase
+    reflected: int  # those among them whose answer proves that it reflects the purchase
     ms_click_to_answer: dict[str, float]
     seconds: dict[str, float]
     bundle: str
@@ -78,12 +78,12 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def is_complete(self) -> bool:
-        """Every ask was answered, and every answer after a purchase proves that the purchase counts."""
+        """Whether every ask was answered, and every answer after a purchase reflects it."""
         return self.asks == self.answered and self.after_click == self.reflected > 0
 
 
 async def run(settings: Settings, *, once: bool, as_json: bool, events: int | None) -> int:
-    """Run the demo; the exit code. ``events`` None means all of them.
+    """Run the demo and return the exit code. ``events``: how many of the last purchases to publish, None for all.
 
     Raises:
         OwnWorkerError, BrokerError, DataMissing: with a sentence that says what to do.
@@ -166,7 +166,7 @@ def _data(events: int | None) -> tuple[pl.DataFrame, pl.DataFrame, list[Basket],
 
 
 def _baskets(events: pl.DataFrame) -> Iterator[Basket]:
-    """Baskets in the order of their first purchase."""
+    """The baskets, in the order of their first purchase."""
     ends: dict[str, int] = {}
     baskets: dict[str, list[str]] = {}
     order: list[tuple[str, list[str]]] = []
@@ -252,7 +252,7 @@ async def _publish(
 
 
 class _Measured:
-    """What all asks together came to."""
+    """Counts and times over all asks."""
 
     def __init__(self) -> None:
         self.asks = self.answered = self.after_click = self.reflected = 0
@@ -281,7 +281,7 @@ async def _replay(
 async def _bought(
     client: Client, basket: Basket, titles: dict[str, str], measured: _Measured
 ) -> Shown | None:
-    """Ask, buy the basket, ask again; None when an answer stayed out."""
+    """Ask, buy the basket, ask again. None if an ask got no answer."""
     before = await _ask(client, basket.user_id, measured)
     event_id = ""
     started = time.perf_counter()
@@ -326,7 +326,7 @@ async def _ask(client: Client, user_id: str, measured: _Measured) -> Response | 
     measured.asks += 1
     try:
         answer = await client.recall(user_id, limit=_LIMIT, diversity=_DIVERSITY, explain=True)
-    except Exception as error:  # noqa: BLE001 - any failure of any kind is an ask without an answer, and counted
+    except Exception as error:  # noqa: BLE001 - whatever fails is counted as an ask without an answer
         sys.stderr.write(f"household {user_id}: no answer ({type(error).__name__}: {error})\n")
         return None
     measured.answered += 1
@@ -338,7 +338,7 @@ async def _ask(client: Client, user_id: str, measured: _Measured) -> Response | 
 async def _go_on(
     client: Client, console: Console, titles: dict[str, str], live: Sequence[Basket], web: str
 ) -> None:
-    """Live answers, one basket a second, until the demo is stopped (or two days of shopping are over)."""
+    """Show one basket a second until the demo is stopped. It stays up after the last one."""
     console.print("\n[bold]live[/bold]: a basket a second; Ctrl-C stops everything. In a second terminal:")
     console.print(
         "  headwater ask HOUSEHOLD    headwater click HOUSEHOLD PRODUCT    headwater user HOUSEHOLD\n"
@@ -356,7 +356,7 @@ async def _go_on(
     await asyncio.Event().wait()
 
 
-# What people see
+# Output for people
 
 
 def _show(console: Console, shown: Shown) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from headwater.commands.event_data import EVENTS, DataOptions, positive, print_tables
-from headwater.commands.terminal import FLAG, MANY, UsageError, command_line, running_settings
+from headwater.commands.terminal import FLAG, MANY, UsageError, command_line, default_bundle
 
 # Written out for the help, which must not import torch. Tests hold them equal to the registries.
 ModelOption = Literal[
@@ -124,7 +124,7 @@ def train(
     chosen, moment = events.protocol_or("global-time"), events.moment()
     training: dict[str, Any] = {"at": moment, "threads": threads, "command": command_line()}
     if kind == "table":
-        base = bundle or running_settings().bundle_path
+        base = bundle or default_bundle()
         return print_tables(train_similar(base, events.load(), chosen, out, **training))
     training |= {"seed": seed, "epochs": positive("--epochs", epochs), "settings": set_}
     if search is not None:
@@ -133,7 +133,7 @@ def train(
 
         training["search"] = Search(search, trials, study or out.with_name(f"{out.name}.study"))
     if kind == "scorer":
-        base = bundle or running_settings().bundle_path
+        base = bundle or default_bundle()
         return print_tables(train_scorer(model, base, events.load(), chosen, out, **training))
     training |= {"teacher": teacher, "nested": nested, "resume": resume}
     return print_tables(train_sequence(model, events.load(), chosen, out, **training))

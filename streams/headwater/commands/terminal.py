@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Coroutine
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from cyclopts import Parameter
@@ -152,6 +153,21 @@ def running_settings() -> "Settings":
 
     quiet_aiokafka()
     return running_system()
+
+
+def default_bundle() -> Path:
+    """The folder of the bundle that is set, of the running system, or the shipped one.
+
+    Which system is meant matters to commands that talk to one. These do not, so several running systems are no error.
+    """
+    from headwater.run_file import SeveralRunning, running_system
+    from headwater.settings import Settings
+
+    quiet_aiokafka()
+    try:
+        return running_system().bundle_path
+    except SeveralRunning:
+        return Settings.load().bundle_path
 
 
 def running_web(settings: "Settings") -> str | None:

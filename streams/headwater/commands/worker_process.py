@@ -1,4 +1,4 @@
-"""A worker as a process of one's own, on an embedded broker: started, filled, watched and ended by the demo and evaluation."""
+"""A worker as a child process on an embedded broker: the demo and the live evaluation start, fill, watch and stop it."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from headwater.kafka.embedded_broker import dying_with_us
 from headwater.kafka.publish import Outgoing
 from headwater.settings import PREFIX, Settings
 
-Health = dict[str, Any]  # what the worker's /healthz says
+Health = dict[str, Any]  # the body of the worker's /healthz
 
 _START_TIMEOUT_S: Final = 60.0
 _APPLY_TIMEOUT_S: Final = 600.0
@@ -27,12 +27,17 @@ _CHUNK: Final = 10_000
 
 
 class OwnWorkerError(HeadwaterError):
-    """The worker cannot go on: one sentence with what to do."""
+    """The worker cannot go on: one sentence with the remedy."""
 
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[str]:
-    """Starts a worker of role ``all``; its web address. It ends with us, however we end."""
+    """Start a worker of role ``all``, and stop it at the end of the block. Yields its web address, http://host:port.
+
+    The kernel kills it if this process is killed. Its output goes to `worker.log` in the data folder.
+
+    Raises OwnWorkerError, with the last line of that log.
+    """
     log = settings.data_dir / "worker.log"
     port = settings.web_port or _free_port(settings.web_host)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
@@ -60,7 +65,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
 
 
 async def ready(web: str) -> Health:
-    """Wait until the worker consumes. Raises OwnWorkerError."""
+    """Wait until the worker's state is complete; its health then. Raises OwnWorkerError after 60 s, or if it stopped."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < deadline:
@@ -72,7 +77,7 @@ async def ready(web: str) -> Health:
 
 
 async def require(web: str) -> None:
-    """An ask went unanswered: go on if that was chance, end if there is nobody to answer. Raises OwnWorkerError."""
+    """Check that the worker still runs, for example after a request without an answer. Raises OwnWorkerError."""
     async with aiohttp.ClientSession() as session:
         await _health(session, web)
 
@@ -84,10 +89,10 @@ async def come_to(
     done: Callable[[int], None],
     published: asyncio.Future[int],
 ) -> None:
-    """Wait until the worker has come to ``target`` and everything is published, telling ``done`` how far it is.
+    """Wait until everything is published and the worker has processed ``target`` records; report progress to ``done``.
 
     Raises:
-        OwnWorkerError: it stopped, or did not come there in time.
+        OwnWorkerError: the worker stopped, or was not done after ten minutes.
     """
     deadline = time.monotonic() + _APPLY_TIMEOUT_S
     now = 0
@@ -106,12 +111,12 @@ async def come_to(
 
 
 def applied(state: Health) -> int:
-    """How many records of the clicks topic the worker has behind it."""
+    """Records of the clicks topic at or below the worker's watermarks."""
     return sum(int(watermark) + 1 for watermark in state["partitions"].values())
 
 
 def chunks(records: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:
-    """As they are published."""
+    """The records in lists of 10,000, as they are published."""
     while chunk := list(itertools.islice(records, _CHUNK)):
         yield chunk
 
@@ -128,7 +133,7 @@ async def _health(session: aiohttp.ClientSession, web: str) -> Health:
 
 
 async def _answers(process: asyncio.subprocess.Process, web: str) -> None:
-    """Wait until the worker answers at all."""
+    """Wait until the worker answers over HTTP."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < deadline and process.returncode is None:
@@ -141,7 +146,7 @@ async def _answers(process: asyncio.subprocess.Process, web: str) -> None:
 
 
 def _as_environment(settings: Settings, port: int) -> dict[str, str]:
-    """The settings of this process for its worker; what it does not name keeps its default."""
+    """The settings that the worker inherits, as environment variables; all others keep their defaults."""
     given: dict[str, Any] = {
         "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
         "TOPIC_PREFIX": settings.topic_prefix,
