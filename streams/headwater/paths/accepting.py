@@ -95,7 +95,7 @@ class PendingRequest:
 
 
 class Rejection(NamedTuple):
-    """An invalid request whose sender can be told so: (request id, user id), why, and where to."""
+    """An invalid request whose sender, (request id, user id), can be told why."""
 
     sender: tuple[str, str]
     error: ErrorDetail

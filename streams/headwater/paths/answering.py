@@ -45,8 +45,8 @@ class Found(NamedTuple):
 def needed_offset(pending: PendingRequest, partition: Partition, applied: int) -> int:
     """The offset that this partition's changelog has to reach before a request is answered from what is ``applied``.
 
-    An event id, or an offset of another partition, says nothing about this partition: its click is among all that is applied.
-    Nothing is answered for one of those while nothing is applied.
+    It is -1 for a request that demands no click. A click demanded by its event id, or by an offset of another partition, has
+    no offset here, so everything applied has to be stored, and at least one record.
     """
     if not pending.demands_a_click:
         return -1

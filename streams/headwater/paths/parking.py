@@ -1,4 +1,4 @@
-"""Requests that wait for the click that they demand: who they are, what wakes them, when they expire."""
+"""Requests that wait for the click that they demand: when they may be answered, what wakes them, when they expire."""
 
 import asyncio
 import heapq

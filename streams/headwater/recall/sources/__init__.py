@@ -1,4 +1,4 @@
-"""What a source of candidates is, and what it is asked.
+"""The contract of a source of candidates, and the ask that it gets.
 
 A source is one file here and one line in `registry.py`. It takes one of four shapes, by what it knows:
 

@@ -1,4 +1,4 @@
-"""What a user may want again: the items of their positive events, by how often and how lately. Pure."""
+"""Items that a user may want again: those of their positive events, by how often and how recently. Pure."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""What lies near to each of the user's interests."""
+"""The items nearest to each of the user's interests. Pure."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What is new in the catalog and like what the user is taking.
+"""New items of the catalog that are like those of the user's current session.
 
 New items have no co-occurrence and no popularity, and interests rank them below items seen in training; only their text
 separates them. They are compared with the items of the current session, one by one, by cosine, because the norm of an

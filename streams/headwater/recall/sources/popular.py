@@ -1,4 +1,4 @@
-"""What is popular now and matches."""
+"""The most popular items that match a request's filter."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence

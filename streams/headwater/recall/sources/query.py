@@ -1,4 +1,4 @@
-"""What lies near to the request's text."""
+"""The items nearest to the request's text. Pure."""
 
 from collections.abc import Iterable
 

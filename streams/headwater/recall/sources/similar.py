@@ -1,4 +1,4 @@
-"""What others took in one session with the items of the user's current one: item-to-item neighbours. Pure."""
+"""Items that others took in one session with those of the user's current session: item-to-item neighbours. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
