@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import item_key
 from headwater.index import BadVector, Index, KeyCollision, Point, Query
+from headwater.index import server as index_server
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import And, Filter, FilterError, Range, admits, parse
 from headwater.index.server import ServerIndex
@@ -57,7 +58,11 @@ async def opened(kind: str, path: Path) -> AsyncIterator[Index]:
         return
     async with server(kind) as connect:
         index = await connect(f"items-test-{uuid.uuid4().hex}")
-        yield index
+        with pytest.MonkeyPatch.context() as patch:
+            # What is tested is what comes, not when: the machine may be busy.
+            patch.setattr(index_server, "LOOK_UP_S", 60.0)
+            patch.setattr(index_server, "SEARCH_S", 60.0)
+            yield index
         await index.drop()
         await index.close()
 

@@ -16,7 +16,7 @@ absent. A stored one is replaced only while it is older. The stamps are then rea
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -297,7 +297,7 @@ class ServerIndex:
     async def _stamps(self, keys: Iterable[int]) -> dict[int, tuple[str, VersionStamp | None]]:
         wanted = ["item_id", "version_high", "version_low", "offset"]
         stored: dict[int, tuple[str, VersionStamp | None]] = {}
-        for record in await self._read(list(keys), payload=wanted, within_s=None):
+        for record in await self._read_patiently(list(keys), wanted):
             held = record.payload or {}
             stamp = VersionStamp((held["version_high"] << 32) | held["version_low"], held["offset"])
             stored[int(record.id)] = held["item_id"], stamp
@@ -404,23 +404,28 @@ class ServerIndex:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def _read(
-        self,
-        keys: Sequence[int],
-        *,
-        payload: list[str],
-        vectors: bool = False,
-        within_s: float | None = LOOK_UP_S,
+        self, keys: Sequence[int], *, payload: list[str], vectors: bool = False
     ) -> list[models.Record]:
-        """The records of the keys. With ``within_s`` None it is patient, for a write that waits for it."""
+        """The records of the keys, within `LOOK_UP_S` for each `READ_SLICE` keys."""
         found: list[models.Record] = []
+        for call in self._retrievals(keys, payload, vectors):
+            found += await self._calls.prompt(LOOK_UP_S, call)
+        return found
+
+    async def _read_patiently(self, keys: Sequence[int], payload: list[str]) -> list[models.Record]:
+        """The records of the keys, for a write that waits for them."""
+        found: list[models.Record] = []
+        for call in self._retrievals(keys, payload, False):
+            found += await self._calls.patient(call)
+        return found
+
+    def _retrievals(
+        self, keys: Sequence[int], payload: list[str], vectors: bool
+    ) -> Iterator[Callable[[], Awaitable[list[models.Record]]]]:
         for part in _slices(keys, READ_SLICE):
-            call = partial(
+            yield partial(
                 self._client.retrieve, self._collection, part, with_payload=payload, with_vectors=vectors
             )
-            found += await (
-                self._calls.patient(call) if within_s is None else self._calls.prompt(within_s, call)
-            )
-        return found
 
     async def _look(self) -> None:
         """The smallest search: whether the server answers."""
