@@ -95,19 +95,16 @@ def test_a_program_with_its_own_streams_and_models_runs(project: Path) -> None:
     assert printed == "own streams own models True\n"
 
 
+def mypy(project: Path, program: str) -> subprocess.CompletedProcess[str]:
+    python = project / "env" / "bin" / "python"
+    options = ("--strict", "--no-incremental", "--python-executable", python)
+    return run(sys.executable, "-m", "mypy", *options, program, cwd=project)
+
+
 def test_the_client_type_checks_under_mypy_strict(project: Path) -> None:
-    printed = succeeds(
-        sys.executable,
-        "-m",
-        "mypy",
-        "--strict",
-        "--no-incremental",
-        "--python-executable",
-        project / "env" / "bin" / "python",
-        "shelf.py",
-        cwd=project,
-    )
-    assert "no issues found" in printed
+    done = mypy(project, "shelf.py")
+    assert done.returncode == 0, done.stdout
+    assert "no issues found" in done.stdout
 
 
 def test_mypy_sees_a_wrong_use_of_the_client(project: Path) -> None:
@@ -115,17 +112,7 @@ def test_mypy_sees_a_wrong_use_of_the_client(project: Path) -> None:
     (project / "wrong.py").write_text(
         'from headwater import Client\n\n\nasync def ask(client: Client) -> int:\n    return await client.recall("ann")\n'
     )
-    done = run(
-        sys.executable,
-        "-m",
-        "mypy",
-        "--strict",
-        "--no-incremental",
-        "--python-executable",
-        project / "env" / "bin" / "python",
-        "wrong.py",
-        cwd=project,
-    )
+    done = mypy(project, "wrong.py")
     assert done.returncode == 1
     assert 'got "Response", expected "int"' in done.stdout
 
