@@ -17,6 +17,14 @@ from tests.support.kafka_server import CannotRunError, external_servers, kafka_s
 _SESSION = f"test-{uuid.uuid4().hex[:8]}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def not_the_users_systems(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures of a session or module announce what they start among themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_other_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test, and what it starts, finds the systems that it runs itself, not those of this user."""

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from headwater import run_file
+from headwater.run_file import Run
 from headwater.settings import PREFIX, Settings
 from tests.support import file_map
 from tests.support.checkout import ROOT
@@ -69,7 +70,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         system = subprocess.Popen(
             [sys.executable, "-m", "headwater", "up"],
             cwd=folder,
-            env=_environment(),
+            env=_environment(folder),
             stdout=subprocess.DEVNULL,
             stderr=stderr,
         )
@@ -87,11 +88,14 @@ def run_example(guide: Path, first_line: str, folder: Path) -> str:
     example = re.search(rf"```python\n({re.escape(first_line)}\n.*?)```", text, re.DOTALL)
     assert example is not None
     script = folder / "example.py"
-    script.write_text(example[1], encoding="utf-8")
+    # Another system may have the usual port.
+    script.write_text(
+        example[1].replace("127.0.0.1:9092", announced(folder).bootstrap_servers), encoding="utf-8"
+    )
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=folder,
-        env=_environment(),
+        env=_environment(folder),
         capture_output=True,
         text=True,
         timeout=90,
@@ -111,13 +115,21 @@ def test_the_example_for_other_languages_runs_to_its_answer(running: Path) -> No
     assert printed.startswith("ok ['c2'"), printed
 
 
-def _environment() -> dict[str, str]:
-    return {**{k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}, "PYTHONPATH": str(ROOT)}
+def _environment(folder: Path) -> dict[str, str]:
+    """Of a terminal that finds the system of this folder and no other."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {**kept, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state")}
+
+
+def announced(folder: Path) -> Run:
+    """What the system of this folder says of itself."""
+    (path,) = (folder / "state" / "headwater" / "running").glob("*.json")
+    return msgspec.json.decode(path.read_bytes(), type=Run)
 
 
 def _wait_until_announced(folder: Path, system: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + 120
-    while run_file.of_folder(folder / ".headwater") is None:
+    while not list((folder / "state").glob("headwater/running/*.json")):
         assert system.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
