@@ -77,3 +77,16 @@ class Terminal:
         assert len(sentences) == len(commands), done.stderr
         assert all(sentence.startswith("headwater: ") for sentence in sentences)
         return sentences
+
+
+def children_of(pid: int) -> list[int]:
+    """Live processes that `pid` started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, fields = stat.read_text().rpartition(")")
+            if int(fields.split()[1]) == pid:
+                found.append(int(name.split()[0]))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found

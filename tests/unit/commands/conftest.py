@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.terminal import Terminal
+from tests.support.terminal import Terminal, children_of
 
 CATALOG = """sku,name,kind,price
 c1,Ground filter coffee,coffee,5.9
@@ -44,16 +44,3 @@ def beside_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         assert stdout == ""
     assert not children_of(running.pid)
     assert not announced.exists()
-
-
-def children_of(pid: int) -> list[int]:
-    """Live processes that `pid` started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, fields = stat.read_text().rpartition(")")
-            if int(fields.split()[1]) == pid:
-                found.append(int(name.split()[0]))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found

@@ -26,7 +26,7 @@ from headwater.commands.demo import (
 from headwater.commands.worker_process import OwnWorkerError
 from headwater.messages import Candidate, Position, Reflects, Response
 from headwater.settings import Settings
-from tests.unit.commands.test_main import Terminal, children_of
+from tests.support.terminal import Terminal, children_of
 
 # What is replayed
 

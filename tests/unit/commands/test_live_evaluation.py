@@ -14,7 +14,7 @@ from headwater_models.commands import Results, tables
 from headwater_models.data.datasets import DatasetError
 from headwater_models.judging.evaluation import Measure, Quality
 from headwater_models.judging.protocols import split
-from tests.unit.commands.test_main import Terminal
+from tests.support.terminal import Terminal
 from tests.unit.models.judging.test_protocols import dataset
 
 THINGS = ("coffee", "tea", "garden hose", "soap", "bread", "red wine", "cat food", "paper")
