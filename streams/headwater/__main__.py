@@ -12,7 +12,7 @@ def main() -> NoReturn:
             raise
         raise SystemExit(
             f"headwater: this is the client's install, and the command line needs {error.name}: "
-            "install the extra cpu or gpu, as in pip install 'headwater[cpu]'"
+            "install the extra cpu or gpu, from a checkout: pip install '.[cpu]'"
         ) from None
     run()
 

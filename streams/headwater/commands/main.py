@@ -127,8 +127,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         _fail(
             Exit.FAILED,
-            f"{error.name} is not installed: install Headwater with its extra `{extra}`: "
-            f"pip install 'headwater[{extra}]'",
+            f"{error.name} is not installed: install Headwater with its extra `{extra}`, "
+            f"from a checkout: pip install '.[{extra}]'",
         )
     except HeadwaterError as error:
         _fail(exit_code_of(error), str(error))
