@@ -429,7 +429,11 @@ def _check_key(field: str, key: bytes | None, expected: bytes) -> None:
 
 
 def check_at_ms(at_ms: int, record_ms: int) -> None:
-    """Reject times no producer's clock can honestly have, relative to the record's own timestamp."""
+    """Reject times no producer's clock can honestly have, relative to the record's own timestamp.
+
+    Raises:
+        BadMessage: ``time_in_future``.
+    """
     if at_ms > record_ms + MAX_AHEAD_MS:
         raise BadMessage(
             "time_in_future",

@@ -159,6 +159,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where values come from, the first one wins: arguments, the environment, the TOML file."""
         path = config_file(os.environ)
         if path is None:
             return init_settings, env_settings
@@ -260,18 +261,22 @@ class Settings(BaseSettings):
 
     @property
     def bootstrap_servers(self) -> str:
+        """The broker's addresses; without a setting, the embedded broker's usual one."""
         return self.kafka_bootstrap_servers or LOCAL_BROKER
 
     @property
     def bundle_path(self) -> Path:
+        """The folder of the bundle; without a setting, the shipped starter."""
         return self.bundle or STARTER_BUNDLE
 
     @property
     def interests_group(self) -> str:
+        """The consumer group of clicks and requests."""
         return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-interests"
 
     @property
     def catalog_group(self) -> str:
+        """The consumer group of the catalog."""
         return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-catalog"
 
     def make_data_dir(self) -> None:

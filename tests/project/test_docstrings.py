@@ -8,7 +8,7 @@ from tests.support.docstrings import PACKAGES, Gaps, gaps_of
 
 # Gaps that may be left, by kind. Lower a number when the gaps have become fewer; never raise it.
 ALLOWED = {
-    "headwater": {"undocumented": 37, "undocumented_classes": 0, "without_shapes": 5, "without_raises": 15},
+    "headwater": {"undocumented": 16, "undocumented_classes": 0, "without_shapes": 0, "without_raises": 13},
     "headwater_models": {
         "undocumented": 0,
         "undocumented_classes": 0,

@@ -49,10 +49,12 @@ class DataOptions:
     at: str | None = None
 
     def protocol_or(self, of_complete_journey: ProtocolOption) -> ProtocolOption:
+        """The protocol that was asked for, else the usual one of this data."""
         usual = of_complete_journey if self.data == "complete-journey" else "leave-one-out"
         return self.protocol or usual
 
     def moment(self) -> "At | None":
+        """The moment of the split that was asked for, None without one. Raises UsageError for what is no time."""
         from datetime import datetime
 
         if self.at is None:

@@ -73,6 +73,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
+        """Whether batches pass without waiting."""
         return self._is_open
 
     def open(self) -> None:

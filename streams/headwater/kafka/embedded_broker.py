@@ -88,6 +88,7 @@ class EmbeddedBroker:
 
     @property
     def pid(self) -> int | None:
+        """The process id of the broker, None before it is started."""
         return self._process.pid if self._process else None
 
     def __enter__(self) -> Self:
@@ -156,6 +157,7 @@ class EmbeddedBroker:
         return folder
 
     def is_alive(self) -> bool:
+        """Whether the broker's process runs."""
         return self._process is not None and self._process.poll() is None
 
     def _start(self, binary: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:

@@ -54,6 +54,7 @@ class Replies:
 
     @property
     def is_reading(self) -> bool:
+        """Whether answers are read; not before the start, nor after a failure."""
         return self._reader is not None and not self._reader.done()
 
     @property

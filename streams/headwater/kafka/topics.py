@@ -54,6 +54,7 @@ class Topics:
 
     @classmethod
     def named(cls, prefix: str) -> "Topics":
+        """The names of all topics under a prefix, such as ``headwater.``."""
         return cls(**{field.name: f"{prefix}{field.name.replace('_', '-')}.v1" for field in fields(cls)})
 
 

@@ -36,6 +36,7 @@ class Unanswered:
         self.batch, self._count = batch, count
 
     def answered(self, count: int = 1) -> None:
+        """Count requests as answered; the batch is finished with the last of them."""
         self._count -= count
         if self._count == 0:
             self.batch.finish()

@@ -32,7 +32,7 @@ class Clicks(NamedTuple):
     action: U8  # (N,) action codes
 
     def take(self, which: "I64 | Bools | slice") -> "Clicks":
-        """Some of the clicks."""
+        """The clicks at ``which``: indices (M,), a mask (N,) or a slice."""
         return Clicks(
             self.row[which],
             self.offset[which],

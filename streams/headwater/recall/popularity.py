@@ -96,6 +96,7 @@ class Counts:
 
     @property
     def at_ms(self) -> int:
+        """The origin of time of the weights, in ms since 1970."""
         self._sum_up()
         return self._origin_ms
 
@@ -132,10 +133,12 @@ class Trends:
         self._popular: list[PopularItem] | None = None
 
     def put(self, trend: Trend) -> None:
+        """Replace what is known of the trend's partition."""
         self._by_partition[trend.partition] = trend
         self._popular = None
 
     def of(self, partition: int) -> Trend | None:
+        """The newest trend of a partition, None before there is one."""
         return self._by_partition.get(partition)
 
     def popular(self) -> list[PopularItem]:

@@ -51,7 +51,8 @@ class Scorer:
     ) -> dict[int, list[Fused]]:
         """By place of the ask, its candidates that have a vector, best first; asks without any are left out.
 
-        The first three arguments are parallel. The caller gives up at ``deadline``, on the loop's clock.
+        The first three arguments are parallel; ``vectors`` holds one (D,) per item key. The caller gives up at ``deadline``, on
+        the loop's clock.
 
         Raises:
             TimeoutError: the deadline is over before the graph is started.
@@ -78,6 +79,8 @@ def pool_size(size: int, weights: Mapping[str, float], query: F32 | None, intere
     """How many candidates a request wants of each source to be scored: ``size``, or 0 if it is not scored.
 
     A request that weighs the sources, or asks in words, has said what counts. Without interests there is nothing to score by.
+
+    ``interests`` is (K, D), ``query`` (D,).
     """
     return 0 if weights or query is not None or not len(interests) else size
 

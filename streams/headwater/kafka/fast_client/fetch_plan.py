@@ -44,6 +44,7 @@ class UrgentConnections:
         self._client = client
 
     async def send(self, node: Node, request: Any) -> Any:
+        """Send a request over the connection of its urgency. Raises what the client's own ``send`` does."""
         number, group = node, ConnectionGroup.DEFAULT
         if isinstance(node, UrgentNode):
             number, group = node.node, _URGENT_CONNECTION

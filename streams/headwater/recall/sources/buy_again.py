@@ -33,6 +33,7 @@ class BuyAgain(KeySource):
     rung = "no-repeats"
 
     def keys(self, ask: Ask) -> Mapping[int, float]:
+        """Items of the log and the counters, none while seen items are excluded."""
         if ask.exclude_seen:
             return {}
         events = ask.events

@@ -12,6 +12,7 @@ class Interests(VectorSource):
     default_weight = 1.0
 
     def vectors(self, ask: Ask, vote: float) -> Iterable[tuple[F32, float]]:
+        """Each interest (D,) with its share of the vote."""
         total = float(ask.interest_weights.sum()) or 1.0
         return [
             (interest, vote * float(weight) / total)

@@ -12,4 +12,5 @@ class TextQuery(VectorSource):
     default_weight = 1.0
 
     def vectors(self, ask: Ask, vote: float) -> Iterable[tuple[F32, float]]:
+        """The vector (D,) of the request's text with the whole vote; nothing without a text."""
         return () if ask.query is None else ((ask.query, vote),)

@@ -58,6 +58,7 @@ class Web:
         self.address = f"{bound[0]}:{bound[1]}"
 
     async def stop(self) -> None:
+        """Stop listening; calls in progress are ended."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
