@@ -31,6 +31,8 @@ async def why_unreachable(settings: Settings, failure: str) -> str:
     refusals = await asyncio.gather(*(_refusal(settings, host, port) for host, port, _ in hosts))
     for refusal in filter(None, refusals):
         return refusal
+    if "Unable to bootstrap" in failure:  # aiokafka lists the addresses as Python objects
+        failure = "no connection"
     return (
         f"no answer from the Kafka broker at {settings.bootstrap_servers} ({failure}): "
         "expected a running broker; start one (`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"

@@ -20,6 +20,7 @@ from headwater.commands.import_files import (
     publish,
     records,
 )
+from headwater.commands.terminal import NoAnswer
 from headwater.kafka import topics
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
@@ -348,5 +349,5 @@ async def test_a_topic_that_is_missing_is_named_with_the_remedy(settings: Settin
 
 async def test_a_broker_that_is_down_is_said_so() -> None:
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
-    with pytest.raises(ImportFileError, match=r"127\.0\.0\.1:1"):
+    with pytest.raises(NoAnswer, match=r"127\.0\.0\.1:1 \(no connection\)"):
         await publish(settings, "clicks", clicks(click_table(item_id=["x"])))
