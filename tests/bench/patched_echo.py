@@ -19,6 +19,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from headwater.kafka.fast_client import consumer as fast_consumer
 from headwater.kafka.fast_client import dispatch, fetch_plan, records
+from headwater.kafka.fast_client import producer as fast_producer
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.plain_client import PlainConsumer, PlainProducer
@@ -39,6 +40,10 @@ def _nothing(*_: Any) -> None: ...
 async def _no_turns() -> None: ...
 
 
+def _plain_write(self: Any, node: int, handler: Any) -> None:
+    self._hand_to_aiokafka(node, handler)
+
+
 # A patch by name: the attributes that take it out.
 Change = tuple[object, str, Any]
 NEXT_OFF: list[Change] = [(dispatch, "next_request", _nothing)]
@@ -47,6 +52,7 @@ PLAN_OFF: list[Change] = [(fetch_plan, "plan", _nothing)]
 WITHOUT: dict[str, list[Change]] = {
     ALL_ON: [],
     "codec": [(fast_consumer, "install_fast_codec", _nothing)],
+    "eager parsing": [(fetch_plan, "parse_eagerly", _nothing), (fast_producer, "parse_eagerly", _nothing)],
     "light records": [(records, "make_light", _nothing)],
     "immediate dispatch": [],  # the callback is not set
     "next fetch in place": NEXT_OFF,
@@ -57,6 +63,7 @@ WITHOUT: dict[str, list[Change]] = {
     "urgent connection, next fetch, planner": [*URGENT_OFF, *NEXT_OFF, *PLAN_OFF],
     "short stall": [(fetch_plan, "POLLED_WITHIN_S", 0.1), (fetch_plan, "PARTIAL_MAX_WAIT_MS", 500)],
     "write now": [(Producer, "write_now", _nothing)],
+    "early acknowledgement": [(fast_producer._FastSender, "_write", _plain_write)],
     "sender": [],  # the plain producer
     "everything": [],  # both plain clients
 }

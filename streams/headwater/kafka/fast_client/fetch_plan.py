@@ -19,6 +19,8 @@ from aiokafka import TopicPartition
 from aiokafka.client import ConnectionGroup
 from aiokafka.protocol.fetch import FetchRequest
 
+from headwater.kafka.fast_client.eager_frames import parse_eagerly
+
 # Buffered records may wait so long to be polled before the other partitions are fetched without theirs.
 POLLED_WITHIN_S: Final = 0.002
 PARTIAL_MAX_WAIT_MS: Final = 10
@@ -48,6 +50,7 @@ class UrgentConnections:
         number, group = node, ConnectionGroup.DEFAULT
         if isinstance(node, UrgentNode):
             number, group = node.node, _URGENT_CONNECTION
+        parse_eagerly(self._client._conns.get((number, group)))
         return await self._client.send(number, request, group=group)
 
     def __getattr__(self, name: str) -> Any:

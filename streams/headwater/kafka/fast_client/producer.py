@@ -1,15 +1,26 @@
 """aiokafka's producer without the turns of the event loop that its sender takes.
 
-aiokafka's sender is a task that waits for several others at once: three turns of the loop pass from `send` to the
-write. Here it is two, so that records sent in one turn still share a request, or one by :meth:`Producer.write_now`.
-A broker's next request leaves as soon as the last one is acknowledged. Connecting, retries and errors are aiokafka's.
+aiokafka's sender is a task that waits for several others at once. Three turns of the loop pass from `send` to the
+write, and five from the acknowledgement to the task that waits for it. Here it is one turn to the write, so that
+records sent in one turn still share a request, or none by :meth:`Producer.write_now`, and one from the
+acknowledgement. Connecting, retries and errors are left to aiokafka.
 """
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.conn import CloseReason
+from aiokafka.errors import KafkaError, RequestTimedOutError
 from aiokafka.producer.sender import Sender, SendProduceReqHandler
+
+from headwater.kafka.fast_client.eager_frames import parse_eagerly
+
+log = logging.getLogger(__name__)
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
@@ -33,7 +44,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]
         )
 
     def write_now(self) -> None:
-        """Begin to write what was sent in this turn of the loop, a turn earlier than by itself.
+        """Write what was sent in this turn of the loop, before other callbacks run.
 
         A broker with a request in flight is left alone: it gets the rest with its answer.
         """
@@ -54,7 +65,7 @@ class _FastSender(Sender):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._writing: set[asyncio.Task[None]] = set()
+        self._retrying: set[asyncio.Task[None]] = set()
 
     async def _sender_routine(self) -> None:
         try:
@@ -63,7 +74,7 @@ class _FastSender(Sender):  # type: ignore[misc]
                 while self.send_ready():
                     await self.client.force_metadata_update()
         except asyncio.CancelledError:
-            await asyncio.gather(*self._writing, return_exceptions=True)
+            await asyncio.gather(*self._retrying, return_exceptions=True)
 
     def send_ready(self) -> bool:
         """Write what waits for brokers without a request in flight; whether records without a leader are left."""
@@ -77,15 +88,46 @@ class _FastSender(Sender):  # type: ignore[misc]
         return bool(is_leaderless)
 
     def _write(self, node: int, handler: Any) -> None:
-        """Have aiokafka's handler connect, write, retry and give up, in a task of its own."""
+        connection = self.client._conns.get((node, handler.group))
+        if connection is not None and connection.connected():
+            with contextlib.suppress(KafkaError):
+                parse_eagerly(connection)
+                # The coroutine would wait for the response, two turns longer. Its future is replaced by ours.
+                connection.send(handler.create_request()).close()
+                response = _SyncFuture()
+                connection._requests[-1] = (*connection._requests[-1][:2], response)
+                timer = asyncio.get_running_loop().call_later(
+                    connection._request_timeout, _time_out, connection, response
+                )
+                response.then = partial(self._on_response, node, handler, timer)
+                return
+        self._hand_to_aiokafka(node, handler)
+
+    def _on_response(self, node: int, handler: Any, timer: asyncio.TimerHandle, response: Any) -> None:
+        timer.cancel()
+        try:
+            if response.exception() is None and _is_success(response.result()):
+                handler.handle_response(response.result())
+                self._release_node(node, handler)
+            else:
+                handler._client = _AlreadySentClient(self.client, response)
+                self._hand_to_aiokafka(node, handler)
+        except Exception as error:
+            log.exception("producer_failed", extra={"node": node})
+            self._message_accumulator.fail_all(
+                error
+            )  # as aiokafka's routine does, so that nobody waits for ever
+
+    def _hand_to_aiokafka(self, node: int, handler: Any) -> None:
+        """Have aiokafka's handler connect, retry and give up."""
 
         async def do() -> None:
             await handler.do(node)
             self._release_node(node, handler)
 
         task = asyncio.create_task(do())
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._retrying.add(task)
+        task.add_done_callback(self._retrying.discard)
         task.add_done_callback(self._fail_all)
 
     def _release_node(self, node: int, handler: Any) -> None:
@@ -93,3 +135,41 @@ class _FastSender(Sender):  # type: ignore[misc]
         self._muted_partitions.difference_update(handler._batches)
         if self._message_accumulator._batches:
             self.send_ready()  # wakes the routine too, for records without a leader
+
+
+class _SyncFuture(asyncio.Future[Any]):
+    """Calls ``then`` in the turn of the loop in which it is resolved, not one later."""
+
+    # Takes the future as an argument, as any callback does. One that held it would make a cycle for the collector.
+    then: Callable[[asyncio.Future[Any]], None]
+
+    def set_result(self, result: Any, /) -> None:
+        super().set_result(result)
+        self.then(self)
+
+    def set_exception(self, exception: type | BaseException, /) -> None:
+        super().set_exception(exception)
+        self.then(self)
+
+
+class _AlreadySentClient:
+    """A client for aiokafka's handler whose request has been sent, and which gives its response."""
+
+    def __init__(self, client: Any, response: "asyncio.Future[Any]") -> None:
+        self._client, self._response = client, response
+
+    async def send(self, _node: int, _request: Any) -> Any:
+        return await self._response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def _is_success(response: Any) -> bool:
+    return all(partition[1] == 0 for _, partitions in response.topics for partition in partitions)
+
+
+def _time_out(connection: Any, response: "asyncio.Future[Any]") -> None:
+    if not response.done():
+        response.set_exception(RequestTimedOutError())
+        connection.close(reason=CloseReason.CONNECTION_TIMEOUT)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import MessageAccumulator
@@ -26,6 +28,8 @@ OWNERS: dict[str, type] = {
     for owner in (
         AIOKafkaConsumer,
         AIOKafkaProducer,
+        AIOKafkaClient,
+        AIOKafkaConnection,
         Fetcher,
         FetchResult,
         PartitionRecords,
@@ -43,6 +47,7 @@ CALLED: dict[str, list[str]] = {
     "Fetcher._proc_fetch_request": ["self", "assignment", "node_id", "request"],
     "Fetcher._get_actions_per_node": ["self", "assignment"],
     "FetchResult._update_position": ["self"],
+    "AIOKafkaConnection._handle_frame": ["self", "resp"],
     "Sender._sender_routine": ["self"],
     "Sender._fail_all": ["self", "task"],
 }
@@ -135,7 +140,7 @@ def test_the_table_names_what_each_file_uses(path: Path) -> None:
 def test_no_other_file_touches_a_private_name_of_aiokafka() -> None:
     """Names so common that Faust or our own classes have them too are left to the review."""
     rare = {row.name.partition(".")[2] for row in ROWS} - {
-        *("_client", "_closed", "_records", "_batches", "_fetcher", "_subscription"),
+        *("_client", "_closed", "_records", "_reader", "_requests", "_batches", "_fetcher", "_subscription"),
         *("_acks", "_topic_partition", "_tp", "_coordinator", "_sender", "_notify", "_in_flight"),
     }
     root = Path(headwater.kafka.__path__[0]).parent
@@ -150,6 +155,16 @@ def test_a_plan_is_what_the_fetchers_routine_unpacks() -> None:
     assert found is not None
     names = [name.strip() for name in found[1].split(",") if name.strip()]
     assert len(names) == 5, f"_get_actions_per_node returns {names} now: see fetch_plan.Plan"
+
+
+def test_an_outstanding_request_is_kept_as_its_correlation_its_request_and_its_future() -> None:
+    """Else the early acknowledgement writes its future to the wrong place, and no write is ever acknowledged."""
+    source = inspect.getsource(AIOKafkaConnection.send)
+    kept = re.search(r"self\._requests\.append\(\s*\(([^()]*)\),?\s*\)", source)
+    assert kept is not None
+    assert len(kept[1].split(",")) == 3, (
+        f"an entry of AIOKafkaConnection._requests is ({kept[1]}) now: see producer.py"
+    )
 
 
 def test_a_fetch_of_version_11_has_the_fields_that_the_codec_packs() -> None:

@@ -24,6 +24,9 @@ TIMEOUT_S = 0.05
 class Connection:
     """Takes requests; the test answers them."""
 
+    _request_timeout = TIMEOUT_S
+    _reader = None
+
     def __init__(self) -> None:
         self._requests: list[tuple[None, Any, asyncio.Future[Any]]] = []
         self.is_open = True
@@ -89,11 +92,7 @@ class Broker:
         if not self.connection.is_open:
             self.connection = Connection()
             self._client._conns = dict.fromkeys(self._client._conns, self.connection)
-        try:
-            return await self.connection.send(request)
-        except TimeoutError:
-            self.connection.close(None)
-            raise RequestTimedOutError from None
+        return await self.connection.send(request)
 
 
 @pytest_asyncio.fixture
@@ -127,47 +126,47 @@ async def until(made: Any) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_records_of_one_turn_leave_together_two_turns_later(producer: Producer, broker: Broker) -> None:
+async def test_what_is_sent_in_one_turn_leaves_together_in_the_next(
+    producer: Producer, broker: Broker
+) -> None:
     await turns(1)  # the sender begins to wait
     for partition in (0, 1):
         await send(producer, partition)
     assert broker.connection.written == []
-    await turns(2)
+    await turns(1)
     assert [sorted(each) for each in broker.connection.written] == [[("t", 0), ("t", 1)]]
-    broker.connection.answer(offset=1)
 
 
-async def test_urgent_records_leave_one_turn_earlier_and_later_ones_wait_for_the_answer(
+async def test_what_cannot_wait_leaves_in_the_same_turn_and_what_comes_later_waits_for_its_answer(
     producer: Producer, broker: Broker
 ) -> None:
     await turns(1)
     first = await send(producer)
     producer.write_now()
-    await turns(1)
     assert broker.connection.written == [[("t", 0)]]
-    second = await send(producer, 1)
+    await send(producer, 1)
     producer.write_now()
-    await turns(5)
-    assert len(broker.connection.written) == 1  # one at a time
+    await turns(3)
+    assert len(broker.connection.written) == 1
     broker.connection.answer(offset=2)
-    assert (await first).offset == 2
-    await until(lambda: len(broker.connection.written) == 2)
+    assert first.done()  # in the turn in which it came
+    assert broker.connection.written[1:] == [[("t", 1)]]
     broker.connection.answer(offset=3)
-    assert (await second).offset == 3
 
 
-async def test_an_acknowledgement_lets_all_that_waits_go_in_one_request(
+async def test_an_acknowledgement_reaches_its_sender_in_one_turn_and_lets_the_next_one_go(
     producer: Producer, broker: Broker
 ) -> None:
     first = await send(producer)
-    await until(lambda: broker.connection.written)
+    await turns(2)
     second, other = await send(producer), await send(producer, 1)
     await turns(5)
-    assert len(broker.connection.written) == 1
+    assert len(broker.connection.written) == 1  # one at a time
     broker.connection.answer(offset=7)
-    assert (await first).offset == 7
-    await until(lambda: len(broker.connection.written) == 2)
-    assert sorted(broker.connection.written[1]) == [("t", 0), ("t", 1)]
+    await turns(1)
+    assert first.done()
+    assert first.result().offset == 7
+    assert [sorted(each) for each in broker.connection.written[1:]] == [[("t", 0), ("t", 1)]]
     broker.connection.answer(offset=8)
     assert ((await second).offset, (await other).offset) == (8, 8)
 
@@ -176,7 +175,7 @@ async def test_what_a_broker_refuses_for_now_is_sent_again_before_what_came_late
     producer: Producer, broker: Broker
 ) -> None:
     first = await send(producer)
-    await until(lambda: broker.connection.written)
+    await turns(2)
     second = await send(producer)
     broker.connection.answer(offset=-1, error=NotLeaderForPartitionError)
     await until(lambda: len(broker.connection.written) == 2)
@@ -190,12 +189,12 @@ async def test_what_a_broker_refuses_for_now_is_sent_again_before_what_came_late
 
 async def test_what_a_broker_refuses_for_good_fails(producer: Producer, broker: Broker) -> None:
     sent = await send(producer)
-    await until(lambda: broker.connection.written)
+    await turns(2)
     broker.connection.answer(offset=-1, error=MessageSizeTooLargeError)
     with pytest.raises(MessageSizeTooLargeError):
         await sent
     again = await send(producer)
-    await until(lambda: len(broker.connection.written) == 2)
+    await turns(2)
     broker.connection.answer(offset=1)
     assert (await again).offset == 1
 
@@ -208,7 +207,7 @@ async def test_what_a_connection_swallows_is_sent_again_on_a_new_one(
     if fault == "closed before":
         lost.is_open = False
     sent = await send(producer)
-    await until(lambda: broker.connection.written)
+    await turns(2)
     if fault == "broken":
         lost.is_open = False
         lost._requests[-1][2].set_exception(KafkaConnectionError("reset by peer"))
@@ -216,13 +215,15 @@ async def test_what_a_connection_swallows_is_sent_again_on_a_new_one(
     broker.connection.answer(offset=5)
     assert (await sent).offset == 5
     assert not lost.is_open
+    if fault == "silent":
+        assert isinstance(lost._requests[0][2].exception(), RequestTimedOutError)
 
 
 async def test_an_answer_that_makes_no_sense_fails_what_waits_for_it(
     producer: Producer, broker: Broker
 ) -> None:
     sent = await send(producer)
-    await until(lambda: broker.connection.written)
+    await turns(2)
     broker.connection._requests[-1][2].set_result(SimpleNamespace(API_VERSION=7, topics=[("t", [(0, 0)])]))
     with pytest.raises(ValueError, match="unpack"):
         await sent
