@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     counters_per_user: int = Field(
         default=64,
         ge=0,
-        le=255,
+        le=255,  # the record has one byte for their number
         description="items that a user's log has lost and buy-again still counts, 10 bytes each",
     )
     new_days: float = Field(

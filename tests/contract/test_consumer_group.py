@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
@@ -14,6 +13,7 @@ from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.faust_group import FaustGroup
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.settings import Settings
+from tests.support.plain_topics import create_topics
 
 LONG_S = 60.0
 PARTITIONS = 2
@@ -66,12 +66,7 @@ def quick(kafka: str, topic_prefix: str) -> Settings:
 @pytest.fixture
 async def topic(quick: Settings) -> str:
     name = f"{quick.topic_prefix}work"
-    admin = AIOKafkaAdminClient(**quick.kafka_options())
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(name, PARTITIONS, 1)])
-    finally:
-        await admin.close()
+    await create_topics(quick, name, partitions=PARTITIONS)
     return name
 
 

@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import ConsumerStoppedError
 
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.plain_client import PlainConsumer, PlainProducer
 from headwater.settings import Settings
+from tests.support.plain_topics import create_topics
 
 AnyConsumer = Consumer | PlainConsumer
 AnyProducer = Producer | PlainProducer
@@ -46,12 +46,7 @@ async def writer(settings: Settings) -> AsyncIterator[Producer]:
 async def topics(settings: Settings) -> tuple[str, str]:
     """An ordinary one and an urgent one, of two partitions each."""
     names = f"{settings.topic_prefix}clicks", f"{settings.topic_prefix}requests"
-    admin = AIOKafkaAdminClient(**settings.kafka_options())
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(name, 2, 1) for name in names])
-    finally:
-        await admin.close()
+    await create_topics(settings, *names, partitions=2)
     return names
 
 

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from headwater.errors import StopWorker
 from headwater.kafka.fast_client.consumer import Consumer
@@ -15,6 +14,7 @@ from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.tail import Tail
 from headwater.settings import Settings
+from tests.support.plain_topics import create_topics
 
 PARTITIONS = 3
 
@@ -22,12 +22,7 @@ PARTITIONS = 3
 @pytest.fixture
 async def topic(settings: Settings) -> str:
     name = f"{settings.topic_prefix}read"
-    admin = AIOKafkaAdminClient(**settings.kafka_options())
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(name, PARTITIONS, 1)])
-    finally:
-        await admin.close()
+    await create_topics(settings, name, partitions=PARTITIONS)
     return name
 
 
@@ -77,10 +72,7 @@ async def test_partitions_are_read_to_their_end_and_a_second_reading_goes_on_fro
 async def test_the_marker_of_a_transaction_at_the_end_is_passed(kafka: str, topic_prefix: str) -> None:
     settings = Settings(kafka_bootstrap_servers=kafka, topic_prefix=topic_prefix)
     name = f"{topic_prefix}marked"
-    admin = AIOKafkaAdminClient(**settings.kafka_options())
-    await admin.start()
-    await admin.create_topics([NewTopic(name, 1, 1)])
-    await admin.close()
+    await create_topics(settings, name, partitions=1)
     transactional = AIOKafkaProducer(**settings.kafka_options(), transactional_id=name)
     await transactional.start()
     async with transactional.transaction():

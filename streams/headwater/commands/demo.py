@@ -29,7 +29,6 @@ from headwater.messages import Click, Item, Response, encode
 from headwater.settings import Settings
 from headwater_models.data import complete_journey
 
-DEFAULT_EVENTS: Final = 300_000
 _LIVE_MS: Final = 2 * 86_400_000
 # Purchases of one household less than this apart are one basket.
 _BASKET_GAP_MS: Final = 120_000

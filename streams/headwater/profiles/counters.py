@@ -27,7 +27,6 @@ I64 = NDArray[np.int64]
 # In positive events. What was tried: `models/RESULTS.md`.
 HALF_LIFE: Final = 200
 DEFAULT_COUNTERS: Final = 64
-MAX_COUNTERS: Final = 255  # the record has one byte for their number
 # The level of one positive event that has just left the log. Ten halvings below, at 0, the counter is gone.
 ONE: Final = 2_048
 # An item in every positive event stays below this level: there, one more no longer outweighs a step down.

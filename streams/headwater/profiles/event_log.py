@@ -9,11 +9,9 @@ or a forget, push its mark out before the event arrives. So a retraction should 
 
 from bisect import insort
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from headwater.profiles.actions import RETRACT
-
-DEFAULT_LOG_LENGTH: Final = 50
 
 
 class Event(NamedTuple):
