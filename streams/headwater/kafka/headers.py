@@ -8,7 +8,9 @@
 | ``kafka_replyPartition`` | requests, echoed on responses | the same as a big-endian int32, as Spring writes it |
 | ``headwater-origin`` | clicks, requests | JSON ``[partition, offset, timestamp_ms]`` |
 | ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
-| ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, generation]`` |
+| ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, epoch]`` |
+| ``headwater-applied`` | profiles, null value | JSON ``[incarnation, offset]`` |
+| ``headwater-claim`` | profiles, vectors | JSON ``{"epoch", "incarnation", "applied", "topic_id", "leader_epoch"}`` |
 | ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``cut_from_bytes`` | dead letters | UTF-8 |
 
 Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts.
@@ -32,6 +34,8 @@ SPRING_REPLY_PARTITION_HEADER: Final = "kafka_replyPartition"
 ORIGIN_HEADER: Final = "headwater-origin"
 DELETE_HEADER: Final = "headwater-delete"
 FORGOT_HEADER: Final = "headwater-forgot-ms"
+APPLIED_HEADER: Final = "headwater-applied"
+CLAIM_HEADER: Final = "headwater-claim"
 
 _MAX_QUOTED: Final = 60
 _MAX_MESSAGE_CHARS: Final = 1_000
@@ -69,10 +73,31 @@ class DeleteOrder(Struct, frozen=True):
 
 
 class Erasure(NamedTuple):
-    """The events of a user up to ``erased_ms`` are erased; ``generation`` of the group wrote so."""
+    """The events of a user up to ``erased_ms`` are erased; the owner of ``epoch`` wrote so."""
 
     erased_ms: _Int64
-    generation: _Int32
+    epoch: _Int32
+
+
+class AppliedOffset(NamedTuple):
+    """The last offset of the user's clicks that a tombstone rests on, and the incarnation of the log that has it."""
+
+    incarnation: Annotated[int, Meta(ge=0, le=2**16 - 1)]
+    offset: Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+
+
+class Claim(Struct, frozen=True, omit_defaults=True):
+    """An owner's claim of a partition: its epoch, and what it knew of the clicks log then.
+
+    ``applied`` is the watermark of the clicks partition, ``topic_id`` and ``leader_epoch`` are the broker's, of the
+    clicks topic; None where it does not tell.
+    """
+
+    epoch: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    incarnation: Annotated[int, Meta(ge=0, le=2**16 - 1)] = 0
+    applied: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
+    topic_id: str | None = None
+    leader_epoch: _Int32 | None = None
 
 
 class ReplyTo(NamedTuple):
@@ -92,6 +117,8 @@ class ReplyPartition(NamedTuple):
 _ORIGINS: Final = msgspec.json.Decoder(Origin)
 _DELETES: Final = msgspec.json.Decoder(DeleteOrder)
 _ERASURES: Final = msgspec.json.Decoder(Erasure)
+_APPLIED: Final = msgspec.json.Decoder(AppliedOffset)
+_CLAIMS: Final = msgspec.json.Decoder(Claim)
 
 
 def header(headers: Headers, *names: str) -> tuple[str, bytes | None] | None:
@@ -146,7 +173,19 @@ def delete_order_of(headers: Headers) -> DeleteOrder | BadHeader | None:
 
 def erasure_of(headers: Headers) -> Erasure | BadHeader | None:
     """What a tombstone on the profiles topic erased."""
-    return _decoded(headers, FORGOT_HEADER, _ERASURES, "[time in ms, generation of the group]")
+    return _decoded(headers, FORGOT_HEADER, _ERASURES, "[time in ms, epoch of the owner]")
+
+
+def applied_of(headers: Headers) -> AppliedOffset | BadHeader | None:
+    """The applied offset that a tombstone on the profiles topic rests on."""
+    return _decoded(headers, APPLIED_HEADER, _APPLIED, "[incarnation of the log, offset]")
+
+
+def claim_of(headers: Headers) -> Claim | BadHeader | None:
+    """What the owner of a partition claims."""
+    return _decoded(
+        headers, CLAIM_HEADER, _CLAIMS, 'an object with "epoch" and what is known of the clicks log'
+    )
 
 
 def reply_partition_header(partition: int) -> Header:
@@ -168,6 +207,16 @@ def delete_header(order: DeleteOrder) -> Header:
 def erasure_header(erasure: Erasure) -> Header:
     """The header of an erased user's tombstone."""
     return FORGOT_HEADER, msgspec.json.encode(erasure)
+
+
+def applied_header(applied: AppliedOffset) -> Header:
+    """The header of a tombstone that says which clicks it rests on."""
+    return APPLIED_HEADER, msgspec.json.encode(applied)
+
+
+def claim_header(claim: Claim) -> Header:
+    """The header of an owner's claim."""
+    return CLAIM_HEADER, msgspec.json.encode(claim)
 
 
 def dead_letter_headers(

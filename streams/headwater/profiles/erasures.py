@@ -37,7 +37,7 @@ class Erasures:
     def generation(self, user: bytes) -> int:
         """The generation of the group that wrote the erasure: a record of an older one does not undo it. Else -1."""
         erasure = self._by_user.get(user)
-        return UNWRITTEN if erasure is None else erasure.generation
+        return UNWRITTEN if erasure is None else erasure.epoch
 
     def put(self, user: bytes, erased_ms: int, generation: int | None = None) -> None:
         """Note an erasure. Without a ``generation`` it has still to be written."""

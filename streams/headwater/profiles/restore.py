@@ -134,4 +134,4 @@ def generation_of_record(record: ConsumerRecord) -> int:
     if record.value is not None:
         return generation_of(record.value)
     erasure = erasure_of(record.headers)
-    return erasure.generation if isinstance(erasure, Erasure) else -1
+    return erasure.epoch if isinstance(erasure, Erasure) else -1

@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from headwater.kafka.headers import (
     CORRELATION_HEADERS,
     REPLY_TO_HEADERS,
+    AppliedOffset,
     BadHeader,
+    Claim,
     DeleteOrder,
     Erasure,
     Headers,
     Origin,
     ReplyTo,
+    applied_header,
+    applied_of,
+    claim_header,
+    claim_of,
     correlation_of,
     dead_letter_headers,
     delete_header,
@@ -34,6 +40,8 @@ PARSERS: dict[str, Parser] = {
     "headwater-origin": origin_of,
     "headwater-delete": delete_order_of,
     "headwater-forgot-ms": erasure_of,
+    "headwater-applied": applied_of,
+    "headwater-claim": claim_of,
     "reply_to": reply_to_of,
     "reply_partition": reply_partition_of,
     "kafka_replyPartition": reply_partition_of,
@@ -168,3 +176,18 @@ def test_a_dead_letter_says_why_and_where_its_original_lies() -> None:
         "offset": b"40",
     }
     assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, 5))["cut_from_bytes"] == b"5"
+
+
+@given(
+    st.builds(
+        Claim, int32, st.integers(0, 2**16 - 1), int64, st.none() | st.text(max_size=30), st.none() | int32
+    )
+)
+def test_a_claim_comes_back(claim: Claim) -> None:
+    assert claim_of([claim_header(claim)]) == claim
+
+
+def test_the_applied_offset_of_a_tombstone_comes_back() -> None:
+    assert applied_header(AppliedOffset(2, -1)) == ("headwater-applied", b"[2,-1]")
+    assert applied_of([("headwater-applied", b"[2,-1]")]) == (2, -1)
+    assert isinstance(applied_of([("headwater-applied", b"[2,-2]")]), BadHeader)
