@@ -118,6 +118,12 @@ def specs(settings: Settings) -> list[Spec]:
     ]
 
 
+async def reach(settings: Settings) -> None:
+    """Return once a broker has let us in. Raises NoBroker, with the reason."""
+    async with _admin(settings):
+        pass
+
+
 async def create(settings: Settings) -> list[str]:
     """Creates the topics that are missing and returns their names; may be called by several at once.
 

@@ -1,0 +1,80 @@
+"""The checks of the doctor stand alone: one that breaks, or takes too long, reports itself, and the others go on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+
+from headwater.commands import doctor, group_checks
+from headwater.commands.findings import Check, Finding, System, run
+from headwater.errors import HeadwaterError
+from headwater.kafka import topics
+from headwater.kafka.topics import Topics
+from headwater.settings import Settings
+
+NOWHERE = System(Settings(kafka_bootstrap_servers="127.0.0.1:1"), None)
+
+
+async def well(_: System) -> AsyncIterator[Finding]:
+    yield Finding("well", True, "as it has to be")
+
+
+async def broken(_: System) -> AsyncIterator[Finding]:
+    yield Finding("half", True, "seen before it broke")
+    raise ZeroDivisionError("oh")
+
+
+async def told(_: System) -> AsyncIterator[Finding]:
+    raise HeadwaterError("do\n  this")
+    yield
+
+
+async def endless(_: System) -> AsyncIterator[Finding]:
+    await asyncio.sleep(600)
+    yield Finding("endless", True, "never")
+
+
+async def test_a_check_that_breaks_reports_itself_and_the_others_go_on() -> None:
+    checks = [Check("broken", broken), Check("told", told), Check("well", well)]
+    half, itself, sentence, last = await run(checks, NOWHERE)
+    assert (half.what, half.ok) == ("half", True)
+    assert str(itself).startswith("WRONG  broken: this check itself is broken (ZeroDivisionError: oh)")
+    assert str(sentence) == "WRONG  told: do this"
+    assert last == Finding("well", True, "as it has to be")
+
+
+async def test_a_check_that_hangs_is_left_after_its_time() -> None:
+    hung, last = await run([Check("endless", endless), Check("well", well)], NOWHERE, limit_s=0.05)
+    assert (hung.what, hung.ok) == ("endless", False)
+    assert "expected 0.05 s at most" in hung.seen
+    assert last.ok
+
+
+async def test_without_a_broker_only_what_needs_none_is_looked_at() -> None:
+    found = await doctor.examine(NOWHERE.settings, None)
+    assert [(each.what, each.ok) for each in found] == [("broker", False), ("bundle", True), ("worker", True)]
+
+
+def test_every_check_has_a_name() -> None:
+    assert all(check.what for check in doctor.CHECKS)
+
+
+@pytest.mark.parametrize(("age_s", "stands"), [(0, False), (3600, True)])
+async def test_a_request_stands_once_it_is_older_than_any_may_wait(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, age_s: int, stands: bool
+) -> None:
+    """Nobody has to wait for a minute to learn it: the record's own time says so."""
+    await topics.create(settings)
+    requests = Topics.named(settings.topic_prefix).requests
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        await producer.send_and_wait(requests, b"{}", partition=1)
+    now = datetime.now(UTC).timestamp()
+    monkeypatch.setattr(group_checks.time, "time", lambda: now + age_s)
+    system = System(settings, None)
+    async with system.admin() as admin, system.consumer() as consumer:
+        lags = await group_checks._lags(admin, consumer, settings.interests_group, [requests])
+        assert lags[TopicPartition(requests, 1)].records == 1
+        standing = await group_checks._standing(admin, consumer, settings.interests_group, lags, requests)
+    assert standing == ([f"{requests} 1 (at offset 0)"] if stands else [])
