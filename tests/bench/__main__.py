@@ -28,6 +28,7 @@ from tests.bench import (
     read_your_writes,
     recovery,
     requests,
+    soak,
 )
 from tests.bench.page import PAGE, publish, write_page
 from tests.bench.processes import BenchError
@@ -49,10 +50,11 @@ MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
     "recovery": recovery.measure,
     "growth": growth.measure,
 }
-# Only when it is named: it takes a quarter of an hour and has no target.
+# Only when they are named: they take a quarter of an hour, or as long as `--minutes` says.
 ON_REQUEST: dict[str, Callable[[System], Awaitable[None]]] = {
     "patches": patches.measure,
     "patches-idle": patches.measure_idle,
+    "soak": soak.measure,
 }
 # What is published is measured on two cores, broker included.
 _CORES = 2
@@ -102,7 +104,8 @@ async def _measure(
         data_dir=folder / "data",
         state_on_disk=options.state_on_disk,
     )
-    system = System(settings, folder, QUICK if options.quick else FULL, report, options.lm_bundle)
+    scale = QUICK if options.quick else FULL
+    system = System(settings, folder, scale, report, options.lm_bundle, options.minutes, options.out)
     await system.open()
     measures = {**MEASURES, **ON_REQUEST}
     for name in measures:
@@ -123,6 +126,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer items, clicks and rounds")
     parser.add_argument("--lm-bundle", type=Path, metavar="FOLDER", help="an exported language model")
     parser.add_argument("--state-on-disk", action="store_true", help="of all workers of ours")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of a soak")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="of a soak; default: a new one in the results"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"default: a new file in {RESULTS}")
     options = parser.parse_args()
     if _REPORT in options.measures and len(options.measures) > 1:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,19 @@ class Process:
         found = re.search(rf"{name}:\s*(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         assert found is not None
         return int(found[1]) / 1024
+
+    def proportional_mib(self) -> dict[str, float]:
+        """Pages that it shares with others are divided by their number: Pss, and of that Pss_Anon and Pss_File."""
+        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        return {
+            name: int(kb) / 1024 for name, kb in re.findall(r"(?m)^(Pss|Pss_Anon|Pss_File):\s*(\d+) kB", text)
+        }
+
+    def open_files(self) -> int:
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    def threads(self) -> int:
+        return sum(1 for _ in Path(f"/proc/{self.pid}/task").iterdir())
 
     def used_cpu_s(self) -> float:
         """Processor time so far, all threads together."""
@@ -163,14 +176,19 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(role: str, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[Worker]:
+async def worker(
+    role: str,
+    folder: Path,
+    environment: Mapping[str, str],
+    command: Sequence[str] = ("-m", "headwater.commands.main"),
+) -> AsyncIterator[Worker]:
     """A worker that is ready."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     given = {**environment, "HEADWATER_WEB_PORT": str(port)}
     async with (
         aiohttp.ClientSession() as http,
-        python(["-m", "headwater.commands.main", "worker", "--role", role], folder, role, given) as process,
+        python([*command, "worker", "--role", role], folder, role, given) as process,
     ):
         running = Worker(process, f"http://127.0.0.1:{port}", http)
         await running.wait_ready()

@@ -65,6 +65,8 @@ class System:
     scale: Scale
     report: Report
     lm_bundle: Path | None
+    soak_minutes: float = 60.0
+    soak_folder: Path | None = None  # None: a new one among the results
     items: list[Item] = field(default_factory=list)
     filled: bool = False  # the catalog is encoded
     clicked: bool = False  # the clicks are applied
