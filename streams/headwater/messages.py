@@ -270,7 +270,10 @@ class ErrorDetail(Struct, frozen=True):
 
 
 class Response(Struct, frozen=True):
-    """The answer to one request; repeated answers carry the same ``request_id``."""
+    """The answer to one request; repeated answers carry the same ``request_id``.
+
+    ``why`` holds a short code for each source that brought nothing, or too little, to an answer that lacks something.
+    """
 
     request_id: str
     user_id: str
@@ -282,6 +285,7 @@ class Response(Struct, frozen=True):
     model: str = ""
     catalog: dict[int, int] = {}
     timings_ms: dict[str, float] = {}
+    why: dict[str, str] = {}
 
 
 class ItemVector(Struct, frozen=True):

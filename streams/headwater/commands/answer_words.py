@@ -33,6 +33,27 @@ LACKS: Final[Mapping[str, str]] = {
     "no-new": "new items could not be looked up",
     "unscored": "the bundle's scores had no time, so the order is that of the sources",
 }
+# Why a source brought nothing or too little, by its code. A test holds the keys equal to the codes.
+WHY: Final[Mapping[str, str]] = {
+    "no_events": "the user has no events that count yet; publish one, `headwater click USER ITEM`",
+    "no_vectors": "none of the items in the user's events has a vector yet",
+    "no_session": "the user's last events are too old for a current session",
+    "no_new": "no new item of the catalog can come",
+    "no_query": "the request has no text (--query)",
+    "no_weight": "the request gives it the weight 0",
+    "no_text": "the bundle encodes no text",
+    "no_popularity": "no item is popular yet",
+    "unknown_items": "the bundle's table knows none of the session's items",
+    "unavailable": "the items it names are not in the catalog, or not available",
+    "too_recent": "all that the user may want again is of the last hour",
+    "seen_excluded": "items the user has seen are excluded (--include-seen lifts this)",
+    "excluded": "all others are excluded or seen (--include-seen lifts the second)",
+    "filtered": "no more items match the filter",
+    "no_more": "the catalog has no more items that are available",
+    "not_in_bundle": "the bundle has no table for it",
+    "empty_catalog": "the catalog is empty; publish items, `headwater import catalog FILE`",
+    "late": "it failed, or did not answer in time",
+}
 _SPANS: Final = ((86_400_000, "day"), (3_600_000, "hour"), (60_000, "minute"))
 
 
@@ -101,23 +122,13 @@ def shortcomings(request: Request, response: Response) -> Iterator[str]:
     if response.rung is not None:
         yield f"degraded ({response.rung}): {LACKS.get(response.rung, 'a part of the system failed or was late')}"
     found = len(response.items)
-    if found >= request.limit:
-        return
-    count = f"{found or 'no'} {'item' if found == 1 else 'items'} of {request.limit}"
-    if response.catalog and all(offset < 0 for offset in response.catalog.values()):
-        yield f"{count}: the catalog is empty; publish items, `headwater import catalog FILE`"
-        return
-    events = response.reflects.events if response.reflects else 0
-    if not (events or request.session or request.query):
-        yield f"{count}: the user has no events yet, so only popular items can come; publish one, `headwater click USER ITEM`"
-        return
-    limits = [
-        *(["match the filter"] if request.filter else []),
-        *(["are not excluded"] if request.exclude else []),
-        *(["the user has not seen (--include-seen lifts this)"] if request.exclude_seen else []),
-        *([f"come from {', '.join(request.sources)}"] if request.sources else []),
-    ]
-    yield f"{count}: there are no more that {' and '.join(limits) or 'are available'}"
+    if found < request.limit:
+        yield f"{found or 'no'} {'item' if found == 1 else 'items'} of {request.limit}"
+    by_reason: dict[str, list[str]] = {}
+    for source, code in response.why.items():
+        by_reason.setdefault(code, []).append(source)
+    for code, sources in by_reason.items():
+        yield f"{', '.join(sources)}: {WHY.get(code, code)}"
 
 
 def _reason(item: Candidate, titles: Mapping[str, str], now_ms: int) -> str:

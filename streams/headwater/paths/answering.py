@@ -89,6 +89,7 @@ def answered(
         model=model,
         catalog=dict(catalog),
         timings_ms={name: round(ms, 3) for name, ms in timings.items()},
+        why=dict(result.why),
     )
     return Reply(pending.address, response)
 

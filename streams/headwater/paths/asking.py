@@ -42,6 +42,7 @@ def ask_of(pending: PendingRequest, user: UserInterests, query: F32 | None, pool
         unwanted=frozenset(key for key, _, action in logged if _SEEN[action] and not _STEPS[action]),
         counters=user.counters,
         query=query,
+        has_text=bool(request.query.strip()),
         where=pending.where,
         exclude=frozenset(exclude),
         exclude_seen=request.exclude_seen,

@@ -241,8 +241,10 @@ class RequestPath:
         for each, user, result, least in zip(pending, users, results, needed, strict=True):
             each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
             rung = result.rung
-            if rung is None and not (is_open and serving.is_index_ready):
-                rung = "restoring"
+            if not (is_open and serving.is_index_ready):
+                # What is not read yet is no reason of a source.
+                result = result._replace(why={})
+                rung = rung or "restoring"
             if rung is None and not has_fetched and lacks_vectors(each, user, serving.vectors):
                 rung = "stored"
             found.append(Found(each, user, result, rung or result.missing, applied, least))

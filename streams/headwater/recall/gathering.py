@@ -12,7 +12,7 @@ from headwater.index import Index, IndexUnavailable, Query
 from headwater.index.filters import Filter
 from headwater.metrics import Metrics
 from headwater.recall.fusion import RRF_K, Ranking
-from headwater.recall.sources import Ask, Filler, Keyed, KeySource, SearchSource, Source, VectorSource
+from headwater.recall.sources import Ask, Filler, Keyed, KeySource, SearchSource, Source, VectorSource, Why
 
 T = TypeVar("T")
 
@@ -24,6 +24,14 @@ class _Step(NamedTuple):
     lost: Sequence[tuple[int, Source]]
 
 
+class Gathered(NamedTuple):
+    """For each ask: the rankings in the order of the sources, its rung, and why sources brought it nothing or too little."""
+
+    rankings: list[list[Ranking]]
+    rungs: list[str | None]
+    whys: list[dict[str, Why]]  # by the name of the source
+
+
 class Gatherer:
     """Sources over one index.
 
@@ -33,6 +41,7 @@ class Gatherer:
 
     def __init__(self, index: Index, sources: Sequence[Source], metrics: Metrics) -> None:
         self._index = index
+        self._sources = sources
         self._places = {source.name: place for place, source in enumerate(sources)}
         self._defaults = {each.name: each.default_weight for each in sources if each.default_weight > 0}
         self._key_sources = [each for each in sources if isinstance(each, KeySource)]
@@ -56,8 +65,8 @@ class Gatherer:
 
     async def gather(
         self, asks: Sequence[Ask], keyed: Sequence[Keyed], searched_by: float, deadline: float
-    ) -> tuple[list[list[Ranking]], list[str | None]]:
-        """The rankings of each ask, in the order of the sources, and its rung.
+    ) -> Gathered:
+        """What the sources found for each ask.
 
         Args:
             searched_by: sources have until then, on the loop's clock; fillers have until ``deadline``.
@@ -71,18 +80,60 @@ class Gatherer:
                 steps.append(partial(self._searched, source, asks, asked, searched_by))
         rankings: list[list[Ranking]] = [[] for _ in asks]
         rungs: list[str | None] = [None] * len(asks)
+        late: set[tuple[int, str]] = set()  # ask, and the name of a source that it did without
         for step in await self._together(steps):
             for index, ranking in step.rankings:
                 rankings[index].append(ranking)
             for index, lost in step.lost:
                 rungs[index] = rungs[index] or lost.rung
+                late.add((index, lost.name))
                 self._lost_total[lost.name].inc()
         for found in rankings:
             found.sort(key=lambda ranking: self._places[ranking.source])
+        found_keys = [{key for ranking in found for key, _ in ranking.items} for found in rankings]
+        poor = [index for index, ask in enumerate(asks) if _is_poor(ask, len(found_keys[index]))]
         for filler in self._fillers:
-            await self._fill(filler, asks, rankings, rungs, deadline)
+            late |= await self._fill(filler, asks, rankings, found_keys, rungs, deadline)
         self._count(rankings)
-        return rankings, rungs
+        whys: list[dict[str, Why]] = [{} for _ in asks]
+        for index in poor:
+            is_short = len(found_keys[index]) < asks[index].limit
+            whys[index] = self._whys(index, asks[index], keyed[index], rankings[index], late, is_short)
+        empty = [index for index in poor if not found_keys[index]]
+        if empty and await in_time(self._index.count(), deadline) == 0:
+            for index in empty:
+                whys[index] = dict.fromkeys(whys[index], "empty_catalog")
+        return Gathered(rankings, rungs, whys)
+
+    def _whys(
+        self,
+        index: int,
+        ask: Ask,
+        keyed: Keyed,
+        rankings: Sequence[Ranking],
+        late: set[tuple[int, str]],
+        is_short: bool,
+    ) -> dict[str, Why]:
+        """Why sources brought the ask at place ``index`` nothing, or fewer items than its answer needs."""
+        brought: dict[str, int] = {}
+        for found in rankings:
+            brought[found.source] = brought.get(found.source, 0) + len(found.items)
+        whys: dict[str, Why] = {}
+        for source in self._sources:
+            name = source.name
+            if self._weight(ask, source) <= 0 and name not in brought:
+                if is_short and name in ask.weights:
+                    whys[name] = "no_weight"
+                continue
+            if (index, name) in late:
+                whys[name] = "late"
+            elif not source.is_there:
+                whys[name] = "not_in_bundle"
+            elif not brought.get(name):
+                whys[name] = _own_reason(source, ask, keyed) or _limit_of(ask)
+            elif is_short:
+                whys[name] = _limit_of(ask)
+        return whys
 
     def _count(self, rankings: Sequence[Sequence[Ranking]]) -> None:
         items: dict[str, int] = {}
@@ -171,30 +222,59 @@ class Gatherer:
         filler: Filler,
         asks: Sequence[Ask],
         rankings: Sequence[list[Ranking]],
+        found_keys: Sequence[set[int]],
         rungs: list[str | None],
         deadline: float,
-    ) -> None:
-        """Add the filler's items where it is asked for, where it stands in for a lost source, and where answers are short."""
+    ) -> set[tuple[int, str]]:
+        """Add the filler's items where it is asked for, where it stands in for a lost source, and where answers are short.
+
+        Returns the asks that it failed, each with its name.
+        """
+        failed: set[tuple[int, str]] = set()
         asked: list[int] = []
         narrowed: list[Ask] = []
         for index, ask in enumerate(asks):
-            found = {key for ranking in rankings[index] for key, _ in ranking.items}
+            found = found_keys[index]
             is_named = self._weight(ask, filler) > 0
             is_short = len(found) < ask.limit and not ask.weights
             if is_named or is_short or rungs[index] == filler.name:
                 asked.append(index)
                 narrowed.append(ask if is_named else ask._replace(exclude=ask.exclude | found))
         if not asked:
-            return
+            return failed
         for index, filled in zip(asked, await filler.fill(narrowed, deadline), strict=True):
             if filled.rung is not None:
                 rungs[index] = filled.rung
                 self._lost_total[filler.name].inc()
+                failed.add((index, filler.name))
             weight = self._weight(asks[index], filler) or _filler_weight(rankings[index])
             rankings[index].append(Ranking(filler.name, weight, filled.items))
+            found_keys[index].update(key for key, _ in filled.items)
+        return failed
 
     def _weight(self, ask: Ask, source: Source) -> float:
         return (ask.weights or self._defaults).get(source.name, 0.0)
+
+
+def _is_poor(ask: Ask, found: int) -> bool:
+    """Whether an answer has to say why: it is short before it is filled up, or something that it names may be missing."""
+    return found < ask.limit or bool(ask.weights) or (ask.has_text and ask.query is None)
+
+
+def _own_reason(source: Source, ask: Ask, keyed: Keyed) -> Why | None:
+    """Why the source names nothing, or why nothing of what it names can come."""
+    if isinstance(source, KeySource) and (named := keyed.get(source.name)):
+        if all(key in ask.exclude or key in ask.unwanted for key in named):
+            return "excluded"
+        return "unavailable" if ask.where is None else "filtered"
+    return source.why(ask)
+
+
+def _limit_of(ask: Ask) -> Why:
+    """Why there are no more items for an ask: its filter, else what it excludes, else the catalog has no more."""
+    if ask.where is not None:
+        return "filtered"
+    return "excluded" if ask.exclude else "no_more"
 
 
 def _filler_weight(rankings: Sequence[Ranking]) -> float:

@@ -6,6 +6,7 @@ the answer.
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -29,7 +30,8 @@ class RecallResult(NamedTuple):
 
     ``rung`` names the step down that had to be taken, None for a full answer. ``missing`` is the rung of a source that
     the request names and the bundle lacks. ``similarities`` are those of the items (see :func:`similarities`), None
-    where the request wants no explanation.
+    where the request wants no explanation. ``why`` says by source why it brought nothing or too little; it is empty where
+    nothing is missing.
     """
 
     items: list[Fused]
@@ -37,6 +39,7 @@ class RecallResult(NamedTuple):
     rung: str | None
     missing: str | None = None
     similarities: Sequence[float | None] | None = None
+    why: Mapping[str, str] = MappingProxyType({})
 
 
 class Recall:
@@ -59,7 +62,7 @@ class Recall:
         deadline = asyncio.get_running_loop().time() + timeout_s
         keyed = self._gatherer.keyed(asks)
         searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
-        rankings, rungs = await self._gatherer.gather(asks, keyed, searched_by, deadline)
+        rankings, rungs, whys = await self._gatherer.gather(asks, keyed, searched_by, deadline)
         fused = [fuse(found) for found in rankings]
         vectors = await self._vectors(asks, fused, deadline)
         await self._rescore(asks, keyed, fused, rungs, vectors, deadline - (1 - _SCORE_SHARE) * timeout_s)
@@ -70,7 +73,7 @@ class Recall:
             similarities(items, ask, vectors) if ask.explain else None
             for ask, items in zip(asks, chosen, strict=True)
         ]
-        return [RecallResult(*each) for each in zip(chosen, because, rungs, missing, near, strict=True)]
+        return [RecallResult(*each) for each in zip(chosen, because, rungs, missing, near, whys, strict=True)]
 
     async def _vectors(
         self, asks: Sequence[Ask], fused: Sequence[list[Fused]], deadline: float

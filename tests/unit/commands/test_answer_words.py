@@ -4,8 +4,9 @@ from typing import Any, get_args
 
 import pytest
 
-from headwater.commands.answer_words import DID, FOUND_BY, LACKS, ago, named, proof, rows, shortcomings
+from headwater.commands.answer_words import DID, FOUND_BY, LACKS, WHY, ago, named, proof, rows, shortcomings
 from headwater.messages import SESSION_ACTIONS, Candidate, Reason, Reflects, Request, Response, SourceName
+from headwater.recall.sources import Why
 from headwater.recall.sources.registry import REGISTRY
 
 NOW_MS = 1_700_000_000_000
@@ -28,6 +29,7 @@ def test_every_action_source_and_rung_has_its_words() -> None:
     assert set(DID) == set(SESSION_ACTIONS)
     assert set(FOUND_BY) == set(get_args(SourceName))
     assert {source.rung for source in REGISTRY} | {"restoring", "stored", "unscored"} == set(LACKS)
+    assert set(WHY) == set(get_args(Why))
 
 
 @pytest.mark.parametrize(
@@ -72,25 +74,18 @@ def test_a_degraded_answer_says_what_it_lacks() -> None:
     assert said == "degraded (popular): the index did not answer in time, so popular items stand in"
 
 
-def test_an_empty_catalog_is_told_before_anything_else() -> None:
-    assert "the catalog is empty" in told(answer(catalog={0: -1, 1: -1}), filter={"category": "tea"})
-
-
-def test_a_user_without_events_is_told_as_such() -> None:
-    said = told(answer(Candidate("c2", 0.5, "popular"), reflects=Reflects(2, 7)), limit=5)
-    assert said.startswith("1 item of 5: the user has no events yet")
-
-
-def test_a_short_answer_names_all_that_limited_it() -> None:
+def test_a_short_answer_says_why_by_source_and_reason() -> None:
     said = told(
-        answer(reflects=Reflects(2, 7, 3)),
-        limit=5,
-        filter={"category": "tea"},
-        exclude=["t1"],
-        sources={"new": 1.0},
+        answer(why={"interests": "no_events", "similar": "no_events", "popular": "no_popularity"}), limit=5
     )
-    for limit in ("match the filter", "are not excluded", "has not seen", "come from new"):
-        assert limit in said
+    assert said == (f"no items of 5; interests, similar: {WHY['no_events']}; popular: {WHY['no_popularity']}")
+
+
+def test_a_full_answer_says_what_brought_nothing_to_it_and_a_code_of_a_later_version_stands_for_itself() -> (
+    None
+):
+    said = told(answer(Candidate("c2", 0.5, "interests"), why={"query": "not_today"}), limit=1)
+    assert said == "query: not_today"
 
 
 def test_the_proof_is_one_line() -> None:

@@ -419,6 +419,29 @@ async def test_a_text_query_needs_no_history(worker: Asked) -> None:
     assert (response.items[0].item_id, response.items[0].source) == ("dog food", "query")
 
 
+async def test_an_answer_with_nothing_in_it_says_why(worker: Asked) -> None:
+    nothing = await worker.answer("ann", sources={"query": 1.0})
+    assert (nothing.status, nothing.items, nothing.why) == ("ok", [], {"query": "no_query"})
+    cold = await worker.answer("ann", limit=1)
+    assert ([item.item_id for item in cold.items], cold.why["interests"]) == (["batteries"], "no_events")
+    await worker.apply(worker.click("ann", "no such item"))
+    assert (await worker.answer("ann")).why["interests"] == "no_vectors"
+
+
+async def test_what_is_still_being_read_is_told_by_the_rung_and_by_no_reason(worker: Asked) -> None:
+    worker.index_ready = False
+    response = await worker.answer("ann", sources={"interests": 1.0})
+    assert (response.items, response.rung, response.why) == ([], "restoring", {})
+
+
+async def test_a_text_that_the_bundle_cannot_read_is_told_beside_a_full_answer(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.encoder, "item_inputs", "item_id")
+    response = await worker.answer("ann", limit=1, query="dog food")
+    assert (len(response.items), response.why["query"]) == (1, "no_text")
+
+
 async def test_filter_exclusion_and_limit_hold(worker: Asked) -> None:
     await worker.apply(worker.click("ann", "dark roast"))
     response = await worker.answer("ann", filter={"category": "pets"}, exclude=["cat litter"], limit=5)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -690,3 +691,93 @@ async def test_what_each_source_ranked_and_failed_is_counted(index: Fallible) ->
     assert 'headwater_source_items_total{source="buy-again"} 1.0' in counted
     assert 'headwater_source_lost_total{source="buy-again"} 1.0' in counted
     assert 'headwater_source_lost_total{source="popular"} 1.0' in counted
+
+
+# Why a source brought nothing
+
+DEFAULTS = ("buy-again", "similar", "interests", "query")
+
+
+async def test_a_full_answer_has_nothing_to_explain(index: Fallible) -> None:
+    assert (await answer(index, ask(COFFEE))).why == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "source", "code"),
+    [
+        (ask(sources={"interests": 1.0}), "interests", "no_events"),
+        (ask(sources={"interests": 1.0}, session=[("new", 1, "click")]), "interests", "no_vectors"),
+        (ask(COFFEE, sources={"query": 1.0}), "query", "no_query"),
+        (ask(COFFEE, has_text=True), "query", "no_text"),
+        (ask(COFFEE, sources={"query": 0.0}), "query", "no_weight"),
+        (ask(COFFEE, sources={"interests": 1.0}, where={"category": "hats"}), "interests", "filtered"),
+        (ask(COFFEE, sources={"interests": 1.0}, limit=50, exclude=["tea 0"]), "interests", "excluded"),
+        (ask(COFFEE, sources={"interests": 1.0}, limit=50), "interests", "no_more"),
+        (ask(sources={"similar": 1.0}), "similar", "no_events"),
+        (ask(sources={"similar": 1.0}, session=[("tea 0", 1, "click")]), "similar", "no_session"),
+        (ask(sources={"similar": 1.0}, taken=["unheard of"]), "similar", "unknown_items"),
+        (ask(sources={"similar": 1.0}, similar=["no such item"]), "similar", "unavailable"),
+        (ask(sources={"similar": 1.0}, similar=["tea 0"], exclude=["tea 0"]), "similar", "excluded"),
+        (ask(sources={"similar": 1.0}, similar=["tea 0"], where={"category": "x"}), "similar", "filtered"),
+        (ask(sources={"buy-again": 1.0}, taken=["tea 0"]), "buy-again", "seen_excluded"),
+        (ask(sources={"buy-again": 1.0})._replace(exclude_seen=False), "buy-again", "no_events"),
+        (
+            ask(sources={"buy-again": 1.0}, taken=["tea 0"])._replace(exclude_seen=False),
+            "buy-again",
+            "too_recent",
+        ),
+        (ask(sources={"new": 1.0}), "new", "no_events"),
+        (ask(sources={"new": 1.0}, taken=["tea 0"], new_since=400), "new", "no_new"),
+        (ask(sources={"popular": 1.0}, exclude=["soap 0", "tea 0", "soap 4"]), "popular", "excluded"),
+    ],
+)
+async def test_a_source_that_brings_nothing_or_too_little_says_why(
+    index: Fallible, asked: Ask, source: str, code: str
+) -> None:
+    assert (await answer(index, asked)).why[source] == code
+
+
+async def test_a_cold_user_in_a_young_system_is_told_so(index: Fallible) -> None:
+    found = await answer(index, ask(), popular=[])
+    assert (found.items, found.rung) == ([], None)
+    assert found.why == {
+        "buy-again": "seen_excluded",
+        "similar": "no_events",
+        "interests": "no_events",
+        "query": "no_query",
+        "popular": "no_popularity",
+    }
+
+
+async def test_popular_items_that_stand_in_for_a_cold_user_say_so(index: Fallible) -> None:
+    found = await answer(index, ask(limit=2))
+    assert len(found.items) == 2
+    assert set(found.why) == set(DEFAULTS)
+
+
+async def test_a_table_that_is_missing_and_a_source_that_fails_say_so(index: Fallible) -> None:
+    resources = Resources(index, None, lambda: POPULAR, NEW_DAYS)
+    index.failing = {"search"}
+    asked = ask(COFFEE, sources={"interests": 1.0, "similar": 1.0})
+    (found,) = await Recall(index, sources_of(resources), Metrics()).candidates([asked], LONG_S)
+    assert found.why == {"interests": "late", "similar": "not_in_bundle", "popular": "no_more"}
+
+
+async def test_an_empty_catalog_is_the_reason_of_every_source(tmp_path: Path) -> None:
+    edge = await EdgeIndex.open(tmp_path, DIM)
+    found = await answer(cast(Any, edge), ask(COFFEE), popular=[])
+    await edge.close()
+    assert set(found.why) == {*DEFAULTS, "popular"}
+    assert set(found.why.values()) == {"empty_catalog"}
+
+
+@pytest.mark.parametrize("named", [None, *DEFAULTS, "popular", "new"])
+@pytest.mark.parametrize("popular", [POPULAR, []])
+async def test_an_answer_shorter_than_asked_for_always_says_why(
+    index: Fallible, named: str | None, popular: Sequence[PopularItem]
+) -> None:
+    sources = {} if named is None else {named: 1.0}
+    for asked in (ask(sources=sources, limit=50), ask(COFFEE, sources=sources, limit=50, taken=["tea 0"])):
+        found = await answer(index, asked, popular=popular)
+        assert len(found.items) < 50
+        assert set(found.why) >= {named or "popular"}

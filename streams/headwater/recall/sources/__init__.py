@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,27 @@ PositiveEvent = tuple[int, int, int]  # item key, time in ms, code of the action
 Named = tuple[int, str]  # item key, item id
 # By name of source, what each names for an ask: item key -> how much it counts. See `KeySource.keys`.
 Keyed = Mapping[str, Mapping[int, float]]
+# Why a source brought nothing, or less than was wanted. `commands/answer_words.py` has each in words.
+Why = Literal[
+    "no_events",
+    "no_vectors",
+    "no_session",
+    "no_new",
+    "no_query",
+    "no_weight",
+    "no_text",
+    "no_popularity",
+    "unknown_items",
+    "unavailable",
+    "too_recent",
+    "seen_excluded",
+    "excluded",
+    "filtered",
+    "no_more",
+    "not_in_bundle",
+    "empty_catalog",
+    "late",
+]
 
 # Maximal marginal relevance needs several times as many candidates as it chooses.
 _POOL_FACTOR: Final = 3
@@ -49,7 +70,8 @@ class Ask(NamedTuple):
         session: the positive what-if events of the request, oldest first; newer than the log.
         unwanted: keys of the items that the user has disliked or hidden.
         counters: (item key, level) of the positive events that have left the log.
-        query: (D,) the vector of the request's text; None without one.
+        query: (D,) the vector of the request's text; None without one, or where the bundle encodes no text.
+        has_text: the request has a text.
         exclude: keys of the items that no source may bring.
         exclude_seen: items that the user has seen are among these.
         weights: of the sources, by name, as the request gives them; empty: each has its default weight.
@@ -66,6 +88,7 @@ class Ask(NamedTuple):
     unwanted: frozenset[int] = frozenset()
     counters: Sequence[tuple[int, int]] = ()
     query: F32 | None = None
+    has_text: bool = False
     where: Filter | None = None
     exclude: frozenset[int] = frozenset()
     exclude_seen: bool = False
@@ -140,6 +163,10 @@ class Source(ABC):
     def made_of(cls, given: Resources) -> Self:
         """The source over an index and a bundle. Override it where the constructor takes something."""
         return cls()
+
+    def why(self, ask: Ask) -> Why | None:
+        """Why it names nothing for this ask; None where it has no reason of its own. Asked of poor answers only."""
+        return None
 
     def because(self, ask: Ask, keys: Sequence[int]) -> Mapping[int, Sequence[tuple[PositiveEvent, float]]]:
         """For items that it brought: the events behind each, largest share first, the shares summing to 1.

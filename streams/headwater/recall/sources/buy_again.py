@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from headwater.profiles.counters import ONE, weight
-from headwater.recall.sources import Ask, KeySource
+from headwater.recall.sources import Ask, KeySource, Why
 
 # An item of the last hour is in the current basket: a customer who has just bought bread buys no other. On groceries the
 # rest finds a sixth more of the next purchases (`models/RESULTS.md`).
@@ -44,3 +44,9 @@ class BuyAgain(KeySource):
             last_ms[key] = at_ms
         rested = [key for key in weights if key not in last_ms or ask.now_ms - last_ms[key] >= REST_MS]
         return {key: weights[key] for key in sorted(rested, key=weights.__getitem__, reverse=True)}
+
+    def why(self, ask: Ask) -> Why | None:
+        """Seen items are excluded, there are none, or all of them are of the last hour."""
+        if ask.exclude_seen:
+            return "seen_excluded"
+        return "too_recent" if ask.events or ask.counters else "no_events"

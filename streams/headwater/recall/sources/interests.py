@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from headwater.recall.sources import F32, Ask, VectorSource
+from headwater.recall.sources import F32, Ask, VectorSource, Why
 
 
 class Interests(VectorSource):
@@ -19,3 +19,9 @@ class Interests(VectorSource):
             for interest, weight in zip(ask.interests, ask.interest_weights, strict=True)
             if weight > 0
         ]
+
+    def why(self, ask: Ask) -> Why | None:
+        """Without events there is no interest, nor where none of their items has a vector."""
+        if (ask.interest_weights > 0).any():
+            return None
+        return "no_vectors" if ask.events else "no_events"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headwater.index import Index, Query
 from headwater.index.filters import And, Filter, Range
 from headwater.recall.session import current_session
-from headwater.recall.sources import F32, Ask, Named, Resources, SearchSource
+from headwater.recall.sources import F32, Ask, Named, Resources, SearchSource, Why
 
 # The usual end of a visit.
 PAUSE_MS: Final = 1_800_000
@@ -49,6 +49,10 @@ class NewItems(SearchSource):
 
     def applies(self, ask: Ask) -> bool:
         return bool(ask.liked)
+
+    def why(self, ask: Ask) -> Why | None:
+        """There is nothing to compare new items with, or no new item to compare."""
+        return "no_new" if ask.liked else "no_events"
 
     async def rankings(self, asks: Sequence[Ask]) -> Sequence[Sequence[Named]]:
         anchors = [anchor_items(ask) for ask in asks]

@@ -8,7 +8,7 @@ from typing import Final, Self
 from headwater.index import Index, IndexUnavailable
 from headwater.index.filters import Filter
 from headwater.recall.popularity import PopularItem
-from headwater.recall.sources import Ask, Filled, Filler, Named, Resources
+from headwater.recall.sources import Ask, Filled, Filler, Named, Resources, Why
 
 # Of a thousand a few dozen are wanted, and most match. Where they do not, one more look is the last.
 _FIRST_LOOK: Final = 100
@@ -26,6 +26,10 @@ class Popular(Filler):
     @classmethod
     def made_of(cls, given: Resources) -> Self:
         return cls(given.index, given.popular)
+
+    def why(self, ask: Ask) -> Why | None:
+        """Nothing is popular in a young system."""
+        return None if self._popular() else "no_popularity"
 
     async def fill(self, asks: Sequence[Ask], deadline: float) -> Sequence[Filled]:
         """If the index does not say what matches, popular items come unfiltered; none come where a filter is set."""

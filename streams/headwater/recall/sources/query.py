@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from headwater.recall.sources import F32, Ask, VectorSource
+from headwater.recall.sources import F32, Ask, VectorSource, Why
 
 
 class TextQuery(VectorSource):
@@ -14,3 +14,9 @@ class TextQuery(VectorSource):
     def vectors(self, ask: Ask, vote: float) -> Iterable[tuple[F32, float]]:
         """The vector (D,) of the request's text with the whole vote; nothing without a text."""
         return () if ask.query is None else ((ask.query, vote),)
+
+    def why(self, ask: Ask) -> Why | None:
+        """Without a text it finds nothing, nor with one that the bundle cannot encode."""
+        if ask.query is not None:
+            return None
+        return "no_text" if ask.has_text else "no_query"

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 from headwater.encoder.neighbours import Neighbours
 from headwater.recall.explain import MAX_REASONS
 from headwater.recall.session import current_session
-from headwater.recall.sources import Ask, KeySource, PositiveEvent, Resources
+from headwater.recall.sources import Ask, KeySource, PositiveEvent, Resources, Why
 
 
 class CurrentSession(NamedTuple):
@@ -50,6 +50,12 @@ class Similar(KeySource):
         for key, _, _ in session.events:
             total.pop(key, None)
         return {key: total[key] for key in sorted(total, key=total.__getitem__, reverse=True)}
+
+    def why(self, ask: Ask) -> Why | None:
+        """There is no current session, or the table knows none of its items."""
+        if not ask.liked:
+            return "no_events"
+        return "unknown_items" if self._session(ask).events else "no_session"
 
     def because(self, ask: Ask, keys: Sequence[int]) -> Mapping[int, Sequence[tuple[PositiveEvent, float]]]:
         """The session's events that brought each item up, at most three, by how alike their items are to it."""
