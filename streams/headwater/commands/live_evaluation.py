@@ -299,7 +299,7 @@ class _Asking:
             log.users[user],
             int(log.at_ms[row]),
             self._data.item_ids[log.items[row]],
-            ACTION_NAMES[int(log.actions[row])],  # type: ignore[arg-type]  # wishes, of a dataset
+            ACTION_NAMES[int(log.actions[row])],  # type: ignore[arg-type]  # positive actions, of a dataset
         )
 
     async def _ask(self, client: Client, gate: asyncio.Semaphore, user: int) -> None:

@@ -183,7 +183,7 @@ async def test_a_user_who_clicks_coffee_gets_coffee_and_what_was_clicked_is_left
     assert seen.items[0].item_id == "dark roast"
 
 
-async def test_what_was_wished_for_comes_again_where_seen_items_may(worker: Asked) -> None:
+async def test_what_was_bought_comes_again_where_seen_items_may(worker: Asked) -> None:
     hours_ago = [{"at_ms": now_ms() - hours * 3_600_000} for hours in (9, 8, 7, 6, 5)]
     names = ("green tea", "dark roast", "green tea", "espresso", "batteries")
     await worker.apply(*(worker.click("ann", name, **at) for name, at in zip(names, hours_ago, strict=True)))

@@ -194,11 +194,11 @@ def test_a_dislike_takes_the_counter_of_its_item_along_when_it_leaves() -> None:
     assert columns.counter_items[0][columns.counter_levels[0] > 0].tolist() == [2]
 
 
-def test_a_retracted_wish_is_not_counted_while_the_log_has_it_and_stays_counted_when_it_has_left() -> None:
-    wishes = [click(second, second, item=second) for second in (1, 2, 3)]
-    in_log = columns_after([*wishes, retract(4, 2)], [click(5, 5), click(6, 6), click(7, 7)], length=3)
+def test_a_retracted_event_is_not_counted_while_the_log_has_it_and_stays_counted_when_it_has_left() -> None:
+    events = [click(second, second, item=second) for second in (1, 2, 3)]
+    in_log = columns_after([*events, retract(4, 2)], [click(5, 5), click(6, 6), click(7, 7)], length=3)
     assert in_log.counter_items[0][in_log.counter_levels[0] > 0].tolist() == [1, 3]
-    left = columns_after([*wishes, click(4, 4), retract(5, 1)], [click(6, 6)], length=3)
+    left = columns_after([*events, click(4, 4), retract(5, 1)], [click(6, 6)], length=3)
     assert left.counter_items[0][left.counter_levels[0] > 0].tolist()[0] == 1
 
 

@@ -26,7 +26,7 @@ Event = tuple[int, int]
 
 
 def one_by_one(events: list[Event], places: int) -> tuple[list[int], list[int]]:
-    """The rule in its plainest words: everything fades at once, then the item of the wish counts one more."""
+    """The rule in its plainest words: everything fades at once, then the item of the positive event counts one more."""
     keys, levels = [0] * places, [0] * places
     for key, what in events:
         if what == CounterEffect.CLEAR:
@@ -53,7 +53,7 @@ def of(keys: U64, levels: U16, rows: I64) -> tuple[U64, U16]:
     return keys[rows], levels[rows]
 
 
-wishes = st.tuples(st.integers(0, 9), st.just(int(CounterEffect.COUNT)))
+positive_events = st.tuples(st.integers(0, 9), st.just(int(CounterEffect.COUNT)))
 mixed = st.tuples(
     st.integers(0, 9),
     st.sampled_from([CounterEffect.COUNT] * 6 + [CounterEffect.DROP, CounterEffect.CLEAR]).map(int),
@@ -61,7 +61,7 @@ mixed = st.tuples(
 
 
 @given(
-    st.lists(st.lists(wishes, max_size=9) | st.lists(mixed, max_size=9), min_size=1, max_size=20),
+    st.lists(st.lists(positive_events, max_size=9) | st.lists(mixed, max_size=9), min_size=1, max_size=20),
     st.integers(1, 5),
     st.data(),
 )
@@ -84,7 +84,7 @@ def test_many_users_in_any_batches_are_counted_as_each_alone(
         assert live(keys[user].tolist(), levels[user].tolist()) == live(*one_by_one(events, places))
 
 
-def test_so_few_wishes_as_to_fade_away_and_come_again_are_counted_alike() -> None:
+def test_few_positive_events_that_fade_away_and_come_again_are_counted_alike() -> None:
     """The levels of a long history, in which counters die and their places are taken again."""
     rng = np.random.default_rng(5)
     events = [(int(key), int(CounterEffect.COUNT)) for key in rng.choice([1] * 2_000 + [2, 3, 4, 5], 7_000)]
@@ -95,14 +95,14 @@ def test_so_few_wishes_as_to_fade_away_and_come_again_are_counted_alike() -> Non
     assert 0 in levels
 
 
-def test_a_wish_is_worth_half_after_as_many_others_as_the_half_life() -> None:
+def test_a_positive_event_is_worth_half_after_as_many_others_as_the_half_life() -> None:
     keys, levels = [0] * 300, [0] * 300
     count_evictions(keys, levels, [(key, CounterEffect.COUNT) for key in range(HALF_LIFE + 1)])
     assert weight(levels[keys.index(0)]) == pytest.approx(0.5)
     assert weight(levels[keys.index(HALF_LIFE)]) == 1.0
 
 
-def test_two_wishes_weigh_two_and_the_lightest_makes_way() -> None:
+def test_two_positive_events_weigh_two_and_the_lightest_makes_way() -> None:
     keys, levels = [0, 0], [0, 0]
     count_evictions(
         keys,
@@ -118,7 +118,7 @@ def test_two_wishes_weigh_two_and_the_lightest_makes_way() -> None:
     assert weight(levels[0]) == pytest.approx(2, rel=0.01)
 
 
-def test_an_item_that_comes_with_every_wish_stays_within_the_levels() -> None:
+def test_an_item_of_every_positive_event_stays_within_the_levels() -> None:
     keys, levels = [0, 0], [0, 0]
     count_evictions(keys, levels, [(7, CounterEffect.COUNT)] * 5_000)
     assert weight(levels[0]) > 150

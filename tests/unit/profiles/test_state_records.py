@@ -217,13 +217,13 @@ def test_of_more_counters_than_there_is_room_for_the_heaviest_stay() -> None:
 
 
 def test_what_a_shorter_log_has_no_room_for_is_counted_as_what_leaves_it() -> None:
-    wish, hide = ACTION_CODES["purchase"], ACTION_CODES["hide"]
+    bought, hide = ACTION_CODES["purchase"], ACTION_CODES["hide"]
     log = [
-        Event(1, 1, 7, wish),
-        Event(2, 2, 8, wish),
+        Event(1, 1, 7, bought),
+        Event(2, 2, 8, bought),
         Event(3, 3, 8, hide),
-        Event(4, 4, 7, wish),
-        Event(5, 5, 7, wish),
+        Event(4, 4, 7, bought),
+        Event(5, 5, 7, bought),
     ]
     other = restored(pack(*filled([log]), STAMP), length=1)
     (counter,) = filter(None, counters_of(other, 0))
