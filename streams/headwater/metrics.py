@@ -315,6 +315,14 @@ class Metrics:
             ("topic", "partition"),
         ),
     ]
+    clock_skew_seconds: Annotated[
+        Gauge,
+        About(
+            "By how much the worker's clock is ahead of the broker's; 0 while that is not known.",
+            "Deadlines count by the broker's clock all the same. More than half a second: set up NTP on both machines. "
+            "Always exactly 0: the trends topic lacks LogAppendTime (`headwater topics check`).",
+        ),
+    ]
     dead_letters_total: Annotated[
         Counter,
         About(

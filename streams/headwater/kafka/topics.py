@@ -95,8 +95,9 @@ def specs(settings: Settings) -> list[Spec]:
     clicks_ms = int(settings.clicks_retention_days * _DAY_MS)
     tombstone_ms = max(_TOMBSTONE_MS, clicks_ms)
     short = _deleted_after(_SHORT_MS)
-    # The time of a request is the broker's, so that its deadline does not depend on the sender's clock.
-    stamped = {**short, "message.timestamp.type": "LogAppendTime"}
+    # No sender's clock decides a deadline, or dates an event, an item or a trend into the future: the broker's time
+    # bounds them. (`message.timestamp.after.max.ms` would do so for a sender's own time, from Kafka 3.6 on.)
+    by_broker = {"message.timestamp.type": "LogAppendTime"}
     compact = {"cleanup.policy": "compact"}
     kept_tombstones = {**compact, "delete.retention.ms": str(tombstone_ms)}
     dead = {**_deleted_after(_DEAD_LETTERS_MS), "max.message.bytes": str(_DEAD_LETTER_BYTES)}
@@ -105,15 +106,15 @@ def specs(settings: Settings) -> list[Spec]:
     of_users, of_items = "HEADWATER_PARTITIONS", "HEADWATER_CATALOG_PARTITIONS"
     by_user, by_item = (topics.clicks, topics.requests, topics.profiles), (topics.catalog, topics.vectors)
     return [
-        Spec(topics.clicks, users, _deleted_after(clicks_ms), of_users, by_user),
-        Spec(topics.requests, users, stamped, of_users, by_user),
+        Spec(topics.clicks, users, {**_deleted_after(clicks_ms), **by_broker}, of_users, by_user),
+        Spec(topics.requests, users, {**short, **by_broker}, of_users, by_user),
         Spec(topics.profiles, users, changelog, of_users, by_user),
         Spec(topics.responses, users, short, of_users),
         Spec(topics.interests, users, compact, of_users),
-        Spec(topics.catalog, items, kept_tombstones, of_items, by_item),
+        Spec(topics.catalog, items, {**kept_tombstones, **by_broker}, of_items, by_item),
         Spec(topics.vectors, items, changelog, of_items, by_item),
         # One record for each clicks partition, all of them read by every worker.
-        Spec(topics.trends, 1, {**compact, "segment.ms": str(60 * _MINUTE_MS)}),
+        Spec(topics.trends, 1, {**compact, **by_broker, "segment.ms": str(60 * _MINUTE_MS)}),
         Spec(topics.dead_letters, 1, dead),
     ]
 

@@ -22,6 +22,7 @@ from headwater.encoder.runtime import Encoder
 from headwater.index import Index
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.vectors_topic import VectorsFollower
+from headwater.kafka.broker_clock import PROBE_KEY, BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.fast_client.producer import Producer
@@ -65,6 +66,7 @@ class Common(NamedTuple):
     metrics: Metrics
     background: Background
     observer: Observer
+    clock: BrokerClock
     fail: Callable[[str], None]  # ends the worker, with the reason
 
 
@@ -121,10 +123,11 @@ class InterestsRole:
             self.profiles,
             self._serving,
             self._request_threads,
-            Outbox(answers, common.dead_letters, topics, common.metrics, common.observer),
+            Outbox(answers, common.dead_letters, topics, common.metrics, common.observer, common.clock.now_s),
             settings,
             common.metrics,
             common.background.start,
+            common.clock.now_s,
         )
         self.group: ConsumerGroup | None = None  # once it is opened
 
@@ -196,6 +199,8 @@ class InterestsRole:
 
     async def _put_trends(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
+            if record.key == PROBE_KEY:
+                continue
             try:
                 self._trends.put(decode_trend(record.value))
             except BadMessage as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from headwater.encoder.features import ACTION_NAMES, item_key
 from headwater.index import Index, IndexUnavailable
+from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
@@ -38,6 +39,7 @@ class Status:
         self._settings = settings
         self.ready = asyncio.Event()
         self.bundle_id = ""
+        self.clock: BrokerClock | None = None
         self.index: Index | None = None
         self.interests: InterestsRole | None = None
         self.catalog: CatalogRole | None = None
@@ -70,6 +72,7 @@ class Status:
             "role": self.role,
             "bundle": self.bundle_id,
             "reason": reason,
+            "clock_skew_s": self._clock_skew_s(),
             "partitions": {each.number: each.watermark for each in partitions},
             "opening": [each.number for each in partitions if each.owned and not each.gate.is_open],
             "users": sum(len(each.columns) for each in partitions),
@@ -77,6 +80,10 @@ class Status:
             "graph": self.index.health().graph if self.index is not None else None,
             "index_away_s": round(self.catalog.path.index_away_s) if self.catalog is not None else None,
         }
+
+    def _clock_skew_s(self) -> float | None:
+        skew_s = self.clock.skew_s if self.clock is not None else None
+        return None if skew_s is None else round(skew_s, 3)
 
     def tell_of_groups(self, problem: str | None) -> None:
         """Take note of why a group of this worker does not move; None: all do."""
@@ -144,6 +151,8 @@ class Status:
                 if each.topic == self._topics.clicks:
                     age_s = watchdog.still_s(each.topic, each.partition)
                     metrics.watermark_age_seconds.labels(str(each.partition)).set(age_s)
+            if self.clock is not None and self.clock.skew_s is not None:
+                metrics.clock_skew_seconds.set(self.clock.skew_s)
             if self.interests is not None:
                 partitions = list(self.interests.profiles.partitions.values())
                 metrics.store_users.set(sum(len(each.columns) for each in partitions))

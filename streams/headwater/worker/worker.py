@@ -16,6 +16,7 @@ from headwater.errors import HeadwaterError
 from headwater.index.open import engine_of, open_index
 from headwater.index.timed import TimedIndex
 from headwater.kafka import topics
+from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.fast_client.producer import Producer
@@ -107,6 +108,9 @@ class Worker:
         self.web_address = web.address
         names = Topics.named(settings.topic_prefix)
         producer = await self._stack.enter_async_context(started(producer_of(settings)))
+        clock = status.clock = BrokerClock(producer, names.trends)
+        await clock.measure()  # before the first request
+        self.background.start(clock.run())
         dead_letters = DeadLetters(producer, names.dead_letters, self.metrics)
         common = Common(
             settings,
@@ -117,6 +121,7 @@ class Worker:
             self.metrics,
             self.background,
             self.observer,
+            clock,
             self.fail,
         )
         engine = engine_of(settings)

@@ -206,25 +206,30 @@ async def test_a_record_batch_arrives_with_keys_headers_and_tombstones(settings:
     assert read[0].headers == (("writer", b"w"), ("none", b""))
 
 
-async def test_the_time_of_a_request_is_the_brokers_and_that_of_a_click_the_senders(
+async def test_the_time_of_what_comes_from_outside_is_the_brokers_and_that_of_a_state_the_senders(
     settings: Settings,
 ) -> None:
+    """A sender whose clock is ten years ahead dates no click, item or request into the future."""
     await topics.create(settings)
     names = Topics.named(settings.topic_prefix)
     async with AIOKafkaProducer(**settings.kafka_options()) as producer:
         now_ms = int(time.time() * 1000)
-        request = await producer.send_and_wait(
-            names.requests, b"{}", partition=0, timestamp_ms=now_ms - 9_000_000
+        ahead_ms = now_ms + 10 * 365 * 86_400_000
+        written = {
+            name: await producer.send_and_wait(name, b"{}", b"key", partition=0, timestamp_ms=ahead_ms)
+            for name in (names.requests, names.clicks, names.catalog, names.trends)
+        }
+        written[names.vectors] = await producer.send_and_wait(
+            names.vectors, b"{}", b"key", partition=0, timestamp_ms=now_ms - 9_000_000
         )
-        await producer.send_and_wait(names.clicks, b"{}", partition=0, timestamp_ms=now_ms - 9_000_000)
-    requests, clicks = TopicPartition(names.requests, 0), TopicPartition(names.clicks, 0)
     async with AIOKafkaConsumer(**settings.kafka_options(), auto_offset_reset="earliest") as consumer:
-        consumer.assign([requests, clicks])
-        read = [await consumer.getone(), await consumer.getone()]
+        consumer.assign([TopicPartition(name, 0) for name in written])
+        read = [await consumer.getone() for _ in written]
     at_ms = {record.topic: record.timestamp for record in read}
-    assert at_ms[names.clicks] == now_ms - 9_000_000
-    assert at_ms[names.requests] == request.timestamp
-    assert at_ms[names.requests] >= now_ms - 1_000_000
+    assert at_ms.pop(names.vectors) == now_ms - 9_000_000
+    for name, timestamp in at_ms.items():
+        assert timestamp == written[name].timestamp
+        assert now_ms - 1_000_000 <= timestamp < now_ms + 1_000_000
 
 
 async def test_two_members_share_the_partitions_and_one_takes_them_over(settings: Settings) -> None:

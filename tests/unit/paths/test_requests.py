@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from aiokafka import ConsumerRecord
+from aiokafka.structs import RecordMetadata
 
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import event_key, item_key
@@ -24,6 +25,7 @@ from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import F32, Fetch
 from headwater.kafka.batch import Batch
+from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.forwarding import forwarded
 from headwater.kafka.partitioner import partition_of
 from headwater.messages import Response, decode_response, schemas
@@ -80,6 +82,15 @@ async def index(starter: Encoder, tmp_path_factory: pytest.TempPathFactory) -> A
     )
     yield edge
     await edge.close()
+
+
+class Appending:
+    """A broker on this machine's time, which acknowledges at once and says when it appended."""
+
+    async def send(self, topic: str, _value: bytes, **_place: Any) -> "asyncio.Future[Any]":
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(RecordMetadata(topic, 0, None, 0, now_ms(), 1, 0))
+        return done
 
 
 class Asked(InterestsWorker):
@@ -740,6 +751,18 @@ async def test_expired_requests_leave_no_records_behind_while_others_wait(worker
     gc.collect()
     assert worker.requests.parked == 1
     assert [each() for each in left] == [None] * 3
+
+
+@pytest.mark.parametrize("ahead_s", [40.0, -3_600.0])
+async def test_deadlines_count_by_the_brokers_clock(worker: Asked, ahead_s: float) -> None:
+    """A worker whose clock is ahead by more than a deadline would expire every request."""
+    clock = BrokerClock(cast(Any, Appending()), "trends", lambda: time.time() + ahead_s)
+    await clock.measure()
+    worker.clock = clock.now_s
+    response = await worker.answer("ann", deadline_ms=LONG_MS)
+    assert response.status == "ok"
+    late = await worker.answer("ann", deadline_ms=2_000, timestamp_ms=now_ms() - 2_500)
+    assert late.status == "expired"
 
 
 async def test_a_timer_that_is_early_by_the_wall_clock_expires_its_request_all_the_same(

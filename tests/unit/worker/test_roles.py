@@ -14,6 +14,7 @@ from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index import FilledBy, IndexHealth
 from headwater.index.edge import EdgeIndex
+from headwater.kafka.broker_clock import PROBE_KEY, BrokerClock
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.supervision import Background
 from headwater.kafka.topics import Topics
@@ -47,6 +48,7 @@ def common(encoder: Encoder, folder: Path) -> Common:
         metrics=metrics,
         background=Background("the background", failures.append),
         observer=Observer(),
+        clock=BrokerClock(producer, topics.trends),
         fail=failures.append,
     )
 
@@ -87,6 +89,19 @@ async def test_vectors_of_a_shared_index_are_fetched_when_they_are_missed(
     index = cast(Any, SharedIndex())
     role = InterestsRole(common(encoder, tmp_path), index, cast(Any, RecordingProducer(1)))
     assert role.vectors.can_fetch
+    await role.profiles.stop()
+
+
+async def test_probes_of_the_brokers_clock_are_no_trends(
+    encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
+) -> None:
+    given = common(encoder, tmp_path)
+    role = InterestsRole(given, own_index, cast(Any, RecordingProducer(1)))
+    await given.clock.measure()
+    probe, *_ = cast(Any, given.producer).records(given.topics.trends)
+    await role._put_trends([probe])
+    assert probe.key == PROBE_KEY
+    assert role._trends.of(-1) is None
     await role.profiles.stop()
 
 

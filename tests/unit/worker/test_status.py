@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from headwater.encoder.features import item_key
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
 from headwater.index.vectors_topic import payload_of
+from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import GroupPosition
 from headwater.messages import Item
 from headwater.metrics import Metrics
@@ -88,6 +90,12 @@ async def test_a_worker_that_has_to_stop_is_not_well_and_says_why(
     failed.set_result("clicks-2 stands still")
     said = status.health()
     assert (said["ok"], said["reason"]) == (False, "clicks-2 stands still")
+
+
+async def test_health_says_by_how_much_the_clock_is_ahead_of_the_brokers(status: Status) -> None:
+    assert status.health()["clock_skew_s"] is None
+    status.clock = cast(BrokerClock, SimpleNamespace(skew_s=2.5004))
+    assert status.health()["clock_skew_s"] == 2.5
 
 
 async def test_health_counts_partitions_users_and_items(status: Status, shop: Shop) -> None:
