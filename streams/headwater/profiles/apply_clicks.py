@@ -264,7 +264,9 @@ def _apply_carefully(
         elif event.at_ms <= forgotten_ms:
             outcome = Outcome.FORGOTTEN
         else:
-            outcome = insert(events, event, capacity, left)
+            outcome, evicted = insert(events, event, capacity)
+            if evicted is not None:
+                left.append(evicted)
         outcomes.append(outcome)
         counts.append(outcome is Outcome.APPLIED and not TAKES_BACK[event.action])
         if counts[-1]:

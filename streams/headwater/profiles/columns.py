@@ -163,7 +163,7 @@ class Columns:
             "event": ((capacity, length), np.uint64),
             "item": ((capacity, length), np.uint64),
             "action": ((capacity, length), np.uint8),
-            "counter_items": ((capacity, self.counters), np.uint64),  # items of positive events that have left the log
+            "counter_items": ((capacity, self.counters), np.uint64),  # items whose events have left the log
             "counter_levels": ((capacity, self.counters), np.uint16),  # how much they count; 0: a free place
             "offset": ((capacity,), np.int64),  # last applied offset of the user's own partition
             "state": ((capacity, size), np.float16),

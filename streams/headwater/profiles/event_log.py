@@ -35,29 +35,34 @@ class Outcome(IntEnum):
     UNLOGGED = 6  # an impression
 
 
-def insert(log: list[Event], new: Event, capacity: int, left: list[Event] | None = None) -> Outcome:
-    """Insert ``new`` into the sorted ``log`` in place; ``left`` takes the entry that it pushes out, if any.
+class Inserted(NamedTuple):
+    """What became of an event, and the entry that it pushed out of a full log."""
+
+    outcome: Outcome
+    evicted: Event | None = None
+
+
+def insert(log: list[Event], new: Event, capacity: int) -> Inserted:
+    """Insert ``new`` into the sorted ``log`` in place.
 
     >>> log = [Event(5, 1, 7, 1)]
-    >>> insert(log, Event(9, 1, 0, RETRACT), capacity=50).name, log[0].action == RETRACT
+    >>> insert(log, Event(9, 1, 0, RETRACT), capacity=50).outcome.name, log[0].action == RETRACT
     ('APPLIED', True)
+    >>> insert(log, Event(11, 2, 8, 1), capacity=1).evicted == Event(9, 1, 0, RETRACT)
+    True
     """
     held = next((entry for entry in log if entry.event == new.event), None)
     if held is not None:
         is_mark = RETRACT in (held.action, new.action)
         if not is_mark:
-            return Outcome.DUPLICATE
+            return Inserted(Outcome.DUPLICATE)
         # A mark stands at the later of the two times, in whatever order the two came.
         log.remove(held)
         insort(log, Event(max(held.at_ms, new.at_ms), new.event, 0, RETRACT))
         if held.action != RETRACT:
-            return Outcome.APPLIED
-        return Outcome.DUPLICATE if new.action == RETRACT else Outcome.RETRACTED
+            return Inserted(Outcome.APPLIED)
+        return Inserted(Outcome.DUPLICATE if new.action == RETRACT else Outcome.RETRACTED)
     if len(log) >= capacity and new < log[0]:
-        return Outcome.TOO_LATE
+        return Inserted(Outcome.TOO_LATE)
     insort(log, new if new.action != RETRACT else new._replace(item=0))
-    if len(log) > capacity:
-        oldest = log.pop(0)
-        if left is not None:
-            left.append(oldest)
-    return Outcome.APPLIED
+    return Inserted(Outcome.APPLIED, log.pop(0) if len(log) > capacity else None)

@@ -81,7 +81,7 @@ def test_the_vectorised_way_and_the_plain_rules_agree_event_by_event(history: Hi
     for user, event in history.stream:
         outcome = Outcome.UNLOGGED
         if event.action != IMPRESSION:
-            outcome = insert(plain[user], event, length)
+            outcome = insert(plain[user], event, length).outcome
         outcomes[outcome] += 1
         applied.append(outcome is Outcome.APPLIED)
     assert {user: log_of(columns, user) for user in plain} == plain
@@ -121,7 +121,8 @@ class Counting:
             self.forgotten_ms, left = event.at_ms, [event]
             self.log = [entry for entry in self.log if entry.at_ms > event.at_ms]
         elif event.action not in (FORGET, IMPRESSION) and event.at_ms > self.forgotten_ms:
-            insert(self.log, event, self.length, left)
+            evicted = insert(self.log, event, self.length).evicted
+            left = [] if evicted is None else [evicted]
         count_evictions(
             self.keys, self.levels, [(entry.item, int(COUNTER_EFFECTS[entry.action])) for entry in left]
         )

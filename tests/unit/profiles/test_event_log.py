@@ -43,41 +43,41 @@ def test_a_late_event_is_inserted_in_its_place_while_there_is_room_and_evicts_th
 ):
     assert filled(click(1, 1), click(3, 3), click(2, 2)) == [click(1, 1), click(2, 2), click(3, 3)]
     full = filled(click(1, 1), click(3, 3), click(4, 4))
-    assert insert(full, click(2, 2), 3) is Outcome.APPLIED
+    assert insert(full, click(2, 2), 3).outcome is Outcome.APPLIED
     assert full == [click(2, 2), click(3, 3), click(4, 4)]
 
 
 def test_an_event_older_than_a_full_log_is_too_late() -> None:
     full = filled(click(2, 2), click(3, 3), click(4, 4))
-    assert insert(full, click(1, 1), 3) is Outcome.TOO_LATE
+    assert insert(full, click(1, 1), 3).outcome is Outcome.TOO_LATE
     assert full == [click(2, 2), click(3, 3), click(4, 4)]
 
 
 def test_at_equal_times_the_event_key_decides_what_is_too_late() -> None:
     full = filled(click(2, 5), click(3, 3), click(4, 4))
-    assert insert(list(full), click(2, 1), 3) is Outcome.TOO_LATE
-    assert insert(list(full), click(2, 6), 3) is Outcome.APPLIED
+    assert insert(list(full), click(2, 1), 3).outcome is Outcome.TOO_LATE
+    assert insert(list(full), click(2, 6), 3).outcome is Outcome.APPLIED
 
 
 def test_a_repeated_event_is_dropped_even_with_other_content() -> None:
     log = filled(click(1, 1))
-    assert insert(log, click(1, 1), 3) is Outcome.DUPLICATE
-    assert insert(log, click(9, 1, item=8), 3) is Outcome.DUPLICATE
+    assert insert(log, click(1, 1), 3).outcome is Outcome.DUPLICATE
+    assert insert(log, click(9, 1, item=8), 3).outcome is Outcome.DUPLICATE
     assert log == [click(1, 1)]
 
 
 def test_a_retraction_leaves_a_mark_that_keeps_later_copies_out() -> None:
     log = filled(click(1, 1), click(2, 2))
-    assert insert(log, retract(5, 1), 3) is Outcome.APPLIED
+    assert insert(log, retract(5, 1), 3).outcome is Outcome.APPLIED
     assert log == [click(2, 2), retract(5, 1)]
-    assert insert(log, click(1, 1), 3) is Outcome.RETRACTED
-    assert insert(log, retract(5, 1), 3) is Outcome.DUPLICATE
+    assert insert(log, click(1, 1), 3).outcome is Outcome.RETRACTED
+    assert insert(log, retract(5, 1), 3).outcome is Outcome.DUPLICATE
     assert log == [click(2, 2), retract(5, 1)]
 
 
 def test_a_retraction_may_come_first() -> None:
     log = filled(retract(5, 1))
-    assert insert(log, click(1, 1), 3) is Outcome.RETRACTED
+    assert insert(log, click(1, 1), 3).outcome is Outcome.RETRACTED
     assert log == [retract(5, 1)]
 
 
