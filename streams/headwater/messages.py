@@ -36,15 +36,20 @@ DEFAULT_DEADLINE_MS: Final = 2_000
 MAX_DEADLINE_MS: Final = 60_000
 # 1973 in milliseconds, the year 5138 in seconds: anything below was sent in seconds.
 MIN_AT_MS: Final = 10**11
+# The year 2527. A user record has 44 bits for a time: a later one would spill into the action beside it.
+MAX_AT_MS: Final = 2**44 - 1
 # Clocks of producers may be a day off either way; two days leave room for time zones written as UTC.
 MAX_AHEAD_MS: Final = 2 * 86_400_000
+# An event that is dated later than this after its record came counts as of its record's time. Clocks that are a little
+# off keep the order of the clicks that one record batch brings.
+TOLERATED_AHEAD_MS: Final = 1_000
 # Kafka's own default bound of a message; a longer text or id list is a mistake, not a query.
 MAX_QUERY_CHARS: Final = 2_000
 MAX_SESSION: Final = 100
 MAX_OFFSET: Final = 2**62
 
 Id = Annotated[str, Meta(min_length=1, description=f"non-empty, at most {MAX_ID_BYTES} bytes of UTF-8")]
-AtMs = Annotated[int, Meta(ge=MIN_AT_MS, le=2**52, description="milliseconds since 1970")]
+AtMs = Annotated[int, Meta(ge=MIN_AT_MS, le=MAX_AT_MS, description="milliseconds since 1970")]
 Context = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
 
 
@@ -432,21 +437,25 @@ def _check_key(field: str, key: bytes | None, expected: bytes) -> None:
         )
 
 
-def check_at_ms(at_ms: int, record_ms: int) -> None:
-    """Reject times no producer's clock can honestly have, relative to the record's own timestamp.
+def check_at_ms(at_ms: int, came_ms: int, field: str = "at_ms") -> None:
+    """Reject times no producer's clock can honestly have.
+
+    Args:
+        came_ms: the record's timestamp or the time now, whichever is earlier: a producer may have set the timestamp.
 
     Raises:
         BadMessage: ``time_in_future``.
     """
-    if at_ms > record_ms + MAX_AHEAD_MS:
+    if at_ms > came_ms + MAX_AHEAD_MS:
         raise BadMessage(
             "time_in_future",
-            f"at_ms: got {at_ms}, expected at most two days after the record's timestamp {record_ms}",
+            f"{field}: got {at_ms}, expected at most two days after the record's timestamp or the time now, whichever is "
+            f"earlier: {came_ms + MAX_AHEAD_MS}",
         )
 
 
-def decode_click(key: bytes | None, raw: bytes | None, record_ms: int) -> Click:
-    """A valid click.
+def decode_click(key: bytes | None, raw: bytes | None, came_ms: int) -> Click:
+    """A valid click. ``came_ms``: see :func:`check_at_ms`.
 
     Raises:
         BadMessage: with the field, the value seen and the value expected.
@@ -459,7 +468,7 @@ def decode_click(key: bytes | None, raw: bytes | None, record_ms: int) -> Click:
         _check_id("item_id", item_id)
     if bytes(click.context)[:1] not in _CONTEXT_STARTS:
         raise BadMessage("bad_field", f"context: got {quoted(bytes(click.context)[:60])}, expected an object")
-    check_at_ms(click.at_ms, record_ms)
+    check_at_ms(click.at_ms, came_ms)
     return click
 
 
@@ -477,8 +486,8 @@ def decode_item(key: bytes | None, raw: bytes) -> Item:
     return item
 
 
-def decode_request(key: bytes | None, raw: bytes | None, record_ms: int) -> Request:
-    """A valid request; its filter is checked where it is compiled.
+def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Request:
+    """A valid request; its filter is checked where it is compiled. ``came_ms``: see :func:`check_at_ms`.
 
     Raises:
         BadMessage: with the field, the value seen and the value expected.
@@ -490,8 +499,10 @@ def decode_request(key: bytes | None, raw: bytes | None, record_ms: int) -> Requ
         _check_id(f"exclude[{index}]", item_id)
     for index, event in enumerate(request.session):
         _check_id(f"session[{index}].item_id", event.item_id)
+        if event.at_ms is not None:
+            check_at_ms(event.at_ms, came_ms, f"session[{index}].at_ms")
     if request.at_ms is not None:
-        check_at_ms(request.at_ms, record_ms)
+        check_at_ms(request.at_ms, came_ms)
     if request.after_event_id is not None:
         _check_id("after_event_id", request.after_event_id)
         if request.after is not None:

@@ -19,7 +19,16 @@ from headwater.kafka.forwarding import redirect
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partitions_of
 from headwater.kafka.publish import Outgoing
-from headwater.messages import MAX_AHEAD_MS, MAX_ID_BYTES, ActionName, AtMs, BadMessage, Id, decode_click
+from headwater.messages import (
+    MAX_AHEAD_MS,
+    MAX_ID_BYTES,
+    TOLERATED_AHEAD_MS,
+    ActionName,
+    AtMs,
+    BadMessage,
+    Id,
+    decode_click,
+)
 from headwater.profiles.apply_clicks import Clicks
 from headwater.profiles.columns import I64
 from headwater.profiles.partition import Partition
@@ -80,18 +89,20 @@ class _PlainClick(Struct, frozen=True, gc=False):
 _decode_plain: Final = msgspec.json.Decoder(_PlainClick).decode
 
 
-def parse(records: Sequence[RecordT]) -> tuple[ParsedClicks[RecordT], list[tuple[RecordT, BadMessage]]]:
+def parse(
+    records: Sequence[RecordT], now_ms: int
+) -> tuple[ParsedClicks[RecordT], list[tuple[RecordT, BadMessage]]]:
     """The clicks that :func:`headwater.messages.decode_click` accepts, and the other records with their error."""
     good: ParsedClicks[RecordT] = ParsedClicks([], [], [], [], [], [])
     bad: list[tuple[RecordT, BadMessage]] = []
     for start in range(0, len(records), _CHUNK):
         chunk = records[start : start + _CHUNK]
-        if not _add_plain(good, chunk):
-            bad += _add_singly(good, chunk)
+        if not _add_plain(good, chunk, now_ms):
+            bad += _add_singly(good, chunk, now_ms)
     return good, bad
 
 
-def _add_plain(good: ParsedClicks[RecordT], records: Sequence[RecordT]) -> bool:
+def _add_plain(good: ParsedClicks[RecordT], records: Sequence[RecordT], now_ms: int) -> bool:
     """Append all of ``records``, or none if any needs a closer look."""
     try:
         clicks = [_decode_plain(record.value) for record in records]  # type: ignore[arg-type]
@@ -105,7 +116,7 @@ def _add_plain(good: ParsedClicks[RecordT], records: Sequence[RecordT]) -> bool:
     if (
         users != [record.key for record in records]
         or max(sizes) > MAX_ID_BYTES
-        or max(at_ms) > min(record.timestamp for record in records) + MAX_AHEAD_MS
+        or max(at_ms) > min(now_ms, *(record.timestamp for record in records)) + MAX_AHEAD_MS
     ):
         return False
     good.records.extend(records)
@@ -117,12 +128,14 @@ def _add_plain(good: ParsedClicks[RecordT], records: Sequence[RecordT]) -> bool:
     return True
 
 
-def _add_singly(good: ParsedClicks[RecordT], records: Sequence[RecordT]) -> list[tuple[RecordT, BadMessage]]:
+def _add_singly(
+    good: ParsedClicks[RecordT], records: Sequence[RecordT], now_ms: int
+) -> list[tuple[RecordT, BadMessage]]:
     """Append the valid ones of ``records``; returns the others."""
     bad: list[tuple[RecordT, BadMessage]] = []
     for record in records:
         try:
-            click = decode_click(record.key, record.value, record.timestamp)
+            click = decode_click(record.key, record.value, _came_ms(record, now_ms))
         except BadMessage as error:
             bad.append((record, error))
             continue
@@ -135,6 +148,11 @@ def _add_singly(good: ParsedClicks[RecordT], records: Sequence[RecordT]) -> list
     return bad
 
 
+def _came_ms(record: ClickRecord, now_ms: int) -> int:
+    """The latest time that an event of this record can honestly have. A record without a timestamp has -1."""
+    return min(record.timestamp, now_ms) if record.timestamp >= 0 else now_ms
+
+
 class ClickBatch(NamedTuple):
     """N valid clicks of one partition's own users, in offset order: one place each in every field."""
 
@@ -142,7 +160,7 @@ class ClickBatch(NamedTuple):
     records: list[ConsumerRecord]
     users: list[bytes]
     event_ids: list[bytes]
-    sent_ms: I64  # (N,) timestamps of the records
+    sent_ms: I64  # (N,) timestamps of the records; of those without one, the time of the batch
     origins: list[tuple[int, int, int]]  # (place, partition, offset) of each click that was forwarded to here
 
     def part(self, start: int, stop: int, partition: Partition) -> "ClickBatch":
@@ -171,16 +189,21 @@ class Decoded(NamedTuple):
     strays: list[Outgoing]  # clicks of users of other partitions, as they are to be forwarded
 
 
-async def decode(records: Sequence[ConsumerRecord], partition: Partition, partitions: int) -> Decoded:
+async def decode(
+    records: Sequence[ConsumerRecord], partition: Partition, partitions: int, now_ms: int
+) -> Decoded:
     """Sort the records of a batch of ``partition``, one of ``partitions``. Its new users get rows.
+
+    No event is later than its record or ``now_ms``: one that a publisher dates further ahead counts as of then. Ahead
+    of all others it would fill the user's log until its time comes, and what the user does until then came too late.
 
     Raises:
         StopWorker: there is no room on the disk for a new user.
     """
-    parsed, bad = parse(records[:_SLICE])
+    parsed, bad = parse(records[:_SLICE], now_ms)
     for start in range(_SLICE, len(records), _SLICE):
         await asyncio.sleep(0)
-        more, more_bad = parse(records[start : start + _SLICE])
+        more, more_bad = parse(records[start : start + _SLICE], now_ms)
         parsed.extend(more)
         bad += more_bad
     letters = [DeadLetter(record, error.reason, str(error)) for record, error in bad]
@@ -202,20 +225,23 @@ async def decode(records: Sequence[ConsumerRecord], partition: Partition, partit
                 strays.append(stray)
     if not is_ours.all():
         rows, parsed = rows[is_ours], parsed.take(np.flatnonzero(is_ours).tolist())
-    return Decoded(_batch(rows, parsed), letters, strays)
+    return Decoded(_batch(rows, parsed, now_ms), letters, strays)
 
 
-def _batch(rows: I64, parsed: ParsedClicks[ConsumerRecord]) -> ClickBatch:
+def _batch(rows: I64, parsed: ParsedClicks[ConsumerRecord], now_ms: int) -> ClickBatch:
     count = len(rows)
+    sent_ms = np.fromiter([record.timestamp for record in parsed.records], dtype=np.int64, count=count)
+    sent_ms = np.where(sent_ms < 0, now_ms, sent_ms)
+    at_ms, came_ms = np.array(parsed.at_ms, dtype=np.int64), np.minimum(sent_ms, now_ms)
+    at_ms = np.where(at_ms > came_ms + TOLERATED_AHEAD_MS, came_ms, at_ms)
     clicks = Clicks(
         rows,
         np.fromiter([record.offset for record in parsed.records], dtype=np.int64, count=count),
-        np.array(parsed.at_ms, dtype=np.int64),
+        at_ms,
         event_keys(parsed.event_ids),
         item_keys(parsed.item_ids),
         np.array([ACTION_CODES[action] for action in parsed.actions], dtype=np.uint8),
     )
-    sent_ms = np.fromiter([record.timestamp for record in parsed.records], dtype=np.int64, count=count)
     origins = [
         (place, origin.partition, origin.offset)
         for place, record in enumerate(parsed.records)

@@ -68,10 +68,11 @@ class ClickPath:
         dead_letters: DeadLetters,
         metrics: Metrics,
         observer: Observer,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._profiles, self._serving, self._threads = profiles, serving, threads
         self._producer, self._dead_letters = producer, dead_letters
-        self._metrics, self._observer = metrics, observer
+        self._metrics, self._observer, self._clock = metrics, observer, clock
         self._places = asyncio.Semaphore(_CONCURRENT)
         self._coalescing = Coalescing()
         self.counts: dict[int, Counts] = {}
@@ -100,7 +101,9 @@ class ClickPath:
                 await slot.take()
                 partition.require(batch.generation)
                 started = time.perf_counter()
-                good, letters, strays = await decode(batch.records, partition, self._profiles.partition_count)
+                good, letters, strays = await decode(
+                    batch.records, partition, self._profiles.partition_count, self._now_ms()
+                )
                 self._stage["decode"].observe(time.perf_counter() - started)
                 applied, failed = await self._apply(partition, good, batch, slot)
             finally:
@@ -137,8 +140,12 @@ class ClickPath:
                 self._tell(each)
         self._stage["changelog"].observe(time.perf_counter() - applied_s)
         self._batch_size.observe(len(batch.records))
-        now_ms = time.time() * 1000.0
-        self._metrics.click_to_applied_seconds.observe_all(np.maximum(now_ms - good.sent_ms, 0.0) / 1000.0)
+        self._metrics.click_to_applied_seconds.observe_all(
+            np.maximum(self._now_ms() - good.sent_ms, 0) / 1000.0
+        )
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000.0)
 
     async def _apply(
         self, partition: Partition, good: ClickBatch, batch: Batch, slot: ConcurrencySlot
@@ -240,20 +247,21 @@ class ClickPath:
         """Tell listeners of the newest clicks that count."""
         counting = applied.counts.nonzero()[0]
         newest = counting[-self._observer.capacity :].tolist()
-        now_ms = time.time() * 1000.0
+        now_ms = self._now_ms()
         events = []
-        for record in (applied.records[place] for place in newest):
-            click = decode_click(record.key, record.value, record.timestamp)
+        for place in newest:
+            record, at_ms = applied.records[place], int(applied.clicks.at_ms[place])
+            click = decode_click(record.key, record.value, at_ms)
             events.append(
                 ClickApplied(
                     click.user_id,
                     click.item_id,
                     click.action,
                     click.event_id,
-                    click.at_ms,
+                    at_ms,
                     record.partition,
                     record.offset,
-                    max(now_ms - record.timestamp, 0.0),
+                    float(max(now_ms - record.timestamp, 0)),
                 )
             )
         self._observer.tell(events, omitted=len(counting) - len(newest))

@@ -101,6 +101,7 @@ class InterestsRole:
             common.dead_letters,
             common.metrics,
             common.observer,
+            common.clock.now_s,
         )
         self._trends = Trends()
         self._trends_publisher = TrendsPublisher(common.producer, topics.trends, index, self._clicks.counts)

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from itertools import cycle
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from headwater.kafka.forwarding import forwarded
 from headwater.kafka.partitioner import partition_of
 from headwater.messages import BadMessage, decode_click
 from headwater.paths.click_columns import _SLICE, decode, parse
-from tests.support.interests_worker import InterestsWorker
+from tests.support.interests_worker import InterestsWorker, now_ms
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
@@ -60,20 +62,23 @@ PLAIN_CLICK = (b"ann", json.dumps(CLICK).encode())
 
 @given(st.lists(st.one_of(st.just(PLAIN_CLICK), st.sampled_from(ODD_CLICKS)), max_size=140))
 def test_many_clicks_are_parsed_as_each_of_them_is(pairs: list[tuple[bytes | None, bytes | None]]) -> None:
+    stamps = (NOW_MS, NOW_MS + 10 * 365 * DAY_MS, -1, NOW_MS - DAY_MS)
     records = [
-        Record("clicks", 0, offset, NOW_MS, key, raw, (("n", b"%d" % offset),) if offset % 3 else ())
-        for offset, (key, raw) in enumerate(pairs)
+        Record("clicks", 0, offset, stamp, key, raw, (("n", b"%d" % offset),) if offset % 3 else ())
+        for offset, ((key, raw), stamp) in enumerate(zip(pairs, cycle(stamps)))
     ]
     expected, complaints = [], []
     for record in records:
         try:
-            each = decode_click(record.key, record.value, record.timestamp)
+            each = decode_click(
+                record.key, record.value, min(record.timestamp, NOW_MS) if record.timestamp >= 0 else NOW_MS
+            )
         except BadMessage as error:
             complaints.append((record, error.reason, str(error)))
             continue
         ids = (each.user_id.encode(), each.event_id.encode(), each.item_id.encode())
         expected.append((record, *ids, each.at_ms, each.action))
-    good, bad = parse(records)
+    good, bad = parse(records, NOW_MS)
     columns = (good.records, good.users, good.event_ids, good.item_ids, good.at_ms, good.actions)
     assert list(zip(*columns, strict=True)) == expected
     assert [(record, error.reason, str(error)) for record, error in bad] == complaints
@@ -104,7 +109,7 @@ async def test_a_batch_is_sorted_into_good_bad_and_strays(worker: InterestsWorke
         ),
         worker.click("ann", "soap", partition=HOME, event_id="e2"),
     ]
-    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS)
+    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS, now_ms())
     assert good.records == [records[0], records[4]]
     assert good.clicks.offset.tolist() == [records[0].offset, records[4].offset]
     assert good.clicks.row.tolist() == [worker.partition(HOME).columns.rows[b"ann"]] * 2
@@ -123,7 +128,7 @@ async def test_a_batch_is_sorted_into_good_bad_and_strays(worker: InterestsWorke
 async def test_a_batch_of_several_slices_is_decoded_in_order(worker: InterestsWorker) -> None:
     records = [worker.click("ann", "tea", partition=HOME) for _ in range(2 * _SLICE + 3)]
     records[_SLICE] = worker.record(worker.topics.clicks, b"ann", None, partition=HOME)
-    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS)
+    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS, now_ms())
     assert good.records == records[:_SLICE] + records[_SLICE + 1 :]
     assert [letter.record for letter in bad] == [records[_SLICE]]
     assert strays == []
@@ -138,7 +143,7 @@ async def test_a_part_looks_its_users_up_again_and_keeps_their_origins(worker: I
             worker.topics.clicks, b"ann", outgoing.value, partition=HOME, headers=outgoing.headers or ()
         ),
     ]
-    good, _, _ = await decode(records, partition, PARTITIONS)
+    good, _, _ = await decode(records, partition, PARTITIONS, now_ms())
     assert good.origins == [(1, (HOME + 1) % PARTITIONS, 7)]
     partition.erase(b"ann", 1)
     partition.row_of(b"somebody else")  # takes the row
@@ -147,3 +152,39 @@ async def test_a_part_looks_its_users_up_again_and_keeps_their_origins(worker: I
     assert part.clicks.offset.tolist() == [records[1].offset]
     assert part.origins == [(0, (HOME + 1) % PARTITIONS, 7)]
     assert good.part(0, 1, partition).origins == []
+
+
+@pytest.mark.parametrize("stamp_ms", [NOW_MS, NOW_MS + 10 * 365 * DAY_MS, -1])
+@pytest.mark.parametrize(
+    ("ahead_ms", "counts_as"),
+    [
+        (-DAY_MS, NOW_MS - DAY_MS),
+        (0, NOW_MS),
+        (1_000, NOW_MS + 1_000),
+        (1_001, NOW_MS),
+        (DAY_MS, NOW_MS),
+        (2 * DAY_MS, NOW_MS),
+        (2 * DAY_MS + 1, None),
+        (10 * 365 * DAY_MS, None),
+    ],
+)
+async def test_no_event_is_later_than_its_record_and_the_time_now(
+    worker: InterestsWorker, stamp_ms: int, ahead_ms: int, counts_as: int | None
+) -> None:
+    """A publisher sets the time of an event, and the timestamp of a record where the topic leaves it to him."""
+    click = worker.click("ann", "tea", partition=HOME, at_ms=NOW_MS + ahead_ms)
+    records = [replace(click, timestamp=stamp_ms)] * 2
+    good, bad, _ = await decode(records, worker.partition(HOME), PARTITIONS, NOW_MS)
+    assert good.clicks.at_ms.tolist() == ([] if counts_as is None else [counts_as] * 2)
+    for letter in bad:
+        assert letter.reason == "time_in_future"
+        assert str(NOW_MS + ahead_ms) in letter.message
+        assert str(NOW_MS + 2 * DAY_MS) in letter.message
+
+
+async def test_an_event_counts_as_of_its_record_however_late_it_is_applied(worker: InterestsWorker) -> None:
+    """Else a batch that is applied again would give another log."""
+    click = worker.click("ann", "tea", partition=HOME, at_ms=NOW_MS + DAY_MS)
+    for now in (NOW_MS, NOW_MS + DAY_MS, NOW_MS + 9 * DAY_MS):
+        good, _, _ = await decode([replace(click, timestamp=NOW_MS)], worker.partition(HOME), PARTITIONS, now)
+        assert good.clicks.at_ms.tolist() == [NOW_MS]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from headwater.kafka.batch import Batch
 from headwater.kafka.forwarding import forwarded
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of
+from headwater.paths.observer import ClickApplied
 from headwater.profiles.actions import FORGET, RETRACT
 from headwater.profiles.event_log import Event
 from headwater.profiles.partition import Partition
@@ -523,3 +525,60 @@ async def test_no_event_is_made_while_nobody_listens(worker: InterestsWorker) ->
     with worker.observer.listen():
         await worker.apply(worker.click("ann", "tea"))
     assert len(made) == 1
+
+
+# Times that a publisher made up
+
+DAY_MS = 86_400_000
+TEN_YEARS_MS = 3_650 * DAY_MS
+
+
+async def test_a_publisher_a_day_ahead_costs_no_honest_click(worker: InterestsWorker) -> None:
+    """Its events would fill the log until tomorrow, and what the user does today came too late."""
+    ahead = [worker.click("ann", "tea", at_ms=now_ms() + DAY_MS + number) for number in range(60)]
+    await worker.apply(*ahead)
+    assert max(event.at_ms for event in worker.log("ann")) <= now_ms()
+    too_late = worker.measured("too_late_total")
+    honest = [worker.click("ann", "soap", at_ms=now_ms() + 1) for _ in range(20)]
+    await worker.apply(*honest)
+    assert worker.measured("too_late_total") == too_late
+    assert [event.item for event in worker.log("ann")].count(item_key("soap")) == 20
+
+
+async def test_a_click_ten_years_ahead_is_a_dead_letter_whatever_its_record_says(
+    worker: InterestsWorker,
+) -> None:
+    at_ms = now_ms() + TEN_YEARS_MS
+    await worker.apply(replace(worker.click("ann", "tea", at_ms=at_ms), timestamp=at_ms))
+    ((reason, _, message),) = worker.letters()
+    assert reason == "time_in_future"
+    assert f"at_ms: got {at_ms}, expected at most" in message
+    assert not any(counts.top() for counts in worker.clicks.counts.values())
+
+
+async def test_a_time_that_a_user_record_cannot_hold_is_a_dead_letter(worker: InterestsWorker) -> None:
+    """It would make the click another action after a restart."""
+    await worker.apply(
+        replace(worker.click("ann", "tea", at_ms=2**44 + 5), timestamp=2**44), worker.click("ann", "soap")
+    )
+    ((reason, _, message),) = worker.letters()
+    assert (reason, f"at_ms: got {2**44 + 5}, expected `int` <= {2**44 - 1}" in message) == (
+        "bad_field",
+        True,
+    )
+
+
+async def test_a_forget_that_is_dated_ahead_erases_nothing_of_what_follows(worker: InterestsWorker) -> None:
+    await worker.apply(worker.click("ann", "tea"))
+    await worker.apply(worker.click("ann", action="forget", at_ms=now_ms() + DAY_MS))
+    assert b"ann" not in worker.partition().columns.rows
+    await asyncio.sleep(0.002)
+    await worker.apply(worker.click("ann", "soap", at_ms=now_ms()))
+    assert [event.item for event in worker.log("ann")] == [item_key("soap")]
+
+
+async def test_those_who_watch_are_told_the_time_that_counts(worker: InterestsWorker) -> None:
+    with worker.observer.listen() as listener:
+        await worker.apply(worker.click("ann", "tea", at_ms=now_ms() + DAY_MS))
+        (event,) = await listener.next()
+    assert cast(ClickApplied, event).at_ms <= now_ms()

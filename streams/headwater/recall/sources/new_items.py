@@ -77,8 +77,8 @@ class NewItems(SearchSource):
         ]
 
     def _where(self, ask: Ask) -> Filter:
-        """The ask's filter, for new items."""
-        new = Range("since_ms", gte=float(ask.now_ms - self._new_ms))
+        """The ask's filter, for new items. One that comes in later is not new yet."""
+        new = Range("since_ms", gte=float(ask.now_ms - self._new_ms), lte=float(ask.now_ms))
         return And((ask.where, new)) if ask.where else new
 
 

@@ -1,9 +1,19 @@
 """Which items of a user new ones are compared with, and which of them are most alike."""
 
+from typing import Any, cast
+
 import numpy as np
 
+from headwater.index.filters import Range
 from headwater.recall.sources import Ask, PositiveEvent
-from headwater.recall.sources.new_items import LAST_ANCHORS, MAX_ANCHORS, PAUSE_MS, anchor_items, by_likeness
+from headwater.recall.sources.new_items import (
+    LAST_ANCHORS,
+    MAX_ANCHORS,
+    PAUSE_MS,
+    NewItems,
+    anchor_items,
+    by_likeness,
+)
 
 
 def anchors(log: list[PositiveEvent], now_ms: int) -> list[int]:
@@ -32,3 +42,12 @@ def test_the_item_most_alike_to_any_anchor_comes_first_whatever_its_length() -> 
     candidates = np.array([[9, 9], [1, 0], [0, 0], [0, 5]], dtype=np.float32)
     near = np.array([[3, 0], [1, 7]], dtype=np.float32)
     assert by_likeness(candidates, near).tolist() == [1, 3, 0, 2]
+
+
+def test_an_item_is_new_from_its_date_on() -> None:
+    """One that is dated years ahead would be new for all these years."""
+    day_ms, now_ms = 86_400_000, 1_800_000_000_000
+    new = NewItems(cast(Any, None), 30)._where(Ask(now_ms=now_ms))
+    assert isinstance(new, Range)
+    ages_days = {-3_650: False, -1: False, 0: True, 29: True, 31: False}
+    assert {age: new.holds(now_ms - age * day_ms) for age in ages_days} == ages_days
