@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from headwater.kafka import topics
@@ -36,6 +37,22 @@ async def test_a_wrong_partition_count_is_refused_with_both_numbers(
 ) -> None:
     done = await asyncio.to_thread(starting, own_topics, tmp_path, partitions=8)
     check_refused(done, f"{own_topics.topic_prefix}clicks.v1", "4 partitions", "8", "HEADWATER_PARTITIONS=4")
+
+
+async def test_what_deviates_with_the_topics_is_told_at_the_start_and_by_the_worker(
+    settings: Settings, new_worker: Callable[..., WorkerProcess]
+) -> None:
+    await topics.create(settings)
+    worker = new_worker("interests", clicks_retention_days=30)  # the topics keep clicks for 7 days
+    await asyncio.to_thread(worker.start)
+    body = worker.health()
+    assert body["ok"], body
+    [told] = [each for each in body["deviations"] if "clicks.v1" in each]
+    for part in ("clicks.v1: retention.ms is 604800000", "expected 2592000000", "kafka-configs.sh"):
+        assert part in told
+    assert any(
+        "topic_deviates" in line and "retention.ms" in line for line in worker.log.read_text().splitlines()
+    )
 
 
 async def test_a_group_that_does_not_take_the_worker_ends_it(

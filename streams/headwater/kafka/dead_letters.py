@@ -58,6 +58,13 @@ def _outgoing(letter: DeadLetter) -> Outgoing:
     if value is not None and len(value) > MAX_VALUE_BYTES:
         value, cut_from_bytes = value[:MAX_VALUE_BYTES], len(value)
     headers = dead_letter_headers(
-        letter.reason, letter.message, record.topic, record.partition, record.offset, cut_from_bytes
+        letter.reason,
+        letter.message,
+        record.topic,
+        record.partition,
+        record.offset,
+        record.key,
+        cut_from_bytes,
     )
-    return Outgoing(record.key, value, headers)
+    # A key of its own: a tombstone takes out this letter and no other of the same user.
+    return Outgoing(f"{record.topic}/{record.partition}/{record.offset}".encode(), value, headers)

@@ -307,4 +307,4 @@ class _Producer(driver.Producer):
     """Faust flushes its own producer before each commit. Nothing is sent by it."""
 
     def _new_producer(self, transactional_id: str | None = None) -> AIOKafkaProducer:
-        return AIOKafkaProducer(**cast(_App, self.app).group.settings.kafka_options())
+        return AIOKafkaProducer(**cast(_App, self.app).group.settings.kafka_options(), acks="all")

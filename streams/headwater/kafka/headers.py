@@ -12,6 +12,7 @@
 | ``headwater-applied`` | profiles, null value | JSON ``[incarnation, offset]`` |
 | ``headwater-claim`` | profiles, vectors | JSON ``{"epoch", "incarnation", "applied", "topic_id", "leader_epoch"}`` |
 | ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``cut_from_bytes`` | dead letters | UTF-8 |
+| ``key`` | dead letters | the key of the original, any bytes; absent for a null key |
 
 Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts.
 Each parser returns the value, None where the header is absent, or a :class:`BadHeader` where it is invalid.
@@ -36,9 +37,11 @@ DELETE_HEADER: Final = "headwater-delete"
 FORGOT_HEADER: Final = "headwater-forgot-ms"
 APPLIED_HEADER: Final = "headwater-applied"
 CLAIM_HEADER: Final = "headwater-claim"
+LETTER_KEY_HEADER: Final = "key"
 
 _MAX_QUOTED: Final = 60
 _MAX_MESSAGE_CHARS: Final = 1_000
+_MAX_LETTER_KEY_BYTES: Final = 1_024
 
 # The ranges of Kafka's own fields: int32 partitions and generations, int64 offsets and timestamps.
 _Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -220,11 +223,18 @@ def claim_header(claim: Claim) -> Header:
 
 
 def dead_letter_headers(
-    reason: str, message: str, topic: str, partition: int, offset: int, cut_from_bytes: int | None = None
+    reason: str,
+    message: str,
+    topic: str,
+    partition: int,
+    offset: int,
+    key: bytes | None,
+    cut_from_bytes: int | None = None,
 ) -> list[Header]:
-    """The headers of a dead letter: why, and where the original lies.
+    """The headers of a dead letter: why, where the original lies, and its key.
 
-    ``cut_from_bytes`` is the size of a value that was cut. A message is cut after 1,000 characters.
+    ``cut_from_bytes`` is the size of a value that was cut. A message is cut after 1,000 characters, a key after 1,024
+    bytes: ids have at most 512.
     """
     headers = [
         ("reason", reason.encode()),
@@ -233,6 +243,8 @@ def dead_letter_headers(
         ("partition", str(partition).encode()),
         ("offset", str(offset).encode()),
     ]
+    if key is not None:
+        headers.append((LETTER_KEY_HEADER, key[:_MAX_LETTER_KEY_BYTES]))
     if cut_from_bytes is not None:
         headers.append(("cut_from_bytes", str(cut_from_bytes).encode()))
     return headers

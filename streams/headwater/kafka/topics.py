@@ -6,10 +6,10 @@ click and a request of one user would be handled by different workers.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -29,6 +29,9 @@ _SHORT_MS = 30 * _MINUTE_MS
 # has to outlive the clicks that may still be replayed, and a worker's longest absence.
 _TOMBSTONE_MS = 7 * _DAY_MS
 _DEAD_LETTERS_MS = 28 * _DAY_MS
+_RECEIPTS_MS = 365 * _DAY_MS
+# What is erased is still in the log behind its tombstone until the log is compacted. Kafka sets no bound by itself.
+COMPACTION_LAG_MS = _DAY_MS
 # A dead letter keeps up to 2 MB of the original, plus headers.
 _DEAD_LETTER_BYTES = 2_200_000
 # Only closed segments are compacted: with Kafka's 1 GiB, a worker would read that much of old states at each start.
@@ -36,6 +39,10 @@ _CHANGELOG_SEGMENT_BYTES = 100 * 1024 * 1024
 _READY_S = 30
 # These change costs, not results. `check` leaves them to the operator.
 _NOT_CHECKED = ("segment.ms", "segment.bytes")
+# What a broker does if it is told nothing. Older brokers and those of others leave such values out.
+_DEFAULTS = {"min.insync.replicas": "1", "unclean.leader.election.enable": "false", "retention.bytes": "-1"}
+# Checked and not set, since some brokers take no topic that names it.
+_CHECKED_ONLY = {"unclean.leader.election.enable": "false"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Topics:
     trends: str
     interests: str
     dead_letters: str
+    erasures: str
 
     @classmethod
     def named(cls, prefix: str) -> "Topics":
@@ -100,22 +108,30 @@ def specs(settings: Settings) -> list[Spec]:
     by_broker = {"message.timestamp.type": "LogAppendTime"}
     compact = {"cleanup.policy": "compact"}
     kept_tombstones = {**compact, "delete.retention.ms": str(tombstone_ms)}
-    dead = {**_deleted_after(_DEAD_LETTERS_MS), "max.message.bytes": str(_DEAD_LETTER_BYTES)}
+    # Each letter has a key of its own, so that the letters of an erased user can be taken out. A letter without a value
+    # is a tombstone too, hence the long retention of those.
+    dead = {
+        **_replaced_and_deleted_after(_DEAD_LETTERS_MS),
+        "delete.retention.ms": str(_DEAD_LETTERS_MS),
+        "max.message.bytes": str(_DEAD_LETTER_BYTES),
+    }
     changelog = {**kept_tombstones, "segment.bytes": str(_CHANGELOG_SEGMENT_BYTES)}
+    soon = {"max.compaction.lag.ms": str(COMPACTION_LAG_MS)}
     users, items = settings.partitions, settings.catalog_partitions
     of_users, of_items = "HEADWATER_PARTITIONS", "HEADWATER_CATALOG_PARTITIONS"
     by_user, by_item = (topics.clicks, topics.requests, topics.profiles), (topics.catalog, topics.vectors)
     return [
         Spec(topics.clicks, users, {**_deleted_after(clicks_ms), **by_broker}, of_users, by_user),
         Spec(topics.requests, users, {**short, **by_broker}, of_users, by_user),
-        Spec(topics.profiles, users, changelog, of_users, by_user),
+        Spec(topics.profiles, users, {**changelog, **soon}, of_users, by_user),
         Spec(topics.responses, users, short, of_users),
-        Spec(topics.interests, users, compact, of_users),
+        Spec(topics.interests, users, {**compact, **soon}, of_users),
         Spec(topics.catalog, items, {**kept_tombstones, **by_broker}, of_items, by_item),
         Spec(topics.vectors, items, changelog, of_items, by_item),
         # One record for each clicks partition, all of them read by every worker.
         Spec(topics.trends, 1, {**compact, **by_broker, "segment.ms": str(60 * _MINUTE_MS)}),
         Spec(topics.dead_letters, 1, dead),
+        Spec(topics.erasures, 1, _replaced_and_deleted_after(_RECEIPTS_MS)),
     ]
 
 
@@ -136,9 +152,11 @@ async def create(settings: Settings) -> list[str]:
         if not missing:
             return []
         created = []
+        copies = settings.replication_factor
+        durable = {"min.insync.replicas": str(copies_to_acknowledge(copies))}
         response = await admin.create_topics(
             [
-                NewTopic(spec.name, spec.partitions, settings.replication_factor, topic_configs=spec.config)
+                NewTopic(spec.name, spec.partitions, copies, topic_configs={**spec.config, **durable})
                 for spec in missing
             ],
             timeout_ms=30_000,
@@ -151,7 +169,7 @@ async def create(settings: Settings) -> list[str]:
                 detail = f" ({message[0]})" if message and message[0] else ""
                 raise TopicsError(
                     f"the broker refused to create {name}: {error.__name__}{detail}; check the rights of this user, "
-                    f"and that there are {settings.replication_factor} brokers for HEADWATER_REPLICATION_FACTOR"
+                    f"and that there are {copies} brokers for HEADWATER_REPLICATION_FACTOR"
                 )
         await _wait_until_led(admin, {spec.name for spec in missing})
         return created
@@ -161,27 +179,51 @@ async def check(settings: Settings) -> list[Problem]:
     """Compares the topics on the broker with `specs`; an empty list means that all is well. Raises TopicsError."""
     wanted = {spec.name: spec for spec in specs(settings)}
     async with _admin(settings) as admin:
-        counts = {
-            topic["topic"]: len(topic["partitions"])
+        partitions = {
+            topic["topic"]: topic["partitions"]
             # All topics, not ours by name: a broker that creates topics by itself creates those one asks it about.
             for topic in await admin.describe_topics()
             if topic["topic"] in wanted
         }
-        configs = await _configs(admin, [name for name in wanted if name in counts])
+        configs = await _configs(admin, [name for name in wanted if name in partitions])
     problems: list[Problem] = []
     for name, spec in wanted.items():
-        if name not in counts:
+        if name not in partitions:
             problems.append(_missing(spec))
             continue
-        if counts[name] != spec.partitions:
-            problems.append(_wrong_count(spec, counts[name]))
+        if (count := len(partitions[name])) != spec.partitions:
+            problems.append(_wrong_count(spec, count))
         problems.extend(_wrong_config(settings, spec, configs[name]))
+        problems.extend(_too_few_copies(settings, spec, configs[name], partitions[name]))
     return problems
+
+
+def copies_to_acknowledge(copies: int) -> int:
+    """How many of a partition's copies must have a record before it counts as written: one may be lost afterwards.
+
+    >>> [copies_to_acknowledge(copies) for copies in (1, 2, 3, 5)]
+    [1, 2, 2, 3]
+    """
+    return copies // 2 + 1
 
 
 def _deleted_after(age_ms: int) -> dict[str, str]:
     segment_ms = max(_MINUTE_MS, min(age_ms, _DAY_MS))
-    return {"cleanup.policy": "delete", "retention.ms": str(age_ms), "segment.ms": str(segment_ms)}
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(age_ms),
+        "retention.bytes": "-1",
+        "segment.ms": str(segment_ms),
+    }
+
+
+def _replaced_and_deleted_after(age_ms: int) -> dict[str, str]:
+    """A topic whose records go with age, and earlier when another one with their key takes their place."""
+    return {
+        **_deleted_after(age_ms),
+        "cleanup.policy": "compact,delete",
+        "max.compaction.lag.ms": str(COMPACTION_LAG_MS),
+    }
 
 
 async def _wait_until_led(admin: AIOKafkaAdminClient, names: set[str]) -> None:
@@ -233,25 +275,72 @@ def _wrong_count(spec: Spec, count: int) -> Problem:
 
 def _wrong_config(settings: Settings, spec: Spec, found: dict[str, str]) -> list[Problem]:
     problems = []
-    for key, expected in spec.config.items():
-        value = found.get(key, "")
+    for key, expected in {**spec.config, **_CHECKED_ONLY}.items():
+        value = found.get(key) or _DEFAULTS.get(key, "")
         if not _as_good(key, value, expected):
-            remedy = (
-                f"Run `kafka-configs.sh --bootstrap-server {settings.bootstrap_servers} --alter "
-                f"--entity-type topics --entity-name {spec.name} --add-config {key}={expected}`."
+            # Compaction of events loses events; deletion from a changelog loses users. Dead letters that are not
+            # compacted only stay for longer.
+            fatal = key == "cleanup.policy" and "," not in expected
+            problems.append(
+                Problem(
+                    spec.name,
+                    f"{key} is {value or 'not set'}",
+                    expected,
+                    _alter(settings, spec, key, expected),
+                    fatal,
+                )
             )
-            # Compaction of events loses events; deletion from a changelog loses users.
-            fatal = key == "cleanup.policy"
-            problems.append(Problem(spec.name, f"{key} is {value or 'not set'}", expected, remedy, fatal))
     return problems
+
+
+def _too_few_copies(
+    settings: Settings, spec: Spec, config: dict[str, str], partitions: Sequence[Mapping[str, Any]]
+) -> list[Problem]:
+    """What may lose an acknowledged record, or keeps any from being acknowledged."""
+    problems = []
+    copies = min((len(each["replicas"]) for each in partitions), default=settings.replication_factor)
+    in_sync = min((len(each["isr"]) for each in partitions), default=copies)
+    needed = int(config.get("min.insync.replicas") or _DEFAULTS["min.insync.replicas"])
+    if copies < settings.replication_factor:
+        remedy = "Give it more with `kafka-reassign-partitions.sh`, or set HEADWATER_REPLICATION_FACTOR to what it is to have."
+        expected = f"{settings.replication_factor}, as HEADWATER_REPLICATION_FACTOR says"
+        problems.append(Problem(spec.name, f"{copies} copies of a partition", expected, remedy, fatal=False))
+    wanted = copies_to_acknowledge(copies)
+    if needed < wanted or needed > copies:
+        found = f"min.insync.replicas is {needed} with {copies} copies"
+        remedy = _alter(settings, spec, "min.insync.replicas", str(wanted))
+        # More than there are: nothing is ever acknowledged.
+        problems.append(Problem(spec.name, found, str(wanted), remedy, fatal=needed > copies))
+    elif in_sync < needed:
+        found = f"a partition with {in_sync} of {copies} copies in sync"
+        remedy = "Nothing that is written to it is acknowledged: look at the brokers that are away."
+        problems.append(Problem(spec.name, found, f"at least {needed}", remedy, fatal=False))
+    return problems
+
+
+def _alter(settings: Settings, spec: Spec, key: str, value: str) -> str:
+    shown = f"[{value}]" if "," in value else value
+    return (
+        f"Run `kafka-configs.sh --bootstrap-server {settings.bootstrap_servers} --alter "
+        f"--entity-type topics --entity-name {spec.name} --add-config {key}={shown}`."
+    )
 
 
 def _as_good(key: str, value: str, expected: str) -> bool:
     """An operator may keep data for longer than we ask, never for less time; other values are exact."""
-    if key in ("retention.ms", "delete.retention.ms", "max.message.bytes"):
-        kept = int(value or 0)
-        return kept < 0 or kept >= int(expected)
+    if key in ("retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes"):
+        kept = _number(value)
+        return kept < 0 or (kept >= int(expected) >= 0)
+    if key == "max.compaction.lag.ms":  # sooner is as good
+        return 0 < _number(value) <= int(expected)
+    if key == "cleanup.policy":
+        return set(value.split(",")) == set(expected.split(","))
     return key in _NOT_CHECKED or value == expected
+
+
+def _number(value: str) -> int:
+    """A number of the broker's; 0 where it tells none."""
+    return int(value) if value.removeprefix("-").isdecimal() else 0
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:

@@ -39,6 +39,7 @@ class Status:
         self._settings = settings
         self.ready = asyncio.Event()
         self.bundle_id = ""
+        self.deviations: list[str] = []  # what is not as it has to be with the topics, with the remedies
         self.clock: BrokerClock | None = None
         self.index: Index | None = None
         self.interests: InterestsRole | None = None
@@ -72,6 +73,7 @@ class Status:
             "role": self.role,
             "bundle": self.bundle_id,
             "reason": reason,
+            "deviations": self.deviations,
             "clock_skew_s": self._clock_skew_s(),
             "partitions": {each.number: each.watermark for each in partitions},
             "opening": [each.number for each in partitions if each.owned and not each.gate.is_open],

@@ -98,9 +98,12 @@ class Worker:
         )
         status.bundle_id = encoder.id
         log.info("bundle_loaded", bundle=encoder.id, providers=encoder.providers)
-        fatal = [problem for problem in await topics.check(settings) if problem.fatal]
-        if fatal:
-            raise WorkerError("; ".join(str(problem) for problem in fatal))
+        problems = await topics.check(settings)
+        if fatal := [str(problem) for problem in problems if problem.fatal]:
+            raise WorkerError("; ".join(fatal))
+        for problem in problems:
+            log.warning("topic_deviates", **problem._asdict())
+        status.deviations = [str(problem) for problem in problems]
         # First, so that /healthz tells how far the start has come.
         web = Web(self.metrics, status.health, status.describe_user, status.describe_items)
         await web.start(settings.web_host, settings.web_port)

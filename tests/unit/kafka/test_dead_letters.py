@@ -18,7 +18,7 @@ async def put(value: bytes | None) -> tuple[dict[str, bytes], bytes | None]:
     await DeadLetters(producer, "dead", metrics).put([DeadLetter(record(value), "bad_json", "not JSON")])  # type: ignore[arg-type]
     assert 'headwater_dead_letters_total{reason="bad_json"} 1.0' in metrics.exposition().decode()
     [sent] = producer.records("dead")
-    assert sent.key == b"ann"
+    assert sent.key == b"clicks/3/40"
     return dict(sent.headers), sent.value
 
 
@@ -27,6 +27,7 @@ async def test_the_original_goes_along_with_its_place_and_the_reason() -> None:
     assert value == b"{"
     assert (headers["topic"], headers["partition"], headers["offset"]) == (b"clicks", b"3", b"40")
     assert (headers["reason"], headers["message"]) == (b"bad_json", b"not JSON")
+    assert headers["key"] == b"ann"
     assert "cut_from_bytes" not in headers
 
 

@@ -167,7 +167,7 @@ def test_a_reply_topic_that_is_no_text_is_invalid(value: bytes | None, seen: str
 
 
 def test_a_dead_letter_says_why_and_where_its_original_lies() -> None:
-    headers = dict(dead_letter_headers("bad_json", "\ud800" + "x" * 2_000, "clicks", 3, 40))
+    headers = dict(dead_letter_headers("bad_json", "\ud800" + "x" * 2_000, "clicks", 3, 40, None))
     assert headers == {
         "reason": b"bad_json",
         "message": b"\\ud800" + b"x" * 999,
@@ -175,7 +175,8 @@ def test_a_dead_letter_says_why_and_where_its_original_lies() -> None:
         "partition": b"3",
         "offset": b"40",
     }
-    assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, 5))["cut_from_bytes"] == b"5"
+    assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, None, 5))["cut_from_bytes"] == b"5"
+    assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, b"\xff" * 5_000))["key"] == b"\xff" * 1_024
 
 
 @given(

@@ -121,6 +121,95 @@ async def test_a_wrong_policy_is_found_with_the_command_that_mends_it(settings: 
     assert f"--entity-name {names.profiles} --add-config cleanup.policy=compact" in policy.remedy
 
 
+def partitions(copies: int, in_sync: int) -> list[dict[str, object]]:
+    return [
+        {"replicas": list(range(3)), "isr": [0, 1, 2]},
+        {"replicas": [*range(copies)], "isr": [*range(in_sync)]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "copies", "in_sync", "minimum", "found"),
+    [
+        (1, 1, 1, "1", []),
+        (1, 1, 1, "", []),  # a broker that does not tell its default
+        (3, 3, 3, "2", []),
+        (1, 3, 3, "1", ["min.insync.replicas is 1 with 3 copies"]),  # whatever this process was told
+        (3, 3, 3, "", ["min.insync.replicas is 1 with 3 copies"]),
+        (3, 1, 1, "1", ["1 copies of a partition"]),
+        (3, 3, 3, "3", []),
+        (3, 3, 1, "2", ["a partition with 1 of 3 copies in sync"]),
+    ],
+)
+def test_what_may_lose_an_acknowledged_record_is_told(
+    asked: int, copies: int, in_sync: int, minimum: str, found: list[str]
+) -> None:
+    settings = Settings(replication_factor=asked)
+    told = topics._too_few_copies(
+        settings, topics.specs(settings)[0], {"min.insync.replicas": minimum}, partitions(copies, in_sync)
+    )
+    assert [problem.found for problem in told] == found
+    assert not any(problem.fatal for problem in told)
+
+
+def test_more_copies_than_there_are_can_never_acknowledge() -> None:
+    settings = Settings()
+    (problem,) = topics._too_few_copies(
+        settings, topics.specs(settings)[0], {"min.insync.replicas": "2"}, partitions(1, 1)
+    )
+    assert problem.fatal
+    assert "--add-config min.insync.replicas=1`" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("unclean.leader.election.enable", "true", True),
+        ("unclean.leader.election.enable", "", False),
+        ("retention.bytes", "1000000", True),
+        ("retention.ms", "60000", True),
+        ("retention.ms", "-1", False),
+    ],
+)
+def test_what_loses_clicks_before_their_time_is_told(key: str, value: str, told: bool) -> None:
+    settings = Settings()
+    clicks = topics.specs(settings)[0]
+    found = topics._wrong_config(settings, clicks, {**clicks.config, key: value})
+    assert [problem.found for problem in found] == ([f"{key} is {value}"] if told else [])
+    assert not any(problem.fatal for problem in found)
+
+
+@pytest.mark.parametrize(("value", "told"), [("9223372036854775807", True), ("3600000", False), ("", True)])
+def test_an_unbounded_compaction_lag_keeps_what_was_erased_and_is_told(value: str, told: bool) -> None:
+    settings = Settings()
+    for spec in topics.specs(settings):
+        if "max.compaction.lag.ms" in spec.config:
+            found = topics._wrong_config(settings, spec, {**spec.config, "max.compaction.lag.ms": value})
+            assert bool(found) is told, spec.name
+
+
+def test_dead_letters_that_are_not_compacted_are_no_reason_to_stop() -> None:
+    settings = Settings()
+    spec = next(spec for spec in topics.specs(settings) if spec.name.endswith("dead-letters.v1"))
+    assert topics._wrong_config(settings, spec, {**spec.config, "cleanup.policy": "delete,compact"}) == []
+    (problem,) = topics._wrong_config(settings, spec, {**spec.config, "cleanup.policy": "delete"})
+    assert not problem.fatal
+    assert "--add-config cleanup.policy=[compact,delete]`" in problem.remedy
+
+
+async def test_topics_are_made_with_the_copies_that_have_to_acknowledge(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one broker, so two copies are more than it can have: the check finds what was set."""
+    with monkeypatch.context() as patched:
+        patched.setattr(topics, "copies_to_acknowledge", lambda _copies: 2)
+        await topics.create(settings)
+    found = await topics.check(settings)
+    assert {problem.found for problem in found} == {"min.insync.replicas is 2 with 1 copies"}
+    assert len(found) == len(topics.specs(settings))
+    assert all(problem.fatal for problem in found)
+
+
 async def test_data_kept_for_longer_than_asked_is_fine(settings: Settings) -> None:
     await topics.create(settings.model_copy(update={"clicks_retention_days": 30.0}))
     assert await topics.check(settings.model_copy(update={"clicks_retention_days": 7.0})) == []
