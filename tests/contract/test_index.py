@@ -20,7 +20,7 @@ from headwater.encoder.features import item_key
 from headwater.index import BadVector, Index, KeyCollision, Point, Query
 from headwater.index import server as index_server
 from headwater.index.edge import EdgeIndex
-from headwater.index.filters import And, Filter, FilterError, Range, admits, parse
+from headwater.index.filters import And, Filter, FilterError, Range, admitting, parse
 from headwater.index.server import ServerIndex
 from tests.contract import qdrant_stand_in
 
@@ -484,9 +484,8 @@ def test_engine_finds_exactly_what_the_filter_means(index_runner: "Runner", data
         await index.put([item(name, offset=offset, **payload) for name, payload in items.items()] + gone)
         for raw in wheres:
             where = parse(raw)
-            expected = {
-                name for name, payload in items.items() if admits(where, {"item_id": name, **payload})
-            }
+            admits = admitting(where)
+            expected = {name for name, payload in items.items() if admits({"item_id": name, **payload})}
             assert await found(index, where) == expected
             keys = [item_key(name) for name in items]
             assert await index.match(keys, where) == {item_key(name): name for name in expected}

@@ -96,15 +96,20 @@ class Shard:
         self._shard.close()
 
 
-def plans_of(queries: Sequence[Query], droppable: int, hidden: float | None) -> list[Plan]:
+# The interests of one user share filter and exclusions, so these are translated once.
+Translated = dict[tuple[Filter | None, frozenset[int]], engine.Filter]
+
+
+def plans_of(
+    queries: Sequence[Query], droppable: int, hidden: float | None, translated: Translated
+) -> list[Plan]:
     """How to put the queries to the engine.
 
     Args:
         droppable: exclusions up to this many are searched for too, and dropped from what is found.
         hidden: the share of items that are not available, where those may be dropped too; None where they may not.
+        translated: what has been translated so far; added to.
     """
-    # The interests of one user share filter and exclusions, so these are translated once.
-    seen: dict[tuple[Filter | None, frozenset[int]], engine.Filter] = {}
     plans = []
     for query in queries:
         dropped = len(query.exclude) if len(query.exclude) <= droppable else 0
@@ -115,9 +120,9 @@ def plans_of(queries: Sequence[Query], droppable: int, hidden: float | None) -> 
             plans.append(Plan(query, None, limit + math.ceil(2 * hidden * limit), True))
             continue
         shared = (query.where, excluded)
-        if shared not in seen:
-            seen[shared] = engine_filter(fields.condition(*shared))
-        plans.append(Plan(query, seen[shared], limit, False))
+        if shared not in translated:
+            translated[shared] = engine_filter(fields.condition(*shared))
+        plans.append(Plan(query, translated[shared], limit, False))
     return plans
 
 

@@ -46,43 +46,52 @@ def explained(
         vectors: (D,) by item key, of the items and of the events' items.
         payloads: of the events' items, by key; an event whose item is gone is no reason.
     """
-    known = [event for event in events if event[0] in vectors and event[0] in payloads]
-    past = [_past(event, payloads) for event in known]
-    matrix = np.stack([vectors[key] for key, _, _ in known]) if known else np.zeros((0, 1), dtype=np.float32)
+    # Of several events of one item the newest stands for all, in the place of the first.
+    newest: dict[int, PositiveEvent] = {}
+    for event in events:
+        key, at_ms, _ = event
+        if key in vectors and key in payloads and (key not in newest or at_ms >= newest[key][1]):
+            newest[key] = event
+    past = [_past(event, payloads) for event in newest.values()]
+    near = [item.key for item in items if item.key not in named and item.key in vectors] if past else []
+    by_vector: dict[int, list[Share]] = {}
+    if near:
+        shares = nearest_events(
+            np.stack([vectors[key] for key in near]), past, np.stack([vectors[key] for key in newest])
+        )
+        by_vector = dict(zip(near, shares, strict=True))
     because = []
     for item in items:
         if item.key in named:
-            shares = [pair for pair in named[item.key] if pair[0][0] in payloads]
-            because.append([Share(_past(event, payloads), share) for event, share in shares])
+            pairs = [pair for pair in named[item.key] if pair[0][0] in payloads]
+            because.append([Share(_past(event, payloads), share) for event, share in pairs])
         else:
-            because.append(nearest_events(vectors[item.key], past, matrix) if item.key in vectors else [])
+            because.append(by_vector.get(item.key, []))
     return because
 
 
 def nearest_events(
-    item: NDArray[np.float32], events: Sequence[PastEvent], vectors: NDArray[np.float32]
-) -> list[Share]:
-    """The events nearest to one item, largest share first; of several events of one item the newest stands for all.
+    items: NDArray[np.float32], events: Sequence[PastEvent], vectors: NDArray[np.float32]
+) -> list[list[Share]]:
+    """The events nearest to each item, largest share first.
 
     Args:
-        item: (D,) the recommended item's vector.
+        items: (items, D) the recommended items' vectors.
+        events: of an item each; at least one.
         vectors: (events, D) the vectors of the events' items.
 
     Returns:
-        At most three, their shares summing to 1: a softmax over the cosines.
+        For each item at most three, their shares summing to 1: a softmax over the cosines.
     """
-    if not events:
-        return []
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    cosine = unit @ (item / max(float(np.linalg.norm(item)), 1e-12))
-    newest: dict[str, int] = {}
-    for index, event in enumerate(events):
-        if event.item_id not in newest or event.at_ms >= events[newest[event.item_id]].at_ms:
-            newest[event.item_id] = index
-    chosen = sorted(newest.values(), key=lambda index: -float(cosine[index]))[:MAX_REASONS]
-    weights = np.exp(_SHARPNESS * (cosine[chosen] - cosine[chosen].max()))
-    shares = weights / weights.sum()
-    return [Share(events[index], float(share)) for index, share in zip(chosen, shares, strict=True)]
+    cosines = _unit(items) @ _unit(vectors).T  # (items, events)
+    places = np.argsort(-cosines, axis=1, kind="stable")[:, :MAX_REASONS]
+    chosen = np.take_along_axis(cosines, places, axis=1)
+    weights = np.exp(_SHARPNESS * (chosen - chosen[:, :1]))
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    return [
+        [Share(events[place], share) for place, share in zip(*row, strict=True)]
+        for row in zip(places.tolist(), shares.tolist(), strict=True)
+    ]
 
 
 def similarities(items: Sequence[Fused], ask: Ask, vectors: Mapping[int, F32]) -> list[float | None]:

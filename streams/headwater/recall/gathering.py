@@ -56,12 +56,9 @@ class Gatherer:
         """The rung of the first source that the ask names and the bundle lacks."""
         return next((each.rung for each in self._missing if ask.weights.get(each.name, 0.0) > 0), None)
 
-    def keyed(self, asks: Sequence[Ask]) -> list[Keyed]:
-        """What each source that names items names for each ask."""
-        return [
-            {each.name: each.keys(ask) for each in self._key_sources if self._weight(ask, each) > 0}
-            for ask in asks
-        ]
+    def keyed(self, ask: Ask) -> Keyed:
+        """What each source that names items names for an ask."""
+        return {each.name: each.keys(ask) for each in self._key_sources if self._weight(ask, each) > 0}
 
     async def gather(
         self, asks: Sequence[Ask], keyed: Sequence[Keyed], searched_by: float, deadline: float

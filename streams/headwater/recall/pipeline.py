@@ -13,6 +13,7 @@ import numpy as np
 
 from headwater.index import Index
 from headwater.metrics import Metrics
+from headwater.pacing import Pacer
 from headwater.recall.explain import Share, explained, similarities
 from headwater.recall.fusion import Fused, diversify, fuse
 from headwater.recall.gathering import Gatherer, in_time
@@ -54,19 +55,29 @@ class Recall:
         self, index: Index, sources: Sequence[Source], metrics: Metrics, scorer: Scorer | None = None
     ) -> None:
         self._index, self._scorer = index, scorer
+        self._pacer = Pacer()
         self._sources = {source.name: source for source in sources}
         self._gatherer = Gatherer(index, sources, metrics)
 
     async def candidates(self, asks: Sequence[Ask], timeout_s: float) -> list[RecallResult]:
         """Results in the order of ``asks``; each in at most about ``timeout_s``."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        keyed = self._gatherer.keyed(asks)
+        keyed = []
+        for ask in asks:
+            await self._pacer.turn()
+            keyed.append(self._gatherer.keyed(ask))
         searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
         rankings, rungs, whys = await self._gatherer.gather(asks, keyed, searched_by, deadline)
-        fused = [fuse(found) for found in rankings]
+        fused = []
+        for found in rankings:
+            await self._pacer.turn()
+            fused.append(fuse(found))
         vectors = await self._vectors(asks, fused, deadline)
         await self._rescore(asks, keyed, fused, rungs, vectors, deadline - (1 - _SCORE_SHARE) * timeout_s)
-        chosen = [_chosen(ask, items, vectors) for ask, items in zip(asks, fused, strict=True)]
+        chosen = []
+        for ask, items in zip(asks, fused, strict=True):
+            await self._pacer.turn()
+            chosen.append(_chosen(ask, items, vectors))
         because = await self._explain(asks, chosen, vectors, deadline)
         missing = [self._gatherer.missing_rung(ask) for ask in asks]
         near = [
@@ -118,19 +129,20 @@ class Recall:
         deadline: float,
     ) -> list[list[list[Share]]]:
         """The reasons of each item, for the asks that want them."""
-        named = [
-            self._named_reasons(ask, items) if ask.explain else {}
-            for ask, items in zip(asks, answers, strict=True)
-        ]
+        named: list[Mapping[int, Sequence[tuple[PositiveEvent, float]]]] = []
+        for ask, items in zip(asks, answers, strict=True):
+            await self._pacer.turn()
+            named.append(self._named_reasons(ask, items) if ask.explain else {})
         keys = {key for ask in asks if ask.explain for key, _, _ in ask.log}
         keys |= {key for of_ask in named for shares in of_ask.values() for (key, _, _), _ in shares}
         if not keys:
             return [[[] for _ in items] for items in answers]
         payloads = await in_time(self._index.items(list(keys)), deadline) or {}
-        return [
-            explained(items, of_ask, ask.log if ask.explain else (), vectors, payloads)
-            for ask, items, of_ask in zip(asks, answers, named, strict=True)
-        ]
+        because = []
+        for ask, items, of_ask in zip(asks, answers, named, strict=True):
+            await self._pacer.turn()
+            because.append(explained(items, of_ask, ask.log if ask.explain else (), vectors, payloads))
+        return because
 
     def _named_reasons(
         self, ask: Ask, items: Sequence[Fused]

@@ -27,7 +27,7 @@ def put(shard: Shard, *keys: int) -> None:
 
 
 def found(shard: Shard, query: Query) -> list[int]:
-    (scored,) = shard.search(plans_of([query], 10, None))
+    (scored,) = shard.search(plans_of([query], 10, None, {}))
     return [int(each.id) for each in scored]
 
 
@@ -51,21 +51,21 @@ def test_a_shard_on_the_disk_is_loaded_as_it_was(tmp_path: Path) -> None:
 def test_few_exclusions_are_searched_for_too_and_many_are_a_condition() -> None:
     few = Query(ONE, 5, exclude=frozenset(range(10)))
     many = Query(ONE, 5, exclude=frozenset(range(11)))
-    one, other = plans_of([few, many], 10, None)
+    one, other = plans_of([few, many], 10, None, {})
     assert (one.limit, other.limit) == (15, 5)
     assert one.where is not other.where
 
 
 def test_queries_with_the_same_filter_share_its_translation() -> None:
     where = parse({"category": "garden"})
-    one, other = plans_of([Query(ONE, 5, where), Query(ONE, 9, where)], 10, None)
+    one, other = plans_of([Query(ONE, 5, where), Query(ONE, 9, where)], 10, None, {})
     assert one.where is other.where
 
 
 def test_hidden_items_are_dropped_after_the_search_where_that_is_allowed() -> None:
-    (plan,) = plans_of([Query(ONE, 10)], 10, 0.1)
+    (plan,) = plans_of([Query(ONE, 10)], 10, 0.1, {})
     assert (plan.where, plan.limit, plan.drops_hidden) == (None, 12, True)
-    (plan,) = plans_of([Query(ONE, 10, parse({"category": "garden"}))], 10, 0.1)
+    (plan,) = plans_of([Query(ONE, 10, parse({"category": "garden"}))], 10, 0.1, {})
     assert (plan.limit, plan.drops_hidden) == (10, False)
 
 

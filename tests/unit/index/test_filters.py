@@ -5,16 +5,19 @@ from typing import Any
 import pytest
 
 from headwater.index.filters import (
+    MAX_ALL_VALUES,
+    MAX_VALUES,
     And,
     AnyOf,
+    CostlyFilter,
     FilterError,
     Not,
     Or,
     Range,
-    admits,
-    matches,
+    admitting,
     names_available,
     parse,
+    size,
 )
 
 COFFEE: dict[str, Any] = {
@@ -68,7 +71,7 @@ def test_equality_range_and_logic_are_read_into_a_tree() -> None:
     ],
 )
 def test_filter_means(raw: object, expected: bool) -> None:
-    assert matches(parse(raw), COFFEE) is expected
+    assert admitting(parse(raw))(COFFEE) is expected
 
 
 @pytest.mark.parametrize(
@@ -143,16 +146,31 @@ def test_eight_levels_pass_and_ten_thousand_are_refused() -> None:
 
 def test_unavailable_items_are_admitted_only_where_the_filter_speaks_of_it() -> None:
     sold_out = {**COFFEE, "available": False}
-    assert admits(None, COFFEE)
-    assert not admits(None, sold_out)
-    assert not admits(parse({"category": "grocery"}), sold_out)
-    assert admits(parse({"category": "grocery", "available": False}), sold_out)
-    assert admits(parse({"available": {"any": [True, False]}}), sold_out)
+    assert admitting(None)(COFFEE)
+    assert not admitting(None)(sold_out)
+    assert not admitting(parse({"category": "grocery"}))(sold_out)
+    assert admitting(parse({"category": "grocery", "available": False}))(sold_out)
+    assert admitting(parse({"available": {"any": [True, False]}}))(sold_out)
     deep = parse({"or": [{"category": "garden"}, {"not": {"available": True}}]})
     assert names_available(deep)
-    assert admits(deep, sold_out)
+    assert admitting(deep)(sold_out)
 
 
 def test_item_that_says_nothing_of_availability_is_available() -> None:
-    assert admits(None, {"category": "garden"})
-    assert matches(parse({"available": True}), {})
+    assert admitting(None)({"category": "garden"})
+    assert admitting(parse({"available": True}))({})
+
+
+def test_the_values_of_all_conditions_together_are_bounded_before_they_are_looked_at() -> None:
+    full = {"tags": {"any": [f"tag {n}" for n in range(MAX_VALUES)]}}
+    most = MAX_ALL_VALUES // MAX_VALUES
+    where = parse({"or": [full] * most})
+    assert size(where) == (most, MAX_ALL_VALUES)
+    with pytest.raises(CostlyFilter, match=f"more than {MAX_ALL_VALUES} values"):
+        parse({"or": [*[full] * most, {"tags": {"any": [object()]}}]})
+
+
+def test_the_size_of_a_filter_counts_its_conditions_and_values() -> None:
+    assert size(None) == (0, 0)
+    where = parse({"not": {"price": {"gt": 1}}, "or": [{"tags": "a"}, {"category": {"any": ["a", "b"]}}]})
+    assert size(where) == (3, 4)

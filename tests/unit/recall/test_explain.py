@@ -1,5 +1,7 @@
 """Which of the user's own events brought an item."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from headwater.encoder.features import ACTION_CODES
 from headwater.recall.explain import MAX_REASONS, PastEvent, Share, explained, nearest_events, similarities
 from headwater.recall.fusion import Fused
-from headwater.recall.sources import Ask
+from headwater.recall.sources import F32, Ask
 
 CLICK = ACTION_CODES["click"]
 COFFEE, TEA, SOAP = np.eye(3, dtype=np.float32)
@@ -18,45 +20,58 @@ def event(item_id: str, at_ms: int = 1, action: str = "click") -> PastEvent:
     return PastEvent(item_id, at_ms, action)
 
 
+def nearest(item: F32, events: Sequence[PastEvent], vectors: F32) -> list[Share]:
+    (found,) = nearest_events(item[None], events, vectors)
+    return found
+
+
 def test_the_event_nearest_to_the_item_has_the_largest_share() -> None:
     events = [event("soap"), event("coffee"), event("tea")]
-    found = nearest_events(0.9 * COFFEE + 0.1 * TEA, events, np.stack([SOAP, COFFEE, TEA]))
+    found = nearest(0.9 * COFFEE + 0.1 * TEA, events, np.stack([SOAP, COFFEE, TEA]))
     assert [share.event.item_id for share in found] == ["coffee", "tea", "soap"]
     assert found[0].share > 0.9
 
 
 def test_shares_sum_to_one_and_fall() -> None:
-    found = nearest_events(COFFEE + TEA, [event("coffee"), event("tea")], np.stack([COFFEE, TEA]))
+    found = nearest(COFFEE + TEA, [event("coffee"), event("tea")], np.stack([COFFEE, TEA]))
     assert sum(share.share for share in found) == pytest.approx(1.0)
     assert [share.share for share in found] == pytest.approx([0.5, 0.5])
 
 
 def test_a_single_event_has_the_whole_share() -> None:
-    (share,) = nearest_events(COFFEE, [event("soap")], SOAP[None])
+    (share,) = nearest(COFFEE, [event("soap")], SOAP[None])
     assert share.share == 1.0
 
 
+def test_each_of_several_items_has_its_own_reasons() -> None:
+    events = [event("coffee"), event("tea")]
+    found = nearest_events(np.stack([TEA, COFFEE]), events, np.stack([COFFEE, TEA]))
+    assert [shares[0].event.item_id for shares in found] == ["tea", "coffee"]
+
+
 def test_without_events_there_are_no_reasons() -> None:
-    assert nearest_events(COFFEE, [], np.zeros((0, 3), np.float32)) == []
+    assert explained([Fused(0, "i0", 0.1, "popular")], {}, [], {0: COFFEE}, {}) == [[]]
 
 
 def test_of_several_events_of_one_item_the_newest_stands_for_all() -> None:
-    events = [event("coffee", 5), event("coffee", 9, "purchase"), event("coffee", 7), event("tea", 1)]
-    found = nearest_events(COFFEE, events, np.stack([COFFEE, COFFEE, COFFEE, TEA]))
+    purchase = ACTION_CODES["purchase"]
+    events = [(0, 5, CLICK), (0, 9, purchase), (0, 7, CLICK), (1, 1, CLICK)]
+    payloads = {0: {"item_id": "coffee"}, 1: {"item_id": "tea"}}
+    vectors = {0: COFFEE, 1: TEA, 5: COFFEE}
+    (found,) = explained([Fused(5, "latte", 1.0, "interests")], {}, events, vectors, payloads)
     assert [share.event for share in found] == [event("coffee", 9, "purchase"), event("tea", 1)]
 
 
 def test_no_more_reasons_than_a_reader_takes_in() -> None:
     vectors = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
-    assert len(nearest_events(COFFEE, [event(str(number)) for number in range(20)], vectors)) == MAX_REASONS
+    assert len(nearest(COFFEE, [event(str(number)) for number in range(20)], vectors)) == MAX_REASONS
 
 
 def test_lengths_of_vectors_do_not_matter() -> None:
     events = [event("coffee"), event("tea")]
     item = 0.7 * COFFEE + 0.3 * TEA
     short, long = (
-        nearest_events(item * scale, events, np.stack([COFFEE * scale, TEA / scale]))
-        for scale in (0.01, 100.0)
+        nearest(item * scale, events, np.stack([COFFEE * scale, TEA / scale])) for scale in (0.01, 100.0)
     )
     assert [share.event for share in short] == [share.event for share in long]
     assert [share.share for share in short] == pytest.approx([share.share for share in long], rel=1e-4)
@@ -68,7 +83,7 @@ def test_the_largest_share_is_always_that_of_the_largest_cosine(count: int, seed
     item, vectors = random.normal(size=4), random.normal(size=(count, 4))
     cosines = vectors @ item / np.linalg.norm(vectors, axis=1) / np.linalg.norm(item)
     events = [event(str(number)) for number in range(count)]
-    found = nearest_events(item.astype(np.float32), events, vectors.astype(np.float32))
+    found = nearest(item.astype(np.float32), events, vectors.astype(np.float32))
     assert found[0].event.item_id == str(int(cosines.argmax()))
     assert sum(share.share for share in found) == pytest.approx(1.0)
     shares = [share.share for share in found]
