@@ -20,9 +20,10 @@ A click and a request for it may be started at once. The request then waits for 
 
     _, answer = await asyncio.gather(client.click("ann", "coffee-1"), client.recall("ann"))
 
-One exception holds for ``"all"``. A publisher with another partitioner than Kafka's default (librdkafka's clients, unless
+Two exceptions hold for ``"all"``. A publisher with another partitioner than Kafka's default (librdkafka's clients, unless
 told ``partitioner=murmur2_random``) puts a click on a partition where it is not looked for; a worker forwards it within
-milliseconds. Such a click is covered by its position: hand it on as ``after``.
+milliseconds. And while a transaction on the partition is open, Kafka gives nobody what was published behind it, so such
+clicks are not demanded. Either is covered by its position: hand it on as ``after``, or ask with ``reads="own"``.
 """
 
 import asyncio

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
@@ -28,14 +29,18 @@ class Member:
         self.group, self.topic = group, topic
         self.seen: list[tuple[int, int]] = []  # partition, offset
         self.events: list[str] = []
+        self.batches: list[Batch] = []
+        self.lost: list[tuple[int, int, int]] = []  # partition, first, last
         self.finishes = True
         group.handle(topic, self._handle)
+        group.on_lost(lambda tp, first, last: self.lost.append((tp.partition, first, last)))
         group.on_assigned(self._assigned)
         group.on_revoked(self._revoked)
         group.on_interrupt(lambda: self.events.append("interrupt"))
 
     async def _handle(self, batch: Batch) -> None:
         self.seen += [(batch.partition, record.offset) for record in batch.records]
+        self.batches.append(batch)
         assert batch.generation == self.group.generation
         if self.finishes:
             batch.finish()
@@ -92,6 +97,28 @@ async def publish(settings: Settings, topic: str, count: int) -> None:
     async with producer_of(settings) as producer:
         for partition in range(PARTITIONS):
             await write_all(producer, topic, partition, [Outgoing(b"k", b"v")] * count)
+
+
+@asynccontextmanager
+async def transactions(settings: Settings, topic: str) -> AsyncIterator[AIOKafkaProducer]:
+    """A transactional publisher."""
+    producer = AIOKafkaProducer(**settings.kafka_options(), transactional_id=f"{topic}-publisher")
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+async def delete_before(settings: Settings, topic: str, offset: int) -> None:
+    """As retention does it."""
+    admin = AIOKafkaAdminClient(**settings.kafka_options())
+    await admin.start()
+    try:
+        tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        await admin.delete_records(dict.fromkeys(tps, RecordsToDelete(offset)))
+    finally:
+        await admin.close()
 
 
 async def committed(settings: Settings, topic: str) -> list[int]:
@@ -230,3 +257,84 @@ async def test_a_batch_whose_partition_is_lost_is_dropped_without_failing(
     finally:
         await group.stop()
     assert await committed(quick, topic) == [0] * PARTITIONS
+
+
+async def test_aborted_records_are_not_handled_and_a_group_passes_the_markers_of_transactions(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    tp = TopicPartition(topic, 0)
+    async with joined(quick, topic, fast) as member, transactions(quick, topic) as producer:
+        async with producer.transaction():
+            await producer.send_and_wait(topic, b"0", partition=0)  # and the marker at offset 1
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, b"2", partition=0)
+        await producer.abort_transaction()  # the marker at 3
+        await until(lambda: member.group.position(tp).committed == 4)
+        assert member.group.position(tp)[:2] == (4, 4)
+        assert member.seen == [(0, 0)]
+    assert await committed(quick, topic) == [4, 0]
+
+
+async def test_an_open_transaction_holds_back_what_is_behind_it_and_is_no_lag(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    tp = TopicPartition(topic, 0)
+    async with joined(quick, topic, fast) as member, transactions(quick, topic) as producer:
+        await publish(quick, topic, 2)
+        await until(lambda: len(member.seen) == 2 * PARTITIONS)
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, b"2", partition=0)
+        await publish(quick, topic, 1)
+        await until(lambda: (1, 2) in member.seen and member.group.position(tp).held_back == 2)
+        assert member.group.position(tp)[:2] == (2, 2)
+        assert (0, 2) not in member.seen
+        await producer.commit_transaction()
+        await until(lambda: member.group.position(tp)[:2] == (5, 5))
+        assert (0, 2) in member.seen
+        assert (0, 3) in member.seen
+        assert member.group.position(tp).held_back == 0
+
+
+@pytest.mark.parametrize("start", [7, 9], ids=["some are left", "all are gone"])
+async def test_what_was_deleted_before_it_was_read_is_told_and_passed(
+    quick: Settings, topic: str, fast: bool, start: int
+) -> None:
+    await publish(quick, topic, 3)
+    async with joined(quick, topic, fast) as member:
+        await until(lambda: len(member.seen) == 3 * PARTITIONS)
+    await publish(quick, topic, 6)
+    await delete_before(quick, topic, start)
+    async with joined(quick, topic, fast) as member:
+        tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        await until(lambda: all(member.group.position(tp).committed == 9 for tp in tps))
+        assert all(member.group.position(tp)[:2] == (9, 9) for tp in tps)
+        assert sorted(member.lost) == [(number, 3, start - 1) for number in range(PARTITIONS)]
+        assert sorted(member.seen) == [(n, offset) for n in range(PARTITIONS) for offset in range(start, 9)]
+        assert not member.group.failed.done()
+    assert await committed(quick, topic) == [9] * PARTITIONS
+
+
+async def test_what_is_deleted_while_a_partition_waits_is_told_when_it_goes_on(
+    quick: Settings, topic: str, fast: bool
+) -> None:
+    async with joined(quick, topic, fast) as member:
+        member.finishes = False
+        await publish(quick, topic, 1)
+        await until(lambda: len(member.seen) == PARTITIONS)
+        waiting = list(member.batches)
+        consumer = member.group._reader
+        assert consumer is not None
+        for tp in [batch.tp for batch in waiting]:
+            consumer.pause(tp)  # so that nothing is fetched ahead
+        await asyncio.sleep(
+            2.0
+        )  # until the fetches under way are over, which the broker holds for half a second
+        await publish(quick, topic, 8)
+        await delete_before(quick, topic, 5)
+        member.finishes = True
+        for batch in waiting:
+            consumer.resume(batch.tp)
+            batch.finish()
+        await until(lambda: len(member.seen) == 5 * PARTITIONS)
+        assert sorted(member.lost) == [(number, 1, 4) for number in range(PARTITIONS)]
+    assert await committed(quick, topic) == [9] * PARTITIONS

@@ -1,12 +1,13 @@
 """A consumer between a broker's answers, which the tests of fast_client make up: no broker, no task, aiokafka's fetcher."""
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import Fetcher as TheirFetcher
-from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -102,9 +103,16 @@ class Reading:
         fetcher._records = BufferedFetches(fetcher, URGENT, lambda: self.consumer.on_records is not None)
         self.consumer._fetcher = self.fetcher = fetcher
 
-    def fetched(self, tp: TopicPartition, *batches: bytes, offset: int = 0) -> None:
+    def fetched(
+        self,
+        tp: TopicPartition,
+        *batches: bytes,
+        offset: int = 0,
+        aborted: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """A fetch brought these; ``aborted`` are transactions, as (producer, first offset)."""
         records = PartitionRecords(
-            tp, MemoryRecords(b"".join(batches)), [], offset, None, None, self.checks, 0
+            tp, MemoryRecords(b"".join(batches)), aborted, offset, None, None, self.checks, READ_COMMITTED
         )
         self.fetcher._records[tp] = FetchResult(
             tp, assignment=self.assignment, partition_records=records, backoff=0.1
@@ -118,9 +126,9 @@ class Reading:
         return {tp: [record.offset for record in records] for tp, records in found.items()}
 
 
-def batch(first: int, count: int, *, control: bool = False) -> bytes:
-    """Records of these offsets, as a broker stores them."""
-    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 10_000)
+def batch(first: int, count: int, *, control: bool = False, producer: int = -1) -> bytes:
+    """Records of these offsets, as a broker stores them; those of a ``producer`` belong to a transaction of it."""
+    builder = DefaultRecordBatchBuilder(2, 0, producer >= 0, producer, 0, 0, 10_000)
     for number in range(count):
         builder.append(number, 7, b"key", b"%d" % (first + number), [("name", b"header")])
     raw = bytearray(builder.build())

@@ -22,6 +22,7 @@ class CommitLedger:
         self._on_released = on_released
         self._in_hand: dict[TopicPartition, deque[Batch]] = {}
         self._next: dict[TopicPartition, int] = {}
+        self._begun: dict[TopicPartition, int] = {}
         # Partitions whose newest batch is not released: they take no other.
         self.busy: set[TopicPartition] = set()
 
@@ -29,6 +30,15 @@ class CommitLedger:
         """Take a batch in hand. It must be the next one of its partition, in offset order."""
         self._in_hand.setdefault(batch.tp, deque()).append(batch)
         self.busy.add(batch.tp)
+        self._begun[batch.tp] = batch.stop
+
+    def begun_up_to(self, tp: TopicPartition) -> int | None:
+        """The offset after the newest batch, where the next one begins; before the first one, that of :meth:`start_at`."""
+        return self._begun.get(tp)
+
+    def start_at(self, tp: TopicPartition, offset: int) -> None:
+        """Expect the first batch of a partition to begin at an offset, which is committed."""
+        self._begun[tp] = offset
 
     def release(self, batch: "Batch") -> None:
         """Let the next batch of its partition begin. Only the newest batch counts; repeated calls do no harm."""
@@ -63,3 +73,4 @@ class CommitLedger:
         self._in_hand.clear()
         self.busy.clear()
         self._next.clear()
+        self._begun.clear()

@@ -23,15 +23,23 @@ log = structlog.get_logger(__name__)
 
 Handler = Callable[[Batch], Awaitable[None]]
 OnPartitions = Callable[[set[TopicPartition]], Awaitable[None]]
+OnLost = Callable[[TopicPartition, int, int], None]
 
 
 class GroupPosition(NamedTuple):
-    """How far the group has come in one partition."""
+    """How far the group has come in one partition, counted in offsets.
 
-    next_offset: int | None  # one past the last record that may be committed; None: not known yet
-    end: int | None  # one past the last record in the log, as of the last fetch; None: nothing fetched yet
+    Not all of them are records: transactions leave markers, and aborted ones what nobody is given; compaction removes
+    records. A group that is at the end has passed all of these.
+    """
+
+    next_offset: int | None  # one past the last that may be committed; None: not known yet
+    # One past the last that may be read, as of the last fetch: the first offset of an open transaction, if there is one.
+    # None: nothing fetched yet.
+    end: int | None
     committed: int  # 0 before the first commit
-    committing: int  # records that the commit under way adds; 0: there is none under way
+    committing: int  # offsets that the commit under way adds; 0: there is none under way
+    held_back: int = 0  # offsets behind the end, which an open transaction holds back
 
 
 class ConsumerGroup(ABC):
@@ -62,6 +70,7 @@ class ConsumerGroup(ABC):
         self._on_assigned: list[OnPartitions] = []
         self._on_revoked: list[OnPartitions] = []
         self._on_interrupt: list[Callable[[], None]] = []
+        self._on_lost: list[OnLost] = []
 
     # The contract
 
@@ -89,6 +98,13 @@ class ConsumerGroup(ABC):
     def on_interrupt(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when a rebalance or stop begins, so that batches that only wait give up. Must not block."""
         self._on_interrupt.append(callback)
+
+    def on_lost(self, callback: OnLost) -> None:
+        """Call ``callback(partition, first, last)`` with offsets that are gone from the log and were never read.
+
+        It is called before the batch behind them begins, which may be one without records. Must not block.
+        """
+        self._on_lost.append(callback)
 
     @abstractmethod
     async def join(self) -> None:
@@ -142,16 +158,52 @@ class ConsumerGroup(ABC):
         fetched = self._reader.poll_buffered(wanted, most)
         topics = [tp.topic for tp, records in fetched.items() if records]
         for tp, records in fetched.items():
+            if not self._is_continuous(tp, self._reader.start_of(tp)):
+                continue
             has_siblings, stop = topics.count(tp.topic) > 1, self._reader.end_of(tp, records)
-            batch = Batch(self._ledger, tp, records, self.generation, has_siblings, stop)
-            self._ledger.begin(batch)
-            task = asyncio.ensure_future(self._handled(batch))
-            self._in_hand.add(task)
-            task.add_done_callback(self._in_hand.discard)
+            self._begin_batch(Batch(self._ledger, tp, records, self.generation, has_siblings, stop))
             left -= len(records)
         if left <= 0:
             self._begin_soon()
         return most - left
+
+    def _begin_batch(self, batch: Batch) -> None:
+        self._ledger.begin(batch)
+        task = asyncio.ensure_future(self._handled(batch))
+        self._in_hand.add(task)
+        task.add_done_callback(self._in_hand.discard)
+
+    def _is_continuous(self, tp: TopicPartition, start: int) -> bool:
+        """Whether a batch that begins at ``start`` may follow the newest one. What was lost in between is told.
+
+        The client goes to the start of the log where the offset that it asks for is not there: forward if what it asks
+        for has been deleted, back if the log has become shorter.
+        """
+        expected = self._ledger.begun_up_to(tp)
+        if expected is None or start == expected:
+            return True
+        if start < expected:
+            self.fail(
+                f"{tp.topic}-{tp.partition}: the log ends before offset {expected}, up to which it was read: it has "
+                "become shorter (an unclean leader election, or the topic was re-created); start the worker again, which "
+                "then says what can be done"
+            )
+            return False
+        for callback in self._on_lost:
+            callback(tp, expected, start - 1)
+        return True
+
+    def _pass_lost(self) -> None:
+        """Begin a batch without records behind what is gone from the log, where nothing else comes to be read.
+
+        Call it every second or so.
+        """
+        if self._reader is None or self._is_draining:
+            return
+        for tp in self._readable() - self._ledger.busy:
+            at, begun = self._reader.position_now(tp), self._ledger.begun_up_to(tp)
+            if at is not None and begun is not None and at != begun and self._is_continuous(tp, at):
+                self._begin_batch(Batch(self._ledger, tp, (), self.generation, stop=at))
 
     def _begin_soon(self) -> None:
         """Begin in the next turn of the event loop, for all partitions that are free by then."""

@@ -3,6 +3,10 @@
     ends = EndOffsets(client, "headwater.clicks.v1")
     offset = await ends.of(3)  # every record acknowledged before this line has a lower one
 
+The end is the **last stable offset**, the first one of an open transaction if there is any. The workers read committed, so
+they come no further. Kafka gives nobody a record behind an open transaction; that one exception apart, the line above
+holds.
+
 One ListOffsets call is in flight to each broker. It answers everyone who waited when it was sent; later callers wait for the
 next one, since the answer in flight may be older than the record that they ask about. The calls have a connection
 of their own: a broker answers the requests of one connection in order, and a fetch or a write may be held for long.
@@ -16,9 +20,9 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError, LeaderNotAvailableError, NodeNotReadyError, for_code
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
-# The isolation of the workers' consumers. Under another one the end would be what they have not come to yet, or not all
-# that they have.
-_READ_UNCOMMITTED: Final = 0
+# The isolation of the workers' consumers. Under another one the end would be where they do not come while a transaction is
+# open.
+_READ_COMMITTED: Final = 1
 # A new leader does not know yet how far its followers are (OFFSET_NOT_AVAILABLE, which aiokafka has no class for).
 _NOT_AVAILABLE: Final = 78
 # A new leader is known within a fraction of a second.
@@ -103,7 +107,7 @@ class EndOffsets:
         wanted = [(partition, OffsetResetStrategy.LATEST) for partition in sorted(partitions)]
         response: Any = await self._client.send(
             broker,
-            OffsetRequest(-1, _READ_UNCOMMITTED, [(self._topic, wanted)]),
+            OffsetRequest(-1, _READ_COMMITTED, [(self._topic, wanted)]),
             group=ConnectionGroup.COORDINATION,
         )
         ends: dict[int, int | KafkaError] = {}

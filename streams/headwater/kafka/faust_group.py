@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 _STOP_CHECK_S: Final = 1.0
 # A batch in hand at a rebalance or stop may take so long to finish. Then it is dropped uncommitted, and replayed.
 _DRAIN_S: Final = 5.0
-_MEMBERSHIP_CHECK_S: Final = 1.0
+_CHECK_S: Final = 1.0
 # Faust gives up a rebalance whose seeks take longer, and consumes nothing from then on without telling. So this is
 # longer than any outage that a worker survives.
 _SEEK_TIMEOUT_S: Final = 3600.0
@@ -55,7 +55,7 @@ class FaustGroup(ConsumerGroup):
 
     async def join(self) -> None:
         await make_room(self.settings, self.name)
-        self._app.add_future(self._watch_membership())
+        self._app.add_future(self._watch())
         await self._app.start()
 
     async def stop(self) -> None:
@@ -82,6 +82,8 @@ class FaustGroup(ConsumerGroup):
             partition_assignment_strategy=[RangePartitionAssignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            # What a transaction wrote is not there before it is committed, and never if it is aborted.
+            isolation_level="read_committed",
             max_poll_records=settings.max_poll_records,
             max_poll_interval_ms=_POLL_INTERVAL_MS,
             max_partition_fetch_bytes=1_048_576,
@@ -95,10 +97,14 @@ class FaustGroup(ConsumerGroup):
     def _readable(self) -> Set[TopicPartition]:
         return cast(_BatchConsumer, self._app.consumer).readable()
 
-    async def _watch_membership(self) -> None:
-        """Fail when aiokafka has given up on the group. Faust is not told, and would wait for partitions for ever."""
+    async def _watch(self) -> None:
+        """Pass what is lost where nothing else comes, and fail when aiokafka has given up on the group.
+
+        Faust is not told of the latter, and would wait for partitions for ever.
+        """
         while not self.failed.done():
-            await asyncio.sleep(_MEMBERSHIP_CHECK_S)
+            await asyncio.sleep(_CHECK_S)
+            self._pass_lost()
             consumer = getattr(getattr(self._app.consumer, "_thread", None), "_consumer", None)
             error = membership_error(consumer) if consumer is not None else None
             if error is not None:
@@ -205,11 +211,14 @@ class _BatchConsumer(driver.Consumer):
         finished = self._group._ledger.next_offset(tp)
         # aiokafka retries a commit for ever, so it matters how much waits for one.
         is_committing = self._commit_fut is not None and finished is not None
+        consumer = self._thread._ensure_consumer()
+        written, end = consumer.highwater(tp), consumer.last_stable_offset(tp)
         return GroupPosition(
             next_offset=committed if finished is None else finished,
-            end=cast(int | None, self.highwater(cast(TP, tp))),
+            end=end,
             committed=committed or 0,
             committing=finished - (committed or 0) if is_committing and finished is not None else 0,
+            held_back=0 if end is None or written is None else max(written - end, 0),
         )
 
     # What Faust may commit: the end of the finished batches, and nothing else.
@@ -259,6 +268,15 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
     async def on_stop(self) -> None:
         if self._consumer is not None:
             await self._consumer.stop()
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """As Faust's. A partition is then expected to go on from there."""
+        found: Mapping[TP, int] = await super().seek_to_committed()
+        ledger = cast(_App, self.app).group._ledger
+        for tp, offset in found.items():
+            if offset is not None:
+                ledger.start_at(TopicPartition(*tp), offset)
+        return found
 
     async def call_thread(self, fun: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         return await maybe_async(fun(*args, **kwargs))

@@ -4,10 +4,11 @@ They keep the contracts of ``fast_client.consumer.Consumer`` and ``fast_client.p
 """
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiokafka import (
     AIOKafkaConsumer,
@@ -16,6 +17,7 @@ from aiokafka import (
     ConsumerRecord,
     TopicPartition,
 )
+from aiokafka.errors import IllegalStateError
 
 # A partition that has been polled meanwhile is waited for, too, after at most this time.
 _SLICE_S: Final = 0.02
@@ -31,7 +33,11 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         super().__init__(*topics, **options)
         self.urgent = frozenset(urgent)
         self.on_records: Callable[[], int] | None = None  # never called: wait_for_records returns instead
-        self._ahead: dict[TopicPartition, list[ConsumerRecord]] = {}
+        self._ahead: dict[TopicPartition, _Ahead] = {}
+        self._polled: dict[
+            TopicPartition, tuple[int, int]
+        ] = {}  # where the last poll of each began and ended
+        self._next: dict[TopicPartition, int] = {}  # where the next fetch of each should begin
         self._drops = 0
 
     def poll_buffered(
@@ -41,16 +47,26 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         found: dict[TopicPartition, list[ConsumerRecord]] = {}
         for tp in sorted(self._ahead, key=lambda tp: tp.topic not in self.urgent):
             if tp in tps and max_records > 0:
-                records = self._ahead.pop(tp)
+                records, start, stop = self._ahead.pop(tp)
                 found[tp], rest = records[:max_records], records[max_records:]
                 max_records -= len(found[tp])
+                end = int(found[tp][-1].offset) + 1 if rest else stop
+                self._polled[tp] = start, end
                 if rest:
-                    self._ahead[tp] = rest
+                    self._ahead[tp] = _Ahead(rest, end, stop)
         return found
 
-    def end_of(self, tp: TopicPartition, records: Sequence[ConsumerRecord]) -> int:
-        """The offset after ``records``, the last that were polled of ``tp``. Control records are not told here."""
-        return int(records[-1].offset) + 1
+    def start_of(self, tp: TopicPartition) -> int:
+        """The offset that the last poll of ``tp`` began at. Past that poll's predecessor where the log has lost records."""
+        return self._polled[tp][0]
+
+    def end_of(self, tp: TopicPartition, records: Sequence[ConsumerRecord] = ()) -> int:
+        """The offset after ``records``, the last that were polled of ``tp``, and after control records behind them."""
+        return self._polled[tp][1]
+
+    def position_now(self, tp: TopicPartition) -> int | None:
+        """None: a position that moves without records is polled as an empty list."""
+        return None
 
     async def wait_for_records(self, timeout_s: float) -> None:
         """Wait until a fetch has brought something of a partition whose buffer is empty, at most ``timeout_s``.
@@ -67,9 +83,36 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
                 await asyncio.sleep(slice_s)
                 continue
             fetched = await self.getmany(*empty, timeout_ms=int(slice_s * 1000) + 1)
-            if fetched and drops == self._drops:
-                self._ahead.update(fetched)
+            try:
+                came = [
+                    each for tp in empty if (each := await self._came(tp, fetched.get(tp, ()))) is not None
+                ]
+            except IllegalStateError:  # revoked meanwhile
                 return
+            if drops != self._drops:
+                return
+            for tp, ahead in came:
+                self._ahead[tp], self._next[tp] = ahead, ahead.stop
+            if came:
+                return
+
+    async def _came(
+        self, tp: TopicPartition, records: Sequence[ConsumerRecord]
+    ) -> "tuple[TopicPartition, _Ahead] | None":
+        """What a poll brought of a partition: records, a position that moved without any, or nothing."""
+        stop = int(records[-1].offset) + 1 if records else self._next.get(tp)
+        with contextlib.suppress(TimeoutError):  # it is looked for: the next poll tells
+            async with asyncio.timeout(_SLICE_S):
+                stop = int(await self.position(tp))
+        if stop is None or (not records and stop == self._next.setdefault(tp, stop)):
+            return None
+        first = int(records[0].offset) if records else stop
+        start = self._next.get(tp, first)
+        if first != start:
+            # A compaction, or the marker of a transaction; or the log begins behind what was asked for.
+            log_start = (await self.beginning_offsets([tp]))[tp]
+            start = log_start if stop < start else max(start, log_start)
+        return tp, _Ahead(list(records), start, stop)
 
     def subscribe(
         self,
@@ -91,6 +134,14 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self._drop_one(partition)
         super().seek(partition, offset)
+        self._next[partition] = offset
+
+    async def seek_to_committed(self, *partitions: TopicPartition) -> dict[TopicPartition, int | None]:
+        """As aiokafka's."""
+        self.drop()
+        found: dict[TopicPartition, int | None] = await super().seek_to_committed(*partitions)
+        self._next.update((tp, offset) for tp, offset in found.items() if offset is not None)
+        return found
 
     async def seek_to_beginning(self, *partitions: TopicPartition) -> bool:
         self.drop()
@@ -103,11 +154,21 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     def drop(self) -> None:
         """Forget what is buffered, also what a poll under way is about to bring."""
         self._ahead.clear()
+        self._next.clear()
         self._drops += 1
 
     def _drop_one(self, tp: TopicPartition) -> None:
         self._ahead.pop(tp, None)
+        self._next.pop(tp, None)
         self._drops += 1
+
+
+class _Ahead(NamedTuple):
+    """What has been fetched of a partition and not yet polled: where it begins, and the position after it."""
+
+    records: list[ConsumerRecord]
+    start: int
+    stop: int
 
 
 class _Dropping(ConsumerRebalanceListener):  # type: ignore[misc]

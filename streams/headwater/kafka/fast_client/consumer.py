@@ -28,6 +28,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         self.on_records: Callable[[], int] | None = None
         self.handler_error: Exception | None = None  # of `on_records`
         self._dispatching: Node | None = None  # the node whose fetch `on_records` is called for
+        self._polled_from: dict[TopicPartition, int] = {}  # the position before the last poll that moved it
 
     async def start(self) -> None:
         """Join, and patch the fetcher.
@@ -76,9 +77,24 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                     if self._dispatching is None or self._dispatching != node_of(fetcher, tp, self.urgent):
                         fetcher._notify(fetcher._wait_consume_future)
                 if records or state.position != position:
-                    found[tp] = records
+                    found[tp], self._polled_from[tp] = records, position
                     max_records -= len(records)
         return found
+
+    def start_of(self, tp: TopicPartition) -> int:
+        """The offset that the last poll of ``tp`` began at. Past that poll's predecessor where the log has lost records."""
+        return self._polled_from[tp]
+
+    def position_now(self, tp: TopicPartition) -> int | None:
+        """The offset after all that was polled of ``tp``; None while the client looks for it, or ``tp`` is not assigned.
+
+        It moves without a poll only where the offset asked for is not in the log: then to the log's start.
+        """
+        subscription = self._subscription.subscription
+        if subscription is None or subscription.assignment is None or tp not in subscription.assignment.tps:
+            return None
+        state = subscription.assignment.state_value(tp)
+        return int(state.position) if state.has_valid_position else None
 
     def end_of(self, tp: TopicPartition, records: Sequence[Record] = ()) -> int:
         """The offset after ``records``, the last that were polled of ``tp``, and after control records behind them."""

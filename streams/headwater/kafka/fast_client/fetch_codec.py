@@ -39,8 +39,8 @@ def install_fast_codec(fetcher: Any) -> None:
 class FastFetch:
     """A FetchRequest of aiokafka with our codec. With a broker that does not know version 11 it stays aiokafka's.
 
-    The decoded response has only partitions with something new: records, an error, or another high watermark than
-    ``assignment`` knows.
+    The decoded response has only partitions with something new: records, an error, or another end than ``assignment``
+    knows, of all records or of the committed ones.
     """
 
     def __init__(self, request: Any, assignment: Any) -> None:
@@ -83,7 +83,7 @@ class FastFetch:
                     at += _AFTER_ABORTED.size
                 if size <= 0 and error_code == 0:
                     state = self._assignment.state_value((topic, partition))
-                    if state is not None and state.highwater == high_watermark:
+                    if state is not None and state.highwater == high_watermark and state.lso == stable:
                         continue
                 records = buffer[at : at + size] if size > 0 else b""
                 at += max(size, 0)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.consumer.fetcher import READ_UNCOMMITTED, FetchError, FetchResult
+from aiokafka.consumer.fetcher import FetchError, FetchResult
 from aiokafka.errors import CorruptRecordException
 from msgspec import Struct
 
@@ -50,14 +50,17 @@ class BufferedFetches(OrderedDict[TopicPartition, Any]):
 
 
 def make_light(fetched: Any) -> None:
-    """Give a FetchResult our records in place of aiokafka's. With ``read_committed`` aiokafka's stay: it filters them."""
+    """Give a FetchResult our records in place of aiokafka's."""
     theirs = getattr(fetched, "_partition_records", None)
-    if theirs is not None and theirs._isolation_level == READ_UNCOMMITTED:
+    if theirs is not None:
         fetched._partition_records = LightRecords(theirs)
 
 
 class LightRecords(Iterator[Record]):
     """The records that a fetch brought of one partition, in offset order. Takes the place of aiokafka's PartitionRecords.
+
+    Records of aborted transactions are passed like control records: a broker names these transactions to consumers that
+    read committed, and to no others.
 
     Raises CorruptRecordException at a batch with a wrong checksum.
     """
@@ -65,6 +68,10 @@ class LightRecords(Iterator[Record]):
     def __init__(self, theirs: Any) -> None:
         self._tp, self._batches, self._check_crcs = theirs._tp, theirs._records, theirs._check_crcs
         self.next_fetch_offset: int = theirs.next_fetch_offset
+        # (producer, first offset) of the aborted transactions that are still to come, by offset, and the producers of
+        # those that have begun and not ended.
+        self._aborted: list[tuple[int, int]] = theirs._aborted_transactions
+        self._aborting: set[int] = set()
         self._made: list[Record] = []
         self._first = 0  # index in `_made` of the next record
         self._end: int = self.next_fetch_offset  # the offset after the batch that `_made` is of
@@ -104,7 +111,8 @@ class LightRecords(Iterator[Record]):
         if self._check_crcs and not batch.validate_crc():
             raise CorruptRecordException(f"Invalid CRC - {self._tp}")
         self._made, self._first, self._end = [], 0, batch.next_offset
-        if batch.is_control_batch:
+        is_aborted = bool(self._aborted or self._aborting) and self._is_aborted(batch)
+        if is_aborted or batch.is_control_batch:
             return
         topic, partition = self._tp
         made = [
@@ -114,6 +122,18 @@ class LightRecords(Iterator[Record]):
         # The broker sends a compressed batch whole, also when the offset asked for is in its middle.
         asked = self.next_fetch_offset
         self._made = made if not made or made[0].offset >= asked else [r for r in made if r.offset >= asked]
+
+    def _is_aborted(self, batch: Any) -> bool:
+        """Whether the next batch belongs to a transaction that was aborted."""
+        producer: int | None = batch.producer_id  # None: of a format without transactions
+        if producer is None:
+            return False
+        while self._aborted and self._aborted[0][1] <= batch.base_offset:
+            self._aborting.add(self._aborted.pop(0)[0])
+        if batch.is_control_batch:
+            self._aborting.discard(producer)  # it ends the transaction
+            return False
+        return bool(batch.is_transactional) and producer in self._aborting
 
 
 def next_records(fetched: FetchResult, max_records: int) -> list[Record]:

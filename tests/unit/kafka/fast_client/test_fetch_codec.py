@@ -42,13 +42,13 @@ def fetch(asked: Any) -> FetchRequest:
 
 
 class Assignment:
-    """Knows the same end of every partition, or none yet."""
+    """Knows the same ends of every partition, of all records and of the committed ones, or none yet."""
 
-    def __init__(self, end: int | None = None) -> None:
-        self._end = end
+    def __init__(self, end: int | None = None, stable: int | None = None) -> None:
+        self._end, self._stable = end, stable
 
     def state_value(self, _: object) -> SimpleNamespace:
-        return SimpleNamespace(highwater=self._end)
+        return SimpleNamespace(highwater=self._end, lso=self._stable)
 
 
 def read(data: bytes, assignment: Assignment | None = None) -> Any:
@@ -77,13 +77,13 @@ def test_an_answer_is_read_as_aiokafka_reads_it(topics: Any) -> None:
 @given(HEARD, I64)
 def test_what_is_left_out_has_no_news(topics: Any, end: int) -> None:
     theirs = FetchResponse_v11.decode(heard(topics)).topics
-    ends = [partition[2] for _, partitions in theirs for partition in partitions]
-    known = ends[0] if ends else end
+    ends = [partition[2:4] for _, partitions in theirs for partition in partitions]
+    known = ends[0] if ends else (end, end)
     news = [
-        (topic, [each for each in partitions if each[1] != 0 or each[2] != known or each[-1]])
+        (topic, [each for each in partitions if each[1] != 0 or each[2:4] != known or each[-1]])
         for topic, partitions in theirs
     ]
-    assert read(heard(topics), Assignment(known)).topics == news
+    assert read(heard(topics), Assignment(*known)).topics == news
 
 
 @given(HEARD, st.data())

@@ -44,6 +44,26 @@ async def test_the_control_records_of_transactions_are_passed_and_not_given() ->
     assert not reading.fetcher._records
 
 
+async def test_records_of_aborted_transactions_are_passed_and_not_given() -> None:
+    reading = Reading()
+    of_one_and_another = (
+        batch(0, 2, producer=7),  # to be aborted
+        batch(2, 1, producer=8),  # to be committed
+        batch(3, 1),  # of no transaction
+        batch(4, 1, control=True, producer=7),
+        batch(5, 2, producer=7),  # the next one of the same producer, to be committed
+        batch(7, 1, control=True, producer=8),
+        batch(8, 2, producer=8),  # to be aborted
+        batch(10, 1, control=True, producer=7),
+        batch(11, 1, control=True, producer=8),
+    )
+    reading.fetched(TPS[0], *of_one_and_another, aborted=[(8, 8), (7, 0)])
+    reading.fetched(TPS[1], batch(0, 3, producer=7), batch(3, 1, control=True, producer=7), aborted=[(7, 0)])
+    assert reading.polled(max_records=2) == {TPS[0]: [2, 3]}
+    assert reading.polled() == {TPS[0]: [5, 6], TPS[1]: []}
+    assert [reading.position(tp) for tp in TPS[:2]] == [12, 4]
+
+
 async def test_a_record_has_what_the_broker_has_of_it() -> None:
     reading = Reading()
     reading.fetched(TPS[0], batch(5, 1), offset=5)
