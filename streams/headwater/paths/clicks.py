@@ -35,7 +35,7 @@ from headwater.profiles.encoder_steps import EncoderJob, keys_needed, needs_refo
 from headwater.profiles.event_log import Outcome
 from headwater.profiles.partition import Partition
 from headwater.profiles.store import Profiles
-from headwater.recall.popularity import Counts
+from headwater.recall.popularity import F64, Counts, shares
 
 logger = structlog.get_logger(__name__)
 
@@ -54,6 +54,7 @@ class Applied(NamedTuple):
     records: list[ConsumerRecord]
     outcome_counts: I64  # (outcomes,) by `Outcome`
     counts: Bools  # (clicks,) those that count, for popularity
+    share: F64  # (clicks that count,) how much of each
 
 
 class ClickPath:
@@ -230,7 +231,10 @@ class ClickPath:
         """Write a delta into the columns, all at once, and hand its users to the changelog."""
         erased = partition.commit(delta, batch.clicks, batch.event_ids, batch.origins)
         sent = await self._profiles.send(partition, delta.rows[~delta.erased], erased, generation)
-        return Applied(sent, batch.clicks, batch.records, delta.outcome_counts, delta.applied)
+        clicks = batch.clicks.take(delta.applied)
+        user = np.searchsorted(delta.rows, clicks.row)
+        share = shares(delta.log, delta.forgotten_ms, user, clicks.item, clicks.at_ms)
+        return Applied(sent, batch.clicks, batch.records, delta.outcome_counts, delta.applied, share)
 
     def _count(self, partition: Partition, applied: Applied) -> None:
         outcomes = applied.outcome_counts
@@ -241,7 +245,7 @@ class ClickPath:
         self._metrics.too_late_total.inc(int(outcomes[Outcome.TOO_LATE] + outcomes[Outcome.FORGOTTEN]))
         clicks, counting = applied.clicks, applied.counts
         counts = self.counts.setdefault(partition.number, Counts())
-        counts.add(clicks.item[counting], clicks.action[counting], clicks.at_ms[counting])
+        counts.add(clicks.item[counting], clicks.action[counting], clicks.at_ms[counting], applied.share)
 
     def _tell(self, applied: Applied) -> None:
         """Tell listeners of the newest clicks that count."""

@@ -2,19 +2,24 @@
 
 An event of age ``a`` weighs ``w * 2^(-a / half_life)``. Weights are relative to a moving origin of time, so an event costs
 one multiplication and no weight is ever decayed again.
+
+**One user, one voice.** Whoever clicks without end would put an item first for everybody. So an event counts less the more
+there is of the kind, see :func:`shares`.
 """
 
 import heapq
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from headwater.encoder.features import item_key
 from headwater.messages import Trend
 from headwater.profiles.actions import POPULARITY
-from headwater.profiles.columns import I64, U8, U64
+from headwater.profiles.columns import I64, U8, U64, Log
 
 F64 = NDArray[np.float64]
 
@@ -26,8 +31,37 @@ TOP: Final = 1_000
 _MAX_ITEMS: Final = 200_000
 # The exponent of a float holds a thousand half-lives. The origin moves long before.
 _REBASE_HALF_LIVES: Final = 100.0
+# Of a user's events about as many count fully in this time as a log holds.
+_FULL_LOG_MS: Final = 86_400_000.0
 # At most so many events wait to be summed up: a few milliseconds of work.
 _MAX_WAITING: Final = 20_000
+
+
+def shares(log: Log, forgotten_ms: I64, user: I64, items: U64, at_ms: I64) -> F64:
+    """(E,) how much of its action's weight each event counts for, 0 to 1.
+
+    | bound | rule |
+    |---|---|
+    | of one user and item | half as much with each earlier event on the item in the user's log |
+    | of one user | where the log is full, or a forget has emptied it: the time since its oldest event, or the forget, in days |
+
+    So a user adds at most two events' worth to an item with each log, and about as many events a day as a log holds.
+
+    Args:
+        log, forgotten_ms: of the R users, after the events.
+        user, items, at_ms: (E,) the index of each event's user among them, its item's key and its time.
+    """
+    width = log.at_ms.shape[1]
+    since_ms = np.maximum((log.n == width) * log.at_ms[:, 0], forgotten_ms)
+    share: F64 = ((at_ms - since_ms[user]) / _FULL_LOG_MS).clip(0.0, 1.0)
+    # The event itself is in the log, too. Few users come back to an item: only these are looked at closely.
+    again = ((log.item[user] == items[:, None]).sum(axis=1) > 1).nonzero()[0]
+    if len(again):
+        user, items, at_ms = user[again], items[again], at_ms[again]
+        earlier = (log.item[user] == items[:, None]) & (log.at_ms[user] <= at_ms[:, None])
+        earlier &= np.arange(width) < log.n[user][:, None]
+        share[again] *= np.exp2(-np.maximum(earlier.sum(axis=1) - 1.0, 0.0))
+    return share
 
 
 class Counts:
@@ -46,9 +80,9 @@ class Counts:
         self._sum_up()
         return len(self._keys)
 
-    def add(self, items: U64, actions: U8, at_ms: I64) -> None:
-        """Count events: item keys, action codes and times in ms, all (events,)."""
-        weights = POPULARITY[actions]
+    def add(self, items: U64, actions: U8, at_ms: I64, share: F64 | float = 1.0) -> None:
+        """Count events: item keys, action codes, times in ms, and the share of each, all (events,)."""
+        weights = POPULARITY[actions] * share
         counted = weights > 0
         if not counted.any():
             return
@@ -128,13 +162,18 @@ class PopularItem(NamedTuple):
 class Trends:
     """The newest counts of every clicks partition, and the popular items they add up to."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._by_partition: dict[int, Trend] = {}
         self._popular: list[PopularItem] | None = None
 
     def put(self, trend: Trend) -> None:
-        """Replace what is known of the trend's partition."""
-        self._by_partition[trend.partition] = trend
+        """Replace what is known of the trend's partition.
+
+        Weights as of the future, which a publisher's clock once gave, hold as of now: from now on they fade.
+        """
+        at_ms = min(trend.at_ms, int(self._clock() * 1000.0))
+        self._by_partition[trend.partition] = msgspec.structs.replace(trend, at_ms=at_ms)
         self._popular = None
 
     def of(self, partition: int) -> Trend | None:

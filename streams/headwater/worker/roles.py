@@ -103,7 +103,7 @@ class InterestsRole:
             common.observer,
             common.clock.now_s,
         )
-        self._trends = Trends()
+        self._trends = Trends(common.clock.now_s)
         self._trends_publisher = TrendsPublisher(common.producer, topics.trends, index, self._clicks.counts)
         self._follower = VectorsFollower(
             index,

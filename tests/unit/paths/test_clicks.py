@@ -582,3 +582,15 @@ async def test_those_who_watch_are_told_the_time_that_counts(worker: InterestsWo
         await worker.apply(worker.click("ann", "tea", at_ms=now_ms() + DAY_MS))
         (event,) = await listener.next()
     assert cast(ClickApplied, event).at_ms <= now_ms()
+
+
+async def test_ten_thousand_clicks_of_one_user_are_less_than_the_clicks_of_five(
+    worker: InterestsWorker,
+) -> None:
+    for start in range(0, 10_000, 2_500):
+        await worker.apply(
+            *(worker.click("ann", "tea", at_ms=now_ms() - 20_000 + start + number) for number in range(2_500))
+        )
+    await worker.apply(*(worker.click(f"user {number}", "soap") for number in range(5)))
+    counts = worker.clicks.counts[0]
+    assert [key for key, _ in counts.top()] == [item_key("soap"), item_key("tea")]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.messages import Trend
 from headwater.profiles.actions import POPULARITY
-from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts, Trends
+from headwater.profiles.columns import Log
+from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts, Trends, shares
 from tests.support.histories import CLICK, START_MS
 
 HALF_LIFE_MS = int(HALF_LIFE_S * 1000)
@@ -129,3 +130,95 @@ def test_a_newer_trend_of_a_partition_takes_the_place_of_the_older() -> None:
 
 def test_nothing_is_popular_before_anything_happened() -> None:
     assert Trends().popular() == []
+
+
+# One user, one voice
+
+DAY_MS = 86_400_000
+LENGTH = 50
+
+
+def log_of(entries: list[tuple[int, int]]) -> Log:
+    """The log of one user after (item key, time) each."""
+    kept = sorted(entries, key=lambda entry: entry[1])[-LENGTH:]
+    log = Log(
+        np.array([len(kept)]),
+        np.zeros((1, LENGTH), np.int64),
+        *(np.zeros((1, LENGTH), np.uint64) for _ in range(2)),
+        np.zeros((1, LENGTH), np.uint8),
+    )
+    for place, (item, at_ms) in enumerate(kept):
+        log.item[0, place], log.at_ms[0, place] = item, at_ms
+    return log
+
+
+def counted_of(entries: list[tuple[int, int]], batch: int, forgotten_ms: int = 0) -> dict[int, float]:
+    """What the events of one user, (item key, time) each and oldest first, add to each item in batches."""
+    found: dict[int, float] = {}
+    for start in range(0, len(entries), batch):
+        part = entries[start : start + batch]
+        items, at_ms = np.array([i for i, _ in part], np.uint64), np.array([at for _, at in part], np.int64)
+        nobody = np.zeros(len(part), np.int64)
+        share = shares(
+            log_of(entries[max(start + batch - LENGTH, 0) : start + batch]),
+            np.array([forgotten_ms]),
+            nobody,
+            items,
+            at_ms,
+        ).tolist()
+        for (item, _), each in zip(part, share, strict=True):
+            found[item] = found.get(item, 0.0) + each
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1_000, 10_000])
+@pytest.mark.parametrize("spacing_ms", [0, 1, 1_000])
+@pytest.mark.parametrize("items", [1, 3, LENGTH + 1])
+def test_ten_thousand_clicks_of_one_user_count_as_a_few(batch: int, spacing_ms: int, items: int) -> None:
+    """On one item, on a few, or on more than a log holds in turn; live or dated back."""
+    clicks = 500 if batch == 1 else 10_000
+    entries = [(A + number % items, START_MS + number * spacing_ms) for number in range(clicks)]
+    days = clicks * spacing_ms / DAY_MS
+    assert max(counted_of(entries, batch).values()) <= 3.0 + days
+
+
+@pytest.mark.parametrize("batch", [1, LENGTH - 1])
+def test_what_a_usual_user_does_counts_in_full(batch: int) -> None:
+    """Other items each time, and a log that spans some days."""
+    entries = [(A + number, START_MS + number * DAY_MS // 10) for number in range(3 * LENGTH)]
+    found = counted_of(entries, batch)
+    assert sum(found.values()) >= 0.9 * len(entries)
+    if batch == 1:
+        assert set(found.values()) == {1.0}
+
+
+def test_the_second_event_on_an_item_counts_half_and_that_of_another_user_in_full() -> None:
+    entries = [(A, START_MS), (B, START_MS + 1), (A, START_MS + 2), (A, START_MS + 3)]
+    assert counted_of(entries, 1) == {A: 1.75, B: 1.0}
+
+
+def test_late_events_below_a_full_log_count_nothing() -> None:
+    """Each would take the place of the log's oldest, and none would know of the one before."""
+    recent = [(B + number, START_MS + DAY_MS) for number in range(LENGTH - 1)]
+    for number in range(100):
+        log = log_of([*recent, (A, START_MS + number)])
+        at_ms = np.array([START_MS + number])
+        share = shares(log, np.array([0]), np.array([0]), np.array([A], np.uint64), at_ms)
+        assert share.tolist() == [0.0]
+
+
+def test_a_forget_gives_no_new_voice() -> None:
+    entries = [(A, START_MS + 1_000)]
+    assert counted_of(entries, 1, forgotten_ms=START_MS)[A] == pytest.approx(1_000 / DAY_MS)
+
+
+def test_trends_as_of_the_future_fade_from_now_on() -> None:
+    """Of a version that let a publisher's clock into the counts: the item would be first for ten years."""
+    now_ms = START_MS
+    trends = Trends(lambda: now_ms / 1000.0)
+    trends.put(Trend(0, now_ms + 520 * HALF_LIFE_MS, HALF_LIFE_S, [("captured", 1.0)]))
+    trends.put(Trend(1, now_ms, HALF_LIFE_S, [("tea", 4.0)]))
+    assert [(item.item_id, item.weight) for item in trends.popular()] == [("tea", 4.0), ("captured", 1.0)]
+    trend = trends.of(0)
+    assert trend is not None
+    assert trend.at_ms == now_ms
