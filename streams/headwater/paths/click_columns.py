@@ -75,6 +75,14 @@ class ParsedClicks(NamedTuple, Generic[RecordT]):
         return ParsedClicks(*([column[place] for place in places] for column in self))  # type: ignore[arg-type]
 
 
+class BadClick(NamedTuple, Generic[RecordT]):
+    """A record that is no valid click: the code for counting, and the sentence."""
+
+    record: RecordT
+    reason: str
+    message: str
+
+
 class _PlainClick(Struct, frozen=True, gc=False):
     """A `Click` about an item, in which msgspec itself checks all that can be told from one field."""
 
@@ -89,12 +97,10 @@ class _PlainClick(Struct, frozen=True, gc=False):
 _decode_plain: Final = msgspec.json.Decoder(_PlainClick).decode
 
 
-def parse(
-    records: Sequence[RecordT], now_ms: int
-) -> tuple[ParsedClicks[RecordT], list[tuple[RecordT, BadMessage]]]:
-    """The clicks that :func:`headwater.messages.decode_click` accepts, and the other records with their error."""
+def parse(records: Sequence[RecordT], now_ms: int) -> tuple[ParsedClicks[RecordT], list[BadClick[RecordT]]]:
+    """The clicks that :func:`headwater.messages.decode_click` accepts, and the others."""
     good: ParsedClicks[RecordT] = ParsedClicks([], [], [], [], [], [])
-    bad: list[tuple[RecordT, BadMessage]] = []
+    bad: list[BadClick[RecordT]] = []
     for start in range(0, len(records), _CHUNK):
         chunk = records[start : start + _CHUNK]
         if not _add_plain(good, chunk, now_ms):
@@ -130,14 +136,15 @@ def _add_plain(good: ParsedClicks[RecordT], records: Sequence[RecordT], now_ms: 
 
 def _add_singly(
     good: ParsedClicks[RecordT], records: Sequence[RecordT], now_ms: int
-) -> list[tuple[RecordT, BadMessage]]:
+) -> list[BadClick[RecordT]]:
     """Append the valid ones of ``records``; returns the others."""
-    bad: list[tuple[RecordT, BadMessage]] = []
+    bad: list[BadClick[RecordT]] = []
     for record in records:
         try:
             click = decode_click(record.key, record.value, _came_ms(record, now_ms))
         except BadMessage as error:
-            bad.append((record, error))
+            # Not the error: its traceback refers to this call, and so would keep the whole batch in a cycle.
+            bad.append(BadClick(record, error.reason, str(error)))
             continue
         good.records.append(record)
         good.users.append(click.user_id.encode())
@@ -206,7 +213,7 @@ async def decode(
         more, more_bad = parse(records[start : start + _SLICE], now_ms)
         parsed.extend(more)
         bad += more_bad
-    letters = [DeadLetter(record, error.reason, str(error)) for record, error in bad]
+    letters = [DeadLetter(*each) for each in bad]
     known = partition.columns.rows
     rows = np.fromiter(map(known.get, parsed.users, repeat(-1)), dtype=np.int64, count=len(parsed.users))
     unknown = np.flatnonzero(rows < 0).tolist()

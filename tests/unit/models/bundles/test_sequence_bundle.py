@@ -19,24 +19,18 @@ IDS = ["tea", "coffee", "hose", "decaf", "beans", "milk", "cups"]
 ORIGIN = Origin("made up", None, "a test", 0, 0.0, {}, {})
 
 
-def model(temperature: float) -> Model:
+def test_items_are_found_by_id_and_all_vectors_of_a_model_that_scores_by_cosine_have_length_one(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     config, network = ARCHITECTURES["gru4rec"]
-    return Model(len(IDS), network(config(dim=8, hidden=8, dropout=0.0)), temperature)
-
-
-def test_items_are_found_by_id_whatever_the_order_of_their_keys(tmp_path: Path) -> None:
-    trained = model(temperature=0.0)
-    bundle = sequence_bundle.write(tmp_path / "bundle", trained, IDS, 5, "gru4rec", "", ORIGIN)
-    table = trained.table.weight.detach().numpy()
-    np.testing.assert_array_equal(bundle.encode_items([], [*reversed(IDS)]), table[::-1])
-    np.testing.assert_allclose(bundle.encode_items([], ["unheard of"])[0], table.mean(0), atol=1e-6)
-    assert (bundle.kind, bundle.log_length, bundle.item_inputs) == ("recurrent", 5, "item_id")
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # no half-made folder is left
-
-
-def test_of_a_model_that_scores_by_cosine_the_mean_has_length_one_too(tmp_path: Path) -> None:
-    bundle = sequence_bundle.write(tmp_path / "bundle", model(0.1), IDS, 5, "gru4rec", "", ORIGIN)
-    vectors = bundle.encode_items([], [*IDS, "unheard of"])
+    model = Model(len(IDS), network(config(dim=8, hidden=8, dropout=0.0)), temperature=0.1)
+    bundle = sequence_bundle.write(tmp_path / "bundle", model, IDS, 5, "gru4rec", "", ORIGIN)
+    vectors = bundle.encode_items([], [*reversed(IDS), "unheard of"])
+    np.testing.assert_allclose(vectors[:-1], model.vectors().detach().numpy()[::-1], atol=1e-6)
+    mean = vectors[:-1].mean(0)
+    np.testing.assert_allclose(vectors[-1], mean / np.linalg.norm(mean), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert bundle.manifest.normalised
+    assert (bundle.kind, bundle.log_length, bundle.item_inputs) == ("recurrent", 5, "item_id")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # no half-made folder is left
