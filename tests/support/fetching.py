@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.consumer.fetcher import Fetcher as TheirFetcher
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import Fetcher as TheirFetcher
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -99,8 +99,10 @@ class Reading:
             subscriptions,
         )
         fetcher._fetch_waiters, fetcher._wait_consume_future, fetcher._prefetch_backoff = set(), None, 0.1
-        fetcher._records, self.checks = {}, checks
-        fetcher._records = BufferedFetches(fetcher, URGENT, lambda: self.consumer.on_records is not None)
+        fetcher._records, self.checks, self._raw = {}, checks, {}
+        fetcher._records = BufferedFetches(
+            fetcher, URGENT, lambda: self.consumer.on_records is not None, self._raw
+        )
         self.consumer._fetcher = self.fetcher = fetcher
 
     def fetched(
@@ -109,11 +111,14 @@ class Reading:
         *batches: bytes,
         offset: int = 0,
         aborted: Sequence[tuple[int, int]] = (),
+        end: int = 1_000,
     ) -> None:
         """A fetch brought these; ``aborted`` are transactions, as (producer, first offset)."""
+        raw = self._raw[tp] = b"".join(batches)
         records = PartitionRecords(
-            tp, MemoryRecords(b"".join(batches)), aborted, offset, None, None, self.checks, READ_COMMITTED
+            tp, MemoryRecords(raw), aborted, offset, None, None, self.checks, READ_COMMITTED
         )
+        self.assignment.state_value(tp).highwater = end
         self.fetcher._records[tp] = FetchResult(
             tp, assignment=self.assignment, partition_records=records, backoff=0.1
         )
@@ -126,14 +131,18 @@ class Reading:
         return {tp: [record.offset for record in records] for tp, records in found.items()}
 
 
-def batch(first: int, count: int, *, control: bool = False, producer: int = -1) -> bytes:
-    """Records of these offsets, as a broker stores them; those of a ``producer`` belong to a transaction of it."""
-    builder = DefaultRecordBatchBuilder(2, 0, producer >= 0, producer, 0, 0, 10_000)
+def batch(first: int, count: int, *, control: bool = False, codec: int = 0, producer: int = -1) -> bytes:
+    """Records of these offsets, as a broker stores them; those of a ``producer`` belong to a transaction."""
+    builder = DefaultRecordBatchBuilder(2, codec, producer >= 0, producer, -1, -1, 10_000)
     for number in range(count):
         builder.append(number, 7, b"key", b"%d" % (first + number), [("name", b"header")])
     raw = bytearray(builder.build())
     raw[:8] = first.to_bytes(8, "big")  # beside the checksum
     if control:
         raw[22] |= 0x20
-        raw[17:21] = calc_crc32c(bytes(raw[21:])).to_bytes(4, "big")
-    return bytes(raw)
+    return signed(raw)
+
+
+def signed(raw: bytes | bytearray) -> bytes:
+    """A batch with the checksum that it should have."""
+    return bytes(raw[:17]) + calc_crc32c(bytes(raw[21:])).to_bytes(4, "big") + bytes(raw[21:])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -15,13 +15,14 @@ from aiokafka.structs import RecordMetadata
 
 class RecordingProducer:
     """Takes what a Producer takes. ``down`` makes every write fail as a broker that is away does; writes to
-    the topics in ``slow`` are acknowledged by :meth:`acknowledge`."""
+    the topics in ``slow`` are acknowledged by :meth:`acknowledge`. Batches larger than ``most_bytes`` are refused."""
 
     def __init__(self, partitions: int = 4, batch_bytes: int = 256 * 1024) -> None:
         self._partitions, self._batch_bytes = partitions, batch_bytes
         self._written: dict[TopicPartition, list[ConsumerRecord]] = defaultdict(list)
         self.down = False
         self.slow: set[str] = set()
+        self.most_bytes = 1 << 30
         self._unacknowledged: list[tuple[asyncio.Future[RecordMetadata], RecordMetadata]] = []
 
     def acknowledge(self) -> None:
@@ -55,7 +56,10 @@ class RecordingProducer:
     async def send_batch(
         self, batch: BatchBuilder, topic: str, *, partition: int
     ) -> "asyncio.Future[RecordMetadata]":
-        memory, found = MemoryRecords(bytes(batch._build())), []
+        raw = bytes(batch._build())
+        if len(raw) > self.most_bytes:
+            return _refused()
+        memory, found = MemoryRecords(raw), []
         while memory.has_next():
             found += [(each.key, each.value, each.headers, each.timestamp) for each in memory.next_batch()]
         return self._append(topic, partition, found)
@@ -69,6 +73,11 @@ class RecordingProducer:
         timestamp_ms: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> "asyncio.Future[RecordMetadata]":
+        if (
+            sum(len(part) for part in (key or b"", value or b"", *(v or b"" for _, v in headers)))
+            > self.most_bytes
+        ):
+            return _refused()
         if partition is None:
             partition = (murmur2(key) & 0x7FFFFFFF) % self._partitions if key else 0
         return self._append(topic, partition, [(key, value, headers, timestamp_ms or 0)])
@@ -94,3 +103,9 @@ class RecordingProducer:
         else:
             done.set_result(written)
         return done
+
+
+def _refused() -> "asyncio.Future[RecordMetadata]":
+    refused: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+    refused.set_exception(MessageSizeTooLargeError())
+    return refused

@@ -6,7 +6,7 @@ The contract, and the part of it that needs no particular client. ``faust_group.
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import NamedTuple
 
 import structlog
@@ -16,6 +16,7 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.commit_ledger import CommitLedger
 from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.fast_client.records import Unreadable
 from headwater.kafka.plain_client import PlainConsumer
 from headwater.settings import Settings
 
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[Batch], Awaitable[None]]
 OnPartitions = Callable[[set[TopicPartition]], Awaitable[None]]
 OnLost = Callable[[TopicPartition, int, int], None]
+OnUnreadable = Callable[[Sequence[Unreadable]], Awaitable[None]]
 
 
 class GroupPosition(NamedTuple):
@@ -69,6 +71,7 @@ class ConsumerGroup(ABC):
         self._begins_soon = False
         self._on_assigned: list[OnPartitions] = []
         self._on_revoked: list[OnPartitions] = []
+        self._on_unreadable: list[OnUnreadable] = []
         self._on_interrupt: list[Callable[[], None]] = []
         self._on_lost: list[OnLost] = []
 
@@ -94,6 +97,10 @@ class ConsumerGroup(ABC):
         At the first assignment it is awaited with none.
         """
         self._on_revoked.append(callback)
+
+    def on_unreadable(self, callback: OnUnreadable) -> None:
+        """Await ``callback`` with what the log has of a batch and nobody can read, before the batch's handler."""
+        self._on_unreadable.append(callback)
 
     def on_interrupt(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when a rebalance or stop begins, so that batches that only wait give up. Must not block."""
@@ -161,15 +168,17 @@ class ConsumerGroup(ABC):
             if not self._is_continuous(tp, self._reader.start_of(tp)):
                 continue
             has_siblings, stop = topics.count(tp.topic) > 1, self._reader.end_of(tp, records)
-            self._begin_batch(Batch(self._ledger, tp, records, self.generation, has_siblings, stop))
+            unreadable = [each for each in self._reader.unreadable if (each.topic, each.partition) == tp]
+            batch = Batch(self._ledger, tp, records, self.generation, has_siblings, stop)
+            self._begin_batch(batch, unreadable)
             left -= len(records)
         if left <= 0:
             self._begin_soon()
         return most - left
 
-    def _begin_batch(self, batch: Batch) -> None:
+    def _begin_batch(self, batch: Batch, unreadable: Sequence[Unreadable] = ()) -> None:
         self._ledger.begin(batch)
-        task = asyncio.ensure_future(self._handled(batch))
+        task = asyncio.ensure_future(self._handled(batch, unreadable))
         self._in_hand.add(task)
         task.add_done_callback(self._in_hand.discard)
 
@@ -211,8 +220,11 @@ class ConsumerGroup(ABC):
             self._begins_soon = True
             self.failed.get_loop().call_soon(self._begin)
 
-    async def _handled(self, batch: Batch) -> None:
+    async def _handled(self, batch: Batch, unreadable: Sequence[Unreadable]) -> None:
         try:
+            if unreadable:
+                for callback in self._on_unreadable:
+                    await callback(unreadable)
             await self._handlers[batch.topic](batch)
         except PartitionLost:
             log.info("batch_dropped", topic=batch.topic, partition=batch.partition, reason="revoked")

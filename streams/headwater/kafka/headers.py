@@ -11,7 +11,8 @@
 | ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, epoch]`` |
 | ``headwater-applied`` | profiles, null value | JSON ``[incarnation, offset]`` |
 | ``headwater-claim`` | profiles, vectors | JSON ``{"epoch", "incarnation", "applied", "topic_id", "leader_epoch"}`` |
-| ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``cut_from_bytes`` | dead letters | UTF-8 |
+| ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``last_offset`` | dead letters | UTF-8 |
+| ``cut_from_bytes`` | dead letters | decimal text |
 | ``key`` | dead letters | the key of the original, any bytes; absent for a null key |
 
 Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts.
@@ -229,12 +230,13 @@ def dead_letter_headers(
     partition: int,
     offset: int,
     key: bytes | None,
+    last_offset: int | None = None,
     cut_from_bytes: int | None = None,
 ) -> list[Header]:
     """The headers of a dead letter: why, where the original lies, and its key.
 
-    ``cut_from_bytes`` is the size of a value that was cut. A message is cut after 1,000 characters, a key after 1,024
-    bytes: ids have at most 512.
+    ``last_offset`` is that of the last original, where one letter stands for several. ``cut_from_bytes`` is the size of
+    a value that was cut. A message is cut after 1,000 characters, a key after 1,024 bytes: ids have at most 512.
     """
     headers = [
         ("reason", reason.encode()),
@@ -245,8 +247,9 @@ def dead_letter_headers(
     ]
     if key is not None:
         headers.append((LETTER_KEY_HEADER, key[:_MAX_LETTER_KEY_BYTES]))
-    if cut_from_bytes is not None:
-        headers.append(("cut_from_bytes", str(cut_from_bytes).encode()))
+    for name, number in (("last_offset", last_offset), ("cut_from_bytes", cut_from_bytes)):
+        if number is not None:
+            headers.append((name, str(number).encode()))
     return headers
 
 

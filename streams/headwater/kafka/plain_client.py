@@ -1,6 +1,7 @@
 """Both clients on aiokafka's public names alone: what is left when its next release breaks ``fast_client/``.
 
-They keep the contracts of ``fast_client.consumer.Consumer`` and ``fast_client.producer.Producer``, more slowly.
+They keep the contracts of ``fast_client.consumer.Consumer`` and ``fast_client.producer.Producer``, more slowly, but for
+one thing: what nobody can read is not passed, it is raised, again at each start. `fast_client/README.md` says what that is.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from aiokafka import (
 )
 from aiokafka.errors import IllegalStateError
 
+from headwater.kafka.fast_client.records import Unreadable
+
 # A partition that has been polled meanwhile is waited for, too, after at most this time.
 _SLICE_S: Final = 0.02
 
@@ -33,6 +36,7 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
         super().__init__(*topics, **options)
         self.urgent = frozenset(urgent)
         self.on_records: Callable[[], int] | None = None  # never called: wait_for_records returns instead
+        self.unreadable: list[Unreadable] = []  # always empty: aiokafka raises at what it cannot read
         self._ahead: dict[TopicPartition, _Ahead] = {}
         self._polled: dict[
             TopicPartition, tuple[int, int]

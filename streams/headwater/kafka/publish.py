@@ -5,7 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 from msgspec import Struct
@@ -13,7 +19,7 @@ from msgspec import Struct
 from headwater.errors import StopWorker
 from headwater.kafka.fast_client.producer import Producer, set_delivery_timeout
 from headwater.kafka.headers import Headers
-from headwater.kafka.partitioner import partitions_of
+from headwater.kafka.partitioner import partition_of, partitions_of
 from headwater.settings import Settings
 
 # Longer than a broker takes to restart, or its partitions to move to another.
@@ -62,40 +68,103 @@ class Written(NamedTuple):
     stop: int
 
 
+class Refused(NamedTuple):
+    """A record that its topic does not take, while it takes others; the broker is well.
+
+    | reason | the broker's bound |
+    |---|---|
+    | ``too_large`` | ``max.message.bytes`` of the topic, or our own of a request |
+    | ``bad_timestamp`` | ``message.timestamp.before.max.ms`` and ``message.timestamp.after.max.ms`` of the topic |
+    """
+
+    record: Outgoing
+    reason: str
+    message: str
+
+
 class Sent:
     """Records on their way to one partition, in order. They count as written once :meth:`acknowledged` returns."""
 
-    def __init__(self, topic: str, partition: int) -> None:
-        self._topic, self._partition = topic, partition
-        self._pending: list[tuple[asyncio.Future[RecordMetadata], int]] = []
+    def __init__(self, producer: Producer, topic: str, partition: int) -> None:
+        self._producer, self._topic, self._partition = producer, topic, partition
+        self._pending: list[tuple[asyncio.Future[RecordMetadata], Sequence[Outgoing]]] = []
+        self.refused: list[Refused] = []  # once they are acknowledged
 
-    def add(self, future: asyncio.Future[RecordMetadata], count: int) -> None:
-        """Add ``count`` records whose acknowledgement is ``future``, after those that were added before."""
+    async def add(self, builder: BatchBuilder, records: Sequence[Outgoing]) -> None:
+        """Send the batch of ``records`` that ``builder`` has, after those that were added before. Raises KafkaError."""
+        future = await self._producer.send_batch(builder, self._topic, partition=self._partition)
         # Retrieve the exception: a batch that is given up does not await its writes.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._pending.append((future, count))
+        self._pending.append((future, records))
 
     def __len__(self) -> int:
-        return sum(count for _, count in self._pending)
+        return sum(len(records) for _, records in self._pending)
 
     async def acknowledged(self) -> list[Written]:
         """Wait until all replicas have everything.
 
         Raises:
+            StopWorker: the broker did not take them in time, or the topic does not take one of them.
+        """
+        written = await self.settled()
+        if self.refused:
+            raise StopWorker(f"{self.refused[0].message}: expected a topic that takes what workers write")
+        return written
+
+    async def settled(self) -> list[Written]:
+        """Wait until all replicas have everything but what is ``refused`` from then on.
+
+        Raises:
             StopWorker: the broker did not take them in time.
         """
+        written: list[Written] = []
         try:
             async with asyncio.timeout(_ACK_TIMEOUT_S):
-                done = [await future for future, _ in self._pending]
+                for future, records in self._pending:
+                    written += await self._written(future, records)
         except (KafkaError, TimeoutError) as error:
-            raise _refused(self._topic, self._partition, error) from error
-        return [
-            Written(meta.offset, meta.offset + count)
-            for meta, (_, count) in zip(done, self._pending, strict=True)
-        ]
+            raise _not_written(self._topic, self._partition, error) from error
+        return written
+
+    async def _written(
+        self, future: asyncio.Future[RecordMetadata], records: Sequence[Outgoing]
+    ) -> list[Written]:
+        """Wait for a batch. Where the topic does not take it, its halves are written, until the culprits stand alone."""
+        try:
+            meta = await future
+        except tuple(_REFUSALS) as error:
+            if len(records) == 1:
+                self.refused.append(_refusal(self._topic, records[0], error))
+                return []
+            middle = len(records) // 2
+            halves = [
+                await send_all(self._producer, self._topic, self._partition, half)
+                for half in (records[:middle], records[middle:])
+            ]
+            written = [each for half in halves for each in await half.settled()]
+            self.refused += [each for half in halves for each in half.refused]
+            return written
+        return [Written(meta.offset, meta.offset + len(records))]
 
 
-def _refused(topic: str, partition: int, error: Exception) -> StopWorker:
+_REFUSALS: Final[dict[type[KafkaError], str]] = {
+    MessageSizeTooLargeError: "too_large",
+    RecordListTooLargeError: "too_large",
+    InvalidTimestampError: "bad_timestamp",
+}
+
+
+def _refusal(topic: str, record: Outgoing, error: KafkaError) -> Refused:
+    size = sum(len(part) for part in (record.key or b"", record.value or b""))
+    message = f"{topic} does not take it: got {size} bytes of key and value ({type(error).__name__})"
+    if isinstance(error, InvalidTimestampError):
+        message = (
+            f"{topic} does not take it: got the timestamp {record.timestamp_ms} ({type(error).__name__})"
+        )
+    return Refused(record, _REFUSALS[type(error)], message)
+
+
+def _not_written(topic: str, partition: int, error: Exception) -> StopWorker:
     return StopWorker(
         f"{topic}: the broker did not acknowledge a write to partition {partition} "
         f"({type(error).__name__}: {error}); nothing past it is committed. Look at the broker, then start again"
@@ -108,40 +177,30 @@ async def send_all(producer: Producer, topic: str, partition: int, records: Iter
     Raises:
         StopWorker: the producer did not take them in time.
     """
-    sent = Sent(topic, partition)
+    sent = Sent(producer, topic, partition)
     try:
         await _known(producer, topic)
-        builder, count = producer.create_batch(), 0
+        builder, run = producer.create_batch(), list[Outgoing]()
         for record in records:
-            appended = _appended(builder, record)
-            if appended is None and count:
-                sent.add(await producer.send_batch(builder, topic, partition=partition), count)
-                builder, count = producer.create_batch(), 0
-                appended = _appended(builder, record)
-            if appended is None:
-                future = await producer.send(
-                    topic,
-                    key=record.key,
-                    value=record.value,
-                    partition=partition,
-                    timestamp_ms=record.timestamp_ms,
-                    headers=list(record.headers),
-                )
-                sent.add(future, 1)
-            else:
-                count += 1
-        if count:
-            sent.add(await producer.send_batch(builder, topic, partition=partition), count)
+            if not _append(builder, record):  # an empty one takes any
+                await sent.add(builder, run)
+                builder, run = producer.create_batch(), []
+                _append(builder, record)
+            run.append(record)
+        if run:
+            await sent.add(builder, run)
     except (KafkaError, TimeoutError) as error:
-        raise _refused(topic, partition, error) from error
+        raise _not_written(topic, partition, error) from error
     return sent
 
 
 async def write_all(
     producer: Producer, topic: str, partition: int, records: Iterable[Outgoing]
-) -> list[Written]:
-    """:func:`send_all`, and wait until everything is acknowledged. Raises StopWorker as both do."""
-    return await (await send_all(producer, topic, partition, records)).acknowledged()
+) -> list[Refused]:
+    """:func:`send_all`, and wait until everything is acknowledged but what is returned. Raises StopWorker as both do."""
+    sent = await send_all(producer, topic, partition, records)
+    await sent.settled()
+    return sent.refused
 
 
 async def _known(producer: Producer, topic: str) -> set[int]:
@@ -160,38 +219,58 @@ async def _known(producer: Producer, topic: str) -> set[int]:
             return partitions
 
 
-def _appended(builder: BatchBuilder, record: Outgoing) -> RecordMetadata | None:
-    """None: the batch has no room for it."""
+def _append(builder: BatchBuilder, record: Outgoing) -> bool:
+    """False: the batch has no room for it."""
     headers = list(record.headers) if record.headers else _NO_HEADERS
-    return builder.append(key=record.key, value=record.value, timestamp=record.timestamp_ms, headers=headers)
+    return (
+        builder.append(key=record.key, value=record.value, timestamp=record.timestamp_ms, headers=headers)
+        is not None
+    )
 
 
-async def write_scattered(producer: Producer, topic: str, records: Iterable[Outgoing]) -> None:
-    """Write records to the partitions that they name, or of their keys, and wait until all are acknowledged.
+async def write_scattered(producer: Producer, topic: str, records: Sequence[Outgoing]) -> list[Refused]:
+    """Write records to the partitions that they name, or of their keys; wait until all are acknowledged but those returned.
 
     Raises:
         StopWorker: the broker did not take them in time.
     """
     try:
         partitions = await _known(producer, topic)
-        futures = [
-            await producer.send(
-                topic,
-                key=record.key,
-                value=record.value,
-                partition=record.partition if record.partition in partitions else None,
-                headers=list(record.headers),
-            )
-            for record in records
-        ]
+        futures = [await _sent(producer, topic, record, partitions) for record in records]
         producer.write_now()
         async with asyncio.timeout(_ACK_TIMEOUT_S):
-            await asyncio.gather(*futures)
+            results = await asyncio.gather(*futures, return_exceptions=True)
+        refused = []
+        for record, result in zip(records, results, strict=True):
+            if isinstance(result, tuple(_REFUSALS)):  # perhaps for others in its batch
+                home = record.partition
+                if home is None or home not in partitions:
+                    home = partition_of(record.key, len(partitions)) if record.key else 0
+                refused += await write_all(producer, topic, home, [record])
+            elif isinstance(result, BaseException):
+                raise result
     except (KafkaError, TimeoutError) as error:
         raise StopWorker(
             f"{topic}: the broker did not acknowledge a write ({type(error).__name__}: {error}); "
             "nothing past it is committed. Look at the broker, then start again"
         ) from error
+    return refused
+
+
+async def _sent(
+    producer: Producer, topic: str, record: Outgoing, partitions: set[int]
+) -> "asyncio.Future[RecordMetadata]":
+    partition = record.partition if record.partition in partitions else None
+    headers = list(record.headers)
+    sent: asyncio.Future[RecordMetadata]
+    try:
+        sent = await producer.send(
+            topic, key=record.key, value=record.value, partition=partition, headers=headers
+        )
+    except MessageSizeTooLargeError as error:  # than any request of ours may be
+        sent = asyncio.get_running_loop().create_future()
+        sent.set_exception(error)
+    return sent
 
 
 async def write_keyed(
@@ -206,10 +285,10 @@ async def write_keyed(
     Returns how many were written. ``done`` is called after each chunk with how many are acknowledged by then.
 
     Raises:
-        StopWorker: the broker did not take them in time.
+        StopWorker: the broker did not take them in time, or the topic does not take one of them.
     """
     written = 0
-    writing: asyncio.Future[list[object]] | None = None
+    writing: asyncio.Future[list[None]] | None = None
     try:
         for chunk in chunks:
             parts: dict[int, list[Outgoing]] = {}
@@ -219,7 +298,9 @@ async def write_keyed(
             if writing is not None:
                 await writing  # one chunk at a time, so that a partition keeps the order
                 done(written)
-            writing = asyncio.gather(*(write_all(producer, topic, *part) for part in sorted(parts.items())))
+            writing = asyncio.gather(
+                *(_write_strictly(producer, topic, *part) for part in sorted(parts.items()))
+            )
             written += len(chunk)
             await asyncio.sleep(0)
         if writing is not None:
@@ -229,3 +310,9 @@ async def write_keyed(
         if writing is not None:
             await asyncio.gather(writing, return_exceptions=True)
     return written
+
+
+async def _write_strictly(
+    producer: Producer, topic: str, partition: int, records: Sequence[Outgoing]
+) -> None:
+    await (await send_all(producer, topic, partition, records)).acknowledged()

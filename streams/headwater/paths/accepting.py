@@ -11,7 +11,7 @@ from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.index import filters
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter
-from headwater.kafka.forwarding import redirect
+from headwater.kafka.forwarding import Stray, redirect
 from headwater.kafka.headers import (
     BadHeader,
     Origin,
@@ -21,7 +21,6 @@ from headwater.kafka.headers import (
     reply_to_of,
 )
 from headwater.kafka.partitioner import partition_of
-from headwater.kafka.publish import Outgoing
 from headwater.messages import BadMessage, ErrorDetail, Request, decode_request, quoted, sender_of
 from headwater.profiles.interests import WhatIfEvents
 from headwater.profiles.partition import Partition
@@ -109,7 +108,7 @@ class Accepted(NamedTuple):
     pending: list[PendingRequest]
     rejections: list[Rejection]
     letters: list[DeadLetter]
-    strays: list[Outgoing]
+    strays: list[Stray]
     unanswered: Unanswered
 
 
@@ -143,8 +142,8 @@ class Acceptance:
 
     def accept_one(
         self, record: ConsumerRecord, partition: Partition, unanswered: Unanswered
-    ) -> PendingRequest | Rejection | DeadLetter | Outgoing:
-        """One record; an ``Outgoing`` is a stray that has to be written to its user's own partition."""
+    ) -> PendingRequest | Rejection | DeadLetter | Stray:
+        """One record; a ``Stray`` has to be written to its user's own partition."""
         correlation = correlation_of(record.headers)
         echoed = [] if correlation is None else [correlation]
         topic, reply_partition = self._responses, None

@@ -8,6 +8,7 @@ import msgspec
 
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.forwarding import Stray, forward
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
 from headwater.messages import Candidate, ErrorDetail, Reason, Reflects, Response, encode, quoted
@@ -229,10 +230,10 @@ class Outbox:
                 self._metrics.index_fallbacks_total.labels(response.rung).inc()
         self._publish_seconds.observe(time.perf_counter() - started)
 
-    async def forward(self, strays: Sequence[Outgoing]) -> None:
+    async def forward(self, strays: Sequence[Stray]) -> None:
         """Write strays to the partitions of their users and wait until they are acknowledged. Raises StopWorker."""
         if strays:
-            await write_scattered(self._producer, self._requests, strays)
+            await self.bury(await forward(self._producer, self._requests, strays))
             self._strays.inc(len(strays))
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:

@@ -231,9 +231,19 @@ class CatalogPath:
         outgoing = [
             record_of(point, serving.encoder.id, change.record.timestamp) for change, point in published
         ]
-        await write_all(self._producer, self._topics.vectors, versions.partition, outgoing)
-        versions.add_published(points)
-        self._metrics.catalog_items_total.inc(len(points))
+        refused = {
+            id(each.record): each
+            for each in await write_all(self._producer, self._topics.vectors, versions.partition, outgoing)
+        }
+        written = []
+        for (change, point), record in zip(published, outgoing, strict=True):
+            if each := refused.get(id(record)):
+                message = f"the vector of item {change.item_id!r}: {each.message}"
+                bad.append(DeadLetter(change.record, each.reason, message))
+            else:
+                written.append(point)
+        versions.add_published(written)
+        self._metrics.catalog_items_total.inc(len(written))
         if self._observer.is_watched:
             self._tell(published)
         return bad

@@ -15,10 +15,9 @@ from msgspec import Struct
 
 from headwater.encoder.features import ACTION_CODES, event_keys, item_keys
 from headwater.kafka.dead_letters import DeadLetter
-from headwater.kafka.forwarding import redirect
+from headwater.kafka.forwarding import Stray, redirect
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partitions_of
-from headwater.kafka.publish import Outgoing
 from headwater.messages import (
     MAX_AHEAD_MS,
     MAX_ID_BYTES,
@@ -193,7 +192,7 @@ class Decoded(NamedTuple):
 
     good: ClickBatch
     bad: list[DeadLetter]
-    strays: list[Outgoing]  # clicks of users of other partitions, as they are to be forwarded
+    strays: list[Stray]  # clicks of users of other partitions
 
 
 async def decode(
@@ -217,7 +216,7 @@ async def decode(
     known = partition.columns.rows
     rows = np.fromiter(map(known.get, parsed.users, repeat(-1)), dtype=np.int64, count=len(parsed.users))
     unknown = np.flatnonzero(rows < 0).tolist()
-    strays: list[Outgoing] = []
+    strays: list[Stray] = []
     is_ours = np.ones(len(rows), dtype=np.bool_)
     homes = partitions_of([parsed.users[place] for place in unknown], partitions)
     for place, home in zip(unknown, homes, strict=True):

@@ -19,7 +19,8 @@ from headwater.index.item_vectors import ItemVectors
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.publish import Sent, write_scattered
+from headwater.kafka.forwarding import forward
+from headwater.kafka.publish import Sent
 from headwater.messages import decode_click
 from headwater.metrics import Metrics
 from headwater.paths.click_columns import ClickBatch, decode
@@ -123,10 +124,10 @@ class ClickPath:
             batch.release()
             for each in applied:
                 await self._profiles.settle(partition, each.sent, batch.generation)
-            await self._dead_letters.put(letters + failed)
             if strays:
-                await write_scattered(self._producer, self._profiles.clicks_topic, strays)
+                letters += await forward(self._producer, self._profiles.clicks_topic, strays)
                 self._strays.inc(len(strays))
+            await self._dead_letters.put(letters + failed)
             partition.require(batch.generation)
             partition.move_watermark(batch.last_offset)
             batch.finish()

@@ -171,6 +171,7 @@ class InterestsRole:
         group.handle(topics.clicks, self._clicks.handle)
         group.handle(topics.requests, self._requests.handle, urgent=True)
         group.on_assigned(self._assigned)
+        group.on_unreadable(common.dead_letters.put_unreadable)
         group.on_interrupt(self.profiles.interrupt)
         group.on_revoked(self._revoked)
         common.background.start(self._trends_publisher.run())
@@ -236,6 +237,7 @@ class CatalogRole:
         group = self.group = FaustGroup(common.settings.catalog_group, common.settings)
         group.handle(common.topics.catalog, self.path.handle)
         group.on_assigned(self._assigned)
+        group.on_unreadable(common.dead_letters.put_unreadable)
         group.on_interrupt(self.path.interrupt)
         group.on_revoked(self._revoked)
         return group

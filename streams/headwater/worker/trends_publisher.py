@@ -59,7 +59,10 @@ class TrendsPublisher:
             trend = Trend(number, counts.at_ms, HALF_LIFE_S, named)
             outgoing.append(Outgoing(str(number).encode(), encode(trend)))
         if outgoing:
-            await write_all(self._producer, self._topic, 0, outgoing)
+            for each in await write_all(self._producer, self._topic, 0, outgoing):
+                log.error(
+                    "trend_not_written", partition=(each.record.key or b"").decode(), error=each.message
+                )
 
     async def publish_last(self) -> None:
         """Publish before partitions go: clicks of the last seconds are committed and will not be counted again."""

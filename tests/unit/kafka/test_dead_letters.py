@@ -5,6 +5,7 @@ from aiokafka import ConsumerRecord
 
 from headwater.kafka import dead_letters
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
+from headwater.kafka.fast_client.records import Unreadable
 from headwater.metrics import Metrics
 from tests.support.recording_producer import RecordingProducer
 
@@ -40,3 +41,23 @@ async def test_a_long_value_is_cut_and_its_size_told(monkeypatch: pytest.MonkeyP
     headers, value = await put(b"123456")
     assert value == b"1234"
     assert headers["cut_from_bytes"] == b"6"
+
+
+async def test_a_letter_that_its_topic_does_not_take_is_cut_further_and_the_others_are_whole() -> None:
+    producer = RecordingProducer(1)
+    producer.most_bytes = 1_000
+    letters = [DeadLetter(record(bytes(size)), "bad_json", "not JSON") for size in (100, 50_000, 200)]
+    await DeadLetters(producer, "dead", Metrics()).put(letters)  # type: ignore[arg-type]
+    assert sorted(len(sent.value or b"") for sent in producer.records("dead")) == [100, 200, 488]
+    cut = [dict(sent.headers).get("cut_from_bytes") for sent in producer.records("dead")]
+    assert (cut.count(b"50000"), cut.count(None)) == (1, 2)
+
+
+async def test_what_nobody_can_read_is_told_with_its_offsets() -> None:
+    producer = RecordingProducer(1)
+    passed = Unreadable("clicks", 3, 40, 49, "corrupt", "a wrong checksum")
+    await DeadLetters(producer, "dead", Metrics()).put_unreadable([passed])  # type: ignore[arg-type]
+    [sent] = producer.records("dead")
+    headers = dict(sent.headers)
+    assert (headers["offset"], headers["last_offset"], headers["reason"]) == (b"40", b"49", b"corrupt")
+    assert (sent.key, sent.value) == (b"clicks/3/40", None)

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.kafka.dead_letters import DeadLetter
-from headwater.kafka.forwarding import forwarded, redirect
+from headwater.kafka.forwarding import Stray, forward, forwarded, redirect
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of, partitions_of
-from headwater.kafka.publish import Outgoing
+from tests.support.recording_producer import RecordingProducer
 
 # From UtilsTest of Apache Kafka: what every Java producer computes.
 JAVA_MURMUR2 = {
@@ -69,8 +69,8 @@ def test_an_origin_is_replaced_and_never_added_twice() -> None:
 
 def test_a_stray_is_forwarded_once_and_then_a_dead_letter() -> None:
     once = redirect(record(), b"ann", 2)
-    assert isinstance(once, Outgoing)
-    again = redirect(as_published(once), b"ann", 2)
+    assert isinstance(once, Stray)
+    again = redirect(as_published(once.outgoing), b"ann", 2)
     assert isinstance(again, DeadLetter)
     assert again.reason == "misrouted"
 
@@ -78,5 +78,16 @@ def test_a_stray_is_forwarded_once_and_then_a_dead_letter() -> None:
 @pytest.mark.parametrize("value", [None, b"", b"\xff", b"[1,2]", b"[1099511627776,5,0]", b"[" * 5000])
 def test_a_header_that_only_looks_like_an_origin_is_replaced(value: bytes | None) -> None:
     sent = redirect(record(headers=(("headwater-origin", value),)), b"ann", 2)
-    assert isinstance(sent, Outgoing)
-    assert sent.headers == [("headwater-origin", b"[3,40,1234]")]
+    assert isinstance(sent, Stray)
+    assert sent.outgoing.headers == [("headwater-origin", b"[3,40,1234]")]
+
+
+async def test_a_stray_that_its_origin_makes_too_large_is_a_dead_letter() -> None:
+    producer = RecordingProducer()
+    producer.most_bytes = 1_000
+    strays = [
+        Stray(each, forwarded(each, b"ann")) for each in (record(), record(offset=41, value=bytes(990)))
+    ]
+    [letter] = await forward(producer, "clicks", strays)  # type: ignore[arg-type]
+    assert (letter.record.offset, letter.reason) == (41, "too_large")
+    assert [sent.value for sent in producer.records("clicks")] == [b"{}"]

@@ -175,7 +175,9 @@ def test_a_dead_letter_says_why_and_where_its_original_lies() -> None:
         "partition": b"3",
         "offset": b"40",
     }
-    assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, None, 5))["cut_from_bytes"] == b"5"
+    assert (
+        dict(dead_letter_headers("r", "m", "clicks", 3, 40, None, cut_from_bytes=5))["cut_from_bytes"] == b"5"
+    )
     assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, b"\xff" * 5_000))["key"] == b"\xff" * 1_024
 
 

@@ -9,9 +9,9 @@ from aiokafka import ConsumerRecord
 
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.kafka.dead_letters import DeadLetter
+from headwater.kafka.forwarding import Stray
 from headwater.kafka.headers import Origin, origin_header
 from headwater.kafka.partitioner import partition_of
-from headwater.kafka.publish import Outgoing
 from headwater.paths.accepting import (
     Acceptance,
     PendingRequest,
@@ -126,8 +126,8 @@ async def test_a_record_without_a_readable_id_is_a_dead_letter() -> None:
 async def test_a_request_on_another_partition_is_a_stray_once_and_then_a_dead_letter() -> None:
     away = (HOME + 1) % PARTITIONS
     stray = accepted(record(partition=away), away)
-    assert isinstance(stray, Outgoing)
-    again = record(partition=away, headers=[*stray.headers])  # type: ignore[list-item]
+    assert isinstance(stray, Stray)
+    again = record(partition=away, headers=[*stray.outgoing.headers])  # type: ignore[list-item]
     twice = accepted(again, away)
     assert isinstance(twice, DeadLetter)
     assert twice.reason == "misrouted"

@@ -145,7 +145,9 @@ async def test_a_batch_is_sorted_into_good_bad_and_strays(worker: InterestsWorke
         (records[2], "bad_json"),
         (records[3], "misrouted"),
     ]
-    assert [(stray.key, stray.value) for stray in strays] == [(astray.encode(), records[1].value)]
+    assert [(stray.outgoing.key, stray.outgoing.value) for stray in strays] == [
+        (astray.encode(), records[1].value)
+    ]
     assert set(worker.partition(HOME).columns.rows) == {b"ann"}  # strays get no row
 
 

@@ -11,7 +11,13 @@ from aiokafka.errors import ConsumerStoppedError
 from headwater.kafka.fast_client.dispatch import install_empty_fetch_pause, install_immediate_dispatch
 from headwater.kafka.fast_client.fetch_codec import install_fast_codec
 from headwater.kafka.fast_client.fetch_plan import Node, UrgentConnections, install_fast_planner, node_of
-from headwater.kafka.fast_client.records import BufferedFetches, Record, next_records
+from headwater.kafka.fast_client.records import (
+    BufferedFetches,
+    LightRecords,
+    Record,
+    Unreadable,
+    next_records,
+)
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
@@ -27,6 +33,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         self.urgent = frozenset(urgent)
         self.on_records: Callable[[], int] | None = None
         self.handler_error: Exception | None = None  # of `on_records`
+        self.unreadable: list[Unreadable] = []  # of the last poll
         self._dispatching: Node | None = None  # the node whose fetch `on_records` is called for
         self._polled_from: dict[TopicPartition, int] = {}  # the position before the last poll that moved it
 
@@ -39,10 +46,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         await super().start()
         fetcher: Any = self._fetcher
         fetcher._client = UrgentConnections(fetcher._client)
-        install_fast_codec(fetcher)
+        raw: dict[TopicPartition, bytes] = {}
+        install_fast_codec(fetcher, raw)
         install_empty_fetch_pause(fetcher)
         install_fast_planner(fetcher, self.urgent)
-        fetcher._records = BufferedFetches(fetcher, self.urgent, lambda: self.on_records is not None)
+        fetcher._records = BufferedFetches(fetcher, self.urgent, lambda: self.on_records is not None, raw)
         install_immediate_dispatch(self, fetcher)
 
     def poll_buffered(
@@ -51,10 +59,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         """What has been fetched of ``tps``, urgent topics first, at most ``max_records`` in all. Never waits.
 
         Positions move past the records, and past a transaction's control records, which are not returned: a partition
-        of which nothing else came has an empty list. Returns nothing while the group is rebalancing. A batch that
-        cannot be unpacked is left out here, and raised by :meth:`wait_for_records`.
+        of which nothing else came has an empty list. Returns nothing while the group is rebalancing. What cannot be
+        read is passed, and told in :attr:`unreadable` until the next call.
         """
         fetcher: Any = self._fetcher
+        self.unreadable = []
         found: dict[TopicPartition, list[Record]] = {}
         if self._subscription.reassignment_in_progress:
             return found
@@ -65,13 +74,16 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 if tp not in tps or not isinstance(fetched, FetchResult):
                     continue
                 state = fetched._assignment.state_value(tp)
-                position = state.position
+                position, theirs = state.position, fetched._partition_records
                 try:
                     records = next_records(fetched, max_records)
-                except Exception as error:  # noqa: BLE001 - a damaged batch, an unknown codec: wait_for_records raises it
+                except Exception as error:  # noqa: BLE001 - of aiokafka's own records: wait_for_records raises it
                     del fetcher._records[tp]
                     fetcher._set_error(tp, error)
                     continue
+                if isinstance(theirs, LightRecords) and theirs.unreadable:
+                    self.unreadable += theirs.unreadable
+                    theirs.unreadable = []
                 if not fetched.has_more():
                     del fetcher._records[tp]
                     if self._dispatching is None or self._dispatching != node_of(fetcher, tp, self.urgent):

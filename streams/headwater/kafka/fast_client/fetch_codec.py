@@ -9,6 +9,7 @@ from io import BytesIO
 from struct import Struct
 from typing import Any, Final
 
+from aiokafka import TopicPartition
 from aiokafka.protocol.fetch import FetchRequest_v11, FetchResponse_v11
 
 # Replica, max wait, min bytes, max bytes, isolation level, session, epoch of the session, count of topics.
@@ -26,12 +27,15 @@ _COUNT: Final = Struct(">i")
 _LENGTH: Final = Struct(">h")
 
 
-def install_fast_codec(fetcher: Any) -> None:
-    """Have the fetcher's requests and responses go through :class:`FastFetch`."""
+def install_fast_codec(fetcher: Any, raw: dict[TopicPartition, bytes]) -> None:
+    """Have the fetcher's requests and responses go through :class:`FastFetch`.
+
+    ``raw`` gets the bytes of the records of each partition, just before the fetcher makes its own of them.
+    """
     fetch = fetcher._proc_fetch_request
 
     async def fetch_fast(assignment: Any, node: Any, request: Any) -> bool:
-        return bool(await fetch(assignment, node, FastFetch(request, assignment)))
+        return bool(await fetch(assignment, node, FastFetch(request, assignment, raw)))
 
     fetcher._proc_fetch_request = fetch_fast
 
@@ -43,8 +47,8 @@ class FastFetch:
     knows, of all records or of the committed ones.
     """
 
-    def __init__(self, request: Any, assignment: Any) -> None:
-        self.topics, self._request, self._assignment = request.topics, request, assignment
+    def __init__(self, request: Any, assignment: Any, raw: dict[TopicPartition, bytes]) -> None:
+        self.topics, self._request, self._assignment, self._raw = request.topics, request, assignment, raw
 
     def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
         """The request in a version that the broker knows; aiokafka's client calls this before it sends."""
@@ -87,6 +91,8 @@ class FastFetch:
                         continue
                 records = buffer[at : at + size] if size > 0 else b""
                 at += max(size, 0)
+                if records:
+                    self._raw[TopicPartition(topic, partition)] = records
                 partitions.append(
                     (partition, error_code, high_watermark, stable, start, aborted, replica, records)
                 )

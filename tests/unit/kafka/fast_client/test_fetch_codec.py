@@ -52,7 +52,11 @@ class Assignment:
 
 
 def read(data: bytes, assignment: Assignment | None = None) -> Any:
-    return FastFetch(fetch([]), assignment or Assignment()).prepare(KAFKA).RESPONSE_TYPE.decode(BytesIO(data))
+    return (
+        FastFetch(fetch([]), assignment or Assignment(), {})
+        .prepare(KAFKA)
+        .RESPONSE_TYPE.decode(BytesIO(data))
+    )
 
 
 def heard(topics: Any) -> bytes:
@@ -62,7 +66,7 @@ def heard(topics: Any) -> bytes:
 @given(ASKED)
 def test_a_request_has_the_bytes_of_aiokafka(asked: Any) -> None:
     theirs = fetch(asked)
-    ours = FastFetch(theirs, Assignment())
+    ours = FastFetch(theirs, Assignment(), {})
     assert ours.topics == theirs.topics
     assert ours.prepare(KAFKA).encode() == theirs.build(FetchRequest_v11).encode()
 
@@ -100,5 +104,5 @@ def test_no_records_and_no_transactions_may_be_told_as_null() -> None:
 
 
 def test_an_older_broker_is_asked_in_its_own_version() -> None:
-    asked = FastFetch(fetch([("clicks", [(0, 5, 100)])]), Assignment()).prepare({1: (0, 4)})
+    asked = FastFetch(fetch([("clicks", [(0, 5, 100)])]), Assignment(), {}).prepare({1: (0, 4)})
     assert type(asked) is FetchRequest_v4

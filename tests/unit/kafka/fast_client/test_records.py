@@ -1,16 +1,20 @@
 """Records out of what a fetch brought: each once, in order, however many are polled at a time."""
 
 import asyncio
+import gzip
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from aiokafka.errors import CorruptRecordException
+from aiokafka.codec import lz4_encode, zstd_encode
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.kafka.fast_client.records import BufferedFetches, Record
-from tests.support.fetching import TPS, URGENT, Reading, batch
+from headwater.kafka.fast_client.unpack import MAX_UNPACKED_BYTES
+from tests.support.fetching import TPS, URGENT, Reading, batch, signed
 
 
 def test_urgent_topics_are_polled_before_what_came_earlier() -> None:
@@ -113,25 +117,154 @@ async def test_aiokafka_itself_polls_the_same_records() -> None:
     assert reading.polled() == {TPS[0]: [4]}
 
 
-async def test_a_damaged_batch_is_raised_by_the_next_wait() -> None:
+def damaged(raw: bytes) -> bytes:
+    return raw[:-1] + bytes([raw[-1] ^ 1])
+
+
+def told(reading: Reading) -> list[tuple[int, int, str]]:
+    return [(each.first, each.last, each.reason) for each in reading.consumer.unreadable]
+
+
+async def test_a_batch_with_a_wrong_checksum_is_fetched_again() -> None:
     reading = Reading()
-    damaged = bytearray(batch(0, 2))
-    damaged[-1] ^= 1
-    reading.fetched(TPS[0], bytes(damaged))
+    reading.fetched(TPS[0], damaged(batch(0, 2)), batch(2, 2))
     assert reading.polled() == {}
-    reading.consumer._closed = False
-    with pytest.raises(CorruptRecordException):
-        await reading.consumer.wait_for_records(1.0)
-    await reading.consumer.wait_for_records(0.0)
-    reading.consumer._closed = True
+    assert (reading.position(TPS[0]), told(reading)) == (0, [])
+    reading.fetched(TPS[0], batch(0, 2), batch(2, 2))
+    assert reading.polled() == {TPS[0]: [0, 1, 2, 3]}
 
 
-async def test_what_follows_a_damaged_batch_is_not_read_in_its_place() -> None:
+async def test_a_batch_whose_checksum_is_wrong_twice_is_passed_and_told() -> None:
     reading = Reading()
-    damaged = bytearray(batch(0, 2))
-    damaged[-1] ^= 1
-    reading.fetched(TPS[0], bytes(damaged), batch(2, 2))
-    with pytest.raises(CorruptRecordException):
-        await reading.fetcher.fetched_records(TPS)
-    assert await reading.fetcher.fetched_records(TPS) == {}
-    assert reading.position(TPS[0]) == 0  # from where it is fetched again
+    for _ in range(2):
+        reading.fetched(TPS[0], damaged(batch(0, 2)), batch(2, 2))
+        found = reading.polled()
+    assert found == {TPS[0]: [2, 3]}
+    assert told(reading) == [(0, 1, "corrupt")]
+    assert reading.polled() == {}
+    assert told(reading) == []
+
+
+async def test_where_nothing_follows_a_damaged_batch_it_ends_no_later_than_the_log() -> None:
+    reading, raw = Reading(), bytearray(batch(0, 2))
+    raw[23:27] = (2**31 - 1).to_bytes(4, "big")  # its last offset
+    for _ in range(2):
+        reading.fetched(TPS[0], bytes(raw), end=2)
+        found = reading.polled()
+    assert found == {TPS[0]: []}
+    assert (reading.position(TPS[0]), told(reading)) == (2, [(0, 1, "corrupt")])
+    for _ in range(2):  # the broker goes by the same word, and sends it first for ever
+        reading.fetched(TPS[0], bytes(raw), batch(2, 1), offset=2, end=3)
+        found = reading.polled()
+    assert (found, told(reading)) == ({TPS[0]: [2]}, [])
+
+
+async def test_a_header_name_that_is_not_utf_8_is_escaped() -> None:
+    reading = Reading()
+    reading.fetched(TPS[0], signed(batch(0, 2).replace(b"name", b"n\xff\xfee", 1)))
+    records = reading.consumer.poll_buffered(TPS, 10)[TPS[0]]
+    assert [record.headers for record in records] == [
+        ((r"n\xff\xfee", b"header"),),
+        (("name", b"header"),),
+    ]
+    assert records[0] == Record("clicks", 0, 0, 7, b"key", b"0", ((r"n\xff\xfee", b"header"),))
+    assert told(reading) == []
+
+
+async def test_a_record_that_is_none_is_passed_and_its_neighbours_are_read() -> None:
+    reading, raw = Reading(), bytearray(batch(0, 3))
+    second = raw.index(b"key", raw.index(b"key") + 1)
+    raw[second - 1] = 0x7E  # a key of 63 bytes in a record of 20
+    for most in (1, 100):
+        reading.assignment.state_value(TPS[0]).seek(0)
+        reading.fetched(TPS[0], signed(raw))
+        found, passed = [], []
+        while got := reading.polled(max_records=most):
+            found += got[TPS[0]]
+            passed += told(reading)
+        assert (found, passed) == ([0, 2], [(1, 1, "corrupt")])
+
+
+async def test_bytes_that_are_no_records_are_passed_to_the_end_of_their_batch() -> None:
+    reading, raw = Reading(), batch(0, 3)
+    reading.fetched(TPS[0], signed(raw[:61] + b"\xff" * (len(raw) - 61)), batch(3, 1))
+    assert reading.polled() == {TPS[0]: [3]}
+    assert told(reading) == [(0, 2, "corrupt")]
+
+
+@pytest.mark.parametrize("codec", [0, 1, 2, 3, 4])
+async def test_packed_records_are_those_that_were_packed(codec: int) -> None:
+    reading = Reading()
+    reading.fetched(TPS[0], batch(0, 3, codec=codec), batch(3, 2, codec=codec))
+    assert [reading.polled(max_records=2) for _ in range(3)] == [
+        {TPS[0]: [0, 1]},
+        {TPS[0]: [2, 3]},
+        {TPS[0]: [4]},
+    ]
+
+
+@pytest.mark.parametrize("codec", [5, 7])
+async def test_a_codec_that_nobody_knows_is_passed(codec: int) -> None:
+    reading, raw = Reading(), bytearray(batch(0, 2))
+    raw[22] |= codec
+    reading.fetched(TPS[0], signed(raw), batch(2, 1))
+    assert reading.polled() == {TPS[0]: [2]}
+    assert told(reading) == [(0, 1, "corrupt")]
+
+
+@pytest.mark.parametrize(("codec", "packed"), [(1, gzip.compress), (3, lz4_encode), (4, zstd_encode)])
+async def test_a_batch_that_unpacks_to_more_than_the_bound_is_passed(
+    codec: int, packed: Callable[[bytes], bytes]
+) -> None:
+    reading, raw = Reading(), bytearray(batch(0, 2)[:61])
+    raw[22] |= codec
+    raw += packed(bytes(MAX_UNPACKED_BYTES + 1))
+    raw[8:12] = (len(raw) - 12).to_bytes(4, "big")
+    reading.fetched(TPS[0], signed(raw), batch(2, 1))
+    assert reading.polled() == {TPS[0]: [2]}
+    assert told(reading) == [(0, 1, "too_large_unpacked")]
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+async def test_messages_of_the_old_formats_are_read(magic: Literal[0, 1]) -> None:
+    reading, raw = Reading(), b""
+    for offset in range(3):
+        builder = LegacyRecordBatchBuilder(magic, 0, 1_000)
+        builder.append(0, 7, b"key", b"%d" % offset)
+        raw += offset.to_bytes(8, "big") + bytes(builder.build())[8:]
+    reading.fetched(TPS[0], raw)
+    records = reading.consumer.poll_buffered(TPS, 10)[TPS[0]]
+    timestamp = 7 if magic else -1
+    assert records == [
+        Record("clicks", 0, offset, timestamp, b"key", b"%d" % offset, ()) for offset in range(3)
+    ]
+
+
+async def test_an_old_message_that_unpacks_to_more_than_the_bound_is_passed() -> None:
+    reading, builder = Reading(), LegacyRecordBatchBuilder(1, 1, 100_000_000)
+    builder.append(0, 7, b"key", bytes(MAX_UNPACKED_BYTES))
+    reading.fetched(TPS[0], bytes(builder.build()), batch(1, 1))
+    assert reading.polled() == {TPS[0]: [1]}
+    assert told(reading) == [(0, 0, "too_large_unpacked")]
+
+
+@given(st.data())
+def test_whatever_bytes_a_log_holds_nothing_is_raised_and_reading_goes_on(data: st.DataObject) -> None:
+    async def run() -> None:
+        reading, codec = Reading(), data.draw(st.sampled_from([0, 0, 1, 2, 3, 4]))
+        raw = bytearray(batch(0, 3, codec=codec))
+        places = st.tuples(st.integers(16, len(raw) - 1), st.integers(0, 255))
+        for place, byte in data.draw(st.lists(places, min_size=1, max_size=6)):
+            raw[place] = byte
+        bad = signed(raw) if data.draw(st.booleans()) else bytes(raw)
+        seen: list[int] = []
+        for _ in range(20):
+            at = reading.position(TPS[0])
+            if at >= 5:
+                break
+            reading.fetched(TPS[0], *([bad] if at < 3 else []), batch(3, 2), offset=at, end=5)
+            while got := reading.polled(max_records=2):
+                seen += got[TPS[0]]
+        assert seen[-2:] == [3, 4] or reading.position(TPS[0]) >= 5
+
+    asyncio.run(run())
