@@ -16,6 +16,7 @@ from headwater.settings import PREFIX, Settings
 from tests.support import file_map
 from tests.support.checkout import ROOT
 
+_TRIES = 5
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = [
     ROOT / "README.md",
@@ -75,44 +76,48 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             stderr=stderr,
         )
         try:
-            _wait_until_announced(folder, system, log)
+            _wait_until_ready(folder, system, log)
             yield folder
         finally:
             system.terminate()
             system.wait(timeout=30)
 
 
-def run_example(guide: Path, first_line: str, folder: Path) -> str:
-    """What the guide's example prints that begins so."""
+def check_example(guide: Path, first_line: str, folder: Path, *printed: str) -> None:
+    """The guide's example that begins so ends well and prints these patterns.
+
+    It has limits of its own, a second until an item is searchable and two until an answer, which a busy machine may miss. So
+    it has several tries, each with a user who has done nothing yet.
+    """
     text = guide.read_text(encoding="utf-8")
     example = re.search(rf"```python\n({re.escape(first_line)}\n.*?)```", text, re.DOTALL)
     assert example is not None
-    script = folder / "example.py"
     # Another system may have the usual port.
-    script.write_text(
-        example[1].replace("127.0.0.1:9092", announced(folder).bootstrap_servers), encoding="utf-8"
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=folder,
-        env=_environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-    assert done.returncode == 0, (done.stderr, (folder / "log").read_text())
-    return done.stdout
+    source = example[1].replace("127.0.0.1:9092", announced(folder).bootstrap_servers)
+    script = folder / "example.py"
+    for attempt in range(_TRIES):
+        script.write_text(re.sub(r"\bann\b", f"ann{attempt}", source), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            cwd=folder,
+            env=_environment(folder),
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        if done.returncode == 0 and all(re.search(each, done.stdout, re.MULTILINE) for each in printed):
+            return
+    pytest.fail(f"{done.stdout}{done.stderr}{(folder / 'log').read_text()}")
 
 
 def test_the_client_example_runs_against_a_running_system(running: Path) -> None:
-    printed = run_example(ROOT / "README.md", "import asyncio", running)
-    assert re.search(r"^c2 interests \['c1'\]$", printed, re.MULTILINE), printed
-    assert "events=1, pending=0" in printed
+    check_example(
+        ROOT / "README.md", "import asyncio", running, r"^c2 interests \['c1'\]$", "events=1, pending=0"
+    )
 
 
 def test_the_example_for_other_languages_runs_to_its_answer(running: Path) -> None:
-    printed = run_example(ROOT / "streams" / "README.md", "import asyncio, json, time, uuid", running)
-    assert printed.startswith("ok ['c2'"), printed
+    check_example(ROOT / "streams" / "README.md", "import asyncio, json, time, uuid", running, r"\Aok \['c2'")
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -127,9 +132,9 @@ def announced(folder: Path) -> Run:
     return msgspec.json.decode(path.read_bytes(), type=Run)
 
 
-def _wait_until_announced(folder: Path, system: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_until_ready(folder: Path, system: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + 120
-    while not list((folder / "state").glob("headwater/running/*.json")):
+    while "ready: " not in log.read_text():
         assert system.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
