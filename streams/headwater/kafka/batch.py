@@ -54,6 +54,11 @@ class Batch:
         """The last offset that is done with this batch."""
         return self.stop - 1
 
+    def take_records(self) -> Sequence[ConsumerRecord]:
+        """The records, which the batch forgets: it may be unfinished for long, and needs only their offsets."""
+        records, self.records = self.records, ()
+        return records
+
     def release(self) -> None:
         """Let the next batch of the partition begin before this one is finished."""
         self._ledger.release(self)

@@ -1,7 +1,7 @@
 """A record of the requests topic becomes a pending request, a rejection, a dead letter, or a stray."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -21,7 +21,17 @@ from headwater.kafka.headers import (
     reply_to_of,
 )
 from headwater.kafka.partitioner import partition_of
-from headwater.messages import BadMessage, ErrorDetail, Request, decode_request, quoted, sender_of
+from headwater.messages import (
+    MAX_DEADLINE_MS,
+    BadMessage,
+    ErrorDetail,
+    Request,
+    decode_request,
+    quoted,
+    sender_of,
+)
+from headwater.pacing import Pacer
+from headwater.paths import request_cost
 from headwater.profiles.interests import WhatIfEvents
 from headwater.profiles.partition import Partition
 
@@ -57,8 +67,10 @@ class PendingRequest:
         user: the user id in UTF-8.
         session: the what-if events, keyed and coded.
         at_ms: the moment that the answer is for.
-        asked_ms: the record's timestamp (the original's, if it was forwarded); the deadline counts from here.
+        asked_ms: when it was asked; the deadline counts from here. See `Acceptance`.
         event: key of the event whose application it demands by id.
+        cost_us: what it costs, see `request_cost`.
+        size_bytes: of its record.
         timings: milliseconds by stage, for the answer.
         timer: expires it while it waits.
         has_expired: the demanded click did not come in time.
@@ -74,6 +86,8 @@ class PendingRequest:
     address: ReplyAddress
     unanswered: Unanswered
     event: int | None = None
+    cost_us: float = 0.0
+    size_bytes: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
     has_expired: bool = False
@@ -115,20 +129,29 @@ class Accepted(NamedTuple):
 class Acceptance:
     """The rules by which records are accepted.
 
+    A request was asked at the timestamp of its record, or of the record that was forwarded. Both may come from outside, so
+    the earlier one counts, it is never after the time now, and no earlier than any deadline is long.
+
     Args:
         partitions: of the clicks and requests topics.
         responses: the topic of answers that name no other.
         reply_topics: the topics that a request may name beside it.
+        clock: the time in seconds since 1970.
     """
 
-    def __init__(self, partitions: int, responses: str, reply_topics: Sequence[str]) -> None:
-        self._partitions, self._responses = partitions, responses
+    def __init__(
+        self, partitions: int, responses: str, reply_topics: Sequence[str], clock: Callable[[], float]
+    ) -> None:
+        self._partitions, self._responses, self._clock = partitions, responses, clock
         self._reply_topics = (responses, *reply_topics)
+        self._pacer = Pacer()
 
-    def accept(self, batch: Batch, partition: Partition) -> Accepted:
-        """Sort the records of a batch."""
-        accepted = Accepted([], [], [], [], Unanswered(batch, len(batch.records)))
-        for record in batch.records:
+    async def accept(self, batch: Batch, partition: Partition) -> Accepted:
+        """Sort the records of a batch, which forgets them; other work runs between them."""
+        records = batch.take_records()
+        accepted = Accepted([], [], [], [], Unanswered(batch, len(records)))
+        for record in records:
+            await self._pacer.turn()
             match self.accept_one(record, partition, accepted.unanswered):
                 case PendingRequest() as pending:
                     accepted.pending.append(pending)
@@ -147,6 +170,7 @@ class Acceptance:
         correlation = correlation_of(record.headers)
         echoed = [] if correlation is None else [correlation]
         topic, reply_partition = self._responses, None
+        asked_ms = self._asked_ms(record)
         try:
             wanted = reply_partition_of(record.headers)
             if isinstance(wanted, BadHeader):
@@ -154,12 +178,19 @@ class Acceptance:
             if wanted is not None:
                 reply_partition = wanted.partition
                 echoed.append(wanted.header)  # tells the sender that this worker honours it
-            request = decode_request(record.key, record.value, record.timestamp)
+            request = decode_request(record.key, record.value, asked_ms)
             where = filters.parse(request.filter) if request.filter else None
+            cost_us = request_cost.cost_us(request, where)
+            too_costly = request_cost.complaint(request, where, cost_us)
+            if too_costly is not None:
+                raise BadMessage("too_costly", too_costly)
             topic = self._reply_topic(record)
             self._check_after(request)
         except (BadMessage, filters.FilterError) as error:
-            reason = error.reason if isinstance(error, BadMessage) else "bad_filter"
+            if isinstance(error, BadMessage):
+                reason = error.reason
+            else:
+                reason = "too_costly" if isinstance(error, filters.CostlyFilter) else "bad_filter"
             sender = sender_of(record.value)
             if sender is None:
                 return DeadLetter(record, reason, str(error))
@@ -171,9 +202,7 @@ class Acceptance:
             home = partition_of(user, self._partitions)
             if home != partition.number:
                 return redirect(record, user, home)
-        origin = origin_of(record.headers)
-        asked_ms = origin.timestamp_ms if isinstance(origin, Origin) else record.timestamp
-        at_ms = request.at_ms or int(asked_ms)
+        at_ms = request.at_ms or asked_ms
         return PendingRequest(
             request,
             user,
@@ -184,7 +213,16 @@ class Acceptance:
             ReplyAddress(topic, echoed, reply_partition),
             unanswered,
             None if request.after_event_id is None else event_key(request.after_event_id),
+            cost_us,
+            len(record.value or b"") + sum(len(value or b"") for _, value in echoed),
         )
+
+    def _asked_ms(self, record: ConsumerRecord) -> int:
+        now_ms = int(self._clock() * 1000.0)
+        came_ms = min(record.timestamp, now_ms) if record.timestamp >= 0 else now_ms
+        origin = origin_of(record.headers)
+        asked_ms = min(origin.timestamp_ms, came_ms) if isinstance(origin, Origin) else came_ms
+        return max(asked_ms, now_ms - MAX_DEADLINE_MS)
 
     def _reply_topic(self, record: ConsumerRecord) -> str:
         asked = reply_to_of(record.headers)

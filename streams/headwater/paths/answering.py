@@ -114,10 +114,9 @@ def rejected(rejection: Rejection, model: str) -> Reply:
     return Reply(rejection.address, Response(*rejection.sender, "rejected", rejection.error, model=model))
 
 
-def overloaded(pending: PendingRequest, partition: Partition, model: str, waiting: int, most: int) -> Reply:
+def overloaded(pending: PendingRequest, partition: Partition, model: str, refusal: str) -> Reply:
     """The answer to a request that would have to wait, where too many do."""
-    message = f"after: {waiting} requests wait already, expected at most {most}"
-    return _refused(pending, partition, model, "rejected", "overloaded", message)
+    return _refused(pending, partition, model, "rejected", "overloaded", f"after: {refusal}")
 
 
 def failed(pending: PendingRequest, partition: Partition, model: str, error: Exception) -> Reply:
@@ -130,7 +129,10 @@ def expired(pending: PendingRequest, partition: Partition, model: str) -> Reply:
     """The answer to a request whose time is over, with what did not come in time."""
     request = pending.request
     if pending.event is not None:
-        message = f"after_event_id: {quoted(request.after_event_id)} was not applied within {request.deadline_ms} ms"
+        message = (
+            f"after_event_id: {quoted(request.after_event_id)} was not seen within {request.deadline_ms} ms; ids of events "
+            "that enter no log, such as impressions, are remembered for a while, and not beyond a restart"
+        )
     elif request.after is None:
         message = f"deadline_ms: {request.deadline_ms} ms were over before the request was read"
     else:

@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -13,6 +14,10 @@ from headwater.profiles.partition import Partition
 
 # A heap of offsets up to this size is not worth compacting.
 _SMALL_HEAP: Final = 64
+# One user's requests that wait: many times what a person's devices ask for at once.
+MAX_PARKED_PER_USER: Final = 100
+# Of records. Decoded they take a few times as much.
+MAX_PARKED_BYTES: Final = 64 * 2**20
 
 
 def may_answer(pending: PendingRequest, partition: Partition) -> bool:
@@ -47,6 +52,7 @@ class Parking:
         leave: called with the requests of one partition that need not wait any longer: their click has come, or their
             time is over.
         clock: the time in seconds since 1970.
+        most: at most so many wait.
     """
 
     def __init__(
@@ -54,14 +60,32 @@ class Parking:
         leave: Callable[[list[PendingRequest], Partition], None],
         metrics: Metrics,
         clock: Callable[[], float],
+        most: int,
     ) -> None:
-        self._leave, self._clock = leave, clock
+        self._leave, self._clock, self._most = leave, clock, most
         self._lots: dict[int, ParkingLot] = {}
+        self._users: Counter[bytes] = Counter()
+        self._bytes = 0
+        self._expired: dict[Partition, list[PendingRequest]] = {}  # in this pass of the loop
         self._gauge = metrics.parked_requests
         self._seconds = metrics.request_stage_seconds.labels("park")
 
     def __len__(self) -> int:
         return sum(len(lot) for lot in self._lots.values())
+
+    def refusal(self, pending: PendingRequest) -> str | None:
+        """Why there is no room for a request, as a sentence; None where it may wait. One that has waited may always."""
+        if pending.has_waited:
+            return None
+        if len(self) >= self._most:
+            return f"{len(self)} requests wait already, expected at most {self._most} (HEADWATER_MAX_PARKED)"
+        if self._users[pending.user] >= MAX_PARKED_PER_USER:
+            return f"{MAX_PARKED_PER_USER} requests of this user wait already, expected at most as many"
+        if self._bytes + pending.size_bytes > MAX_PARKED_BYTES:
+            return (
+                f"requests of {self._bytes >> 20} MB wait already, expected at most {MAX_PARKED_BYTES >> 20}"
+            )
+        return None
 
     def add(self, pending: PendingRequest, partition: Partition) -> None:
         """Have a request wait until its click has come or its deadline is over."""
@@ -71,6 +95,8 @@ class Parking:
             if self._on_clicks not in partition.listeners:
                 partition.listeners.append(self._on_clicks)
         lot.add(pending, partition.number, event_has_come(pending, partition))
+        self._users[pending.user] += 1
+        self._bytes += pending.size_bytes
         left_s = max(pending.left_ms(self._clock() * 1000.0), 0.0) / 1000.0
         pending.timer = asyncio.get_running_loop().call_later(left_s, self._expire, pending, partition)
         self._gauge.set(len(self))
@@ -80,6 +106,9 @@ class Parking:
         for lot in self._lots.values():
             lot.clear()
         self._lots.clear()
+        self._users.clear()
+        self._bytes = 0
+        self._expired.clear()
         self._gauge.set(0)
 
     def _on_clicks(self, partition: Partition, events: U64 | None) -> None:
@@ -98,7 +127,14 @@ class Parking:
         lot = self._lots.get(partition.number)
         if lot is not None and lot.remove(pending):
             pending.has_expired = True
-            self._let_go([pending], partition)
+            if not self._expired:  # thousands may expire at once: they leave together
+                asyncio.get_running_loop().call_soon(self._let_expired_go)
+            self._expired.setdefault(partition, []).append(pending)
+
+    def _let_expired_go(self) -> None:
+        expired, self._expired = self._expired, {}
+        for partition, leaving in expired.items():
+            self._let_go(leaving, partition)
 
     def _let_go(self, leaving: list[PendingRequest], partition: Partition) -> None:
         now_ms = self._clock() * 1000.0
@@ -106,6 +142,10 @@ class Parking:
             if pending.timer is not None:
                 pending.timer.cancel()
                 pending.timer = None
+            self._bytes -= pending.size_bytes
+            self._users[pending.user] -= 1
+            if not self._users[pending.user]:
+                del self._users[pending.user]
             pending.timings["park"] = now_ms - pending.asked_ms
             self._seconds.observe(max(pending.timings["park"], 0.0) / 1000.0)
         self._gauge.set(len(self))

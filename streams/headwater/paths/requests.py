@@ -13,6 +13,7 @@ request whose id can be read gets an answer; the others go to the dead letters.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
@@ -44,6 +45,7 @@ from headwater.paths.answering import (
 from headwater.paths.asking import ask_of, lacks_vectors
 from headwater.paths.culprit import Culprit, halved
 from headwater.paths.parking import Parking, may_answer
+from headwater.paths.request_parts import DEAR_US, MOST_AT_ONCE, cut, parts_of
 from headwater.paths.serving import Serving
 from headwater.profiles.interests import UserInterests, interests_of
 from headwater.profiles.partition import Partition
@@ -56,6 +58,10 @@ log = structlog.get_logger(__name__)
 _ANSWER_MS: Final = 20.0
 # The share of the time left that fetching missing vectors may take, so that recall has its own.
 _FETCH_SHARE: Final = 0.3
+# So many dear parts are worked on at a time: one on the loop, one in the encoder's thread or on its way to the broker.
+_DEAR_AT_ONCE: Final = 2
+# Requests that cost more than this are answered before the next batch is taken. The backlog waits in the broker.
+_MOST_IN_HAND_US: Final = 2_000_000.0
 
 
 class _Looked(NamedTuple):
@@ -90,8 +96,10 @@ class RequestPath:
         self._profiles, self._serving, self._threads, self._outbox = profiles, serving, threads, outbox
         self._settings, self._start, self._clock = settings, start, clock
         responses = Topics.named(settings.topic_prefix).responses
-        self._acceptance = Acceptance(settings.partitions, responses, settings.reply_topics)
-        self._parking = Parking(self._answer_later, metrics, clock)
+        self._acceptance = Acceptance(settings.partitions, responses, settings.reply_topics, clock)
+        self._parking = Parking(self._answer_later, metrics, clock, settings.max_parked)
+        self._dear = asyncio.Semaphore(_DEAR_AT_ONCE)
+        self._in_hand_us = 0.0  # what the requests in hand cost
         self._decode_seconds, self._read_seconds, self._index_seconds = (
             metrics.request_stage_seconds.labels(stage) for stage in ("decode", "read", "index")
         )
@@ -114,18 +122,19 @@ class RequestPath:
         if not batch.records:
             batch.finish()
             return
-        serving, started = self._serving(), time.perf_counter()
-        accepted = self._acceptance.accept(batch, partition)
+        serving, started, count = self._serving(), time.perf_counter(), len(batch.records)
+        accepted = await self._acceptance.accept(batch, partition)
         self._decode_seconds.observe(time.perf_counter() - started)
         await self._outbox.bury(accepted.letters)
         await self._outbox.forward(accepted.strays)
-        await self._outbox.send([rejected(each, serving.encoder.id) for each in accepted.rejections])
-        if settled := len(batch.records) - len(accepted.pending):
+        for some in cut(accepted.rejections, MOST_AT_ONCE):
+            await self._outbox.send([rejected(each, serving.encoder.id) for each in some])
+        if settled := count - len(accepted.pending):
             accepted.unanswered.answered(settled)
         partition.require(batch.generation)
         await self._answer(accepted.pending, partition, serving, batch.release)
         batch.release()
-        self._batch_size.observe(len(batch.records))
+        self._batch_size.observe(count)
 
     @property
     def parked(self) -> int:
@@ -149,14 +158,31 @@ class RequestPath:
         """Answer requests, those with about as much time left together.
 
         Calls ``release`` once candidates are found, so the next batch starts before these answers are acknowledged,
-        unless ``max_parked`` answers are already in flight.
+        unless ``max_parked`` answers are already in flight, or the requests in hand are seconds of work.
         """
-        groups = _by_time_left(pending, self._clock() * 1000.0)
+        self._in_hand_us += sum(each.cost_us for each in pending)
+        groups = _by_time_left(pending, self._now_ms())
         if len(groups) == 1:
-            await self._answer_group(groups[0], partition, serving, release)
+            await self._answer_parts(groups[0], partition, serving, release)
         else:
-            work = (self._answer_group(group, partition, serving, release) for group in groups)
+            work = (self._answer_parts(group, partition, serving, release) for group in groups)
             await asyncio.gather(*work)
+
+    async def _answer_parts(
+        self,
+        pending: Sequence[PendingRequest],
+        partition: Partition,
+        serving: Serving,
+        release: Callable[[], None],
+    ) -> None:
+        """Answer requests in parts of bounded work, one after the other. Dear parts of all partitions take turns."""
+        for part in parts_of(pending, self._now_ms):
+            part_us = sum(each.cost_us for each in part)
+            try:
+                async with self._dear if part_us > DEAR_US else contextlib.nullcontext():
+                    await self._answer_group(part, partition, serving, release)
+            finally:
+                self._in_hand_us -= part_us
 
     async def _answer_group(
         self,
@@ -183,7 +209,7 @@ class RequestPath:
     async def _deliver(
         self, replies: Sequence[tuple[PendingRequest, Reply]], release: Callable[[], None]
     ) -> None:
-        if self._outbox.in_flight < self._settings.max_parked:
+        if self._outbox.in_flight < self._settings.max_parked and self._in_hand_us < _MOST_IN_HAND_US:
             release()
         await self._outbox.deliver(replies)
 
@@ -192,7 +218,7 @@ class RequestPath:
 
         The clock is read once: a request whose deadline passed between two readings would go unanswered.
         """
-        now_ms, model, most = self._clock() * 1000.0, serving.encoder.id, self._settings.max_parked
+        now_ms, model = self._now_ms(), serving.encoder.id
         looked = _Looked([], [])
         for each in pending:
             if each.left_ms(now_ms) <= 0:
@@ -201,8 +227,8 @@ class RequestPath:
                 looked.ready.append(each)
             elif not partition.is_ours(each.unanswered.batch.generation):
                 pass  # the click is gone again after a rebalance; the next owner reads the request again
-            elif self.parked >= most and not each.has_waited:
-                looked.replies.append((each, overloaded(each, partition, model, self.parked, most)))
+            elif (refusal := self._parking.refusal(each)) is not None:
+                looked.replies.append((each, overloaded(each, partition, model, refusal)))
             else:
                 self._parking.add(each, partition)
         return looked
@@ -250,8 +276,11 @@ class RequestPath:
             found.append(Found(each, user, result, rung or result.missing, applied, least))
         return found
 
+    def _now_ms(self) -> float:
+        return self._clock() * 1000.0
+
     def _least_left_ms(self, pending: Sequence[PendingRequest]) -> float:
-        now_ms = self._clock() * 1000.0
+        now_ms = self._now_ms()
         return min(each.left_ms(now_ms) for each in pending)
 
     async def _interests(
@@ -298,7 +327,7 @@ class RequestPath:
 
         An answer that depends on clicks whose changelog write is unacknowledged is held back until it is.
         """
-        now_ms, model = self._clock() * 1000.0, serving.encoder.id
+        now_ms, model = self._now_ms(), serving.encoder.id
         replies: list[tuple[PendingRequest, Reply]] = []
         held_back: list[Found] = []
         for each in found:

@@ -1,5 +1,6 @@
 """One record of the requests topic: a pending request, a rejection, a dead letter, or a stray."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.forwarding import Stray
 from headwater.kafka.headers import Origin, origin_header
 from headwater.kafka.partitioner import partition_of
+from headwater.messages import MAX_DEADLINE_MS
 from headwater.paths.accepting import (
     Acceptance,
     PendingRequest,
@@ -24,7 +26,8 @@ from headwater.profiles.partition import Partition
 PARTITIONS = 4
 AT_MS = 1_700_000_000_000
 HOME = partition_of(b"ann", PARTITIONS)
-ACCEPTANCE = Acceptance(PARTITIONS, "responses", ("shop.replies",))
+NOW_MS = AT_MS + 1_000
+ACCEPTANCE = Acceptance(PARTITIONS, "responses", ("shop.replies",), lambda: NOW_MS / 1000.0)
 
 
 class Finished:
@@ -32,6 +35,9 @@ class Finished:
 
     def __init__(self, records: list[ConsumerRecord]) -> None:
         self.records, self.generation, self.is_finished = records, 4, False
+
+    def take_records(self) -> list[ConsumerRecord]:
+        return self.records
 
     def finish(self) -> None:
         self.is_finished = True
@@ -143,7 +149,7 @@ async def test_a_user_that_the_partition_holds_already_is_no_stray() -> None:
 
 async def test_a_batch_is_sorted_and_finished_with_its_last_answer() -> None:
     batch = Finished([record(request_id="good"), record(limit=0), record(b"{")])
-    found = ACCEPTANCE.accept(cast(Any, batch), Partition(HOME, 10, 8))
+    found = await ACCEPTANCE.accept(cast(Any, batch), Partition(HOME, 10, 8))
     assert [each.request.request_id for each in found.pending] == ["good"]
     assert [each.error.code for each in found.rejections] == ["bad_field"]
     assert [letter.reason for letter in found.letters] == ["bad_json"]
@@ -152,3 +158,44 @@ async def test_a_batch_is_sorted_and_finished_with_its_last_answer() -> None:
     assert not batch.is_finished
     found.pending[0].unanswered.answered()
     assert batch.is_finished
+
+
+@pytest.mark.parametrize(
+    ("origin_ms", "record_ms", "asked_ms"),
+    [
+        (None, AT_MS, AT_MS),
+        (None, -1, NOW_MS),
+        (None, NOW_MS + 10**9, NOW_MS),
+        (AT_MS - 500, AT_MS, AT_MS - 500),
+        (AT_MS + 10**12, AT_MS, AT_MS),
+        (-(2**63), AT_MS, NOW_MS - MAX_DEADLINE_MS),
+        (2**63 - 1, NOW_MS + 10**12, NOW_MS),
+    ],
+)
+async def test_no_timestamp_keeps_a_request_longer_than_its_deadline(
+    origin_ms: int | None, record_ms: int, asked_ms: int
+) -> None:
+    headers = [] if origin_ms is None else [origin_header(Origin(0, 5, origin_ms))]
+    one = dataclasses.replace(record(headers=headers, deadline_ms=60_000), timestamp=record_ms)
+    found = pending(one)
+    assert (found.asked_ms, found.at_ms) == (asked_ms, asked_ms)
+    assert 0.0 <= found.left_ms(NOW_MS) <= 60_000.0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"filter": {"or": [{"tags": {"any": [f"t{n}" for n in range(256)]}}] * 64}},
+        {
+            "limit": 1_000,
+            "explain": True,
+            "diversity": 1,
+            "session": [{"item_id": "c"}] * 100,
+            "sources": {"new": 1, "interests": 1},
+        },
+    ],
+)
+async def test_a_request_that_costs_too_much_is_rejected_before_any_work(fields: dict[str, Any]) -> None:
+    found = accepted(record(**fields))
+    assert isinstance(found, Rejection)
+    assert (found.error.code, "expected at most" in found.error.message) == ("too_costly", True)

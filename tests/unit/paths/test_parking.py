@@ -1,6 +1,7 @@
 """Requests that wait for a click: what they cost while they wait, and what is left of them when they leave."""
 
 import asyncio
+import dataclasses
 import gc
 import weakref
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from headwater.messages import Position, Request
 from headwater.metrics import Metrics
 from headwater.paths.accepting import PendingRequest, ReplyAddress, Unanswered
-from headwater.paths.parking import Parking, ParkingLot
+from headwater.paths.parking import MAX_PARKED_BYTES, MAX_PARKED_PER_USER, Parking, ParkingLot
 from headwater.profiles.interests import WhatIfEvents
 from headwater.profiles.partition import Partition
 
@@ -132,7 +133,7 @@ class Left(list[tuple[list[PendingRequest], Partition]]):
 def parking_of(left: Left) -> tuple[Parking, Partition]:
     partition = Partition(0, 10, 8)
     partition.gate.open()
-    return Parking(left, Metrics(), lambda: NOW_S), partition
+    return Parking(left, Metrics(), lambda: NOW_S, 1_000), partition
 
 
 async def test_a_request_leaves_when_the_partition_has_applied_its_click() -> None:
@@ -189,3 +190,42 @@ async def test_a_click_of_another_user_with_the_same_event_id_wakes_nobody() -> 
     partition.remember_unlogged(np.array([partition.row_of(b"ann")]), np.array([5], dtype=np.uint64))
     partition.mark_applied(1, np.array([5], dtype=np.uint64))
     assert len(left) == 1
+
+
+async def test_one_user_cannot_fill_the_parking_lot() -> None:
+    left = Left()
+    parking, partition = parking_of(left)
+    mine = [waiting(5, deadline_ms=60_000, asked_ms=NOW_S * 1000) for _ in range(MAX_PARKED_PER_USER)]
+    for each in mine:
+        assert parking.refusal(each) is None
+        parking.add(each, partition)
+    assert parking.refusal(waiting(5)) == "100 requests of this user wait already, expected at most as many"
+    assert parking.refusal(dataclasses.replace(waiting(5), user=b"bob")) is None
+    partition.mark_applied(5)
+    assert [len(leaving) for leaving, _ in left] == [MAX_PARKED_PER_USER]
+    assert parking.refusal(waiting(6)) is None
+    parking.clear()
+
+
+async def test_the_records_of_requests_that_wait_take_a_bounded_number_of_bytes() -> None:
+    parking, partition = parking_of(Left())
+    large = dataclasses.replace(
+        waiting(5, deadline_ms=60_000, asked_ms=NOW_S * 1000), size_bytes=MAX_PARKED_BYTES
+    )
+    parking.add(large, partition)
+    small = dataclasses.replace(waiting(5), user=b"bob", size_bytes=1)
+    assert parking.refusal(small) == "requests of 64 MB wait already, expected at most 64"
+    parking.clear()
+    assert parking.refusal(small) is None
+
+
+async def test_requests_that_expire_at_the_same_time_leave_together() -> None:
+    left = Left()
+    parking, partition = parking_of(left)
+    for number in range(500):
+        parking.add(dataclasses.replace(waiting(5), user=str(number).encode()), partition)
+    async with asyncio.timeout(20):
+        while sum(len(leaving) for leaving, _ in left) < 500:
+            await asyncio.sleep(0)
+    assert len(left) < 50
+    assert (len(parking), parking.refusal(waiting(5))) == (0, None)

@@ -617,7 +617,7 @@ async def test_an_event_that_does_not_come_lets_the_request_expire(worker: Asked
     response = worker.responses()["r1"]
     assert response.status == "expired"
     assert response.error is not None
-    assert response.error.message == "after_event_id: 'lost' was not applied within 30 ms"
+    assert response.error.message.startswith("after_event_id: 'lost' was not seen within 30 ms")
     await until(lambda: batch in worker.consumer.finished)
     assert worker.requests.parked == 0
 
@@ -1235,3 +1235,48 @@ async def test_a_request_whose_click_is_gone_again_when_it_is_looked_at_is_left_
     await asyncio.sleep(0)
     assert worker.responses().keys() == {"bad"}
     assert not batch.finished
+
+
+# What a batch may take
+
+DEAR = {"limit": 1_000, "diversity": 1.0, "explain": True, "exclude_seen": False}
+
+
+async def test_a_batch_of_dear_requests_lets_everything_else_run_between_its_parts(worker: Asked) -> None:
+    await worker.apply(worker.click("ann", "dark roast"))
+    passes = 0
+
+    async def count() -> None:
+        nonlocal passes
+        while True:
+            passes += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    names = [f"r{number}" for number in range(40)]
+    await worker.ask(*(worker.request("ann", name, deadline_ms=60_000, **DEAR) for name in names))
+    counting.cancel()
+    assert {name: response.status for name, response in worker.responses().items()} == dict.fromkeys(
+        names, "ok"
+    )
+    assert passes >= len(names)
+
+
+async def test_a_request_that_waits_keeps_no_record(worker: Asked) -> None:
+    batch = await worker.ask(*(worker.request(f"user {n}", f"r{n}", after=after(0)) for n in range(3)))
+    assert (worker.requests.parked, batch.records) == (3, ())
+    await worker.apply(worker.click("ann", "dark roast"))
+    await until(lambda: len(worker.responses()) == 3)
+    await until(lambda: batch in worker.consumer.finished)
+
+
+async def test_a_user_with_a_hundred_requests_that_wait_is_told_so_and_others_wait_beside(
+    worker: Asked,
+) -> None:
+    mine = (worker.request("ann", f"r{n}", after=after(0)) for n in range(101))
+    await worker.ask(*mine, worker.request("bob", "other", after=after(0)))
+    (refused,) = worker.responses().values()
+    assert refused.error is not None
+    assert (refused.status, refused.error.code) == ("rejected", "overloaded")
+    assert "of this user" in refused.error.message
+    assert worker.requests.parked == 101
