@@ -15,11 +15,13 @@ import structlog
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
+from prometheus_client import Histogram
 
 log = structlog.get_logger(__name__)
 
 STALL_S: Final = 30.0
 _BEAT_S: Final = 1.0
+_LOOK_S: Final = 0.02
 _ANSWER_S: Final = 5.0
 _PATIENCE_S: Final = 600.0
 EXIT_STALLED: Final = 70  # EX_SOFTWARE
@@ -27,6 +29,15 @@ EXIT_STALLED: Final = 70  # EX_SOFTWARE
 
 TO_READ: Final = "records to read"
 TO_COMMIT: Final = "finished records to commit"
+
+
+async def time_the_loop(delay: Histogram) -> None:
+    """Observe by how many seconds the event loop is late, every 20 ms, forever."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + _LOOK_S
+        await asyncio.sleep(_LOOK_S)
+        delay.observe(max(loop.time() - due_s, 0.0))
 
 
 class Progress(NamedTuple):

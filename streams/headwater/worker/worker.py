@@ -29,7 +29,7 @@ from headwater.settings import Settings
 from headwater.worker import membership
 from headwater.worker.roles import CatalogRole, Common, InterestsRole, Role
 from headwater.worker.status import Status, keep_counting_items
-from headwater.worker.watchdog import Watchdog, ask_every_broker
+from headwater.worker.watchdog import Watchdog, ask_every_broker, time_the_loop
 from headwater.worker.web.routes import Web
 
 log = structlog.get_logger(__name__)
@@ -114,6 +114,7 @@ class Worker:
         clock = status.clock = BrokerClock(producer, names.trends)
         await clock.measure()  # before the first request
         self.background.start(clock.run())
+        self.background.start(time_the_loop(self.metrics.loop_delay_seconds))
         dead_letters = DeadLetters(producer, names.dead_letters, self.metrics)
         common = Common(
             settings,

@@ -1,6 +1,7 @@
 """Nothing hangs in silence: seen with a clock in the test's hands."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,8 +9,17 @@ from typing import Any, cast
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
+from headwater.metrics import Metrics
 from headwater.worker import watchdog
-from headwater.worker.watchdog import EXIT_STALLED, STALL_S, TO_COMMIT, Progress, Watchdog, ask_every_broker
+from headwater.worker.watchdog import (
+    EXIT_STALLED,
+    STALL_S,
+    TO_COMMIT,
+    Progress,
+    Watchdog,
+    ask_every_broker,
+    time_the_loop,
+)
 from tests.support.interests_worker import until
 
 
@@ -221,3 +231,15 @@ async def test_every_broker_of_the_cluster_is_asked_and_has_to_answer() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await ask_every_broker(cast(Any, Brokers(silent=2)))
+
+
+async def test_a_loop_that_stood_is_seen_in_the_metric() -> None:
+    metrics = Metrics()
+    timing = asyncio.ensure_future(time_the_loop(metrics.loop_delay_seconds))
+    await asyncio.sleep(0.05)
+    time.sleep(0.15)  # noqa: ASYNC251 - this is what is measured
+    await asyncio.sleep(0.05)
+    timing.cancel()
+    (family,) = metrics.loop_delay_seconds.collect()
+    total = {sample.name.rpartition("_")[2]: sample.value for sample in family.samples}
+    assert total["sum"] >= 0.1
