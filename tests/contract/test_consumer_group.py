@@ -1,8 +1,9 @@
-"""The contract of a consumer group on Apache Kafka, with the fast client and with the plain one."""
+"""The contract of a consumer group on Apache Kafka: by Faust with the fast client and the plain one, and by aiokafka alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -14,12 +15,13 @@ from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.faust_group import FaustGroup
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.settings import Settings
+from tests.support.plain_group import PlainGroup
 from tests.support.plain_topics import create_topics
 
 LONG_S = 60.0
 PARTITIONS = 2
 
-Join = Callable[..., Awaitable["Member"]]
+GroupOf = Callable[[str, Settings], ConsumerGroup]
 
 
 class Member:
@@ -53,9 +55,13 @@ class Member:
             self.events.append(f"revoked {len(tps)}")
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "plain"])
-def fast(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+@pytest.fixture(
+    params=[FaustGroup, partial(FaustGroup, fast=False), partial(PlainGroup, fast=False)],
+    ids=["faust, fast client", "faust, plain client", "aiokafka alone"],
+)
+def group_of(request: pytest.FixtureRequest) -> GroupOf:
+    made: GroupOf = request.param
+    return made
 
 
 @pytest.fixture
@@ -76,8 +82,8 @@ async def topic(quick: Settings) -> str:
 
 
 @asynccontextmanager
-async def joined(settings: Settings, topic: str, fast: bool) -> AsyncIterator[Member]:
-    group = FaustGroup(f"{settings.topic_prefix}group", settings, fast=fast)
+async def joined(settings: Settings, topic: str, group_of: GroupOf) -> AsyncIterator[Member]:
+    group = group_of(f"{settings.topic_prefix}group", settings)
     member = Member(group, topic)
     await group.join()
     try:
@@ -133,9 +139,9 @@ async def committed(settings: Settings, topic: str) -> list[int]:
 
 
 async def test_every_record_is_handled_once_in_order_and_committed_when_finished(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
-    async with joined(quick, topic, fast) as member:
+    async with joined(quick, topic, group_of) as member:
         for count in (50, 1):
             await publish(quick, topic, count)
         await until(lambda: len(member.seen) == 51 * PARTITIONS)
@@ -151,29 +157,29 @@ async def test_every_record_is_handled_once_in_order_and_committed_when_finished
 
 
 async def test_what_is_not_finished_is_not_committed_and_the_next_member_reads_it(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
     await publish(quick, topic, 3)
-    async with joined(quick, topic, fast) as member:
+    async with joined(quick, topic, group_of) as member:
         await until(lambda: len(member.seen) == 3 * PARTITIONS)
         member.finishes = False
         await publish(quick, topic, 2)
         await until(lambda: len(member.seen) == 5 * PARTITIONS)
     assert await committed(quick, topic) == [3] * PARTITIONS
-    async with joined(quick, topic, fast) as successor:
+    async with joined(quick, topic, group_of) as successor:
         await until(lambda: len(successor.seen) == 2 * PARTITIONS)
         assert sorted(successor.seen) == [(n, offset) for n in range(PARTITIONS) for offset in (3, 4)]
 
 
 async def test_one_batch_of_a_partition_is_in_hand_until_it_is_released(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
     held: list[Batch] = []
 
     async def hold(batch: Batch) -> None:
         held.append(batch)
 
-    group = FaustGroup(f"{quick.topic_prefix}group", quick, fast=fast)
+    group = group_of(f"{quick.topic_prefix}group", quick)
     group.handle(topic, hold)
     await group.join()
     try:
@@ -196,12 +202,12 @@ async def test_one_batch_of_a_partition_is_in_hand_until_it_is_released(
 
 
 async def test_a_second_member_takes_over_what_the_first_one_gives_up(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
-    async with joined(quick, topic, fast) as first:
+    async with joined(quick, topic, group_of) as first:
         await publish(quick, topic, 5)
         await until(lambda: len(first.seen) == 5 * PARTITIONS)
-        async with joined(quick, topic, fast) as second:
+        async with joined(quick, topic, group_of) as second:
             await until(lambda: len(first.group.assignment()) == len(second.group.assignment()) == 1)
             await publish(quick, topic, 5)
             await until(lambda: len(first.seen) + len(second.seen) >= 10 * PARTITIONS)
@@ -221,12 +227,12 @@ async def test_a_second_member_takes_over_what_the_first_one_gives_up(
     ],
 )
 async def test_what_a_handler_raises_fails_the_group_and_commits_nothing(
-    quick: Settings, topic: str, fast: bool, error: Exception, reason: str
+    quick: Settings, topic: str, group_of: GroupOf, error: Exception, reason: str
 ) -> None:
     async def fail(batch: Batch) -> None:
         raise error
 
-    group = FaustGroup(f"{quick.topic_prefix}group", quick, fast=fast)
+    group = group_of(f"{quick.topic_prefix}group", quick)
     group.handle(topic, fail)
     await group.join()
     try:
@@ -239,7 +245,7 @@ async def test_what_a_handler_raises_fails_the_group_and_commits_nothing(
 
 
 async def test_a_batch_whose_partition_is_lost_is_dropped_without_failing(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
     lost: list[Batch] = []
 
@@ -247,7 +253,7 @@ async def test_a_batch_whose_partition_is_lost_is_dropped_without_failing(
         lost.append(batch)
         raise PartitionLost
 
-    group = FaustGroup(f"{quick.topic_prefix}group", quick, fast=fast)
+    group = group_of(f"{quick.topic_prefix}group", quick)
     group.handle(topic, lose)
     await group.join()
     try:
@@ -260,10 +266,10 @@ async def test_a_batch_whose_partition_is_lost_is_dropped_without_failing(
 
 
 async def test_aborted_records_are_not_handled_and_a_group_passes_the_markers_of_transactions(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
     tp = TopicPartition(topic, 0)
-    async with joined(quick, topic, fast) as member, transactions(quick, topic) as producer:
+    async with joined(quick, topic, group_of) as member, transactions(quick, topic) as producer:
         async with producer.transaction():
             await producer.send_and_wait(topic, b"0", partition=0)  # and the marker at offset 1
         await producer.begin_transaction()
@@ -276,10 +282,10 @@ async def test_aborted_records_are_not_handled_and_a_group_passes_the_markers_of
 
 
 async def test_an_open_transaction_holds_back_what_is_behind_it_and_is_no_lag(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
     tp = TopicPartition(topic, 0)
-    async with joined(quick, topic, fast) as member, transactions(quick, topic) as producer:
+    async with joined(quick, topic, group_of) as member, transactions(quick, topic) as producer:
         await publish(quick, topic, 2)
         await until(lambda: len(member.seen) == 2 * PARTITIONS)
         await producer.begin_transaction()
@@ -297,14 +303,14 @@ async def test_an_open_transaction_holds_back_what_is_behind_it_and_is_no_lag(
 
 @pytest.mark.parametrize("start", [7, 9], ids=["some are left", "all are gone"])
 async def test_what_was_deleted_before_it_was_read_is_told_and_passed(
-    quick: Settings, topic: str, fast: bool, start: int
+    quick: Settings, topic: str, group_of: GroupOf, start: int
 ) -> None:
     await publish(quick, topic, 3)
-    async with joined(quick, topic, fast) as member:
+    async with joined(quick, topic, group_of) as member:
         await until(lambda: len(member.seen) == 3 * PARTITIONS)
     await publish(quick, topic, 6)
     await delete_before(quick, topic, start)
-    async with joined(quick, topic, fast) as member:
+    async with joined(quick, topic, group_of) as member:
         tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
         await until(lambda: all(member.group.position(tp).committed == 9 for tp in tps))
         assert all(member.group.position(tp)[:2] == (9, 9) for tp in tps)
@@ -315,9 +321,9 @@ async def test_what_was_deleted_before_it_was_read_is_told_and_passed(
 
 
 async def test_what_is_deleted_while_a_partition_waits_is_told_when_it_goes_on(
-    quick: Settings, topic: str, fast: bool
+    quick: Settings, topic: str, group_of: GroupOf
 ) -> None:
-    async with joined(quick, topic, fast) as member:
+    async with joined(quick, topic, group_of) as member:
         member.finishes = False
         await publish(quick, topic, 1)
         await until(lambda: len(member.seen) == PARTITIONS)
