@@ -28,7 +28,6 @@ from tests.bench.patched_echo import ALL_ON, WITHOUT
 from tests.bench.processes import BenchError
 from tests.bench.system import System
 
-CYCLES = 8
 _IDLE_PAIRS, _STEADY_PAIRS = 80, 40
 _STEADY_PER_S, _BACKLOG = 2_000, 30_000
 _PAUSE_S = 0.002
@@ -143,7 +142,7 @@ async def measure(system: System, loads: Sequence[str] = ("backlog", "idle", "st
         async with _echo(system, prefix, partitions) as server:
             await _block(server, client, ALL_ON, loads)  # warm-up
             blocks.append((ALL_ON, await _block(server, client, ALL_ON, loads)))
-            for cycle in range(CYCLES):
+            for cycle in range(system.scale.patch_cycles):
                 names = [name for name in WITHOUT if name != ALL_ON]
                 random.Random(cycle).shuffle(names)
                 for name in names:

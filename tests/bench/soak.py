@@ -1,7 +1,8 @@
 """An hour of clicks, requests and catalog changes with users and items that come and go: what grows, and what is lost.
 
 The worker runs under `census.py`, so that what grows has a name. `soak_load.py` says what is published. Everything is
-written to a folder while it goes on: `samples.jsonl`, `census.jsonl`; and at the end `soak.json` and `soak.png`.
+written to a folder while it goes on: `samples.jsonl`, `census.jsonl`; and at the end `soak.json` and `soak.png`. A
+file `stop` in that folder ends it early.
 """
 
 import asyncio
@@ -81,7 +82,7 @@ async def measure(system: System) -> None:
     }
     grown = _grown(census, samples[0]["at"] + warm_s)
     outcome = {
-        "minutes": system.soak_minutes,
+        "minutes": round(samples[-1]["elapsed_s"] / 60, 1),
         "per_s": {"clicks": CLICKS_PER_S, "requests": REQUESTS_PER_S, "catalog changes": CHANGES_PER_S},
         "warm_up_s": warm_s,
         "slopes_per_h": {name: found and found._asdict() for name, found in slopes.items()},
@@ -152,6 +153,8 @@ async def _soaked(
                 out.write(json.dumps(samples[-1]) + "\n")
                 out.flush()
                 await asyncio.wait({publishing}, timeout=SAMPLE_S)
+                if (folder / "stop").exists():
+                    given.end()
         await publishing
     finally:
         publishing.cancel()

@@ -170,7 +170,7 @@ class Load:
             "click": _roulette(self._rng, _CLICK_KINDS),
             "request": _roulette(self._rng, _REQUEST_KINDS),
         }
-        self._count = 0
+        self._count, self._is_over = 0, False
         self._asked: dict[str, _Asked] = {}
         self._recent: deque[Click] = deque(maxlen=1_000)
         self._places: deque[tuple[str, Position]] = deque(maxlen=200)
@@ -211,7 +211,7 @@ class Load:
     async def run(self, seconds: float) -> None:
         """At the rates above for so long. Raises what the reading of answers raised."""
         started, done = time.monotonic(), Counter[str]()
-        while (elapsed := time.monotonic() - started) < seconds:
+        while (elapsed := time.monotonic() - started) < seconds and not self._is_over:
             self._users.move(elapsed)
             for number in self._items.move(elapsed):
                 await self._put(number, 0)
@@ -231,6 +231,10 @@ class Load:
                 self._reading.result()
             await asyncio.sleep(_TICK_S)
         await self._producer.flush()
+
+    def end(self) -> None:
+        """Have :meth:`run` come to its end now."""
+        self._is_over = True
 
     async def _click(self) -> None:
         kind, user, now_ms = next(self._kinds["click"]), self._user(), int(time.time() * 1000)

@@ -28,6 +28,7 @@ class Scale:
     backlog: int  # clicks
     backlogs: int  # times
     grown_clicks: int
+    patch_cycles: int
 
 
 FULL = Scale(
@@ -41,6 +42,7 @@ FULL = Scale(
     backlog=400_000,
     backlogs=3,
     grown_clicks=300_000,
+    patch_cycles=8,
 )
 QUICK = Scale(
     items=20_000,
@@ -53,6 +55,7 @@ QUICK = Scale(
     backlog=200_000,
     backlogs=1,
     grown_clicks=80_000,
+    patch_cycles=1,
 )
 
 
