@@ -1,8 +1,8 @@
 """Run files: how another terminal finds a running system, from any folder and with no settings.
 
 `up` and `demo` announce themselves with one file each in a folder of the user: `$XDG_STATE_HOME/headwater/running`,
-by default `~/.local/state/headwater/running`. That folder belongs to the user alone (mode 0700). A file in the working
-directory is never read, since somebody else may have put it there.
+by default `~/.local/state/headwater/running`. That folder belongs to the user alone (mode 0700), and so do the files in it
+(mode 0600). A file in the working directory is never read, since somebody else may have put it there.
 
 A file counts while its process lives. The pid is stored with the start time of the process, because pids are reused.
 """
@@ -19,10 +19,11 @@ import msgspec
 from headwater.settings import PREFIX, Settings, SettingsError
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A running system. It holds no secret: passwords are set in each terminal."""
+    """A running system. Its one secret is the token of its own worker: passwords are set in each terminal."""
 
     pid: int
     pid_started: int  # the kernel's start time of the process, in clock ticks since boot; 0 = not known
@@ -33,12 +34,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     topic_prefix: str
     partitions: int
     catalog_partitions: int
-    web: str | None  # http://host:port
+    web: str | None  # http://host:port of the probes
+    admin: str | None = None  # http://host:port of users' data
+    admin_token: str | None = None
     bundle: str | None  # a folder
     bundle_id: str | None
     qdrant_url: str | None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"process {self.pid} in {self.started_in} (broker {self.bootstrap_servers})"
 
 
@@ -69,7 +72,12 @@ def registries() -> list[Path]:
 
 @contextmanager
 def announced(
-    settings: Settings, *, embedded_broker: bool = False, web: str | None = None, bundle_id: str | None = None
+    settings: Settings,
+    *,
+    embedded_broker: bool = False,
+    web: str | None = None,
+    admin: str | None = None,
+    bundle_id: str | None = None,
 ) -> Iterator[Run]:
     """Announce this process while the block runs. `settings` are those that it runs with.
 
@@ -77,7 +85,7 @@ def announced(
         SettingsError: another process runs with the same data folder, or the registry cannot be written.
     """
     refuse_second(settings)
-    run = this_process(settings, embedded_broker=embedded_broker, web=web, bundle_id=bundle_id)
+    run = this_process(settings, embedded_broker=embedded_broker, web=web, admin=admin, bundle_id=bundle_id)
     path = _write(run)
     try:
         yield run
@@ -87,7 +95,12 @@ def announced(
 
 
 def this_process(
-    settings: Settings, *, embedded_broker: bool = False, web: str | None = None, bundle_id: str | None = None
+    settings: Settings,
+    *,
+    embedded_broker: bool = False,
+    web: str | None = None,
+    admin: str | None = None,
+    bundle_id: str | None = None,
 ) -> Run:
     """What the run file of this process says."""
     return Run(
@@ -101,6 +114,8 @@ def this_process(
         partitions=settings.partitions,
         catalog_partitions=settings.catalog_partitions,
         web=web,
+        admin=admin,
+        admin_token=settings.admin_token.get_secret_value() if admin and settings.admin_token else None,
         bundle=str(settings.bundle.resolve()) if settings.bundle else None,
         bundle_id=bundle_id,
         qdrant_url=settings.qdrant_url,
@@ -191,6 +206,8 @@ def _write(run: Run) -> Path:
             if not _is_ours_alone(folder, stat.S_ISDIR):
                 raise PermissionError(f"{folder} belongs to another user, or others may write to it")
             _forget_the_dead(folder)
+            draft.unlink(missing_ok=True)
+            draft.touch(mode=0o600, exist_ok=False)
             draft.write_bytes(msgspec.json.format(msgspec.json.encode(run)) + b"\n")
             draft.replace(path)
         except OSError as error:
@@ -210,7 +227,7 @@ def _forget_the_dead(folder: Path) -> None:
 
 
 def _read(path: Path) -> Run | None:
-    if not _is_ours_alone(path, stat.S_ISREG):
+    if not _is_ours_alone(path, stat.S_ISREG, _OTHERS):
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=Run)
@@ -218,13 +235,13 @@ def _read(path: Path) -> Run | None:
         return None
 
 
-def _is_ours_alone(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """Whether `path` is of that kind and no link, belongs to this user, and cannot be written by others."""
+def _is_ours_alone(path: Path, is_kind: Callable[[int], bool], forbidden: int = _OTHERS_WRITE) -> bool:
+    """Whether `path` is of that kind and no link, belongs to this user, and gives others no ``forbidden`` right."""
     try:
         found = path.lstat()
     except OSError:
         return False
-    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE
+    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & forbidden
 
 
 def _lives(run: Run) -> bool:

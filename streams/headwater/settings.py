@@ -10,6 +10,7 @@ The environment wins over the file. The file is `headwater.toml` in the working 
 import difflib
 import os
 import re
+import secrets
 import ssl
 import tempfile
 import tomllib
@@ -31,6 +32,7 @@ from headwater.errors import HeadwaterError
 
 PREFIX = "HEADWATER_"
 LOCAL_BROKER = "127.0.0.1:9092"
+MIN_TOKEN = 16
 
 
 def _starter_bundle() -> Path:
@@ -134,7 +136,13 @@ class Settings(BaseSettings):
 
     # Web and logs
     web_host: str = "127.0.0.1"
-    web_port: int = Field(default=0, ge=0, le=65_535, description="0 = any free port")
+    web_port: int = Field(default=0, ge=0, le=65_535, description="of the probes; 0 = any free port")
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=0, ge=0, le=65_535, description="of users' data; 0 = any free port")
+    admin_token: SecretStr | None = Field(
+        default=None,
+        description="what `/users/{id}` and `/items` ask for; none = a worker does not serve them",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
 
@@ -218,6 +226,14 @@ class Settings(BaseSettings):
             raise ValueError("printable ASCII characters, without a line break at the end")
         return value
 
+    @field_validator("admin_token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        token = value.get_secret_value() if value is not None else "x" * MIN_TOKEN
+        if len(token) < MIN_TOKEN or not re.fullmatch(r"[!-~]*", token):
+            raise ValueError(f"at least {MIN_TOKEN} printable ASCII characters without spaces")
+        return value
+
     @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
     @classmethod
     def _file(cls, value: Path | None) -> Path | None:
@@ -278,6 +294,12 @@ class Settings(BaseSettings):
     def catalog_group(self) -> str:
         """The consumer group of the catalog."""
         return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-catalog"
+
+    def with_admin_token(self) -> Self:
+        """The same with a token, made up where none is set."""
+        if self.admin_token is not None:
+            return self
+        return self.model_copy(update={"admin_token": SecretStr(secrets.token_urlsafe(24))})
 
     def make_data_dir(self) -> None:
         """Make `data_dir`, or find it there. Raises SettingsError if it cannot be made or written to."""
@@ -372,7 +394,7 @@ def _complaints(error: ValidationError, fields: list[str]) -> Iterator[str]:
             yield f"{field} is no setting: expected {near[0] if near else 'one of ' + ', '.join(fields)}"
             continue
         value = found["input"]
-        secret = isinstance(value, SecretStr) or field.endswith(("password", "api_key"))
+        secret = isinstance(value, SecretStr) or field.endswith(("password", "api_key", "token"))
         shown = (
             "not shown"
             if secret

@@ -1,10 +1,14 @@
 """A worker that cannot work says why, in one sentence with the remedy, and ends with an exit code that is not 0."""
 
 import asyncio
+import json
 import shutil
 import subprocess
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from headwater.kafka import topics
 from headwater.settings import STARTER_BUNDLE, Settings
@@ -53,6 +57,19 @@ async def test_what_deviates_with_the_topics_is_told_at_the_start_and_by_the_wor
     assert any(
         "topic_deviates" in line and "retention.ms" in line for line in worker.log.read_text().splitlines()
     )
+
+
+async def test_users_data_is_off_unless_asked_for(
+    own_topics: Settings, new_worker: Callable[..., WorkerProcess]
+) -> None:
+    worker = new_worker("interests", admin_token="")
+    await asyncio.to_thread(worker.start)
+    assert json.loads(worker._get("/readyz"))["ready"] is True
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        worker._get("/users/ann")
+    assert refused.value.code == 404
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        worker._get("/users/ann", worker._admin_port)
 
 
 async def test_a_group_that_does_not_take_the_worker_ends_it(

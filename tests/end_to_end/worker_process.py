@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -46,7 +47,8 @@ class WorkerProcess:
             str, ...
         ] = ()  # a command that becomes the worker, after what it does to its surroundings
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = 0
+        self._port = self._admin_port = 0
+        self._token = secrets.token_hex(16)
         self.module = "headwater.commands.main"
         self._may_end = False
 
@@ -73,9 +75,15 @@ class WorkerProcess:
         """Start, and return at once."""
         assert self._process is None, "it runs already"
         self.home.mkdir(parents=True, exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0)) as held:
-            self._port = int(held.getsockname()[1])
-        given = {"data_dir": self.home / "data", "session_timeout_s": SESSION_TIMEOUT_S, **self.settings}
+        with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as other:
+            self._port, self._admin_port = int(held.getsockname()[1]), int(other.getsockname()[1])
+        admin = {"admin_port": self._admin_port, "admin_token": self._token}
+        given = {
+            **admin,
+            "data_dir": self.home / "data",
+            "session_timeout_s": SESSION_TIMEOUT_S,
+            **self.settings,
+        }
         with self.log.open("ab") as log:
             self._may_end = False
             self._process = subprocess.Popen(
@@ -162,7 +170,7 @@ class WorkerProcess:
 
     def user(self, user_id: str) -> dict[str, Any] | None:
         try:
-            return dict(json.loads(self._get(f"/users/{user_id}")))
+            return dict(json.loads(self._get(f"/users/{user_id}", self._admin_port)))
         except urllib.error.HTTPError as error:
             with error:
                 if error.code != 404:
@@ -196,8 +204,10 @@ class WorkerProcess:
     def last_words(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
-    def _get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10) as response:
+    def _get(self, path: str, port: int | None = None) -> str:
+        asked = urllib.request.Request(f"http://127.0.0.1:{port or self._port}{path}")
+        asked.add_header("Authorization", f"Bearer {self._token}")
+        with urllib.request.urlopen(asked, timeout=10) as response:
             return str(response.read().decode())
 
 

@@ -127,6 +127,24 @@ def test_a_registry_that_others_can_write_to_is_not_trusted(tmp_path: Path, regi
         assert run_file.running() == []
 
 
+def test_the_token_of_a_worker_is_for_this_user_alone(tmp_path: Path, registry: Path) -> None:
+    up = _settings(tmp_path).with_admin_token()
+    assert up.admin_token is not None
+    token = up.admin_token.get_secret_value()
+    old_mask = os.umask(0)
+    try:
+        with run_file.announced(up, admin="http://127.0.0.1:8081") as run:
+            (path,) = registry.iterdir()
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert run_file.read(up) == run
+            assert (run.admin, run.admin_token) == ("http://127.0.0.1:8081", token)
+            assert token not in repr(run) + str(run)
+            path.chmod(0o640)
+            assert run_file.running() == []
+    finally:
+        os.umask(old_mask)
+
+
 def test_a_file_that_others_can_write_to_or_a_link_is_not_trusted(tmp_path: Path, registry: Path) -> None:
     with run_file.announced(_settings(tmp_path)):
         (path,) = registry.iterdir()
@@ -194,6 +212,7 @@ def _write(settings: Settings, **changes: object) -> tuple[Path, Run]:
     changed = msgspec.structs.replace(run_file.this_process(settings), **changes)
     path = run_file.registries()[0] / f"{changed.pid}-test.json"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
     path.write_bytes(msgspec.json.encode(changed))
     return path, changed
 

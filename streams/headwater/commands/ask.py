@@ -18,13 +18,13 @@ from headwater.commands.terminal import (
     NoAnswer,
     Rejected,
     UsageError,
+    data_door,
     http_get,
+    required_data_door,
     run_async,
     running_settings,
-    running_web,
     say,
     stdout,
-    web_address,
 )
 from headwater.messages import (
     ACTIONS,
@@ -218,11 +218,12 @@ def _answer_table(found: Sequence[answer_words.Row], *, explain: bool) -> "Table
 
 def _titles(settings: "Settings", item_ids: Sequence[str]) -> dict[str, str]:
     """Titles by item id, as far as a worker on this machine tells them."""
-    address = running_web(settings)
     titles: dict[str, str] = {}
-    for query in _queries(item_ids) if address else ():
+    if (door := data_door(settings)) is None:
+        return titles
+    for query in _queries(item_ids):
         try:
-            status, body = http_get(str(address), f"/items?{query}")
+            status, body = http_get(door.address, f"/items?{query}", door.token)
         except NoAnswer:
             break
         if status != 200:
@@ -313,7 +314,13 @@ def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
     json
         Print it as JSON.
     """
-    status, body = http_get(web_address(running_settings()), f"/users/{quote(user, safe='')}")
+    door = required_data_door(running_settings())
+    status, body = http_get(door.address, f"/users/{quote(user, safe='')}", door.token)
+    if status == 401:
+        raise CommandError(
+            f"the worker at {door.address} refused the token: expected HEADWATER_ADMIN_TOKEN to be the one that it was "
+            "started with"
+        )
     if status != 200:
         raise CommandError(
             f"no user {user} at the worker that was asked: expected one with events in a partition of that worker; "

@@ -106,10 +106,12 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
     folder = run_file.demo_dir(settings)
     settings.model_copy(update={"data_dir": folder}).make_data_dir()
     with EmbeddedBroker(folder) as broker:
-        own = settings.model_copy(
+        admin_port = settings.admin_port or worker_process.free_port(settings.admin_host)
+        own = settings.with_admin_token().model_copy(
             update={
                 "data_dir": folder,
                 "kafka_bootstrap_servers": broker.bootstrap_servers,
+                "admin_port": admin_port,
                 **IN_PROCESS,
             }
         )
@@ -126,7 +128,10 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
                 seconds["data"] = time.monotonic() - started
                 health = await worker_process.ready(web)
                 await _publish(own, progress, catalog, history, shift_ms, web, seconds)
-            with run_file.announced(own, embedded_broker=True, web=web, bundle_id=health["bundle"]):
+            admin = f"http://{own.admin_host}:{admin_port}"
+            with run_file.announced(
+                own, embedded_broker=True, web=web, admin=admin, bundle_id=health["bundle"]
+            ):
                 async with Client(own) as client:
                     titles = dict(zip(catalog["item_id"], catalog["title"], strict=True))
                     shown, measured = await _replay(client, console, titles, live, web)

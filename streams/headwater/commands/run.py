@@ -58,7 +58,7 @@ def up(
     kafka_port
         Of the embedded broker; default: 9092, or any free port if that is taken.
     web_port
-        Of /healthz, /metrics and /users; default: HEADWATER_WEB_PORT, else any free port.
+        Of /healthz, /readyz and /metrics; default: HEADWATER_WEB_PORT, else any free port.
     bundle
         The encoders' folder; default: HEADWATER_BUNDLE, else the shipped starter.
     data_dir
@@ -72,6 +72,7 @@ def up(
     options = {"web_port": web_port, "bundle": bundle, "data_dir": data_dir, "topic_prefix": prefix}
     # First: a wrong setting is told before anything heavy is imported.
     settings = Settings.load(**{name: value for name, value in options.items() if value is not None})
+    settings = settings.with_admin_token()  # other terminals of this user find it in the run file
     is_embedded = not settings.kafka_bootstrap_servers
     if not is_embedded and (keep or kafka_port is not None):
         raise UsageError(
@@ -101,9 +102,13 @@ def up(
             where = f"embedded broker ({memory})"
 
         async def alongside(worker: Worker) -> None:
-            web = f"http://{worker.web_address}"
+            web, admin = f"http://{worker.web_address}", f"http://{worker.admin_address}"
             with run_file.announced(
-                settings, embedded_broker=is_embedded, web=web, bundle_id=worker.status.bundle_id
+                settings,
+                embedded_broker=is_embedded,
+                web=web,
+                admin=admin,
+                bundle_id=worker.status.bundle_id,
             ):
                 await worker.status.ready.wait()
                 say(f"ready: {web}/metrics, bundle {worker.status.bundle_id}; Ctrl-C stops it")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Coroutine
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from cyclopts import Parameter
 
@@ -180,22 +180,44 @@ def running_web(settings: "Settings") -> str | None:
     return f"127.0.0.1:{settings.web_port}" if settings.web_port else None
 
 
-def web_address(settings: "Settings") -> str:
-    """host:port of the running worker's HTTP server.
+class DataDoor(NamedTuple):
+    """Where a worker tells of users and items, and the token that it asks for."""
+
+    address: str  # host:port
+    token: str
+
+    def __repr__(self) -> str:
+        return f"DataDoor({self.address})"
+
+
+def data_door(settings: "Settings") -> DataDoor | None:
+    """The door to the data of the running worker; None where it is not known."""
+    from headwater import run_file
+
+    run = run_file.read(settings)
+    if run is not None and run.admin and run.admin_token:
+        return DataDoor(run.admin.removeprefix("http://"), run.admin_token)
+    if settings.admin_port and settings.admin_token is not None:
+        return DataDoor(f"127.0.0.1:{settings.admin_port}", settings.admin_token.get_secret_value())
+    return None
+
+
+def required_data_door(settings: "Settings") -> DataDoor:
+    """The door to the data of the running worker.
 
     Raises:
-        NoAnswer: no worker is known on this machine.
+        NoAnswer: no worker that tells of users is known on this machine.
     """
-    if (address := running_web(settings)) is None:
+    if (door := data_door(settings)) is None:
         raise NoAnswer(
-            "no running worker is known here: start one with `headwater up`, or set HEADWATER_WEB_PORT to the port "
-            "of a worker on this machine"
+            "no running worker that tells of users is known here: start one with `headwater up`, or set "
+            "HEADWATER_ADMIN_PORT and HEADWATER_ADMIN_TOKEN to those of a worker on this machine"
         )
-    return address
+    return door
 
 
-def http_get(address: str, path: str) -> tuple[int, bytes]:
-    """Status and body of a GET from the worker at ``address`` (host:port).
+def http_get(address: str, path: str, token: str | None = None) -> tuple[int, bytes]:
+    """Status and body of a GET from the worker at ``address`` (host:port), which may ask for a token.
 
     Raises:
         NoAnswer: nothing answers there within ten seconds.
@@ -204,7 +226,7 @@ def http_get(address: str, path: str) -> tuple[int, bytes]:
 
     connection = HTTPConnection(address, timeout=_WORKER_TIMEOUT_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, HTTPException) as error:

@@ -39,7 +39,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     Raises OwnWorkerError, with the last line of that log.
     """
     log = settings.data_dir / "worker.log"
-    port = settings.web_port or _free_port(settings.web_host)
+    port = settings.web_port or free_port(settings.web_host)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment |= _as_environment(settings, port)
     command = dying_with_us([sys.executable, "-m", "headwater.commands.main", "worker", "--role", "all"])
@@ -159,11 +159,15 @@ def _as_environment(settings: Settings, port: int) -> dict[str, str]:
         "ENCODER_THREADS": settings.encoder_threads,
         "WEB_HOST": settings.web_host,
         "WEB_PORT": port,
+        "ADMIN_HOST": settings.admin_host,
+        "ADMIN_PORT": settings.admin_port,
+        "ADMIN_TOKEN": settings.admin_token.get_secret_value() if settings.admin_token is not None else "",
     }
     return {f"{PREFIX}{name}": str(value) for name, value in given.items() if str(value)}
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """A port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])

@@ -83,6 +83,22 @@ class Status:
             "index_away_s": round(self.catalog.path.index_away_s) if self.catalog is not None else None,
         }
 
+    def readiness(self) -> dict[str, Any]:
+        """The body of `/readyz`: whether the worker serves all partitions that it has, and what it still waits for."""
+        waits = []
+        if not all(group.is_assigned for group in self.groups):
+            waits.append("its partitions, from the broker")
+        elif not self.is_complete:
+            waits.append("the state of its partitions, which is being read")
+        elif not self.ready.is_set():
+            waits.append("its start to end")
+        if self.catalog is not None and self.catalog.path.index_away_s > 0:
+            waits.append("the index, which does not answer")
+        health = self.health()
+        if not health["ok"]:
+            waits.append(str(health["reason"]))
+        return {"ready": not waits, "waits_for": waits}
+
     def _clock_skew_s(self) -> float | None:
         skew_s = self.clock.skew_s if self.clock is not None else None
         return None if skew_s is None else round(skew_s, 3)

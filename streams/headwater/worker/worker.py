@@ -30,7 +30,7 @@ from headwater.worker import membership
 from headwater.worker.roles import CatalogRole, Common, InterestsRole, Role
 from headwater.worker.status import Status, keep_counting_items
 from headwater.worker.watchdog import Watchdog, ask_every_broker, time_the_loop
-from headwater.worker.web.routes import Web
+from headwater.worker.web import routes
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +57,8 @@ class Worker:
         self.status = Status(settings, role, self._failed)
         self.metrics = Metrics()
         self.observer = Observer()  # what the paths tell those who watch
-        self.web_address: str | None = None  # host:port, once it listens
+        self.web_address: str | None = None  # host:port of the probes, once it listens
+        self.admin_address: str | None = None  # and of users' data, where there is a token
 
     def fail(self, reason: str) -> None:
         """Make the worker stop. What is unfinished stays uncommitted."""
@@ -105,10 +106,16 @@ class Worker:
             log.warning("topic_deviates", **problem._asdict())
         status.deviations = [str(problem) for problem in problems]
         # First, so that /healthz tells how far the start has come.
-        web = Web(self.metrics, status.health, status.describe_user, status.describe_items)
-        await web.start(settings.web_host, settings.web_port)
-        self._stack.push_async_callback(web.stop)
-        self.web_address = web.address
+        probes = routes.probes(self.metrics, status.health, status.readiness)
+        await probes.start(settings.web_host, settings.web_port)
+        self._stack.push_async_callback(probes.stop)
+        self.web_address = probes.address
+        if settings.admin_token is not None:
+            token = settings.admin_token.get_secret_value()
+            data = routes.data(token, status.describe_user, status.describe_items)
+            await data.start(settings.admin_host, settings.admin_port)
+            self._stack.push_async_callback(data.stop)
+            self.admin_address = data.address
         names = Topics.named(settings.topic_prefix)
         producer = await self._stack.enter_async_context(started(producer_of(settings)))
         clock = status.clock = BrokerClock(producer, names.trends)

@@ -15,7 +15,7 @@ from headwater.commands.terminal import (
     command_line,
     exit_code_of,
     http_get,
-    web_address,
+    required_data_door,
 )
 from headwater.errors import HeadwaterError
 from headwater.kafka import topics
@@ -48,9 +48,13 @@ def test_a_worker_that_does_not_answer_is_told_with_its_address(unused_port: int
 
 
 def test_the_worker_is_the_one_on_the_port_that_is_set() -> None:
-    assert web_address(Settings(web_port=4711)) == "127.0.0.1:4711"
-    with pytest.raises(NoAnswer, match="no running worker is known here"):
-        web_address(Settings())
+    token = "x" * 16
+    door = required_data_door(Settings(admin_port=4711, admin_token=token))  # type: ignore[arg-type]
+    assert door == ("127.0.0.1:4711", token)
+    assert token not in repr(door)
+    for unknown in (Settings(), Settings(admin_port=4711), Settings(admin_token=token)):  # type: ignore[arg-type]
+        with pytest.raises(NoAnswer, match="no running worker that tells of users is known here"):
+            required_data_door(unknown)
 
 
 def test_the_command_line_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:

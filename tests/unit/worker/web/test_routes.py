@@ -8,15 +8,20 @@ import msgspec
 import pytest
 
 from headwater.metrics import Metrics
-from headwater.worker.web.routes import Web, WebError
+from headwater.worker.web import routes
+from headwater.worker.web.routes import Door, WebError
+
+TOKEN = "correct horse battery".replace(" ", "-")
 
 
 class Site:
     def __init__(self) -> None:
         self.health: dict[str, Any] = {"ok": True, "lag": 3}
+        self.readiness: dict[str, Any] = {"ready": True, "waits_for": []}
         self.asked: list[str] = []
         self.metrics = Metrics()
-        self.web = Web(self.metrics, lambda: self.health, self.describe, self.describe_items)
+        self.probes = routes.probes(self.metrics, lambda: self.health, lambda: self.readiness)
+        self.data = routes.data(TOKEN, self.describe, self.describe_items)
 
     async def describe(self, user_id: str) -> dict[str, Any] | None:
         self.asked.append(user_id)
@@ -25,10 +30,15 @@ class Site:
     async def describe_items(self, item_ids: list[str]) -> dict[str, dict[str, Any]]:
         return {item_id: {"title": "Green tea"} for item_id in item_ids if item_id != "nothing"}
 
-    async def get(self, path: str) -> tuple[int, Mapping[str, str], str]:
+    async def get(
+        self, path: str, door: Door | None = None, authorization: str | None = f"Bearer {TOKEN}"
+    ) -> tuple[int, Mapping[str, str], str]:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        data = path.startswith(("/users", "/items"))
+        address = (door or (self.data if data else self.probes)).address
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"http://{self.web.address}{path}") as response,
+            session.get(f"http://{address}{path}", headers=headers) as response,
         ):
             return response.status, response.headers, await response.text()
 
@@ -36,9 +46,11 @@ class Site:
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     site = Site()
-    await site.web.start("127.0.0.1", 0)
+    for door in (site.probes, site.data):
+        await door.start("127.0.0.1", 0)
     yield site
-    await site.web.stop()
+    for door in (site.probes, site.data):
+        await door.stop()
 
 
 async def test_a_healthy_worker_says_so(site: Site) -> None:
@@ -81,16 +93,56 @@ async def test_items_are_described_by_their_ids_and_unknown_ones_left_out(site: 
     assert msgspec.json.decode(body) == {"café/1": {"title": "Green tea"}, "t2": {"title": "Green tea"}}
 
 
-async def test_a_taken_port_is_refused_in_a_sentence(site: Site) -> None:
-    assert site.web.address is not None
-    port = int(site.web.address.rsplit(":", 1)[1])
-    other = Web(Metrics(), dict, site.describe, site.describe_items)
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Basic {TOKEN}",
+        TOKEN,
+        "Bearer caf\u00e9",
+    ],
+)
+@pytest.mark.parametrize("path", ["/users/ann", "/items?id=t2", "/elsewhere"])
+async def test_without_the_token_nothing_is_told(site: Site, path: str, authorization: str | None) -> None:
+    status, headers, body = await site.get(path, site.data, authorization)
+    assert status == 401
+    assert headers["WWW-Authenticate"] == "Bearer"
+    assert "HEADWATER_ADMIN_TOKEN" in body
+    assert TOKEN not in body
+    assert site.asked == []
+
+
+@pytest.mark.parametrize("path", ["/users/ann", "/items?id=t2"])
+async def test_the_door_for_probes_tells_of_no_user_and_no_item(site: Site, path: str) -> None:
+    assert (await site.get(path, site.probes))[0] == 404
+    assert site.asked == []
+
+
+async def test_a_worker_that_does_not_serve_all_it_holds_is_alive_and_not_ready(site: Site) -> None:
+    assert (await site.get("/readyz"))[0] == 200
+    site.readiness = {"ready": False, "waits_for": ["the state of its partitions"]}
+    status, _, body = await site.get("/readyz")
+    assert (status, (await site.get("/healthz"))[0]) == (503, 200)
+    assert "the state of its partitions" in body
+
+
+@pytest.mark.parametrize("setting", ["WEB", "ADMIN"])
+async def test_a_taken_port_is_refused_in_a_sentence(site: Site, setting: str) -> None:
+    other = site.data if setting == "ADMIN" else site.probes
+    await other.stop()
+    taken = site.probes if setting == "ADMIN" else site.data
+    port = int(str(taken.address).rsplit(":", 1)[1])
     with pytest.raises(
-        WebError, match=rf"HEADWATER_WEB_PORT is {port}: expected .* a free port.*already in use"
+        WebError, match=rf"HEADWATER_{setting}_PORT is {port}: expected .* a free port.*already in use"
     ):
         await other.start("127.0.0.1", port)
     await other.stop()
 
 
 async def test_stopping_what_was_never_started_is_harmless() -> None:
-    await Site().web.stop()
+    await Site().probes.stop()
