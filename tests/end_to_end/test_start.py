@@ -67,7 +67,8 @@ async def test_users_data_is_off_unless_asked_for(
     assert json.loads(worker._get("/readyz"))["ready"] is True
     with pytest.raises(urllib.error.HTTPError) as refused:
         worker._get("/users/ann")
-    assert refused.value.code == 404
+    with refused.value as answer:
+        assert answer.code == 404
     with pytest.raises(urllib.error.URLError, match="refused"):
         worker._get("/users/ann", worker._admin_port)
 

@@ -237,7 +237,7 @@ def check_files(path: Path, manifest: Manifest) -> None:
         BundleError: a file is missing, changed, or outside the folder.
     """
     for name, check in manifest.files.items():
-        if Path(name).name != name:
+        if Path(name).name != name or not name.isprintable():
             raise BundleError(
                 f"{path} lists the file {name!r}: a bundle's files lie in its own folder, without a path"
             )
@@ -255,6 +255,50 @@ def check_files(path: Path, manifest: Manifest) -> None:
                 f"{file} ({size} bytes) has SHA-256 {digest}, bundle.json says {check.sha256} ({check.bytes} bytes): "
                 "the file is damaged or was changed; copy or export the bundle again"
             )
+
+
+# The fields of an ONNX file (onnx.proto) that lead to tensors: by message, field number -> message.
+_TO_TENSORS: Final[Mapping[str, Mapping[int, str]]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
+_DEEPEST = 100  # protobuf's own limit of messages within messages
+
+
+def refuse_external_data(path: Path) -> None:
+    """Refuse an ONNX file that keeps tensors in other files: no checksum covers them, and they may lie anywhere.
+
+    Raises:
+        BundleError: it does, or is no ONNX model.
+    """
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            within = [("model", 0, len(data), 0)]
+            while within:
+                message, start, end, depth = within.pop()
+                if depth > _DEEPEST or end > len(data):
+                    raise ValueError("messages that do not end")
+                for field, begin, stop in _fields(data, start, end):
+                    if message == "tensor" and (
+                        field == _EXTERNAL_DATA or (field == _DATA_LOCATION and data[begin] != 0)
+                    ):
+                        raise BundleError(
+                            f"{path} keeps tensors in another file, expected all of them in this one, which the checksum "
+                            "covers: export the bundle again, without external data"
+                        )
+                    if (inner := _TO_TENSORS[message].get(field)) is not None:
+                        within.append((inner, begin, stop, depth + 1))
+    except (IndexError, ValueError) as error:
+        raise BundleError(
+            f"{path} is not an ONNX model ({type(error).__name__} while reading it): export the bundle again"
+        ) from error
 
 
 def opset_of(path: Path) -> int:

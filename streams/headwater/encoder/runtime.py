@@ -27,6 +27,7 @@ from headwater.encoder.bundle import (
     manifest_of,
     opset_of,
     readable_actions,
+    refuse_external_data,
     row_keys,
 )
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
@@ -259,6 +260,7 @@ def load(path: Path, *, threads: int = 1, device: Device = "auto") -> Encoder:
 
 
 def _session(path: Path, file: str, threads: int, device: Device, manifest: Manifest) -> ort.InferenceSession:
+    refuse_external_data(path / file)
     opset = opset_of(path / file)
     if opset != manifest.opset or opset not in OPSETS:
         raise BundleError(
