@@ -2,12 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from aiokafka import TopicPartition
 
-if TYPE_CHECKING:
-    from headwater.kafka.batch import Batch
+
+class InHand(Protocol):
+    """What the ledger knows of a batch: its partition, the offset after it, and whether it may be committed."""
+
+    tp: TopicPartition
+    stop: int
+    finished: bool
 
 
 class CommitLedger:
@@ -20,13 +25,13 @@ class CommitLedger:
 
     def __init__(self, on_released: Callable[[], None] = lambda: None) -> None:
         self._on_released = on_released
-        self._in_hand: dict[TopicPartition, deque[Batch]] = {}
+        self._in_hand: dict[TopicPartition, deque[InHand]] = {}
         self._next: dict[TopicPartition, int] = {}
         self._begun: dict[TopicPartition, int] = {}
         # Partitions whose newest batch is not released: they take no other.
         self.busy: set[TopicPartition] = set()
 
-    def begin(self, batch: "Batch") -> None:
+    def begin(self, batch: InHand) -> None:
         """Take a batch in hand. It must be the next one of its partition, in offset order."""
         self._in_hand.setdefault(batch.tp, deque()).append(batch)
         self.busy.add(batch.tp)
@@ -40,14 +45,14 @@ class CommitLedger:
         """Expect the first batch of a partition to begin at an offset, which is committed."""
         self._begun[tp] = offset
 
-    def release(self, batch: "Batch") -> None:
+    def release(self, batch: InHand) -> None:
         """Let the next batch of its partition begin. Only the newest batch counts; repeated calls do no harm."""
         queue = self._in_hand.get(batch.tp)
         if queue and queue[-1] is batch:
             self.busy.discard(batch.tp)
             self._on_released()
 
-    def finish(self, batch: "Batch") -> None:
+    def finish(self, batch: InHand) -> None:
         """Allow everything up to the batch's last record to be committed, once all older batches are finished too.
 
         Releases it as well. Does nothing for a batch that :meth:`forget` has dropped.
@@ -58,7 +63,7 @@ class CommitLedger:
         batch.finished = True
         self.release(batch)
         while queue and queue[0].finished:
-            self._next[batch.tp] = queue.popleft().last_offset + 1
+            self._next[batch.tp] = queue.popleft().stop
 
     def next_offset(self, tp: TopicPartition) -> int | None:
         """The offset to commit: one past the last that may be. None: nothing has been finished since :meth:`forget`."""

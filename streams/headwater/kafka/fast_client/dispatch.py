@@ -9,13 +9,10 @@ broker is sent from the same place, after the handlers have had their turns.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Collection
+from typing import Any, Final, Protocol
 
 from headwater.kafka.fast_client.fetch_plan import UrgentNode, next_request
-
-if TYPE_CHECKING:
-    from headwater.kafka.fast_client.consumer import Consumer
 
 # A fetch that returns empty this fast was not held by the broker. Kafka holds any for longer.
 _NOT_HELD_S: Final = 0.005
@@ -49,7 +46,18 @@ def install_empty_fetch_pause(fetcher: Any) -> None:
     fetcher._proc_fetch_request = paced
 
 
-def install_immediate_dispatch(consumer: "Consumer", fetcher: Any) -> None:
+class Dispatching(Protocol):
+    """A consumer whose records are handed over by a callback."""
+
+    on_records: Callable[[], int] | None
+    handler_error: Exception | None
+    urgent: Collection[str]
+
+    def dispatch(self, node: Any) -> int:
+        """Call ``on_records`` for what a fetch from ``node`` brought. Returns how many records were polled."""
+
+
+def install_immediate_dispatch(consumer: Dispatching, fetcher: Any) -> None:
     """Call ``consumer.on_records`` where a fetch ends, and send that broker's next fetch from there."""
     fetch, max_wait_ms = fetcher._proc_fetch_request, fetcher._fetch_max_wait_ms
     pacer = FetchPacer()
