@@ -172,6 +172,15 @@ class Metrics:
             "A worker was paused or cut off and came back: check it for memory pressure and long pauses.",
         ),
     ]
+    damaged_records_total: Annotated[
+        Counter,
+        About(
+            "Records of an internal topic that cannot be read, and were passed over at a start.",
+            "Something else writes to the topic, or its log is damaged: the worker's log has the offsets. A user whose only "
+            "record is damaged begins anew.",
+            ("topic",),
+        ),
+    ]
     store_users: Annotated[
         Gauge,
         About(

@@ -98,7 +98,7 @@ class InterestsWorker:
 
     def own(self, number: int, *, is_open: bool = True) -> Partition:
         partition = self.profiles._new_partition(number)
-        partition.owned, partition.generation = True, GENERATION
+        partition.owned, partition.generation, partition.epoch = True, GENERATION, GENERATION
         if is_open:
             partition.gate.open()
         self.profiles.partitions[number] = partition

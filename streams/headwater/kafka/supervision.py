@@ -20,15 +20,20 @@ READ_TIMEOUT_S: Final = 120.0
 _RETRY_S: Final = 1.0
 
 
-def topic_recreated_error(tp: TopicPartition, found: str, end: int, derived: str) -> StopWorker:
+def topic_recreated_error(tp: TopicPartition, found: str, end: int, remedy: str) -> StopWorker:
     """The error for a partition that is shorter than what is known of it: its topic was deleted and made again.
 
-    ``found`` is what is known, ``derived`` the topic that says so.
+    ``found`` is what is known; ``remedy`` is a sentence without its full stop.
     """
     return StopWorker(
         f"{tp.topic}-{tp.partition}: {found}, expected at most the end of the topic, {end}: the topic was re-created. "
-        f"Start with a new HEADWATER_TOPIC_PREFIX, or delete {derived} and the group's offsets with it"
+        f"{remedy}"
     )
+
+
+def start_anew(derived: str) -> str:
+    """The remedy for a topic that was made again where what ``derived`` holds of it cannot be kept."""
+    return f"Start with a new HEADWATER_TOPIC_PREFIX, or delete {derived} and the group's offsets with it"
 
 
 async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T:

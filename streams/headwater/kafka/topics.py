@@ -97,17 +97,21 @@ class NoBroker(TopicsError, Unreachable):
     """No broker let us in."""
 
 
+def tombstone_ms(settings: Settings) -> int:
+    """How long tombstones of users and items are kept: longer than the clicks, and a worker's longest absence."""
+    return max(_TOMBSTONE_MS, int(settings.clicks_retention_days * _DAY_MS))
+
+
 def specs(settings: Settings) -> list[Spec]:
     """The whole table, for these settings."""
     topics = Topics.named(settings.topic_prefix)
     clicks_ms = int(settings.clicks_retention_days * _DAY_MS)
-    tombstone_ms = max(_TOMBSTONE_MS, clicks_ms)
     short = _deleted_after(_SHORT_MS)
     # No sender's clock decides a deadline, or dates an event, an item or a trend into the future: the broker's time
     # bounds them. (`message.timestamp.after.max.ms` would do so for a sender's own time, from Kafka 3.6 on.)
     by_broker = {"message.timestamp.type": "LogAppendTime"}
     compact = {"cleanup.policy": "compact"}
-    kept_tombstones = {**compact, "delete.retention.ms": str(tombstone_ms)}
+    kept_tombstones = {**compact, "delete.retention.ms": str(tombstone_ms(settings))}
     # Each letter has a key of its own, so that the letters of an erased user can be taken out. A letter without a value
     # is a tombstone too, hence the long retention of those.
     dead = {

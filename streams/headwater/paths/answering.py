@@ -106,7 +106,9 @@ def reflects(partition: int, stored: int, user: UserInterests) -> Reflects:
             if action != RETRACT
         ]
         events, last_at_ms = len(at_ms), at_ms[-1] if at_ms else None
-    return Reflects(partition, stored, events, user.pending, user.last_event.decode() or None, last_at_ms)
+    return Reflects(
+        partition, stored, events, user.pending, user.last_event.decode(errors="replace") or None, last_at_ms
+    )
 
 
 def rejected(rejection: Rejection, model: str) -> Reply:

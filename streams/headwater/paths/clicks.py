@@ -184,7 +184,7 @@ class ClickPath:
             part, delta = outcome.result
             slot.give_back()  # the producer may hold a large batch back until the broker took what is on its way
             applied.append(await self._write(partition, part, delta, generation))
-            self._producer.write_now()
+            self._profiles.write_now()
         return applied, letters
 
     async def _work_out(
@@ -231,7 +231,7 @@ class ClickPath:
     ) -> Applied:
         """Write a delta into the columns, all at once, and hand its users to the changelog."""
         erased = partition.commit(delta, batch.clicks, batch.event_ids, batch.origins)
-        sent = await self._profiles.send(partition, delta.rows[~delta.erased], erased, generation)
+        sent = await self._profiles.send(partition, delta.rows[delta.log.n > 0], erased, generation)
         clicks = batch.clicks.take(delta.applied)
         user = np.searchsorted(delta.rows, clicks.row)
         share = shares(delta.log, delta.forgotten_ms, user, clicks.item, clicks.at_ms)

@@ -18,7 +18,7 @@ from headwater.index.vectors_topic import points_and_bundles
 from headwater.kafka.batch import Gate
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.read_to_end import Run, read_to_end
-from headwater.kafka.supervision import topic_recreated_error
+from headwater.kafka.supervision import start_anew, topic_recreated_error
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
 
@@ -138,7 +138,9 @@ async def read_versions(
         stamps = by_partition[tp.partition].stamps.values()
         newest = max((stamp.offset for stamp in stamps), default=-1)
         if newest >= end:  # every change without a version would look older than what is known
-            raise topic_recreated_error(tp, f"changes up to offset {newest} are known", end, topics.vectors)
+            raise topic_recreated_error(
+                tp, f"changes up to offset {newest} are known", end, start_anew(topics.vectors)
+            )
     for partition, versions in by_partition.items():
         keys = indexed[partition]
         versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))

@@ -34,9 +34,7 @@ def may_answer(pending: PendingRequest, partition: Partition) -> bool:
         return False  # the row holds clicks whose changelog write is not sent yet
     if after is None:
         return event_has_come(pending, partition)
-    if row is None:
-        return False
-    return partition.columns.origins.get(row, {}).get(after.partition, -1) >= after.offset
+    return partition.has_origin(pending.user, after.partition, after.offset)
 
 
 def event_has_come(pending: PendingRequest, partition: Partition) -> bool:

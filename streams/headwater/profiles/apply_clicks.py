@@ -69,7 +69,7 @@ class ProfileDelta(NamedTuple):
     evicted: Bools  # (R,) appending pushed old events out
     steps_user: I64  # (E,) index into rows of each appended event that may step the encoder, in order
     steps: Clicks  # (E,) those events
-    erased: Bools  # (R,) forget took everything
+    erased: Bools  # (R,) a forget took everything, and nothing has come since that is remembered
     forgotten_ms: I64  # (R,)
     newest: I64  # (R,) index into the batch of the event that is now the user's newest, or -1
     outcome: U8  # (batch,) what became of each event
@@ -180,7 +180,6 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
     outcome = replayed * np.uint8(Outcome.REPLAYED) + unlogged * np.uint8(Outcome.UNLOGGED)  # else 0, applied
     applied = np.zeros(len(order), dtype=np.bool_)
     refold = np.zeros(len(rows), dtype=np.bool_)
-    erased = np.zeros(len(rows), dtype=np.bool_)
     evicted = np.zeros(len(rows), dtype=np.bool_)
     newest = np.full(len(rows), -1, dtype=np.int64)
 
@@ -204,7 +203,6 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
         result = _apply_carefully(old, new, int(forgotten[index]), log.at_ms.shape[1])
         outcome[places], applied[places] = result.outcomes, result.counts
         forgotten[index] = result.forgotten_ms
-        erased[index] = not result.log and result.forgotten_ms > 0
         left += [(index, entry) for entry in result.left]
         if result.newest >= 0:
             newest[index] = order[places[result.newest]]
@@ -228,7 +226,7 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
         evicted=evicted,
         steps_user=user[steps],
         steps=ordered.take(steps),
-        erased=erased,
+        erased=(log.n == 0) & (forgotten > 0),
         forgotten_ms=forgotten,
         newest=newest,
         outcome=outcome[back],

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from headwater.profiles.actions import Bools
 from headwater.profiles.counters import DEFAULT_COUNTERS, CounterRows
 from headwater.profiles.event_log import Event
+from headwater.profiles.order import Order
 from headwater.profiles.row_file import RowFile
 
 I64 = NDArray[np.int64]
@@ -92,7 +93,9 @@ class RowValues(NamedTuple):
     # (row, event id) of users whose newest event changes, and (row, partition, offset) of clicks forwarded to here.
     last_event: Iterable[tuple[int, bytes]] = ()
     origins: Iterable[tuple[int, int, int]] = ()
-    generation: NDArray[np.int32] | None = None  # (R,) of the group; None: as it is
+    # (R,) of the record, see `Order`; None: as they are
+    epoch: NDArray[np.int32] | None = None
+    incarnation: NDArray[np.uint16] | None = None
 
 
 class Table(Protocol):
@@ -121,7 +124,8 @@ _COLUMNS = (
     "pending",
     "stale",
     "forgotten_ms",
-    "generation",
+    "epoch",
+    "incarnation",
 )
 
 
@@ -171,7 +175,8 @@ class Columns:
             "pending": ((capacity,), np.int64),  # events not in the state because their item had no vector
             "stale": ((capacity,), np.bool_),  # the state is of another bundle: fold the log again before use
             "forgotten_ms": ((capacity,), np.int64),  # events up to this time were erased
-            "generation": ((capacity,), np.int32),  # of the group, when the user was last written
+            "epoch": ((capacity,), np.int32),  # of the owner that last wrote the user
+            "incarnation": ((capacity,), np.uint16),  # of the clicks log that the offset is of
         }
         assert tuple(shapes) == _COLUMNS
         if self._folder is not None and room:
@@ -215,13 +220,15 @@ class Columns:
     pending: I64
     stale: Bools
     forgotten_ms: I64
-    generation: NDArray[np.int32]
+    epoch: NDArray[np.int32]
+    incarnation: NDArray[np.uint16]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def add(self, user: bytes, forgotten_ms: int = 0) -> int:
-        """A zeroed row for a user who has none. Events up to ``forgotten_ms`` were erased.
+    def add(self, user: bytes, forgotten_ms: int = 0, offset: int = -1) -> int:
+        """A zeroed row for a user who has none. Events up to ``forgotten_ms`` were erased, clicks up to ``offset`` are
+        applied.
 
         Raises:
             DiskFull: the users are kept on disk, and there is no room for another one.
@@ -236,7 +243,7 @@ class Columns:
             self._used += 1
             self.users.append(user)
             self.last_event.append(b"")
-        self.offset[row], self.forgotten_ms[row] = -1, forgotten_ms
+        self.offset[row], self.forgotten_ms[row] = offset, forgotten_ms
         self.rows[user] = row
         return row
 
@@ -306,17 +313,31 @@ class Columns:
         self.state_at_ms[rows] = values.state_at_ms
         self.pending[rows] = values.pending
         self.stale[rows] = values.stale
-        if values.generation is not None:
-            self.generation[rows] = values.generation
+        if values.epoch is not None:
+            self.epoch[rows] = values.epoch
+        if values.incarnation is not None:
+            self.incarnation[rows] = values.incarnation
         for row, event_id in values.last_event:
             self.last_event[row] = event_id
         for row, partition, offset in values.origins:
             origins = self.origins.setdefault(row, {})
             origins[partition] = max(offset, origins.get(partition, -1))
 
-    def mark_written(self, rows: I64, generation: int) -> None:
-        """Note the group's generation in which ``rows`` (R,) were last written to the changelog."""
-        self.generation[rows] = generation
+    def mark_written(self, rows: I64, incarnation: int, epoch: int) -> None:
+        """Note the owner's epoch in which ``rows`` (R,) were last written to the changelog, and the log's incarnation."""
+        self.incarnation[rows], self.epoch[rows] = incarnation, epoch
+
+    def order(self, row: int) -> Order:
+        """The place of the user's newest record among those of the user."""
+        return Order(int(self.incarnation[row]), int(self.offset[row]), int(self.epoch[row]))
+
+    def start_incarnation(self, incarnation: int) -> None:
+        """The clicks log is another one than the offsets are of: no click of it has been applied to any of these users."""
+        rows = np.array(list(self.rows.values()), dtype=np.int64)
+        older = rows[self.incarnation[rows] < incarnation]
+        self.offset[older], self.incarnation[older] = -1, incarnation
+        for row in older.tolist():
+            self.origins.pop(row, None)
 
 
 def _flat(column: NDArray[Any]) -> tuple[NDArray[Any], int]:

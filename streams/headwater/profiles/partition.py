@@ -1,22 +1,27 @@
 """The users of one clicks partition: ownership, progress, and the tasks that wait for it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Gate
+from headwater.kafka.headers import Claim
 from headwater.profiles.apply_clicks import Clicks, ProfileDelta
 from headwater.profiles.columns import I64, U64, Columns
 from headwater.profiles.counters import DEFAULT_COUNTERS
-from headwater.profiles.erasures import Erasures
+from headwater.profiles.erasures import Erased, Erasures
 from headwater.profiles.event_log import Outcome
+from headwater.profiles.order import Order
 from headwater.profiles.row_file import DiskFull
 
 # The events of a minute's burst of impressions.
 _MAX_UNLOGGED: Final = 10_000
+# Users without a row whose clicks were forwarded to here: those of erased users and impressions, for the requests that
+# wait for them.
+_MAX_ROWLESS_ORIGINS: Final = 10_000
 
 
 def finished(value: bool) -> asyncio.Future[bool]:
@@ -32,6 +37,11 @@ class Partition:
     Attributes:
         owned: this worker owns the partition; its users are complete once the gate is open, too.
         generation: of the group, in which it does.
+        epoch: of this owner, claimed on the changelog before the first write; -1 until then.
+        highest_epoch: seen on the changelog.
+        incarnation: of the clicks log: how often it was replaced.
+        claim: the newest that was read.
+        log_is_accepted: somebody has said since that claim that the clicks log may be another one.
         applied: every clicks record up to this offset is in the columns.
         watermark: every clicks record up to this offset is in the changelog too, for good.
         changelog_next: the changelog has been read or written up to this offset, except the ``gaps``.
@@ -55,6 +65,10 @@ class Partition:
         self.columns = Columns(log_length, state_size, counters=counters, folder=folder)
         self.erasures = Erasures()
         self.owned, self.generation = False, -1
+        self.epoch = self.highest_epoch = -1
+        self.incarnation = 0
+        self.claim: Claim | None = None
+        self.log_is_accepted = False
         self.gate, self.lock = Gate(), asyncio.Lock()
         self.applied = self.watermark = -1
         self.changelog_next = 0
@@ -64,6 +78,9 @@ class Partition:
         self.listeners: list[Callable[[Partition, U64 | None], None]] = []
         # The newest (user, event key) of events that came into no log: too late, for instance, or an impression.
         self._unlogged: dict[tuple[bytes, int], None] = {}
+        self._rowless_origins: dict[
+            tuple[bytes, int], int
+        ] = {}  # (user, partition): the highest offset there
         self._waiting: list[asyncio.Future[None]] = []
 
     # Ownership
@@ -92,15 +109,30 @@ class Partition:
         row = self.columns.rows.get(user)
         if row is None:
             try:
-                row = self.columns.add(user, self.erasures.erased_ms(user))
+                erased_ms = self.erasures.erased_ms(user)
+                row = self.columns.add(user, erased_ms, self.erasures.offset(user, self.incarnation))
             except DiskFull as error:
                 raise StopWorker(str(error)) from error
         return row
 
     def erase(self, user: bytes, erased_ms: int) -> None:
-        """Drop all that is known of a user, and all events up to ``erased_ms`` that are still to come."""
+        """Drop all that is known of a user who has a row, and all events up to ``erased_ms`` that are still to come."""
+        order = self.columns.order(self.columns.rows[user])._replace(incarnation=self.incarnation)
         self.columns.remove(user)
-        self.erasures.put(user, erased_ms)
+        self.erasures.put(user, Erased(erased_ms, order))
+
+    def order_of(self, user: bytes) -> tuple[Order, bool] | None:
+        """The order of the newest record of a user, and whether it is a tombstone; None for an unknown user."""
+        row = self.columns.rows.get(user)
+        if row is not None:
+            return self.columns.order(row), False
+        erased = self.erasures.get(user)
+        return None if erased is None else (erased.order, True)
+
+    def start_incarnation(self, incarnation: int) -> None:
+        """The clicks log is of this incarnation: offsets of former ones are of no click in it."""
+        self.incarnation = incarnation
+        self.columns.start_incarnation(incarnation)
 
     def commit(
         self,
@@ -110,6 +142,8 @@ class Partition:
         origins: Sequence[tuple[int, int, int]],
     ) -> list[bytes]:
         """Write what a batch does into the columns, all at once; returns the users that it erased.
+
+        A user of whom there is nothing to remember, such as one who has had impressions only, keeps no row.
 
         Args:
             clicks: the batch.
@@ -123,11 +157,23 @@ class Partition:
         if unlogged.any():
             self.remember_unlogged(clicks.row[unlogged], clicks.event[unlogged])
         erased = []
-        for index in delta.erased.nonzero()[0].tolist():
-            user = columns.users[int(delta.rows[index])]
-            self.erase(user, int(delta.forgotten_ms[index]))
-            erased.append(user)
+        for index in (delta.log.n == 0).nonzero()[0].tolist():
+            row = int(delta.rows[index])
+            user = columns.users[row]
+            self._remember_origins(user, columns.origins.get(row, {}))
+            if delta.erased[index]:
+                self.erase(user, int(delta.forgotten_ms[index]))
+                erased.append(user)
+            else:
+                columns.remove(user)
         return erased
+
+    def _remember_origins(self, user: bytes, origins: Mapping[int, int]) -> None:
+        known = self._rowless_origins
+        for partition, offset in origins.items():
+            known[user, partition] = max(offset, known.pop((user, partition), -1))
+        for oldest in list(islice(known, max(len(known) - _MAX_ROWLESS_ORIGINS, 0))):
+            del known[oldest]
 
     def remember_unlogged(self, rows: I64, events: U64) -> None:
         """Remember the newest events (E,) that came into no log, for requests that wait for them."""
@@ -141,6 +187,12 @@ class Partition:
         row = self.columns.rows.get(user)
         log = [] if row is None else self.columns.event[row, : self.columns.n[row]].tolist()
         return event in log or (user, event) in self._unlogged
+
+    def has_origin(self, user: bytes, partition: int, offset: int) -> bool:
+        """Whether a click of the user that was forwarded from there has been looked at."""
+        row = self.columns.rows.get(user)
+        origins = {} if row is None else self.columns.origins.get(row, {})
+        return max(origins.get(partition, -1), self._rowless_origins.get((user, partition), -1)) >= offset
 
     # The changelog
 

@@ -7,12 +7,12 @@ a quiet one is audited at its end every few seconds.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost, StopWorker
@@ -20,7 +20,8 @@ from headwater.kafka.read_to_end import read_to_end
 from headwater.metrics import Metrics
 from headwater.profiles.columns import I64
 from headwater.profiles.partition import Partition
-from headwater.profiles.restore import generation_of_record
+from headwater.profiles.restore import orders_in
+from headwater.profiles.state_records import RecordError
 
 logger = structlog.get_logger(__name__)
 
@@ -84,20 +85,26 @@ class Repair:
             self._reader.assign([tp])
             self._reader.seek(tp, start)
             async for run in read_to_end(self._reader, [tp], {tp: end}):
-                for record in run.records:
-                    if record.offset >= end:
-                        continue
-                    written_by = generation_of_record(record)
-                    if written_by > generation:
-                        partition.require(generation)
-                        raise StopWorker(
-                            f"{tp.topic}-{tp.partition}: offset {record.offset} was written by generation {written_by}, "
-                            f"expected at most ours, {generation}: another worker owns this partition. This one must be "
-                            "started again"
-                        )
-                    users.add(record.key)
+                foreign = [record for record in run.records if record.offset < end]
+                partition.require(generation)
+                self._check_ours(partition, foreign)
+                users.update(record.key for record in foreign)
         if await self.write_again(partition, users, generation):
             partition.gaps.discard(start)
+
+    def _check_ours(self, partition: Partition, foreign: Sequence[ConsumerRecord]) -> None:
+        """Raises StopWorker if a later owner has written."""
+        try:
+            orders = orders_in(foreign)
+        except RecordError as error:
+            raise StopWorker(f"{self._topic}-{partition.number}: {error}") from error
+        for record, order in zip(foreign, orders, strict=True):
+            if order is not None and order.epoch > partition.epoch:
+                raise StopWorker(
+                    f"{self._topic}-{partition.number}: offset {record.offset} was written in epoch {order.epoch}, "
+                    f"expected at most ours, {partition.epoch}: another worker owns this partition. This one must be "
+                    "started again"
+                )
 
     async def write_again(self, partition: Partition, users: Iterable[bytes], generation: int) -> bool:
         """Write users whose records others overwrote. Returns whether all of them are known.

@@ -1,137 +1,203 @@
 """A partition's users read from the profiles topic, its changelog, when the partition is assigned.
 
-A stale worker may have written after its successor. So the last record *of the newest generation* wins, and users whose
-winning record is followed by a stale one are noted as overwritten.
+A stale worker may have written after its successor. So the *newest* record of a user wins, by `Order`, wherever it
+stands, and users whose newest record is followed by an older one are noted as overwritten.
+
+A record that is damaged is passed over and told of. Its user keeps what an earlier record says, and is written again. A
+user who has no other record is unknown from then on: the clicks that made the state have been committed, and may be gone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
+import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.errors import StopWorker
-from headwater.kafka.headers import Erasure, erasure_of
+from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
+from headwater.kafka.headers import AppliedOffset, BadHeader, Claim, Erasure, applied_of, claim_of, erasure_of
 from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.supervision import topic_recreated_error
 from headwater.kafka.topics import Topics
+from headwater.messages import MAX_ID_BYTES
+from headwater.profiles.erasures import Erased
+from headwater.profiles.order import UNTOLD, Order, supersedes
 from headwater.profiles.partition import Partition
-from headwater.profiles.state_records import RecordError, generation_of, unpack
+from headwater.profiles.state_records import RecordError, orders_of, unpack
+
+logger = structlog.get_logger(__name__)
 
 _MAX_RECORDS: Final = 20_000
+# Says that the clicks log may be another one than before, and is accepted. It holds for the claim that comes next.
+ACCEPT_KEY: Final = b"\xffaccept"
+ACCEPT_LOG: Final = (
+    "If that was meant, run `headwater topics accept` and start again: every user is kept, and the clicks of the new log "
+    "are applied"
+)
+
+
+class Restored(NamedTuple):
+    """How many records were read, and how many of them could not be."""
+
+    records: int
+    damaged: int
 
 
 async def restore(
     reader: AIOKafkaConsumer, topics: Topics, partitions: Sequence[Partition], bundle: int
-) -> int:
+) -> Restored:
     """Bring partitions up to the end of the changelog. Harmless when repeated. Nothing else may use ``reader``.
 
-    Returns:
-        the number of records read.
-
     Raises:
-        StopWorker: the changelog cannot be read to its end, or knows more clicks than the clicks topic has.
+        StopWorker: the changelog cannot be read to its end, or rests on another clicks log than the one there is.
         KafkaError: the broker refused, or is away.
     """
-    clicks = {TopicPartition(topics.clicks, each.number): each for each in partitions}
-    await _set_watermarks(reader, clicks, topics.profiles)
     tps = {TopicPartition(topics.profiles, each.number): each for each in partitions}
     reader.assign(list(tps))
     for tp, partition in tps.items():
         partition.rewind_to_first_gap()
         reader.seek(tp, partition.changelog_next)
-    read = 0
+    read = damaged = 0
     async for run in read_to_end(reader, tps, max_records=_MAX_RECORDS):
         partition = tps[run.tp]
-        load(partition, run.records, bundle, topics.profiles)
+        damaged += load(partition, run.records, bundle, topics.profiles)
         partition.changelog_next = run.next_offset
         read += len(run.records)
-    await _check_applied(reader, clicks, topics.profiles)
-    return read
+    await _settle_log(reader, {TopicPartition(topics.clicks, each.number): each for each in partitions})
+    return Restored(read, damaged)
 
 
-async def _set_watermarks(
-    reader: AIOKafkaConsumer, clicks: Mapping[TopicPartition, Partition], profiles_topic: str
-) -> None:
-    """Set the watermarks from the committed offsets, and refuse offsets that the clicks topic cannot have."""
+async def _settle_log(reader: AIOKafkaConsumer, clicks: Mapping[TopicPartition, Partition]) -> None:
+    """Set the watermarks, and refuse a clicks log that the users do not rest on, unless somebody has accepted it.
+
+    Each click of another log would look applied already where its offset is low.
+    """
+    # Asked for only now: a former owner may have gone on for a while.
     beginnings = await reader.beginning_offsets(list(clicks))
     ends = await reader.end_offsets(list(clicks))
     for tp, partition in clicks.items():
-        committed = await reader.committed(tp)
-        if committed is not None and committed > ends[tp]:
+        partition.start_incarnation(partition.incarnation)
+        committed, end = await reader.committed(tp), ends[tp]
+        rows = np.array(list(partition.columns.rows.values()), dtype=np.int64)
+        applied = int(partition.columns.offset[rows].max(initial=-1))
+        if partition.log_is_accepted:
+            partition.log_is_accepted = False
+            partition.start_incarnation(partition.incarnation + 1)
+            logger.warning("clicks_log_accepted", partition=partition.number, applied=applied, end=end)
+        elif committed is not None and committed > end:
+            raise topic_recreated_error(tp, f"the group's committed offset is {committed}", end, ACCEPT_LOG)
+        elif applied >= end:
             raise topic_recreated_error(
-                tp, f"the group's committed offset is {committed}", ends[tp], profiles_topic
+                tp, f"clicks up to offset {applied} have been applied", end, ACCEPT_LOG
             )
-        next_offset = committed if committed is not None else beginnings[tp]
+        next_offset = committed if committed is not None and committed <= end else beginnings[tp]
         partition.watermark = partition.applied = next_offset - 1
 
 
-async def _check_applied(
-    reader: AIOKafkaConsumer, clicks: Mapping[TopicPartition, Partition], profiles_topic: str
-) -> None:
-    """Refuse users with applied offsets beyond the end of the clicks topic.
-
-    Kafka deletes a topic's committed offsets with it, and each click of a new topic would look applied already.
-    """
-    # Asked for only now: a former owner may have gone on for a while.
-    for tp, end in (await reader.end_offsets(list(clicks))).items():
-        columns = clicks[tp].columns
-        rows = np.array(list(columns.rows.values()), dtype=np.int64)
-        applied = int(columns.offset[rows].max(initial=-1))
-        if applied >= end:
-            raise topic_recreated_error(
-                tp, f"clicks up to offset {applied} have been applied", end, profiles_topic
-            )
-
-
-def load(partition: Partition, records: Sequence[ConsumerRecord], bundle: int, topic: str) -> None:
-    """Apply changelog records in offset order.
+def load(partition: Partition, records: Sequence[ConsumerRecord], bundle: int, topic: str) -> int:
+    """Apply changelog records in offset order; returns how many of them are damaged.
 
     Raises:
-        StopWorker: a record is of a newer version or damaged, or there is no room for a new user on the disk.
+        StopWorker: a record is of a newer version, or there is no room for a new user on the disk.
     """
-    winners = _newest(partition, records)
-    kept = [record for record in winners if record.value is not None]
-    for record in winners:
+    winners, damaged = _newest(partition, records, topic)
+    kept = [(user, record) for user, (_, record) in winners.items() if record.value is not None]
+    for user, (order, record) in winners.items():
         if record.value is not None:
             continue
-        if record.key in partition.columns.rows:
-            partition.columns.remove(record.key)
-        match erasure_of(record.headers):
-            case Erasure(erased_ms, generation):
-                partition.erasures.put(record.key, erased_ms, generation)
-    rows = np.array([partition.row_of(record.key) for record in kept], dtype=np.int64)
+        if user in partition.columns.rows:
+            partition.columns.remove(user)
+        erasure = erasure_of(record.headers)
+        if isinstance(erasure, Erasure):
+            partition.erasures.put(user, Erased(erasure.erased_ms, order, record.timestamp))
+    rows = np.array([partition.row_of(user) for user, _ in kept], dtype=np.int64)
+    unpack(partition.columns, rows, [record.value for _, record in kept], bundle)
+    # A user of whom nothing is known: versions up to 0.1.0 kept those that had impressions only.
+    for place in np.flatnonzero(partition.columns.n[rows] == 0).tolist():
+        (user, _), row = kept[place], int(rows[place])
+        erased = Erased(int(partition.columns.forgotten_ms[row]), partition.columns.order(row))
+        partition.columns.remove(user)
+        partition.erasures.put(user, erased)
+        partition.overwritten.add(user)
+    return damaged
+
+
+Winners = dict[bytes, tuple[Order, ConsumerRecord]]
+
+
+def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str) -> tuple[Winners, int]:
+    """The newest record of each user, and how many are damaged. Users with another record after it are overwritten."""
     try:
-        unpack(partition.columns, rows, [record.value for record in kept], bundle)
+        orders = orders_in(records)
     except RecordError as error:
         raise StopWorker(
             f"{topic}-{partition.number}, offsets {records[0].offset} to {records[-1].offset}: {error}"
         ) from error
+    sound = [order for order in orders if order is not None]
+    partition.highest_epoch = max([partition.highest_epoch, *(order.epoch for order in sound)])
+    partition.incarnation = max([partition.incarnation, *(order.incarnation for order in sound)])
+    winners: Winners = {}
+    for record, order in zip(records, orders, strict=True):
+        user = record.key
+        held = winners.get(user)
+        known = (held[0], held[1].value is None) if held is not None else partition.order_of(user)
+        if order is None:
+            logger.error(
+                "changelog_record_damaged", topic=topic, partition=partition.number, offset=record.offset
+            )
+            if known is not None:
+                partition.overwritten.add(user)
+        elif user == CLAIM_KEY:
+            claim = claim_of(record.headers)
+            partition.claim = claim if isinstance(claim, Claim) else None
+            partition.log_is_accepted = False
+        elif user == ACCEPT_KEY:
+            partition.log_is_accepted = True
+        elif known is None or supersedes(order, record.value is None, *known):
+            winners[user] = (order, record)
+            partition.overwritten.discard(user)
+        else:
+            partition.overwritten.add(user)
+    return winners, len(orders) - len(sound)
 
 
-def _newest(partition: Partition, records: Iterable[ConsumerRecord]) -> list[ConsumerRecord]:
-    """One record per user: the last of the newest generation. Users with a stale record after it are overwritten."""
-    newest: dict[bytes, ConsumerRecord] = {}
-    columns = partition.columns
+def orders_in(records: Sequence[ConsumerRecord]) -> list[Order | None]:
+    """The place of each changelog record among those of its key; None for one that is damaged, or not ours.
+
+    Raises:
+        RecordError: a record is of a newer version.
+    """
+    states = iter(orders_of([r.value for r in records if r.value is not None and r.key != CLAIM_KEY]))
+    orders: list[Order | None] = []
     for record in records:
-        held = newest.get(record.key)
-        if held is not None:
-            known = generation_of_record(held)
-        elif (row := columns.rows.get(record.key)) is not None:
-            known = int(columns.generation[row])
+        if record.key == CLAIM_KEY:
+            claim = claim_of(record.headers)
+            order = Order(claim.incarnation, claim.applied, claim.epoch) if isinstance(claim, Claim) else None
+        elif record.value is not None:
+            order = next(states)
         else:
-            known = partition.erasures.generation(record.key)
-        if generation_of_record(record) >= known:
-            newest[record.key] = record
-            partition.overwritten.discard(record.key)
-        else:
-            partition.overwritten.add(record.key)
-    return list(newest.values())
+            order = _order_of_tombstone(record)
+        is_ours = order is not None and order.epoch <= MAX_EPOCH and _is_key(record.key)
+        orders.append(order if is_ours else None)
+    return orders
 
 
-def generation_of_record(record: ConsumerRecord) -> int:
-    """The generation of the group that wrote a changelog record; -1 for one that is not ours."""
-    if record.value is not None:
-        return generation_of(record.value)
-    erasure = erasure_of(record.headers)
-    return erasure.epoch if isinstance(erasure, Erasure) else -1
+def _order_of_tombstone(record: ConsumerRecord) -> Order | None:
+    """A tombstone without a time is of somebody else, and older than whatever is ours."""
+    erasure, applied = erasure_of(record.headers), applied_of(record.headers)
+    if isinstance(erasure, BadHeader) or isinstance(applied, BadHeader):
+        return None
+    incarnation, offset = applied or AppliedOffset(0, UNTOLD)
+    return Order(incarnation, offset, -1 if erasure is None else erasure.epoch)
+
+
+def _is_key(key: bytes | None) -> bool:
+    """Whether a record may have this key: that of a user, or one of those of the changelog itself."""
+    if not key or len(key) > MAX_ID_BYTES:
+        return False
+    try:
+        key.decode()
+    except UnicodeDecodeError:
+        return key in (CLAIM_KEY, ACCEPT_KEY)
+    return True

@@ -5,7 +5,7 @@
 
 The log and the parts before it have fixed places, so numpy packs and unpacks whole batches. A *stray* here is the origin
 of a click that was forwarded to the user's partition: (partition, offset). A record with counters is of format 2, one
-without is of format 1.
+without is of format 1. Versions without epochs wrote the generation of the group in the epoch's place, and incarnation 0.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from headwater.errors import HeadwaterError
 from headwater.profiles.columns import F16, I64, Columns, Log, RowValues
 from headwater.profiles.counters import COUNTER_EFFECTS, MAX_LEVEL, CounterRows, count_evictions
+from headwater.profiles.order import Order
 
 FORMAT: Final = 1
 FORMAT_WITH_COUNTERS: Final = 2
@@ -31,13 +32,14 @@ _HEADER: Final = np.dtype(
         ("event_id_size", "<u2"),
         ("log_length", "u1"),
         ("writer", "<u8"),
-        ("generation", "<i4"),
+        ("epoch", "<i4"),
         ("bundle", "<u8"),
         ("offset", "<i8"),
         ("state_at_ms", "<i8"),
         ("forgotten_ms", "<i8"),
         ("counters", "u1"),
-        ("reserved", "V3"),
+        ("incarnation", "<u2"),
+        ("reserved", "V1"),
     ]
 )
 # Item key 8, event key 6, time and action 6: 44 bits of milliseconds reach the year 2527, 4 bits hold 15 actions.
@@ -57,8 +59,8 @@ assert _ENTRY.itemsize == ENTRY_BYTES
 _STRAY: Final = np.dtype([("partition", "<i4"), ("offset", "<i8")])
 _COUNTER: Final = np.dtype([("item", "<u8"), ("level", "<u2")])
 MAX_STRAYS: Final = 8
-# After format, n, pending, strays (1 byte each), two sizes (2), log_length (1) and writer (8).
-_GENERATION: Final = slice(17, 21)
+# A first byte above the known formats and up to this one is that of a newer version; any other is damage.
+_LAST_FORMAT: Final = 31
 
 
 class RecordError(HeadwaterError):
@@ -66,11 +68,12 @@ class RecordError(HeadwaterError):
 
 
 class WriterStamp(NamedTuple):
-    """The writer of a record: for fencing, and for telling states of another bundle."""
+    """The writer of a record: for its order, and for telling states of another bundle."""
 
     writer: int
-    generation: int
+    epoch: int
     bundle: int
+    incarnation: int = 0  # of the clicks log that the applied offset is of
 
 
 def bundle_key(bundle_id: str) -> int:
@@ -88,15 +91,30 @@ def record_size(log_entries: int, state_size: int, counters: int = 0) -> int:
     return _HEADER.itemsize + 2 * state_size + ENTRY_BYTES * log_entries + _COUNTER.itemsize * counters
 
 
-def generation_of(record: bytes) -> int:
-    """The generation that wrote a record, for fencing; -1 if the record is too short to tell."""
-    return int.from_bytes(record[_GENERATION], "little", signed=True) if len(record) >= header_size() else -1
+def orders_of(records: Sequence[bytes]) -> list[Order | None]:
+    """The order of each record; None for one that is damaged.
+
+    Raises:
+        RecordError: a record is of a newer format.
+    """
+    if not records:
+        return []
+    header, _, is_sound = _parsed(records)
+    columns = (header[name].tolist() for name in ("incarnation", "offset", "epoch"))
+    return [Order(*each) if sound else None for *each, sound in zip(*columns, is_sound.tolist(), strict=True)]
+
+
+def empty_record(epoch: int, bundle: int) -> bytes:
+    """The record of a user of whom nothing is known: versions without epochs read it as any other."""
+    header = np.zeros(1, dtype=_HEADER)
+    header["format"], header["epoch"], header["bundle"], header["offset"] = FORMAT, epoch, bundle, -1
+    return header.tobytes()
 
 
 def stamp_of(record: bytes) -> WriterStamp:
     """The writer of a record, which must be whole."""
     header = np.frombuffer(record, dtype=_HEADER, count=1)[0]
-    return WriterStamp(int(header["writer"]), int(header["generation"]), int(header["bundle"]))
+    return WriterStamp(*(int(header[name]) for name in WriterStamp._fields))
 
 
 def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
@@ -114,7 +132,8 @@ def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
     header["state_size"] = columns.state_size
     header["event_id_size"] = list(map(len, event_ids))
     header["log_length"] = columns.log_length
-    header["writer"], header["generation"], header["bundle"] = stamp
+    for name, value in stamp._asdict().items():
+        header[name] = value
     header["offset"] = columns.offset[rows]
     header["state_at_ms"] = columns.state_at_ms[rows]
     header["forgotten_ms"] = columns.forgotten_ms[rows]
@@ -188,13 +207,20 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
     """Write one record into each of ``rows`` (R,). A state of another bundle, or of another size, is marked stale.
 
     Raises:
-        RecordError: a record is of an unknown format or cut short. Nothing is written.
+        RecordError: a record is of a newer format, or damaged. Nothing is written.
     """
     if not len(records):
         return
-    header, places = _headers(records)
+    header, places, is_sound = _parsed(records)
+    if not is_sound.all():
+        wrong = records[int(np.flatnonzero(~is_sound)[0])]
+        raise RecordError(
+            f"state record: got {len(wrong)} bytes that no version writes; the record is damaged"
+        )
     n = header["n"].astype(np.int64)
-    ours = (header["state_size"] == columns.state_size) & (header["bundle"] == bundle)
+    states, ours = _unpacked_states(
+        columns, records, (header["state_size"] == columns.state_size) & (header["bundle"] == bundle)
+    )
     log = _unpacked_logs(records, n, places.log, columns.log_length)
     counters = _unpacked_counters(
         columns, rows, records, header["counters"].astype(np.int64), places.counters
@@ -213,7 +239,7 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
             counters=counters,
             offset=header["offset"].astype(np.int64),
             forgotten_ms=header["forgotten_ms"].astype(np.int64),
-            state=_unpacked_states(columns, records, ours),
+            state=states,
             state_at_ms=header["state_at_ms"].astype(np.int64),
             pending=header["pending"].astype(np.int64),
             stale=~ours,
@@ -225,7 +251,8 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
                     records[index][places.origins[index] : places.event_id[index]], dtype=_STRAY
                 ).tolist()
             ],
-            generation=header["generation"].astype(np.int32),
+            epoch=header["epoch"].astype(np.int32),
+            incarnation=header["incarnation"].astype(np.uint16),
         )
     )
 
@@ -239,39 +266,54 @@ class _Places(NamedTuple):
     counters: I64
 
 
-def _headers(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places]:
-    """The headers of R records (R,), checked, and where the other parts begin."""
-    size, known = _HEADER.itemsize, (FORMAT, FORMAT_WITH_COUNTERS)
-    short = next((record for record in records if len(record) < size or record[0] not in known), None)
-    if short is not None:
+def _parsed(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places, NDArray[np.bool_]]:
+    """The headers of R records (R,), where the other parts begin, and which records are whole (R,).
+
+    Raises:
+        RecordError: a record is of a newer format.
+    """
+    size = _HEADER.itemsize
+    newer = next(
+        (
+            record
+            for record in records
+            if len(record) >= size and FORMAT_WITH_COUNTERS < record[0] <= _LAST_FORMAT
+        ),
+        None,
+    )
+    if newer is not None:
         raise RecordError(
-            f"state record: got format {short[0] if short else 'none'} with {len(short)} bytes, expected format "
-            f"{FORMAT} or {FORMAT_WITH_COUNTERS} with at least {size} bytes; run the version that wrote it, or a newer one"
+            f"state record: got format {newer[0]} with {len(newer)} bytes, expected format {FORMAT} or "
+            f"{FORMAT_WITH_COUNTERS}; run the version that wrote it, or a newer one"
         )
-    header = np.frombuffer(b"".join(record[:size] for record in records), dtype=_HEADER)
+    header = np.frombuffer(b"".join(record[:size].ljust(size, b"\0") for record in records), dtype=_HEADER)
     log = size + 2 * header["state_size"].astype(np.int64)
     origins = log + header["n"].astype(np.int64) * ENTRY_BYTES
     event_id = origins + header["strays"].astype(np.int64) * _STRAY.itemsize
     counters = event_id + header["event_id_size"]
     whole = counters + header["counters"].astype(np.int64) * _COUNTER.itemsize
-    lengths = np.array([len(record) for record in records])
-    if (whole != lengths).any():
-        wrong = int(np.flatnonzero(whole != lengths)[0])
-        raise RecordError(
-            f"state record: got {lengths[wrong]} bytes, expected {whole[wrong]}; the record is damaged"
-        )
-    return header, _Places(log, origins, event_id, counters)
+    lengths = np.fromiter(map(len, records), dtype=np.int64, count=len(records))
+    is_sound = (
+        np.isin(header["format"], (FORMAT, FORMAT_WITH_COUNTERS))
+        & (whole == lengths)
+        & (header["offset"] >= -1)
+    )
+    return header, _Places(log, origins, event_id, counters), is_sound
 
 
-def _unpacked_states(columns: Columns, records: Sequence[bytes], ours: NDArray[np.bool_]) -> F16:
-    """The states (R, S) of the records that are ``ours`` (R,); zeros for the others."""
+def _unpacked_states(
+    columns: Columns, records: Sequence[bytes], ours: NDArray[np.bool_]
+) -> tuple[F16, NDArray[np.bool_]]:
+    """The states (R, S) of the records that are ``ours`` (R,), and which of them are numbers; zeros for the others."""
     start, size = _HEADER.itemsize, columns.state_size
     states = np.zeros((len(records), size), dtype=np.float16)
     kept = np.flatnonzero(ours)
     if len(kept) and size:
         raw = b"".join(records[index][start : start + 2 * size] for index in kept.tolist())
         states[kept] = np.frombuffer(raw, dtype="<f2").reshape(len(kept), -1)
-    return states
+    is_number = np.isfinite(states).all(axis=1)
+    states[~is_number] = 0
+    return states, ours & is_number
 
 
 def _unpacked_counters(
@@ -286,10 +328,7 @@ def _unpacked_counters(
     )
     entries = np.frombuffer(raw, dtype=_COUNTER).reshape(len(held), widest)
     keys, levels = entries["item"].astype(np.uint64), entries["level"].astype(np.uint16)
-    if levels.max(initial=0) > MAX_LEVEL:
-        raise RecordError(
-            f"state record: got a counter of level {levels.max()}, expected at most {MAX_LEVEL}; the record is damaged"
-        )
+    np.minimum(levels, MAX_LEVEL, out=levels)  # no table has a higher one
     if widest > columns.counters:  # a record of more counters than ours: the heaviest stay, where they stood
         heaviest = np.sort((-levels.astype(np.int64)).argsort(axis=1, kind="stable")[:, : columns.counters])
         keys, levels = (

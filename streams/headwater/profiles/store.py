@@ -16,23 +16,26 @@ import numpy as np
 import structlog
 
 from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.epochs import claim_record, next_epoch
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.headers import Claim
 from headwater.kafka.publish import Outgoing, Sent, send_all
 from headwater.kafka.supervision import Background, once_broker_answers
-from headwater.kafka.topics import Topics
+from headwater.kafka.topics import Topics, tombstone_ms
 from headwater.metrics import Metrics
 from headwater.profiles.columns import I64
 from headwater.profiles.partition import Partition, finished
 from headwater.profiles.repair import Repair
-from headwater.profiles.restore import restore
+from headwater.profiles.restore import Restored, restore
 from headwater.profiles.row_file import DiskFull, RowFile
-from headwater.profiles.state_records import WriterStamp, bundle_key, pack
+from headwater.profiles.state_records import WriterStamp, bundle_key, empty_record, pack
 from headwater.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
 # Users past HEADWATER_USER_TTL_DAYS are looked for this often, and this many are erased at a time, so that clicks go on.
+# So are erasures that the changelog need not hold any more.
 _EXPIRE_S: Final = 10.0
 _EXPIRE_USERS: Final = 2_000
 _NO_ROWS: Final = np.zeros(0, dtype=np.int64)
@@ -47,7 +50,10 @@ class ProfileLayout(NamedTuple):
 
 
 class Profiles:
-    """All partitions of this worker. ``writer`` stands in its records; ``fail`` ends the worker with a sentence."""
+    """All partitions of this worker. ``writer`` stands in its records; ``fail`` ends the worker with a sentence.
+
+    ``producer`` writes nothing else: what it gives up leaves a hole that ends the worker.
+    """
 
     def __init__(
         self,
@@ -94,8 +100,7 @@ class Profiles:
                 raise StopWorker(str(error)) from error
         await self._reader.start()
         self._background.start(self._repair.audit(self.partitions.values))
-        if self._settings.user_ttl_days is not None:
-            self._background.start(self._expire(self._settings.user_ttl_days * 86_400_000.0))
+        self._background.start(self._expire())
 
     async def stop(self) -> None:
         """End background work, then close the reader."""
@@ -140,13 +145,15 @@ class Profiles:
     async def _open(self, partitions: list[Partition], generation: int) -> None:
         started = time.monotonic()
 
-        async def read() -> int:
+        async def read() -> Restored:
             async with self._reading:
                 for partition in partitions:
                     partition.require(generation)
                 return await restore(self._reader, self._topics, partitions, self.bundle)
 
-        records = await once_broker_answers(self._topics.profiles, read)
+        restored = await once_broker_answers(self._topics.profiles, read)
+        self._metrics.damaged_records_total.labels(self._topics.profiles).inc(restored.damaged)
+        await asyncio.gather(*(self._claim(each, generation) for each in partitions))
         users = 0
         for partition in partitions:
             if partition.is_ours(generation):
@@ -165,9 +172,23 @@ class Profiles:
             "partitions_opened",
             count=len(partitions),
             users=users,
-            records=records,
+            records=restored.records,
             seconds=round(seconds, 3),
         )
+
+    async def _claim(self, partition: Partition, generation: int) -> None:
+        """Claim the next epoch of a partition whose changelog has been read to its end.
+
+        Raises:
+            PartitionLost: the partition is not ours any more.
+            StopWorker: the broker does not take records.
+        """
+        partition.require(generation)
+        partition.epoch = partition.highest_epoch = next_epoch(partition.highest_epoch, generation)
+        claim = partition.claim = Claim(partition.epoch, partition.incarnation, partition.watermark)
+        record = claim_record(claim, empty_record(claim.epoch, self.bundle))
+        sent = await send_all(self._producer, self._topics.profiles, partition.number, [record])
+        await self.settle(partition, sent, generation)
 
     # Writing
 
@@ -184,13 +205,20 @@ class Profiles:
         """
         partition.require(generation)
         columns = partition.columns
-        columns.mark_written(rows, generation)
+        epoch, incarnation = partition.epoch, partition.incarnation
+        columns.mark_written(rows, incarnation, epoch)
         users = [columns.users[row] for row in rows.tolist()]
-        values = pack(columns, rows, WriterStamp(self.writer, generation, self.bundle)) if users else []
-        records = list(map(Outgoing, users, values)) + partition.erasures.tombstones(erased, generation)
+        stamp = WriterStamp(self.writer, epoch, self.bundle, incarnation)
+        values = pack(columns, rows, stamp) if users else []
+        tombstones = partition.erasures.tombstones(erased, incarnation, epoch, round(time.time() * 1000.0))
+        records = list(map(Outgoing, users, values)) + tombstones
         sent = await send_all(self._producer, self._topics.profiles, partition.number, records)
         partition.require(generation)  # the producer may have kept us waiting through a whole rebalance
         return sent
+
+    def write_now(self) -> None:
+        """Have what was sent in this turn of the loop leave before other callbacks run."""
+        self._producer.write_now()
 
     async def settle(self, partition: Partition, sent: Sent, generation: int) -> None:
         """Wait until what was sent is acknowledged. Foreign writes in between show as a gap, which is filled.
@@ -214,17 +242,22 @@ class Profiles:
 
     # Expiry
 
-    async def _expire(self, ttl_ms: float) -> None:
-        """Erase users without an event for ``ttl_ms``, a slice of a partition at a time."""
+    async def _expire(self) -> None:
+        """Forget erasures that have lasted, and erase users without an event for a while, a slice of a partition at a time."""
+        ttl_days = self._settings.user_ttl_days
+        kept_ms = tombstone_ms(self._settings)
         while True:
             await asyncio.sleep(_EXPIRE_S)
             for partition in list(self.partitions.values()):
+                partition.erasures.sweep(round(time.time() * 1000.0) - kept_ms)
+                if ttl_days is None:
+                    continue
                 async with partition.lock:
                     await asyncio.wait({partition.changelog_done})
                     if not partition.is_serving():
                         continue
                     generation = partition.generation
-                    gone = _expired(partition, time.time() * 1000.0 - ttl_ms)
+                    gone = _expired(partition, time.time() * 1000.0 - ttl_days * 86_400_000.0)
                     for user, erased_ms in gone.items():
                         partition.erase(user, erased_ms)
                     if gone:

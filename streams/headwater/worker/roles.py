@@ -74,10 +74,11 @@ class InterestsRole:
     """Applies clicks and answers requests.
 
     Answers go through a producer of their own. A producer has one request on its way to a broker at a time, and an answer
-    must not wait until states are acknowledged that it does not rest on.
+    must not wait until states are acknowledged that it does not rest on. States go through one that is idempotent: a late
+    copy of a state would be older than what follows it.
     """
 
-    def __init__(self, common: Common, index: Index, answers: Producer) -> None:
+    def __init__(self, common: Common, index: Index, answers: Producer, states: Producer) -> None:
         self._common, self.index = common, index
         settings, topics, encoder = common.settings, common.topics, common.encoder
         is_shared = index.filled_by == "the catalog worker"
@@ -85,7 +86,7 @@ class InterestsRole:
         self.profiles = Profiles(
             settings,
             topics,
-            common.producer,
+            states,
             common.metrics,
             ProfileLayout(encoder.id, encoder.log_length, encoder.state_size),
             writer=secrets.randbits(63),

@@ -130,7 +130,7 @@ class Status:
             "watermark": partition.watermark,
             "events": described,
             "pending": sum(1 for event in described if event["pending"]),
-            "last_event_id": partition.columns.last_event[row].decode() or None,
+            "last_event_id": partition.columns.last_event[row].decode(errors="replace") or None,
             "counters": int(np.count_nonzero(partition.columns.counter_levels[row])),
         }
 
@@ -227,6 +227,6 @@ def _described(event: Event, payload: Mapping[str, Any] | None) -> dict[str, Any
         "item_id": known.get("item_id"),
         "title": known.get("title"),
         "at_ms": event.at_ms,
-        "action": ACTION_NAMES[event.action],
+        "action": ACTION_NAMES.get(event.action, f"action {event.action}"),
         "pending": payload is None,
     }

@@ -144,7 +144,9 @@ class Worker:
         groups: list[ConsumerGroup] = []
         if index is not None and self._role in ("all", "interests"):
             answers = await self._stack.enter_async_context(started(producer_of(settings)))
-            status.interests = InterestsRole(common, index, answers)
+            idempotent = producer_of(settings, enable_idempotence=True)
+            states = await self._stack.enter_async_context(started(idempotent))
+            status.interests = InterestsRole(common, index, answers, states)
             groups.append(await status.interests.open(self._stack))
         if self._role in ("all", "catalog"):
             status.catalog = CatalogRole(common, index)

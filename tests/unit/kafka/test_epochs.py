@@ -1,6 +1,6 @@
 """Epochs of a partition's owners: they only rise, and order records only after what the records rest on."""
 
-from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, Order, claim_record, next_epoch
+from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record, next_epoch
 from headwater.kafka.headers import Claim, claim_of
 
 
@@ -15,11 +15,6 @@ def test_an_epoch_is_the_generation_while_the_group_lives() -> None:
 
 def test_an_epoch_stays_one_of_ours() -> None:
     assert next_epoch(MAX_EPOCH, 1) == MAX_EPOCH
-
-
-def test_the_incarnation_orders_first_then_the_offset_then_the_epoch() -> None:
-    in_order = [Order(0, 9, 3), Order(1, -1, 2), Order(1, 4, 2), Order(1, 4, 5), Order(1, 5, 1)]
-    assert all(older < newer for older, newer in zip(in_order, in_order[1:], strict=False))
 
 
 def test_a_claim_lasts_under_a_key_that_no_id_is() -> None:

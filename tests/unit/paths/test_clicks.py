@@ -95,7 +95,7 @@ async def test_the_changelog_has_one_record_for_each_user_that_was_touched(worke
     await worker.apply(*(worker.click(user, "coffee") for user in ("ann", "bob", "ann", "ann")))
     records = worker.producer.records(worker.topics.profiles)
     assert sorted(record.key for record in records) == [b"ann", b"bob"]
-    assert {stamp_of(record.value) for record in records} == {(77, GENERATION, worker.profiles.bundle)}
+    assert {stamp_of(record.value) for record in records} == {(77, GENERATION, worker.profiles.bundle, 0)}
 
 
 async def test_a_worker_that_reads_the_changelog_knows_what_the_writer_knew(worker: InterestsWorker) -> None:
@@ -107,7 +107,14 @@ async def test_a_worker_that_reads_the_changelog_knows_what_the_writer_knew(work
     )
     ours, theirs = worker.partition().columns, fresh.columns
     assert set(theirs.rows) == {b"ann"}
-    assert fresh.erasures == worker.partition().erasures
+    erased, known = worker.partition().erasures.get(b"bob"), fresh.erasures.get(b"bob")
+    assert erased is not None
+    assert known is not None
+    assert (
+        (known.erased_ms, known.order)
+        == (erased.erased_ms, erased.order)
+        == (erased.erased_ms, (0, 3, GENERATION))
+    )
     one, other = np.array([ours.rows[b"ann"]]), np.array([theirs.rows[b"ann"]])
     assert theirs.log(other).events(0) == ours.log(one).events(0)
     assert (theirs.state[other] == ours.state[one]).all()

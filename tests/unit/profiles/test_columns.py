@@ -74,7 +74,16 @@ def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again(new_col
             log=log_of(EVENTS), last_event=[(row, b"e1")], origins=[(row, 3, 7)]
         )
     )
-    for name in ("state", "state_at_ms", "pending", "stale", "forgotten_ms", "offset", "generation"):
+    for name in (
+        "state",
+        "state_at_ms",
+        "pending",
+        "stale",
+        "forgotten_ms",
+        "offset",
+        "epoch",
+        "incarnation",
+    ):
         getattr(columns, name)[row] = 1
     columns.remove(b"ann")
     assert b"ann" not in columns.rows
@@ -86,7 +95,7 @@ def test_an_erased_user_leaves_nothing_in_a_row_that_is_handed_out_again(new_col
         assert (getattr(columns, name)[again] == getattr(fresh, name)[never_used]).all(), name
     assert not columns.stale[again]
     assert columns.forgotten_ms[again] == 0
-    assert columns.generation[again] == 0
+    assert columns.order(again) == (0, -1, 0)
     assert columns.last_event[again] == b""
     assert again not in columns.origins
 
@@ -120,13 +129,30 @@ def test_the_numbers_of_a_column_can_be_taken_by_one_index(new_columns: NewColum
 def test_a_write_leaves_what_it_does_not_name(new_columns: NewColumns) -> None:
     columns = new_columns(4, DIM)
     ann, bob = columns.add(b"ann"), columns.add(b"bob")
-    columns.mark_written(np.array([ann]), 3)
+    columns.mark_written(np.array([ann]), 2, 3)
     written = values_of(columns, [ann])
     columns.write(written._replace(offset=np.array([9]), last_event=[(ann, b"e1")]))
     columns.write(written._replace(offset=np.array([10])))
     assert (columns.offset[ann], columns.offset[bob]) == (10, -1)
-    assert (columns.generation[ann], columns.generation[bob]) == (3, 0)
+    assert (columns.order(ann), columns.order(bob)) == ((2, 10, 3), (0, -1, 0))
     assert (columns.last_event[ann], columns.last_event[bob]) == (b"e1", b"")
+
+
+def test_offsets_and_origins_of_a_former_clicks_log_are_of_no_click_in_the_one_that_replaced_it(
+    new_columns: NewColumns,
+) -> None:
+    columns = new_columns(4, DIM)
+    former, newer = columns.add(b"ann"), columns.add(b"bob")
+    for row, incarnation in ((former, 0), (newer, 1)):
+        values = values_of(columns, [row])._replace(
+            offset=np.array([9]), log=log_of(EVENTS), origins=[(row, 3, 7)]
+        )
+        columns.write(values)
+        columns.mark_written(np.array([row]), incarnation, 5)
+    columns.start_incarnation(1)
+    assert (columns.order(former), columns.order(newer)) == ((1, -1, 5), (1, 9, 5))
+    assert columns.origins == {newer: {3: 7}}
+    assert columns.log(np.array([former])).events(0) == EVENTS
 
 
 def test_of_each_origin_the_farthest_offset_is_kept(new_columns: NewColumns) -> None:

@@ -67,10 +67,11 @@ async def test_an_erased_user_who_comes_back_has_an_empty_row_that_knows_the_tim
 ) -> None:
     row = partition.row_of(b"ann")
     assert partition.row_of(b"ann") == row
+    partition.columns.offset[row] = 70
     partition.erase(b"ann", 1_000)
     assert b"ann" not in partition.columns.rows
     back = partition.row_of(b"ann")
-    assert partition.columns.forgotten_ms[back] == 1_000
+    assert (partition.columns.forgotten_ms[back], partition.columns.offset[back]) == (1_000, 70)
     assert partition.columns.n[back] == 0
 
 
@@ -79,7 +80,7 @@ async def test_a_disk_without_room_for_a_user_stops_the_worker(
 ) -> None:
     on_disk = Partition(0, log_length=4, state_size=2, folder=tmp_path)
 
-    def full(user: bytes, forgotten_ms: int = 0) -> int:
+    def full(*_: object) -> int:
         raise DiskFull("no room: make room")
 
     monkeypatch.setattr(on_disk.columns, "add", full)

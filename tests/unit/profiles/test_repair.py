@@ -10,9 +10,11 @@ from aiokafka import ConsumerRecord
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.profiles.columns import Columns
+from headwater.profiles.erasures import Erased
+from headwater.profiles.order import Order
 from headwater.profiles.partition import Partition
 from headwater.profiles.repair import Repair
-from headwater.profiles.state_records import WriterStamp, generation_of, pack
+from headwater.profiles.state_records import WriterStamp, orders_of, pack
 from tests.support.interests_worker import GENERATION, InterestsWorker
 from tests.support.recorded_reader import RecordedReader
 
@@ -24,11 +26,11 @@ async def worker() -> AsyncIterator[InterestsWorker]:
     await worker.close()
 
 
-def foreign(worker: InterestsWorker, offset: int, user: bytes, generation: int) -> ConsumerRecord:
-    """A record that another worker wrote in that generation."""
+def foreign(worker: InterestsWorker, offset: int, user: bytes, epoch: int) -> ConsumerRecord:
+    """A record that another worker wrote in that epoch."""
     columns = Columns(worker.encoder.log_length, worker.encoder.state_size)
     row = columns.add(user)
-    (value,) = pack(columns, np.array([row]), WriterStamp(1, generation, worker.profiles.bundle))
+    (value,) = pack(columns, np.array([row]), WriterStamp(1, epoch, worker.profiles.bundle))
     return ConsumerRecord(worker.topics.profiles, 0, offset, 0, 0, user, value, None, 0, 0, ())
 
 
@@ -50,13 +52,13 @@ async def test_users_that_others_overwrote_are_written_again_and_the_gap_is_fill
     await repair.fill(partition, 2, 4, GENERATION)
     again = worker.producer.records(worker.topics.profiles)[len(ours) :]
     assert [record.key for record in again] == [b"ann"]  # bob's lies behind the gap
-    assert generation_of(again[0].value) == GENERATION
+    assert orders_of([again[0].value])[0].epoch == GENERATION
     assert partition.gaps == set()
     assert worker.measured("fenced_records_total") == 1
 
 
 async def test_an_erased_user_whom_others_wrote_is_erased_again(worker: InterestsWorker) -> None:
-    worker.partition().erasures.put(b"ann", 5, GENERATION)
+    worker.partition().erasures.put(b"ann", Erased(5, Order(0, 3, GENERATION), 1_000))
     repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION - 1))
     await repair.fill(partition, 0, 1, GENERATION)
     (again,) = worker.producer.records(worker.topics.profiles)
@@ -72,19 +74,45 @@ async def test_a_gap_with_users_nobody_knows_stays_a_gap(worker: InterestsWorker
     assert worker.producer.records(worker.topics.profiles) == []
 
 
-async def test_a_record_of_a_later_generation_stops_the_worker(worker: InterestsWorker) -> None:
+async def test_a_record_of_a_later_epoch_stops_the_worker(worker: InterestsWorker) -> None:
     repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION + 1))
-    with pytest.raises(StopWorker, match=r"offset 0 was written by generation 5, expected at most ours, 4"):
+    with pytest.raises(StopWorker, match=r"offset 0 was written in epoch 5, expected at most ours, 4"):
         await repair.fill(partition, 0, 1, GENERATION)
 
 
-async def test_a_later_generation_is_none_of_its_business_once_the_partition_is_gone(
+async def test_a_later_epoch_is_none_of_its_business_once_the_partition_is_gone(
     worker: InterestsWorker,
 ) -> None:
     repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION + 1))
     partition.owned = False
     with pytest.raises(PartitionLost):
         await repair.fill(partition, 0, 1, GENERATION)
+
+
+async def test_a_damaged_record_is_overwritten_with_what_is_known_of_its_user(
+    worker: InterestsWorker,
+) -> None:
+    await worker.apply(worker.click("ann", "tea"))
+    junk = ConsumerRecord(worker.topics.profiles, 0, 1, 0, 0, b"ann", b"junk", None, 0, 0, ())
+    headless = ConsumerRecord(
+        worker.topics.profiles,
+        0,
+        2,
+        0,
+        0,
+        b"ann",
+        None,
+        None,
+        0,
+        0,
+        [("headwater-forgot-ms", b"[1,2147483647]")],
+    )
+    repair, partition = repairing(worker, *worker.producer.records(worker.topics.profiles), junk, headless)
+    await repair.fill(partition, 1, 3, GENERATION)
+    assert [record.value is None for record in worker.producer.records(worker.topics.profiles)] == [
+        False,
+        False,
+    ]
 
 
 async def test_overwritten_users_are_noted_no_more_once_they_are_written(worker: InterestsWorker) -> None:

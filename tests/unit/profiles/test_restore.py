@@ -1,33 +1,54 @@
-"""Users read from the changelog: the newest generation wins, in whatever order its records come."""
+"""Users read from the changelog: the newest record wins, in whatever order they come, and whoever wrote them."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 
 from headwater.errors import StopWorker
-from headwater.kafka.headers import Erasure, erasure_header
+from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
+from headwater.kafka.headers import AppliedOffset, Claim, Erasure, applied_header, erasure_header
 from headwater.profiles.columns import Columns
 from headwater.profiles.partition import Partition
-from headwater.profiles.restore import generation_of_record, load
-from headwater.profiles.state_records import WriterStamp, pack
+from headwater.profiles.restore import ACCEPT_KEY, _settle_log, load
+from headwater.profiles.state_records import WriterStamp, empty_record, pack
 
 BUNDLE, TOPIC = 99, "profiles.v1"
+CLICKS = TopicPartition("clicks.v1", 0)
 
 
-def record(offset: int, user: bytes, value: bytes | None, *headers: tuple[str, bytes]) -> ConsumerRecord:
-    return ConsumerRecord(TOPIC, 0, offset, 0, 0, user, value, None, 0, 0, headers)
+def record(
+    offset: int, user: bytes | None, value: bytes | None, *headers: tuple[str, bytes | None]
+) -> ConsumerRecord:
+    return ConsumerRecord(TOPIC, 0, offset, 7_000, 0, user, value, None, 0, 0, headers)
 
 
-def state(offset: int, user: bytes, generation: int, clicks_offset: int) -> ConsumerRecord:
+def state(
+    offset: int, user: bytes, epoch: int, clicks_offset: int, *, incarnation: int = 0, n: int = 1
+) -> ConsumerRecord:
     columns = Columns(4, 2)
     row = columns.add(user)
-    columns.offset[row] = clicks_offset
-    (value,) = pack(columns, np.array([row]), WriterStamp(1, generation, BUNDLE))
+    columns.offset[row], columns.n[row], columns.at_ms[row, :n] = clicks_offset, n, 1
+    (value,) = pack(columns, np.array([row]), WriterStamp(1, epoch, BUNDLE, incarnation))
     return record(offset, user, value)
 
 
-def tombstone(offset: int, user: bytes, erased_ms: int, generation: int) -> ConsumerRecord:
-    return record(offset, user, None, erasure_header(Erasure(erased_ms, generation)))
+def tombstone(
+    offset: int, user: bytes, erased_ms: int, epoch: int, clicks_offset: int | None, *, incarnation: int = 0
+) -> ConsumerRecord:
+    """One without a clicks offset is of a version without epochs."""
+    headers = [erasure_header(Erasure(erased_ms, epoch))]
+    if clicks_offset is not None:
+        headers.append(applied_header(AppliedOffset(incarnation, clicks_offset)))
+    return record(offset, user, None, *headers)
+
+
+def claim(offset: int, epoch: int, **fields: Any) -> ConsumerRecord:
+    outgoing = claim_record(Claim(epoch, **fields), empty_record(epoch, BUNDLE))
+    return record(offset, outgoing.key, outgoing.value, *outgoing.headers)
 
 
 @pytest.fixture
@@ -35,8 +56,8 @@ async def partition() -> Partition:
     return Partition(0, log_length=4, state_size=2)
 
 
-def loaded(partition: Partition, *records: ConsumerRecord) -> None:
-    load(partition, records, BUNDLE, TOPIC)
+def loaded(partition: Partition, *records: ConsumerRecord) -> int:
+    return load(partition, records, BUNDLE, TOPIC)
 
 
 def offset_of(partition: Partition, user: bytes) -> int:
@@ -44,16 +65,28 @@ def offset_of(partition: Partition, user: bytes) -> int:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_the_last_record_of_the_newest_generation_wins(partition: Partition, at_once: bool) -> None:
+async def test_the_record_that_rests_on_most_clicks_wins_whatever_generation_wrote_it(
+    partition: Partition, at_once: bool
+) -> None:
+    """A group whose offsets expired begins at generation 1 again."""
     records = [
-        state(0, b"ann", 1, 3),
-        state(1, b"ann", 2, 8),
-        state(2, b"ann", 2, 9),
-        state(3, b"ann", 1, 4),
+        state(0, b"ann", 12, 3),
+        state(1, b"ann", 1, 8),
+        state(2, b"ann", 1, 9),
+        state(3, b"ann", 12, 4),
     ]
     for batch in [records] if at_once else [[each] for each in records]:
         loaded(partition, *batch)
     assert offset_of(partition, b"ann") == 9
+    assert partition.overwritten == {b"ann"}
+    assert partition.highest_epoch == 12
+
+
+async def test_of_records_that_rest_on_the_same_clicks_the_one_of_the_highest_epoch_wins(
+    partition: Partition,
+) -> None:
+    loaded(partition, state(0, b"ann", 5, 3, n=2), state(1, b"ann", 4, 3))
+    assert partition.columns.n[partition.columns.rows[b"ann"]] == 2
     assert partition.overwritten == {b"ann"}
 
 
@@ -63,36 +96,186 @@ async def test_a_user_who_is_written_again_is_overwritten_no_more(partition: Par
     assert (offset_of(partition, b"ann"), partition.overwritten) == (9, set())
 
 
-async def test_a_tombstone_erases_and_a_late_record_does_not_bring_the_user_back(
-    partition: Partition,
+def holds(partition: Partition, user: bytes) -> bool:
+    return user in partition.columns.rows
+
+
+@pytest.mark.parametrize("late", [state(2, b"ann", 12, 3), state(2, b"ann", 2, 4), state(2, b"ann", 1, 5)])
+async def test_a_tombstone_erases_and_no_late_record_brings_the_user_back(
+    partition: Partition, late: ConsumerRecord
 ) -> None:
+    """Of an owner before the group began anew, a copy of the state that was erased, or of a former owner."""
     loaded(partition, state(0, b"ann", 1, 3))
-    loaded(partition, tombstone(1, b"ann", 77, 2))
-    loaded(partition, state(2, b"ann", 1, 4))
-    assert b"ann" not in partition.columns.rows
-    assert (partition.erasures.erased_ms(b"ann"), partition.erasures.generation(b"ann")) == (77, 2)
+    loaded(partition, tombstone(1, b"ann", 77, 2, 5))
+    loaded(partition, late)
+    assert not holds(partition, b"ann")
+    assert partition.erasures.erased_ms(b"ann") == 77
     assert partition.overwritten == {b"ann"}
-    loaded(partition, state(3, b"ann", 2, 9))
+    loaded(partition, state(3, b"ann", 1, 9))
     assert offset_of(partition, b"ann") == 9
+
+
+async def test_a_copy_of_the_very_state_that_was_erased_does_not_undo_it(partition: Partition) -> None:
+    loaded(partition, state(0, b"ann", 2, 5), tombstone(1, b"ann", 77, 2, 5), state(2, b"ann", 2, 5))
+    assert not holds(partition, b"ann")
+    assert partition.overwritten == {b"ann"}
+
+
+async def test_tombstones_of_earlier_versions_are_ordered_by_their_generation(partition: Partition) -> None:
+    loaded(partition, state(0, b"ann", 1, 3), tombstone(1, b"ann", 77, 2, None), state(2, b"ann", 1, 4))
+    assert not holds(partition, b"ann")
+    loaded(partition, state(3, b"ann", 2, 9))
+    assert holds(partition, b"ann")
+
+
+async def test_the_newest_record_is_the_same_in_whatever_order_they_come() -> None:
+    records = [
+        state(0, b"ann", 4, 3),
+        state(0, b"ann", 1, 8),
+        tombstone(0, b"ann", 77, 2, 8),
+        state(0, b"ann", 2, 6),
+    ]
+    for order in itertools.permutations(records):
+        partition = Partition(0, log_length=4, state_size=2)
+        for each in order:
+            loaded(partition, each)
+        assert not holds(partition, b"ann"), order
 
 
 async def test_a_tombstone_of_somebody_else_erases_without_a_time(partition: Partition) -> None:
     loaded(partition, state(0, b"ann", -1, 3), record(1, b"ann", None))
-    assert b"ann" not in partition.columns.rows
+    assert not holds(partition, b"ann")
     assert b"ann" not in partition.erasures
 
 
+async def test_users_of_whom_nothing_is_known_are_not_kept_and_written_off(partition: Partition) -> None:
+    """Earlier versions kept those who had impressions only."""
+    loaded(partition, state(0, b"ann", 2, 3, n=0), state(1, b"bob", 2, 4))
+    assert list(partition.columns.rows) == [b"bob"]
+    assert partition.overwritten == {b"ann"}
+    assert partition.erasures.offset(b"ann", 0) == 3
+
+
+DAMAGED: Sequence[tuple[str, bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]] = [
+    ("no state", b"ann", b"junk", ()),
+    ("a state cut short", b"ann", cast(bytes, state(0, b"ann", 1, 3).value)[:-1], ()),
+    ("an epoch that none of ours can be", b"ann", state(0, b"ann", MAX_EPOCH + 1, 3).value, ()),
+    ("no erasure", b"ann", None, (("headwater-forgot-ms", b"nonsense"),)),
+    ("a null erasure", b"ann", None, (("headwater-forgot-ms", None),)),
+    ("an erasure of another epoch", b"ann", None, (("headwater-forgot-ms", b"[9,2147483647]"),)),
+    ("no offset", b"ann", None, (("headwater-forgot-ms", b"[9,9]"), ("headwater-applied", b"[0]"))),
+    ("no claim", CLAIM_KEY, empty_record(1, BUNDLE), (("headwater-claim", b"[]"),)),
+    ("a claim without its header", CLAIM_KEY, empty_record(1, BUNDLE), ()),
+    ("no user", b"\xff\xfe", state(0, b"ann", 1, 3).value, ()),
+    ("an empty user", b"", state(0, b"ann", 1, 3).value, ()),
+    ("a null user", None, state(0, b"ann", 1, 3).value, ()),
+    ("a null user's erasure", None, None, ()),
+    ("a user whose name is too long", b"a" * 513, state(0, b"ann", 1, 3).value, ()),
+]
+
+
 @pytest.mark.parametrize(
-    "headers", [[], [("headwater-forgot-ms", b"nonsense")], [("headwater-forgot-ms", None)]]
+    ("key", "value", "headers"), [each[1:] for each in DAMAGED], ids=[d[0] for d in DAMAGED]
 )
-async def test_a_record_that_is_not_ours_is_of_no_generation(
-    headers: list[tuple[str, bytes]],
+async def test_a_damaged_record_is_passed_over_and_its_user_keeps_what_is_known(
+    partition: Partition, key: bytes | None, value: bytes | None, headers: Any
 ) -> None:
-    assert generation_of_record(record(0, b"ann", None, *headers)) == -1
-    assert generation_of_record(record(0, b"ann", b"short")) == -1
+    damaged = record(1, key, value, *headers)
+    assert loaded(partition, state(0, b"ann", 2, 8), damaged, state(2, b"bob", 2, 9)) == 1
+    assert list(partition.columns.rows) == [b"ann", b"bob"]
+    assert offset_of(partition, b"ann") == 8
+    assert partition.overwritten == ({b"ann"} if key == b"ann" else set())
+    assert partition.highest_epoch == 2
 
 
-async def test_a_record_that_cannot_be_read_stops_the_worker_with_its_place(partition: Partition) -> None:
+async def test_a_damaged_record_alone_leaves_its_user_unknown(partition: Partition) -> None:
+    assert loaded(partition, record(0, b"ann", b"junk"), state(1, b"bob", 2, 9)) == 1
+    assert list(partition.columns.rows) == [b"bob"]
+
+
+async def test_a_record_of_a_newer_version_stops_the_worker_with_its_place(partition: Partition) -> None:
     newer = state(5, b"ann", 1, 3)
     with pytest.raises(StopWorker, match=r"profiles\.v1-0, offsets 5 to 5: state record: got format 9"):
         loaded(partition, record(5, b"ann", b"\x09" + newer.value[1:]))
+
+
+# The clicks log
+
+
+class Log:
+    """What the broker says of the clicks topic and of the group."""
+
+    def __init__(self, end: int, committed: int | None = None, beginning: int = 0) -> None:
+        self.end, self.committed_offset, self.beginning = end, committed, beginning
+
+    async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, self.beginning)
+
+    async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, self.end)
+
+    async def committed(self, tp: TopicPartition) -> int | None:
+        return self.committed_offset
+
+
+async def settled(partition: Partition, log: Log) -> None:
+    await _settle_log(cast(Any, log), {CLICKS: partition})
+
+
+@pytest.mark.parametrize("log", [Log(end=9, committed=9), Log(end=10, committed=11)])
+async def test_a_clicks_log_that_is_shorter_than_what_is_known_of_it_is_refused_and_can_be_accepted(
+    partition: Partition, log: Log
+) -> None:
+    loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
+    with pytest.raises(
+        StopWorker, match=r"clicks\.v1-0: .* the topic was re-created\. .*headwater topics accept"
+    ):
+        await settled(partition, log)
+    loaded(partition, record(2, ACCEPT_KEY, None))
+    await settled(partition, log)
+    assert partition.columns.order(partition.columns.rows[b"ann"]) == (1, -1, 3)
+    assert partition.watermark == (log.committed_offset - 1 if log.committed_offset <= log.end else -1)
+    partition.columns.offset[partition.columns.rows[b"ann"]] = 10
+    with pytest.raises(StopWorker, match="re-created"):  # it held for one log
+        await settled(partition, log)
+
+
+async def test_an_accepted_log_holds_until_the_claim_that_follows(partition: Partition) -> None:
+    loaded(
+        partition,
+        record(0, ACCEPT_KEY, None),
+        claim(1, 4, incarnation=1),
+        state(2, b"ann", 4, 9, incarnation=1),
+    )
+    assert not partition.log_is_accepted
+    with pytest.raises(StopWorker, match="re-created"):
+        await settled(partition, Log(end=5))
+
+
+async def test_records_of_an_accepted_log_are_newer_than_all_before(partition: Partition) -> None:
+    loaded(
+        partition,
+        state(0, b"ann", 3, 900),
+        tombstone(1, b"bob", 77, 3, 800),
+        claim(2, 4, incarnation=1),
+        state(3, b"ann", 4, 2, incarnation=1),
+        state(4, b"bob", 4, 3, incarnation=1),
+        state(5, b"ann", 3, 901),
+    )
+    await settled(partition, Log(end=5))
+    assert (offset_of(partition, b"ann"), offset_of(partition, b"bob")) == (2, 3)
+    assert partition.overwritten == {b"ann"}
+    assert partition.incarnation == 1
+
+
+async def test_an_erased_user_stays_erased_in_an_accepted_log(partition: Partition) -> None:
+    loaded(partition, tombstone(0, b"bob", 77, 3, 800), record(1, ACCEPT_KEY, None))
+    await settled(partition, Log(end=5))
+    row = partition.row_of(b"bob")
+    assert (partition.columns.offset[row], partition.columns.forgotten_ms[row]) == (-1, 77)
+
+
+async def test_a_group_without_offsets_begins_at_the_log_s_beginning(partition: Partition) -> None:
+    loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
+    await settled(partition, Log(end=10, beginning=4))
+    assert (partition.watermark, offset_of(partition, b"ann")) == (3, 9)

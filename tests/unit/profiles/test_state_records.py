@@ -12,11 +12,13 @@ from headwater.profiles.columns import Columns
 from headwater.profiles.counters import MAX_LEVEL, weight
 from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import (
+    FORMAT_WITH_COUNTERS,
     MAX_STRAYS,
     RecordError,
     WriterStamp,
-    generation_of,
+    empty_record,
     header_size,
+    orders_of,
     pack,
     record_size,
     stamp_of,
@@ -25,7 +27,7 @@ from headwater.profiles.state_records import (
 from tests.support.checkout import STARTER
 from tests.support.histories import DIM, START_MS, values_of
 
-STAMP = WriterStamp(writer=2**64 - 1, generation=7, bundle=2**63 + 5)
+STAMP = WriterStamp(writer=2**64 - 1, epoch=7, bundle=2**63 + 5, incarnation=2**16 - 1)
 # Of the first user of `filled`, with one event and two floats, as the version before counters wrote it.
 FORMAT_1 = (
     "0101000002000b0006ffffffffffffffff070000000500000000000080e8030000000000000068e5cf8b010000000000000000000000000000"
@@ -88,16 +90,60 @@ def test_what_is_packed_comes_back(users: list[list[Event]], data: st.DataObject
         assert again.last_event[other] == columns.last_event[row]
         assert again.origins.get(other, {}) == columns.origins.get(row, {})
         assert not again.stale[other]
-        assert again.generation[other] == STAMP.generation
+        assert again.order(other) == (STAMP.incarnation, columns.offset[row], STAMP.epoch)
 
 
 def test_a_record_says_who_wrote_it() -> None:
     (record,) = pack(*filled([[]]), STAMP)
     assert stamp_of(record) == STAMP
-    assert generation_of(record) == 7
-    assert generation_of(record[: header_size() - 1]) == -1
-    (older,) = pack(*filled([[]]), STAMP._replace(generation=-1))
-    assert generation_of(older) == -1
+    assert orders_of([record]) == [(2**16 - 1, 1000, 7)]
+
+
+def test_the_generation_that_earlier_versions_wrote_is_an_epoch() -> None:
+    assert orders_of([bytes.fromhex(FORMAT_1)]) == [(0, 1000, 7)]
+
+
+def test_the_record_of_a_user_of_whom_nothing_is_known_is_read_as_any_other() -> None:
+    columns = restored([empty_record(5, STAMP.bundle)])
+    assert (columns.n[0], columns.order(0)) == (0, (0, -1, 5))
+
+
+def damaged_records() -> list[bytes]:
+    (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
+    (below,) = pack(*filled([[]]), STAMP)
+    offset_at = header_size() - 28
+    negative = below[:offset_at] + (-5).to_bytes(8, "little", signed=True) + below[offset_at + 8 :]
+    cut = [record[:length] for length in (1, 30, header_size(), len(record) - 1)]
+    return [b"", b'{"not": "ours"}', b"\x00" * 80, b"\xff" * 300, record + b"x", negative, *cut]
+
+
+def test_a_damaged_record_has_no_order_and_those_beside_it_have_theirs() -> None:
+    (good,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
+    damaged = damaged_records()
+    assert orders_of([good, *damaged, good]) == [
+        (2**16 - 1, 1000, 7),
+        *[None] * len(damaged),
+        (2**16 - 1, 1000, 7),
+    ]
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_reading_an_order_fail_otherwise_than_as_a_newer_format(raw: bytes) -> None:
+    try:
+        (order,) = orders_of([raw])
+    except RecordError:
+        assert raw[0] > FORMAT_WITH_COUNTERS
+    else:
+        if order is not None:
+            restored([raw])
+
+
+def test_a_state_that_is_no_number_is_folded_again() -> None:
+    columns, rows = filled([[Event(1, 1, 1, 1)], [Event(1, 1, 1, 1)]])
+    columns.state[0, 1] = np.nan
+    other = restored(pack(columns, rows, STAMP))
+    assert other.stale.tolist() == [True, False]
+    assert not other.state[0].any()
 
 
 def test_times_and_actions_fit_their_bits() -> None:
@@ -196,7 +242,7 @@ def test_counters_come_back_where_they_stood_over_whatever_was_there(
 def test_a_user_without_counters_is_written_as_versions_before_them_write_and_read_it() -> None:
     columns, rows = filled([[Event(7, 8, 9, 5)], [Event(7, 8, 9, 5)]], state_size=2)
     with_counters(columns, [[], [(5, 2_048)]])
-    plain, counting = pack(columns, rows, STAMP)
+    plain, counting = pack(columns, rows, STAMP._replace(incarnation=0))
     assert plain.hex() == FORMAT_1
     assert counting[0] == 2
     assert len(counting) == len(plain) + 10
@@ -237,11 +283,10 @@ def test_a_shorter_log_without_counters_counts_nothing() -> None:
     assert none.log(np.array([0])).events(0) == [Event(2, 2, 1, 1)]
 
 
-def test_a_counter_beyond_the_levels_is_refused() -> None:
+def test_a_counter_beyond_the_levels_is_at_the_highest() -> None:
     columns, rows = filled([[]])
     with_counters(columns, [[(1, MAX_LEVEL + 1)]])
-    with pytest.raises(RecordError, match=rf"level {MAX_LEVEL + 1}, expected at most {MAX_LEVEL}"):
-        restored(pack(columns, rows, STAMP))
+    assert counters_of(restored(pack(columns, rows, STAMP)), 0)[0] == (1, MAX_LEVEL)
 
 
 def test_of_many_stray_origins_the_newest_are_kept() -> None:
@@ -261,7 +306,7 @@ def test_a_record_of_a_newer_format_is_refused_with_the_remedy() -> None:
     (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
     newer = bytes([3]) + record[1:]
     with pytest.raises(
-        RecordError, match=r"got format 3 .* expected format 1 or 2 .* run the version that wrote it"
+        RecordError, match=r"got format 3 .* expected format 1 or 2; run the version that wrote it"
     ):
         restored([record, newer])
 
@@ -269,13 +314,13 @@ def test_a_record_of_a_newer_format_is_refused_with_the_remedy() -> None:
 @pytest.mark.parametrize("cut", [0, 1, 30, -1])
 def test_a_record_that_is_cut_short_is_refused(cut: int) -> None:
     (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
-    with pytest.raises(RecordError, match="expected"):
+    with pytest.raises(RecordError, match="damaged"):
         restored([record[:cut]])
 
 
 def test_a_record_with_more_than_it_announces_is_refused() -> None:
     (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
-    with pytest.raises(RecordError, match=rf"got {len(record) + 1} bytes, expected {len(record)}"):
+    with pytest.raises(RecordError, match=rf"got {len(record) + 1} bytes .* the record is damaged"):
         restored([record + b"x"])
 
 

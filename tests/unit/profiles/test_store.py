@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from headwater.errors import PartitionLost
-from headwater.kafka.headers import Erasure, erasure_of
-from headwater.profiles.state_records import generation_of
+from headwater.kafka.headers import AppliedOffset, Erasure, applied_of, erasure_of
+from headwater.profiles.state_records import orders_of
 from headwater.profiles.store import _expired
 from tests.support.interests_worker import GENERATION, InterestsWorker, now_ms
 
@@ -19,19 +19,20 @@ async def worker() -> AsyncIterator[InterestsWorker]:
     await worker.close()
 
 
-async def test_users_and_tombstones_are_sent_with_the_generation_of_the_group(
+async def test_users_and_tombstones_are_sent_with_the_epoch_and_the_offset_they_rest_on(
     worker: InterestsWorker,
 ) -> None:
     partition = worker.partition()
     row = partition.row_of(b"ann")
-    partition.row_of(b"bob")
+    partition.columns.offset[partition.row_of(b"bob")] = 8
     partition.erase(b"bob", 5)
     sent = await worker.profiles.send(partition, np.array([row]), [b"bob"], GENERATION)
     await worker.profiles.settle(partition, sent, GENERATION)
     ann, bob = worker.producer.records(worker.topics.profiles)
-    assert (ann.key, generation_of(ann.value)) == (b"ann", GENERATION)
+    assert (ann.key, orders_of([ann.value])) == (b"ann", [(0, -1, GENERATION)])
     assert (bob.key, bob.value, erasure_of(bob.headers)) == (b"bob", None, Erasure(5, GENERATION))
-    assert partition.columns.generation[row] == GENERATION
+    assert applied_of(bob.headers) == AppliedOffset(0, 8)
+    assert partition.columns.epoch[row] == GENERATION
     assert partition.changelog_next == 2
 
 

@@ -76,7 +76,9 @@ async def own_index(encoder: Encoder, tmp_path: Path) -> AsyncIterator[EdgeIndex
 async def test_an_index_of_its_own_is_filled_from_all_vectors_of_the_topic(
     encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
 ) -> None:
-    role = InterestsRole(common(encoder, tmp_path), own_index, cast(Any, RecordingProducer(1)))
+    role = InterestsRole(
+        common(encoder, tmp_path), own_index, cast(Any, RecordingProducer(1)), cast(Any, RecordingProducer(1))
+    )
     assert not role.vectors.can_fetch
     assert not role._serving().is_index_ready, "not before the topic has been read"
     assert role._serving().catalog == {}
@@ -87,7 +89,9 @@ async def test_vectors_of_a_shared_index_are_fetched_when_they_are_missed(
     encoder: Encoder, tmp_path: Path
 ) -> None:
     index = cast(Any, SharedIndex())
-    role = InterestsRole(common(encoder, tmp_path), index, cast(Any, RecordingProducer(1)))
+    role = InterestsRole(
+        common(encoder, tmp_path), index, cast(Any, RecordingProducer(1)), cast(Any, RecordingProducer(1))
+    )
     assert role.vectors.can_fetch
     await role.profiles.stop()
 
@@ -96,7 +100,7 @@ async def test_probes_of_the_brokers_clock_are_no_trends(
     encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
 ) -> None:
     given = common(encoder, tmp_path)
-    role = InterestsRole(given, own_index, cast(Any, RecordingProducer(1)))
+    role = InterestsRole(given, own_index, cast(Any, RecordingProducer(1)), cast(Any, RecordingProducer(1)))
     await given.clock.measure()
     probe, *_ = cast(Any, given.producer).records(given.topics.trends)
     await role._put_trends([probe])
@@ -117,7 +121,9 @@ async def test_only_a_shared_index_is_written_by_the_catalog_role(
 async def test_a_partition_without_its_state_waits_and_keeps_the_role_incomplete(
     encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
 ) -> None:
-    role = InterestsRole(common(encoder, tmp_path), own_index, cast(Any, RecordingProducer(1)))
+    role = InterestsRole(
+        common(encoder, tmp_path), own_index, cast(Any, RecordingProducer(1)), cast(Any, RecordingProducer(1))
+    )
     assert role.is_complete
     partition = role.profiles._new_partition(3)
     partition.owned = True

@@ -24,20 +24,23 @@ log = logging.getLogger(__name__)
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc]
-    """Everything that aiokafka's producer is, without idempotence and transactions.
+    """Everything that aiokafka's producer is, without transactions.
 
-    Raises ValueError where one of these is asked for.
+    With ``enable_idempotence`` the broker drops a copy of a write that comes late. A write that is refused, or given up,
+    then leaves a hole that no later write to its partition gets past: the caller has to end.
+
+    Raises ValueError where a ``transactional_id`` is given.
     """
 
     def __init__(self, **options: Any) -> None:
-        if options.get("enable_idempotence") or options.get("transactional_id"):
-            raise ValueError("got enable_idempotence or a transactional_id: expected neither")
+        if options.get("transactional_id"):
+            raise ValueError("got a transactional_id: expected none")
         super().__init__(**options)
         theirs: Any = vars(self)["_sender"]
         self._sender = _FastSender(
             theirs.client,
             acks=theirs._acks,
-            txn_manager=None,
+            txn_manager=theirs._txn_manager,
             message_accumulator=theirs._message_accumulator,
             retry_backoff_ms=theirs._retry_backoff * 1000,
             request_timeout_ms=theirs._request_timeout_ms,
@@ -84,7 +87,7 @@ class _FastSender(Sender):  # type: ignore[misc]
         for node, batches in ready.items():
             self._in_flight.add(node)
             self._muted_partitions.update(batches)
-            self._write(node, SendProduceReqHandler(self, batches))
+            self._write(node, _Handler(self, batches))
         return bool(is_leaderless)
 
     def _write(self, node: int, handler: Any) -> None:
@@ -135,6 +138,13 @@ class _FastSender(Sender):  # type: ignore[misc]
         self._muted_partitions.difference_update(handler._batches)
         if self._message_accumulator._batches:
             self.send_ready()  # wakes the routine too, for records without a leader
+
+
+class _Handler(SendProduceReqHandler):  # type: ignore[misc]
+    """aiokafka's, which would retry an idempotent write for as long as its broker is away, and never close."""
+
+    def _can_retry(self, error: KafkaError, batch: Any) -> bool:
+        return bool(error.retriable and not batch.expired())
 
 
 class _SyncFuture(asyncio.Future[Any]):

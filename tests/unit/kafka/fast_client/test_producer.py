@@ -16,7 +16,7 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 
-from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.fast_client.producer import Producer, set_delivery_timeout
 
 TIMEOUT_S = 0.05
 
@@ -230,8 +230,27 @@ async def test_an_answer_that_makes_no_sense_fails_what_waits_for_it(
 
 
 async def test_what_needs_more_than_this_sender_is_refused() -> None:
-    with pytest.raises(ValueError, match="enable_idempotence"):
-        Producer(bootstrap_servers="127.0.0.1:9", enable_idempotence=True)
+    with pytest.raises(ValueError, match="transactional_id"):
+        Producer(bootstrap_servers="127.0.0.1:9", transactional_id="t")
+
+
+async def test_an_idempotent_write_is_numbered_and_given_up_when_its_time_is_over() -> None:
+    """aiokafka would retry it for as long as the broker is away."""
+    made = Producer(bootstrap_servers="127.0.0.1:9", retry_backoff_ms=1, enable_idempotence=True)
+    made._closed = True
+    made._txn_manager.set_pid_and_epoch(7, 0)
+    broker = Broker(made)
+    set_delivery_timeout(made, 0.0)
+    await made._sender.start()
+    try:
+        sent = await send(made)
+        await until(lambda: broker.connection.written)
+        broker.connection.answer(0, NotLeaderForPartitionError)
+        with pytest.raises(NotLeaderForPartitionError):
+            await sent
+        assert made._txn_manager.sequence_number(TopicPartition("t", 0)) == 1
+    finally:
+        await made._sender.close()
 
 
 async def test_records_without_a_leader_wait_for_one(producer: Producer, broker: Broker) -> None:
