@@ -1,6 +1,9 @@
 """Encoder states of users: which calls of the step graph bring them up to date, prepared here, run in a thread.
 
 New events are stepped on. A state is folded again from the whole log only where stepping would give another result.
+
+While a log holds an item without a vector, readers fold it again themselves (`interests.py`), to have what has come by
+then. So the stored state is left alone until the last of these vectors has come or the log has lost its event.
 """
 
 from collections.abc import Iterator
@@ -134,7 +137,10 @@ def keys_needed(delta: ProfileDelta, refold: Bools) -> list[int]:
 
 
 def step_states(delta: ProfileDelta, refold: Bools, vectors: ItemVectors, initial: F32) -> EncoderJob:
-    """Step appended events on, and fold the logs of the users in ``refold`` (R,) from ``initial`` (S,)."""
+    """Step appended events on, and fold the logs of the users in ``refold`` (R,) from ``initial`` (S,).
+
+    The state of a user whose log holds an item without a vector is not worth a fold: see above.
+    """
     state, state_at = delta.state.astype(np.float32), delta.state_at_ms
     state[state_at == 0] = initial
     users, steps = delta.steps_user, delta.steps
@@ -156,9 +162,12 @@ def step_states(delta: ProfileDelta, refold: Bools, vectors: ItemVectors, initia
     state_at = last_time(users, steps.at_ms, state_at)
     chosen = np.flatnonzero(refold)
     if len(chosen):
+        users, keys, _, _ = folded_entries(delta.log, chosen)
+        lacking = counts_by_user(users[vectors.rows(keys.tolist()) < 0], len(state))
+        pending[chosen] = lacking[chosen]
+        chosen = chosen[lacking[chosen] == 0]
         again = fold_again(delta.log, chosen, vectors, initial)
-        state[chosen] = initial
-        state_at[chosen], pending[chosen] = again.state_at_ms[chosen], again.pending[chosen]
+        state[chosen], state_at[chosen] = initial, again.state_at_ms[chosen]
         calls += again.calls
     return EncoderJob(state, calls if len(initial) else [], state_at, pending)
 

@@ -1,5 +1,7 @@
 """States of users: whatever the order, repetition and batching of events, the fold over their newest log."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,8 +12,9 @@ from headwater.encoder.features import ACTION_CODES, MAX_GAP_S
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.actions import RETRACT
+from headwater.profiles.apply_clicks import plan_batch
 from headwater.profiles.columns import Columns
-from headwater.profiles.encoder_steps import StepEncoder, fold_again, step_inputs
+from headwater.profiles.encoder_steps import StepEncoder, fold_again, needs_refold, step_inputs, step_states
 from headwater.profiles.event_log import Event
 from tests.support.checkout import STARTER
 from tests.support.histories import (
@@ -26,6 +29,7 @@ from tests.support.histories import (
     apply_in_batches,
     canonical_log,
     canonical_state,
+    clicks_of,
     cosine,
     histories,
     item_vectors,
@@ -54,7 +58,7 @@ def check_states(columns: Columns, history: History, vectors: ItemVectors, encod
                 columns.log(np.array([row])), np.array([0]), vectors, np.zeros(size, np.float32)
             )
             stored = again.run(encoder)[0].astype(np.float32)
-        if columns.state_at_ms[row] == 0:
+        elif columns.state_at_ms[row] == 0:
             stored = np.zeros(size, dtype=np.float32)
         assert cosine(stored, state) >= CLOSE
 
@@ -133,12 +137,56 @@ def test_a_pending_click_counts_as_soon_as_its_item_has_a_vector() -> None:
     columns = Columns(4, DIM)
     apply(columns, [(ANN, click(1, 1)), (ANN, click(2, 2, item=5))], encoder, vectors)
     assert columns.pending[columns.rows[ANN]] == 1
-    vectors = item_vectors([1, 5])
+    vectors.put(5, item_vectors([5]).matrix[1])
     apply(
         columns, [(ANN, click(2, 2, item=5))], encoder, vectors, 2
     )  # a mere repetition brings it up to date
     assert columns.pending[columns.rows[ANN]] == 0
     state, _ = canonical_state([click(1, 1), click(2, 2, item=5)], vectors, encoder, DIM)
+    assert cosine(stored_state(columns), state) >= CLOSE
+
+
+@given(
+    histories(),
+    st.integers(2, 8),
+    st.booleans(),
+    st.lists(st.integers(0, ITEMS - 1), max_size=ITEMS, unique=True),
+)
+def test_vectors_that_come_between_batches_count_from_the_next_event_on(
+    history: History, length: int, forgets: bool, late: list[int]
+) -> None:
+    encoder = ForgetfulEncoder() if forgets else ForgetNothingEncoder()
+    vectors, whole = item_vectors([item for item in range(ITEMS) if item not in late]), item_vectors()
+    columns, coming = Columns(length, DIM, capacity=2), list(late)
+    cuts = sorted({0, len(history.stream), *(cut for cut in history.cuts if cut < len(history.stream))})
+    for number, (start, stop) in enumerate(pairwise(cuts)):
+        apply(columns, history.stream[start:stop], encoder, vectors, start)
+        if coming and number % 2:
+            item = coming.pop()
+            vectors.put(item, whole.matrix[whole.rows([item])[0]])
+    again = [(user, event) for user, events in history.events.items() for event in events[-1:]]
+    for place, one in enumerate(again):
+        apply(columns, [one], encoder, vectors, len(history.stream) + place)
+    check_states(columns, history, vectors, encoder)
+
+
+def test_a_click_on_an_unknown_item_does_not_fold_the_log_at_every_click_after_it() -> None:
+    """Each click of the user would cost as much as the whole log."""
+    encoder, vectors = ForgetNothingEncoder(), item_vectors([1, 2])
+    columns = Columns(4, DIM)
+    events = [click(second, second, item=5 if second % 4 == 2 else 1) for second in range(1, 30)]
+    for offset, event in enumerate(events):
+        delta = plan_batch(columns, clicks_of(columns, [(ANN, event)], offset))
+        refold = needs_refold(delta, forgets=False)
+        job = step_states(delta, refold, vectors, np.zeros(DIM, np.float32))
+        assert sum(call.mask.size for call, _ in job.calls) == int(offset == 0)
+        apply(columns, [(ANN, event)], encoder, vectors, offset)
+        _, pending = canonical_state(events[: offset + 1][-4:], vectors, encoder, DIM)
+        assert columns.pending[columns.rows[ANN]] == pending
+    vectors.put(5, item_vectors([5]).matrix[1])
+    apply(columns, [(ANN, click(30, 30))], encoder, vectors, len(events))
+    state, _ = canonical_state([*events, click(30, 30)][-4:], vectors, encoder, DIM)
+    assert columns.pending[columns.rows[ANN]] == 0
     assert cosine(stored_state(columns), state) >= CLOSE
 
 
