@@ -252,11 +252,19 @@ class Candidate(Struct, frozen=True):
     similarity: float | msgspec.UnsetType = msgspec.UNSET
 
 
+class Gap(Struct, frozen=True):
+    """Offsets of a partition, both ends included, that were gone from the log before they were read."""
+
+    first: int
+    last: int
+
+
 class Reflects(Struct, frozen=True):
     """Proof of freshness: what the answer rests on.
 
     ``offset`` is the watermark of the user's clicks partition: every record at or below it is applied and its
-    state safely stored, or was a duplicate, a dead letter or forwarded.
+    state safely stored, or was a duplicate, a dead letter or forwarded. Those of the ``gap`` are none of these: they were
+    deleted before a worker read them. It is the newest of the partition, and is told for a week.
     """
 
     partition: int
@@ -265,6 +273,7 @@ class Reflects(Struct, frozen=True):
     pending: int = 0
     last_event_id: str | None = None
     last_event_at_ms: int | None = None
+    gap: Gap | None = None
 
 
 class ErrorDetail(Struct, frozen=True):

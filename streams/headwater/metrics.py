@@ -181,6 +181,28 @@ class Metrics:
             ("topic",),
         ),
     ]
+    clicks_lost_total: Annotated[
+        Counter,
+        About(
+            "Offsets of the clicks topic that were deleted before this worker read them. Their clicks never count.",
+            "The workers were away, or behind, for longer than the topic keeps its records: raise its retention.ms. "
+            "The log and `/healthz` name the offsets.",
+        ),
+    ]
+    requests_lost_total: Annotated[
+        Counter,
+        About(
+            "Offsets of the requests topic that were deleted before this worker read them. Nobody waits for them any more.",
+            "As `clicks_lost_total`.",
+        ),
+    ]
+    catalog_lost_total: Annotated[
+        Counter,
+        About(
+            "Offsets of the catalog topic that were deleted before this worker read them.",
+            "Publish the catalog again, and see `topics check`: the topic is to be compacted, not deleted.",
+        ),
+    ]
     store_users: Annotated[
         Gauge,
         About(
@@ -316,10 +338,19 @@ class Metrics:
             RECORDS,
         ),
     ]
+    held_back: Annotated[
+        Gauge,
+        About(
+            "Offsets of an assigned partition that are published, but behind an open transaction.",
+            "Not falling: a transactional publisher hangs. Stop it; Kafka aborts its transaction after transaction.timeout.ms.",
+            ("topic", "partition"),
+        ),
+    ]
     lag: Annotated[
         Gauge,
         About(
-            "Records of an assigned partition that are published and not finished.",
+            "Offsets of an assigned partition that may be read and are not finished. What an open transaction holds back is "
+            "none of them.",
             "Growing: add workers up to the number of partitions, then partitions (with a new topic prefix).",
             ("topic", "partition"),
         ),

@@ -8,12 +8,14 @@ from functools import partial
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import OffsetAndMetadata
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.faust_group import FaustGroup
 from headwater.kafka.publish import Outgoing, producer_of, write_all
+from headwater.messages import Gap
 from headwater.settings import Settings
 from tests.support.plain_group import PlainGroup
 from tests.support.plain_topics import create_topics
@@ -35,7 +37,8 @@ class Member:
         self.lost: list[tuple[int, int, int]] = []  # partition, first, last
         self.finishes = True
         group.handle(topic, self._handle)
-        group.on_lost(lambda tp, first, last: self.lost.append((tp.partition, first, last)))
+        self.told: list[tuple[int, int, int]] = []  # what a former member has lost
+        group.on_lost(self._lost)
         group.on_assigned(self._assigned)
         group.on_revoked(self._revoked)
         group.on_interrupt(lambda: self.events.append("interrupt"))
@@ -46,6 +49,9 @@ class Member:
         assert batch.generation == self.group.generation
         if self.finishes:
             batch.finish()
+
+    def _lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
+        (self.lost if is_new else self.told).append((tp.partition, gap.first, gap.last))
 
     async def _assigned(self, tps: set[TopicPartition]) -> None:
         self.events.append(f"assigned {len(tps)}")
@@ -125,6 +131,45 @@ async def delete_before(settings: Settings, topic: str, offset: int) -> None:
         await admin.delete_records(dict.fromkeys(tps, RecordsToDelete(offset)))
     finally:
         await admin.close()
+
+
+async def delete_topic(settings: Settings, topic: str) -> None:
+    """And wait until it is gone."""
+    admin = AIOKafkaAdminClient(**settings.kafka_options())
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+        async with asyncio.timeout(LONG_S):
+            while topic in await admin.list_topics():
+                await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+
+
+async def commits(settings: Settings) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Of the group, with what is beside the offsets."""
+    admin = AIOKafkaAdminClient(**settings.kafka_options())
+    await admin.start()
+    try:
+        found: dict[TopicPartition, OffsetAndMetadata] = await admin.list_consumer_group_offsets(
+            f"{settings.topic_prefix}group"
+        )
+        return found
+    finally:
+        await admin.close()
+
+
+async def commit(settings: Settings, offsets: dict[TopicPartition, OffsetAndMetadata]) -> None:
+    """For the group, which has no member."""
+    consumer = AIOKafkaConsumer(
+        **settings.kafka_options(), group_id=f"{settings.topic_prefix}group", enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        consumer.assign(list(offsets))
+        await consumer.commit(offsets)
+    finally:
+        await consumer.stop()
 
 
 async def committed(settings: Settings, topic: str) -> list[int]:
@@ -317,7 +362,12 @@ async def test_what_was_deleted_before_it_was_read_is_told_and_passed(
         assert sorted(member.lost) == [(number, 3, start - 1) for number in range(PARTITIONS)]
         assert sorted(member.seen) == [(n, offset) for n in range(PARTITIONS) for offset in range(start, 9)]
         assert not member.group.failed.done()
+        assert member.group.gaps() == dict.fromkeys(tps, Gap(3, start - 1))
     assert await committed(quick, topic) == [9] * PARTITIONS
+    async with joined(quick, topic, group_of) as successor:
+        await until(lambda: sorted(successor.told) == sorted(member.lost))
+        assert successor.group.gaps() == dict.fromkeys(tps, Gap(3, start - 1))
+        assert successor.lost == []
 
 
 async def test_what_is_deleted_while_a_partition_waits_is_told_when_it_goes_on(
@@ -332,9 +382,7 @@ async def test_what_is_deleted_while_a_partition_waits_is_told_when_it_goes_on(
         assert consumer is not None
         for tp in [batch.tp for batch in waiting]:
             consumer.pause(tp)  # so that nothing is fetched ahead
-        await asyncio.sleep(
-            2.0
-        )  # until the fetches under way are over, which the broker holds for half a second
+        await asyncio.sleep(2.0)  # the broker holds the fetches under way for half a second
         await publish(quick, topic, 8)
         await delete_before(quick, topic, 5)
         member.finishes = True
@@ -344,3 +392,45 @@ async def test_what_is_deleted_while_a_partition_waits_is_told_when_it_goes_on(
         await until(lambda: len(member.seen) == 5 * PARTITIONS)
         assert sorted(member.lost) == [(number, 1, 4) for number in range(PARTITIONS)]
     assert await committed(quick, topic) == [9] * PARTITIONS
+
+
+async def test_a_topic_made_again_under_a_running_member_is_read_from_its_start(
+    quick: Settings, topic: str
+) -> None:
+    """Also where it has grown past all that was read of the former one. A member that has not been told by a rebalance ends."""
+    await publish(quick, topic, 3)
+    async with joined(quick, topic, FaustGroup) as member:
+        await until(lambda: len(member.seen) == 3 * PARTITIONS)
+        tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        await until(lambda: all(member.group.position(tp).committed == 3 for tp in tps))
+        await delete_topic(quick, topic)
+        await create_topics(quick, topic, partitions=PARTITIONS)
+        await publish(quick, topic, 7)
+        await until(lambda: member.group.failed.done() or len(member.seen) >= 10 * PARTITIONS)
+        seen = member.seen[3 * PARTITIONS :]
+        if member.group.failed.done():
+            assert topic in member.group.failed.result()
+    async with joined(quick, topic, FaustGroup) as successor:
+        await until(lambda: len(seen + successor.seen) >= 7 * PARTITIONS)
+        assert {*seen, *successor.seen} == {(n, offset) for n in range(PARTITIONS) for offset in range(7)}
+        assert not successor.group.failed.done()
+
+
+async def test_a_committed_offset_of_a_topic_that_was_made_again_counts_for_nothing(
+    quick: Settings, topic: str
+) -> None:
+    """A member that had not noticed yet may have committed to the new topic."""
+    await publish(quick, topic, 3)
+    async with joined(quick, topic, FaustGroup) as member:
+        await until(lambda: len(member.seen) == 3 * PARTITIONS)
+    notes = await commits(quick)
+    await delete_topic(quick, topic)
+    await create_topics(quick, topic, partitions=PARTITIONS)
+    await publish(quick, topic, 7)
+    await commit(quick, notes)
+    assert await committed(quick, topic) == [3] * PARTITIONS
+    async with joined(quick, topic, FaustGroup) as successor:
+        await until(lambda: len(successor.seen) == 7 * PARTITIONS)
+        tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        await until(lambda: all(successor.group.position(tp).committed == 7 for tp in tps))
+    assert await committed(quick, topic) == [7] * PARTITIONS

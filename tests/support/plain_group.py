@@ -9,6 +9,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStateError
 from aiokafka.structs import OffsetAndMetadata
 
+from headwater.kafka.commit_notes import note_text
 from headwater.kafka.consumer_group import ConsumerGroup, GroupPosition
 from headwater.settings import Settings
 
@@ -84,10 +85,14 @@ class PlainGroup(ConsumerGroup):
     async def take_over(self, tps: Iterable[TopicPartition]) -> None:
         """Go on where the former owners have committed."""
         self._committed.clear()
+        made_again = await self._take_notes(self._consumer, frozenset(tps))
         for tp in tps:
             offset = await self._consumer.committed(tp)
-            if offset is not None:
+            if tp in made_again:
+                await self._consumer.seek_to_beginning(tp)
+            elif offset is not None:
                 self._committed[tp] = offset
+                self._consumer.seek(tp, offset)
                 self._ledger.start_at(tp, offset)
         await self._assigned(tps, self._consumer._coordinator.generation)
         self._came = self._flows = True
@@ -121,7 +126,9 @@ class PlainGroup(ConsumerGroup):
         }
         if due and not self.failed.done():
             with contextlib.suppress(CommitFailedError, IllegalStateError):  # the next owner reads it again
-                await self._consumer.commit({tp: OffsetAndMetadata(offset, "") for tp, offset in due.items()})
+                await self._consumer.commit(
+                    {tp: OffsetAndMetadata(offset, note_text(self._note(tp))) for tp, offset in due.items()}
+                )
                 self._committed |= due
 
 

@@ -80,6 +80,13 @@ async def _of_worker(system: System) -> AsyncIterator[Finding]:
         for name in ("role", "bundle", "users", "items")
         if state.get(name) is not None
     )
+    for place, (first, last) in state.get("lost", {}).items():
+        yield Finding(
+            "lost",
+            False,
+            f"{place}: offsets {first} to {last} were deleted before a worker read them, within the last week; raise the "
+            "topic's retention.ms, or look why the workers were behind for so long",
+        )
     reason = state.get("reason") or ("" if state.get("ready", True) else "it is not ready yet; see its log")
     yield Finding("worker", ok, f"http://{web}: {known}{f'; {reason}' if reason else ''}")
 
@@ -90,6 +97,7 @@ CHECKS: Final = (
     Check("topics", _of_topics),
     Check("groups", group_checks.interests),
     Check("groups", group_checks.catalog),
+    Check("transactions", group_checks.transactions),
     Check("dead letters", group_checks.dead_letters),
     Check("bundle", _of_bundle, needs_broker=False),
     Check("index", _of_index, needs_broker=False),

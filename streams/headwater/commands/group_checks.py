@@ -56,6 +56,31 @@ async def dead_letters(system: System) -> AsyncIterator[Finding]:
             yield Finding("dead letters", True, f"{seen}; their headers say why" if dead else seen)
 
 
+async def transactions(system: System) -> AsyncIterator[Finding]:
+    """Partitions that an open transaction holds back: nobody is given what was published behind it."""
+    written = AIOKafkaConsumer(**system.settings.kafka_options(), group_id=None)
+    names = (system.topics.clicks, system.topics.requests, system.topics.catalog)
+    async with system.consumer() as committed:
+        await asyncio.wait_for(written.start(), TIMEOUT_S)
+        try:
+            present = sorted(set(names) & await committed.topics())
+            places = [place for name in present for place in await _places(committed, name)]
+            last = await written.end_offsets(places)
+            first = {tp: end for tp, end in (await committed.end_offsets(places)).items() if end < last[tp]}
+            if first:
+                await asyncio.sleep(_STANDS_S)
+            for tp, end in (await committed.end_offsets(list(first)) if first else {}).items():
+                if end == first[tp]:
+                    seen = (
+                        f"an open transaction holds back {tp.topic} {tp.partition} from offset {end} on "
+                        f"({last[tp] - end:,} published behind it); stop its publisher, or wait until Kafka aborts it "
+                        "(the publisher's transaction.timeout.ms)"
+                    )
+                    yield Finding("transactions", False, seen)
+        finally:
+            await written.stop()
+
+
 async def _of_group(system: System, name: str, topics: tuple[str, ...]) -> AsyncIterator[Finding]:
     async with system.admin() as admin, system.consumer() as consumer:
         existing = await consumer.topics()
@@ -99,6 +124,12 @@ async def _of_present_group(
         counts = Counter(tp.topic for tp in lags)
         if found := complaints(group, counts):
             return [Finding(what, False, f"{complaint}; {lag}") for complaint in found]
+    if gone := [f"{tp.topic} {tp.partition} ({lag.gone:,})" for tp, lag in sorted(lags.items()) if lag.gone]:
+        seen = (
+            f"{workers}, but records were deleted before they were read: {', '.join(gone)}; raise retention.ms of the topic, "
+            f"or look why the workers are behind; {lag}"
+        )
+        return [Finding(what, False, seen)]
     if standing := await _standing(admin, consumer, name, lags, requests):
         seen = f"{workers}, but nothing moves on {', '.join(standing)}; look at the workers' logs and /healthz; {lag}"
         return [Finding(what, False, seen)]
@@ -128,7 +159,8 @@ async def _settled(admin: AIOKafkaAdminClient, name: str) -> Group | None:
 
 class _Lag(NamedTuple):
     committed: int
-    records: int  # published and not committed
+    records: int  # published and not committed, among those that may be read
+    gone: int = 0  # deleted and not committed
 
 
 async def _lags(
@@ -143,7 +175,7 @@ async def _lags(
         for place in places:
             known = committed.get(place)
             done = known.offset if known is not None and known.offset >= 0 else starts[place]
-            lags[place] = _Lag(done, max(ends[place] - done, 0))
+            lags[place] = _Lag(done, max(ends[place] - done, 0), max(starts[place] - done, 0))
     return lags
 
 

@@ -7,24 +7,32 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import msgspec
 import structlog
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.commit_ledger import CommitLedger
+from headwater.kafka.commit_notes import CommitNote, note_of
+from headwater.kafka.fast_client.commits import committed
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.records import Unreadable
 from headwater.kafka.plain_client import PlainConsumer
+from headwater.kafka.topic_identity import identities
+from headwater.messages import Gap
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[Batch], Awaitable[None]]
+_EMPTY_NOTE: Final = CommitNote()
+_LOGS_TIMEOUT_S: Final = 5.0
 OnPartitions = Callable[[set[TopicPartition]], Awaitable[None]]
-OnLost = Callable[[TopicPartition, int, int], None]
+OnLost = Callable[[TopicPartition, Gap, bool], None]
 OnUnreadable = Callable[[Sequence[Unreadable]], Awaitable[None]]
 
 
@@ -74,6 +82,7 @@ class ConsumerGroup(ABC):
         self._on_unreadable: list[OnUnreadable] = []
         self._on_interrupt: list[Callable[[], None]] = []
         self._on_lost: list[OnLost] = []
+        self._notes: dict[TopicPartition, CommitNote] = {}  # what is committed beside offsets
 
     # The contract
 
@@ -107,9 +116,10 @@ class ConsumerGroup(ABC):
         self._on_interrupt.append(callback)
 
     def on_lost(self, callback: OnLost) -> None:
-        """Call ``callback(partition, first, last)`` with offsets that are gone from the log and were never read.
+        """Call ``callback(partition, gap, is_new)`` with offsets that are gone from the log and were never read.
 
-        It is called before the batch behind them begins, which may be one without records. Must not block.
+        It is called before the batch behind them begins, which may be one without records; and with the newest gap that a
+        former member has noticed, when the partition is assigned. Must not block.
         """
         self._on_lost.append(callback)
 
@@ -124,6 +134,10 @@ class ConsumerGroup(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Take no more, wait at most 5 s for the batches in hand, commit, leave the group."""
+
+    def gaps(self) -> dict[TopicPartition, Gap]:
+        """Of the assigned partitions: the newest offsets that were gone before they were read, for a week."""
+        return {tp: gap for tp in self._notes if (gap := self._note(tp).gap) is not None}
 
     @property
     @abstractmethod
@@ -198,9 +212,66 @@ class ConsumerGroup(ABC):
                 "then says what can be done"
             )
             return False
-        for callback in self._on_lost:
-            callback(tp, expected, start - 1)
+        self._note_gap(tp, Gap(expected, start - 1))
         return True
+
+    async def _take_notes(
+        self, consumer: Consumer | PlainConsumer, tps: Set[TopicPartition]
+    ) -> set[TopicPartition]:
+        """Take note of what is committed beside the offsets of newly assigned partitions, and of which logs there are.
+
+        Returns the partitions whose topic was made again since the commit. What they gave then says nothing of this log.
+        """
+        kept = await committed(consumer, tps)
+        logs = {} if consumer.client is None else await identities(consumer.client, {tp.topic for tp in tps})
+        self._notes.clear()
+        made_again = set()
+        for tp in tps:
+            note = note_of(kept[tp].metadata) if tp in kept else CommitNote()
+            topic_id = logs[tp].topic_id if tp in logs else None
+            if note.topic_id is not None and topic_id is not None and note.topic_id != topic_id:
+                made_again.add(tp)
+                log.error(
+                    "topic_made_again",
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    committed=kept[tp].offset,
+                    effect="what of the former topic had not been read is lost; this one is read from its start",
+                )
+                note = CommitNote()
+            self._notes[tp] = note = msgspec.structs.replace(note, topic_id=topic_id or note.topic_id)
+            if (gap := note.without_old_gap().gap) is not None:
+                self._tell_lost(tp, gap, False)
+        return made_again
+
+    async def _check_logs(self) -> None:
+        """Fail when a topic was made again under a running member, whose positions say nothing of the new one."""
+        client = None if self._reader is None else self._reader.client
+        if client is None or self._is_draining:
+            return
+        try:
+            async with asyncio.timeout(_LOGS_TIMEOUT_S):
+                logs = await identities(client, self._handlers.keys())
+        except (KafkaError, OSError, TimeoutError):
+            return  # it is asked again
+        for tp, now in logs.items():
+            before = self._notes.get(tp, CommitNote()).topic_id
+            if before is not None and now.topic_id is not None and before != now.topic_id:
+                self.fail(
+                    f"{tp.topic}: the topic was made again while it was read; what of the former one had not been read is "
+                    "lost. Start the worker again: it reads the new topic from its start"
+                )
+
+    def _note_gap(self, tp: TopicPartition, gap: Gap) -> None:
+        self._notes[tp] = CommitNote(self._note(tp).topic_id, gap, int(time.time() * 1000.0))
+        self._tell_lost(tp, gap, True)
+
+    def _tell_lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
+        for callback in self._on_lost:
+            callback(tp, gap, is_new)
+
+    def _note(self, tp: TopicPartition) -> CommitNote:
+        return self._notes.get(tp, _EMPTY_NOTE).without_old_gap()
 
     def _pass_lost(self) -> None:
         """Begin a batch without records behind what is gone from the log, where nothing else comes to be read.

@@ -6,6 +6,7 @@ agent acknowledges what it failed on. Here a batch is committed when it has been
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from typing import Any, Final, cast
 
@@ -20,6 +21,7 @@ from faust.types import TP
 from mode import Service
 from mode.utils.futures import maybe_async
 
+from headwater.kafka.commit_notes import note_text
 from headwater.kafka.consumer_group import ConsumerGroup, GroupPosition
 from headwater.kafka.embedded_broker import client_id, make_room
 from headwater.kafka.fast_client.consumer import Consumer
@@ -34,6 +36,8 @@ _STOP_CHECK_S: Final = 1.0
 # A batch in hand at a rebalance or stop may take so long to finish. Then it is dropped uncommitted, and replayed.
 _DRAIN_S: Final = 5.0
 _CHECK_S: Final = 1.0
+# A topic is deleted and made again by hand. Each look is one small request.
+_LOGS_EVERY: Final = 5
 # Faust gives up a rebalance whose seeks take longer, and consumes nothing from then on without telling. So this is
 # longer than any outage that a worker survives.
 _SEEK_TIMEOUT_S: Final = 3600.0
@@ -102,9 +106,13 @@ class FaustGroup(ConsumerGroup):
 
         Faust is not told of the latter, and would wait for partitions for ever.
         """
-        while not self.failed.done():
+        for look in itertools.count():
+            if self.failed.done():
+                return
             await asyncio.sleep(_CHECK_S)
             self._pass_lost()
+            if look % _LOGS_EVERY == 0:
+                await self._check_logs()
             consumer = getattr(getattr(self._app.consumer, "_thread", None), "_consumer", None)
             error = membership_error(consumer) if consumer is not None else None
             if error is not None:
@@ -270,12 +278,16 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
             await self._consumer.stop()
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """As Faust's. A partition is then expected to go on from there."""
-        found: Mapping[TP, int] = await super().seek_to_committed()
-        ledger = cast(_App, self.app).group._ledger
+        """As Faust's, but from the start of a topic that was made again since the commit. Batches are expected from there."""
+        group, consumer = cast(_App, self.app).group, self._ensure_consumer()
+        found: dict[TP, Any] = dict(await super().seek_to_committed())
+        made_again = await group._take_notes(consumer, {TopicPartition(*tp) for tp in found})
+        for tp, start in (await consumer.beginning_offsets(list(made_again))).items() if made_again else ():
+            consumer.seek(tp, start)
+            found[TP(*tp)] = None  # as far as this log is concerned
         for tp, offset in found.items():
             if offset is not None:
-                ledger.start_at(TopicPartition(*tp), offset)
+                group._ledger.start_at(TopicPartition(*tp), offset)
         return found
 
     async def call_thread(self, fun: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
@@ -303,7 +315,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
         group = cast(_App, self.app).group
         assigned = self.assignment()
         mine = {
-            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, "")
+            (place := TopicPartition(*tp)): OffsetAndMetadata(offset, note_text(group._note(place)))
             for tp, offset in offsets.items()
             if tp in assigned
         }

@@ -32,6 +32,8 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     The consumer's position is past the buffered records. A seek, an assignment and a rebalance drop them.
     """
 
+    client = None  # so topics have no ids here
+
     def __init__(self, *topics: str, urgent: Collection[str] = (), **options: Any) -> None:
         super().__init__(*topics, **options)
         self.urgent = frozenset(urgent)

@@ -56,15 +56,18 @@ def needed_offset(pending: PendingRequest, partition: Partition, applied: int) -
 
 
 def answered(
-    found: Found, partition: int, stored: int, model: str, catalog: Mapping[int, int], now_ms: float
+    found: Found, partition: Partition, stored: int, model: str, catalog: Mapping[int, int], now_ms: float
 ) -> Reply:
     """The answer with candidates.
 
     Args:
+        partition: of the user's clicks.
         stored: the changelog holds the partition's clicks up to this offset.
         catalog: offset of each catalog partition that the index is at.
     """
     pending, rung, result = found.pending, found.rung, found.result
+    if is_lost(pending, partition):
+        rung = "gap"
     near = result.similarities or [None] * len(result.items)
     items = [
         Candidate(
@@ -95,7 +98,15 @@ def answered(
     return Reply(pending.address, response)
 
 
-def reflects(partition: int, stored: int, user: UserInterests) -> Reflects:
+def is_lost(pending: PendingRequest, partition: Partition) -> bool:
+    """Whether the demanded click was gone from the log before it was read."""
+    after, gap = pending.request.after, partition.gap
+    if after is None or gap is None or after.partition != partition.number:
+        return False
+    return gap.first <= after.offset <= gap.last
+
+
+def reflects(partition: Partition, stored: int, user: UserInterests) -> Reflects:
     """The proof of freshness: the user's events as the answer saw them. Marks of retractions are no events."""
     log, events, last_at_ms = user.log, 0, None
     if log is not None:
@@ -107,7 +118,13 @@ def reflects(partition: int, stored: int, user: UserInterests) -> Reflects:
         ]
         events, last_at_ms = len(at_ms), at_ms[-1] if at_ms else None
     return Reflects(
-        partition, stored, events, user.pending, user.last_event.decode(errors="replace") or None, last_at_ms
+        partition.number,
+        stored,
+        events,
+        user.pending,
+        user.last_event.decode(errors="replace") or None,
+        last_at_ms,
+        partition.gap,
     )
 
 
@@ -158,7 +175,7 @@ def _refused(
         pending.request.user_id,
         status,
         ErrorDetail(code, message),
-        reflects=Reflects(partition.number, partition.watermark),
+        reflects=Reflects(partition.number, partition.watermark, gap=partition.gap),
         model=model,
     )
     return Reply(pending.address, response)

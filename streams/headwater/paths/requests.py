@@ -333,7 +333,7 @@ class RequestPath:
         for each in found:
             stored = min(partition.watermark, each.applied)
             if each.needed <= stored:
-                reply = answered(each, partition.number, stored, model, serving.catalog, now_ms)
+                reply = answered(each, partition, stored, model, serving.catalog, now_ms)
                 replies.append((each.pending, reply))
             elif each.pending.left_ms(now_ms) > 0:
                 held_back.append(each)

@@ -9,6 +9,7 @@ from typing import Final
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Gate
 from headwater.kafka.headers import Claim
+from headwater.messages import Gap
 from headwater.profiles.apply_clicks import Clicks, ProfileDelta
 from headwater.profiles.columns import I64, U64, Columns
 from headwater.profiles.counters import DEFAULT_COUNTERS
@@ -44,6 +45,7 @@ class Partition:
         log_is_accepted: somebody has said since that claim that the clicks log may be another one.
         applied: every clicks record up to this offset is in the columns.
         watermark: every clicks record up to this offset is in the changelog too, for good.
+        gap: clicks that were gone from the log before they were read: the newest ones, for a week.
         changelog_next: the changelog has been read or written up to this offset, except the ``gaps``.
         gaps: offsets from which on others wrote, which is still to be read.
         overwritten: users whose newest record is followed by a stale one of a former owner. Compaction would keep the
@@ -70,6 +72,7 @@ class Partition:
         self.claim: Claim | None = None
         self.log_is_accepted = False
         self.gate, self.lock = Gate(), asyncio.Lock()
+        self.gap: Gap | None = None
         self.applied = self.watermark = -1
         self.changelog_next = 0
         self.gaps: set[int] = set()

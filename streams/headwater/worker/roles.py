@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple
 
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
+from prometheus_client import Counter
 
 from headwater.encoder.runtime import Encoder
 from headwater.index import Index
@@ -30,7 +31,7 @@ from headwater.kafka.faust_group import FaustGroup
 from headwater.kafka.supervision import Background
 from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
-from headwater.messages import BadMessage, decode_trend
+from headwater.messages import BadMessage, Gap, decode_trend
 from headwater.metrics import Metrics
 from headwater.paths.answering import Outbox
 from headwater.paths.catalog import CatalogPath
@@ -173,6 +174,7 @@ class InterestsRole:
         group.handle(topics.requests, self._requests.handle, urgent=True)
         group.on_assigned(self._assigned)
         group.on_unreadable(common.dead_letters.put_unreadable)
+        group.on_lost(self._lost)
         group.on_interrupt(self.profiles.interrupt)
         group.on_revoked(self._revoked)
         common.background.start(self._trends_publisher.run())
@@ -199,6 +201,16 @@ class InterestsRole:
         self.profiles.freeze()
         self._requests.drop_parked()
         await self._trends_publisher.publish_last()
+
+    def _lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
+        metrics = self._common.metrics
+        if tp.topic == self._common.topics.clicks:
+            tell_lost(tp, gap, is_new, metrics.clicks_lost_total)
+            partition = self.profiles.partition(tp.partition)
+            if partition is not None:
+                partition.gap = gap
+        else:
+            tell_lost(tp, gap, is_new, metrics.requests_lost_total)
 
     async def _put_trends(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
@@ -239,6 +251,7 @@ class CatalogRole:
         group.handle(common.topics.catalog, self.path.handle)
         group.on_assigned(self._assigned)
         group.on_unreadable(common.dead_letters.put_unreadable)
+        group.on_lost(self._lost)
         group.on_interrupt(self.path.interrupt)
         group.on_revoked(self._revoked)
         return group
@@ -248,6 +261,24 @@ class CatalogRole:
 
     async def _revoked(self, partitions: set[TopicPartition]) -> None:
         self.path.freeze()
+
+    def _lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
+        tell_lost(tp, gap, is_new, self._common.metrics.catalog_lost_total)
+
+
+def tell_lost(tp: TopicPartition, gap: Gap, is_new: bool, lost_total: Counter) -> None:
+    """Say that offsets of a partition were gone before they were read: in the log, once each, and in a metric."""
+    if is_new:
+        lost_total.inc(gap.last - gap.first + 1)
+        log.error(
+            "records_lost",
+            topic=tp.topic,
+            partition=tp.partition,
+            first=gap.first,
+            last=gap.last,
+            reason="deleted before they were read",
+            remedy="raise the topic's retention.ms, or look why the workers were behind for so long",
+        )
 
 
 def keep_counts(counts: dict[int, Counts], owned: set[int], trends: Trends) -> None:

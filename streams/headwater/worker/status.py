@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final
 
 import numpy as np
+from aiokafka import TopicPartition
 
 from headwater.encoder.features import ACTION_NAMES, item_key
 from headwater.index import Index, IndexUnavailable
@@ -25,6 +27,9 @@ from headwater.worker.roles import CatalogRole, InterestsRole, Role
 from headwater.worker.watchdog import TO_COMMIT, Progress, Watchdog
 
 _GAUGES_S: Final = 1.0
+# Publishers commit within a second or so. Kafka itself aborts what is open for longer than transaction.timeout.ms, a
+# minute by default.
+HELD_BACK_S: Final = 10.0
 
 
 class Status:
@@ -45,6 +50,7 @@ class Status:
         self.interests: InterestsRole | None = None
         self.catalog: CatalogRole | None = None
         self._group_problem: str | None = None
+        self._held_back = HeldBack()
 
     @property
     def groups(self) -> list[ConsumerGroup]:
@@ -80,6 +86,8 @@ class Status:
             "users": sum(len(each.columns) for each in partitions),
             "items": len(self.interests.vectors) if self.interests is not None else None,
             "graph": self.index.health().graph if self.index is not None else None,
+            "lost": {_place(tp): list(gap) for group in self.groups for tp, gap in _gaps(group)},
+            "held_back_s": self._held_back.lasting(),
             "index_away_s": round(self.catalog.path.index_away_s) if self.catalog is not None else None,
         }
 
@@ -102,6 +110,11 @@ class Status:
     def _clock_skew_s(self) -> float | None:
         skew_s = self.clock.skew_s if self.clock is not None else None
         return None if skew_s is None else round(skew_s, 3)
+
+    def note_held_back(self, now_s: float) -> None:
+        """Take note of partitions whose end stands because a transaction is open. Call it every second."""
+        places = ((tp, group.position(tp)) for group in self.groups for tp in group.assignment())
+        self._held_back.look({tp: at.end for tp, at in places if at.held_back and at.end is not None}, now_s)
 
     def tell_of_groups(self, problem: str | None) -> None:
         """Take note of why a group of this worker does not move; None: all do."""
@@ -164,6 +177,11 @@ class Status:
     async def keep_gauges(self, metrics: Metrics, watchdog: Watchdog) -> None:
         """Set the gauges every second, forever."""
         while True:
+            self.note_held_back(time.monotonic())
+            for group in self.groups:
+                for tp in group.assignment():
+                    held_back = group.position(tp).held_back
+                    metrics.held_back.labels(tp.topic, str(tp.partition)).set(held_back)
             for each in self._read():
                 metrics.lag.labels(each.topic, str(each.partition)).set(max(each.lag, 0))
                 if each.topic == self._topics.clicks:
@@ -206,6 +224,34 @@ class Status:
         if topic == self._topics.catalog:
             return self.catalog is not None and self.catalog.path.waits(number)
         return self.interests is not None and self.interests.waits(number)
+
+
+class HeldBack:
+    """Partitions behind an open transaction, and for how long their end has not moved. That is no stall of ours."""
+
+    def __init__(self) -> None:
+        self._since: dict[TopicPartition, tuple[int, float]] = {}  # the end, and since when it stands
+        self._now_s = 0.0
+
+    def look(self, ends: Mapping[TopicPartition, int], now_s: float) -> None:
+        """``ends`` are those of the partitions that are held back now; ``now_s`` is of a monotonic clock."""
+        known, self._now_s = self._since, now_s
+        self._since = {
+            tp: known[tp] if tp in known and known[tp][0] == end else (end, now_s) for tp, end in ends.items()
+        }
+
+    def lasting(self) -> dict[str, int]:
+        """Seconds by partition, of those held back for longer than a transaction of ordinary length."""
+        lasting_s = {tp: self._now_s - since_s for tp, (_, since_s) in self._since.items()}
+        return {_place(tp): round(each) for tp, each in lasting_s.items() if each >= HELD_BACK_S}
+
+
+def _place(tp: TopicPartition) -> str:
+    return f"{tp.topic}-{tp.partition}"
+
+
+def _gaps(group: ConsumerGroup) -> list[tuple[TopicPartition, tuple[int, int]]]:
+    return [(tp, (gap.first, gap.last)) for tp, gap in group.gaps().items()]
 
 
 async def keep_counting_items(metrics: Metrics, index: Index) -> None:

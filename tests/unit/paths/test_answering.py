@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from headwater.kafka.topics import Topics
 from headwater.messages import (
     Candidate,
     ErrorDetail,
+    Gap,
     Position,
     Reason,
     Reflects,
@@ -69,7 +71,7 @@ def found(rung: str | None = None) -> Found:
 async def test_an_answer_holds_items_reasons_proof_and_times() -> None:
     one = found()
     one.pending.timings["read"] = 1.23456
-    reply = answering.answered(one, 2, 5, "bundle", {0: 8}, now_ms=1_012.0)
+    reply = answering.answered(one, Partition(2, 10, 8), 5, "bundle", {0: 8}, now_ms=1_012.0)
     assert reply.address == ADDRESS
     assert reply.response == Response(
         "r1",
@@ -84,14 +86,40 @@ async def test_an_answer_holds_items_reasons_proof_and_times() -> None:
 
 
 async def test_an_answer_with_a_rung_is_degraded() -> None:
-    response = answering.answered(found("no-new"), 2, 5, "bundle", {}, 1_000.0).response
+    response = answering.answered(found("no-new"), Partition(2, 10, 8), 5, "bundle", {}, 1_000.0).response
     assert (response.status, response.rung) == ("degraded", "no-new")
 
 
 async def test_the_proof_of_a_user_without_events_is_empty() -> None:
     nobody = user()._replace(last_event=b"", pending=0)
-    assert answering.reflects(2, 5, nobody) == Reflects(2, 5, 0, 0, None, None)
-    assert answering.reflects(2, 5, nobody._replace(log=None)) == Reflects(2, 5, 0, 0, None, None)
+    place = Partition(2, 10, 8)
+    assert answering.reflects(place, 5, nobody) == Reflects(2, 5, 0, 0, None, None)
+    assert answering.reflects(place, 5, nobody._replace(log=None)) == Reflects(2, 5, 0, 0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("after", "rung"),
+    [
+        (None, None),
+        (Position(2, 3), None),
+        (Position(2, 4), "gap"),
+        (Position(2, 7), "gap"),
+        (Position(2, 8), None),
+        (Position(1, 5), None),
+    ],
+)
+async def test_an_answer_claims_no_click_that_was_gone_before_it_was_read(
+    partition: Partition, after: Position | None, rung: str | None
+) -> None:
+    partition.gap = Gap(4, 7)
+    one = found()
+    one.pending.request = msgspec.structs.replace(one.pending.request, after=after)
+    response = answering.answered(one, partition, 9, "bundle", {}, 1_000.0).response
+    assert (response.status, response.rung) == ("ok" if rung is None else "degraded", rung)
+    assert response.reflects == Reflects(2, 9, 1, 3, "last", 100, Gap(4, 7))
+    assert answering.expired(one.pending, partition, "bundle").response.reflects == Reflects(
+        2, partition.watermark, gap=Gap(4, 7)
+    )
 
 
 async def test_a_request_needs_its_click_stored_and_one_without_a_demand_needs_nothing(
@@ -154,7 +182,9 @@ async def test_answers_are_written_where_they_are_wanted_and_then_count() -> Non
     one = pending()
     finished: list[bool] = []
     one.unanswered.batch.finish = lambda: finished.append(True)  # type: ignore[method-assign]
-    await box.deliver([(one, answering.answered(found("popular"), 2, 5, "bundle", {}, 1_000.0))])
+    await box.deliver(
+        [(one, answering.answered(found("popular"), Partition(2, 10, 8), 5, "bundle", {}, 1_000.0))]
+    )
     (record,) = producer.records("responses", 1)
     assert decode_response(record.value).rung == "popular"
     assert record.headers == (("correlation_id", b"7"),)

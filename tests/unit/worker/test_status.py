@@ -17,10 +17,10 @@ from headwater.index.edge import EdgeIndex
 from headwater.index.vectors_topic import payload_of
 from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import GroupPosition
-from headwater.messages import Item
+from headwater.messages import Gap, Item
 from headwater.metrics import Metrics
 from headwater.settings import Settings
-from headwater.worker.status import Status, keep_counting_items
+from headwater.worker.status import HELD_BACK_S, Status, keep_counting_items
 from headwater.worker.watchdog import TO_COMMIT, TO_READ, Progress
 from tests.support.interests_worker import InterestsWorker, until
 
@@ -39,12 +39,18 @@ class Group:
         self.tps, self.is_assigned = set(tps), bool(tps)
         self.next_offsets: dict[TopicPartition, int] = {}
         self.ends: dict[TopicPartition, int] = {}
+        self.held_back: dict[TopicPartition, int] = {}
+        self.lost: dict[TopicPartition, Gap] = {}
+
+    def gaps(self) -> dict[TopicPartition, Gap]:
+        return self.lost
 
     def assignment(self) -> set[TopicPartition]:
         return self.tps
 
     def position(self, tp: TopicPartition) -> GroupPosition:
-        return GroupPosition(self.next_offsets.get(tp), self.ends.get(tp), self.next_offsets.get(tp, 0), 0)
+        done = self.next_offsets.get(tp)
+        return GroupPosition(done, self.ends.get(tp), done or 0, 0, self.held_back.get(tp, 0))
 
 
 class Shop:
@@ -158,6 +164,25 @@ async def test_progress_is_how_far_reading_and_committing_have_come(status: Stat
     assert read == [Progress(clicks.topic, 0, 3, 7)], "requests may be parked, so they are left out"
     shop.waiting = True
     assert [each.waits for each in status.progress() if each.left == TO_READ] == [True]
+
+
+async def test_health_names_what_was_lost_and_what_an_open_transaction_holds_back(
+    status: Status, shop: Shop
+) -> None:
+    clicks = TopicPartition("test.clicks.v1", 0)
+    shop.group = Group(clicks)
+    shop.group.next_offsets[clicks], shop.group.ends[clicks], shop.group.held_back[clicks] = 7, 7, 3
+    shop.group.lost[clicks] = Gap(2, 4)
+    status.note_held_back(100.0)
+    assert status.health()["held_back_s"] == {}
+    status.note_held_back(100.0 + HELD_BACK_S)
+    assert status.health()["held_back_s"] == {"test.clicks.v1-0": HELD_BACK_S}
+    assert status.health()["lost"] == {"test.clicks.v1-0": [2, 4]}
+    assert status.health()["ok"] is True
+    assert [each.lag for each in status.progress()] == [0, 0]
+    shop.group.ends[clicks] = 8  # it goes on
+    status.note_held_back(200.0)
+    assert status.health()["held_back_s"] == {}
 
 
 async def test_a_worker_is_complete_once_each_group_has_partitions_and_these_their_state(

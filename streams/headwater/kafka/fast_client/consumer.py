@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Container, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import FetchError, FetchResult
 from aiokafka.errors import ConsumerStoppedError
 
@@ -52,6 +53,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         install_fast_planner(fetcher, self.urgent)
         fetcher._records = BufferedFetches(fetcher, self.urgent, lambda: self.on_records is not None, raw)
         install_immediate_dispatch(self, fetcher)
+
+    @property
+    def client(self) -> AIOKafkaClient:
+        """The connections to the brokers, for requests that aiokafka's consumer does not make."""
+        return self._client
 
     def poll_buffered(
         self, tps: Container[TopicPartition], max_records: int

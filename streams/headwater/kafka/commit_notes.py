@@ -1,0 +1,48 @@
+"""What is committed beside an offset, in the metadata that Kafka keeps with it.
+
+An offset means something in one log only, and says nothing of what was skipped on the way to it. So it is committed
+together with the id of its topic, and with the newest offsets that were gone before they were read. Whoever goes on from
+there knows both.
+"""
+
+import time
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from headwater.messages import Gap
+
+# By default clicks are kept for seven days: then a gap is no more than what any reader misses.
+_TOLD_MS: Final = 7 * 86_400_000
+
+
+class CommitNote(Struct, frozen=True, omit_defaults=True):
+    """Told of a partition with its committed offset."""
+
+    topic_id: str | None = None  # of the log that the offset is of; None: the broker gives topics no ids
+    gap: Gap | None = None
+    gap_at_ms: int = 0  # when the gap was noticed
+
+    def without_old_gap(self, now_ms: float | None = None) -> "CommitNote":
+        """The note, without a gap that need not be told any more."""
+        now_ms = time.time() * 1000.0 if now_ms is None else now_ms
+        if self.gap is None or now_ms - self.gap_at_ms < _TOLD_MS:
+            return self
+        return CommitNote(self.topic_id)
+
+
+_NOTES: Final = msgspec.json.Decoder(CommitNote)
+
+
+def note_text(note: CommitNote) -> str:
+    """The metadata of a commit."""
+    return msgspec.json.encode(note).decode()
+
+
+def note_of(text: str | None) -> CommitNote:
+    """The note in a commit's metadata; an empty one where others have committed."""
+    try:
+        return _NOTES.decode((text or "{}").encode())
+    except (msgspec.DecodeError, UnicodeError):
+        return CommitNote()
