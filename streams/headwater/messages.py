@@ -287,6 +287,8 @@ class Response(Struct, frozen=True):
     """The answer to one request; repeated answers carry the same ``request_id``.
 
     ``why`` holds a short code for each source that brought nothing, or too little, to an answer that lacks something.
+    ``truncated``: the answer was larger than a message may be; its reasons are left out, and its last items where that was
+    not enough.
     """
 
     request_id: str
@@ -300,6 +302,7 @@ class Response(Struct, frozen=True):
     catalog: dict[int, int] = {}
     timings_ms: dict[str, float] = {}
     why: dict[str, str] = {}
+    truncated: bool = False
 
 
 class ItemVector(Struct, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -23,6 +23,7 @@ class RecordingProducer:
         self.down = False
         self.slow: set[str] = set()
         self.most_bytes = 1 << 30
+        self.missing: set[str] = set()  # topics that nobody has made
         self._unacknowledged: list[tuple[asyncio.Future[RecordMetadata], RecordMetadata]] = []
 
     def acknowledge(self) -> None:
@@ -48,6 +49,8 @@ class RecordingProducer:
         return {record.key: record for record in self.records(topic)}
 
     async def partitions_for(self, topic: str) -> set[int]:
+        if topic in self.missing:
+            raise UnknownTopicOrPartitionError
         return set(range(self._partitions))
 
     def create_batch(self) -> BatchBuilder:

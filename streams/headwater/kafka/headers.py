@@ -2,10 +2,11 @@
 
 | header | on | value |
 |---|---|---|
-| ``correlation_id``, ``kafka_correlationId``, ``Faust-Ag-CorrelationId`` | requests, responses | any bytes, echoed |
+| ``correlation_id``, ``kafka_correlationId``, ``Faust-Ag-CorrelationId`` | requests, responses | at most 4,096 bytes, echoed |
 | ``reply_to``, ``kafka_replyTopic``, ``Faust-Ag-ReplyTo`` | requests | the name of a topic, UTF-8 |
 | ``reply_partition`` | requests, echoed on responses | a partition of that topic as decimal text |
 | ``kafka_replyPartition`` | requests, echoed on responses | the same as a big-endian int32, as Spring writes it |
+| ``reply_to_failed`` | responses | the topic that did not take the answer and why, UTF-8 |
 | ``headwater-origin`` | clicks, requests | JSON ``[partition, offset, timestamp_ms]`` |
 | ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
 | ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, epoch]`` |
@@ -33,6 +34,7 @@ CORRELATION_HEADERS: Final = ("correlation_id", "kafka_correlationId", "Faust-Ag
 REPLY_TO_HEADERS: Final = ("reply_to", "kafka_replyTopic", "Faust-Ag-ReplyTo")
 REPLY_PARTITION_HEADER: Final = "reply_partition"
 SPRING_REPLY_PARTITION_HEADER: Final = "kafka_replyPartition"
+REPLY_FAILED_HEADER: Final = "reply_to_failed"
 ORIGIN_HEADER: Final = "headwater-origin"
 DELETE_HEADER: Final = "headwater-delete"
 FORGOT_HEADER: Final = "headwater-forgot-ms"
@@ -40,6 +42,8 @@ APPLIED_HEADER: Final = "headwater-applied"
 CLAIM_HEADER: Final = "headwater-claim"
 LETTER_KEY_HEADER: Final = "key"
 
+# What an answer repeats must leave room for the answer.
+_MAX_ECHOED_BYTES: Final = 4_096
 _MAX_QUOTED: Final = 60
 _MAX_MESSAGE_CHARS: Final = 1_000
 _MAX_LETTER_KEY_BYTES: Final = 1_024
@@ -130,9 +134,14 @@ def header(headers: Headers, *names: str) -> tuple[str, bytes | None] | None:
     return next((pair for pair in headers if pair[0] in names), None)
 
 
-def correlation_of(headers: Headers) -> tuple[str, bytes | None] | None:
-    """The header that an answer has to repeat; any value is valid, a null too."""
-    return header(headers, *CORRELATION_HEADERS)
+def correlation_of(headers: Headers) -> tuple[str, bytes | None] | BadHeader | None:
+    """The header that an answer has to repeat; any value that is not too long is valid, a null too."""
+    found = header(headers, *CORRELATION_HEADERS)
+    if found is not None and found[1] is not None and len(found[1]) > _MAX_ECHOED_BYTES:
+        return BadHeader(
+            found[0], f"header {found[0]}: got {len(found[1])} bytes, expected at most {_MAX_ECHOED_BYTES}"
+        )
+    return found
 
 
 def reply_to_of(headers: Headers) -> ReplyTo | BadHeader | None:
@@ -195,6 +204,11 @@ def claim_of(headers: Headers) -> Claim | BadHeader | None:
 def reply_partition_header(partition: int) -> Header:
     """The header of a request whose answer is wanted on ``partition``."""
     return REPLY_PARTITION_HEADER, str(partition).encode()
+
+
+def reply_failed_header(topic: str, why: str) -> Header:
+    """The header of an answer that its sender wanted on another topic."""
+    return REPLY_FAILED_HEADER, f"{topic}: {why}".encode(errors="backslashreplace")
 
 
 def origin_header(origin: Origin) -> Header:

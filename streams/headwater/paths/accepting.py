@@ -168,10 +168,12 @@ class Acceptance:
     ) -> PendingRequest | Rejection | DeadLetter | Stray:
         """One record; a ``Stray`` has to be written to its user's own partition."""
         correlation = correlation_of(record.headers)
-        echoed = [] if correlation is None else [correlation]
+        echoed = [] if correlation is None or isinstance(correlation, BadHeader) else [correlation]
         topic, reply_partition = self._responses, None
         asked_ms = self._asked_ms(record)
         try:
+            if isinstance(correlation, BadHeader):
+                raise BadMessage("bad_correlation_id", correlation.reason)
             wanted = reply_partition_of(record.headers)
             if isinstance(wanted, BadHeader):
                 raise BadMessage("bad_reply_partition", wanted.reason)

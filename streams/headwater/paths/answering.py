@@ -1,14 +1,21 @@
 """What was found becomes a response, with its proof of freshness and its rung; responses are sent. Pure, but for the sending."""
 
+import asyncio
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from itertools import accumulate
+from typing import Final, Literal, NamedTuple
 
 import msgspec
+import structlog
+from aiokafka.errors import KafkaError
 
+from headwater.errors import StopWorker
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import Stray, forward
+from headwater.kafka.headers import reply_failed_header
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
 from headwater.messages import Candidate, ErrorDetail, Reason, Reflects, Response, encode, quoted
@@ -19,6 +26,16 @@ from headwater.profiles.actions import RETRACT
 from headwater.profiles.interests import UserInterests
 from headwater.profiles.partition import Partition
 from headwater.recall.pipeline import RecallResult
+
+log = structlog.get_logger(__name__)
+
+# Kafka's default bound of a message is 1,048,588 bytes. This leaves room for the key and what is echoed.
+MAX_ANSWER_BYTES: Final = 1_000_000
+_LEAST_ANSWER_BYTES: Final = 4_000
+# A topic that a request names may not be there, or may take nothing.
+_REPLY_TOPIC_LOOKUP_S: Final = 1.0
+_REPLY_TOPIC_ACK_S: Final = 5.0
+_REFUSED_FOR_S: Final = 30.0
 
 
 class Reply(NamedTuple):
@@ -181,6 +198,43 @@ def _refused(
     return Reply(pending.address, response)
 
 
+def fitted(response: Response, most_bytes: int) -> bytes:
+    """A response as JSON of at most ``most_bytes``: without its reasons if it has to be, then without its last items.
+
+    A response that does not fit without any is rejected as ``too_large``, which takes at most 2 kB.
+    """
+    raw = encode(response)
+    if len(raw) <= most_bytes:
+        return raw
+    items = [msgspec.structs.replace(item, because=[]) for item in response.items]
+    raw = encode(msgspec.structs.replace(response, items=items, truncated=True))
+    if len(raw) > most_bytes:
+        sizes = [len(encode(item)) + 1 for item in items]
+        ends = list(accumulate(sizes, initial=len(raw) - sum(sizes)))
+        items = items[: max(bisect_right(ends, most_bytes) - 1, 0)]
+        raw = encode(msgspec.structs.replace(response, items=items, truncated=True))
+    if len(raw) <= most_bytes:
+        return raw
+    error = ErrorDetail(
+        "too_large", f"the answer takes {len(raw)} bytes without any item: expected at most {most_bytes}"
+    )
+    return encode(Response(response.request_id, response.user_id, "rejected", error, model=response.model))
+
+
+def _outgoing(reply: Reply, most_bytes: int) -> Outgoing:
+    """An answer of at most ``most_bytes``; with 0 of them it is a refusal, and repeats no headers."""
+    address, response = reply
+    headers = address.headers if most_bytes else []
+    key = response.user_id.encode() or None
+    return Outgoing(key, fitted(response, most_bytes), headers, None, address.partition)
+
+
+def _sent_elsewhere(reply: Reply, topic: str, why: str) -> Reply:
+    """The answer with the reason why it is not on the topic that its sender named, whose partitions are not ours."""
+    headers = [*reply.address.headers, reply_failed_header(reply.address.topic, why)]
+    return Reply(ReplyAddress(topic, headers), reply.response)
+
+
 class Outbox:
     """Everything that leaves the request path: answers, forwarded strays, dead letters.
 
@@ -200,7 +254,10 @@ class Outbox:
     ) -> None:
         self._producer, self._dead_letters = producer, dead_letters
         self._observer, self._clock = observer, clock
-        self._requests, self._metrics = topics.requests, metrics
+        self._requests, self._responses, self._metrics = topics.requests, topics.responses, metrics
+        self._refusals: dict[
+            str, tuple[str, float]
+        ] = {}  # of reply topics: why, and until when nobody asks again
         self._publish_seconds = metrics.request_stage_seconds.labels("publish")
         self._strays = metrics.strays_total.labels(topics.requests)
         self.in_flight = 0  # answers to pending requests that are not acknowledged yet
@@ -208,11 +265,19 @@ class Outbox:
     async def deliver(self, replies: Sequence[tuple[PendingRequest, Reply]]) -> None:
         """Send the answers, wait until they are acknowledged, and count their requests as answered.
 
+        Each topic is waited for by its own answers alone.
+
         Raises:
             StopWorker: the broker did not take them.
         """
-        if not replies:
-            return
+        topics = {reply.address.topic for _, reply in replies}
+        if len(topics) > 1:
+            parts = ([each for each in replies if each[1].address.topic == topic] for topic in topics)
+            await asyncio.gather(*map(self.deliver, parts))
+        elif replies:
+            await self._deliver(replies)
+
+    async def _deliver(self, replies: Sequence[tuple[PendingRequest, Reply]]) -> None:
         self.in_flight += len(replies)
         try:
             await self.send([reply for _, reply in replies])
@@ -228,28 +293,76 @@ class Outbox:
             self._observer.tell(events, omitted=len(replies) - len(newest))
 
     async def send(self, replies: Sequence[Reply]) -> None:
-        """Send the answers and wait until they are acknowledged. Raises StopWorker."""
+        """Send the answers and wait until they are acknowledged.
+
+        An answer that its topic finds too large is cut. One whose topic does not take it for another reason goes to the
+        usual topic, with the reason in a header.
+
+        Raises:
+            StopWorker: the broker did not take them.
+        """
         if not replies:
             return
         started = time.perf_counter()
-        for topic in {address.topic for address, _ in replies}:
-            outgoing = [
-                Outgoing(
-                    response.user_id.encode() or None,
-                    encode(response),
-                    address.headers,
-                    None,
-                    address.partition,
-                )
-                for address, response in replies
-                if address.topic == topic
-            ]
-            await write_scattered(self._producer, topic, outgoing)
+        topics = {address.topic for address, _ in replies}
+        if len(topics) == 1:
+            await self._write_to(topics.pop(), replies)
+        else:
+            parts = {topic: [each for each in replies if each.address.topic == topic] for topic in topics}
+            await asyncio.gather(*(self._write_to(*part) for part in parts.items()))
         for _, response in replies:
             self._metrics.requests_total.labels(response.status).inc()
             if response.rung is not None:
                 self._metrics.index_fallbacks_total.labels(response.rung).inc()
         self._publish_seconds.observe(time.perf_counter() - started)
+
+    async def _write_to(self, topic: str, replies: Sequence[Reply]) -> None:
+        if topic == self._responses:
+            await self._write(topic, replies)
+            return
+        why = await self._refusal_of(topic)
+        if why is None:
+            try:
+                async with asyncio.timeout(_REPLY_TOPIC_ACK_S):
+                    await self._write(topic, replies)
+            except (StopWorker, TimeoutError) as error:
+                why = self._refuse(topic, str(error) or f"it took nothing within {_REPLY_TOPIC_ACK_S:g} s")
+            else:
+                return
+        await self._write(
+            self._responses, [_sent_elsewhere(reply, self._responses, why) for reply in replies]
+        )
+
+    async def _refusal_of(self, topic: str) -> str | None:
+        """Why a reply topic takes no answers; None: it may. Asked for again after half a minute."""
+        why, until_s = self._refusals.get(topic, ("", 0.0))
+        if time.monotonic() < until_s:
+            return why
+        try:
+            async with asyncio.timeout(_REPLY_TOPIC_LOOKUP_S):
+                await self._producer.partitions_for(topic)
+        except (KafkaError, TimeoutError) as error:
+            return self._refuse(topic, f"there is no such topic for this worker ({type(error).__name__})")
+        return None
+
+    def _refuse(self, topic: str, why: str) -> str:
+        self._refusals[topic] = why, time.monotonic() + _REFUSED_FOR_S
+        log.warning("reply_topic_refused", topic=topic, why=why)
+        return why
+
+    async def _write(self, topic: str, replies: Sequence[Reply]) -> None:
+        """Write answers to a topic, cut as far as it takes to have them taken."""
+        waiting, most_bytes = list(replies), MAX_ANSWER_BYTES
+        while waiting:
+            outgoing = [_outgoing(reply, most_bytes) for reply in waiting]
+            refused = {id(each.record) for each in await write_scattered(self._producer, topic, outgoing)}
+            waiting = [reply for reply, out in zip(waiting, outgoing, strict=True) if id(out) in refused]
+            if waiting and most_bytes == 0:
+                log.error(
+                    "answers_too_large", topic=topic, count=len(waiting), expected="max.message.bytes of 2 kB"
+                )
+                return
+            most_bytes = most_bytes // 2 if most_bytes > _LEAST_ANSWER_BYTES else 0
 
     async def forward(self, strays: Sequence[Stray]) -> None:
         """Write strays to the partitions of their users and wait until they are acknowledged. Raises StopWorker."""

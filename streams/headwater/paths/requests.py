@@ -30,7 +30,7 @@ from headwater.index import IndexUnavailable
 from headwater.kafka.batch import Batch
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
-from headwater.paths.accepting import Acceptance, PendingRequest
+from headwater.paths.accepting import Acceptance, Accepted, PendingRequest
 from headwater.paths.answering import (
     Found,
     Outbox,
@@ -95,8 +95,8 @@ class RequestPath:
     ) -> None:
         self._profiles, self._serving, self._threads, self._outbox = profiles, serving, threads, outbox
         self._settings, self._start, self._clock = settings, start, clock
-        responses = Topics.named(settings.topic_prefix).responses
-        self._acceptance = Acceptance(settings.partitions, responses, settings.reply_topics, clock)
+        self._responses = Topics.named(settings.topic_prefix).responses
+        self._acceptance = Acceptance(settings.partitions, self._responses, settings.reply_topics, clock)
         self._parking = Parking(self._answer_later, metrics, clock, settings.max_parked)
         self._dear = asyncio.Semaphore(_DEAR_AT_ONCE)
         self._in_hand_us = 0.0  # what the requests in hand cost
@@ -127,14 +127,29 @@ class RequestPath:
         self._decode_seconds.observe(time.perf_counter() - started)
         await self._outbox.bury(accepted.letters)
         await self._outbox.forward(accepted.strays)
-        for some in cut(accepted.rejections, MOST_AT_ONCE):
-            await self._outbox.send([rejected(each, serving.encoder.id) for each in some])
-        if settled := count - len(accepted.pending):
-            accepted.unanswered.answered(settled)
+        await self._reject(accepted, serving)
         partition.require(batch.generation)
         await self._answer(accepted.pending, partition, serving, batch.release)
         batch.release()
         self._batch_size.observe(count)
+
+    async def _reject(self, accepted: Accepted, serving: Serving) -> None:
+        """Have done with the records of a batch that are no pending requests; their letters and strays are written."""
+        replies = [rejected(each, serving.encoder.id) for each in accepted.rejections]
+        elsewhere = [reply for reply in replies if reply.address.topic != self._responses]
+        if elsewhere:  # such a topic may not be there, and keeps nobody waiting
+
+            async def reject_elsewhere() -> None:
+                for some in cut(elsewhere, MOST_AT_ONCE):
+                    await self._outbox.send(some)
+                accepted.unanswered.answered(len(elsewhere))
+
+            self._start(reject_elsewhere())
+            replies = [reply for reply in replies if reply.address.topic == self._responses]
+        for some in cut(replies, MOST_AT_ONCE):
+            await self._outbox.send(some)
+        if settled := len(accepted.letters) + len(accepted.strays) + len(replies):
+            accepted.unanswered.answered(settled)
 
     @property
     def parked(self) -> int:

@@ -114,6 +114,7 @@ async def test_answers_go_where_the_headers_say() -> None:
         ({"after": {"partition": PARTITIONS, "offset": 0}}, "unknown_partition"),
         ({"headers": [("reply_to", b"secrets")]}, "reply_topic_not_allowed"),
         ({"headers": [("reply_partition", b"-1")]}, "bad_reply_partition"),
+        ({"headers": [("correlation_id", bytes(1_000_000))]}, "bad_correlation_id"),
     ],
 )
 async def test_an_invalid_request_is_rejected_to_its_sender(fields: dict[str, Any], code: str) -> None:

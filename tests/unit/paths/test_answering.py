@@ -7,6 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headwater.encoder.features import ACTION_CODES
 from headwater.kafka.dead_letters import DeadLetters
@@ -205,3 +207,84 @@ async def test_those_who_watch_are_told_acknowledged_answers() -> None:
         await box.deliver(replies)
         assert await listener.next() == [Answered(reply.response, 250.0) for _, reply in replies[1:]]
         assert listener.dropped == 1
+
+
+def large(count: int, reasons: int = 5) -> Response:
+    because = [Reason("x" * 200, 5, "click", 0.2)] * reasons
+    items = [Candidate(f"{n}-" + "y" * 100, 0.5, "popular", because) for n in range(count)]
+    return Response("r1", "ann", "ok", items=items, model="bundle")
+
+
+def test_an_answer_that_fits_is_sent_as_it_is() -> None:
+    raw = answering.fitted(large(3), 10_000)
+    assert decode_response(raw) == large(3)
+    assert answering.fitted(large(3), len(raw)) == raw
+
+
+def test_an_answer_that_is_too_large_loses_its_reasons_first() -> None:
+    response = decode_response(answering.fitted(large(40), 10_000))
+    assert (response.truncated, response.status) == (True, "ok")
+    assert [item.item_id for item in response.items] == [item.item_id for item in large(40).items]
+    assert not any(item.because for item in response.items)
+
+
+@given(st.integers(0, 60), st.integers(0, 3), st.integers(200, 12_000))
+def test_an_answer_takes_no_more_than_is_allowed_and_its_first_items_stay(
+    count: int, reasons: int, most_bytes: int
+) -> None:
+    whole = large(count, reasons)
+    raw = answering.fitted(whole, most_bytes)
+    response = decode_response(raw)
+    kept = len(response.items)
+    if response.error is None:
+        assert len(raw) <= most_bytes
+        assert [item.item_id for item in response.items] == [item.item_id for item in whole.items[:kept]]
+        assert response.truncated or response == whole
+    else:
+        assert (response.status, response.error.code) == ("rejected", "too_large")
+
+
+def test_an_answer_that_does_not_fit_without_items_is_rejected() -> None:
+    catalog = dict.fromkeys(range(1000), 10**15)
+    whole = msgspec.structs.replace(large(5), catalog=catalog)
+    response = decode_response(answering.fitted(whole, 4_000))
+    assert (response.request_id, response.status, response.items) == ("r1", "rejected", [])
+    assert response.error is not None
+    assert response.error.code == "too_large"
+
+
+@pytest.mark.parametrize("most_bytes", [100_000, 20_000, 1_000])
+async def test_an_answer_is_cut_until_its_topic_takes_it_and_others_are_whole(most_bytes: int) -> None:
+    box, producer, _ = outbox(Observer())
+    producer.most_bytes = most_bytes
+    await box.send([Reply(ADDRESS, large(1_000)), Reply(ADDRESS, large(1, 1))])
+    got = {len(decode_response(each.value).items) for each in producer.records("responses")}
+    assert len(producer.records("responses")) == 2
+    assert 1 in got
+
+
+async def test_an_answer_whose_topic_is_not_there_goes_to_the_usual_one_and_says_so() -> None:
+    box, producer, _ = outbox(Observer())
+    producer.missing = {"elsewhere"}
+    elsewhere = ReplyAddress("elsewhere", [("correlation_id", b"7")], 3)
+    await box.send([Reply(elsewhere, large(1)), Reply(ADDRESS._replace(topic="responses.v1"), large(2))])
+    headers = [dict(record.headers) for record in producer.records("responses.v1")]
+    assert sorted(each.get("reply_to_failed", b"")[:10] for each in headers) == [b"", b"elsewhere:"]
+    assert all(each["correlation_id"] == b"7" for each in headers)
+    producer.missing = set()
+    await box.send([Reply(elsewhere, large(1))])  # nobody asks again so soon
+    assert producer.records("elsewhere") == []
+
+
+async def test_an_answer_whose_topic_fails_goes_to_the_usual_one() -> None:
+    class Failing(RecordingProducer):
+        def _append(self, topic: str, partition: int, records: Any) -> Any:
+            self.down = topic == "elsewhere"
+            return super()._append(topic, partition, records)
+
+    producer, metrics, topics = Failing(), Metrics(), Topics.named("")
+    letters = DeadLetters(cast(Any, producer), topics.dead_letters, metrics)
+    box = Outbox(cast(Any, producer), letters, topics, metrics, Observer())
+    await box.send([Reply(ReplyAddress("elsewhere", []), large(1))])
+    [record] = producer.records("responses.v1")
+    assert b"did not acknowledge" in dict(record.headers)["reply_to_failed"]
