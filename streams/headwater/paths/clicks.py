@@ -30,7 +30,7 @@ from headwater.paths.culprit import Culprit, halved
 from headwater.paths.observer import ClickApplied, Observer
 from headwater.paths.serving import Serving
 from headwater.profiles.actions import Bools
-from headwater.profiles.apply_clicks import Clicks, ProfileDelta, plan_batch
+from headwater.profiles.apply_clicks import Clicks, ProfileDelta, check_single_users, plan_batch
 from headwater.profiles.columns import I64, Table
 from headwater.profiles.encoder_steps import EncoderJob, keys_needed, needs_refold, step_states
 from headwater.profiles.event_log import Outcome
@@ -154,8 +154,8 @@ class ClickPath:
     ) -> tuple[list[Applied], list[DeadLetter]]:
         """Apply valid clicks and send their users to the changelog.
 
-        A small batch goes with others. Where our own code fails, the record at fault becomes a dead letter and all
-        others are applied.
+        A small batch goes with others, and one that would hold the event loop for long is halved. Where our own code
+        fails, the record at fault becomes a dead letter and all others are applied.
         """
         applied: list[Applied] = []
         letters: list[DeadLetter] = []
@@ -194,6 +194,7 @@ class ClickPath:
         started = time.perf_counter()
         delta = plan_batch(table, clicks)
         refold = needs_refold(delta, serving.encoder.forgets)
+        check_single_users(refold)
         await self._fetch_vectors(serving.vectors, delta, refold, slot)
         job = step_states(delta, refold, serving.vectors, serving.encoder.initial_state(1)[0])
         planned = time.perf_counter()

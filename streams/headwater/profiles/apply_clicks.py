@@ -6,7 +6,7 @@ are handled together. The others (late, repeated, retracted, forgotten) are hand
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,24 @@ from headwater.profiles.columns import F16, I64, U8, U64, Log, RowValues, Table
 from headwater.profiles.counters import COUNTER_EFFECTS, CounterEffect, CounterRows, apply_evictions
 from headwater.profiles.event_log import Event, Outcome, insert
 from headwater.profiles.runs import before, firsts
+
+# A user who is handled singly costs a tenth of a millisecond, and so does one whose log is folded. The event loop stands
+# meanwhile, so a batch has at most so many of either: more than a coalesced batch has clicks.
+MAX_SINGLE_USERS: Final = 1_100
+
+
+class TooManySingleUsers(Exception):
+    """The batch would hold the event loop for too long. Half of it may not."""
+
+
+def check_single_users(users: Bools) -> None:
+    """Raises TooManySingleUsers if there are more than may be handled singly in one batch.
+
+    Args:
+        users: (R,) whether each user has to be.
+    """
+    if np.count_nonzero(users) > MAX_SINGLE_USERS:
+        raise TooManySingleUsers
 
 
 class Clicks(NamedTuple):
@@ -158,7 +176,11 @@ class ProfileDelta(NamedTuple):
 
 
 def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
-    """Work out what ``clicks`` (N,) do to their R users, without touching ``table``."""
+    """Work out what ``clicks`` (N,) do to their R users, without touching ``table``.
+
+    Raises:
+        TooManySingleUsers: most of them are late, repeated, retracted or forgotten.
+    """
     order = clicks.row.argsort(kind="stable")
     ordered = clicks.take(order)
     first = firsts(ordered.row)
@@ -185,6 +207,7 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
 
     # Nearly all users: their events come after what the log has.
     careful = _needs_care(log, forgotten, whose, at_ms, event, action)
+    check_single_users(careful)
     easy: Bools | slice = ~careful[whose] if careful.any() else slice(None)
     evictions = _append(log, whose[easy], at_ms[easy], event[easy], item[easy], action[easy])
     evicted[evictions.user] = True

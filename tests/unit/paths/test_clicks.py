@@ -21,8 +21,12 @@ from headwater.kafka.batch import Batch
 from headwater.kafka.forwarding import forwarded
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of
+from headwater.paths import clicks as clicks_path
 from headwater.paths.observer import ClickApplied
+from headwater.profiles import apply_clicks
 from headwater.profiles.actions import FORGET, RETRACT
+from headwater.profiles.apply_clicks import Clicks, ProfileDelta, plan_batch
+from headwater.profiles.columns import Table
 from headwater.profiles.event_log import Event
 from headwater.profiles.partition import Partition
 from headwater.profiles.restore import load
@@ -601,3 +605,42 @@ async def test_ten_thousand_clicks_of_one_user_are_less_than_the_clicks_of_five(
     await worker.apply(*(worker.click(f"user {number}", "soap") for number in range(5)))
     counts = worker.clicks.counts[0]
     assert [key for key, _ in counts.top()] == [item_key("soap"), item_key("tea")]
+
+
+@pytest.mark.parametrize("action", ["retract", "click", "forget"])
+async def test_a_batch_of_users_who_are_handled_singly_is_cut_to_what_the_loop_can_bear(
+    worker: InterestsWorker, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """Four thousand users with a late click each held the loop for a second."""
+    users, sizes = [f"user {number}" for number in range(20)], []
+    await worker.apply(*(worker.click(user, "tea", event_id=f"first of {user}") for user in users))
+
+    def planned(table: Table, clicks: Clicks) -> ProfileDelta:
+        delta = plan_batch(table, clicks)
+        sizes.append(len(delta.rows))
+        return delta
+
+    monkeypatch.setattr(apply_clicks, "MAX_SINGLE_USERS", 3)
+    monkeypatch.setattr(clicks_path, "plan_batch", planned)
+    late = {
+        "retract": {"event_id": "first of {}", "at_ms": now_ms()},
+        "click": {"event_id": "second of {}", "item_id": "soap", "at_ms": now_ms() - DAY_MS},
+        "forget": {"event_id": "third of {}", "at_ms": now_ms()},
+    }[action]
+    records = [
+        worker.click(user, action=action, **{**late, "event_id": late["event_id"].format(user)})
+        for user in users
+    ]
+    await worker.apply(*records)
+    assert max(sizes) <= 3
+    assert sum(sizes) == len(users)
+    assert worker.letters() == []
+    assert worker.partition().watermark == records[-1].offset
+    for user in users:
+        if action == "forget":
+            assert user.encode() not in worker.partition().columns.rows
+        else:
+            assert [event.action for event in worker.log(user)] == {
+                "retract": [RETRACT],
+                "click": [ACTION_CODES["click"]] * 2,
+            }[action]

@@ -17,8 +17,8 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost
 from headwater.kafka.partitioner import partition_of
 from headwater.paths import clicks as click_path
-from headwater.paths.coalescing import SMALL_BATCH, JoinedColumns, joined_clicks
-from headwater.profiles.apply_clicks import Clicks, ProfileDelta, plan_batch
+from headwater.paths.coalescing import MAX_CLICKS, SMALL_BATCH, JoinedColumns, joined_clicks
+from headwater.profiles.apply_clicks import MAX_SINGLE_USERS, Clicks, ProfileDelta, plan_batch
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.profiles.partition import Partition
@@ -242,3 +242,8 @@ async def test_a_partition_that_goes_while_others_are_applied_with_it_takes_none
     assert {record.partition for record in wide.producer.records(wide.topics.profiles)} == {
         *homes.values()
     } - {gone}
+
+
+def test_a_coalesced_batch_is_never_too_large_for_the_loop() -> None:
+    """It could not be halved: its members would be worked out again, one by one."""
+    assert MAX_CLICKS - 1 + SMALL_BATCH <= MAX_SINGLE_USERS
