@@ -15,6 +15,7 @@ from headwater.commands.terminal import http_get
 from headwater.encoder.runtime import load
 from headwater.index.open import look_at
 from headwater.kafka import topics
+from headwater.kafka.broker_clock import TOLERATED_SKEW_S
 from headwater.settings import Settings
 
 
@@ -80,6 +81,12 @@ async def _of_worker(system: System) -> AsyncIterator[Finding]:
         for name in ("role", "bundle", "users", "items")
         if state.get(name) is not None
     )
+    if (skew_s := state.get("clock_skew_s")) is not None and abs(skew_s) > TOLERATED_SKEW_S:
+        seen = (
+            f"that of the worker at http://{web} is {abs(skew_s):g} s {'ahead of' if skew_s > 0 else 'behind'} the "
+            f"broker's, expected {TOLERATED_SKEW_S:g} s at most; set up NTP on both machines"
+        )
+        yield Finding("clock", False, seen)
     for place, (first, last) in state.get("lost", {}).items():
         yield Finding(
             "lost",

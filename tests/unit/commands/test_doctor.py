@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 
@@ -55,6 +56,27 @@ async def test_a_check_that_hangs_is_left_after_its_time() -> None:
 async def test_without_a_broker_only_what_needs_none_is_looked_at() -> None:
     found = await doctor.examine(NOWHERE.settings, None)
     assert [(each.what, each.ok) for each in found] == [("broker", False), ("bundle", True), ("worker", True)]
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "said"),
+    [
+        (None, None),
+        (0.2, None),
+        (2.5, "2.5 s ahead of the broker's, expected 0.5 s at most"),
+        (-60, "60 s behind"),
+    ],
+)
+async def test_a_worker_whose_clock_is_off_is_found(
+    monkeypatch: pytest.MonkeyPatch, skew_s: float | None, said: str | None
+) -> None:
+    health = msgspec.json.encode({"ok": True, "ready": True, "role": "all", "clock_skew_s": skew_s})
+    monkeypatch.setattr(doctor, "http_get", lambda *_: (200, health))
+    found = [each async for each in doctor._of_worker(System(NOWHERE.settings, "127.0.0.1:8080"))]
+    clocks = [each for each in found if each.what == "clock"]
+    assert [(each.ok, said is not None and said in each.seen) for each in clocks] == [(False, True)] * (
+        said is not None
+    )
 
 
 def test_every_check_has_a_name() -> None:
