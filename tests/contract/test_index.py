@@ -6,7 +6,6 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from headwater.index import BadVector, Index, KeyCollision, Point, Query
 from headwater.index import server as index_server
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import And, Filter, FilterError, Range, admitting, parse
-from headwater.index.server import ServerIndex
+from headwater.index.server import Collection, ServerAddress, ServerIndex
 from tests.contract import qdrant_stand_in
 
 DIM = 8
@@ -40,13 +39,18 @@ async def server(kind: str) -> AsyncIterator[Connect]:
     """How to connect to a collection there."""
     if kind == "stand-in":
         async with qdrant_stand_in.serving() as stand_in:
-            yield partial(
-                ServerIndex.connect, stand_in.url, None, dim=DIM, alias=None, grpc_port=stand_in.port
-            )
+            yield connecting(ServerAddress(stand_in.url, grpc_port=stand_in.port))
     else:
         api_key = os.environ.get("HEADWATER_TEST_QDRANT_API_KEY")
         grpc_port = int(os.environ.get("HEADWATER_TEST_QDRANT_GRPC_PORT", "6334"))
-        yield partial(ServerIndex.connect, URL or "", api_key, dim=DIM, alias=None, grpc_port=grpc_port)
+        yield connecting(ServerAddress(URL or "", api_key, grpc_port))
+
+
+def connecting(server: ServerAddress) -> Connect:
+    async def connect(name: str, dim: int = DIM, alias: str | None = None) -> ServerIndex:
+        return await ServerIndex.connect(server, Collection(name, dim, alias=alias))
+
+    return connect
 
 
 @asynccontextmanager

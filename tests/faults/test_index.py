@@ -20,7 +20,7 @@ from aiokafka.structs import RecordMetadata
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.index import Point
-from headwater.index.server import ServerIndex
+from headwater.index.server import Collection, ServerAddress, ServerIndex
 from headwater.index.vectors_topic import point_of
 from headwater.settings import Settings
 from tests.contract import qdrant_stand_in
@@ -65,7 +65,7 @@ async def index_of(stand_in: StandIn, settings: Settings) -> AsyncIterator[Serve
     """The test's own connection to what a worker with these settings uses."""
     encoder = encoders.load(settings.bundle_path)
     index = await ServerIndex.connect(
-        stand_in.url, _KEY, f"items-{encoder.id}", encoder.dim, grpc_port=stand_in.port
+        ServerAddress(stand_in.url, _KEY, stand_in.port), Collection(f"items-{encoder.id}", encoder.dim)
     )
     try:
         yield index

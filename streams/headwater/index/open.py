@@ -69,18 +69,14 @@ async def _open_edge(settings: Settings, bundle_id: str, dim: int, radius: float
 
 
 async def _open_server(settings: Settings, bundle_id: str, dim: int, radius: float) -> Index:
-    from headwater.index.server import ServerIndex
+    from headwater.index.server import Collection, ServerAddress, ServerIndex
 
     assert settings.qdrant_url is not None
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
     try:
         return await ServerIndex.connect(
-            settings.qdrant_url,
-            key,
-            f"items-{bundle_id}",
-            dim,
-            radius=radius,
-            grpc_port=settings.qdrant_grpc_port,
+            ServerAddress(settings.qdrant_url, key, settings.qdrant_grpc_port),
+            Collection(f"items-{bundle_id}", dim, radius),
         )
     except (IndexUnavailable, ValueError) as error:
         raise IndexNotOpened(f"HEADWATER_QDRANT_URL is {settings.qdrant_url}: {error}") from error

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -81,68 +81,67 @@ _CHANNEL_OPTIONS = {
 T = TypeVar("T")
 
 
+class ServerAddress(NamedTuple):
+    """A Qdrant server: its HTTP address, the gRPC port of the same host, and how long and often a call is tried."""
+
+    url: str
+    api_key: str | None = None
+    grpc_port: int = 6334
+    timeout_s: float = 5.0  # of one call that is written
+    tries: int = 3
+
+
+class Collection(NamedTuple):
+    """Where one bundle's items are kept.
+
+    Attributes:
+        dim: numbers in a vector.
+        radius: see `lifted`. Vectors stored with another radius are found too, only less surely.
+        alias: pointed at the collection unless it points elsewhere already; None: there is none.
+        shards, replicas: of a new collection; None leaves them to the server.
+    """
+
+    name: str
+    dim: int
+    radius: float = 0.0
+    alias: str | None = "items"
+    shards: int | None = None
+    replicas: int | None = None
+
+
 class ServerIndex:
     """`connect` it, and close it. Every call ends within its time limit, if need be with IndexUnavailable (`server_calls`)."""
 
     in_process = False
     filled_by: FilledBy = "the catalog worker"
 
-    def __init__(
-        self,
-        client: AsyncQdrantClient,
-        url: str,
-        collection: str,
-        dim: int,
-        radius: float,
-        *,
-        timeout_s: float,
-        tries: int,
-    ) -> None:
+    def __init__(self, client: AsyncQdrantClient, server: ServerAddress, collection: Collection) -> None:
         self._client = client
-        self._url = url
-        self._collection = collection
-        self._dim = dim
-        self._stored_dim = dim + 1  # see `lifted`
-        self._radius = radius
-        self._calls = Calls(f"Qdrant at {url}", self._look, timeout_s=timeout_s, tries=tries)
+        self._url = server.url
+        self._collection = collection.name
+        self._dim = collection.dim
+        self._stored_dim = collection.dim + 1  # see `lifted`
+        self._radius = collection.radius
+        self._calls = Calls(
+            f"Qdrant at {server.url}", self._look, timeout_s=server.timeout_s, tries=server.tries
+        )
         self._indexed_fields: set[str] = set()
 
     @classmethod
-    async def connect(
-        cls,
-        url: str,
-        api_key: str | None,
-        collection: str,
-        dim: int,
-        *,
-        radius: float = 0.0,
-        alias: str | None = "items",
-        grpc_port: int = 6334,
-        shards: int | None = None,
-        replicas: int | None = None,
-        timeout_s: float = 5.0,
-        tries: int = 3,
-    ) -> "ServerIndex":
+    async def connect(cls, server: ServerAddress, collection: Collection) -> "ServerIndex":
         """Open the collection of one bundle, and create it where it is missing.
-
-        Args:
-            collection: its name; `alias` is pointed at it unless the alias points elsewhere already.
-            dim: numbers in a vector.
-            radius: see `lifted`. Vectors stored with another radius are found too, only less surely.
-            shards, replicas: of a new collection; None leaves them to the server.
-            timeout_s, tries: of one call that is written.
 
         Raises:
             IndexUnavailable: the server does not answer, or refuses us.
             ValueError: the server is too old, or the collection has another dimension.
         """
-        client = _client(url, api_key, grpc_port, timeout_s)
-        index = cls(client, url, collection, dim, radius, timeout_s=timeout_s, tries=tries)
+        client = _client(server)
+        index = cls(client, server, collection)
         try:
             await index._check_server()
-            await index._open_collection(shards, replicas)
-            if alias is not None and await index.live(alias) is None:
-                await index.make_live(alias)
+            await index._open_collection(collection.shards, collection.replicas)
+            if collection.alias is not None and await index.live(collection.alias) is None:
+                await index.make_live(collection.alias)
         except AioRpcError as problem:
             await client.close()
             raise IndexUnavailable(index._calls.refusal(problem)) from None
@@ -433,18 +432,18 @@ class ServerIndex:
         await self._client.query_batch_points(self._collection, [nothing])
 
 
-def _client(url: str, api_key: str | None, grpc_port: int, timeout_s: float) -> AsyncQdrantClient:
-    if api_key is not None and url.startswith("http:"):
-        log.warning("qdrant_key_sent_unencrypted", url=url, remedy="use https where others can listen")
+def _client(server: ServerAddress) -> AsyncQdrantClient:
+    if server.api_key is not None and server.url.startswith("http:"):
+        log.warning("qdrant_key_sent_unencrypted", url=server.url, remedy="use https where others can listen")
     with warnings.catch_warnings():
         # The client warns of the same, with a line of our source.
         warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
         return AsyncQdrantClient(
-            url=url,
-            api_key=api_key,
-            grpc_port=grpc_port,
+            url=server.url,
+            api_key=server.api_key,
+            grpc_port=server.grpc_port,
             prefer_grpc=True,
-            timeout=math.ceil(timeout_s),
+            timeout=math.ceil(server.timeout_s),
             grpc_options=dict(_CHANNEL_OPTIONS),
             check_compatibility=False,  # it would ask over HTTP, from a thread
         )

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from headwater.encoder.features import item_key
 from headwater.index import IndexRefused, IndexUnavailable, Point, Query
-from headwater.index.server import ServerIndex
+from headwater.index.server import Collection, ServerAddress, ServerIndex
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
 
@@ -27,9 +27,8 @@ async def stand_in() -> AsyncIterator[StandIn]:
 
 
 def connecting(stand_in: StandIn, **options: Any) -> Any:
-    return partial(
-        ServerIndex.connect, stand_in.url, None, "items-test", DIM, grpc_port=stand_in.port, **options
-    )()
+    server = ServerAddress(stand_in.url, grpc_port=stand_in.port)
+    return ServerIndex.connect(server._replace(**options), Collection("items-test", DIM))
 
 
 @pytest.fixture
@@ -65,7 +64,9 @@ async def test_numbers_of_an_attribute_get_an_index_when_its_name_first_appears(
 
 
 async def test_another_connection_leaves_the_live_alias_alone(stand_in: StandIn, index: ServerIndex) -> None:
-    other = await ServerIndex.connect(stand_in.url, None, "items-next", DIM, grpc_port=stand_in.port)
+    other = await ServerIndex.connect(
+        ServerAddress(stand_in.url, grpc_port=stand_in.port), Collection("items-next", DIM)
+    )
     assert await other.live("items") == "items-test"
     await other.close()
 
@@ -116,7 +117,8 @@ async def test_put_that_is_refused_says_what_to_do(
 async def test_server_that_is_not_there_is_named() -> None:
     with pytest.raises(IndexUnavailable, match=r"Qdrant at http://127.0.0.1:6333 did not answer in 2 tries"):
         await ServerIndex.connect(
-            "http://127.0.0.1:6333", None, "items", DIM, grpc_port=1, timeout_s=1.0, tries=2
+            ServerAddress("http://127.0.0.1:6333", grpc_port=1, timeout_s=1.0, tries=2),
+            Collection("items", DIM),
         )
 
 
@@ -133,11 +135,9 @@ async def test_a_key_is_sent_and_where_it_is_sent_as_it_is_the_log_says_so_witho
     with pytest.raises(
         IndexUnavailable, match="UNAUTHENTICATED: Invalid API key or JWT; check HEADWATER_QDRANT"
     ):
-        await ServerIndex.connect(stand_in.url, "a-wrong-key", "items-test", DIM, grpc_port=stand_in.port)
+        await connecting(stand_in, api_key="a-wrong-key")
     with capture_logs() as logged:
-        index = await ServerIndex.connect(
-            stand_in.url, "the-right-key", "items-test", DIM, grpc_port=stand_in.port
-        )
+        index = await connecting(stand_in, api_key="the-right-key")
     await index.put([item("a")])
     await index.close()
     assert [(line["event"], line["url"]) for line in logged] == [
