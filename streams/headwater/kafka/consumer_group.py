@@ -22,7 +22,7 @@ from headwater.kafka.fast_client.commits import committed
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.records import Unreadable
 from headwater.kafka.plain_client import PlainConsumer
-from headwater.kafka.topic_identity import identities
+from headwater.kafka.topic_identity import Identity, identities
 from headwater.messages import Gap
 from headwater.settings import Settings
 
@@ -228,8 +228,8 @@ class ConsumerGroup(ABC):
         made_again = set()
         for tp in tps:
             note = note_of(kept[tp].metadata) if tp in kept else CommitNote()
-            topic_id = logs[tp].topic_id if tp in logs else None
-            if note.topic_id is not None and topic_id is not None and note.topic_id != topic_id:
+            log_now = logs.get(tp, Identity(None, None))
+            if log_now.is_another_than(note.topic_id):
                 made_again.add(tp)
                 log.error(
                     "topic_made_again",
@@ -239,7 +239,7 @@ class ConsumerGroup(ABC):
                     effect="what of the former topic had not been read is lost; this one is read from its start",
                 )
                 note = CommitNote()
-            self._notes[tp] = note = msgspec.structs.replace(note, topic_id=topic_id or note.topic_id)
+            self._notes[tp] = note = msgspec.structs.replace(note, topic_id=log_now.topic_id or note.topic_id)
             if (gap := note.without_old_gap().gap) is not None:
                 self._tell_lost(tp, gap, False)
         return made_again
@@ -255,8 +255,7 @@ class ConsumerGroup(ABC):
         except (KafkaError, OSError, TimeoutError):
             return  # it is asked again
         for tp, now in logs.items():
-            before = self._notes.get(tp, CommitNote()).topic_id
-            if before is not None and now.topic_id is not None and before != now.topic_id:
+            if now.is_another_than(self._note(tp).topic_id):
                 self.fail(
                     f"{tp.topic}: the topic was made again while it was read; what of the former one had not been read is "
                     "lost. Start the worker again: it reads the new topic from its start"

@@ -29,9 +29,11 @@ class Identity(NamedTuple):
     """What tells one log of a partition from another."""
 
     topic_id: str | None  # 32 hex digits; None: the broker gives topics no ids
-    leader_epoch: (
-        int | None
-    )  # of the present leader, which writes no record with a higher one; None: there is none
+    leader_epoch: int | None  # of the present leader, the highest in the log; None: there is none
+
+    def is_another_than(self, topic_id: str | None) -> bool:
+        """Whether this is surely not the log of the topic with that id. An unknown id says nothing."""
+        return None not in (topic_id, self.topic_id) and topic_id != self.topic_id
 
 
 async def identities(client: AIOKafkaClient, topics: Collection[str]) -> dict[TopicPartition, Identity]:
