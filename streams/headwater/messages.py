@@ -335,6 +335,25 @@ class Trend(Struct, frozen=True):
     counts: list[tuple[str, float]]
 
 
+class ErasureReceipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a `forget` has come. It names the user by a hash of the id; times are milliseconds since 1970.
+
+    ``status`` is `begun` once the user's state is gone from the worker and a tombstone lies over it in the changelog,
+    `done` once tombstones lie over the user's dead letters too. ``gone_by_ms`` says for each topic when nothing is left
+    of what was written before ``done_ms``, at the latest.
+    """
+
+    event_id: str  # of the forget
+    user_sha256: str  # of the user id, in hexadecimal
+    status: Literal["begun", "done"]
+    partition: int  # of clicks
+    forgot_ms: int  # the user's events up to this time are erased
+    begun_ms: int
+    done_ms: int | None = None
+    dead_letters: int = 0  # that were taken out
+    gone_by_ms: dict[str, int] = {}
+
+
 class BadMessage(HeadwaterError):
     """A message that cannot be used. ``reason`` is a short code for counting, ``str()`` the whole sentence."""
 
@@ -548,5 +567,5 @@ def vector_bytes(vector: "NDArray[np.float32]") -> bytes:
 
 def schemas() -> Mapping[str, dict[str, Any]]:
     """JSON Schemas of all messages by name, generated from the types that encode and decode them."""
-    types = (Click, Item, Request, Response, ItemVector, Trend)
+    types = (Click, Item, Request, Response, ItemVector, Trend, ErasureReceipt)
     return {message_type.__name__: msgspec.json.schema(message_type) for message_type in types}

@@ -210,6 +210,13 @@ class Metrics:
             "They take most of its memory: add workers, or set HEADWATER_USER_TTL_DAYS.",
         ),
     ]
+    erasures_open: Annotated[
+        Gauge,
+        About(
+            "Forgets whose receipt is not done: their users' dead letters are still to be taken out.",
+            "More than a few for minutes: the log says what the broker refuses (`erasure_waits`); see `headwater doctor`.",
+        ),
+    ]
     watermark_age_seconds: Annotated[
         Gauge,
         About(

@@ -244,7 +244,7 @@ class Outside:
 
         def find() -> tuple[dict[str, str], ConsumerRecord] | None:
             for record in self._letters:
-                held = {name: value.decode() for name, value in record.headers}
+                held = {name: value.decode(errors="replace") for name, value in record.headers}
                 if headers.items() <= held.items():
                     return held, record
             return None

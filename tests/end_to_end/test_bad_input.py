@@ -171,7 +171,7 @@ async def test_a_bad_click_becomes_a_dead_letter_that_says_why(outside: Outside,
     assert headers["reason"] == reason, headers
     assert explanation in headers["message"], headers
     assert len(headers["message"]) <= 1000
-    assert (record.key, record.value) == (user.encode(), value)
+    assert (headers["key"], record.value) == (user, value)
     answer = await outside.ask(user, after={"partition": sent.partition, "offset": sent.offset})
     assert (answer["status"], answer["reflects"]["events"]) == ("ok", 0)
     await still_answers(outside, sent.partition)

@@ -19,6 +19,7 @@ from headwater.index.item_vectors import ItemVectors
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.topics import Topics
+from headwater.messages import Click
 from headwater.metrics import Metrics
 from headwater.paths.clicks import ClickPath
 from headwater.paths.observer import Observer
@@ -93,8 +94,13 @@ class InterestsWorker:
             self.dead_letters,
             self.metrics,
             self.observer,
+            self._forgot,
         )
+        self.forgotten: list[tuple[int, Click]] = []
         self._offsets: dict[tuple[str, int], int] = {}
+
+    async def _forgot(self, partition: int, forgets: Sequence[Click]) -> None:
+        self.forgotten += [(partition, each) for each in forgets]
 
     def own(self, number: int, *, is_open: bool = True) -> Partition:
         partition = self.profiles._new_partition(number)

@@ -196,7 +196,7 @@ def schema(message: str | None = None) -> int:
     Parameters
     ----------
     message
-        Click, Item, Request, Response, ItemVector or Trend.
+        Click, Item, Request, Response, ItemVector, Trend or ErasureReceipt.
     """
     import msgspec
 

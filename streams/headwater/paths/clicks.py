@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, NamedTuple
@@ -21,7 +21,7 @@ from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import forward
 from headwater.kafka.publish import Sent
-from headwater.messages import decode_click
+from headwater.messages import Click, decode_click
 from headwater.metrics import Metrics
 from headwater.paths.click_columns import ClickBatch, decode
 from headwater.paths.coalescing import Coalescing, Member
@@ -29,7 +29,7 @@ from headwater.paths.concurrency import ConcurrencySlot
 from headwater.paths.culprit import Culprit, halved
 from headwater.paths.observer import ClickApplied, Observer
 from headwater.paths.serving import Serving
-from headwater.profiles.actions import Bools
+from headwater.profiles.actions import FORGET, Bools
 from headwater.profiles.apply_clicks import Clicks, ProfileDelta, check_single_users, plan_batch
 from headwater.profiles.columns import I64, Table
 from headwater.profiles.encoder_steps import EncoderJob, keys_needed, needs_refold, step_states
@@ -70,11 +70,13 @@ class ClickPath:
         dead_letters: DeadLetters,
         metrics: Metrics,
         observer: Observer,
+        forgotten: Callable[[int, Sequence[Click]], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._profiles, self._serving, self._threads = profiles, serving, threads
         self._producer, self._dead_letters = producer, dead_letters
         self._metrics, self._observer, self._clock = metrics, observer, clock
+        self._forgotten = forgotten  # awaited with the forgets of a partition, before they are committed
         self._places = asyncio.Semaphore(_CONCURRENT)
         self._coalescing = Coalescing()
         self.counts: dict[int, Counts] = {}
@@ -128,6 +130,8 @@ class ClickPath:
                 letters += await forward(self._producer, self._profiles.clicks_topic, strays)
                 self._strays.inc(len(strays))
             await self._dead_letters.put(letters + failed)
+            if (forgets := (good.clicks.action == FORGET).nonzero()[0]).size:
+                await self._forgotten(partition.number, [_click(good, place) for place in forgets.tolist()])
             partition.require(batch.generation)
             partition.move_watermark(batch.last_offset)
             batch.finish()
@@ -271,6 +275,12 @@ class ClickPath:
                 )
             )
         self._observer.tell(events, omitted=len(counting) - len(newest))
+
+
+def _click(batch: ClickBatch, place: int) -> Click:
+    """The message of a valid click, with the time that it counts as."""
+    record = batch.records[place]
+    return decode_click(record.key, record.value, int(batch.clicks.at_ms[place]))
 
 
 def _failed(record: ConsumerRecord, error: Exception) -> DeadLetter:

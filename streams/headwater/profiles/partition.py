@@ -169,6 +169,9 @@ class Partition:
                 erased.append(user)
             else:
                 columns.remove(user)
+        if erased:
+            gone = set(erased)
+            self._unlogged = {known: None for known in self._unlogged if known[0] not in gone}
         return erased
 
     def _remember_origins(self, user: bytes, origins: Mapping[int, int]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -239,6 +240,25 @@ class Profiles:
         """Send and settle after all batches that are on their way. Call it under the partition's lock."""
         await asyncio.wait({partition.changelog_done})
         await self.settle(partition, await self.send(partition, rows, erased, generation), generation)
+
+    async def close_segment(self, number: int) -> None:
+        """Write a record of a partition again, if it has any. Kafka closes an old segment of the log when more is written.
+
+        Raises:
+            StopWorker: the broker did not take it.
+        """
+        partition = self.partition(number)
+        if partition is None:
+            return
+        async with partition.lock:
+            if not partition.is_serving():
+                return
+            erased = list(islice(partition.erasures, 1))
+            rows = (
+                _NO_ROWS if erased else np.array(list(islice(partition.columns.rows.values(), 1)), np.int64)
+            )
+            with contextlib.suppress(PartitionLost):
+                await self._write(partition, rows, erased, partition.generation)
 
     # Expiry
 

@@ -46,6 +46,7 @@ from headwater.recall.rescoring import Scorer
 from headwater.recall.sources import Resources
 from headwater.recall.sources.registry import sources_of
 from headwater.settings import Settings
+from headwater.worker.eraser import Eraser
 from headwater.worker.trends_publisher import TrendsPublisher
 
 log = structlog.get_logger(__name__)
@@ -93,6 +94,7 @@ class InterestsRole:
             writer=secrets.randbits(63),
             fail=common.fail,
         )
+        self._eraser = Eraser(settings, common.producer, common.metrics, self.profiles.close_segment)
         # Separate threads: a request must not wait behind the encoder's work for two thousand clicks.
         self._click_threads, self._request_threads = _thread("clicks"), _thread("requests")
         self._clicks = ClickPath(
@@ -103,6 +105,7 @@ class InterestsRole:
             common.dead_letters,
             common.metrics,
             common.observer,
+            self._eraser.begin,
             common.clock.now_s,
         )
         self._trends = Trends(common.clock.now_s)
@@ -178,6 +181,7 @@ class InterestsRole:
         group.on_interrupt(self.profiles.interrupt)
         group.on_revoked(self._revoked)
         common.background.start(self._trends_publisher.run())
+        common.background.start(self._eraser.run())
         stack.push_async_callback(self._trends_publisher.publish_last)
         return group
 
@@ -196,6 +200,7 @@ class InterestsRole:
         numbers = _numbers(partitions, self._common.topics.clicks)
         keep_counts(self._clicks.counts, numbers, self._trends)
         self.profiles.assign(numbers, self.group.generation)
+        self._eraser.assign(numbers)
 
     async def _revoked(self, partitions: set[TopicPartition]) -> None:
         self.profiles.freeze()

@@ -205,6 +205,34 @@ async def test_forget_erases_the_user_and_what_arrives_late_stays_out(worker: In
     assert [event.item for event in worker.log("ann")] == [item_key("soap")]
 
 
+async def test_a_forget_is_handed_on_before_it_is_committed(
+    worker: InterestsWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_ms = now_ms()
+    forget = worker.click("ann", action="forget", at_ms=at_ms, event_id="gone")
+    batch = await worker.apply(worker.click("ann", "coffee"), worker.click("bob", "tea"), forget)
+    [(partition, click)] = worker.forgotten
+    assert (partition, click.user_id, click.event_id, click.at_ms) == (0, "ann", "gone", at_ms)
+    assert worker.consumer.finished == [batch]
+
+    async def lost(*_: object) -> None:
+        raise PartitionLost
+
+    monkeypatch.setattr(worker.clicks, "_forgotten", lost)
+    with pytest.raises(PartitionLost):
+        await worker.apply(worker.click("bob", action="forget", at_ms=at_ms))
+    assert worker.consumer.finished == [batch]
+
+
+async def test_who_is_forgotten_is_not_remembered_by_what_came_into_no_log(worker: InterestsWorker) -> None:
+    at_ms = now_ms()
+    await worker.apply(
+        worker.click("ann", "coffee", action="impression"), worker.click("bob", "tea", action="impression")
+    )
+    await worker.apply(worker.click("ann", action="forget", at_ms=at_ms))
+    assert {user for user, _ in worker.partition()._unlogged} == {b"bob"}
+
+
 async def test_after_a_retraction_the_last_event_is_one_that_still_counts(worker: InterestsWorker) -> None:
     await worker.apply(
         worker.click("ann", "coffee", event_id="e1"), worker.click("ann", "tea", event_id="e2")
