@@ -24,7 +24,7 @@ from headwater.messages import MAX_ID_BYTES
 from headwater.profiles.erasures import Erased
 from headwater.profiles.order import UNTOLD, Order, supersedes
 from headwater.profiles.partition import Partition
-from headwater.profiles.state_records import RecordError, orders_of, unpack
+from headwater.profiles.state_records import RecordError, orders_of, past, unpack
 
 logger = structlog.get_logger(__name__)
 
@@ -110,9 +110,11 @@ def load(partition: Partition, records: Sequence[ConsumerRecord], bundle: int, t
             partition.columns.remove(user)
         erasure = erasure_of(record.headers)
         if isinstance(erasure, Erasure):
-            partition.erasures.put(user, Erased(erasure.erased_ms, order, record.timestamp))
+            (erased_ms,) = past(np.array([erasure.erased_ms]), np.array([record.timestamp])).tolist()
+            partition.erasures.put(user, Erased(erased_ms, order, record.timestamp))
     rows = np.array([partition.row_of(user) for user, _ in kept], dtype=np.int64)
-    unpack(partition.columns, rows, [record.value for _, record in kept], bundle)
+    written_ms = np.array([record.timestamp for _, record in kept], dtype=np.int64)
+    unpack(partition.columns, rows, [record.value for _, record in kept], bundle, written_ms)
     # A user of whom nothing is known: versions up to 0.1.0 kept those that had impressions only.
     for place in np.flatnonzero(partition.columns.n[rows] == 0).tolist():
         (user, _), row = kept[place], int(rows[place])

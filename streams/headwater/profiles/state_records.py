@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from headwater.errors import HeadwaterError
+from headwater.messages import MAX_AHEAD_MS, MIN_AT_MS
 from headwater.profiles.columns import F16, I64, Columns, Log, RowValues
 from headwater.profiles.counters import COUNTER_EFFECTS, MAX_LEVEL, CounterRows, count_evictions
 from headwater.profiles.order import Order
@@ -203,8 +204,12 @@ def _strays(columns: Columns, row: int) -> bytes:
     return np.array(newest, dtype=_STRAY).tobytes()
 
 
-def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -> None:
+def unpack(
+    columns: Columns, rows: I64, records: Sequence[bytes], bundle: int, written_ms: I64 | None = None
+) -> None:
     """Write one record into each of ``rows`` (R,). A state of another bundle, or of another size, is marked stale.
+
+    ``written_ms`` (R,) is the time of each record: events that are dated years after it count as of then.
 
     Raises:
         RecordError: a record is of a newer format, or damaged. Nothing is written.
@@ -226,6 +231,11 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
         columns, rows, records, header["counters"].astype(np.int64), places.counters
     )
     log, counters = _cut_to(columns.log_length, rows, log, counters)
+    forgotten_ms = header["forgotten_ms"].astype(np.int64)
+    stale = ~ours
+    if written_ms is not None:
+        forgotten_ms = past(forgotten_ms, written_ms)
+        stale |= _made_past(log, written_ms)
     event_ids = (
         record[start:stop]
         for record, start, stop in zip(
@@ -238,11 +248,11 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
             log=log,
             counters=counters,
             offset=header["offset"].astype(np.int64),
-            forgotten_ms=header["forgotten_ms"].astype(np.int64),
+            forgotten_ms=forgotten_ms,
             state=states,
             state_at_ms=header["state_at_ms"].astype(np.int64),
             pending=header["pending"].astype(np.int64),
-            stale=~ours,
+            stale=stale,
             last_event=zip(rows.tolist(), event_ids, strict=True),
             origins=[
                 (int(rows[index]), partition, offset)
@@ -255,6 +265,26 @@ def unpack(columns: Columns, rows: I64, records: Sequence[bytes], bundle: int) -
             incarnation=header["incarnation"].astype(np.uint16),
         )
     )
+
+
+def past(at_ms: I64, written_ms: I64 | np.int64) -> I64:
+    """(n,) times as a record of ``written_ms`` (n,) can honestly hold them: a publisher's clock once set any.
+
+    Nothing is known of a record whose own time is none.
+    """
+    is_ahead = (written_ms >= MIN_AT_MS) & (at_ms > written_ms + MAX_AHEAD_MS)
+    return np.where(is_ahead, written_ms, at_ms)
+
+
+def _made_past(log: Log, written_ms: I64) -> NDArray[np.bool_]:
+    """Date events of the future back, in place; (R,) the users who had any."""
+    newest = log.at_ms[np.arange(len(log.n)), np.maximum(log.n - 1, 0)]
+    ahead = (log.n > 0) & (past(newest, written_ms) < newest)
+    for index in np.flatnonzero(ahead).tolist():
+        n = int(log.n[index])
+        log.at_ms[index, :n] = past(log.at_ms[index, :n], written_ms[index])
+        log.write(index, sorted(log.events(index)))
+    return ahead
 
 
 class _Places(NamedTuple):

@@ -1,5 +1,6 @@
 """Users read from the changelog: the newest record wins, in whatever order they come, and whoever wrote them."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, cast
@@ -279,3 +280,10 @@ async def test_a_group_without_offsets_begins_at_the_log_s_beginning(partition: 
     loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
     await settled(partition, Log(end=10, beginning=4))
     assert (partition.watermark, offset_of(partition, b"ann")) == (3, 9)
+
+
+async def test_an_erasure_that_is_dated_years_ahead_holds_up_to_its_record(partition: Partition) -> None:
+    now_ms = 1_800_000_000_000
+    erased = tombstone(0, b"ann", now_ms + 3_650 * 86_400_000, 1, 5)
+    loaded(partition, dataclasses.replace(erased, timestamp=now_ms))
+    assert partition.erasures.erased_ms(b"ann") == now_ms

@@ -333,3 +333,22 @@ def test_a_refused_record_leaves_the_columns_as_they_were() -> None:
         unpack(columns, np.array([row, columns.add(b"bob")]), [record, record[:-2]], STAMP.bundle)
     assert columns.n[row] == 0
     assert columns.offset[row] == -1
+
+
+def test_events_that_an_earlier_version_stored_years_ahead_count_as_of_their_record() -> None:
+    """They would fill the log for years, and a forget of that date would drop all that comes."""
+    ten_years_ms, now = 3_650 * 86_400_000, START_MS
+    honest, ahead, earlier = Event(now - 5, 1, 1, 1), Event(now + ten_years_ms, 3, 3, 1), Event(now, 2, 2, 1)
+    columns, rows = filled(
+        [[honest, earlier, ahead, ahead._replace(at_ms=ahead.at_ms + 1, event=0)], [honest]]
+    )
+    columns.forgotten_ms[rows] = now + ten_years_ms
+    records = pack(columns, rows, STAMP)
+    again = Columns(6, DIM)
+    rows = np.array([again.add(b"ann"), again.add(b"bob")])
+    unpack(again, rows, records, STAMP.bundle, np.array([now, 7]))
+    dated = [Event(now, 0, 3, 1), earlier, ahead._replace(at_ms=now)]
+    assert again.log(rows).events(0) == [honest, *dated]
+    assert again.log(rows).events(1) == [honest]
+    assert again.stale[rows].tolist() == [True, False]
+    assert again.forgotten_ms[rows].tolist() == [now, now + ten_years_ms]
