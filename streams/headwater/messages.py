@@ -315,9 +315,9 @@ class ItemVector(Struct, frozen=True):
     vector: bytes
     payload: dict[str, Any]
     bundle: str
-    partition: int
-    offset: int
-    version: int | None = None
+    partition: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    offset: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    version: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
 
     def array(self) -> "NDArray[np.float32]":
         """The vector, (dimension,) float32; read-only, on the bytes of the message."""
@@ -327,12 +327,19 @@ class ItemVector(Struct, frozen=True):
 
 
 class Trend(Struct, frozen=True):
-    """Decayed popularity of one clicks partition: ``counts`` holds (item id, weight as of ``at_ms``)."""
+    """Decayed popularity of one clicks partition: ``counts`` holds (item id, weight as of ``at_ms``).
+
+    ``epoch`` only rises from one owner of the partition to the next, and ``written_ms`` orders the records of one owner.
+    ``bundle`` is what that owner serves.
+    """
 
     partition: int
     at_ms: int
     half_life_s: float
     counts: list[tuple[str, float]]
+    epoch: int = 0
+    written_ms: int = 0
+    bundle: str = ""
 
 
 class ErasureReceipt(Struct, frozen=True, kw_only=True, omit_defaults=True):

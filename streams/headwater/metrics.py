@@ -294,6 +294,30 @@ class Metrics:
             "Zero while items are published: see `lag` of the catalog topic and the catalog worker's log.",
         ),
     ]
+    catalog_ignored_total: Annotated[
+        Counter,
+        About(
+            "Valid catalog changes that were not newer than what is known of their item, by reason: old_version, repeated.",
+            "old_version: a publisher sends versions in the wrong order, or counts from the start again after a delete. "
+            "repeated: expected after a restart.",
+            ("reason",),
+        ),
+    ]
+    vectors_repaired_total: Annotated[
+        Counter,
+        About(
+            "Items written again to the vectors topic because a former owner of their partition overwrote them.",
+            "A catalog worker was paused or cut off and came back: check it for memory pressure and long pauses.",
+        ),
+    ]
+    skipped_records_total: Annotated[
+        Counter,
+        About(
+            "Records of the vectors and trends topics that were passed over, by reason; the log has the first of each.",
+            "other_bundle, stale_epoch, older: expected while workers are replaced. Any other: something else writes there.",
+            ("topic", "reason"),
+        ),
+    ]
     catalog_to_indexed_seconds: Annotated[
         Histogram,
         About(

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.index import Point
-from headwater.index.vectors_topic import point_of
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
+from tests.support.vector_records import points_of
 
 
 async def records_of(settings: Settings, topic: str, partitions: int) -> AsyncIterator[ConsumerRecord]:
@@ -33,8 +33,7 @@ async def item_points(settings: Settings) -> list[Point]:
     newest: dict[int, Point] = {}
     topic = Topics.named(settings.topic_prefix).vectors
     async for record in records_of(settings, topic, settings.catalog_partitions):
-        if found := point_of(record):
-            newest[found[0].key] = found[0]
+        newest |= {point.key: point for point in points_of([record])}
     return [point for point in newest.values() if point.vector is not None]
 
 

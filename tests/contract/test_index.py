@@ -3,6 +3,7 @@ where HEADWATER_TEST_QDRANT_URL names one."""
 
 import asyncio
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from headwater.encoder.features import item_key
-from headwater.index import BadVector, Index, KeyCollision, Point, Query
+from headwater.index import BadVector, Index, Point, Query
 from headwater.index import server as index_server
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import And, Filter, FilterError, Range, admitting, parse
@@ -384,8 +385,28 @@ async def test_late_delete_does_not_remove_a_newer_version(index: Index) -> None
 async def test_item_whose_key_another_one_holds_is_refused_and_the_rest_is_stored(index: Index) -> None:
     await index.put([item("a")])
     thief = Point(item_key("a"), "thief", unit(1), {}, 9, 0, 9)
-    with pytest.raises(KeyCollision, match="'a' and 'thief' share the key"):
-        await index.put([thief, item("b")])
+    stored = await index.put([thief, item("b")])
+    assert [point.item_id for point in stored.points] == ["b"]
+    ((refused, holder),) = stored.collisions
+    assert (refused.item_id, holder) == ("thief", "a")
+    assert await found(index) == {"a", "b"}
+
+
+async def test_what_was_not_newer_is_not_told_as_stored(index: Index) -> None:
+    await index.put([item("a", version=3, offset=10)])
+    stored = await index.put([item("a", version=2, offset=12), mark("b", offset=1)])
+    assert [point.item_id for point in stored.points] == ["b"]
+    assert stored.collisions == []
+
+
+async def test_marks_of_deletions_are_swept_and_items_stay(index: Index) -> None:
+    await index.put([item("a", offset=10), item("b", offset=11)])
+    await index.put([mark("b", offset=12)])
+    await index.sweep(time.time() - 3_600)
+    await index.put([item("b", offset=9)])
+    assert await found(index) == {"a"}, "a mark of this hour is kept"
+    await index.sweep(time.time() + 3_600)
+    await index.put([item("b", offset=9)])
     assert await found(index) == {"a", "b"}
 
 

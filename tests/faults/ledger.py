@@ -11,13 +11,13 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
-from headwater.index.vectors_topic import point_of
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.profiles.state_records import bundle_key, unpack
 from tests.end_to_end.outside import Outside
 from tests.end_to_end.story import Story, newest_events
 from tests.support.histories import canonical_state, cosine
+from tests.support.vector_records import points_of
 
 _SAME: float = 1 - 1e-6
 
@@ -101,8 +101,7 @@ async def _stored(outside: Outside, encoder: Encoder) -> Columns:
 
 async def _vectors(outside: Outside, encoder: Encoder) -> ItemVectors:
     vectors = ItemVectors(encoder.dim)
-    for record in await outside.records_of(outside.topics.vectors):
-        found = point_of(record)
-        if found is not None and found[0].vector is not None:
-            vectors.put(found[0].key, found[0].vector)
+    for point in points_of(await outside.records_of(outside.topics.vectors)):
+        if point.vector is not None:
+            vectors.put(point.key, point.vector)
     return vectors

@@ -21,7 +21,6 @@ from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.index import Point
 from headwater.index.server import Collection, ServerAddress, ServerIndex
-from headwater.index.vectors_topic import point_of
 from headwater.settings import Settings
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
@@ -34,6 +33,7 @@ from tests.end_to_end.worker_process import WorkerProcess
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import IS_FULL, SCALE, TIMEOUT_S
+from tests.support.vector_records import points_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 
@@ -151,11 +151,7 @@ class Shelf:
         for name, price in expected.items():
             assert await self.found(name) == (price is not None), name
             assert price is None or await self.found(name, price=price), name
-        points = [
-            read[0]
-            for record in await self.outside.records_of(self.outside.topics.vectors)
-            if (read := point_of(record)) is not None
-        ]
+        points = points_of(await self.outside.records_of(self.outside.topics.vectors))
         for name, price in expected.items():
             mine = [point for point in points if point.item_id == self.items[name]]
             assert mine[-1].payload.get("price") == price, name
@@ -246,8 +242,7 @@ async def test_an_index_that_is_away_costs_answers_a_rung_and_nothing_else(
 
 async def newest(outside: Outside) -> dict[int, Point]:
     """Of each item, as the vectors topic has it."""
-    read = [point_of(record) for record in await outside.records_of(outside.topics.vectors)]
-    return {found[0].key: found[0] for found in read if found is not None}
+    return {point.key: point for point in points_of(await outside.records_of(outside.topics.vectors))}
 
 
 async def holds(index: ServerIndex, points: Mapping[int, Point]) -> bool:

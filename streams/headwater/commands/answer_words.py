@@ -26,6 +26,7 @@ FOUND_BY: Final[Mapping[str, str]] = {
 LACKS: Final[Mapping[str, str]] = {
     "gap": "the demanded click was deleted from the log before a worker read it, so it never counts",
     "restoring": "the user's partition is being read, so no click counts yet",
+    "other-bundle": "the catalog is encoded by another bundle, so what changes in it is not found",
     "stored": "some vectors of clicked items could not be fetched, so these clicks do not count yet",
     "popular": "the index did not answer in time, so popular items stand in",
     "none": "the index did not answer in time, so nothing can be said about the filter",

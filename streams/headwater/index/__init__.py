@@ -21,10 +21,6 @@ class BadVector(ValueError):
     """A vector of the wrong dimension, or with NaN or infinity. An engine would rank it first without a word."""
 
 
-class KeyCollision(RuntimeError):
-    """Two item ids with the same 64-bit key. The stored item is kept, the other one refused."""
-
-
 class IndexUnavailable(RuntimeError):
     """The engine did not answer within its time and tries; the same call may succeed later."""
 
@@ -51,6 +47,25 @@ class Point(msgspec.Struct, frozen=True):
     version: int | None
     partition: int  # of the catalog topic
     offset: int  # in that partition
+
+
+class Collision(NamedTuple):
+    """A point that was refused: ``holder``, another item, was stored before it under the same 64-bit key."""
+
+    point: Point
+    holder: str
+
+    def __str__(self) -> str:
+        return (
+            f"items {self.holder!r} and {self.point.item_id!r} share the key {self.point.key}; kept the first"
+        )
+
+
+class Stored(NamedTuple):
+    """What a call of `Index.put` did with its points. Those that are in neither list were not newer."""
+
+    points: list[Point]  # stored now
+    collisions: list[Collision]
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -92,14 +107,14 @@ class Index(Protocol):
         """What is known without asking."""
         ...
 
-    async def put(self, points: Sequence[Point]) -> None:
+    async def put(self, points: Sequence[Point]) -> Stored:
         """Store the points that are newer than what is stored, by (version, offset), and ignore the rest.
 
-        A repeat is therefore harmless. Every call that starts after this one returned sees what it stored.
+        A repeat is therefore harmless. Every call that starts after this one returned sees what it stored. Of two items
+        with one key the first is kept, and the other one is refused.
 
         Raises:
             BadVector: before anything is stored.
-            KeyCollision: after all other points are stored.
             IndexUnavailable, IndexRefused, NoRoom: some points may be stored.
         """
         ...
@@ -126,6 +141,13 @@ class Index(Protocol):
 
     async def count(self) -> int:
         """The number of live items."""
+        ...
+
+    async def sweep(self, before_s: float) -> None:
+        """Forget the marks of deletions that were set before a Unix time in seconds.
+
+        Older versions of those items must be gone from the topics by then. Raises IndexUnavailable.
+        """
         ...
 
     async def close(self) -> None:

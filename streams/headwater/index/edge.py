@@ -14,8 +14,9 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,12 +26,13 @@ import qdrant_edge as engine
 from numpy.typing import NDArray
 
 from headwater.index import (
+    Collision,
     FilledBy,
     Hit,
     IndexHealth,
-    KeyCollision,
     Point,
     Query,
+    Stored,
     VersionStamp,
     check_points,
     check_vector,
@@ -53,6 +55,9 @@ MATCH_SLICE: Final = 64  # 1 us for each condition of a filter and each item
 # a condition on ids 10 ms; through the graph the condition is nearly free, and more hits widen the search.
 DROPPED_AFTER_SCAN: Final = 1024
 DROPPED_AFTER_GRAPH: Final = 100
+# Marks of deletions that are kept, some 20 MB. They turn away late copies of older versions; a stale owner's are turned
+# away by its epoch.
+MAX_MARKS: Final = 100_000
 # While at most this share of items is unavailable, they are dropped after the search. The engine evaluates a condition on
 # every item it visits, which makes a graph search three times slower. Where too many hits were dropped, the search is
 # repeated with the condition.
@@ -83,6 +88,7 @@ class EdgeIndex:
         self._items: dict[int, _Item] = {}
         self._rows = np.zeros((1024, dim), dtype=np.float32)
         self._free_rows = list(range(1023, -1, -1))
+        self._marks: dict[int, float] = {}  # of deletions: key -> when it was set, oldest first
         self._hidden = 0  # items that are not available
         self._is_closed = False
         self._pacer = Pacer()
@@ -111,21 +117,21 @@ class EdgeIndex:
         folder, lock = await asyncio.to_thread(_own_folder, path)
         return cls(folder, lock, dim, radius, graph or GraphPolicy())
 
-    async def put(self, points: Sequence[Point]) -> None:
+    async def put(self, points: Sequence[Point]) -> Stored:
         """As `Index.put`, in slices of `PUT_SLICE` points; other work runs between the slices.
 
         Raises:
-            BadVector, KeyCollision, NoRoom: see `Index.put`.
+            BadVector, NoRoom: see `Index.put`.
         """
         check_points(points, self._dim)
-        collisions: list[str] = []
+        stored = Stored([], [])
         for part in _slices(points, PUT_SLICE):
             require_room(self._folder)
             async with self.writing:
-                collisions += self._put_slice(part)
+                self._put_slice(part, stored)
             await asyncio.sleep(0)
-        if collisions:
-            raise KeyCollision("; ".join(collisions))
+        self._drop_oldest_marks(max(len(self._marks) - MAX_MARKS, 0))
+        return stored
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """As `Index.search`, in slices that weigh `SEARCH_SLICE`; other work runs between the slices."""
@@ -163,6 +169,12 @@ class EdgeIndex:
         """As `Index.count`."""
         return self.live_items
 
+    async def sweep(self, before_s: float) -> None:
+        """As `Index.sweep`, in memory."""
+        self._drop_oldest_marks(
+            sum(1 for _ in takewhile(lambda set_s: set_s < before_s, self._marks.values()))
+        )
+
     def health(self) -> IndexHealth:
         """The items in the search graph."""
         return IndexHealth(graph=self.graph.covers)
@@ -184,9 +196,10 @@ class EdgeIndex:
 
     def copy_to(self, shard: Shard, keys: Iterable[int]) -> None:
         """Bring the present versions of these items into a shard, or remove them where they are gone."""
-        held = {key: self._items[key] for key in keys}
+        held = {key: self._items.get(key) for key in keys}
         documents = {
-            key: fields.document(_payload(item)) if item.row >= 0 else None for key, item in held.items()
+            key: fields.document(_payload(item)) if item is not None and item.row >= 0 else None
+            for key, item in held.items()
         }
         self._write(shard, documents)
 
@@ -222,16 +235,14 @@ class EdgeIndex:
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
-    def _put_slice(self, points: Sequence[Point]) -> list[str]:
-        """Store what is newer. Returns a sentence for each collision of keys."""
+    def _put_slice(self, points: Sequence[Point], done: Stored) -> None:
+        """Store what is newer, and add to ``done`` what became of the points."""
         documents: dict[int, fields.Document | None] = {}
-        collisions: list[str] = []
+        now_s = time.time()
         for point in points:
             held = self._items.get(point.key)
             if held is not None and held.item_id != point.item_id:
-                collisions.append(
-                    f"items {held.item_id!r} and {point.item_id!r} share the key {point.key}; kept the first"
-                )
+                done.collisions.append(Collision(point, held.item_id))
                 continue
             stored = None if held is None else VersionStamp(held.version, held.offset)
             stamp = newer(point.version, point.offset, stored)
@@ -243,11 +254,18 @@ class EdgeIndex:
             self._hidden += hidden - (held is not None and held.is_hidden)
             self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload, hidden)
             documents[point.key] = None if point.vector is None else fields.document(point.payload)
+            self._marks.pop(point.key, None)  # the newest is last
+            if point.vector is None:
+                self._marks[point.key] = now_s
+            done.points.append(point)
         if documents:
             self._index_numbers(document for document in documents.values() if document is not None)
             self._write(self.shard, documents)
             self.graph.note_put(documents, sum(document is not None for document in documents.values()))
-        return collisions
+
+    def _drop_oldest_marks(self, count: int) -> None:
+        for key in list(islice(self._marks, count)):
+            del self._marks[key], self._items[key]
 
     def _place(self, row: int, vector: NDArray[np.float32] | None) -> int:
         """The row that now holds the vector, or -1 if there is none any more."""

@@ -27,14 +27,15 @@ from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
 
 from headwater.index import (
+    Collision,
     FilledBy,
     Hit,
     IndexHealth,
     IndexRefused,
     IndexUnavailable,
-    KeyCollision,
     Point,
     Query,
+    Stored,
     VersionStamp,
     check_points,
     check_vector,
@@ -150,21 +151,20 @@ class ServerIndex:
             raise
         return index
 
-    async def put(self, points: Sequence[Point]) -> None:
+    async def put(self, points: Sequence[Point]) -> Stored:
         """As `Index.put`; waits for the server within all tries.
 
         Raises:
-            BadVector, KeyCollision, IndexUnavailable, IndexRefused: see `Index.put`.
+            BadVector, IndexUnavailable, IndexRefused: see `Index.put`.
         """
         check_points(points, self._dim)
-        collisions: list[str] = []
+        stored = Stored([], [])
         try:
             for part in _slices(points, PUT_SLICE):
-                collisions += await self._put_slice(part)
+                await self._put_slice(part, stored)
         except AioRpcError as problem:
             raise IndexRefused(self._calls.refusal(problem)) from problem
-        if collisions:
-            raise KeyCollision("; ".join(collisions))
+        return stored
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """As `Index.search`, within `SEARCH_S` for each `SEARCH_SLICE` queries."""
@@ -255,11 +255,7 @@ class ServerIndex:
         await self._calls.patient(self._client.delete_collection, self._collection)
 
     async def sweep(self, before_s: float) -> None:
-        """Remove marks of deletions set before a Unix time in seconds. Older versions must be gone from the topics by then.
-
-        Raises:
-            IndexUnavailable: the server does not answer.
-        """
+        """As `Index.sweep`: the marks are points of the collection, and are deleted there."""
         old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
         marks = models.Filter(must=[server_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
@@ -267,26 +263,29 @@ class ServerIndex:
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
-    async def _put_slice(self, points: Sequence[Point]) -> list[str]:
-        """Store what is newer. Returns a sentence for each collision of keys."""
+    async def _put_slice(self, points: Sequence[Point], done: Stored) -> None:
+        """Store what is newer, and add to ``done`` what became of the points."""
+        newest: dict[int, Point] = {}
         for _ in range(PUT_ROUNDS):
             stored = await self._stamps({point.key for point in points})
             final: dict[int, tuple[Point, VersionStamp]] = {}
-            collided: list[str] = []
+            collided: list[Collision] = []
             for point in points:
                 item_id, held = stored.get(point.key, (point.item_id, None))
                 if point.key in final:
                     item_id, held = final[point.key][0].item_id, final[point.key][1]
                 if item_id != point.item_id:
-                    collided.append(
-                        f"items {item_id!r} and {point.item_id!r} share the key {point.key}; kept the first"
-                    )
+                    collided.append(Collision(point, item_id))
                     continue
                 stamp = newer(point.version, point.offset, held)
                 if stamp is not None:
                     final[point.key] = (point, stamp)
+            newest |= {key: point for key, (point, _) in final.items()}
             if not final:
-                return collided
+                refused = {each.point.key: each.point for each in collided}
+                done.points.extend(point for point in newest.values() if refused.get(point.key) is not point)
+                done.collisions.extend(collided)
+                return
             await self._write(final.values(), absent=final.keys() - stored.keys())
         raise IndexUnavailable(
             f"{len(final)} items of {self._collection} were not stored in {PUT_ROUNDS} rounds; "

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.index import Hit, Index, IndexHealth, Point, Query
+from headwater.index import Hit, Index, IndexHealth, Point, Query, Stored
 from headwater.index.filters import Filter
 from headwater.metrics import Metrics
 
@@ -26,9 +26,9 @@ class TimedIndex:
             for call in ("put", "search", "vectors", "items", "match")
         }
 
-    async def put(self, points: Sequence[Point]) -> None:
+    async def put(self, points: Sequence[Point]) -> Stored:
         """As `Index.put`."""
-        await self._timed("put", self._index.put(points))
+        return await self._timed("put", self._index.put(points))
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """As `Index.search`."""
@@ -49,6 +49,10 @@ class TimedIndex:
     async def count(self) -> int:
         """As `Index.count`; not timed."""
         return await self._index.count()
+
+    async def sweep(self, before_s: float) -> None:
+        """As `Index.sweep`; not timed."""
+        await self._index.sweep(before_s)
 
     def health(self) -> IndexHealth:
         """As `Index.health`."""

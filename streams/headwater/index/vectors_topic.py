@@ -1,81 +1,187 @@
 """The vectors topic: records to points and back, and the topic followed into an index.
 
-The catalog worker writes one record per change of an item. Workers that answer requests follow the topic: they keep the
-vectors that encoders step on, and fill the index where each worker has its own.
+The owner of a catalog partition writes one record per change of an item, and a claim after each batch: its epoch, its
+bundle, and how far it has come in the catalog. Workers that answer requests follow the topic. They keep the vectors that
+encoders step on, and fill the index where each worker has its own.
+
+**Order.** Points are ordered by their stamps, not by their arrival. A record of an epoch below one that came before it is
+of an owner that has lost the partition since, so it is passed over.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
-import structlog
 from aiokafka import ConsumerRecord
+from msgspec import Meta
 
 from headwater.encoder.features import item_key
 from headwater.errors import StopWorker
-from headwater.index import BadVector, Index, KeyCollision, NoRoom, Point
+from headwater.index import BadVector, Index, NoRoom, Point, check_points
 from headwater.index.item_vectors import ItemVectors
-from headwater.kafka.headers import DeleteOrder, delete_header, delete_order_of
+from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
+from headwater.kafka.headers import (
+    BadHeader,
+    Claim,
+    DeleteOrder,
+    claim_header,
+    claim_of,
+    delete_header,
+    delete_order_of,
+)
 from headwater.kafka.publish import Outgoing
-from headwater.messages import BadMessage, Item, ItemVector, decode_item_vector, encode, vector_bytes
+from headwater.kafka.skipped import SkippedRecords
+from headwater.messages import (
+    MAX_ID_BYTES,
+    BadMessage,
+    Item,
+    ItemVector,
+    decode_item_vector,
+    encode,
+    quoted,
+    vector_bytes,
+)
 from headwater.metrics import Metrics
 
-log = structlog.get_logger(__name__)
+_FLOAT_BYTES: Final = 4
 
 
-def point_of(record: ConsumerRecord) -> tuple[Point, str] | None:
-    """A record of the vectors topic as the index takes it, and the id of its bundle ("" for a delete).
+class VectorRecord(NamedTuple):
+    """One version of an item, or its deletion, as its catalog partition's owner wrote it."""
 
-    None for a record without a value that is no delete of ours.
+    point: Point
+    bundle: str  # "" of a delete
+    epoch: int  # of the owner; -1 where a version of Headwater without epochs wrote it
+
+
+class OwnersClaim(NamedTuple):
+    """What the owner of a catalog partition says of itself.
+
+    Every catalog record up to ``position`` is in the index and the vectors topic, was older than what is there, or is a
+    dead letter; -1: it does not say.
+    """
+
+    partition: int
+    epoch: int
+    position: int
+    bundle: str
+
+
+class _Payload(msgspec.Struct):
+    """What an index can hold of an item; see `payload_of`."""
+
+    item_id: str = ""
+    title: str = ""
+    category: str = ""
+    tags: list[str] = []
+    price: float | None = None
+    available: bool = True
+    attributes: dict[str, str | float | bool | list[str | float | bool]] = {}
+    since_ms: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+
+
+class _Bundle(msgspec.Struct):
+    bundle: str
+
+
+_BUNDLES: Final = msgspec.json.Decoder(_Bundle)
+
+
+def read_record(record: ConsumerRecord) -> VectorRecord | OwnersClaim:
+    """A record of the vectors topic.
 
     Raises:
-        BadMessage: it is no item vector.
+        BadMessage: it is none of ours, or does not hold together.
     """
+    claim = claim_of(record.headers)
+    if isinstance(claim, BadHeader):
+        raise BadMessage("bad_header", claim.reason)
+    if claim is not None and claim.epoch > MAX_EPOCH:
+        raise BadMessage("bad_epoch", f"epoch: got {claim.epoch}, expected at most {MAX_EPOCH}")
+    if record.key == CLAIM_KEY:
+        return _owners_claim(record, claim)
+    epoch = -1 if claim is None else claim.epoch
     if record.value is None:
-        order = delete_order_of(record.headers)
-        if not isinstance(order, DeleteOrder):
-            return None
-        item_id = record.key.decode()
-        return Point(item_key(item_id), item_id, None, {}, order.version, order.partition, order.offset), ""
+        return VectorRecord(_delete(record), "", epoch)
     item = decode_item_vector(record.value)
+    raw = item.item_id.encode(errors="surrogatepass")
+    if record.key != raw or not 0 < len(raw) <= MAX_ID_BYTES:
+        raise BadMessage(
+            "key_mismatch", f"key: got {quoted(record.key)}, expected item_id {quoted(item.item_id)}"
+        )
+    _check_partition(record, item.partition)
+    if len(item.vector) % _FLOAT_BYTES:
+        raise BadMessage("bad_vector", f"vector: got {len(item.vector)} bytes, expected 4 for each number")
+    try:
+        payload = msgspec.convert(item.payload, _Payload)
+    except msgspec.ValidationError as error:
+        raise BadMessage("bad_payload", f"payload: {error}") from None
     point = Point(
         item_key(item.item_id),
         item.item_id,
         item.array(),
-        item.payload,
+        msgspec.structs.asdict(payload),
         item.version,
         item.partition,
         item.offset,
     )
-    return point, item.bundle
+    return VectorRecord(point, item.bundle, epoch)
 
 
-def points_and_bundles(records: Sequence[ConsumerRecord]) -> Iterator[tuple[Point, str]]:
-    """Each record as `point_of` has it. Records that are no vector are logged and left out."""
+def _delete(record: ConsumerRecord) -> Point:
+    order = delete_order_of(record.headers)
+    if not isinstance(order, DeleteOrder):
+        reason = "no header that says what it deletes" if order is None else order.reason
+        raise BadMessage("bad_delete", f"null value: {reason}")
+    _check_partition(record, order.partition)
+    try:
+        item_id = (record.key or b"").decode()
+    except UnicodeDecodeError:
+        raise BadMessage("bad_utf8", f"key: got {quoted(record.key)}, expected UTF-8") from None
+    if not item_id:
+        raise BadMessage("null_key", "key: got none, expected the id of the item to delete")
+    return Point(item_key(item_id), item_id, None, {}, order.version, order.partition, order.offset)
+
+
+def _owners_claim(record: ConsumerRecord, claim: Claim | None) -> OwnersClaim:
+    if claim is None or record.value is None:
+        raise BadMessage("bad_claim", "a claim without its header or value")
+    try:
+        bundle = _BUNDLES.decode(record.value).bundle
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadMessage("bad_claim", f"a claim's value: {error}") from None
+    return OwnersClaim(record.partition, claim.epoch, claim.applied, bundle)
+
+
+def _check_partition(record: ConsumerRecord, partition: int) -> None:
+    if partition != record.partition:
+        raise BadMessage(
+            "wrong_partition", f"partition: got {partition}, expected {record.partition}, where the record is"
+        )
+
+
+def read_records(
+    records: Iterable[ConsumerRecord], skipped: SkippedRecords
+) -> Iterator[tuple[ConsumerRecord, VectorRecord | OwnersClaim]]:
+    """Each record with what `read_record` makes of it. Those that it refuses are skipped."""
     for record in records:
         try:
-            found = point_of(record)
+            found = read_record(record)
         except BadMessage as error:
-            place = {"partition": record.partition, "offset": record.offset}
-            log.error("bad_vector_record", **place, error=str(error))
+            skipped.add(record, error.reason, str(error))
             continue
-        if found is not None:
-            yield found
+        yield record, found
 
 
-def points_of(records: Sequence[ConsumerRecord], bundle_id: str) -> Iterator[Point]:
-    """The deletes among the records, and the vectors of this bundle."""
-    return (point for point, bundle in points_and_bundles(records) if bundle in ("", bundle_id))
-
-
-def record_of(point: Point, bundle_id: str, timestamp_ms: int) -> Outgoing:
-    """A point as it is published; ``timestamp_ms`` is that of the catalog change it comes from."""
-    key = point.item_id.encode()
+def record_of(point: Point, bundle_id: str, timestamp_ms: int, epoch: int) -> Outgoing:
+    """A point as the owner of ``epoch`` publishes it; ``timestamp_ms`` is that of the catalog change it comes from."""
+    key, owner = point.item_id.encode(), claim_header(Claim(epoch))
     if point.vector is None:
         order = DeleteOrder(point.partition, point.offset, point.version)
-        return Outgoing(key, None, [delete_header(order)], timestamp_ms)
+        return Outgoing(key, None, [delete_header(order), owner], timestamp_ms)
     value = ItemVector(
         point.item_id,
         vector_bytes(point.vector),
@@ -85,7 +191,12 @@ def record_of(point: Point, bundle_id: str, timestamp_ms: int) -> Outgoing:
         point.offset,
         point.version,
     )
-    return Outgoing(key, encode(value), (), timestamp_ms)
+    return Outgoing(key, encode(value), [owner], timestamp_ms)
+
+
+def claim_of_owner(epoch: int, position: int, bundle_id: str) -> Outgoing:
+    """The record by which the owner of a partition says its epoch, how far it has come, and its bundle."""
+    return claim_record(Claim(epoch, applied=position), msgspec.json.encode(_Bundle(bundle_id)))
 
 
 def payload_of(item: Item, since_ms: int | None) -> dict[str, Any]:
@@ -100,6 +211,21 @@ def payload_of(item: Item, since_ms: int | None) -> dict[str, Any]:
         "attributes": item.attributes,
         "since_ms": since_ms,
     }
+
+
+class Fence:
+    """The highest epoch that each partition has shown, in the order of its records."""
+
+    def __init__(self) -> None:
+        self._epochs: dict[int, int] = {}
+
+    def admits(self, partition: int, epoch: int) -> bool:
+        """Whether a record is of no owner that others have followed. Those without an epoch are ordered by stamps alone."""
+        if epoch < 0:
+            return True
+        highest = max(epoch, self._epochs.get(partition, -1))
+        self._epochs[partition] = highest
+        return epoch == highest
 
 
 class VectorsFollower:
@@ -120,11 +246,18 @@ class VectorsFollower:
         self._data_dir = data_dir
         self._index, self._vectors, self._bundle_id = index, vectors, bundle_id
         self._seconds, self._on_deleted = metrics.catalog_to_indexed_seconds, on_deleted
+        self._skipped, self._fence = SkippedRecords(metrics), Fence()
         self._fills = index.filled_by == "each worker"
+        self._bundles: dict[int, str] = {}  # by catalog partition: of the newest record that names one
         self.offsets: dict[int, int] = {}
-        """By catalog partition: the newest offset whose change is in the index."""
+        """By catalog partition: everything up to this offset is in the index, as its owner says."""
         self.is_caught_up = False
         """Set by the owner once everything that was in the topic at the start has been put."""
+
+    @property
+    def other_bundles(self) -> set[str]:
+        """The bundles of catalog partitions that are encoded by another one now: their changes do not reach this index."""
+        return set(self._bundles.values()) - {self._bundle_id}
 
     async def put(self, records: Sequence[ConsumerRecord]) -> None:
         """Take in records of one partition, in their order.
@@ -132,22 +265,75 @@ class VectorsFollower:
         Raises:
             StopWorker: the disk has no room for them.
         """
-        points = list(points_of(records, self._bundle_id))
-        if self._fills:
-            try:
-                await self._index.put(points)
-            except (BadVector, KeyCollision) as error:
-                log.error("vector_refused", error=str(error))
-            except NoRoom as error:
-                raise StopWorker(f"HEADWATER_DATA_DIR is {self._data_dir}: {error}") from error
-        if self.is_caught_up:
-            # The records carry the time of the catalog change they came from.
-            ages_ms = time.time() * 1000.0 - np.array([record.timestamp for record in records])
-            self._seconds.observe_all(np.maximum(ages_ms, 0.0) / 1000.0)
-        for point in points:
+        if not records:
+            return
+        points, claims = self._usable(records)
+        for point in await self._stored(points):
             if point.vector is None:
                 self._vectors.remove(point.key)
                 self._on_deleted(point.key)
             else:
                 self._vectors.changed(point.key, point.vector)
-            self.offsets[point.partition] = max(self.offsets.get(point.partition, -1), point.offset)
+        if self.is_caught_up and points:
+            # The records carry the time of the catalog change they came from.
+            ages_ms = time.time() * 1000.0 - np.array([record.timestamp for record in records])
+            self._seconds.observe_all(np.maximum(ages_ms, 0.0) / 1000.0)
+        for partition, position in claims:
+            self.offsets[partition] = max(self.offsets.get(partition, -1), position)
+
+    def _usable(
+        self, records: Sequence[ConsumerRecord]
+    ) -> tuple[list[tuple[ConsumerRecord, Point]], list[tuple[int, int]]]:
+        """The records with points that belong in this index, and the (partition, offset) that the records vouch for."""
+        points: list[tuple[ConsumerRecord, Point]] = []
+        claims: list[tuple[int, int]] = []
+        for record, found in read_records(records, self._skipped):
+            if not self._fence.admits(record.partition, found.epoch):
+                self._skipped.add(
+                    record, "stale_epoch", f"epoch {found.epoch} after a higher one of the partition"
+                )
+                continue
+            if found.bundle:
+                self._bundles[record.partition] = found.bundle
+            if found.bundle not in ("", self._bundle_id):
+                self._skipped.add(
+                    record, "other_bundle", f"bundle {found.bundle}, expected ours, {self._bundle_id}"
+                )
+            elif isinstance(found, OwnersClaim):
+                if found.position >= 0:
+                    claims.append((found.partition, found.position))
+            else:
+                points.append((record, found.point))
+                if found.epoch < 0:  # its owner makes no claims: the newest offset has to do
+                    claims.append((found.point.partition, found.point.offset))
+        return self._finite(points), claims
+
+    def _finite(self, points: list[tuple[ConsumerRecord, Point]]) -> list[tuple[ConsumerRecord, Point]]:
+        """Those with vectors that an index takes."""
+        try:
+            check_points([point for _, point in points], self._vectors.dim)
+        except BadVector:
+            return [each for each in points if self._is_finite(*each)]
+        return points
+
+    def _is_finite(self, record: ConsumerRecord, point: Point) -> bool:
+        try:
+            check_points([point], self._vectors.dim)
+        except BadVector as error:
+            self._skipped.add(record, "bad_vector", str(error))
+            return False
+        return True
+
+    async def _stored(self, points: Sequence[tuple[ConsumerRecord, Point]]) -> Sequence[Point]:
+        """The points that are newer than what the index had; all of them where the catalog worker fills it."""
+        given = [point for _, point in points]
+        if not self._fills or not points:
+            return given
+        try:
+            stored = await self._index.put(given)
+        except NoRoom as error:
+            raise StopWorker(f"HEADWATER_DATA_DIR is {self._data_dir}: {error}") from error
+        for collision in stored.collisions:
+            record = next(record for record, point in points if point is collision.point)
+            self._skipped.add(record, "key_collision", str(collision))
+        return stored.points

@@ -20,7 +20,7 @@ OnRecords = Callable[[Sequence[ConsumerRecord]], Awaitable[None]]
 
 
 class Tail:
-    """Calls ``on_records`` with the records of each partition in order, from the beginning or from now on.
+    """Calls ``on_records`` with the records of each partition in order, from the beginning, or from the newest one on.
 
     ``caught_up`` is set once everything that was there at the start has been handed over. What ``on_records`` raises
     ends the worker by ``fail``, as does a broker that gives nothing for two minutes. Whoever starts a tail stops it.
@@ -67,7 +67,9 @@ class Tail:
         tps = sorted(self._consumer.assignment())
         async with asyncio.timeout(_START_TIMEOUT_S):
             ends = await self._consumer.end_offsets(tps)
-            starts = ends if self._from_end else await self._consumer.beginning_offsets(tps)
+            starts = await self._consumer.beginning_offsets(tps)
+        if self._from_end:  # the newest record tells how far its writer is
+            starts = {tp: max(starts[tp], ends[tp] - 1) for tp in tps}
         for tp in tps:
             self._consumer.seek(tp, starts[tp])
         if all(starts[tp] >= ends[tp] for tp in tps):

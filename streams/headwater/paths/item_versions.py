@@ -6,18 +6,22 @@ and reads from them at its start which version of each item is the newest.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Collection, Iterable
+import time
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from itertools import islice, takewhile
+from typing import Final, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+import msgspec
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.errors import PartitionLost
-from headwater.index import Point, VersionStamp, newer
-from headwater.index.vectors_topic import points_and_bundles
+from headwater.index import NO_VERSION, Point, VersionStamp
+from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_records
 from headwater.kafka.batch import Gate
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.read_to_end import Run, read_to_end
+from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import start_anew, topic_recreated_error
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
@@ -25,6 +29,10 @@ from headwater.settings import Settings
 # Items of each partition that the index is asked for. Of an index that has lost one item in twenty, a hundred show it in
 # 99 of 100 looks.
 _AUDITED: Final = 100
+# Marks of deletions keep late copies of older versions out. A publisher that is weeks late is none.
+MARKS_KEPT_S: Final = 28 * 86_400.0
+# And of the newest deletions only, some 60 MB.
+_MAX_MARKS: Final = 200_000
 
 
 class ItemVersions:
@@ -35,18 +43,35 @@ class ItemVersions:
         self.is_owned = True
         self.stamps: dict[int, VersionStamp] = {}
         """By item key, also of deleted items."""
+        self.ids: dict[int, str] = {}
+        """The item that each of these keys belongs to."""
         self.since_ms: dict[int, int | None] = {}
         """When each live item came in; None where its record does not say, so that it is not new."""
         self.gate = Gate()
         """Open once the versions have been read."""
         self.lock = asyncio.Lock()
-        """Held by a batch, or by a look at what the index has: one at a time."""
+        """Held by a batch, or by a look at what the index or the topic has: one at a time."""
         self.audited: set[int] = set()
         """Keys of some live items, which a shared index must have."""
+        self.epoch = -1
+        """Of this owner, once it has claimed the partition."""
+        self.position = -1
+        """Everything in the catalog up to this offset is in the vectors topic, as the newest claim says."""
+        self.is_claimed = False
+        """Whether there was a claim when the partition was read: without one, nothing vouches for what is there."""
+        self.vectors_next = 0
+        """The vectors topic has been read or written up to this offset, except for the ``gaps``."""
+        self.gaps: list[tuple[int, int]] = []
+        """Offsets [start, stop) of the vectors topic that others wrote, still to be read."""
+        self.holes: dict[int, Point] = {}
+        """Marks, by key, of items whose newest record in the topic is a stale one, with its version and offset."""
         self.is_putting = False
         self.is_refilling = False
         self.away_since_s: float | None = None
         """Since when a shared index has not taken changes (`time.monotonic`)."""
+        self._marks: dict[
+            int, float
+        ] = {}  # of deletions: key -> when, in seconds since 1970; the newest last
 
     @property
     def waits(self) -> bool:
@@ -64,24 +89,97 @@ class ItemVersions:
 
     def add_published(self, points: Iterable[Point]) -> None:
         """Remember what has been written to the vectors topic, and audit the first items until they are deleted."""
+        now_s = time.time()
         for point in points:
-            self._remember_age(point)
+            self._remember(point, stamp_of(point), now_s)
             if point.vector is None:
                 self.audited.discard(point.key)
             elif len(self.audited) < _AUDITED:
                 self.audited.add(point.key)
+        self.sweep(now_s)
 
-    def add_read(self, point: Point) -> None:
-        """Remember a record of the vectors topic, which is in the order of versions already."""
-        self.stamps[point.key] = newer(point.version, point.offset, None) or VersionStamp(0, point.offset)
-        self._remember_age(point)
+    def add_read(self, record: ConsumerRecord, found: VectorRecord, fence: Fence) -> bool:
+        """Take in a record of the vectors topic, in the order of the topic; returns whether it is the newest of its item.
 
-    def _remember_age(self, point: Point) -> None:
+        A stale one leaves a hole: compaction will keep it instead of the newer one.
+        """
+        point, stamp = found.point, stamp_of(found.point)
+        if self.ids.get(point.key, point.item_id) != point.item_id:
+            return False  # the item of the first one has the key
+        held = self.stamps.get(point.key)
+        if not fence.admits(self.partition, found.epoch) or (held is not None and stamp < held):
+            self.add_hole(point)
+            return False
+        self.holes.pop(point.key, None)
+        self._remember(point, stamp, min(record.timestamp / 1000.0, time.time()))
+        return True
+
+    def add_hole(self, stale: Point) -> None:
+        """A stale record is the newest of its item in the topic."""
+        self.holes[stale.key] = msgspec.structs.replace(stale, vector=None, payload={})
+
+    def forget(self, keys: Iterable[int]) -> None:
+        """Make items look new, so that they are encoded again. Their ages stay."""
+        for key in keys:
+            self.stamps.pop(key, None)
+            self.ids.pop(key, None)
+            self._marks.pop(key, None)
+
+    def is_deleted(self, key: int) -> bool:
+        """Whether an item is known to be deleted."""
+        return key in self._marks
+
+    def mark_written(self, start: int, stop: int) -> None:
+        """Note that our records landed at offsets [start, stop) of the vectors topic."""
+        if start > self.vectors_next:
+            self.gaps.append((self.vectors_next, start))
+        self.vectors_next = max(self.vectors_next, stop)
+
+    def sweep(self, now_s: float) -> None:
+        """Forget deletions that are weeks old, and of too many the oldest."""
+        old = sum(1 for _ in takewhile(lambda set_s: set_s < now_s - MARKS_KEPT_S, self._marks.values()))
+        self.forget(list(islice(self._marks, max(old, len(self._marks) - _MAX_MARKS))))
+
+    def _remember(self, point: Point, stamp: VersionStamp, now_s: float) -> None:
         """An age outlives an item's changes, and not its deletion."""
+        key = point.key
+        self.stamps[key], self.ids[key] = stamp, point.item_id
+        self._marks.pop(key, None)
         if point.vector is None:
-            self.since_ms.pop(point.key, None)
+            self.since_ms.pop(key, None)
+            self._marks[key] = now_s
         else:
-            self.since_ms[point.key] = point.payload.get("since_ms")
+            self.since_ms[key] = point.payload.get("since_ms")
+
+
+class Known(NamedTuple):
+    """What partitions hold that cannot stay as it is, by partition."""
+
+    foreign: Mapping[int, Collection[int]]  # keys of items that another bundle encoded
+    highest_epoch: Mapping[int, int]  # -1: none
+
+
+def stamp_of(point: Point) -> VersionStamp:
+    """The stamp of a point as published: it has inherited its version already."""
+    return VersionStamp(NO_VERSION if point.version is None else point.version, point.offset)
+
+
+def _check_end(versions: ItemVersions, catalog: TopicPartition, end: int, vectors: str) -> None:
+    """Compare what is known with the end of the catalog: of a shorter one, every change would look older.
+
+    Where the newest claim is within it, records from beyond are none of ours, and leave holes.
+    """
+    beyond = {key: stamp.offset for key, stamp in versions.stamps.items() if stamp.offset >= end}
+    if versions.position >= end or (beyond and not versions.is_claimed):
+        newest = max(versions.position, *beyond.values(), -1)
+        raise topic_recreated_error(
+            catalog, f"changes up to offset {newest} are known", end, start_anew(vectors)
+        )
+    for key in beyond:
+        versions.add_hole(
+            Point(key, versions.ids[key], None, {}, None, versions.partition, versions.position)
+        )
+    versions.forget(beyond)
 
 
 @asynccontextmanager
@@ -111,12 +209,16 @@ async def read_whole(consumer: AIOKafkaConsumer, topic: str, partitions: Iterabl
 
 
 async def read_versions(
-    consumer: AIOKafkaConsumer, topics: Topics, unread: Collection[ItemVersions], bundle_id: str
-) -> list[ItemVersions]:
+    consumer: AIOKafkaConsumer,
+    topics: Topics,
+    unread: Collection[ItemVersions],
+    bundle_id: str,
+    skipped: SkippedRecords,
+) -> Known:
     """Read the versions of these partitions from the vectors topic.
 
-    Returns the partitions that hold vectors of another bundle. These versions are left out, so that the items look new and
-    are encoded again when their catalog records are applied.
+    Items that another bundle encoded are made to look new, so that they are encoded again when their catalog records are
+    applied.
 
     Raises:
         StopWorker: the catalog is shorter than what is known of it, so the topic was re-created; or the broker gave nothing.
@@ -125,25 +227,28 @@ async def read_versions(
     by_partition = {versions.partition: versions for versions in unread}
     foreign: dict[int, set[int]] = {partition: set() for partition in by_partition}
     indexed: dict[int, set[int]] = {partition: set() for partition in by_partition}
+    highest = dict.fromkeys(by_partition, -1)
+    fence = Fence()
     async for run in read_whole(consumer, topics.vectors, by_partition):
         partition = run.tp.partition
-        for point, bundle in points_and_bundles(run.records):
-            by_partition[partition].add_read(point)
-            is_foreign = bundle not in ("", bundle_id)
-            has_vector = point.vector is not None and not is_foreign
-            (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
-            (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
+        versions = by_partition[partition]
+        versions.vectors_next = run.next_offset
+        for record, found in read_records(run.records, skipped):
+            highest[partition] = max(highest[partition], found.epoch)
+            if isinstance(found, OwnersClaim):
+                if fence.admits(partition, found.epoch):
+                    versions.is_claimed, versions.position = True, found.position
+            elif versions.add_read(record, found, fence):
+                point, bundle = found.point, found.bundle
+                is_foreign = bundle not in ("", bundle_id)
+                has_vector = point.vector is not None and not is_foreign
+                (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
+                (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
     tps = [TopicPartition(topics.catalog, partition) for partition in by_partition]
     for tp, end in (await consumer.end_offsets(tps)).items():
-        stamps = by_partition[tp.partition].stamps.values()
-        newest = max((stamp.offset for stamp in stamps), default=-1)
-        if newest >= end:  # every change without a version would look older than what is known
-            raise topic_recreated_error(
-                tp, f"changes up to offset {newest} are known", end, start_anew(topics.vectors)
-            )
+        _check_end(by_partition[tp.partition], tp, end, topics.vectors)
     for partition, versions in by_partition.items():
         keys = indexed[partition]
         versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))
-        for key in foreign[partition]:
-            del versions.stamps[key]
-    return [by_partition[partition] for partition, keys in foreign.items() if keys]
+        versions.forget(foreign[partition])
+    return Known(foreign, highest)

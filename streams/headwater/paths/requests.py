@@ -286,6 +286,8 @@ class RequestPath:
                 # What is not read yet is no reason of a source.
                 result = result._replace(why={})
                 rung = rung or "restoring"
+            if rung is None and serving.has_other_bundle:
+                rung = "other-bundle"
             if rung is None and not has_fetched and lacks_vectors(each, user, serving.vectors):
                 rung = "stored"
             found.append(Found(each, user, result, rung or result.missing, applied, least))

@@ -18,6 +18,7 @@ class Serving:
         index: None in a catalog worker whose items each interests worker indexes for itself.
         recall: the sources over the index; None in a worker that answers no requests.
         catalog: the offset that the index has reached in each catalog partition.
+        has_other_bundle: the catalog is encoded by another bundle now, so its changes do not reach this index.
         is_index_ready: False while the index is still being filled.
     """
 
@@ -27,3 +28,4 @@ class Serving:
     recall: Recall | None = None
     catalog: Mapping[int, int] = field(default_factory=dict)
     is_index_ready: bool = True
+    has_other_bundle: bool = False

@@ -18,8 +18,9 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from headwater.errors import StopWorker
-from headwater.index import BadVector, Index, IndexRefused, IndexUnavailable, KeyCollision, Point
-from headwater.index.vectors_topic import points_of
+from headwater.index import BadVector, Collision, Index, IndexRefused, IndexUnavailable, Point
+from headwater.index.vectors_topic import Fence, VectorRecord, read_records
+from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import once_broker_answers
 from headwater.paths.item_versions import ItemVersions
 
@@ -32,8 +33,8 @@ _AUDIT_S: Final = 10.0
 Records = AsyncGenerator[Sequence[ConsumerRecord], None]
 
 
-async def put_or_wait(index: Index, versions: ItemVersions, points: Sequence[Point]) -> None:
-    """Put points of one partition, for as long as it takes.
+async def put_or_wait(index: Index, versions: ItemVersions, points: Sequence[Point]) -> list[Collision]:
+    """Put points of one partition, for as long as it takes. Returns those that other items keep out.
 
     Raises:
         PartitionLost: the partition was taken away meanwhile. Its next owner may have written newer versions.
@@ -41,17 +42,23 @@ async def put_or_wait(index: Index, versions: ItemVersions, points: Sequence[Poi
     """
     versions.is_putting = True
     try:
-        while not await _has_put(index, versions, points):
+        while (refused := await _refused(index, versions, points)) is None:
             await asyncio.sleep(_RETRY_S)
             versions.require()
     finally:
         versions.is_putting = False
         versions.away_since_s = None
     versions.require()
+    return refused
 
 
 async def keep_filled(
-    index: Index, versions: ItemVersions, bundle_id: str, topic: str, published: Callable[[int], Records]
+    index: Index,
+    versions: ItemVersions,
+    bundle_id: str,
+    topic: str,
+    published: Callable[[int], Records],
+    skipped: SkippedRecords,
 ) -> None:
     """Look every ten seconds whether the index has lost items of a partition, and put them again. Ends by its errors.
 
@@ -72,7 +79,8 @@ async def keep_filled(
                 versions.is_refilling = True
                 try:
                     await once_broker_answers(
-                        topic, lambda: _refill(index, versions, bundle_id, published(versions.partition))
+                        topic,
+                        lambda: _refill(index, versions, bundle_id, published(versions.partition), skipped),
                     )
                 finally:
                     versions.is_refilling = False
@@ -90,12 +98,10 @@ async def has_audited(index: Index, versions: ItemVersions) -> bool:
         return True
 
 
-async def _has_put(index: Index, versions: ItemVersions, points: Sequence[Point]) -> bool:
-    """Whether the index was there and has taken the points."""
+async def _refused(index: Index, versions: ItemVersions, points: Sequence[Point]) -> list[Collision] | None:
+    """Which of the points other items keep out; None where the index is away."""
     try:
-        await index.put(points)
-    except KeyCollision as error:
-        log.error("key_collision", error=str(error))
+        stored = await index.put(points)
     except BadVector as error:
         raise StopWorker(f"the index refused a checked vector: {error}") from error
     except IndexRefused as error:
@@ -104,17 +110,25 @@ async def _has_put(index: Index, versions: ItemVersions, points: Sequence[Point]
         if versions.away_since_s is None:
             versions.away_since_s = time.monotonic()
             log.warning("catalog_waits_for_index", items=len(points), error=str(error))
-        return False
+        return None
     if versions.away_since_s is not None:
         log.warning("catalog_goes_on", seconds=round(time.monotonic() - versions.away_since_s, 1))
-    return True
+    return stored.collisions
 
 
-async def _refill(index: Index, versions: ItemVersions, bundle_id: str, published: Records) -> None:
-    changes, started_s = 0, time.monotonic()
+async def _refill(
+    index: Index, versions: ItemVersions, bundle_id: str, published: Records, skipped: SkippedRecords
+) -> None:
+    changes, started_s, fence = 0, time.monotonic(), Fence()
     async with aclosing(published) as batches:
         async for records in batches:
-            points = list(points_of(records, bundle_id))
+            points = [
+                read.point
+                for _, read in read_records(records, skipped)
+                if fence.admits(versions.partition, read.epoch)
+                and isinstance(read, VectorRecord)
+                and read.bundle in ("", bundle_id)
+            ]
             await put_or_wait(index, versions, points)
             changes += len(points)
     seconds = round(time.monotonic() - started_s, 1)

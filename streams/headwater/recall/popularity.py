@@ -75,6 +75,8 @@ class Counts:
         self._waiting: list[tuple[U64, F64, I64]] = []
         self._waiting_events = 0
         self.changed = False
+        self.epoch = 0
+        """Of this owner of the partition, by which its trends are ordered."""
 
     def __len__(self) -> int:
         self._sum_up()
@@ -167,14 +169,19 @@ class Trends:
         self._by_partition: dict[int, Trend] = {}
         self._popular: list[PopularItem] | None = None
 
-    def put(self, trend: Trend) -> None:
-        """Replace what is known of the trend's partition.
+    def put(self, trend: Trend) -> bool:
+        """Replace what is known of the trend's partition, unless that is newer; returns whether it was replaced.
 
-        Weights as of the future, which a publisher's clock once gave, hold as of now: from now on they fade.
+        A stale owner's trend has a lower epoch, and a late copy of a trend an older time. Weights as of the future, which
+        a publisher's clock once gave, hold as of now: from now on they fade.
         """
+        known = self._by_partition.get(trend.partition)
+        if known is not None and (trend.epoch, trend.written_ms) < (known.epoch, known.written_ms):
+            return False
         at_ms = min(trend.at_ms, int(self._clock() * 1000.0))
         self._by_partition[trend.partition] = msgspec.structs.replace(trend, at_ms=at_ms)
         self._popular = None
+        return True
 
     def of(self, partition: int) -> Trend | None:
         """The newest trend of a partition, None before there is one."""

@@ -9,6 +9,7 @@ A worker of role `all` has both.
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +23,15 @@ from prometheus_client import Counter
 from headwater.encoder.runtime import Encoder
 from headwater.index import Index
 from headwater.index.item_vectors import ItemVectors
+from headwater.index.key_holders import KeyHolders
 from headwater.index.vectors_topic import VectorsFollower
 from headwater.kafka.broker_clock import PROBE_KEY, BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.epochs import next_epoch
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.faust_group import FaustGroup
+from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import Background
 from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
@@ -47,7 +51,7 @@ from headwater.recall.sources import Resources
 from headwater.recall.sources.registry import sources_of
 from headwater.settings import Settings
 from headwater.worker.eraser import Eraser
-from headwater.worker.trends_publisher import TrendsPublisher
+from headwater.worker.trends_publisher import TrendsPublisher, read_trend
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +59,7 @@ Role = Literal["all", "interests", "catalog"]
 
 # Reading the vectors of a million items takes a minute. A topic that cannot be read fails by itself long before this.
 _FOLLOWED_WITHIN_S: Final = 900.0
+_CLAIM_S: Final = 1.0
 
 
 class Common(NamedTuple):
@@ -108,8 +113,10 @@ class InterestsRole:
             self._eraser.begin,
             common.clock.now_s,
         )
-        self._trends = Trends(common.clock.now_s)
-        self._trends_publisher = TrendsPublisher(common.producer, topics.trends, index, self._clicks.counts)
+        self._trends, self._skipped = Trends(common.clock.now_s), SkippedRecords(common.metrics)
+        self._trends_publisher = TrendsPublisher(
+            common.producer, topics.trends, index, self._clicks.counts, encoder.id
+        )
         self._follower = VectorsFollower(
             index,
             self.vectors,
@@ -146,6 +153,7 @@ class InterestsRole:
             self._recall,
             follower.offsets,
             follower.is_caught_up,
+            bool(follower.other_bundles),
         )
 
     async def open(self, stack: AsyncExitStack) -> ConsumerGroup:
@@ -186,6 +194,11 @@ class InterestsRole:
         return group
 
     @property
+    def other_bundles(self) -> set[str]:
+        """The bundles that encode the catalog now, where that is not the one of this worker."""
+        return self._follower.other_bundles
+
+    @property
     def is_complete(self) -> bool:
         """Whether the state of each partition that it owns has been read. The followed topics are read before it opens."""
         return all(each.gate.is_open for each in self.profiles.partitions.values() if each.owned)
@@ -221,10 +234,21 @@ class InterestsRole:
         for record in records:
             if record.key == PROBE_KEY:
                 continue
+            now_ms = self._common.clock.now_s() * 1000.0
             try:
-                self._trends.put(decode_trend(record.value))
+                trend = read_trend(record.key, record.value, self._common.settings.partitions, now_ms)
             except BadMessage as error:
-                log.error("bad_trend_record", offset=record.offset, error=str(error))
+                self._skipped.add(record, error.reason, str(error))
+                continue
+            if not self._trends.put(trend):
+                self._skipped.add(
+                    record,
+                    "older",
+                    f"epoch {trend.epoch}, written at {trend.written_ms} ms: a newer one is known",
+                )
+                counts = self._clicks.counts.get(trend.partition)
+                if counts is not None:
+                    counts.changed = True  # ours is published again: compaction keeps what comes last
 
 
 class CatalogRole:
@@ -245,13 +269,34 @@ class CatalogRole:
             common.observer,
             common.fail,
         )
+        self.other_bundles: set[str] = set()
+        """The bundle of the interests workers, where that is not the one of this worker."""
+        self._holders = None
+        if filled is None:
+            self._holders = KeyHolders()
+            self.path.holders = self._holders.ids
         self.group: ConsumerGroup | None = None  # once it is opened
 
     async def open(self, stack: AsyncExitStack) -> ConsumerGroup:
-        """Return the group, ready to join."""
+        """Return the group, ready to join.
+
+        Raises:
+            StopWorker: the vectors topic cannot be read.
+            TimeoutError: that takes longer than a quarter of an hour.
+        """
         common = self._common
         _shut_down_with(stack, self._threads)
         stack.push_async_callback(self.path.stop)
+        trends = Tail(common.settings, common.topics.trends, self._compare_bundles, common.fail)
+        await trends.start()
+        stack.push_async_callback(trends.stop)
+        if self._holders is not None:
+            # In every catalog partition: two items with one key may be in two of them.
+            tail = Tail(common.settings, common.topics.vectors, self._holders.put, common.fail)
+            await tail.start()
+            stack.push_async_callback(tail.stop)
+            async with asyncio.timeout(_FOLLOWED_WITHIN_S):
+                await tail.caught_up.wait()
         group = self.group = FaustGroup(common.settings.catalog_group, common.settings)
         group.handle(common.topics.catalog, self.path.handle)
         group.on_assigned(self._assigned)
@@ -259,7 +304,25 @@ class CatalogRole:
         group.on_lost(self._lost)
         group.on_interrupt(self.path.interrupt)
         group.on_revoked(self._revoked)
+        common.background.start(self._claim(group))
         return group
+
+    async def _compare_bundles(self, records: Sequence[ConsumerRecord]) -> None:
+        """Take note of the bundle that the newest trend names: the interests workers have it."""
+        named = [record for record in records if record.key != PROBE_KEY]
+        if named:
+            with contextlib.suppress(BadMessage):
+                bundle = decode_trend(named[-1].value).bundle
+                self.other_bundles = {bundle} - {"", self._common.encoder.id}
+
+    async def _claim(self, group: ConsumerGroup) -> None:
+        """Tell every second how far partitions have come that brought nothing new, forever."""
+        while True:
+            await asyncio.sleep(_CLAIM_S)
+            for number in self.path.open_partitions:
+                done = group.position(TopicPartition(self._common.topics.catalog, number)).next_offset
+                if done is not None:
+                    await self.path.claim(number, done - 1)
 
     async def _assigned(self, partitions: set[TopicPartition]) -> None:
         self.path.assign(_numbers(partitions, self._common.topics.catalog))
@@ -295,6 +358,9 @@ def keep_counts(counts: dict[int, Counts], owned: set[int], trends: Trends) -> N
         trend = trends.of(partition)
         if trend is not None:
             counts[partition].restore(trend)
+        # Published at once, so that others know of the new owner.
+        counts[partition].epoch = next_epoch(-1 if trend is None else trend.epoch, 0)
+        counts[partition].changed = True
 
 
 def _thread(name: str) -> ThreadPoolExecutor:

@@ -88,6 +88,7 @@ class Status:
             "graph": self.index.health().graph if self.index is not None else None,
             "lost": {_place(tp): list(gap) for group in self.groups for tp, gap in _gaps(group)},
             "held_back_s": self._held_back.lasting(),
+            "bundle_mismatch": self._bundle_mismatch(),
             "index_away_s": round(self.catalog.path.index_away_s) if self.catalog is not None else None,
         }
 
@@ -106,6 +107,17 @@ class Status:
         if not health["ok"]:
             waits.append(str(health["reason"]))
         return {"ready": not waits, "waits_for": waits}
+
+    def _bundle_mismatch(self) -> str | None:
+        """Which other bundle the other role has, as a sentence; None: both have the same, as far as is known."""
+        for role, other in ((self.interests, "catalog"), (self.catalog, "interests")):
+            if role is not None and role.other_bundles:
+                theirs = ", ".join(sorted(role.other_bundles))
+                return (
+                    f"this worker has bundle {self.bundle_id}, and the {other} workers have {theirs}: expected the same "
+                    "HEADWATER_BUNDLE in both roles"
+                )
+        return None
 
     def _clock_skew_s(self) -> float | None:
         skew_s = self.clock.skew_s if self.clock is not None else None

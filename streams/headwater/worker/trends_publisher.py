@@ -1,6 +1,8 @@
-"""Publishes what is popular in each clicks partition of this worker, every two seconds where it has changed."""
+"""The trends topic: what is popular in each clicks partition of this worker is published every two seconds where it has
+changed, and what others published is read within bounds."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -8,10 +10,11 @@ import structlog
 
 from headwater.errors import StopWorker
 from headwater.index import Index, IndexUnavailable
+from headwater.kafka.epochs import MAX_EPOCH
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.publish import Outgoing, write_all
-from headwater.messages import Trend, encode
-from headwater.recall.popularity import HALF_LIFE_S, Counts
+from headwater.messages import MAX_AHEAD_MS, MAX_ID_BYTES, BadMessage, Trend, decode_trend, encode, quoted
+from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts
 
 log = structlog.get_logger(__name__)
 
@@ -19,6 +22,9 @@ _EVERY_S: Final = 2.0
 # At a rebalance other workers wait for the partitions that we give up.
 _LAST_WITHIN_S: Final = 5.0
 _MAX_NAMES: Final = 100_000
+# Of trends that are read: a minute to ten years, and more weight than a partition of clicks can gather.
+_HALF_LIVES_S: Final = (60.0, 10 * 365 * 86_400.0)
+_MAX_WEIGHT: Final = 1e15
 
 
 class TrendsPublisher:
@@ -27,8 +33,11 @@ class TrendsPublisher:
     Trends name items by id and counts know keys only, so ids come from the index. Those found are kept, up to 100,000.
     """
 
-    def __init__(self, producer: Producer, topic: str, index: Index, counts: Mapping[int, Counts]) -> None:
+    def __init__(
+        self, producer: Producer, topic: str, index: Index, counts: Mapping[int, Counts], bundle_id: str
+    ) -> None:
         self._producer, self._topic, self._index, self._counts = producer, topic, index, counts
+        self._bundle_id = bundle_id
         self._item_ids: dict[int, str] = {}  # of popular items that are live
 
     async def run(self) -> None:
@@ -56,7 +65,8 @@ class TrendsPublisher:
                 counts.changed = True
                 break
             named = [(self._item_ids[key], weight) for key, weight in top if key in self._item_ids]
-            trend = Trend(number, counts.at_ms, HALF_LIFE_S, named)
+            written_ms = int(time.time() * 1000)
+            trend = Trend(number, counts.at_ms, HALF_LIFE_S, named, counts.epoch, written_ms, self._bundle_id)
             outgoing.append(Outgoing(str(number).encode(), encode(trend)))
         if outgoing:
             for each in await write_all(self._producer, self._topic, 0, outgoing):
@@ -81,3 +91,32 @@ class TrendsPublisher:
             self._item_ids.clear()
         payloads = await self._index.items([key for key in keys if key not in self._item_ids])
         self._item_ids.update((key, payload["item_id"]) for key, payload in payloads.items())
+
+
+def read_trend(key: bytes | None, value: bytes | None, partitions: int, now_ms: float) -> Trend:
+    """A record of the trends topic, within the bounds of what an owner publishes.
+
+    Raises:
+        BadMessage: it is no trend, or says what no owner can know.
+    """
+    trend = decode_trend(value)
+    if not 0 <= trend.partition < partitions or key != str(trend.partition).encode():
+        raise BadMessage("wrong_partition", f"partition: got {trend.partition} under the key {quoted(key)}")
+    if not 0 <= trend.epoch <= MAX_EPOCH:
+        raise BadMessage("bad_epoch", f"epoch: got {trend.epoch}, expected at most {MAX_EPOCH}")
+    if not 0 <= trend.at_ms <= now_ms + MAX_AHEAD_MS or trend.written_ms > now_ms + MAX_AHEAD_MS:
+        raise BadMessage(
+            "time_in_future", f"at_ms: got {trend.at_ms}, expected at most two days after {now_ms:.0f}"
+        )
+    if not _HALF_LIVES_S[0] <= trend.half_life_s <= _HALF_LIVES_S[1]:
+        raise BadMessage(
+            "bad_half_life", f"half_life_s: got {trend.half_life_s}, expected a minute to ten years"
+        )
+    if len(trend.counts) > TOP:
+        raise BadMessage("too_many", f"counts: got {len(trend.counts)}, expected at most {TOP}")
+    for item_id, weight in trend.counts:
+        if not item_id or len(item_id) > MAX_ID_BYTES or not 0 <= weight <= _MAX_WEIGHT:
+            raise BadMessage(
+                "bad_count", f"counts: got {quoted((item_id, weight))}, expected an id and a weight"
+            )
+    return trend

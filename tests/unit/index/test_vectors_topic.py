@@ -1,5 +1,6 @@
 """Records of the vectors topic are points, points are records, and the topic fills the index of a worker."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,22 @@ from structlog.testing import capture_logs
 
 from headwater.encoder.features import item_key
 from headwater.errors import StopWorker
-from headwater.index import FilledBy, NoRoom, Point
+from headwater.index import FilledBy, NoRoom, Point, vectors_topic
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import ItemVectors
-from headwater.index.vectors_topic import VectorsFollower, payload_of, point_of, points_of, record_of
+from headwater.index.vectors_topic import (
+    OwnersClaim,
+    VectorRecord,
+    VectorsFollower,
+    claim_of_owner,
+    payload_of,
+    read_record,
+    record_of,
+)
+from headwater.kafka.epochs import CLAIM_KEY
+from headwater.kafka.headers import CLAIM_HEADER, DELETE_HEADER
 from headwater.kafka.publish import Outgoing
-from headwater.messages import BadMessage, Item
+from headwater.messages import Item
 from headwater.metrics import Metrics
 
 BUNDLE = "a-bundle"
@@ -39,23 +50,27 @@ def deleted(item_id: str, offset: int, **fields: Any) -> Point:
     return point(item_id, offset, vector=None, payload={}, **fields)
 
 
-def as_read(sent: Outgoing) -> ConsumerRecord:
+def as_read(sent: Outgoing, offset: int = 0) -> ConsumerRecord:
     return ConsumerRecord(
-        "vectors", 3, 0, sent.timestamp_ms, 0, sent.key, sent.value, None, 0, 0, sent.headers
+        "vectors", 3, offset, sent.timestamp_ms or 0, 0, sent.key, sent.value, None, 0, 0, sent.headers
     )
 
 
-def records(*points: Point, bundle: str = BUNDLE) -> list[ConsumerRecord]:
-    return [as_read(record_of(each, bundle, 1_000)) for each in points]
+def records(*points: Point, bundle: str = BUNDLE, epoch: int = 1) -> list[ConsumerRecord]:
+    return [as_read(record_of(each, bundle, 1_000, epoch)) for each in points]
 
 
-def test_a_point_comes_back_from_its_record_with_its_bundle() -> None:
+def claim(position: int, *, bundle: str = BUNDLE, epoch: int = 1) -> ConsumerRecord:
+    return as_read(claim_of_owner(epoch, position, bundle))
+
+
+def test_a_point_comes_back_from_its_record_with_its_bundle_and_its_owners_epoch() -> None:
     sent = point("tea", 12, version=4)
-    (record,) = records(sent)
-    found = point_of(record)
-    assert found is not None
-    back, bundle = found
-    assert bundle == BUNDLE
+    (record,) = records(sent, epoch=7)
+    found = read_record(record)
+    assert isinstance(found, VectorRecord)
+    back = found.point
+    assert (found.bundle, found.epoch) == (BUNDLE, 7)
     assert back.vector is not None
     assert sent.vector is not None
     assert back.vector.tolist() == sent.vector.tolist()
@@ -67,29 +82,85 @@ def test_a_point_comes_back_from_its_record_with_its_bundle() -> None:
 def test_a_delete_comes_back_with_its_place_in_the_order_and_no_bundle() -> None:
     (record,) = records(deleted("tea", 12, version=4))
     assert record.value is None
-    assert point_of(record) == (deleted("tea", 12, version=4), "")
+    assert read_record(record) == (deleted("tea", 12, version=4), "", 1)
 
 
-def test_a_null_value_without_our_header_is_nothing() -> None:
-    assert point_of(as_read(Outgoing(b"tea", None, (), 0))) is None
+def test_an_owners_claim_comes_back() -> None:
+    assert read_record(claim(41, epoch=7)) == OwnersClaim(3, 7, 41, BUNDLE)
 
 
-def test_what_is_no_vector_is_refused() -> None:
-    with pytest.raises(BadMessage):
-        point_of(as_read(Outgoing(b"tea", b"{}", (), 0)))
+def test_a_record_of_a_version_without_epochs_is_read() -> None:
+    (record,) = records(point("tea"))
+    record.headers = ()
+    assert read_record(record).epoch == -1
 
 
-def test_points_are_those_of_the_bundle_and_deletes_and_what_cannot_be_read_is_logged() -> None:
-    bad = as_read(Outgoing(b"tea", b"{}", (), 0))
-    read = [
-        *records(point("tea")),
-        *records(point("soap"), bundle="another"),
-        bad,
-        *records(deleted("cup", 1)),
-    ]
+def changed(item: Point, **fields: Any) -> Outgoing:
+    """The record of an item with other fields in its JSON."""
+    sent = record_of(item, BUNDLE, 0, 1)
+    assert sent.value is not None
+    return Outgoing(sent.key, json.dumps(json.loads(sent.value) | fields).encode(), sent.headers)
+
+
+TEA = point("tea", 3)
+OURS = record_of(TEA, BUNDLE, 0, 1)
+BAD: dict[str, tuple[Outgoing, str]] = {
+    "no JSON": (Outgoing(b"tea", b"{"), "bad_json"),
+    "no fields": (Outgoing(b"tea", b"{}"), "bad_field"),
+    "no UTF-8": (Outgoing(b"tea", b'{"item_id": "\xff"}'), "bad_utf8"),
+    "nested for ever": (Outgoing(b"tea", b'{"payload":{"a":' + b"[" * 100_000), "bad_json"),
+    "another key": (Outgoing(b"soap", OURS.value), "key_mismatch"),
+    "no key": (Outgoing(None, OURS.value), "key_mismatch"),
+    "an id without end": (changed(point("x" * 600)), "key_mismatch"),
+    "another partition": (changed(TEA, partition=4), "wrong_partition"),
+    "a negative offset": (changed(TEA, offset=-1), "bad_field"),
+    "an offset beyond 64 bits": (changed(TEA, offset=2**63), "bad_field"),
+    "a version beyond 64 bits": (changed(TEA, version=2**63), "bad_field"),
+    "half a number": (changed(TEA, vector="AAA="), "bad_vector"),
+    "tags that are no list": (changed(TEA, payload={"tags": 5}), "bad_payload"),
+    "attributes that are no object": (changed(TEA, payload={"attributes": [1]}), "bad_payload"),
+    "a since_ms beyond 64 bits": (changed(TEA, payload={"since_ms": 2**70}), "bad_payload"),
+    "a delete without its header": (Outgoing(b"tea", None), "bad_delete"),
+    "a delete whose header is null": (Outgoing(b"tea", None, [(DELETE_HEADER, None)]), "bad_delete"),
+    "a delete whose header is no JSON": (Outgoing(b"tea", None, [(DELETE_HEADER, b"\xff")]), "bad_delete"),
+    "a delete without a key": (
+        Outgoing(None, None, record_of(deleted("tea", 1), BUNDLE, 0, 1).headers),
+        "null_key",
+    ),
+    "a delete whose key is no UTF-8": (
+        Outgoing(b"\xffx", None, record_of(deleted("tea", 1), BUNDLE, 0, 1).headers),
+        "bad_utf8",
+    ),
+    "a bad claim header": (Outgoing(b"tea", OURS.value, [(CLAIM_HEADER, b"{")]), "bad_header"),
+    "an epoch that nobody reaches": (record_of(TEA, BUNDLE, 0, 2**31 - 1), "bad_epoch"),
+    "a claim without its header": (Outgoing(CLAIM_KEY, b"{}"), "bad_claim"),
+    "a claim without a value": (Outgoing(CLAIM_KEY, None, claim_of_owner(1, 1, BUNDLE).headers), "bad_claim"),
+    "a claim whose value is no JSON": (
+        Outgoing(CLAIM_KEY, b"\xff", claim_of_owner(1, 1, BUNDLE).headers),
+        "bad_claim",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_a_bad_record_is_passed_over_counted_and_told_once(name: str, following: "Following") -> None:
+    sent, reason = BAD[name]
     with capture_logs() as logged:
-        assert [each.item_id for each in points_of(read, BUNDLE)] == ["tea", "cup"]
-    assert [line["event"] for line in logged] == ["bad_vector_record"]
+        await following.follower.put([as_read(sent, 1), *records(point("soap", 4)), as_read(sent, 2)])
+    assert following.skipped(reason) == 2
+    (line,) = logged
+    assert (line["event"], line["reason"], line["offset"]) == ("record_skipped", reason, 1)
+    assert await following.index.count() == 1
+
+
+@pytest.mark.parametrize("vector", [[np.nan, 0.0], [np.inf, 0.0], [1.0], [1.0, 2.0, 3.0], []])
+async def test_a_vector_that_no_index_takes_is_passed_over_and_the_others_are_put(
+    following: "Following", vector: list[float]
+) -> None:
+    await following.put(point("tea", 1, vector=np.array(vector, np.float32)), point("soap", 2))
+    assert await following.index.count() == 1
+    assert len(following.vectors) == 1
+    assert following.skipped("bad_vector") == 1
 
 
 class Following:
@@ -105,6 +176,10 @@ class Following:
 
     async def put(self, *points: Point) -> None:
         await self.follower.put(records(*points))
+
+    def skipped(self, reason: str) -> float:
+        """How many records were passed over for this reason."""
+        return self.metrics.skipped_records_total.labels("vectors", reason)._value.get()
 
 
 @pytest_asyncio.fixture
@@ -126,7 +201,6 @@ async def test_an_index_of_the_workers_own_is_filled(following: Following) -> No
         item_key("soap"),
     }
     assert len(following.vectors) == 2
-    assert following.follower.offsets == {3: 2}
 
 
 async def test_a_deleted_item_is_in_neither_index_nor_vectors_and_is_told(following: Following) -> None:
@@ -134,19 +208,67 @@ async def test_a_deleted_item_is_in_neither_index_nor_vectors_and_is_told(follow
     assert await following.index.count() == 0
     assert item_key("tea") not in following.vectors
     assert following.deleted == [item_key("tea")]
-    assert following.follower.offsets == {3: 2}
 
 
-async def test_an_older_offset_does_not_take_the_position_back(following: Following) -> None:
+async def test_a_position_is_what_an_owner_claims_and_never_goes_back(following: Following) -> None:
     await following.put(point("tea", 9))
-    await following.put(point("soap", 4))
+    assert following.follower.offsets == {}, "others of its batch may follow"
+    await following.follower.put([claim(12)])
+    await following.follower.put([claim(10)])
+    assert following.follower.offsets == {3: 12}
+
+
+async def test_an_owner_of_a_version_without_claims_is_as_far_as_its_newest_record(
+    following: Following,
+) -> None:
+    read = records(point("tea", 9), point("soap", 4))
+    for record in read:
+        record.headers = ()
+    await following.follower.put(read)
     assert following.follower.offsets == {3: 9}
 
 
-async def test_a_vector_that_the_index_refuses_is_logged_and_the_worker_goes_on(following: Following) -> None:
-    with capture_logs() as logged:
-        await following.put(point("tea", 1, vector=np.array([np.nan, 0.0], np.float32)))
-    assert [line["event"] for line in logged] == ["vector_refused"]
+async def test_a_stale_owner_changes_nothing(following: Following) -> None:
+    await following.follower.put([*records(point("tea", 9), epoch=3), claim(9, epoch=3)])
+    await following.follower.put(
+        [*records(deleted("tea", 99), point("soap", 98), epoch=2), claim(99, epoch=2)]
+    )
+    assert following.vectors.rows([item_key("tea"), item_key("soap")]).tolist() == [1, -1]
+    assert (following.follower.offsets, following.deleted) == ({3: 9}, [])
+    assert following.skipped("stale_epoch") == 3
+
+
+async def test_an_older_version_changes_neither_index_nor_vectors_whenever_it_arrives(
+    following: Following,
+) -> None:
+    await following.put(point("tea", 9), deleted("soap", 8))
+    await following.put(point("tea", 4), point("soap", 3))
+    assert await following.index.count() == 1
+    assert following.vectors.rows([item_key("soap")]).tolist() == [-1]
+    assert following.vectors.matrix[following.vectors.rows([item_key("tea")])[0]].tolist() == [1.0, 9.0]
+
+
+async def test_an_item_whose_key_another_one_has_is_in_neither_index_nor_vectors(
+    following: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors_topic, "item_key", lambda item_id: 7)
+    await following.put(point("tea", 1), point("thief", 2))
+    (payload,) = (await following.index.items([7])).values()
+    assert payload["item_id"] == "tea"
+    assert following.vectors.matrix[following.vectors.rows([7])[0]].tolist() == [1.0, 1.0]
+    assert following.skipped("key_collision") == 1
+
+
+async def test_another_bundles_items_and_claims_count_for_nothing_and_it_is_named(
+    following: Following,
+) -> None:
+    await following.put(point("tea", 1))
+    assert following.follower.other_bundles == set()
+    await following.follower.put([*records(point("soap", 2), bundle="another"), claim(2, bundle="another")])
+    assert (await following.index.count(), following.follower.offsets) == (1, {})
+    assert following.follower.other_bundles == {"another"}
+    await following.follower.put([claim(3)])
+    assert following.follower.other_bundles == set(), "its owner has been replaced"
 
 
 class Pretending:
@@ -176,7 +298,6 @@ async def test_an_index_that_the_catalog_worker_fills_is_not_written() -> None:
 
     following = Following(Pretending("the catalog worker", no_room), fetch=fetch)
     await following.put(point("tea", 5))
-    assert following.follower.offsets == {3: 5}
     assert len(following.vectors) == 0, "nothing asked for it yet"
 
 

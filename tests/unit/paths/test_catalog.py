@@ -16,17 +16,19 @@ import pytest
 import pytest_asyncio
 from aiokafka import ConsumerRecord
 from faust.types import TP
+from structlog.testing import capture_logs
 
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
-from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query
+from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stored, vectors_topic
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import ItemVectors
-from headwater.index.vectors_topic import point_of, points_and_bundles
+from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_record, record_of
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.epochs import CLAIM_KEY
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
@@ -75,8 +77,13 @@ class CatalogWorker:
     def own(self) -> None:
         """Partition 0, opened on what the vectors topic says."""
         versions = ItemVersions(0)
-        for point, _ in points_and_bundles([*self.producer.latest(self.topics.vectors).values()]):
-            versions.add_read(point)
+        fence = Fence()
+        for record in self.producer.latest(self.topics.vectors).values():
+            found = read_record(record)
+            if isinstance(found, VectorRecord):
+                versions.add_read(record, found, fence)
+        versions.vectors_next = len(self.producer.records(self.topics.vectors))
+        versions.epoch, versions.position = 1, -1
         versions.gate.open()
         self.path._partitions = {0: versions}
 
@@ -109,6 +116,19 @@ class CatalogWorker:
         """As a worker that reads the vectors topic has it."""
         record = self.producer.latest(self.topics.vectors)[item_id.encode()]
         return decode_item_vector(record.value).payload["title"] if record.value is not None else None
+
+    def vectors(self) -> list[ConsumerRecord]:
+        """The records of items on the vectors topic, in order."""
+        return [
+            record
+            for record in self.producer.records(self.topics.vectors)
+            if not isinstance(read_record(record), OwnersClaim)
+        ]
+
+    def claimed(self) -> list[int]:
+        """How far each claim on the vectors topic says that the catalog has come, in order."""
+        read = [read_record(record) for record in self.producer.records(self.topics.vectors)]
+        return [each.position for each in read if isinstance(each, OwnersClaim)]
 
     def reasons(self) -> list[str]:
         return [
@@ -150,7 +170,7 @@ async def test_what_is_published_carries_vector_bundle_and_source_and_fits_its_s
 ) -> None:
     record = worker.item(TEA, title="Green tea bags", version=4)
     await worker.apply(record)
-    (published,) = worker.producer.records(worker.topics.vectors)
+    (published,) = worker.vectors()
     jsonschema.validate(json.loads(published.value), schemas()["ItemVector"], jsonschema.Draft202012Validator)
     message = decode_item_vector(published.value)
     assert (message.bundle, message.partition, message.offset, message.version) == (
@@ -168,9 +188,9 @@ async def test_a_deleted_item_is_gone_and_its_delete_is_published(worker: Catalo
     assert await worker.title(TEA) is None
     published = worker.producer.latest(worker.topics.vectors)[b"tea"]
     assert published.value is None
-    found = point_of(published)
-    assert found is not None
-    assert (found[0].vector, found[0].version, found[0].offset) == (None, 4, gone.offset)
+    found = read_record(published)
+    assert isinstance(found, VectorRecord)
+    assert (found.point.vector, found.point.version, found.point.offset) == (None, 4, gone.offset)
 
 
 async def test_deleted_stays_deleted_when_an_older_version_arrives_late(worker: CatalogWorker) -> None:
@@ -276,26 +296,23 @@ async def test_a_worker_that_takes_over_knows_the_versions_from_the_vectors_topi
     assert worker.path._partitions[0].stamps == before
     await worker.apply(worker.item(TEA, version=4), worker.item(COFFEE, version=1))
     assert worker.published_title(TEA) is None
-    assert len(worker.producer.records(worker.topics.vectors)) == 4
+    assert len(worker.vectors()) == 4
 
 
 async def test_a_batch_that_comes_again_writes_nothing(worker: CatalogWorker) -> None:
     records = [worker.item(TEA), worker.item(COFFEE), worker.delete(TEA)]
     await worker.apply(*records)
-    written = len(worker.producer.records(worker.topics.vectors))
+    written = len(worker.vectors())
     assert written == 2  # of several changes of one item only the newest
     await worker.apply(*records)
-    assert len(worker.producer.records(worker.topics.vectors)) == written
+    assert len(worker.vectors()) == written
 
 
 async def test_more_items_than_a_slice_all_arrive_with_their_own_vectors(starter: Encoder) -> None:
     worker = CatalogWorker(starter, None)
     names = [f"product number {number}" for number in range(1_100)]
     await worker.apply(*(worker.item(name) for name in names))
-    published = {
-        record.key.decode(): decode_item_vector(record.value).array()
-        for record in worker.producer.records(worker.topics.vectors)
-    }
+    published = {record.key.decode(): decode_item_vector(record.value).array() for record in worker.vectors()}
     assert set(published) == set(names)
     expected = starter.encode_items(names)
     for place in (0, 511, 512, 1_099):
@@ -303,7 +320,217 @@ async def test_more_items_than_a_slice_all_arrive_with_their_own_vectors(starter
     await worker.close()
 
 
+# How far it has come
+
+
+async def test_a_batch_that_brings_something_new_says_how_far_it_went(worker: CatalogWorker) -> None:
+    batch = await worker.apply(worker.item(TEA), worker.item(COFFEE), worker.item("bare", title=""))
+    assert worker.claimed() == [batch.last_offset]
+    assert worker.producer.records(worker.topics.vectors)[-1].key == CLAIM_KEY, "after its last item"
+
+
+async def test_records_that_bring_nothing_new_are_passed_by_the_next_claim(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, version=5))
+    batch = await worker.apply(worker.item(TEA, version=4), worker.item("bare", title=""))
+    assert worker.claimed()[-1] < batch.last_offset
+    await worker.path.claim(0, batch.last_offset + 1)  # a marker of a transaction lies there
+    assert worker.claimed()[-1] == batch.last_offset + 1
+    written = len(worker.producer.records(worker.topics.vectors))
+    await worker.path.claim(0, batch.last_offset + 1)
+    await worker.path.claim(0, batch.last_offset)
+    assert len(worker.producer.records(worker.topics.vectors)) == written, "nothing new to say"
+
+
+async def test_nothing_is_claimed_of_a_partition_that_has_gone(worker: CatalogWorker) -> None:
+    worker.path.freeze()
+    await worker.path.claim(0, 7)
+    assert worker.claimed() == []
+
+
+def ignored(worker: CatalogWorker, reason: str) -> float:
+    return worker.metrics.catalog_ignored_total.labels(reason)._value.get()
+
+
+async def test_an_older_version_after_a_delete_is_counted_and_told(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, version=5))
+    await worker.apply(worker.delete(TEA))
+    late = worker.item(TEA, version=1)
+    with capture_logs() as logged:
+        await worker.apply(late)
+    (line,) = logged
+    assert (line["event"], line["first_item"], line["offset"], line["version"], line["known_version"]) == (
+        *("old_versions_ignored", TEA, late.offset, 1, 5),
+    )
+    assert (ignored(worker, "old_version"), ignored(worker, "repeated")) == (1, 0)
+
+
+async def test_what_comes_again_after_a_restart_is_counted_and_not_told(worker: CatalogWorker) -> None:
+    records = [worker.item(TEA), worker.item(COFFEE)]
+    await worker.apply(*records)
+    with capture_logs() as logged:
+        await worker.apply(*records)
+    assert (ignored(worker, "repeated"), logged) == (2, [])
+
+
+# Two items with one key
+
+
+@pytest.fixture
+def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every item has the key of tea."""
+    tea = item_key(TEA)
+    for module in (catalog, vectors_topic):
+        monkeypatch.setattr(module, "item_key", lambda item_id: tea)
+
+
+@pytest.mark.usefixtures("one_key")
+@pytest.mark.parametrize("batches", [1, 2])
+async def test_of_two_items_with_one_key_the_first_stays_and_the_other_is_a_dead_letter(
+    worker: CatalogWorker, batches: int
+) -> None:
+    first, second = worker.item(TEA, title="Green tea"), worker.item("thief", title="Black tea", version=9)
+    for part in [[first, second]] if batches == 1 else [[first], [second]]:
+        await worker.apply(*part)
+    assert worker.reasons() == ["key_collision"]
+    assert [record.key for record in worker.vectors()] == [b"tea"]
+    assert await worker.title(TEA) == "Green tea"
+    await worker.apply(worker.delete("thief"))
+    assert worker.reasons() == ["key_collision"] * 2
+    assert await worker.title(TEA) == "Green tea", "nor does its deletion touch the first"
+
+
+@pytest.mark.usefixtures("one_key")
+async def test_an_item_of_another_partition_keeps_its_key(worker: CatalogWorker) -> None:
+    worker.path.holders = {item_key(TEA): "theirs"}
+    await worker.apply(worker.item(TEA))
+    assert worker.reasons() == ["key_collision"]
+    assert worker.vectors() == []
+
+
+@pytest.mark.usefixtures("one_key")
+async def test_an_item_that_only_the_shared_index_knows_keeps_its_key(worker: CatalogWorker) -> None:
+    assert worker.index is not None
+    theirs = Point(item_key(TEA), "theirs", np.ones(worker.encoder.dim, np.float32), {}, None, 3, 1)
+    await worker.index.put([theirs])
+    await worker.apply(worker.item(TEA))
+    assert worker.reasons() == ["key_collision"]
+    assert worker.vectors() == []
+    assert worker.path._partitions[0].stamps == {}
+
+
+# What others wrote
+
+
+class Written:
+    """A consumer of what the recording producer took, one partition at a time."""
+
+    def __init__(self, worker: CatalogWorker, catalog: Sequence[ConsumerRecord] = ()) -> None:
+        self._worker, self._catalog = worker, catalog
+        self._at: dict[Any, int] = {}
+
+    def _records(self, tp: Any) -> Sequence[ConsumerRecord]:
+        is_catalog = tp.topic == self._worker.topics.catalog
+        return self._catalog if is_catalog else self._worker.producer.records(tp.topic)
+
+    def assign(self, tps: Any) -> None:
+        self._at = dict.fromkeys(tps, 0)
+
+    def seek(self, tp: Any, offset: int) -> None:
+        self._at[tp] = offset
+
+    def pause(self, *tps: Any) -> None: ...
+
+    async def seek_to_beginning(self, *tps: Any) -> None:
+        self._at.update(dict.fromkeys(tps, 0))
+
+    async def end_offsets(self, tps: Any) -> dict[Any, int]:
+        return {tp: len(self._records(tp)) for tp in tps}
+
+    async def position(self, tp: Any) -> int:
+        return self._at[tp]
+
+    async def getmany(self, *tps: Any, **_: Any) -> dict[Any, Any]:
+        fetched = {tp: self._records(tp)[self._at[tp] :] for tp in tps}
+        self._at.update({tp: len(self._records(tp)) for tp in tps})
+        return fetched
+
+
+async def write_as_zombie(
+    worker: CatalogWorker, item_id: str, record: ConsumerRecord | None, epoch: int = 0
+) -> None:
+    """A stale owner's version of an item, from a catalog record at offset 0 unless one is given."""
+    vector = np.ones(worker.encoder.dim, np.float32)
+    offset = record.offset if record is not None else 0
+    stale = Point(item_key(item_id), item_id, vector, {"title": "stale"}, None, 0, offset)
+    sent = record_of(stale, worker.encoder.id, 0, epoch)
+    await worker.producer.send(worker.topics.vectors, sent.value, sent.key, 0, headers=sent.headers)
+
+
+async def repaired(worker: CatalogWorker, catalog: Sequence[ConsumerRecord] = ()) -> None:
+    versions = worker.path._partitions[0]
+    end = len(worker.producer.records(worker.topics.vectors))
+    versions.mark_written(end, end)
+    await worker.path._repair(cast(Any, Written(worker, catalog)), versions)
+    assert (versions.holes, versions.gaps) == ({}, [])
+
+
+async def test_what_a_stale_owner_overwrote_is_written_again(worker: CatalogWorker) -> None:
+    tea, coffee = worker.item(TEA, title="Green tea", version=3), worker.item(COFFEE)
+    await worker.apply(tea, coffee)
+    await worker.apply(worker.delete(COFFEE))
+    await write_as_zombie(worker, TEA, None)
+    await write_as_zombie(worker, COFFEE, None)
+    await repaired(worker)
+    assert worker.published_title(TEA) == "Green tea"
+    assert worker.published_title(COFFEE) is None
+    assert worker.metrics.vectors_repaired_total._value.get() == 2
+    written = len(worker.vectors())
+    await repaired(worker)
+    assert len(worker.vectors()) == written, "it is whole again"
+
+
+async def test_an_item_that_was_deleted_so_long_ago_that_nobody_remembers_is_deleted_again(
+    worker: CatalogWorker,
+) -> None:
+    await worker.apply(worker.item(TEA))
+    await write_as_zombie(worker, COFFEE, None)
+    await repaired(worker)
+    assert worker.published_title(COFFEE) is None
+    assert worker.published_title(TEA) == TEA
+
+
+async def test_a_version_that_compaction_took_is_encoded_again_from_the_catalog(
+    worker: CatalogWorker,
+) -> None:
+    tea = worker.item(TEA, title="Green tea")
+    worker.path._partitions[0].position = tea.offset
+    await write_as_zombie(worker, TEA, None)
+    await repaired(worker, [tea])
+    assert worker.published_title(TEA) == "Green tea"
+
+
+async def test_a_late_copy_of_our_own_write_is_overwritten_too(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, title="Green tea"))
+    await write_as_zombie(worker, TEA, None, epoch=1)
+    await repaired(worker)
+    assert worker.published_title(TEA) == "Green tea"
+
+
+async def test_a_later_owners_record_ends_this_worker(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA))
+    await write_as_zombie(worker, TEA, None, epoch=9)
+    with pytest.raises(StopWorker, match="written in epoch 9, expected at most ours, 1: another worker owns"):
+        await repaired(worker)
+
+
 # Bad input and faults
+
+
+async def test_an_item_whose_vector_record_no_broker_takes_is_a_dead_letter(worker: CatalogWorker) -> None:
+    await worker.apply(worker.item(TEA, tags=["x" * 1_040_000]), worker.item(COFFEE))
+    assert worker.reasons() == ["too_large"]
+    assert [record.key for record in worker.vectors()] == [b"coffee"]
+    assert worker.path._partitions[0].stamps.keys() == {item_key(COFFEE)}
 
 
 async def test_bad_items_go_to_the_dead_letters_and_the_others_are_indexed(worker: CatalogWorker) -> None:
@@ -350,7 +577,7 @@ async def test_a_vector_that_is_not_finite_reaches_neither_index_nor_topic(start
     worker = CatalogWorker(Broken(starter), None)  # type: ignore[arg-type]
     await worker.apply(worker.item(TEA), worker.item("broken", title="not a number"), worker.item(COFFEE))
     assert worker.reasons() == ["bad_vector"]
-    assert set(worker.producer.latest(worker.topics.vectors)) == {b"tea", b"coffee"}
+    assert {record.key for record in worker.vectors()} == {b"tea", b"coffee"}
     await worker.close()
 
 
@@ -367,7 +594,7 @@ async def test_of_a_batch_that_our_own_code_fails_on_the_culprit_alone_is_dead_l
     batch = await worker.apply(*records[:3], worker.delete("old"), *records[3:])
     assert worker.reasons() == ["internal_error"]
     published = worker.producer.latest(worker.topics.vectors)
-    assert set(published) == {b"old", *(f"item {n}".encode() for n in range(6) if n != place)}
+    assert set(published) == {CLAIM_KEY, b"old", *(f"item {n}".encode() for n in range(6) if n != place)}
     assert published[b"old"].value is None
     for number, title in enumerate(titles):
         if number != place:
@@ -393,11 +620,11 @@ class _AwayIndex:
     def __init__(self, index: Index) -> None:
         self._index, self.is_away, self.refused = index, True, 0
 
-    async def put(self, points: Sequence[Point]) -> None:
+    async def put(self, points: Sequence[Point]) -> Stored:
         if self.is_away:
             self.refused += 1
             raise IndexUnavailable("told to be away")
-        await self._index.put(points)
+        return await self._index.put(points)
 
 
 @pytest.fixture
@@ -457,7 +684,7 @@ async def test_changes_wait_however_long_it_takes_and_arrive_in_order(
     assert (worker.path.index_away_s, worker.failures) == (86_400, [])
     away.is_away = False
     assert [batch.finished for batch in await asyncio.gather(first, second)] == [True, True]
-    assert [record.key for record in worker.producer.records(worker.topics.vectors)] == [
+    assert [record.key for record in worker.vectors()] == [
         b"tea",
         b"coffee",
         b"tea",

@@ -1,6 +1,6 @@
 """The newest version of each item of a partition: read from the vectors topic, kept while it is written."""
 
-from types import SimpleNamespace
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -9,11 +9,15 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from headwater.encoder.features import item_key
 from headwater.errors import PartitionLost, StopWorker
-from headwater.index import NO_VERSION, Point, VersionStamp
-from headwater.index.vectors_topic import payload_of, record_of
+from headwater.index import NO_VERSION, Point, VersionStamp, vectors_topic
+from headwater.index.vectors_topic import claim_of_owner, payload_of, record_of
+from headwater.kafka.publish import Outgoing
+from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.topics import Topics
 from headwater.messages import Item
-from headwater.paths.item_versions import ItemVersions, read_versions
+from headwater.metrics import Metrics
+from headwater.paths import item_versions
+from headwater.paths.item_versions import MARKS_KEPT_S, ItemVersions, read_versions
 
 TOPICS = Topics.named("test.")
 BUNDLE = "a-bundle"
@@ -37,13 +41,18 @@ class TopicsInMemory:
         self._catalog_end = catalog_end
         self._position = 0
 
-    def write(self, *points: Point, bundle: str = BUNDLE) -> None:
+    def write(self, *points: Point, bundle: str = BUNDLE, epoch: int = 1) -> None:
         for each in points:
-            sent = record_of(each, bundle, 0)
-            place = (TOPICS.vectors, 0, len(self._records))
-            self._records.append(
-                ConsumerRecord(*place, 0, 0, sent.key, sent.value, None, 0, 0, tuple(sent.headers))
-            )
+            self.send(record_of(each, bundle, 0, epoch))
+
+    def claim(self, epoch: int, position: int) -> None:
+        self.send(claim_of_owner(epoch, position, BUNDLE))
+
+    def send(self, sent: Outgoing) -> None:
+        place = (TOPICS.vectors, 0, len(self._records))
+        self._records.append(
+            ConsumerRecord(*place, 0, 0, sent.key, sent.value, None, 0, 0, tuple(sent.headers))
+        )
 
     def assign(self, tps: Any) -> None: ...
 
@@ -67,9 +76,10 @@ class TopicsInMemory:
     async def read(self) -> tuple[ItemVersions, bool]:
         """The versions of partition 0, and whether some are of another bundle."""
         versions = ItemVersions(0)
-        stale = await read_versions(cast(Any, self), TOPICS, [versions], BUNDLE)
-        assert stale in ([], [versions])
-        return versions, bool(stale)
+        skipped = SkippedRecords(Metrics())
+        known = await read_versions(cast(Any, self), TOPICS, [versions], BUNDLE, skipped)
+        self.highest_epoch = known.highest_epoch[0]
+        return versions, bool(known.foreign[0])
 
 
 @pytest.fixture
@@ -110,7 +120,7 @@ async def test_a_record_that_nobody_can_read_does_not_keep_the_worker_from_start
     topics: TopicsInMemory,
 ) -> None:
     topics.write(point("tea", 1))
-    topics._records.append(SimpleNamespace(value=b"{", headers=(), partition=0, offset=1, key=b"tea"))
+    topics.send(Outgoing(b"tea", b"{"))
     versions, _ = await topics.read()
     assert set(versions.stamps) == {TEA}
 
@@ -120,6 +130,65 @@ async def test_a_catalog_that_is_shorter_than_what_is_known_of_it_stops_the_work
     topics.write(point("tea", 7))
     with pytest.raises(StopWorker, match=r"changes up to offset 7 are known.*5.*re-created"):
         await topics.read()
+
+
+async def test_a_record_from_beyond_the_catalog_is_passed_over_where_a_claim_vouches_for_the_rest() -> None:
+    topics = TopicsInMemory(catalog_end=5)
+    topics.write(point("tea", 2))
+    topics.claim(1, 4)
+    topics.write(point("soap", 2**62))
+    versions, _ = await topics.read()
+    assert set(versions.stamps) == {TEA}
+    assert set(versions.holes) == {SOAP}
+
+
+async def test_a_stale_owners_records_are_no_versions_and_leave_holes(topics: TopicsInMemory) -> None:
+    topics.write(point("tea", 9, version=4), deleted("soap", 8), epoch=3)
+    topics.claim(3, 9)
+    topics.write(point("tea", 1, version=1), point("soap", 2), epoch=2)
+    versions, _ = await topics.read()
+    assert versions.stamps == {TEA: VersionStamp(4, 9), SOAP: VersionStamp(NO_VERSION, 8)}
+    assert set(versions.holes) == {TEA, SOAP}
+    assert (topics.highest_epoch, versions.position, versions.is_claimed) == (3, 9, True)
+
+
+async def test_a_hole_that_was_written_again_is_none(topics: TopicsInMemory) -> None:
+    topics.write(point("tea", 9), epoch=3)
+    topics.write(point("tea", 1), epoch=2)
+    topics.write(point("tea", 9), epoch=3)
+    versions, _ = await topics.read()
+    assert versions.holes == {}
+
+
+async def test_of_two_items_with_one_key_the_first_is_known(
+    topics: TopicsInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors_topic, "item_key", lambda item_id: TEA)
+    topics.write(point("tea", 1), point("thief", 2))
+    versions, _ = await topics.read()
+    assert (versions.stamps, versions.ids) == ({TEA: VersionStamp(NO_VERSION, 1)}, {TEA: "tea"})
+
+
+def test_marks_of_deletions_are_forgotten_after_weeks_and_the_oldest_of_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(item_versions, "_MAX_MARKS", 2)
+    versions = ItemVersions(0)
+    versions.add_published([point("tea", 1), deleted("soap", 2), deleted("cup", 3), deleted("pot", 4)])
+    assert set(versions.ids.values()) == {"tea", "cup", "pot"}
+    assert set(versions.stamps) == set(versions.ids)
+    versions.sweep(time.time() + MARKS_KEPT_S + 60)
+    assert set(versions.ids.values()) == {"tea"}
+
+
+def test_what_others_write_leaves_a_gap_between_our_own_records() -> None:
+    versions = ItemVersions(0)
+    versions.mark_written(0, 4)
+    versions.mark_written(4, 6)
+    assert versions.gaps == []
+    versions.mark_written(9, 10)
+    versions.mark_written(12, 12)
+    assert versions.gaps == [(6, 9), (10, 12)]
 
 
 def test_the_first_hundred_items_are_audited_until_they_are_deleted() -> None:

@@ -16,7 +16,9 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.index import IndexRefused, IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
 from headwater.index.vectors_topic import payload_of, record_of
+from headwater.kafka.skipped import SkippedRecords
 from headwater.messages import Item
+from headwater.metrics import Metrics
 from headwater.paths import shared_index
 from headwater.paths.item_versions import ItemVersions
 from headwater.paths.shared_index import has_audited, keep_filled, put_or_wait
@@ -32,7 +34,7 @@ def point(item_id: str, offset: int, *, title: str = "", deleted: bool = False) 
 
 
 def records(*points: Point, bundle: str = BUNDLE) -> list[ConsumerRecord]:
-    sent = [record_of(each, bundle, 0) for each in points]
+    sent = [record_of(each, bundle, 0, 1) for each in points]
     return [
         ConsumerRecord("vectors", 0, n, 0, 0, each.key, each.value, None, 0, 0, tuple(each.headers))
         for n, each in enumerate(sent)
@@ -120,7 +122,9 @@ async def test_what_the_index_has_lost_is_put_again_and_what_was_deleted_is_not(
         finally:
             closed.append(True)
 
-    keeping = asyncio.ensure_future(keep_filled(index, versions, BUNDLE, "vectors", published))
+    keeping = asyncio.ensure_future(
+        keep_filled(index, versions, BUNDLE, "vectors", published, SkippedRecords(Metrics()))
+    )
     await until(lambda: closed and not versions.waits)
     found = (await index.items([item_key(name) for name in ("tea", "coffee", "gone", "foreign")])).values()
     assert {each["item_id"]: each["title"] for each in found} == {"tea": "green tea", "coffee": "coffee"}
@@ -140,7 +144,9 @@ async def test_what_a_refill_does_not_bring_back_is_not_asked_for_again(
     async def published(partition: int) -> AsyncGenerator[Sequence[ConsumerRecord], None]:
         yield records(point("tea", 1))
 
-    keeping = asyncio.ensure_future(keep_filled(index, versions, BUNDLE, "vectors", published))
+    keeping = asyncio.ensure_future(
+        keep_filled(index, versions, BUNDLE, "vectors", published, SkippedRecords(Metrics()))
+    )
     await until(lambda: versions.audited == {item_key("tea")})
     keeping.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -222,3 +222,14 @@ def test_trends_as_of_the_future_fade_from_now_on() -> None:
     trend = trends.of(0)
     assert trend is not None
     assert trend.at_ms == now_ms
+
+
+def test_a_stale_owners_trend_and_a_late_copy_change_nothing() -> None:
+    trends = Trends()
+    newest = Trend(0, START_MS, 100.0, [("a", 1.0)], epoch=2, written_ms=50)
+    assert trends.put(newest)
+    assert not trends.put(Trend(0, START_MS, 100.0, [("stale", 9.0)], epoch=1, written_ms=99))
+    assert not trends.put(Trend(0, START_MS, 100.0, [("late", 9.0)], epoch=2, written_ms=49))
+    assert [item.item_id for item in trends.popular()] == ["a"]
+    assert trends.put(Trend(0, START_MS, 100.0, [("heir", 1.0)], epoch=3, written_ms=1))
+    assert [item.item_id for item in trends.popular()] == ["heir"], "whatever its clock says"

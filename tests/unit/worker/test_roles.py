@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import pytest_asyncio
+from aiokafka import ConsumerRecord
 
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, item_key
@@ -18,7 +19,7 @@ from headwater.kafka.broker_clock import PROBE_KEY, BrokerClock
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.supervision import Background
 from headwater.kafka.topics import Topics
-from headwater.messages import Trend
+from headwater.messages import Trend, encode
 from headwater.metrics import Metrics
 from headwater.paths.observer import Observer
 from headwater.recall.popularity import HALF_LIFE_S, Counts, Trends
@@ -158,3 +159,57 @@ def test_counts_of_a_partition_that_has_gone_go_too() -> None:
     counts = {0: bought("tea"), 1: bought("soap")}
     keep_counts(counts, {1}, Trends())
     assert set(counts) == {1}
+
+
+async def test_a_catalog_worker_sees_from_trends_that_interests_workers_have_another_bundle(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    def record(key: bytes, value: bytes) -> ConsumerRecord:
+        return ConsumerRecord("trends", 0, 0, 0, 0, key, value, None, 0, 0, ())
+
+    def trend(bundle: str) -> ConsumerRecord:
+        return record(b"1", encode(Trend(1, NOW_MS, HALF_LIFE_S, [], bundle=bundle)))
+
+    role = CatalogRole(common(encoder, tmp_path), None)
+    await role._compare_bundles([trend(encoder.id), trend("another"), record(PROBE_KEY, b"{}")])
+    assert role.other_bundles == {"another"}
+    await role._compare_bundles([record(PROBE_KEY, b"{}"), record(b"1", b"{")])
+    assert role.other_bundles == {"another"}, "nothing that says otherwise"
+    await role._compare_bundles([trend(encoder.id)])
+    assert role.other_bundles == set()
+    await role._compare_bundles([trend("")])
+    assert role.other_bundles == set(), "a version that does not say"
+
+
+def test_an_owner_of_a_partition_publishes_at_once_with_an_epoch_above_the_last_ones() -> None:
+    trends = Trends()
+    trends.put(Trend(1, NOW_MS, HALF_LIFE_S, [("soap", 4.0)], epoch=6))
+    counts: dict[int, Counts] = {}
+    keep_counts(counts, {0, 1}, trends)
+    assert (counts[0].epoch, counts[1].epoch) == (0, 7)
+    assert counts[0].changed
+    assert counts[1].changed
+    keep_counts(counts, {0, 1}, trends)
+    assert counts[1].epoch == 7, "it stays the owner"
+
+
+async def test_a_bad_trend_is_passed_over_and_a_stale_one_has_ours_published_again(
+    encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
+) -> None:
+    def record(trend: Trend) -> ConsumerRecord:
+        return ConsumerRecord(
+            "trends", 0, 0, 0, 0, str(trend.partition).encode(), encode(trend), None, 0, 0, ()
+        )
+
+    given = common(encoder, tmp_path)
+    role = InterestsRole(given, own_index, given.producer, given.producer)
+    role._clicks.counts[1] = Counts()
+    await role._put_trends([record(Trend(1, NOW_MS, HALF_LIFE_S, [("soap", 4.0)], epoch=2))])
+    assert not role._clicks.counts[1].changed
+    zero = record(Trend(1, NOW_MS, 0.0, [("soap", 4.0)], epoch=3))
+    await role._put_trends([zero, record(Trend(1, NOW_MS, HALF_LIFE_S, [("stale", 9.0)], epoch=1))])
+    assert [item.item_id for item in role._trends.popular()] == ["soap"]
+    assert role._clicks.counts[1].changed
+    skipped = given.metrics.skipped_records_total
+    assert [skipped.labels("trends", reason)._value.get() for reason in ("bad_half_life", "older")] == [1, 1]
+    await role.profiles.stop()

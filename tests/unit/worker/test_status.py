@@ -56,6 +56,8 @@ class Group:
 class Shop:
     """A worker of the interests role without Kafka: its profiles, vectors and index are real."""
 
+    other_bundles: frozenset[str] = frozenset()
+
     def __init__(self, status: Status, index: EdgeIndex) -> None:
         self.worker = InterestsWorker({"tea": "Green tea", "soap": "Hand soap"}, topic_prefix="test.")
         self.group, self.is_complete, self.waiting = Group(), True, False
@@ -96,6 +98,18 @@ async def test_a_worker_that_has_to_stop_is_not_well_and_says_why(
     failed.set_result("clicks-2 stands still")
     said = status.health()
     assert (said["ok"], said["reason"]) == (False, "clicks-2 stands still")
+
+
+async def test_health_names_both_bundles_where_the_roles_differ(status: Status) -> None:
+    status.bundle_id = "ours"
+    status.catalog = cast(
+        Any, SimpleNamespace(group=None, other_bundles=set(), path=SimpleNamespace(index_away_s=0.0))
+    )
+    assert status.health()["bundle_mismatch"] is None
+    status.catalog.other_bundles = {"theirs"}
+    said = status.health()
+    assert said["ok"], "it goes on"
+    assert "this worker has bundle ours, and the interests workers have theirs" in said["bundle_mismatch"]
 
 
 async def test_health_says_by_how_much_the_clock_is_ahead_of_the_brokers(status: Status) -> None:

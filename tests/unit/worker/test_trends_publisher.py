@@ -1,5 +1,6 @@
 """What is popular is published where it has changed, with the ids that the index knows."""
 
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,9 +14,9 @@ from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.errors import StopWorker
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
-from headwater.messages import decode_trend
+from headwater.messages import BadMessage, decode_trend
 from headwater.recall.popularity import Counts
-from headwater.worker.trends_publisher import TrendsPublisher
+from headwater.worker.trends_publisher import TrendsPublisher, read_trend
 from tests.support.recording_producer import RecordingProducer
 
 TOPIC = "test.trends"
@@ -58,13 +59,13 @@ def published(producer: RecordingProducer) -> dict[int, list[str]]:
 async def test_items_are_named_most_popular_first(index: EdgeIndex) -> None:
     producer, counts = RecordingProducer(1), Counts()
     bought(counts, "tea", "coffee", "coffee")
-    await TrendsPublisher(cast(Any, producer), TOPIC, index, {3: counts}).publish()
+    await TrendsPublisher(cast(Any, producer), TOPIC, index, {3: counts}, "a-bundle").publish()
     assert published(producer) == {3: ["coffee", "tea"]}
 
 
 async def test_a_partition_without_new_clicks_is_not_published_again(index: EdgeIndex) -> None:
     producer, counts = RecordingProducer(1), {0: Counts(), 1: Counts()}
-    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, counts)
+    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, counts, "a-bundle")
     bought(counts[0], "tea")
     await publisher.publish()
     bought(counts[1], "coffee")
@@ -76,13 +77,13 @@ async def test_a_partition_without_new_clicks_is_not_published_again(index: Edge
 async def test_an_item_that_the_index_does_not_have_is_left_out(index: EdgeIndex) -> None:
     producer, counts = RecordingProducer(1), Counts()
     bought(counts, "tea", "unheard of")
-    await TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts}).publish()
+    await TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts}, "a-bundle").publish()
     assert published(producer) == {0: ["tea"]}
 
 
 async def test_a_deleted_item_is_no_longer_named(index: EdgeIndex) -> None:
     producer, counts = RecordingProducer(1), Counts()
-    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts})
+    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts}, "a-bundle")
     bought(counts, "tea", "coffee")
     await publisher.publish()
     await index.put([point("tea", 9, deleted=True)])
@@ -95,7 +96,9 @@ async def test_a_deleted_item_is_no_longer_named(index: EdgeIndex) -> None:
 async def test_counts_keep_while_the_index_is_away() -> None:
     producer, counts = RecordingProducer(1), Counts()
     bought(counts, "tea")
-    await TrendsPublisher(cast(Any, producer), TOPIC, cast(Any, AwayIndex()), {0: counts}).publish()
+    await TrendsPublisher(
+        cast(Any, producer), TOPIC, cast(Any, AwayIndex()), {0: counts}, "a-bundle"
+    ).publish()
     assert producer.records(TOPIC) == []
     assert counts.changed
 
@@ -104,8 +107,56 @@ async def test_the_last_trends_hold_up_no_rebalance_where_the_broker_takes_nothi
     producer, counts = RecordingProducer(1), Counts()
     producer.down = True
     bought(counts, "tea")
-    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts})
+    publisher = TrendsPublisher(cast(Any, producer), TOPIC, index, {0: counts}, "a-bundle")
     with pytest.raises(StopWorker):
         await publisher.publish()
     bought(counts, "tea")
     await publisher.publish_last()
+
+
+# Reading
+
+
+def trend(**fields: Any) -> bytes:
+    given = {"partition": 3, "at_ms": NOW_MS, "half_life_s": 604_800.0, "counts": [["tea", 1.5]], **fields}
+    return json.dumps(given).encode()
+
+
+def test_what_an_owner_publishes_is_read() -> None:
+    read = read_trend(b"3", trend(epoch=4, written_ms=NOW_MS, bundle="a-bundle"), 4, NOW_MS)
+    assert (read.counts, read.epoch, read.bundle) == ([("tea", 1.5)], 4, "a-bundle")
+    assert read_trend(b"3", trend(), 4, NOW_MS).epoch == 0, "of a version without epochs"
+
+
+BAD = {
+    "no JSON": b"{",
+    "no UTF-8": b'{"partition": "\xff"}',
+    "null": None,
+    "half-life 0": trend(half_life_s=0),
+    "a negative half-life": trend(half_life_s=-1),
+    "a half-life that is no number": trend().replace(b"604800.0", b"NaN"),
+    "a half-life beyond all numbers": trend().replace(b"604800.0", b"1e999"),
+    "another partition": trend(partition=4),
+    "a negative partition": trend(partition=-1),
+    "the future": trend(at_ms=NOW_MS + 3 * 86_400_000),
+    "before time": trend(at_ms=-1),
+    "written in the future": trend(written_ms=NOW_MS + 3 * 86_400_000),
+    "an epoch that nobody reaches": trend(epoch=2**31),
+    "more weight than there is": trend(counts=[["tea", 1e300]]),
+    "less than nothing": trend(counts=[["tea", -1.0]]),
+    "no id": trend(counts=[["", 1.0]]),
+    "an id without end": trend(counts=[["x" * 1_000, 1.0]]),
+    "too many items": trend(counts=[[str(number), 1.0] for number in range(1_001)]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_no_owner_publishes_is_refused(name: str) -> None:
+    with pytest.raises(BadMessage):
+        read_trend(b"3", BAD[name], 4, NOW_MS)
+
+
+@pytest.mark.parametrize("key", [b"2", b"", None, b"\xff"])
+def test_a_trend_under_another_key_is_refused(key: bytes | None) -> None:
+    with pytest.raises(BadMessage, match="under the key"):
+        read_trend(key, trend(), 4, NOW_MS)

@@ -1,0 +1,87 @@
+"""Writing the vectors of an owned catalog partition, and noticing what others wrote there.
+
+**Zombie fencing.** A stale owner's write leaves a gap between our own offsets on the vectors topic. The gap is read, and
+every item that it overwrote is written again (`catalog.py`): compaction keeps what comes last.
+"""
+
+from collections.abc import Sequence
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from headwater.errors import StopWorker
+from headwater.index.vectors_topic import OwnersClaim, claim_of_owner, read_records
+from headwater.kafka.epochs import next_epoch
+from headwater.kafka.fast_client.producer import Producer
+from headwater.kafka.publish import Outgoing, Refused, send_all
+from headwater.kafka.read_to_end import read_to_end
+from headwater.kafka.skipped import SkippedRecords
+from headwater.paths.item_versions import ItemVersions, stamp_of
+
+log = structlog.get_logger(__name__)
+
+
+class VectorsWriter:
+    """The only writer of the vectors topic in this worker. Hold the lock of a partition while its records are written."""
+
+    def __init__(self, producer: Producer, topic: str, skipped: SkippedRecords) -> None:
+        self._producer, self.topic, self._skipped = producer, topic, skipped
+
+    async def write(self, versions: ItemVersions, records: Sequence[Outgoing]) -> list[Refused]:
+        """Write records of one partition, in order; wait until they are acknowledged but those returned.
+
+        Raises:
+            PartitionLost: the partition was taken away.
+            StopWorker: the broker did not take them.
+        """
+        versions.require()
+        sent = await send_all(self._producer, self.topic, versions.partition, records)
+        for written in await sent.settled():
+            versions.mark_written(written.start, written.stop)
+        return sent.refused
+
+    async def claim_partition(self, versions: ItemVersions, highest_epoch: int, bundle_id: str) -> None:
+        """Take the epoch after the highest one seen, and say so on the topic. Raises as `write` does."""
+        versions.epoch = next_epoch(highest_epoch, 0)
+        await self.claim(versions, versions.position, bundle_id)
+
+    async def claim(self, versions: ItemVersions, position: int, bundle_id: str) -> None:
+        """Say that everything in the catalog up to ``position`` is in the topic. Raises as `write` does."""
+        versions.position = max(position, versions.position)
+        await self.write(versions, [claim_of_owner(versions.epoch, versions.position, bundle_id)])
+
+    async def read_gaps(self, consumer: AIOKafkaConsumer, versions: ItemVersions, bundle_id: str) -> None:
+        """Read what others wrote between our own records, and add the items that it overwrote to ``versions.holes``.
+
+        Our own late copies, which the broker took after all when they had long been sent again, are treated the same.
+
+        Raises:
+            PartitionLost: the partition was taken away.
+            StopWorker: a later owner has written, or the gap cannot be read.
+            KafkaError: the broker is away, or refuses.
+        """
+        tp = TopicPartition(self.topic, versions.partition)
+        while versions.gaps:
+            start, stop = versions.gaps[0]
+            consumer.assign([tp])
+            consumer.seek(tp, start)
+            is_claimed = False
+            async for run in read_to_end(consumer, [tp], {tp: stop}):
+                within = [record for record in run.records if record.offset < stop]
+                for record, found in read_records(within, self._skipped):
+                    if found.epoch > versions.epoch:
+                        versions.require()
+                        raise StopWorker(
+                            f"{tp.topic}-{tp.partition}: offset {record.offset} was written in epoch {found.epoch}, "
+                            f"expected at most ours, {versions.epoch}: another worker owns this partition. This one must "
+                            "be started again"
+                        )
+                    if isinstance(found, OwnersClaim):
+                        is_claimed = True
+                    elif found.epoch < versions.epoch or versions.stamps.get(found.point.key) != stamp_of(
+                        found.point
+                    ):
+                        versions.add_hole(found.point)
+            del versions.gaps[0]
+            if is_claimed:  # the newest claim has to be ours; and another owner may have taken the same epoch
+                await self.claim_partition(versions, versions.epoch, bundle_id)
