@@ -89,6 +89,7 @@ class EdgeIndex:
         self._rows = np.zeros((1024, dim), dtype=np.float32)
         self._free_rows = list(range(1023, -1, -1))
         self._marks: dict[int, float] = {}  # of deletions: key -> when it was set, oldest first
+        self._number_indexes = fields.NumberIndexes()
         self._hidden = 0  # items that are not available
         self._is_closed = False
         self._pacer = Pacer()
@@ -253,13 +254,15 @@ class EdgeIndex:
             hidden = point.vector is not None and not is_available(point.payload)
             self._hidden += hidden - (held is not None and held.is_hidden)
             self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload, hidden)
-            documents[point.key] = None if point.vector is None else fields.document(point.payload)
+            document = None if point.vector is None else fields.document(point.payload)
+            documents[point.key] = document
+            if document is not None and (held is None or held.row < 0):
+                self._index_numbers(document)
             self._marks.pop(point.key, None)  # the newest is last
             if point.vector is None:
                 self._marks[point.key] = now_s
             done.points.append(point)
         if documents:
-            self._index_numbers(document for document in documents.values() if document is not None)
             self._write(self.shard, documents)
             self.graph.note_put(documents, sum(document is not None for document in documents.values()))
 
@@ -291,13 +294,17 @@ class EdgeIndex:
         if gone:
             shard.delete(gone)
 
-    def _index_numbers(self, documents: Iterable[fields.Document]) -> None:
-        """Give an attribute's numbers an index when its name first appears, before the first item that has it."""
-        new = {field for document in documents for field in document.numbers} - self.shard.number_fields
-        for field in new:
-            if len(self.shard.number_fields) <= fields.MAX_NUMBER_FIELDS:
-                require_room(self._folder)
-                self.shard.index_numbers(field)
+    def _index_numbers(self, document: fields.Document) -> None:
+        """Give the numbers of a new item's attributes an index, as far as there is room for their names."""
+        wanted = self._number_indexes.wanted(document, self.shard.number_fields - {"price"})
+        exchange = self._number_indexes.rarest_below(document, self.shard.number_fields - {"price"})
+        if exchange is not None:
+            field, rarest = exchange
+            self.shard.drop_numbers(rarest)
+            wanted = [field]
+        for field in wanted:
+            require_room(self._folder)
+            self.shard.index_numbers(field)
 
     def _live(self, keys: Iterable[int]) -> Iterator[tuple[int, _Item]]:
         for key in keys:

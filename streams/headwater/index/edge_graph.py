@@ -173,6 +173,8 @@ class SearchGraph:
         while len(changed) > _CATCH_UP_LAST:
             self._index.copy_to(fresh, [changed.pop() for _ in range(min(_CATCH_UP_SLICE, len(changed)))])
             await asyncio.sleep(0)
+        for field in fresh.number_fields - self._index.shard.number_fields:
+            fresh.drop_numbers(field)
         for field in self._index.shard.number_fields - fresh.number_fields:
             fresh.index_numbers(field)
         self._index.copy_to(fresh, changed)

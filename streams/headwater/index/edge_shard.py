@@ -65,10 +65,15 @@ class Shard:
         return cls(path, engine.EdgeShard.load(str(path)), number_fields)
 
     def index_numbers(self, field: str) -> None:
-        """Give a field of numbers an index, before the first item that has it."""
+        """Give a field of numbers an index."""
         operation = engine.UpdateOperation.create_field_index(field, engine.PayloadSchemaType.Float)
         self._shard.update(operation)
         self.number_fields.add(field)
+
+    def drop_numbers(self, field: str) -> None:
+        """Take the index of a field of numbers away."""
+        self._shard.update(engine.UpdateOperation.delete_field_index(field))
+        self.number_fields.discard(field)
 
     def put(self, documents: Mapping[int, fields.Document], vectors: NDArray[np.float32]) -> None:
         """Store items by key with their vectors, (items, dim), in the same order."""

@@ -5,14 +5,15 @@ them. Attributes may then have any number, name and type. An index for each name
 all items, and an escape for odd names.
 
 **Numbers.** Ranges need numbers, so `price`, `since_ms` and each numeric attribute have a field and an index of their own.
-At most 64 fields are indexed. Filters on further ones stay right, but the engine reads every item.
+At most 64 fields are indexed, those that most items have (`NumberIndexes`). Filters on further ones stay right, but the
+engine reads every item.
 
 **Availability** is a word too. In a scan of 92,000 items, requiring the word costs a search 1-2 ms, excluding items that
 lack it 13 ms, and the engine's own index of bools 130 ms. So `condition` requires it, unless an index drops unavailable
 items itself (`edge.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +34,9 @@ from headwater.index.filters import (
 )
 
 MAX_NUMBER_FIELDS = 64
+# Names whose items are counted. Beyond it the rarer half is forgotten.
+_MAX_COUNTED = 4096
+_FEW = 16
 _PLAIN_FIELDS = ("category", "tags", "price", "available", "since_ms")
 
 
@@ -41,6 +45,40 @@ class Document(NamedTuple):
 
     words: list[str]
     numbers: dict[str, list[float]]
+
+
+class NumberIndexes:
+    """Decides which fields of numbers have an index, by how many new items had them.
+
+    The first 16 get one at once, further ones when 16 items have had them: no item fills all room by itself. Where all items
+    are counted, a full room is given to what many more items have (`rarest_below`).
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[str, int] = {}
+
+    def wanted(self, document: Document, indexed: Set[str]) -> list[str]:
+        """Count a new item, and return its fields that are to be indexed now; ``indexed`` are, besides the price."""
+        wanted: list[str] = []
+        for field in document.numbers.keys() - {"price"}:
+            self._items[field] = items = self._items.get(field, 0) + 1
+            room = MAX_NUMBER_FIELDS - len(indexed) - len(wanted)
+            if field not in indexed and room > 0 and (items >= _FEW or room > MAX_NUMBER_FIELDS - _FEW):
+                wanted.append(field)
+        if len(self._items) > _MAX_COUNTED:
+            common = sorted(self._items.items(), key=lambda pair: -pair[1])[: _MAX_COUNTED // 2]
+            self._items = dict(common)
+        return wanted
+
+    def rarest_below(self, document: Document, indexed: Set[str]) -> tuple[str, str] | None:
+        """A field of the item that has no index, and the one whose index has to go for it: the item's is on twice as many."""
+        others = document.numbers.keys() - indexed - {"price"}
+        if not others or len(indexed) < MAX_NUMBER_FIELDS:
+            return None
+        field = max(others, key=lambda name: self._items.get(name, 0))
+        rarest = min(indexed, key=lambda name: self._items.get(name, 0))
+        has_more = self._items.get(field, 0) > max(2 * self._items.get(rarest, 0), _FEW)
+        return (field, rarest) if has_more else None
 
 
 @dataclass(frozen=True, slots=True)

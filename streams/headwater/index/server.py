@@ -127,6 +127,7 @@ class ServerIndex:
             f"Qdrant at {server.url}", self._look, timeout_s=server.timeout_s, tries=server.tries
         )
         self._indexed_fields: set[str] = set()
+        self._number_indexes = fields.NumberIndexes()
 
     @classmethod
     async def connect(cls, server: ServerAddress, collection: Collection) -> "ServerIndex":
@@ -259,7 +260,10 @@ class ServerIndex:
         old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
         marks = models.Filter(must=[server_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
-        await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
+        try:
+            await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
+        except AioRpcError as problem:
+            raise IndexUnavailable(self._calls.refusal(problem)) from problem
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
@@ -307,7 +311,7 @@ class ServerIndex:
         replaces: list[models.UpdateOperation] = []
         for point, stamp in versions:
             document = fields.document(point.payload) if point.vector is not None else None
-            if document is not None:
+            if document is not None and point.key in new:
                 await self._index_numbers(document)
             struct = self._struct(point, stamp, document)
             if point.key in new:
@@ -341,9 +345,9 @@ class ServerIndex:
         return models.PointStruct(id=point.key, vector=vector, payload=payload)
 
     async def _index_numbers(self, document: fields.Document) -> None:
-        for field in document.numbers.keys() - self._indexed_fields:
-            if len(self._indexed_fields) <= fields.MAX_NUMBER_FIELDS:
-                await self._create_index(field, models.PayloadSchemaType.FLOAT)
+        """Give the numbers of a new item's attributes an index. None is taken away: this worker sees a part of the items."""
+        for field in self._number_indexes.wanted(document, self._indexed_fields - {"price"}):
+            await self._create_index(field, models.PayloadSchemaType.FLOAT)
 
     # -- the collection ----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ A worker of role `all` has both.
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -21,7 +22,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from prometheus_client import Counter
 
 from headwater.encoder.runtime import Encoder
-from headwater.index import Index
+from headwater.index import Index, IndexUnavailable
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.key_holders import KeyHolders
 from headwater.index.vectors_topic import VectorsFollower
@@ -40,6 +41,7 @@ from headwater.metrics import Metrics
 from headwater.paths.answering import Outbox
 from headwater.paths.catalog import CatalogPath
 from headwater.paths.clicks import ClickPath
+from headwater.paths.item_versions import MARKS_KEPT_S
 from headwater.paths.observer import Observer
 from headwater.paths.requests import RequestPath
 from headwater.paths.serving import Serving
@@ -60,6 +62,7 @@ Role = Literal["all", "interests", "catalog"]
 # Reading the vectors of a million items takes a minute. A topic that cannot be read fails by itself long before this.
 _FOLLOWED_WITHIN_S: Final = 900.0
 _CLAIM_S: Final = 1.0
+_SWEEP_S: Final = 3_600.0
 
 
 class Common(NamedTuple):
@@ -189,6 +192,8 @@ class InterestsRole:
         group.on_interrupt(self.profiles.interrupt)
         group.on_revoked(self._revoked)
         common.background.start(self._trends_publisher.run())
+        if not from_end:
+            common.background.start(keep_swept(self.index))
         common.background.start(self._eraser.run())
         stack.push_async_callback(self._trends_publisher.publish_last)
         return group
@@ -257,7 +262,9 @@ class CatalogRole:
     def __init__(self, common: Common, index: Index | None) -> None:
         self._common = common
         self._threads = _thread("catalog")
-        filled = index if index is not None and index.filled_by == "the catalog worker" else None
+        filled = self._filled = (
+            index if index is not None and index.filled_by == "the catalog worker" else None
+        )
         serving = Serving(common.encoder, ItemVectors(common.encoder.dim), filled)
         self.path = CatalogPath(
             common.settings,
@@ -305,6 +312,8 @@ class CatalogRole:
         group.on_interrupt(self.path.interrupt)
         group.on_revoked(self._revoked)
         common.background.start(self._claim(group))
+        if self._filled is not None:
+            common.background.start(keep_swept(self._filled))
         return group
 
     async def _compare_bundles(self, records: Sequence[ConsumerRecord]) -> None:
@@ -347,6 +356,14 @@ def tell_lost(tp: TopicPartition, gap: Gap, is_new: bool, lost_total: Counter) -
             reason="deleted before they were read",
             remedy="raise the topic's retention.ms, or look why the workers were behind for so long",
         )
+
+
+async def keep_swept(index: Index) -> None:
+    """Have an index forget the marks of deletions that are weeks old, every hour, forever."""
+    while True:
+        await asyncio.sleep(_SWEEP_S)
+        with contextlib.suppress(IndexUnavailable):  # then it is for the next time
+            await index.sweep(time.time() - MARKS_KEPT_S)
 
 
 def keep_counts(counts: dict[int, Counts], owned: set[int], trends: Trends) -> None:

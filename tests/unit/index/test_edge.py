@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from headwater.encoder.features import item_key
-from headwater.index import Point, Query
+from headwater.index import Point, Query, edge
 from headwater.index.edge import EdgeIndex
+from headwater.index.fields import number_field
 from headwater.index.filters import parse
 from tests.support.edge_items import BY_HAND, DIM, items, names, remove, vectors
 
@@ -88,6 +89,32 @@ async def test_filters_stay_right_beyond_the_indexed_number_fields(index: EdgeIn
             [Query(np.ones(DIM, np.float32), 10, parse({f"attributes.n{i}": {"gte": i}}))]
         )
         assert [hit.item_id for hit in hits] == [str(i)]
+
+
+async def test_filters_stay_right_while_number_indexes_come_and_go(index: EdgeIndex) -> None:
+    def point(number: int, **attributes: float) -> Point:
+        vector = np.ones(DIM, np.float32)
+        return Point(item_key(str(number)), str(number), vector, {"attributes": attributes}, None, 0, 0)
+
+    greedy = {f"n{number}": 1.0 for number in range(100)}
+    await index.put([point(number, **greedy) for number in range(16)])
+    assert len(index.shard.number_fields) == 65
+    assert number_field("attributes.weight") not in index.shard.number_fields
+    await index.put([point(number, weight=float(number)) for number in range(16, 60)])
+    assert number_field("attributes.weight") in index.shard.number_fields
+    assert len(index.shard.number_fields) == 65
+    wanted = [({"attributes.weight": {"lt": 20}}, 4), ({"attributes.n99": {"gte": 1}}, 16)]
+    for where, count in [*wanted, ({f"attributes.n{number}": 1.0 for number in range(60)}, 16)]:
+        [hits] = await index.search([Query(np.ones(DIM, np.float32), 100, parse(where))])
+        assert len(hits) == count, where
+
+
+async def test_the_oldest_marks_of_deletions_make_room(
+    index: EdgeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "MAX_MARKS", 3)
+    await index.put([Point(number, str(number), None, {}, None, 0, 1) for number in range(10)])
+    assert sorted(index._items) == [7, 8, 9]
 
 
 async def test_other_work_runs_while_many_items_are_put(index: EdgeIndex) -> None:

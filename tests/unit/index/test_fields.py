@@ -3,7 +3,18 @@
 import pytest
 
 from headwater.encoder.features import item_key
-from headwater.index.fields import Group, HasKey, HasNumber, HasWord, condition, document, number_field
+from headwater.index.fields import (
+    MAX_NUMBER_FIELDS,
+    Document,
+    Group,
+    HasKey,
+    HasNumber,
+    HasWord,
+    NumberIndexes,
+    condition,
+    document,
+    number_field,
+)
 from headwater.index.filters import parse
 
 AVAILABLE = HasWord(("9:available:true",))
@@ -87,3 +98,41 @@ def test_a_choice_of_texts_and_numbers_is_either_of_both() -> None:
 def test_not_and_or_keep_their_shape() -> None:
     [shape, _] = condition(parse({"or": [{"category": "a"}, {"not": {"category": "b"}}]})).must
     assert shape == Group(should=(HasWord(("8:category=a",)), Group(must_not=(HasWord(("8:category=b",)),))))
+
+
+def numbered(*names: str) -> Document:
+    return Document([], {name: [1.0] for name in names})
+
+
+def test_one_item_does_not_take_all_number_indexes() -> None:
+    indexes = NumberIndexes()
+    greedy = numbered("price", *(f"n{number}" for number in range(64)))
+    indexed = set(indexes.wanted(greedy, set()))
+    assert len(indexed) == 16
+    assert "price" not in indexed, "it has one anyway"
+    for _ in range(14):
+        assert indexes.wanted(numbered("weight"), indexed) == []
+    assert indexes.wanted(numbered("weight"), indexed) == []
+    assert indexes.wanted(numbered("weight"), indexed) == ["weight"], "sixteen items have it"
+
+
+def test_what_many_items_have_takes_the_place_of_what_few_have() -> None:
+    indexes = NumberIndexes()
+    indexed: set[str] = set()
+    for _ in range(16):
+        indexed |= set(indexes.wanted(numbered(*(f"n{number}" for number in range(100))), indexed))
+    assert len(indexed) == MAX_NUMBER_FIELDS
+    for count in range(1, 34):
+        assert indexes.wanted(numbered("weight"), indexed) == []
+        exchange = indexes.rarest_below(numbered("weight"), indexed)
+        assert (exchange is not None) == (count > 32)
+    assert exchange is not None
+    assert exchange[0] == "weight"
+    assert exchange[1] in indexed
+
+
+def test_the_names_that_are_counted_are_bounded() -> None:
+    indexes = NumberIndexes()
+    for number in range(10_000):
+        indexes.wanted(numbered(f"n{number}"), set())
+    assert len(indexes._items) <= 4_096
