@@ -29,8 +29,8 @@ HALF_LIFE_S: Final = 7 * 86_400.0
 TOP: Final = 1_000
 # Beyond this the lighter half is dropped. The published items weigh far more.
 _MAX_ITEMS: Final = 200_000
-# The exponent of a float holds a thousand half-lives. The origin moves long before.
-_REBASE_HALF_LIVES: Final = 100.0
+# Weights are told as of the origin. It moves before they look like no counts any more: by then they are 256 times as high.
+_REBASE_HALF_LIVES: Final = 8.0
 # Of a user's events about as many count fully in this time as a log holds.
 _FULL_LOG_MS: Final = 86_400_000.0
 # At most so many events wait to be summed up: a few milliseconds of work.

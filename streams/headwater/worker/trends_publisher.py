@@ -25,6 +25,7 @@ _MAX_NAMES: Final = 100_000
 # Of trends that are read: a minute to ten years, and more weight than a partition of clicks can gather.
 _HALF_LIVES_S: Final = (60.0, 10 * 365 * 86_400.0)
 _MAX_WEIGHT: Final = 1e15
+_OLDEST_HALF_LIVES: Final = 110.0
 
 
 class TrendsPublisher:
@@ -114,8 +115,11 @@ def read_trend(key: bytes | None, value: bytes | None, partitions: int, now_ms: 
         )
     if len(trend.counts) > TOP:
         raise BadMessage("too_many", f"counts: got {len(trend.counts)}, expected at most {TOP}")
+    # As of then: up to 0.1.0 weights were told as of a time years ago, since when what counts has doubled each half-life.
+    half_lives = (now_ms - trend.at_ms) / (trend.half_life_s * 1000.0)
+    most = _MAX_WEIGHT * 2.0 ** min(max(half_lives, 0.0), _OLDEST_HALF_LIVES)
     for item_id, weight in trend.counts:
-        if not item_id or len(item_id) > MAX_ID_BYTES or not 0 <= weight <= _MAX_WEIGHT:
+        if not item_id or len(item_id) > MAX_ID_BYTES or not 0 <= weight <= most:
             raise BadMessage(
                 "bad_count", f"counts: got {quoted((item_id, weight))}, expected an id and a weight"
             )

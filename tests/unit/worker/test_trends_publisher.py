@@ -14,8 +14,8 @@ from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.errors import StopWorker
 from headwater.index import IndexUnavailable, Point
 from headwater.index.edge import EdgeIndex
-from headwater.messages import BadMessage, decode_trend
-from headwater.recall.popularity import Counts
+from headwater.messages import BadMessage, Trend, decode_trend, encode
+from headwater.recall.popularity import HALF_LIFE_S, Counts
 from headwater.worker.trends_publisher import TrendsPublisher, read_trend
 from tests.support.recording_producer import RecordingProducer
 
@@ -160,3 +160,23 @@ def test_what_no_owner_publishes_is_refused(name: str) -> None:
 def test_a_trend_under_another_key_is_refused(key: bytes | None) -> None:
     with pytest.raises(BadMessage, match="under the key"):
         read_trend(key, trend(), 4, NOW_MS)
+
+
+def test_a_partition_that_counts_for_years_is_read_all_the_time() -> None:
+    counts, week_ms = Counts(), int(HALF_LIFE_S * 1000)
+    items, actions = np.array([item_key("tea")], np.uint64), np.array([ACTION_CODES["purchase"]], np.uint8)
+    for week in range(160):
+        now_ms = NOW_MS + week * week_ms
+        counts.add(items, actions, np.array([now_ms], np.int64))
+        named = [("tea", weight) for _, weight in counts.top()]
+        trend = Trend(0, counts.at_ms, HALF_LIFE_S, named, 1, now_ms)
+        assert read_trend(b"0", encode(trend), 1, now_ms) == trend
+
+
+def test_weights_as_of_two_years_ago_are_read() -> None:
+    """The version before told them so."""
+    now_ms = NOW_MS + int(99 * HALF_LIFE_S * 1000)
+    trend = Trend(0, NOW_MS, HALF_LIFE_S, [("tea", 5_000.0 * 2.0**99)])
+    assert read_trend(b"0", encode(trend), 1, now_ms) == trend
+    with pytest.raises(BadMessage, match="counts"):
+        read_trend(b"0", encode(trend), 1, NOW_MS)
