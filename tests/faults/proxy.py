@@ -26,6 +26,7 @@ class Weather(Enum):
     REFUSING = (
         auto()
     )  # its connection is cut: before the broker has it, or when the broker has it and not yet answered
+    LATE = auto()  # its connection is cut, and the broker has it when `deliver_late` is called
 
 
 class ProduceProxy:
@@ -36,6 +37,7 @@ class ProduceProxy:
         self.port = self.broker_port = 0
         self.commits_fail = False  # the connection of every commit is cut, too
         self.met = 0  # Produce requests that were held or refused
+        self._late: list[bytes] = []
         self._random = random.Random(6)
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -62,6 +64,16 @@ class ProduceProxy:
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def deliver_late(self) -> int:
+        """Have the broker take what was late, each over a connection of its own; returns how many there were."""
+        late, self._late = self._late, []
+        for frame in late:
+            broker, to_broker = await asyncio.open_connection("127.0.0.1", self.broker_port)
+            with contextlib.closing(to_broker):
+                to_broker.write(frame)
+                await broker.readexactly(_LENGTH.size)  # of its answer
+        return len(late)
 
     def _accept(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._connect(client, to_client))
@@ -94,7 +106,9 @@ class ProduceProxy:
                 if key == _OFFSET_COMMIT and self.commits_fail:
                     return
                 goes_on = key != _PRODUCE or await self._is_let_pass()
-                if goes_on or self._random.random() < 0.5:
+                if not goes_on and self.weather is Weather.LATE:
+                    self._late.append(head + body)
+                elif goes_on or self._random.random() < 0.5:
                     to_broker.write(head + body)
                     await to_broker.drain()
                 if not goes_on:
@@ -106,7 +120,7 @@ class ProduceProxy:
         self.met += weather is not Weather.FAIR
         if weather is Weather.SLOW:
             await asyncio.sleep(self._random.uniform(0.5, 5.0))
-        return weather is not Weather.REFUSING
+        return weather in (Weather.FAIR, Weather.SLOW)
 
 
 async def _answers(broker: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:

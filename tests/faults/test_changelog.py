@@ -73,4 +73,8 @@ async def test_a_topic_that_was_made_again_is_refused(new_system: Callable[..., 
         worker.launch()
         assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
         assert "the topic was re-created" in worker.last_words()
-        assert "Start with a new HEADWATER_TOPIC_PREFIX" in worker.last_words()
+        remedy = {
+            "clicks": "run `headwater topics accept`",
+            "catalog": "Start with a new HEADWATER_TOPIC_PREFIX",
+        }
+        assert remedy[name] in worker.last_words()

@@ -52,6 +52,7 @@ _COMMANDS: Final = (
     (_OPERATE, "settings", "operate:show_settings"),
     (_OPERATE, "topics create", "operate:create"),
     (_OPERATE, "topics check", "operate:check"),
+    (_OPERATE, "topics accept", "operate:accept"),
     (_OPERATE, "metrics", "operate:metrics"),
     (_OPERATE, "schema", "operate:schema"),
     (_TRAIN, "train", "models:train"),
@@ -65,7 +66,7 @@ _COMMANDS: Final = (
 )
 _FAMILIES: Final = {
     "import": "Publish a CSV, Parquet or JSON lines file.",
-    "topics": "Create or check the topics.",
+    "topics": "Create, check or accept the topics.",
     "bundle": "Show, compare, or make bundles without training.",
 }
 

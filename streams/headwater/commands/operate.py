@@ -170,6 +170,22 @@ def check() -> int:
     return _report(problems)
 
 
+def accept() -> int:
+    """Accept the clicks topic as it is now, after it was made again or restored. Stop the workers first.
+
+    Workers refuse to start where their users rest on another clicks topic than the one there is. Then every user is
+    kept, and the clicks of the topic as it is now are applied; those that are known already count once.
+
+    Example: headwater topics accept
+    """
+    settings = running_settings()
+    from headwater.profiles.clicks_log import accept as accept_log
+
+    for partition, offset in run_async(within_timeout(accept_log(settings), settings)).items():
+        print(f"accepted partition {partition}, which is read from offset {offset} on")
+    return 0
+
+
 def _report(problems: "Sequence[Problem]") -> int:
     """Print problems; the exit code of a command that found them."""
     for problem in problems:

@@ -18,9 +18,10 @@ from headwater.errors import StopWorker
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
 from headwater.kafka.headers import AppliedOffset, BadHeader, Claim, Erasure, applied_of, claim_of, erasure_of
 from headwater.kafka.read_to_end import read_to_end
-from headwater.kafka.supervision import topic_recreated_error
+from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topics import Topics
 from headwater.messages import MAX_ID_BYTES
+from headwater.profiles.clicks_log import ACCEPT_KEY, settle
 from headwater.profiles.erasures import Erased
 from headwater.profiles.order import UNTOLD, Order, supersedes
 from headwater.profiles.partition import Partition
@@ -29,12 +30,6 @@ from headwater.profiles.state_records import RecordError, orders_of, past, unpac
 logger = structlog.get_logger(__name__)
 
 _MAX_RECORDS: Final = 20_000
-# Says that the clicks log may be another one than before, and is accepted. It holds for the claim that comes next.
-ACCEPT_KEY: Final = b"\xffaccept"
-ACCEPT_LOG: Final = (
-    "If that was meant, run `headwater topics accept` and start again: every user is kept, and the clicks of the new log "
-    "are applied"
-)
 
 
 class Restored(NamedTuple):
@@ -45,9 +40,15 @@ class Restored(NamedTuple):
 
 
 async def restore(
-    reader: AIOKafkaConsumer, topics: Topics, partitions: Sequence[Partition], bundle: int
+    reader: AIOKafkaConsumer,
+    topics: Topics,
+    partitions: Sequence[Partition],
+    bundle: int,
+    identities: Mapping[TopicPartition, Identity],
 ) -> Restored:
     """Bring partitions up to the end of the changelog. Harmless when repeated. Nothing else may use ``reader``.
+
+    ``identities`` are those of the clicks topic, as far as the broker tells.
 
     Raises:
         StopWorker: the changelog cannot be read to its end, or rests on another clicks log than the one there is.
@@ -64,35 +65,9 @@ async def restore(
         damaged += load(partition, run.records, bundle, topics.profiles)
         partition.changelog_next = run.next_offset
         read += len(run.records)
-    await _settle_log(reader, {TopicPartition(topics.clicks, each.number): each for each in partitions})
+    clicks = {TopicPartition(topics.clicks, each.number): each for each in partitions}
+    await settle(reader, clicks, identities)
     return Restored(read, damaged)
-
-
-async def _settle_log(reader: AIOKafkaConsumer, clicks: Mapping[TopicPartition, Partition]) -> None:
-    """Set the watermarks, and refuse a clicks log that the users do not rest on, unless somebody has accepted it.
-
-    Each click of another log would look applied already where its offset is low.
-    """
-    # Asked for only now: a former owner may have gone on for a while.
-    beginnings = await reader.beginning_offsets(list(clicks))
-    ends = await reader.end_offsets(list(clicks))
-    for tp, partition in clicks.items():
-        partition.start_incarnation(partition.incarnation)
-        committed, end = await reader.committed(tp), ends[tp]
-        rows = np.array(list(partition.columns.rows.values()), dtype=np.int64)
-        applied = int(partition.columns.offset[rows].max(initial=-1))
-        if partition.log_is_accepted:
-            partition.log_is_accepted = False
-            partition.start_incarnation(partition.incarnation + 1)
-            logger.warning("clicks_log_accepted", partition=partition.number, applied=applied, end=end)
-        elif committed is not None and committed > end:
-            raise topic_recreated_error(tp, f"the group's committed offset is {committed}", end, ACCEPT_LOG)
-        elif applied >= end:
-            raise topic_recreated_error(
-                tp, f"clicks up to offset {applied} have been applied", end, ACCEPT_LOG
-            )
-        next_offset = committed if committed is not None and committed <= end else beginnings[tp]
-        partition.watermark = partition.applied = next_offset - 1
 
 
 def load(partition: Partition, records: Sequence[ConsumerRecord], bundle: int, topic: str) -> int:

@@ -8,13 +8,14 @@ dropped. Writes are awaited.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
+from aiokafka import TopicPartition
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.epochs import claim_record, next_epoch
@@ -23,6 +24,7 @@ from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.headers import Claim
 from headwater.kafka.publish import Outgoing, Sent, send_all
 from headwater.kafka.supervision import Background, once_broker_answers
+from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics, tombstone_ms
 from headwater.metrics import Metrics
 from headwater.profiles.columns import I64
@@ -146,15 +148,16 @@ class Profiles:
     async def _open(self, partitions: list[Partition], generation: int) -> None:
         started = time.monotonic()
 
-        async def read() -> Restored:
+        async def read() -> tuple[Restored, Mapping[TopicPartition, Identity]]:
             async with self._reading:
                 for partition in partitions:
                     partition.require(generation)
-                return await restore(self._reader, self._topics, partitions, self.bundle)
+                logs = await identities(self._producer.client, [self.clicks_topic])
+                return await restore(self._reader, self._topics, partitions, self.bundle, logs), logs
 
-        restored = await once_broker_answers(self._topics.profiles, read)
+        restored, logs = await once_broker_answers(self._topics.profiles, read)
         self._metrics.damaged_records_total.labels(self._topics.profiles).inc(restored.damaged)
-        await asyncio.gather(*(self._claim(each, generation) for each in partitions))
+        await asyncio.gather(*(self._claim(each, generation, logs) for each in partitions))
         users = 0
         for partition in partitions:
             if partition.is_ours(generation):
@@ -177,7 +180,9 @@ class Profiles:
             seconds=round(seconds, 3),
         )
 
-    async def _claim(self, partition: Partition, generation: int) -> None:
+    async def _claim(
+        self, partition: Partition, generation: int, logs: Mapping[TopicPartition, Identity]
+    ) -> None:
         """Claim the next epoch of a partition whose changelog has been read to its end.
 
         Raises:
@@ -186,7 +191,8 @@ class Profiles:
         """
         partition.require(generation)
         partition.epoch = partition.highest_epoch = next_epoch(partition.highest_epoch, generation)
-        claim = partition.claim = Claim(partition.epoch, partition.incarnation, partition.watermark)
+        log = logs.get(TopicPartition(self.clicks_topic, partition.number), Identity(None, None))
+        claim = partition.claim = Claim(partition.epoch, partition.incarnation, partition.watermark, *log)
         record = claim_record(claim, empty_record(claim.epoch, self.bundle))
         sent = await send_all(self._producer, self._topics.profiles, partition.number, [record])
         await self.settle(partition, sent, generation)

@@ -95,7 +95,7 @@ def test_shells_complete_commands_and_options(shell: str) -> None:
 def test_a_command_line_that_cannot_be_read_is_one_sentence(terminal: Terminal) -> None:
     expected = {
         "demonstrate": 'Unknown command "demonstrate".',
-        "topics delete": 'Unknown command "delete". Available commands: create, check.',
+        "topics delete": 'Unknown command "delete". Available commands: create, check, accept.',
         "worker --role none": 'Invalid value "none" for --role.',
         "ask ann --lmit 3": "Unknown option: --lmit. Did you mean --limit?",
         "click": "user",

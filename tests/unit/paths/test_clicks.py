@@ -19,7 +19,7 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.forwarding import forwarded
-from headwater.kafka.headers import Origin, origin_of
+from headwater.kafka.headers import Origin, applied_of, origin_header, origin_of
 from headwater.kafka.partitioner import partition_of
 from headwater.paths import clicks as clicks_path
 from headwater.paths.observer import ClickApplied
@@ -231,6 +231,45 @@ async def test_who_is_forgotten_is_not_remembered_by_what_came_into_no_log(worke
     )
     await worker.apply(worker.click("ann", action="forget", at_ms=at_ms))
     assert {user for user, _ in worker.partition()._unlogged} == {b"bob"}
+
+
+async def test_clicks_that_come_again_after_the_group_lost_its_offsets_do_not_bring_an_erased_user_back(
+    worker: InterestsWorker,
+) -> None:
+    """Nor do impressions that come later: they are of no use to anybody, and there is nothing to remember."""
+    clicks = [worker.click("ann", "coffee"), worker.click("ann", action="forget", at_ms=now_ms())]
+    await worker.apply(*clicks)
+    await worker.apply(*clicks)
+    await worker.apply(worker.click("ann", "tea", action="impression", at_ms=now_ms() + 1_000))
+    assert b"ann" not in worker.partition().columns.rows
+    written = worker.producer.records(worker.topics.profiles)
+    assert [(record.value, applied_of(record.headers)) for record in written] == [
+        (None, (0, 1)),
+        (None, (0, 1)),
+        (None, (0, 2)),
+    ]
+
+
+async def test_users_with_impressions_only_take_no_row_and_no_record(worker: InterestsWorker) -> None:
+    seen = [worker.click(f"user {number}", "tea", action="impression") for number in range(50)]
+    await worker.apply(*seen, worker.click("ann", "tea"), worker.click("ann", "tea", action="impression"))
+    assert list(worker.partition().columns.rows) == [b"ann"]
+    assert [record.key for record in worker.producer.records(worker.topics.profiles)] == [b"ann"]
+    assert worker.partition().columns.offset[worker.partition().columns.rows[b"ann"]] == 51
+
+
+async def test_a_forwarded_click_has_been_looked_at_though_its_user_keeps_no_row(
+    worker: InterestsWorker,
+) -> None:
+    for offset, (user, action) in enumerate((("ann", "impression"), ("bob", "forget"))):
+        headers = [origin_header(Origin(3, 70 + offset, now_ms()))]
+        await worker.apply(worker.click(user, "tea", action=action, headers=headers))
+    partition = worker.partition()
+    assert not partition.columns.rows
+    assert partition.has_origin(b"ann", 3, 70)
+    assert partition.has_origin(b"bob", 3, 71)
+    assert not partition.has_origin(b"ann", 3, 71)
+    assert not partition.has_origin(b"ann", 2, 70)
 
 
 async def test_after_a_retraction_the_last_event_is_one_that_still_counts(worker: InterestsWorker) -> None:

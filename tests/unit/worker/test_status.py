@@ -142,6 +142,18 @@ async def test_a_user_is_described_as_people_read_it(status: Status, shop: Shop)
     assert (said["pending"], said["last_event_id"]) == (1, "second")
 
 
+async def test_an_action_of_another_version_and_a_broken_event_id_are_told_as_they_are(
+    status: Status, shop: Shop
+) -> None:
+    await shop.worker.apply(shop.worker.click("ann", "tea"))
+    columns = shop.worker.partition().columns
+    columns.action[0, 0], columns.last_event[0] = 15, b"\xff"
+    said = await status.describe_user("ann")
+    assert said is not None
+    assert said["events"][0]["action"] == "action 15"
+    assert said["last_event_id"] == "\N{REPLACEMENT CHARACTER}"
+
+
 async def test_a_user_whom_nobody_has_clicked_for_is_not_there(status: Status, shop: Shop) -> None:
     assert await status.describe_user("nobody") is None
 

@@ -1,0 +1,140 @@
+"""Whether the clicks log is the one that the users rest on, and what happens when another one is accepted.
+
+The log is another one once its topic was made again, or was restored into another cluster. Its offsets then say nothing
+of the clicks that the users hold: a click of the new log would look applied already where its offset is low. The broker's
+id of the topic tells, and without ids a log that is too short.
+
+Nobody's state is lost with a log. Once somebody accepts the new one, a new incarnation begins: every user is kept, no
+click of the new log counts as applied, and those that a user's log holds are dropped by their event ids.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from headwater.errors import HeadwaterError, StopWorker
+from headwater.kafka.publish import Outgoing, producer_of, write_all
+from headwater.kafka.supervision import topic_recreated_error
+from headwater.kafka.topic_identity import Identity
+from headwater.kafka.topics import Topics
+from headwater.profiles.partition import Partition
+from headwater.settings import Settings
+
+logger = structlog.get_logger(__name__)
+
+# Says on the changelog that the clicks log may be another one. It holds until the next claim. A tombstone, so that it
+# goes when it is of no use any more.
+ACCEPT_KEY: Final = b"\xffaccept"
+_REMEDY: Final = (
+    "If that was meant, run `headwater topics accept` and start again: every user is kept, and the clicks of the topic "
+    "as it is now are applied"
+)
+
+
+async def settle(
+    reader: AIOKafkaConsumer,
+    clicks: Mapping[TopicPartition, Partition],
+    identities: Mapping[TopicPartition, Identity],
+) -> None:
+    """Set watermarks and incarnations of partitions whose changelog has been read to its end.
+
+    Raises:
+        StopWorker: the users do not rest on this clicks log, and nobody has accepted it.
+        KafkaError: the broker refused, or is away.
+    """
+    # Asked for only now: a former owner may have gone on for a while.
+    beginnings = await reader.beginning_offsets(list(clicks))
+    ends = await reader.end_offsets(list(clicks))
+    for tp, partition in clicks.items():
+        partition.start_incarnation(partition.incarnation)
+        committed, end = await reader.committed(tp), ends[tp]
+        topic_id = identities[tp].topic_id if tp in identities else None
+        if partition.log_is_accepted:
+            partition.log_is_accepted = False
+            partition.start_incarnation(partition.incarnation + 1)
+            logger.warning("clicks_log_accepted", partition=partition.number, topic_id=topic_id, end=end)
+        else:
+            _check(tp, partition, committed, end, topic_id)
+            _tell_of_loss(tp, partition, committed, beginnings[tp])
+        next_offset = committed if committed is not None and committed <= end else beginnings[tp]
+        partition.watermark = partition.applied = next_offset - 1
+
+
+def _check(
+    tp: TopicPartition, partition: Partition, committed: int | None, end: int, topic_id: str | None
+) -> None:
+    known = None if partition.claim is None else partition.claim.topic_id
+    if known is not None and topic_id is not None and known != topic_id:
+        raise StopWorker(
+            f"{tp.topic}-{tp.partition}: the users rest on the topic with id {known}, expected the id of today, "
+            f"{topic_id}: the topic was re-created, or restored. {_REMEDY}"
+        )
+    if committed is not None and committed > end:
+        raise topic_recreated_error(tp, f"the group's committed offset is {committed}", end, _REMEDY)
+    if (applied := _applied(partition)) >= end:
+        raise topic_recreated_error(tp, f"clicks up to offset {applied} have been applied", end, _REMEDY)
+
+
+def _applied(partition: Partition) -> int:
+    """The highest offset that a user of the partition holds, -1 for none."""
+    rows = np.array(list(partition.columns.rows.values()), dtype=np.int64)
+    return int(partition.columns.offset[rows].max(initial=-1))
+
+
+def _tell_of_loss(tp: TopicPartition, partition: Partition, committed: int | None, beginning: int) -> None:
+    """A group without offsets reads from the beginning of a log, which may have lost what nobody had read."""
+    known = max(_applied(partition), -1 if partition.claim is None else partition.claim.applied)
+    if committed is None and partition.claim is not None and beginning > known + 1:
+        logger.warning(
+            "clicks_may_be_lost",
+            topic=tp.topic,
+            partition=tp.partition,
+            first=known + 1,
+            last=beginning - 1,
+            reason="the group's offsets are gone, and these clicks with them, applied or not",
+        )
+
+
+async def accept(settings: Settings) -> dict[int, int]:
+    """Have workers take the clicks topic as it is now for the log that their users rest on, at their next start.
+
+    Call it while no worker of the group runs. Committed offsets that the topic does not have go back to its beginning.
+
+    Returns:
+        by partition, the offset that is read next.
+
+    Raises:
+        HeadwaterError: the broker refused, is away, or has members in the group.
+    """
+    topics = Topics.named(settings.topic_prefix)
+    reader = AIOKafkaConsumer(
+        **settings.kafka_options(), group_id=settings.interests_group, enable_auto_commit=False
+    )
+    producer = producer_of(settings)
+    try:
+        await reader.start()
+        await producer.start()
+        clicks = [TopicPartition(topics.clicks, number) for number in range(settings.partitions)]
+        reader.assign(clicks)
+        beginnings, ends = await reader.beginning_offsets(clicks), await reader.end_offsets(clicks)
+        following = {}
+        for tp in clicks:
+            committed = await reader.committed(tp)
+            if committed is not None and committed > ends[tp]:
+                await reader.commit({tp: beginnings[tp]})
+                committed = None
+            await write_all(producer, topics.profiles, tp.partition, [Outgoing(ACCEPT_KEY, None)])
+            following[tp.partition] = beginnings[tp] if committed is None else committed
+        return following
+    except KafkaError as error:
+        raise HeadwaterError(
+            f"{topics.clicks} could not be accepted ({type(error).__name__}: {error}): stop the workers of "
+            f"{settings.interests_group}, look at the broker, and try again"
+        ) from error
+    finally:
+        await producer.stop()
+        await reader.stop()

@@ -1,0 +1,123 @@
+"""The clicks log that users rest on is told from another one, which may be accepted without losing any of them."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+from aiokafka import TopicPartition
+
+from headwater.errors import StopWorker
+from headwater.kafka.topic_identity import Identity
+from headwater.profiles.clicks_log import ACCEPT_KEY, settle
+from headwater.profiles.partition import Partition
+from tests.unit.profiles.test_restore import claim, loaded, offset_of, record, state, tombstone
+
+CLICKS = TopicPartition("clicks.v1", 0)
+
+
+@pytest.fixture
+async def partition() -> Partition:
+    return Partition(0, log_length=4, state_size=2)
+
+
+class Log:
+    """What the broker says of the clicks topic and of the group."""
+
+    def __init__(self, end: int, committed: int | None = None, beginning: int = 0) -> None:
+        self.end, self.committed_offset, self.beginning = end, committed, beginning
+
+    async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, self.beginning)
+
+    async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, self.end)
+
+    async def committed(self, tp: TopicPartition) -> int | None:
+        return self.committed_offset
+
+
+async def settled(partition: Partition, log: Log, topic_id: str | None = None) -> None:
+    await settle(
+        cast(Any, log), {CLICKS: partition}, {} if topic_id is None else {CLICKS: Identity(topic_id, 3)}
+    )
+
+
+@pytest.mark.parametrize("log", [Log(end=9, committed=9), Log(end=10, committed=11)])
+async def test_a_clicks_log_that_is_shorter_than_what_is_known_of_it_is_refused_and_can_be_accepted(
+    partition: Partition, log: Log
+) -> None:
+    loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
+    with pytest.raises(
+        StopWorker, match=r"clicks\.v1-0: .* the topic was re-created\. .*headwater topics accept"
+    ):
+        await settled(partition, log)
+    loaded(partition, record(2, ACCEPT_KEY, None))
+    await settled(partition, log)
+    assert partition.columns.order(partition.columns.rows[b"ann"]) == (1, -1, 3)
+    assert partition.watermark == (log.committed_offset - 1 if log.committed_offset <= log.end else -1)
+    partition.columns.offset[partition.columns.rows[b"ann"]] = 10
+    with pytest.raises(StopWorker, match="re-created"):  # it held for one log
+        await settled(partition, log)
+
+
+async def test_an_accepted_log_holds_until_the_claim_that_follows(partition: Partition) -> None:
+    loaded(
+        partition,
+        record(0, ACCEPT_KEY, None),
+        claim(1, 4, incarnation=1),
+        state(2, b"ann", 4, 9, incarnation=1),
+    )
+    assert not partition.log_is_accepted
+    with pytest.raises(StopWorker, match="re-created"):
+        await settled(partition, Log(end=5))
+
+
+async def test_records_of_an_accepted_log_are_newer_than_all_before(partition: Partition) -> None:
+    loaded(
+        partition,
+        state(0, b"ann", 3, 900),
+        tombstone(1, b"bob", 77, 3, 800),
+        claim(2, 4, incarnation=1),
+        state(3, b"ann", 4, 2, incarnation=1),
+        state(4, b"bob", 4, 3, incarnation=1),
+        state(5, b"ann", 3, 901),
+    )
+    await settled(partition, Log(end=5))
+    assert (offset_of(partition, b"ann"), offset_of(partition, b"bob")) == (2, 3)
+    assert partition.overwritten == {b"ann"}
+    assert partition.incarnation == 1
+
+
+async def test_an_erased_user_stays_erased_in_an_accepted_log(partition: Partition) -> None:
+    loaded(partition, tombstone(0, b"bob", 77, 3, 800), record(1, ACCEPT_KEY, None))
+    await settled(partition, Log(end=5))
+    row = partition.row_of(b"bob")
+    assert (partition.columns.offset[row], partition.columns.forgotten_ms[row]) == (-1, 77)
+
+
+async def test_a_group_without_offsets_begins_at_the_log_s_beginning(partition: Partition) -> None:
+    loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
+    await settled(partition, Log(end=10, beginning=4))
+    assert (partition.watermark, offset_of(partition, b"ann")) == (3, 9)
+
+
+async def test_a_topic_of_another_id_is_refused_however_long_it_is_and_can_be_accepted(
+    partition: Partition,
+) -> None:
+    loaded(partition, claim(0, 3, topic_id="former"), state(1, b"ann", 3, 9))
+    await settled(partition, Log(end=100), "former")
+    with pytest.raises(
+        StopWorker, match=r"the topic with id former, .* today, other: .*headwater topics accept"
+    ):
+        await settled(partition, Log(end=100), "other")
+    loaded(partition, record(2, ACCEPT_KEY, None))
+    await settled(partition, Log(end=100), "other")
+    assert offset_of(partition, b"ann") == -1
+
+
+async def test_a_broker_without_ids_and_a_claim_without_one_say_nothing(partition: Partition) -> None:
+    loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
+    await settled(partition, Log(end=10), "any")
+    loaded(partition, claim(2, 4, topic_id="any"))
+    await settled(partition, Log(end=10))
+    assert offset_of(partition, b"ann") == 9
