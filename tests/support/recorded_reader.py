@@ -8,6 +8,8 @@ from aiokafka import ConsumerRecord, TopicPartition
 class RecordedReader:
     """Gives what an AIOKafkaConsumer gives of one partition, two records a poll."""
 
+    client = None  # topics have no ids here
+
     def __init__(self, records: Sequence[ConsumerRecord]) -> None:
         self.records = list(records)
         self._position = 0

@@ -61,13 +61,14 @@ class OwnersClaim(NamedTuple):
     """What the owner of a catalog partition says of itself.
 
     Every catalog record up to ``position`` is in the index and the vectors topic, was older than what is there, or is a
-    dead letter; -1: it does not say.
+    dead letter; -1: it does not say. ``topic_id`` is the broker's, of the catalog that the position is of.
     """
 
     partition: int
     epoch: int
     position: int
     bundle: str
+    topic_id: str | None = None
 
 
 class _Payload(msgspec.Struct):
@@ -153,7 +154,7 @@ def _owners_claim(record: ConsumerRecord, claim: Claim | None) -> OwnersClaim:
         bundle = _BUNDLES.decode(record.value).bundle
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadMessage("bad_claim", f"a claim's value: {error}") from None
-    return OwnersClaim(record.partition, claim.epoch, claim.applied, bundle)
+    return OwnersClaim(record.partition, claim.epoch, claim.applied, bundle, claim.topic_id)
 
 
 def _check_partition(record: ConsumerRecord, partition: int) -> None:
@@ -194,9 +195,10 @@ def record_of(point: Point, bundle_id: str, timestamp_ms: int, epoch: int) -> Ou
     return Outgoing(key, encode(value), [owner], timestamp_ms)
 
 
-def claim_of_owner(epoch: int, position: int, bundle_id: str) -> Outgoing:
-    """The record by which the owner of a partition says its epoch, how far it has come, and its bundle."""
-    return claim_record(Claim(epoch, applied=position), msgspec.json.encode(_Bundle(bundle_id)))
+def claim_of_owner(epoch: int, position: int, bundle_id: str, topic_id: str | None = None) -> Outgoing:
+    """The record by which the owner of a partition says its epoch, how far it has come in which catalog, and its bundle."""
+    claim = Claim(epoch, applied=position, topic_id=topic_id)
+    return claim_record(claim, msgspec.json.encode(_Bundle(bundle_id)))
 
 
 def payload_of(item: Item, since_ms: int | None) -> dict[str, Any]:

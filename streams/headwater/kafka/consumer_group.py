@@ -223,7 +223,7 @@ class ConsumerGroup(ABC):
         Returns the partitions whose topic was made again since the commit. What they gave then says nothing of this log.
         """
         kept = await committed(consumer, tps)
-        logs = {} if consumer.client is None else await identities(consumer.client, {tp.topic for tp in tps})
+        logs = await identities(consumer.client, {tp.topic for tp in tps})
         self._notes.clear()
         made_again = set()
         for tp in tps:
@@ -246,12 +246,11 @@ class ConsumerGroup(ABC):
 
     async def _check_logs(self) -> None:
         """Fail when a topic was made again under a running member, whose positions say nothing of the new one."""
-        client = None if self._reader is None else self._reader.client
-        if client is None or self._is_draining:
+        if self._reader is None or self._is_draining:
             return
         try:
             async with asyncio.timeout(_LOGS_TIMEOUT_S):
-                logs = await identities(client, self._handlers.keys())
+                logs = await identities(self._reader.client, self._handlers.keys())
         except (KafkaError, OSError, TimeoutError):
             return  # it is asked again
         for tp, now in logs.items():

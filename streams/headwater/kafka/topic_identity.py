@@ -36,12 +36,18 @@ class Identity(NamedTuple):
         return None not in (topic_id, self.topic_id) and topic_id != self.topic_id
 
 
-async def identities(client: AIOKafkaClient, topics: Collection[str]) -> dict[TopicPartition, Identity]:
+async def identities(
+    client: AIOKafkaClient | None, topics: Collection[str]
+) -> dict[TopicPartition, Identity]:
     """The identity of each partition of ``topics``; a topic that is not there, or that the broker does not tell of, is left out.
+
+    Nothing is known without a client.
 
     Raises:
         KafkaError: the broker is away.
     """
+    if client is None:
+        return {}
     node = client.get_random_node()
     try:
         response: Any = await client.send(node, _TopicsRequest(topics))

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from headwater.errors import PartitionLost
+from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp
 from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_records
 from headwater.kafka.batch import Gate
@@ -23,6 +23,7 @@ from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.read_to_end import Run, read_to_end
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import start_anew, topic_recreated_error
+from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
 
@@ -57,6 +58,8 @@ class ItemVersions:
         """Of this owner, once it has claimed the partition."""
         self.position = -1
         """Everything in the catalog up to this offset is in the vectors topic, as the newest claim says."""
+        self.topic_id: str | None = None
+        """Of the catalog that stamps and position are of; None while it is unknown."""
         self.is_claimed = False
         """Whether there was a claim when the partition was read: without one, nothing vouches for what is there."""
         self.vectors_next = 0
@@ -238,6 +241,7 @@ async def read_versions(
             if isinstance(found, OwnersClaim):
                 if fence.admits(partition, found.epoch):
                     versions.is_claimed, versions.position = True, found.position
+                    versions.topic_id = found.topic_id
             elif versions.add_read(record, found, fence):
                 point, bundle = found.point, found.bundle
                 is_foreign = bundle not in ("", bundle_id)
@@ -245,8 +249,16 @@ async def read_versions(
                 (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
                 (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
     tps = [TopicPartition(topics.catalog, partition) for partition in by_partition]
+    logs = await identities(consumer.client, [topics.catalog])
     for tp, end in (await consumer.end_offsets(tps)).items():
-        _check_end(by_partition[tp.partition], tp, end, topics.vectors)
+        versions, log = by_partition[tp.partition], logs.get(tp, Identity(None, None))
+        if log.is_another_than(versions.topic_id):
+            raise StopWorker(
+                f"{tp.topic}-{tp.partition}: what is known is of the topic with the id {versions.topic_id}, expected the id "
+                f"of today, {log.topic_id}: the topic was re-created. {start_anew(topics.vectors)}"
+            )
+        versions.topic_id = log.topic_id or versions.topic_id
+        _check_end(versions, tp, end, topics.vectors)
     for partition, versions in by_partition.items():
         keys = indexed[partition]
         versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))

@@ -48,7 +48,8 @@ class VectorsWriter:
     async def claim(self, versions: ItemVersions, position: int, bundle_id: str) -> None:
         """Say that everything in the catalog up to ``position`` is in the topic. Raises as `write` does."""
         versions.position = max(position, versions.position)
-        await self.write(versions, [claim_of_owner(versions.epoch, versions.position, bundle_id)])
+        claim = claim_of_owner(versions.epoch, versions.position, bundle_id, versions.topic_id)
+        await self.write(versions, [claim])
 
     async def read_gaps(self, consumer: AIOKafkaConsumer, versions: ItemVersions, bundle_id: str) -> None:
         """Read what others wrote between our own records, and add the items that it overwrote to ``versions.holes``.

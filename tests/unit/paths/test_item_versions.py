@@ -13,6 +13,7 @@ from headwater.index import NO_VERSION, Point, VersionStamp, vectors_topic
 from headwater.index.vectors_topic import claim_of_owner, payload_of, record_of
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.skipped import SkippedRecords
+from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topics import Topics
 from headwater.messages import Item
 from headwater.metrics import Metrics
@@ -36,6 +37,8 @@ def deleted(item_id: str, offset: int, *, version: int | None = None) -> Point:
 class TopicsInMemory:
     """A consumer of partition 0: the vectors topic holds the given records, the catalog ends at an offset."""
 
+    client = None
+
     def __init__(self, catalog_end: int = 1_000) -> None:
         self._records: list[ConsumerRecord] = []
         self._catalog_end = catalog_end
@@ -45,8 +48,8 @@ class TopicsInMemory:
         for each in points:
             self.send(record_of(each, bundle, 0, epoch))
 
-    def claim(self, epoch: int, position: int) -> None:
-        self.send(claim_of_owner(epoch, position, BUNDLE))
+    def claim(self, epoch: int, position: int, topic_id: str | None = None) -> None:
+        self.send(claim_of_owner(epoch, position, BUNDLE, topic_id))
 
     def send(self, sent: Outgoing) -> None:
         place = (TOPICS.vectors, 0, len(self._records))
@@ -130,6 +133,28 @@ async def test_a_catalog_that_is_shorter_than_what_is_known_of_it_stops_the_work
     topics.write(point("tea", 7))
     with pytest.raises(StopWorker, match=r"changes up to offset 7 are known.*5.*re-created"):
         await topics.read()
+
+
+@pytest.mark.parametrize(
+    ("claimed", "today", "is_refused"),
+    [("aa", "bb", True), ("aa", "aa", False), (None, "bb", False), ("aa", None, False)],
+)
+async def test_a_catalog_that_was_made_again_is_refused_however_long_it_is(
+    monkeypatch: pytest.MonkeyPatch, claimed: str | None, today: str | None, is_refused: bool
+) -> None:
+    async def told(*_: object) -> dict[TopicPartition, Identity]:
+        return {TopicPartition(TOPICS.catalog, 0): Identity(today, 0)}
+
+    monkeypatch.setattr(item_versions, "identities", told)
+    topics = TopicsInMemory()
+    topics.write(point("tea", 7))
+    topics.claim(1, 7, claimed)
+    if is_refused:
+        with pytest.raises(StopWorker, match=r"id aa, .* today, bb: the topic was re-created"):
+            await topics.read()
+    else:
+        versions, _ = await topics.read()
+        assert versions.topic_id == (today or claimed)  # which the next claim says
 
 
 async def test_a_record_from_beyond_the_catalog_is_passed_over_where_a_claim_vouches_for_the_rest() -> None:
