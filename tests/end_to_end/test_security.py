@@ -14,8 +14,9 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Int8, Int16, Int32, Schema, String
 
-from headwater.kafka import topics
-from headwater.kafka.topics import TopicsError
+from headwater.commands.findings import System
+from headwater.kafka import rights, topics
+from headwater.kafka.topics import Topics, TopicsError
 from headwater.settings import Settings
 from tests.conftest import skipping_where_no_kafka_can_run
 from tests.end_to_end.outside import PATIENCE_S, Outside
@@ -228,6 +229,35 @@ async def test_a_click_is_in_the_answer_until_the_group_is_denied_and_no_passwor
     check_no_secret(done.stdout, done.stderr)
 
 
+async def test_what_the_user_of_a_role_may_not_do_is_told_by_the_doctor(
+    node: KafkaNode, own_topics: Settings, tmp_path: Path
+) -> None:
+    by_login = {**with_login(node, PASSWORD), "topic_prefix": own_topics.topic_prefix}
+    settings, names = Settings(**by_login), Topics.named(own_topics.topic_prefix)
+
+    async def lacking(role: rights.Role) -> list[str] | None:
+        async with System(settings, None).admin() as admin:
+            found = await rights.lacks(settings, admin, role)
+            return None if found is None else list(map(str, found))
+
+    assert [await lacking(role) for role in rights.ROLES] == [[], [], []]
+    await only_to_read(node, names.trends)
+    await deny_group(node, settings.interests_group)
+    expected = [
+        f"Write and DescribeConfigs on the topic {names.trends}",
+        f"Read on the group {settings.interests_group}",
+    ]
+    assert await lacking("interests") == expected
+    assert await lacking("catalog") == [f"DescribeConfigs on the topic {names.trends}"]
+    assert await lacking("client") == []
+    done = await asyncio.to_thread(finished, tmp_path, "doctor", "--role", "interests", **by_login)
+    assert done.returncode == 1
+    assert f"WRONG  rights for interests: {USER} may not {'; '.join(expected)}" in done.stdout
+    done = await asyncio.to_thread(finished, tmp_path, "doctor", "--role", "client", **by_login)
+    assert "ok     rights for client: all that it needs" in done.stdout
+    check_no_secret(done.stdout, done.stderr)
+
+
 class _AclsCreated(Response):
     API_KEY, API_VERSION = 30, 1
     SCHEMA = Schema(
@@ -254,24 +284,37 @@ class _CreateAcls(RequestStruct):
     )
 
 
-class _Deny(Request[_CreateAcls]):
+class _ToRead(Request[_CreateAcls]):
     API_KEY = 30
 
-    def __init__(self, group: str) -> None:
-        self._group = group
+    def __init__(self, kind: int, name: str, permission: int) -> None:
+        self._kind, self._name, self._permission = kind, name, permission
 
     def build(self, request_struct_class: type[_CreateAcls]) -> _CreateAcls:
-        a_group, literally, to_read, denied = 3, 3, 3, 2
+        literally, to_read = 3, 3
         user = f"User:{USER}"
-        return request_struct_class([(a_group, self._group, literally, user, "*", to_read, denied)])
+        return request_struct_class(
+            [(self._kind, self._name, literally, user, "*", to_read, self._permission)]
+        )
 
 
 async def deny_group(node: KafkaNode, group: str) -> None:
     """From now on the user of the logins may neither commit for that group nor stay in it."""
+    a_group, denied = 3, 2
+    await _create_acl(node, _ToRead(a_group, group, denied))
+
+
+async def only_to_read(node: KafkaNode, topic: str) -> None:
+    """From now on the user of the logins may read the topic, and nothing else."""
+    a_topic, allowed = 2, 3
+    await _create_acl(node, _ToRead(a_topic, topic, allowed))
+
+
+async def _create_acl(node: KafkaNode, creation: "_ToRead") -> None:
     client = AIOKafkaClient(bootstrap_servers=node.servers)
     try:
         await client.bootstrap()
-        done = await client.send(client.get_random_node(), _Deny(group))
+        done = await client.send(client.get_random_node(), creation)
         assert [code for code, _ in done.results] == [0], done
     finally:
         await client.close()

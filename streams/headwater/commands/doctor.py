@@ -14,14 +14,20 @@ from headwater.commands.findings import TIMEOUT_S, Check, Finding, System, run
 from headwater.commands.terminal import http_get
 from headwater.encoder.runtime import load
 from headwater.index.open import look_at
-from headwater.kafka import topics
+from headwater.kafka import rights, topics
 from headwater.kafka.broker_clock import TOLERATED_SKEW_S
+from headwater.kafka.rights import Role
 from headwater.settings import Settings
 
 
-async def examine(settings: Settings, web: str | None) -> list[Finding]:
-    """All findings; `web` is the host:port of a worker, or None if none is known."""
-    system = System(settings, web)
+async def examine(
+    settings: Settings, web: str | None, roles: tuple[Role, ...] = ("interests", "catalog")
+) -> list[Finding]:
+    """All findings; `web` is the host:port of a worker, or None if none is known.
+
+    ``roles`` are those that the user of these settings is to have the rights for.
+    """
+    system = System(settings, web, roles)
     broker = await run([BROKER], system)
     reachable = all(finding.ok for finding in broker)
     return broker + await run([check for check in CHECKS if reachable or not check.needs_broker], system)
@@ -50,6 +56,21 @@ async def _of_topics(system: System) -> AsyncIterator[Finding]:
             f"all there; clicks, requests and profiles have {settings.partitions} partitions each, catalog and "
             f"vectors {settings.catalog_partitions}",
         )
+
+
+async def _of_rights(system: System) -> AsyncIterator[Finding]:
+    async with system.admin() as admin:
+        for role in system.roles:
+            what = f"rights for {role}"
+            lacks = await asyncio.wait_for(rights.lacks(system.settings, admin, role), TIMEOUT_S)
+            if lacks is None:
+                yield Finding(what, True, "this broker does not tell what a user may do")
+            elif lacks:
+                user = system.settings.kafka_sasl_username or "this user"
+                seen = f"{user} may not {'; '.join(map(str, lacks))}: allow it with `kafka-acls.sh`, or say by --role what it is to do"
+                yield Finding(what, False, seen)
+            else:
+                yield Finding(what, True, "all that it needs")
 
 
 async def _of_bundle(system: System) -> AsyncIterator[Finding]:
@@ -102,6 +123,7 @@ BROKER: Final = Check("broker", _of_broker)
 # In the order in which they are printed. They run at once, and none knows of another.
 CHECKS: Final = (
     Check("topics", _of_topics),
+    Check("rights", _of_rights),
     Check("groups", group_checks.interests),
     Check("groups", group_checks.catalog),
     Check("transactions", group_checks.transactions),

@@ -12,6 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from headwater.errors import HeadwaterError
+from headwater.kafka.rights import Role
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
 
@@ -38,6 +39,7 @@ class System:
 
     settings: Settings
     web: str | None  # host:port of a worker's HTTP server, if one is known
+    roles: tuple[Role, ...] = ("interests", "catalog")  # those that this process's user is to work for
 
     @property
     def topics(self) -> Topics:

@@ -8,22 +8,11 @@ from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import (
-    GroupCoordinatorNotAvailableError,
-    GroupLoadInProgressError,
-    KafkaError,
-    NotCoordinatorForGroupError,
-)
+from aiokafka.errors import KafkaError
 
 from headwater.commands.findings import TIMEOUT_S, Finding, System
-from headwater.kafka.membership import STABLE, Group, complaints, describe
+from headwater.kafka.membership import COORDINATOR_MOVES, STABLE, Group, complaints, describe
 
-# Raised for a moment after the broker has made the topic of the groups' offsets, or has moved a part of it.
-_COORDINATOR_MOVES: Final = (
-    GroupCoordinatorNotAvailableError,
-    NotCoordinatorForGroupError,
-    GroupLoadInProgressError,
-)
 _LAG: Final = 10_000  # a worker commits every second, so some lag is no fault
 # A worker drains for at most 5 s at a rebalance, and the broker waits for it.
 _SETTLES_S: Final = 10.0
@@ -145,7 +134,7 @@ async def _settled(admin: AIOKafkaAdminClient, name: str) -> Group | None:
     while True:
         try:
             group = await asyncio.wait_for(describe(admin, name), TIMEOUT_S)
-        except _COORDINATOR_MOVES:
+        except COORDINATOR_MOVES:
             if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.2)
@@ -223,7 +212,7 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartit
         try:
             found: dict[TopicPartition, Any] = await admin.list_consumer_group_offsets(group)
             return found
-        except _COORDINATOR_MOVES:
+        except COORDINATOR_MOVES:
             await asyncio.sleep(0.2)
 
 

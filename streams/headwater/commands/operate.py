@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from headwater.commands.terminal import (
@@ -26,17 +26,26 @@ _HIDDEN: Final = "********"
 _RESOLVED: Final = {"kafka_bootstrap_servers": "bootstrap_servers", "bundle": "bundle_path"}
 
 
-def doctor() -> int:
+def doctor(*, role: Literal["all", "interests", "catalog", "client"] = "all") -> int:
     """Look at the whole system; say what is wrong and what to do.
 
-    Examined are broker, topics, co-partitioning, groups, lag, dead letters, bundle, index and worker.
+    Examined are broker, topics, co-partitioning, rights, groups, lag, dead letters, bundle, index and worker.
 
     Example: headwater doctor
+
+    Parameters
+    ----------
+    role
+        What the Kafka user of these settings is to have the rights for: a worker of one role, of both (all), or a client
+        that publishes and asks.
     """
     settings = running_settings()
     from headwater.commands.doctor import examine
 
-    findings = run_async(examine(settings, running_web(settings)))
+    examined = examine(
+        settings, running_web(settings), ("interests", "catalog") if role == "all" else (role,)
+    )
+    findings = run_async(examined)
     for finding in findings:
         print(finding)
     return 1 if any(not finding.ok for finding in findings) else 0

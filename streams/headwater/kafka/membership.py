@@ -7,14 +7,25 @@ then, although each worker keeps up with its own.
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
 
 STABLE = "Stable"
+# Raised for a moment after the broker has made the topic of the groups' offsets, or has moved a part of it.
+COORDINATOR_MOVES: Final = (
+    GroupCoordinatorNotAvailableError,
+    NotCoordinatorForGroupError,
+    GroupLoadInProgressError,
+)
 
 
 class Member(NamedTuple):

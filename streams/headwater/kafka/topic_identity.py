@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
     Boolean,
@@ -61,6 +62,33 @@ async def identities(
         for partition_error, number, _, leader_epoch, *_ in partitions:
             epoch = leader_epoch if partition_error == 0 and leader_epoch >= 0 else None
             found[TopicPartition(name, number)] = Identity(told, epoch)
+    return found
+
+
+class Allowed(NamedTuple):
+    """What the broker lets this user do with a topic: a bit for each of Kafka's operations, by their codes."""
+
+    operations: int | None  # None: the broker does not tell
+    is_refused: bool = False  # not even to know of the topic
+
+
+async def allowed_operations(client: AIOKafkaClient, topics: Collection[str]) -> dict[str, Allowed]:
+    """What this user may do with each of ``topics`` that is there.
+
+    Raises:
+        KafkaError: the broker is away.
+    """
+    node = client.get_random_node()
+    try:
+        response: Any = await client.send(node, _TopicsRequest(topics, with_operations=True))
+    except NotImplementedError:  # an older broker
+        return {name: Allowed(None) for name in topics}
+    found = {}
+    for error, name, _, _, _, operations, *_ in response.topics:
+        if error == TopicAuthorizationFailedError.errno:
+            found[name] = Allowed(0, is_refused=True)
+        elif error == 0:
+            found[name] = Allowed(operations if operations > 0 else None)
     return found
 
 
@@ -146,8 +174,9 @@ class _TopicsRequestV10(RequestStruct):  # type: ignore[misc]
 class _TopicsRequest(Request[_TopicsRequestV10]):  # type: ignore[misc]
     API_KEY = 3
 
-    def __init__(self, topics: Collection[str]) -> None:
-        self._topics = sorted(topics)
+    def __init__(self, topics: Collection[str], *, with_operations: bool = False) -> None:
+        self._topics, self._with_operations = sorted(topics), with_operations
 
     def build(self, request_struct_class: type[_TopicsRequestV10]) -> _TopicsRequestV10:
-        return request_struct_class([(_NO_ID, topic, {}) for topic in self._topics], False, False, False, {})
+        named: list[Any] = [(_NO_ID, topic, {}) for topic in self._topics]
+        return request_struct_class(named, False, False, self._with_operations, {})
