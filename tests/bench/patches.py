@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -31,8 +31,10 @@ from tests.bench.system import System
 _IDLE_PAIRS, _STEADY_PAIRS = 80, 40
 _STEADY_PER_S, _BACKLOG = 2_000, 30_000
 _PAUSE_S = 0.002
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 120.0
 _VALUE = bytes(120)
+
+T = TypeVar("T")
 
 
 class Client:
@@ -72,7 +74,7 @@ class Client:
         started = time.perf_counter()
         await self._producer.send(f"{self._prefix}clicks", _VALUE, key=key, partition=partition)
         await self._producer.send(f"{self._prefix}requests", _VALUE, key=key, partition=partition)
-        await asyncio.wait_for(waiting, _TIMEOUT_S)
+        await _in_time("did not answer", waiting)
         return (time.perf_counter() - started) * 1000.0
 
     async def request_ms(self) -> float:
@@ -82,7 +84,7 @@ class Client:
         waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
         started = time.perf_counter()
         await self._producer.send(f"{self._prefix}requests", _VALUE, key=key, partition=partition)
-        await asyncio.wait_for(waiting, _TIMEOUT_S)
+        await _in_time("did not answer", waiting)
         return (time.perf_counter() - started) * 1000.0
 
     async def pairs_ms(self, count: int) -> list[float]:
@@ -123,11 +125,18 @@ class Server:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{command}\n".encode())
-        line = await asyncio.wait_for(self._process.stdout.readline(), _TIMEOUT_S)
+        line = await _in_time(f"did not follow {command!r}", self._process.stdout.readline())
         if not line:
             raise BenchError(f"the echo ended at {command!r}")
         cpu_s, handled = line.split()
         return float(cpu_s), int(handled)
+
+
+async def _in_time(what: str, done: Awaitable[T]) -> T:
+    try:
+        return await asyncio.wait_for(done, _TIMEOUT_S)
+    except TimeoutError:
+        raise BenchError(f"the echo {what} within {_TIMEOUT_S:.0f} s") from None
 
 
 async def measure(system: System, loads: Sequence[str] = ("backlog", "idle", "steady")) -> None:

@@ -16,6 +16,7 @@ from headwater.profiles.counters import DEFAULT_COUNTERS
 from headwater.profiles.erasures import Erased, Erasures
 from headwater.profiles.event_log import Outcome
 from headwater.profiles.order import Order
+from headwater.profiles.recent_events import RecentEvents
 from headwater.profiles.row_file import DiskFull
 
 # The events of a minute's burst of impressions.
@@ -84,6 +85,7 @@ class Partition:
         self._rowless_origins: dict[
             tuple[bytes, int], int
         ] = {}  # (user, partition): the highest offset there
+        self._recent = RecentEvents()
         self._waiting: list[asyncio.Future[None]] = []
 
     # Ownership
@@ -156,6 +158,7 @@ class Partition:
         columns = self.columns
         rows_of_origins = [(int(clicks.row[place]), *origin) for place, *origin in origins]
         columns.write(delta.values(event_ids, columns.last_event, rows_of_origins))  # type: ignore[arg-type]
+        self._recent.add(clicks.row, clicks.event)
         unlogged = delta.outcome > Outcome.DUPLICATE
         if unlogged.any():
             self.remember_unlogged(clicks.row[unlogged], clicks.event[unlogged])
@@ -189,10 +192,15 @@ class Partition:
             del self._unlogged[known]
 
     def has_seen(self, user: bytes, event: int) -> bool:
-        """Whether this event of the user is in the log, or came lately and went into none."""
+        """Whether this event of the user is in the log, or came lately and went into none, or has left it again."""
+        if (user, event) in self._unlogged:
+            return True
         row = self.columns.rows.get(user)
-        log = [] if row is None else self.columns.event[row, : self.columns.n[row]].tolist()
-        return event in log or (user, event) in self._unlogged
+        if row is None:
+            return False
+        return event in self.columns.event[row, : self.columns.n[row]].tolist() or self._recent.has(
+            row, event
+        )
 
     def has_origin(self, user: bytes, partition: int, offset: int) -> bool:
         """Whether a click of the user that was forwarded from there has been looked at."""

@@ -598,6 +598,24 @@ async def test_an_event_that_comes_into_no_log_is_waited_for_as_well(
     assert (await worker.answer("ann", after_event_id="beside")).status == "ok"
 
 
+async def test_an_event_that_newer_ones_have_pushed_out_of_its_log_has_come_all_the_same(
+    worker: Asked,
+) -> None:
+    start_ms = now_ms() - 1_000
+    events = [
+        worker.click("ann", "decaf", event_id=f"e{n}", at_ms=start_ms + n)
+        for n in range(worker.encoder.log_length + 1)
+    ]
+    await worker.ask(worker.request("ann", "before", after_event_id="e0"))
+    await worker.apply(*events)
+    await until(worker.responses)
+    assert worker.responses()["before"].status == "ok"
+    assert (await worker.answer("ann", after_event_id="e0")).status == "ok"
+    await worker.ask(worker.request("bob", "another", after_event_id="e0", deadline_ms=50))
+    await until(lambda: "another" in worker.responses())
+    assert worker.responses()["another"].status == "expired"
+
+
 async def test_what_is_remembered_of_events_beside_the_logs_is_bounded(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
