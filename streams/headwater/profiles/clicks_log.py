@@ -17,10 +17,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.errors import HeadwaterError, StopWorker
+from headwater.kafka.commit_notes import note_of
+from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.supervision import topic_recreated_error
 from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topics import Topics
+from headwater.messages import Gap
 from headwater.profiles.partition import Partition
 from headwater.settings import Settings
 
@@ -49,10 +52,14 @@ async def settle(
     # Asked for only now: a former owner may have gone on for a while.
     beginnings = await reader.beginning_offsets(list(clicks))
     ends = await reader.end_offsets(list(clicks))
+    commits = await commits_of(reader, clicks.keys())
     for tp, partition in clicks.items():
         partition.start_incarnation(partition.incarnation)
-        committed, end = await reader.committed(tp), ends[tp]
-        topic_id = identities[tp].topic_id if tp in identities else None
+        log, end = identities.get(tp, Identity(None, None)), ends[tp]
+        commit, topic_id = commits.get(tp), log.topic_id
+        # A member that had not noticed it yet may have committed to the new topic what it had read of the former one.
+        is_of_this_log = commit is not None and not log.is_another_than(note_of(commit.metadata).topic_id)
+        committed = commit.offset if commit is not None and is_of_this_log else None
         if partition.log_is_accepted:
             partition.log_is_accepted = False
             partition.start_incarnation(partition.incarnation + 1)
@@ -89,6 +96,7 @@ def _tell_of_loss(tp: TopicPartition, partition: Partition, committed: int | Non
     """A group without offsets reads from the beginning of a log, which may have lost what nobody had read."""
     known = max(_applied(partition), -1 if partition.claim is None else partition.claim.applied)
     if committed is None and partition.claim is not None and beginning > known + 1:
+        partition.gap = Gap(known + 1, beginning - 1)
         logger.warning(
             "clicks_may_be_lost",
             topic=tp.topic,

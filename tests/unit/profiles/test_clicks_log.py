@@ -5,9 +5,12 @@ from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.structs import OffsetAndMetadata
 
 from headwater.errors import StopWorker
+from headwater.kafka.commit_notes import CommitNote, note_text
 from headwater.kafka.topic_identity import Identity
+from headwater.messages import Gap
 from headwater.profiles.clicks_log import ACCEPT_KEY, settle
 from headwater.profiles.partition import Partition
 from tests.unit.profiles.test_restore import claim, loaded, offset_of, record, state, tombstone
@@ -23,8 +26,12 @@ async def partition() -> Partition:
 class Log:
     """What the broker says of the clicks topic and of the group."""
 
-    def __init__(self, end: int, committed: int | None = None, beginning: int = 0) -> None:
+    def __init__(
+        self, end: int, committed: int | None = None, beginning: int = 0, committed_id: str | None = None
+    ) -> None:
         self.end, self.committed_offset, self.beginning = end, committed, beginning
+        self._note = note_text(CommitNote(committed_id))
+        self._coordinator = self
 
     async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(tps, self.beginning)
@@ -32,8 +39,11 @@ class Log:
     async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(tps, self.end)
 
-    async def committed(self, tp: TopicPartition) -> int | None:
-        return self.committed_offset
+    async def fetch_committed_offsets(
+        self, tps: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        offset = self.committed_offset
+        return {} if offset is None else dict.fromkeys(tps, OffsetAndMetadata(offset, self._note))
 
 
 async def settled(partition: Partition, log: Log, topic_id: str | None = None) -> None:
@@ -58,6 +68,15 @@ async def test_a_clicks_log_that_is_shorter_than_what_is_known_of_it_is_refused_
     partition.columns.offset[partition.columns.rows[b"ann"]] = 10
     with pytest.raises(StopWorker, match="re-created"):  # it held for one log
         await settled(partition, log)
+
+
+async def test_an_offset_committed_of_a_former_topic_says_nothing_of_this_one(partition: Partition) -> None:
+    """The group reads this topic from its start, so no more of it may be claimed."""
+    loaded(partition, claim(0, 3, topic_id="aa"), state(1, b"ann", 3, 9), record(2, ACCEPT_KEY, None))
+    await settled(partition, Log(end=90, committed=40, committed_id="aa"), "bb")
+    assert partition.watermark == -1
+    await settled(partition, Log(end=90, committed=40, committed_id="aa"), "aa")
+    assert partition.watermark == 39
 
 
 async def test_an_accepted_log_holds_until_the_claim_that_follows(partition: Partition) -> None:
@@ -121,3 +140,11 @@ async def test_a_broker_without_ids_and_a_claim_without_one_say_nothing(partitio
     loaded(partition, claim(2, 4, topic_id="any"))
     await settled(partition, Log(end=10))
     assert offset_of(partition, b"ann") == 9
+
+
+async def test_a_group_without_offsets_claims_no_click_that_is_gone(partition: Partition) -> None:
+    loaded(partition, claim(0, 3, applied=20), state(1, b"ann", 3, 9))
+    await settled(partition, Log(end=90, beginning=21))
+    assert partition.gap is None
+    await settled(partition, Log(end=90, beginning=30))
+    assert (partition.gap, partition.watermark) == (Gap(21, 29), 29)
