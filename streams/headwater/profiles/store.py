@@ -68,8 +68,10 @@ class Profiles:
         *,
         writer: int,
         fail: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._topics, self._producer, self._metrics = settings, topics, producer, metrics
+        self._clock = clock
         self.writer, self.bundle = writer, bundle_key(layout.bundle_id)
         self.clicks_topic, self.partition_count = topics.clicks, settings.partitions
         self._folder = settings.data_dir / "states" if settings.state_on_disk else None
@@ -217,7 +219,7 @@ class Profiles:
         users = [columns.users[row] for row in rows.tolist()]
         stamp = WriterStamp(self.writer, epoch, self.bundle, incarnation)
         values = pack(columns, rows, stamp) if users else []
-        tombstones = partition.erasures.tombstones(erased, incarnation, epoch, round(time.time() * 1000.0))
+        tombstones = partition.erasures.tombstones(erased, incarnation, epoch, round(self._clock() * 1000.0))
         records = list(map(Outgoing, users, values)) + tombstones
         sent = await send_all(self._producer, self._topics.profiles, partition.number, records)
         partition.require(generation)  # the producer may have kept us waiting through a whole rebalance
@@ -275,7 +277,7 @@ class Profiles:
         while True:
             await asyncio.sleep(_EXPIRE_S)
             for partition in list(self.partitions.values()):
-                partition.erasures.sweep(round(time.time() * 1000.0) - kept_ms)
+                partition.erasures.sweep(round(self._clock() * 1000.0) - kept_ms)
                 if ttl_days is None:
                     continue
                 async with partition.lock:
@@ -283,7 +285,7 @@ class Profiles:
                     if not partition.is_serving():
                         continue
                     generation = partition.generation
-                    gone = _expired(partition, time.time() * 1000.0 - ttl_days * 86_400_000.0)
+                    gone = _expired(partition, self._clock() * 1000.0 - ttl_days * 86_400_000.0)
                     for user, erased_ms in gone.items():
                         partition.erase(user, erased_ms)
                     if gone:

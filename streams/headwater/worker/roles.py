@@ -11,7 +11,6 @@ A worker of role `all` has both.
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -101,6 +100,7 @@ class InterestsRole:
             ProfileLayout(encoder.id, encoder.log_length, encoder.state_size),
             writer=secrets.randbits(63),
             fail=common.fail,
+            clock=common.clock.now_s,
         )
         self._eraser = Eraser(settings, common.producer, common.metrics, self.profiles.close_segment)
         # Separate threads: a request must not wait behind the encoder's work for two thousand clicks.
@@ -193,7 +193,7 @@ class InterestsRole:
         group.on_revoked(self._revoked)
         common.background.start(self._trends_publisher.run())
         if not from_end:
-            common.background.start(keep_swept(self.index))
+            common.background.start(keep_swept(self.index, common.clock.now_s))
         common.background.start(self._eraser.run())
         stack.push_async_callback(self._trends_publisher.publish_last)
         return group
@@ -313,7 +313,7 @@ class CatalogRole:
         group.on_revoked(self._revoked)
         common.background.start(self._claim(group))
         if self._filled is not None:
-            common.background.start(keep_swept(self._filled))
+            common.background.start(keep_swept(self._filled, common.clock.now_s))
         return group
 
     async def _compare_bundles(self, records: Sequence[ConsumerRecord]) -> None:
@@ -358,12 +358,12 @@ def tell_lost(tp: TopicPartition, gap: Gap, is_new: bool, lost_total: Counter) -
         )
 
 
-async def keep_swept(index: Index) -> None:
-    """Have an index forget the marks of deletions that are weeks old, every hour, forever."""
+async def keep_swept(index: Index, clock: Callable[[], float]) -> None:
+    """Have an index forget the marks of deletions that are weeks old by ``clock``, every hour, forever."""
     while True:
         await asyncio.sleep(_SWEEP_S)
         with contextlib.suppress(IndexUnavailable):  # then it is for the next time
-            await index.sweep(time.time() - MARKS_KEPT_S)
+            await index.sweep(clock() - MARKS_KEPT_S)
 
 
 def keep_counts(counts: dict[int, Counts], owned: set[int], trends: Trends) -> None:

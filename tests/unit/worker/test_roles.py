@@ -110,6 +110,17 @@ async def test_probes_of_the_brokers_clock_are_no_trends(
     await role.profiles.stop()
 
 
+async def test_whatever_an_interests_worker_dates_or_lets_expire_goes_by_the_brokers_clock(
+    encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
+) -> None:
+    """A worker whose own clock is years ahead would erase every user as expired."""
+    given = common(encoder, tmp_path)
+    role = InterestsRole(given, own_index, given.producer, given.producer)
+    for part in (role.profiles, role._clicks, role._requests, role._trends):
+        assert cast(Any, part)._clock == given.clock.now_s
+    await role.profiles.stop()
+
+
 async def test_only_a_shared_index_is_written_by_the_catalog_role(
     encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
 ) -> None:
