@@ -211,9 +211,9 @@ class Settings(BaseSettings):
         if not re.match(r"https?://[^\s/]+", value):
             raise ValueError("a URL such as http://127.0.0.1:6333")
         # The client would not send them, and a URL is shown in logs, errors and the run file.
-        if re.search(r"[@?]", value):
+        if re.search(r"[@?#]", value):
             raise ValueError(
-                "an address without user name, password and query; Qdrant takes an API key, which belongs in "
+                "an address without user name, password, query and fragment; Qdrant takes an API key, which belongs in "
                 f"{PREFIX}QDRANT_API_KEY"
             )
         return value
@@ -408,4 +408,4 @@ def _complaints(error: ValidationError, fields: list[str]) -> Iterator[str]:
 
 def _masked(value: str) -> str:
     """A value as it may be shown: without what stands where URLs have user names, passwords and keys."""
-    return re.sub(r"(?<=\?).+", "...", re.sub(r"[^\s/,]*@", "...@", value))
+    return re.sub(r"(?<=[?#]).+", "...", re.sub(r"[^\s/,]*@", "...@", value))

@@ -198,6 +198,7 @@ def test_states_on_disk_want_a_system_that_can_reserve_room(monkeypatch: pytest.
         ("QDRANT_URL", "http://me:hunter5@qdrant:6333"),
         ("QDRANT_URL", "me:hunter5@qdrant:6333"),
         ("QDRANT_URL", "https://qdrant:6333/?api-key=hunter5"),
+        ("QDRANT_URL", "https://qdrant:6333/#hunter5"),
         ("QDRANT_URL", "http://me:hunt@er5:hunter5@qdrant:6333"),
         ("KAFKA_BOOTSTRAP_SERVERS", "k1:9092,me:hunter5@k2:9092"),
     ],
@@ -227,3 +228,25 @@ print(sorted({"aiokafka", "numpy", "faust", "onnxruntime", "polars"} & set(sys.m
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "token", ["short", "x" * 15, "with a space in the middle", "line\nbreak-in-the-middle", "é" * 20]
+)
+def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused_without_being_shown(token: str) -> None:
+    with pytest.raises(
+        SettingsError, match="HEADWATER_ADMIN_TOKEN is not shown: expected at least 16"
+    ) as caught:
+        Settings.load(admin_token=token)
+    assert token not in str(caught.value)
+
+
+def test_a_token_is_made_up_only_where_none_is_set() -> None:
+    made = Settings().with_admin_token().admin_token
+    other = Settings().with_admin_token().admin_token
+    assert made is not None
+    assert made != other
+    assert len(made.get_secret_value()) >= 32
+    given = Settings.load(admin_token="x" * 16)
+    assert given.with_admin_token() == given
+    assert "x" * 16 not in repr(given)
