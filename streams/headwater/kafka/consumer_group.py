@@ -223,7 +223,7 @@ class ConsumerGroup(ABC):
         Returns the partitions whose topic was made again since the commit. What they gave then says nothing of this log.
         """
         kept = await committed(consumer, tps)
-        logs = await identities(consumer.client, {tp.topic for tp in tps})
+        logs = await self._logs(consumer)
         self._notes.clear()
         made_again = set()
         for tp in tps:
@@ -244,16 +244,22 @@ class ConsumerGroup(ABC):
                 self._tell_lost(tp, gap, False)
         return made_again
 
+    async def _logs(self, consumer: Consumer | PlainConsumer) -> dict[TopicPartition, Identity]:
+        """Which logs there are now, as far as the broker tells in time. A rebalance must not fail for it: it is asked again."""
+        try:
+            async with asyncio.timeout(_LOGS_TIMEOUT_S):
+                return await identities(consumer.client, self._handlers.keys())
+        except (KafkaError, OSError, TimeoutError):
+            return {}
+
     async def _check_logs(self) -> None:
         """Fail when a topic was made again under a running member, whose positions say nothing of the new one."""
         if self._reader is None or self._is_draining:
             return
-        try:
-            async with asyncio.timeout(_LOGS_TIMEOUT_S):
-                logs = await identities(self._reader.client, self._handlers.keys())
-        except (KafkaError, OSError, TimeoutError):
-            return  # it is asked again
-        for tp, now in logs.items():
+        for tp, now in (await self._logs(self._reader)).items():
+            note = self._notes.get(tp)
+            if note is not None and note.topic_id is None and now.topic_id is not None:
+                self._notes[tp] = msgspec.structs.replace(note, topic_id=now.topic_id)
             if now.is_another_than(self._note(tp).topic_id):
                 self.fail(
                     f"{tp.topic}: the topic was made again while it was read; what of the former one had not been read is "
