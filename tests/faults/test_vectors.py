@@ -20,8 +20,8 @@ from tests.support.vector_records import points_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 
-_ITEMS = 1_600
-_DELETED = 200
+_ITEMS = 800
+_DELETED = 100
 
 
 async def create_topics(settings: Settings) -> None:
@@ -69,6 +69,7 @@ async def test_a_catalog_worker_frozen_in_a_batch_and_woken_after_compaction(
             lambda: zombie.metric("headwater_catalog_items_total") >= _ITEMS,
             120,
         )
+        written = await outside.records_of(outside.topics.vectors)
         publishing = asyncio.create_task(publish(items, 2.0))
         await asyncio.to_thread(
             zombie.wait_until,
@@ -99,12 +100,11 @@ async def test_a_catalog_worker_frozen_in_a_batch_and_woken_after_compaction(
         assert await asyncio.to_thread(heir.stop) == 0  # so that nobody remembers what was deleted
         await asyncio.to_thread(heir.start)
         zombie.signal(signal.SIGCONT)
-
-        async def has_spoken() -> bool:
-            records = await outside.records_of(outside.topics.vectors)
-            return any(point.payload.get("price") == 2.0 for point in points_of(records))
-
-        await outside.until("the woken one has written", has_spoken, 60)
+        # Whether it writes before it learns that it is none depends on the machine. These records are its own, and late.
+        for record in written:
+            await outside.send(
+                record.topic, record.value, key=record.key, partition=record.partition, headers=record.headers
+            )
 
         async def is_repaired() -> bool:
             found = await newest(outside)

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from headwater.commands import group_checks
+from headwater.commands import bundle_checks, group_checks
 from headwater.commands.findings import TIMEOUT_S, Check, Finding, System, run
 from headwater.commands.terminal import http_get
 from headwater.encoder.runtime import load
@@ -129,6 +129,7 @@ CHECKS: Final = (
     Check("transactions", group_checks.transactions),
     Check("dead letters", group_checks.dead_letters),
     Check("bundle", _of_bundle, needs_broker=False),
+    Check("bundles", bundle_checks.roles),
     Check("index", _of_index, needs_broker=False),
     Check("worker", _of_worker, needs_broker=False),
 )

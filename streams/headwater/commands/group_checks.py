@@ -53,7 +53,7 @@ async def transactions(system: System) -> AsyncIterator[Finding]:
         await asyncio.wait_for(written.start(), TIMEOUT_S)
         try:
             present = sorted(set(names) & await committed.topics())
-            places = [place for name in present for place in await _places(committed, name)]
+            places = [place for name in present for place in await places_of(committed, name)]
             last = await written.end_offsets(places)
             first = {tp: end for tp, end in (await committed.end_offsets(places)).items() if end < last[tp]}
             if first:
@@ -159,7 +159,7 @@ async def _lags(
     committed = await _committed(admin, group)
     lags = {}
     for name in names:
-        places = await _places(consumer, name)
+        places = await places_of(consumer, name)
         starts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
         for place in places:
             known = committed.get(place)
@@ -217,12 +217,12 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartit
 
 
 async def _count(consumer: AIOKafkaConsumer, name: str) -> int:
-    places = await _places(consumer, name)
+    places = await places_of(consumer, name)
     starts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
     return sum(ends[place] - starts[place] for place in places)
 
 
-async def _places(consumer: AIOKafkaConsumer, name: str) -> list[TopicPartition]:
+async def places_of(consumer: AIOKafkaConsumer, name: str) -> list[TopicPartition]:
     consumer.assign([TopicPartition(name, 0)])  # so that the client learns of all partitions
     while not (numbers := consumer.partitions_for_topic(name)):  # noqa: ASYNC110 - no event says so
         await asyncio.sleep(0.02)

@@ -8,11 +8,13 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from headwater.commands import doctor, group_checks
+from headwater.commands import bundle_checks, doctor, group_checks
 from headwater.commands.findings import Check, Finding, System, run
 from headwater.errors import HeadwaterError
+from headwater.index.vectors_topic import claim_of_owner
 from headwater.kafka import topics
 from headwater.kafka.topics import Topics
+from headwater.messages import Trend, encode
 from headwater.settings import Settings
 
 NOWHERE = System(Settings(kafka_bootstrap_servers="127.0.0.1:1"), None)
@@ -77,6 +79,35 @@ async def test_a_worker_whose_clock_is_off_is_found(
     assert [(each.ok, said is not None and said in each.seen) for each in clocks] == [(False, True)] * (
         said is not None
     )
+
+
+@pytest.mark.parametrize(
+    ("catalog", "interests", "ok"),
+    [
+        ([], None, True),
+        (["a", "a"], None, True),
+        (["a"], "a", True),
+        (["a"], "b", False),
+        (["a", "b"], "a", False),
+    ],
+)
+async def test_roles_with_different_bundles_are_found(
+    settings: Settings, catalog: list[str], interests: str | None, ok: bool
+) -> None:
+    await topics.create(settings)
+    names = Topics.named(settings.topic_prefix)
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        for partition, bundle in enumerate(catalog):
+            claim = claim_of_owner(1, 0, bundle)
+            await producer.send_and_wait(
+                names.vectors, claim.value, claim.key, partition, headers=list(claim.headers)
+            )
+        if interests is not None:
+            await producer.send_and_wait(names.trends, encode(Trend(0, 0, 100.0, [], bundle=interests)), b"0")
+    (found,) = [each async for each in bundle_checks.roles(System(settings, None))]
+    assert (found.what, found.ok) == ("bundles", ok)
+    assert all(bundle in found.seen for bundle in catalog)
+    assert ("give both roles the same HEADWATER_BUNDLE" in found.seen) != ok
 
 
 def test_every_check_has_a_name() -> None:
