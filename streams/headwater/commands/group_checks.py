@@ -223,6 +223,7 @@ async def _count(consumer: AIOKafkaConsumer, name: str) -> int:
 
 
 async def places_of(consumer: AIOKafkaConsumer, name: str) -> list[TopicPartition]:
+    """The partitions of a topic, in order. Raises KafkaError, TimeoutError."""
     consumer.assign([TopicPartition(name, 0)])  # so that the client learns of all partitions
     while not (numbers := consumer.partitions_for_topic(name)):  # noqa: ASYNC110 - no event says so
         await asyncio.sleep(0.02)

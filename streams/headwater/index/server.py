@@ -256,7 +256,11 @@ class ServerIndex:
         await self._calls.patient(self._client.delete_collection, self._collection)
 
     async def sweep(self, before_s: float) -> None:
-        """As `Index.sweep`: the marks are points of the collection, and are deleted there."""
+        """As `Index.sweep`: the marks are points of the collection, and are deleted there.
+
+        Raises:
+            IndexUnavailable: the server does not answer, or refuses.
+        """
         old = models.FieldCondition(key="marked_at_s", range=models.Range(lt=before_s))
         marks = models.Filter(must=[server_condition(fields.HasWord((DELETED,))), old])
         selector = models.FilterSelector(filter=marks)
