@@ -99,7 +99,7 @@ class Status:
             waits.append("its partitions, from the broker")
         elif not self.is_complete:
             waits.append("the state of its partitions, which is being read")
-        elif not self.ready.is_set():
+        if not self.ready.is_set():
             waits.append("its start to end")
         if self.catalog is not None and self.catalog.path.index_away_s > 0:
             waits.append("the index, which does not answer")

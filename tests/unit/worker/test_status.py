@@ -241,3 +241,22 @@ async def test_items_are_counted_again_and_again_also_after_the_index_was_away()
     await until(lambda: b"headwater_index_points 12.0" in metrics.exposition())
     counting.cancel()
     await asyncio.gather(counting, return_exceptions=True)
+
+
+async def test_a_worker_is_ready_while_it_serves_all_that_it_holds(
+    status: Status, shop: Shop, failed: "asyncio.Future[str]"
+) -> None:
+    assert status.readiness() == {
+        "ready": False,
+        "waits_for": ["its partitions, from the broker", "its start to end"],
+    }
+    shop.group.is_assigned, shop.is_complete = True, False
+    assert status.readiness()["waits_for"][0] == "the state of its partitions, which is being read"
+    shop.is_complete = True
+    status.ready.set()
+    assert status.readiness() == {"ready": True, "waits_for": []}
+    shop.is_complete = False  # a rebalance: it is still well, and not ready
+    assert (status.health()["ok"], status.readiness()["ready"]) == (True, False)
+    shop.is_complete = True
+    failed.set_result("the broker refused")
+    assert status.readiness() == {"ready": False, "waits_for": ["the broker refused"]}
