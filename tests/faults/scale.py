@@ -15,6 +15,7 @@ class Scale(NamedTuple):
     index_away_s: float
     backlog: int
     erased: int
+    fuzz_s: float
 
 
 _FULL: Final = Scale(
@@ -28,6 +29,7 @@ _FULL: Final = Scale(
     index_away_s=60.0,
     backlog=400_000,
     erased=400,
+    fuzz_s=600.0,
 )
 _SHORT: Final = Scale(
     kills=2,
@@ -40,6 +42,7 @@ _SHORT: Final = Scale(
     index_away_s=3.0,
     backlog=30_000,
     erased=20,
+    fuzz_s=8.0,
 )
 
 IS_FULL: Final = os.environ.get("FAULTS") == "full"

@@ -315,7 +315,7 @@ class CatalogPath:
         finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(encoded.vectors), axis=1)
         fresh = iter(zip(encoded.vectors, finite, strict=True))
         written: list[Written] = []
-        bad = encoded.bad
+        bad, now_ms = encoded.bad, int(time.time() * 1000)
         for change in encoded.changes:
             vector, is_finite = (None, True) if change.item is None else next(fresh)
             if not is_finite:
@@ -323,7 +323,9 @@ class CatalogPath:
                 bad.append(DeadLetter(change.record, "bad_vector", message))
                 continue
             point = _point_of(change, vector)
-            outgoing = record_of(point, serving.encoder.id, change.record.timestamp, versions.epoch)
+            # A sender's time may lie further ahead than the vectors topic allows.
+            at_ms = min(change.record.timestamp, now_ms)
+            outgoing = record_of(point, serving.encoder.id, at_ms, versions.epoch)
             size = len(outgoing.key or b"") + len(outgoing.value or b"")
             if size > _MAX_RECORD_BYTES:
                 message = f"item {change.item_id!r} takes {size} bytes with its vector, expected at most {_MAX_RECORD_BYTES}"
