@@ -106,3 +106,10 @@ def test_no_records_and_no_transactions_may_be_told_as_null() -> None:
 def test_an_older_broker_is_asked_in_its_own_version() -> None:
     asked = FastFetch(fetch([("clicks", [(0, 5, 100)])]), Assignment(), {}).prepare({1: (0, 4)})
     assert type(asked) is FetchRequest_v4
+
+
+def test_the_end_of_a_transaction_is_news_although_the_log_has_not_grown() -> None:
+    """Offsets 3 and 4 have become readable: without it, they would count as held back for ever."""
+    answer = heard([("clicks", [(0, 0, 5, 5, 0, None, -1, None)])])
+    assert read(answer, Assignment(5, 5)).topics == [("clicks", [])]
+    assert read(answer, Assignment(5, 3)).topics == [("clicks", [(0, 0, 5, 5, 0, [], -1, b"")])]
