@@ -329,7 +329,9 @@ class CatalogRole:
         while True:
             await asyncio.sleep(_CLAIM_S)
             for number in self.path.open_partitions:
-                done = group.position(TopicPartition(self._common.topics.catalog, number)).next_offset
+                tp = TopicPartition(self._common.topics.catalog, number)
+                # A rebalance may be under way: the client knows positions of its assignment only.
+                done = group.position(tp).next_offset if tp in group.assignment() else None
                 if done is not None:
                     await self.path.claim(number, done - 1)
 
