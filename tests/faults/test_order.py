@@ -148,7 +148,7 @@ async def test_topics_restored_elsewhere_are_told_and_accepted_without_losing_a_
     worker = elsewhere.worker
     worker.settings["topic_prefix"] = prefix
     worker.launch()
-    assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
+    assert await asyncio.to_thread(worker.exit_code, 5 * PATIENCE_S) == 1
     assert "headwater topics accept" in worker.last_words()
     done = await asyncio.to_thread(finished, worker.home, "topics", "accept", **worker.settings)
     assert done.returncode == 0, done.stderr
@@ -166,8 +166,8 @@ async def copy(outside: Outside, source: str, target: str, skipped: int) -> None
     """As a mirror does it: each partition in order, with offsets of its own."""
     records = [each for each in await outside.records_of(source) if each.offset >= skipped]
     async with AIOKafkaProducer(**outside.settings.kafka_options()) as producer:
-        for each in records:
-            await producer.send_and_wait(
+        sent = [
+            await producer.send(
                 target,
                 each.value,
                 key=each.key,
@@ -175,6 +175,9 @@ async def copy(outside: Outside, source: str, target: str, skipped: int) -> None
                 headers=list(each.headers),
                 timestamp_ms=each.timestamp,
             )
+            for each in records
+        ]
+        await asyncio.gather(*sent)
 
 
 async def test_a_late_copy_of_a_write_is_not_taken_though_its_owner_dies_at_once(
