@@ -114,8 +114,11 @@ class Partition:
         row = self.columns.rows.get(user)
         if row is None:
             try:
-                erased_ms = self.erasures.erased_ms(user)
-                row = self.columns.add(user, erased_ms, self.erasures.offset(user, self.incarnation))
+                if user in self.erasures:
+                    erased_ms = self.erasures.erased_ms(user)
+                    row = self.columns.add(user, erased_ms, self.erasures.offset(user, self.incarnation))
+                else:
+                    row = self.columns.add(user)
             except DiskFull as error:
                 raise StopWorker(str(error)) from error
         return row

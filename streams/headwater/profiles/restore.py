@@ -112,8 +112,9 @@ def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str)
             f"{topic}-{partition.number}, offsets {records[0].offset} to {records[-1].offset}: {error}"
         ) from error
     sound = [order for order in orders if order is not None]
-    partition.highest_epoch = max([partition.highest_epoch, *(order.epoch for order in sound)])
-    partition.incarnation = max([partition.incarnation, *(order.incarnation for order in sound)])
+    incarnations, _, epochs = zip(*sound, strict=True) if sound else ((), (), ())
+    partition.highest_epoch = max((partition.highest_epoch, *epochs))
+    partition.incarnation = max((partition.incarnation, *incarnations))
     winners: Winners = {}
     for record, order in zip(records, orders, strict=True):
         user = record.key

@@ -102,7 +102,8 @@ def orders_of(records: Sequence[bytes]) -> list[Order | None]:
         return []
     header, _, is_sound = _parsed(records)
     columns = (header[name].tolist() for name in ("incarnation", "offset", "epoch"))
-    return [Order(*each) if sound else None for *each, sound in zip(*columns, is_sound.tolist(), strict=True)]
+    orders = map(Order._make, zip(*columns, strict=True))
+    return [order if sound else None for order, sound in zip(orders, is_sound.tolist(), strict=True)]
 
 
 def empty_record(epoch: int, bundle: int) -> bytes:
