@@ -19,6 +19,7 @@ from headwater.messages import (
     BadMessage,
     Candidate,
     Click,
+    ErasureReceipt,
     ErrorDetail,
     Item,
     ItemVector,
@@ -117,6 +118,9 @@ SENT = [
     ItemVector("tea", vector_bytes(np.ones(3, np.float32)), {"item_id": "tea", "price": None}, "b", 0, 5, 4),
     ItemVector("tea", b"", {}, "b", 0, 5),
     Trend(3, NOW_MS, 3600.0, [("tea", 1.5), ("☕", 0.5)]),
+    ErasureReceipt(
+        event_id="gone", user_sha256="0" * 64, status="begun", partition=3, forgot_ms=NOW_MS, begun_ms=NOW_MS
+    ),
 ]
 
 
@@ -140,6 +144,7 @@ def test_what_is_sent_is_read_back_the_same(message: msgspec.Struct) -> None:
         Response: decode_response,
         ItemVector: decode_item_vector,
         Trend: decode_trend,
+        ErasureReceipt: msgspec.json.Decoder(ErasureReceipt).decode,
     }[type(message)]
     assert encode(decode(encode(message))) == encode(message)
 
