@@ -391,7 +391,6 @@ class Metrics:
         About(
             "By how much the event loop is late, looked at every 20 ms: how long one piece of work keeps all others waiting.",
             "Often above 0.1: give the worker a core of its own, or share the partitions among more workers.",
-            buckets=STAGE,
         ),
     ]
     clock_skew_seconds: Annotated[

@@ -16,6 +16,8 @@ class Scale(NamedTuple):
     backlog: int
     erased: int
     fuzz_s: float
+    dear: int
+    clicks_per_s: int
 
 
 _FULL: Final = Scale(
@@ -30,6 +32,8 @@ _FULL: Final = Scale(
     backlog=400_000,
     erased=400,
     fuzz_s=600.0,
+    dear=10_000,
+    clicks_per_s=1_000,
 )
 _SHORT: Final = Scale(
     kills=2,
@@ -43,6 +47,8 @@ _SHORT: Final = Scale(
     backlog=30_000,
     erased=20,
     fuzz_s=8.0,
+    dear=200,
+    clicks_per_s=200,
 )
 
 IS_FULL: Final = os.environ.get("FAULTS") == "full"
