@@ -260,6 +260,8 @@ class Fuzzed:
         for topic in (names.clicks, names.requests, names.catalog):
             for record in seen.get(topic, ()):
                 place = (topic, record.partition, record.offset)
+                if place in self.unreadable:
+                    continue  # read here before it was damaged
                 fate = self._fate(record, letters.get(place, []), place in forwarded, answers)
                 if fate.startswith("not"):
                     wrong.append((fate, record, letters.get(place, [])))

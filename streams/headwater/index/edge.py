@@ -129,6 +129,7 @@ class EdgeIndex:
         for part in _slices(points, PUT_SLICE):
             require_room(self._folder)
             async with self.writing:
+                await self._index_new_numbers(part)
                 self._put_slice(part, stored)
             await asyncio.sleep(0)
         self._drop_oldest_marks(max(len(self._marks) - MAX_MARKS, 0))
@@ -254,10 +255,7 @@ class EdgeIndex:
             hidden = point.vector is not None and not is_available(point.payload)
             self._hidden += hidden - (held is not None and held.is_hidden)
             self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload, hidden)
-            document = None if point.vector is None else fields.document(point.payload)
-            documents[point.key] = document
-            if document is not None and (held is None or held.row < 0):
-                self._index_numbers(document)
+            documents[point.key] = None if point.vector is None else fields.document(point.payload)
             self._marks.pop(point.key, None)  # the newest is last
             if point.vector is None:
                 self._marks[point.key] = now_s
@@ -294,8 +292,17 @@ class EdgeIndex:
         if gone:
             shard.delete(gone)
 
-    def _index_numbers(self, document: fields.Document) -> None:
-        """Give the numbers of a new item's attributes an index, as far as there is room for their names."""
+    async def _index_new_numbers(self, points: Iterable[Point]) -> None:
+        """Give the numbers of new items' attributes an index, as far as there is room for their names.
+
+        Other work runs between them: each is a few files on the disk, and an item may bring dozens.
+        """
+        for point in points:
+            held = self._items.get(point.key)
+            if point.vector is not None and (held is None or held.row < 0):
+                await self._index_numbers(fields.document(point.payload))
+
+    async def _index_numbers(self, document: fields.Document) -> None:
         wanted = self._number_indexes.wanted(document, self.shard.number_fields - {"price"})
         exchange = self._number_indexes.rarest_below(document, self.shard.number_fields - {"price"})
         if exchange is not None:
@@ -305,6 +312,7 @@ class EdgeIndex:
         for field in wanted:
             require_room(self._folder)
             self.shard.index_numbers(field)
+            await asyncio.sleep(0)
 
     def _live(self, keys: Iterable[int]) -> Iterator[tuple[int, _Item]]:
         for key in keys:
