@@ -95,9 +95,13 @@ class Fuzzed:
         )
         await self._consumer.start()
         await self._consumer.seek_to_beginning()
+        # Of the whole log: the end for those who read committed stands still where a transaction's end is not written yet.
+        self._ends = Consumer(**options)
+        await self._ends.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._ends.stop()
         await self._consumer.stop()
         await self._client.close()
 
@@ -215,7 +219,7 @@ class Fuzzed:
                     tps = [tp for tp in self._consumer.assignment() if tp.topic == topic]
                     # In this order: what a record was forwarded to is in the log before the record is committed.
                     committed = await admin.list_consumer_group_offsets(group)
-                    ends = await self._consumer.end_offsets(tps)
+                    ends = await self._ends.end_offsets(tps)
                     for tp, end in ends.items():
                         at = committed[tp].offset if tp in committed else 0
                         if at < end:
