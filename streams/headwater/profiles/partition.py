@@ -82,9 +82,8 @@ class Partition:
         self.listeners: list[Callable[[Partition, U64 | None], None]] = []
         # The newest (user, event key) of events that came into no log: too late, for instance, or an impression.
         self._unlogged: dict[tuple[bytes, int], None] = {}
-        self._rowless_origins: dict[
-            tuple[bytes, int], int
-        ] = {}  # (user, partition): the highest offset there
+        # (hash of the user, partition): the highest offset there. A hash, since no id of an erased user may stay.
+        self._rowless_origins: dict[tuple[int, int], int] = {}
         self._recent = RecentEvents()
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -183,7 +182,8 @@ class Partition:
     def _remember_origins(self, user: bytes, origins: Mapping[int, int]) -> None:
         known = self._rowless_origins
         for partition, offset in origins.items():
-            known[user, partition] = max(offset, known.pop((user, partition), -1))
+            place = hash(user), partition
+            known[place] = max(offset, known.pop(place, -1))
         for oldest in list(islice(known, max(len(known) - _MAX_ROWLESS_ORIGINS, 0))):
             del known[oldest]
 
@@ -209,7 +209,9 @@ class Partition:
         """Whether a click of the user that was forwarded from there has been looked at."""
         row = self.columns.rows.get(user)
         origins = {} if row is None else self.columns.origins.get(row, {})
-        return max(origins.get(partition, -1), self._rowless_origins.get((user, partition), -1)) >= offset
+        return (
+            max(origins.get(partition, -1), self._rowless_origins.get((hash(user), partition), -1)) >= offset
+        )
 
     # The changelog
 
