@@ -230,8 +230,8 @@ class LightRecords(Iterator[Record]):
             return False
         if codec := attributes & _CODEC:
             plain = _ATTRIBUTES.pack(attributes & ~_CODEC)
-            parts = (batch[:_ATTRIBUTES_AT], plain, batch[_ATTRIBUTES_AT + 2 : _HEAD.size])
-            batch = memoryview(b"".join((*parts, unpacked(codec, batch[_HEAD.size :]))))
+            head = b"".join((batch[:_ATTRIBUTES_AT], plain, batch[_ATTRIBUTES_AT + 2 : _HEAD.size]))
+            batch = memoryview(unpacked(codec, batch[_HEAD.size :], head))
             theirs = DefaultRecordBatch(batch)
         self._batch, self._records = batch, iter(theirs)
         return True

@@ -16,6 +16,10 @@ GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 MAX_UNPACKED_BYTES: Final = 16 * 1024 * 1024
 # Where an operator allows larger batches, they may unpack to so many times their size.
 _MAX_RATIO: Final = 8
+# What nearly all small batches unpack to at most.
+_SMALL_BYTES: Final = 64 * 1024
+_USUAL_BYTES: Final = 16 * 1024
+_USUAL_RATIO: Final = 12
 
 # xerial's framing of snappy: this head, then blocks with their lengths. Java writes it.
 _XERIAL_HEAD: Final = b"\x82SNAPPY\x00"
@@ -30,8 +34,8 @@ class TooLargeUnpacked(ValueError):
         super().__init__(f"got {packed} bytes that unpack to more than {limit}: expected at most that")
 
 
-def unpacked(codec: int, packed: memoryview) -> bytes | memoryview:
-    """The bytes that ``packed`` stands for; ``codec`` is Kafka's number.
+def unpacked(codec: int, packed: memoryview, head: bytes = b"") -> bytes | memoryview:
+    """``head``, and behind it the bytes that ``packed`` stands for; ``codec`` is Kafka's number.
 
     Raises:
         TooLargeUnpacked: these are more than 16 MiB and more than eight times the packed ones.
@@ -39,20 +43,36 @@ def unpacked(codec: int, packed: memoryview) -> bytes | memoryview:
     """
     limit = max(MAX_UNPACKED_BYTES, _MAX_RATIO * len(packed))
     if codec == GZIP:
-        return _gzip(packed, limit)
+        return head + _gzip(packed, limit)
     if codec == SNAPPY:
-        return _snappy(packed, limit)
+        return head + _snappy(packed, limit)
     if codec not in (LZ4, ZSTD):
         raise ValueError(f"got codec {codec}: expected 0 to 4")
-    # Memory that the system gives as it is written; clearing 16 MiB for each batch would take milliseconds.
-    out = mmap.mmap(-1, limit)
+    # Mapped memory costs a page fault for every 4 kB, and clearing 16 MiB for each batch would take milliseconds.
+    found = None
+    if len(packed) <= _SMALL_BYTES:
+        usual = _USUAL_BYTES + _USUAL_RATIO * len(packed)
+        found = _unpacked_into(bytearray(len(head) + usual), codec, packed, head)
+    if found is None:
+        found = _unpacked_into(mmap.mmap(-1, len(head) + limit), codec, packed, head)
+    if found is None:
+        raise TooLargeUnpacked(len(packed), limit)
+    return found
+
+
+def _unpacked_into(
+    room: bytearray | mmap.mmap, codec: int, packed: memoryview, head: bytes
+) -> memoryview | None:
+    """The head and the unpacked bytes, in ``room``; None where it is too small. Raises ValueError."""
+    room[: len(head)] = head
     try:
-        written = (cramjam.lz4 if codec == LZ4 else cramjam.zstd).decompress_into(packed, out)
+        algorithm = cramjam.lz4 if codec == LZ4 else cramjam.zstd
+        written = algorithm.decompress_into(packed, memoryview(room)[len(head) :])
     except cramjam.DecompressionError as error:
         if "whole buffer" in str(error):
-            raise TooLargeUnpacked(len(packed), limit) from None
+            return None
         raise ValueError(str(error)) from None
-    return memoryview(out)[:written]
+    return memoryview(room)[: len(head) + written]
 
 
 def _gzip(packed: memoryview, limit: int) -> bytes:
