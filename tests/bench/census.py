@@ -4,7 +4,7 @@ python -m tests.bench.census FILE worker --role all
 
 Each line of FILE is a JSON object. Heap figures come every few seconds, containers once a minute. Containers are found
 by a walk over everything that the worker refers to, and named by the way there, such as
-`worker.status.interests.profiles.partitions[].erasures._by_user`. Of a long container the walk looks into some elements
+`worker.status.interests.profiles.partitions[].erasures._rows`. Of a long container the walk looks into some elements
 only, so sums over containers within containers are lower bounds.
 """
 

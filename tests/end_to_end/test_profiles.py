@@ -174,7 +174,7 @@ async def test_a_late_write_does_not_bring_an_erased_user_back(
     async with storing(own_topics, 3) as third:
         await third.own(4)
         assert b"ann" not in third.partition.columns.rows
-        assert (third.partition.erasures.erased_ms(b"ann"), *third.partition.erasures) == (1, b"ann")
+        assert (third.partition.erasures.erased_ms(b"ann"), len(third.partition.erasures)) == (1, 1)
 
 
 async def last_offset_of(settings: Settings, user: bytes) -> int:

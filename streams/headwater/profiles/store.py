@@ -10,9 +10,9 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import islice
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 import structlog
 from aiokafka import TopicPartition
@@ -194,7 +194,11 @@ class Profiles:
         partition.require(generation)
         partition.epoch = partition.highest_epoch = next_epoch(partition.highest_epoch, generation)
         log = logs.get(TopicPartition(self.clicks_topic, partition.number), Identity(None, None))
-        claim = partition.claim = Claim(partition.epoch, partition.incarnation, partition.watermark, *log)
+        claim = Claim(partition.epoch, partition.incarnation, partition.watermark, *log)
+        await self._write_claim(partition, claim, generation)
+
+    async def _write_claim(self, partition: Partition, claim: Claim, generation: int) -> None:
+        partition.claim = claim
         record = claim_record(claim, empty_record(claim.epoch, self.bundle))
         sent = await send_all(self._producer, self._topics.profiles, partition.number, [record])
         await self.settle(partition, sent, generation)
@@ -250,7 +254,7 @@ class Profiles:
         await self.settle(partition, await self.send(partition, rows, erased, generation), generation)
 
     async def close_segment(self, number: int) -> None:
-        """Write a record of a partition again, if it has any. Kafka closes an old segment of the log when more is written.
+        """Claim a partition once more, in the same epoch. Kafka closes an old segment of the log when more is written.
 
         Raises:
             StopWorker: the broker did not take it.
@@ -259,14 +263,12 @@ class Profiles:
         if partition is None:
             return
         async with partition.lock:
-            if not partition.is_serving():
+            await asyncio.wait({partition.changelog_done})
+            if not partition.is_serving() or partition.claim is None:
                 return
-            erased = list(islice(partition.erasures, 1))
-            rows = (
-                _NO_ROWS if erased else np.array(list(islice(partition.columns.rows.values(), 1)), np.int64)
-            )
+            claim = msgspec.structs.replace(partition.claim, applied=partition.watermark)
             with contextlib.suppress(PartitionLost):
-                await self._write(partition, rows, erased, partition.generation)
+                await self._write_claim(partition, claim, partition.generation)
 
     # Expiry
 

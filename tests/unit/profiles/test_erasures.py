@@ -1,7 +1,9 @@
 """Erased users: until when their events are dropped, and what their tombstones rest on."""
 
+import random
+
 from headwater.kafka.headers import AppliedOffset, Erasure, applied_of, erasure_of
-from headwater.profiles.erasures import Erased, Erasures
+from headwater.profiles.erasures import _LEAST_MERGED, Erased, Erasures
 from headwater.profiles.order import UNTOLD, Order
 
 
@@ -42,6 +44,49 @@ def test_erasures_are_forgotten_once_their_tombstones_may_be_gone_and_those_with
         erasures.put(f"user {number}".encode(), Erased(5, Order(0, 1, 1), 1_000 + number))
     erasures.put(b"user 0", Erased(6, Order(0, 1, 1), 1_004))  # erased again
     assert erasures.sweep(1_002) == 1
-    assert set(erasures) == {b"unwritten", b"user 0", b"user 2", b"user 3"}
+    assert all(user in erasures for user in (b"unwritten", b"user 0", b"user 2", b"user 3"))
+    assert len(erasures) == 4
     assert erasures.sweep(10_000) == 3
     assert len(erasures) == 1
+
+
+def test_of_many_erasures_each_is_the_newest_of_its_user() -> None:
+    erasures, expected, draw = Erasures(), dict[bytes, Erased](), random.Random(5)
+    for number in range(5 * _LEAST_MERGED):
+        user = f"user {draw.randrange(2 * _LEAST_MERGED)}".encode()
+        written_ms = draw.choice((None, number))
+        erased = Erased(draw.randrange(2**44), Order(draw.randrange(2**16), number - 2, number), written_ms)
+        erasures.put(user, erased)
+        expected[user] = erased
+    assert {user: erasures.get(user) for user in expected} == expected
+    assert len(erasures) == len(expected) > _LEAST_MERGED
+    assert erasures.get(b"ann") is None
+
+
+def test_of_many_erasures_the_old_are_forgotten_and_those_that_are_not_written_stay() -> None:
+    erasures = Erasures()
+    for number in range(4 * _LEAST_MERGED):
+        erasures.put(f"user {number}".encode(), Erased(5, Order(0, 1, 1), number))
+        erasures.put(f"unwritten {number}".encode(), Erased(6, Order(0, 1, 1)))
+    assert erasures.sweep(3 * _LEAST_MERGED) == 3 * _LEAST_MERGED
+    assert len(erasures) == 5 * _LEAST_MERGED
+    assert b"user 5" not in erasures
+    assert erasures.get(b"unwritten 5") == Erased(6, Order(0, 1, 1))
+    last = 4 * _LEAST_MERGED - 1
+    assert erasures.get(f"user {last}".encode()) == Erased(5, Order(0, 1, 1), last)
+
+
+def test_a_few_old_erasures_of_many_wait_until_it_is_worth_while_to_take_them_out() -> None:
+    erasures = Erasures()
+    for number in range(_LEAST_MERGED):
+        erasures.put(f"user {number}".encode(), Erased(5, Order(0, 1, 1), number))
+    assert erasures.sweep(_LEAST_MERGED // 10) == 0
+    assert erasures.sweep(_LEAST_MERGED // 2) == _LEAST_MERGED // 2
+
+
+def test_an_erasure_takes_some_forty_bytes_and_no_id() -> None:
+    erasures = Erasures()
+    for number in range(4 * _LEAST_MERGED):
+        erasures.put(f"user {number}".encode(), Erased(5, Order(0, 1, 1), number))
+    assert erasures._new == {}
+    assert erasures._hashes.nbytes + erasures._rows.nbytes == 38 * len(erasures)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from headwater.errors import PartitionLost
-from headwater.kafka.headers import AppliedOffset, Erasure, applied_of, erasure_of
+from headwater.kafka.epochs import CLAIM_KEY
+from headwater.kafka.headers import AppliedOffset, Claim, Erasure, applied_of, claim_of, erasure_of
 from headwater.profiles.state_records import orders_of
 from headwater.profiles.store import _expired
 from tests.support.interests_worker import GENERATION, InterestsWorker, now_ms
@@ -44,6 +45,22 @@ async def test_nothing_is_sent_for_a_partition_that_is_gone(worker: InterestsWor
         await worker.profiles.send(partition, rows, [], GENERATION)
     assert worker.profiles.partition(0) is None
     assert worker.producer.records(worker.topics.profiles) == []
+
+
+async def test_a_segment_is_closed_by_the_claim_again_with_what_is_applied_now(
+    worker: InterestsWorker,
+) -> None:
+    partition = worker.partition()
+    partition.claim = Claim(GENERATION, topic_id="aa")
+    partition.erase(partition.columns.users[partition.row_of(b"bob")], 5)
+    partition.watermark = 8
+    await worker.profiles.close_segment(0)
+    (record,) = worker.producer.records(worker.topics.profiles)
+    assert record.key == CLAIM_KEY
+    assert claim_of(record.headers) == partition.claim == Claim(GENERATION, applied=8, topic_id="aa")
+    worker.profiles.freeze()
+    await worker.profiles.close_segment(0)
+    assert len(worker.producer.records(worker.topics.profiles)) == 1
 
 
 async def test_only_users_whose_newest_event_is_too_old_expire(worker: InterestsWorker) -> None:
