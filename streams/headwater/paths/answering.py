@@ -64,12 +64,13 @@ def needed_offset(pending: PendingRequest, partition: Partition, applied: int) -
     """The offset that this partition's changelog has to reach before a request is answered from what is ``applied``.
 
     It is -1 for a request that demands no click. A click demanded by its event id, or by an offset of another partition, has
-    no offset here, so everything applied has to be stored, and at least one record.
+    no offset here, so everything applied has to be stored. In a clicks log that is new, that may be nothing: then the users
+    are those of a former log, and in the changelog.
     """
     if not pending.demands_a_click:
         return -1
     after = pending.request.after
-    return after.offset if after is not None and after.partition == partition.number else max(applied, 0)
+    return after.offset if after is not None and after.partition == partition.number else applied
 
 
 def answered(

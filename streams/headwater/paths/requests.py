@@ -255,6 +255,8 @@ class RequestPath:
         recall = serving.recall
         assert recall is not None
         is_open = partition.gate.is_open
+        if not is_open and any(each.demands_a_click for each in pending):
+            raise PartitionLost  # it was ours when they were looked at
         # Read before the states, which may then be newer than the answer claims, never older.
         applied = partition.applied if is_open else -1
         started = time.perf_counter()

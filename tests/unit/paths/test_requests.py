@@ -654,6 +654,16 @@ async def test_an_event_that_the_last_owner_applied_is_found_when_its_partition_
     assert worker.responses()["r1"].status == "ok"
 
 
+async def test_an_event_of_a_former_clicks_log_is_found_before_the_present_one_has_any(worker: Asked) -> None:
+    partition = worker.partition()
+    await worker.apply(worker.click("ann", "dark roast", event_id="mine"))
+    partition.start_incarnation(1)
+    partition.applied = partition.watermark = -1
+    response = await worker.answer("ann", after_event_id="mine")
+    assert response.reflects is not None
+    assert (response.status, response.reflects.offset, response.reflects.events) == ("ok", -1, 1)
+
+
 async def test_an_event_is_not_missed_while_a_later_one_of_its_user_is_on_its_way(worker: Asked) -> None:
     partition = worker.partition()
     await worker.apply(worker.click("ann", "dark roast", event_id="mine"))
