@@ -88,6 +88,9 @@ class Eraser:
         """These are the clicks partitions of this worker from now on."""
         self._owned = frozenset(partitions)
         self._unread = set(self._owned)
+        # What is open of others their owners bring to its end.
+        self._open = {key: receipt for key, receipt in self._open.items() if receipt.partition in self._owned}
+        self._metrics.erasures_open.set(len(self._open))
         self._wake.set()
 
     async def begin(self, partition: int, forgets: Sequence[Click]) -> None:
@@ -175,10 +178,12 @@ class Eraser:
                     receipt = _RECEIPT.decode(record.value or b"")
                     if receipt.partition in unread:
                         last[_key(receipt)] = receipt
+        now_ms = _now_ms()
         for key, receipt in last.items():
             if receipt.status == "begun":
                 self._open.setdefault(key, receipt)
-            elif (due_ms := (receipt.done_ms or 0) + topics.COMPACTION_LAG_MS) > _now_ms():
+            else:  # what was due while nobody owned the partition is due now
+                due_ms = max((receipt.done_ms or 0) + topics.COMPACTION_LAG_MS, now_ms)
                 self._closings.add(_Closing(due_ms, receipt.partition))
         self._unread -= unread
         self._metrics.erasures_open.set(len(self._open))
@@ -206,6 +211,7 @@ class Eraser:
             **self._settings.kafka_options(),
             group_id=None,
             enable_auto_commit=False,
+            auto_offset_reset="earliest",  # the oldest may be deleted meanwhile
             max_partition_fetch_bytes=4 * 1024 * 1024,
         )
         tp = TopicPartition(topic, 0)

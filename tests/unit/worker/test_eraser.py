@@ -224,6 +224,29 @@ async def test_a_successor_closes_what_its_predecessor_would_have(place: Place) 
     assert [each.partition for each in successor._closings] == [3]
 
 
+async def test_what_was_due_while_a_partition_had_no_owner_is_closed_by_the_next_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = place.eraser(3)
+    place.run(mine)
+    await mine.begin(3, [forget("ann")])
+    await place.until_done(1)
+    monkeypatch.setattr(topics, "COMPACTION_LAG_MS", 0)
+    successor = place.eraser(3)
+    await successor._read_receipts()
+    await successor._close_segments()
+    assert place.closed == [3]
+    assert eraser._CLOSING_KEY in await place.newest(place.names.dead_letters)
+
+
+async def test_a_worker_counts_no_erasure_of_a_partition_that_it_has_lost(place: Place) -> None:
+    mine = place.eraser(2)
+    await mine.begin(2, [forget("ann")])
+    mine.assign([1])
+    assert "erasures_open 0.0" in place.metrics.exposition().decode()
+    assert mine._open == {}
+
+
 async def test_nothing_that_lies_on_the_topic_of_receipts_ends_a_worker(place: Place) -> None:
     odd = (None, b"", b"{", b"\xff", b"[" * 10_000, b'{"partition": 3}')
     records = [Outgoing(f"{number}".encode(), value) for number, value in enumerate(odd)]
