@@ -383,9 +383,13 @@ class CatalogPath:
             again: dict[int, ItemVersions] = {}
             for versions in unread:
                 async with versions.lock:
+                    position = versions.position
+                    if known.foreign[versions.partition]:
+                        versions.position = -1  # of this bundle the topic has not everything yet
                     await self._writer.claim_partition(
                         versions, known.highest_epoch[versions.partition], bundle_id
                     )
+                    versions.position = position
                     await self._repair(consumer, versions)
                 if known.foreign[versions.partition] or not versions.is_claimed:
                     again[versions.partition] = versions
@@ -403,6 +407,9 @@ class CatalogPath:
                             versions, run.records, buries=bool(known.foreign[versions.partition])
                         )
             for versions in again.values():
+                if known.foreign[versions.partition]:
+                    async with versions.lock:
+                        await self._writer.claim(versions, versions.position, bundle_id)
                 versions.gate.open()
 
     async def _audit(self, assigned: Sequence[ItemVersions]) -> None:

@@ -1,6 +1,7 @@
 """A batch of catalog changes, from records to index and vectors topic, in the order of versions."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
 from headwater.paths import catalog, shared_index
 from headwater.paths.catalog import CatalogPath
-from headwater.paths.item_versions import ItemVersions
+from headwater.paths.item_versions import ItemVersions, Known
 from headwater.paths.observer import ItemIndexed, Observer
 from headwater.paths.serving import Serving
 from headwater.settings import Settings
@@ -474,6 +475,31 @@ async def repaired(worker: CatalogWorker, catalog: Sequence[ConsumerRecord] = ()
     assert (versions.holes, versions.gaps) == ({}, [])
 
 
+async def test_a_new_bundle_claims_the_catalog_once_it_has_encoded_it_again(
+    worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tea = worker.item(TEA)
+    versions = ItemVersions(0)
+    versions.is_claimed, versions.position = True, tea.offset
+    worker.path._partitions = {0: versions}
+
+    @contextlib.asynccontextmanager
+    async def written(_: Settings) -> AsyncIterator[Written]:
+        yield Written(worker, [tea])
+
+    async def read(*_: object) -> Known:
+        return Known({0: {item_key(TEA)}}, {0: 1})
+
+    monkeypatch.setattr(catalog, "reader", written)
+    monkeypatch.setattr(catalog, "read_versions", read)
+    await worker.path._open([versions])
+    assert worker.claimed() == [-1, tea.offset]
+    assert [record.key for record in worker.producer.records(worker.topics.vectors)] == [
+        *(CLAIM_KEY, TEA.encode(), CLAIM_KEY)
+    ]
+    assert versions.gate.is_open
+
+
 async def test_what_a_stale_owner_overwrote_is_written_again(worker: CatalogWorker) -> None:
     tea, coffee = worker.item(TEA, title="Green tea", version=3), worker.item(COFFEE)
     await worker.apply(tea, coffee)
@@ -671,7 +697,7 @@ async def test_changes_wait_however_long_it_takes_and_arrive_in_order(
     worker: CatalogWorker, away: _AwayIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 1_000.0
-    clock = SimpleNamespace(monotonic=lambda: now_s, perf_counter=lambda: now_s)
+    clock = SimpleNamespace(monotonic=lambda: now_s, perf_counter=lambda: now_s, time=lambda: now_s)
     for module in (catalog, shared_index):
         monkeypatch.setattr(module, "time", clock)
     assert worker.path.index_away_s == 0
