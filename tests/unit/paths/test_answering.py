@@ -133,7 +133,9 @@ async def test_a_request_needs_its_click_stored_and_one_without_a_demand_needs_n
     assert answering.needed_offset(pending(event=5), partition, applied=9) == 9
 
 
-async def test_a_demanded_event_of_a_former_log_needs_nothing_of_the_present_one(partition: Partition) -> None:
+async def test_a_demanded_event_of_a_former_log_needs_nothing_of_the_present_one(
+    partition: Partition,
+) -> None:
     assert answering.needed_offset(pending(event=5), partition, applied=-1) == -1
 
 
