@@ -112,8 +112,8 @@ class Reading:
         offset: int = 0,
         aborted: Sequence[tuple[int, int]] = (),
         end: int = 1_000,
-    ) -> None:
-        """A fetch brought these; ``aborted`` are transactions, as (producer, first offset)."""
+    ) -> PartitionRecords:
+        """A fetch brought these; ``aborted`` are transactions, as (producer, first offset). Returns aiokafka's records."""
         raw = self._raw[tp] = b"".join(batches)
         records = PartitionRecords(
             tp, MemoryRecords(raw), aborted, offset, None, None, self.checks, READ_COMMITTED
@@ -122,6 +122,7 @@ class Reading:
         self.fetcher._records[tp] = FetchResult(
             tp, assignment=self.assignment, partition_records=records, backoff=0.1
         )
+        return records
 
     def position(self, tp: TopicPartition) -> int:
         return int(self.assignment.state_value(tp).position)

@@ -133,6 +133,9 @@ class LightRecords(Iterator[Record]):
         self.next_fetch_offset: int = theirs.next_fetch_offset
         self.unreadable: list[Unreadable] = []
         self._raw, self._at, self._log_end = memoryview(raw), 0, end
+        # Its generator refers to it and to the bytes of the fetch. aiokafka ends this cycle with the last record, which is
+        # never read there, and a worker looks for cycles rarely: it would keep every fetch.
+        theirs._records_iterator = None
         # (producer, first offset) of the aborted transactions that are still to come, by offset, and the producers of
         # those that have begun and not ended.
         self._aborted: deque[tuple[int, int]] = deque(theirs._aborted_transactions)

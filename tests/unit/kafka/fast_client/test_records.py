@@ -1,8 +1,10 @@
 """Records out of what a fetch brought: each once, in order, however many are polled at a time."""
 
 import asyncio
+import gc
 import gzip
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -37,6 +39,25 @@ async def test_records_are_polled_in_order_and_the_rest_later() -> None:
     assert reading.position(TPS[0]) == 7
     assert not reading.fetcher._records
     assert reading.polled() == {}
+
+
+@pytest.fixture
+def no_garbage_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collector")
+async def test_the_bytes_of_a_fetch_are_freed_with_its_last_record() -> None:
+    reading = Reading()
+    theirs = weakref.ref(reading.fetched(TPS[0], batch(0, 3), batch(3, 4)))
+    ours = weakref.ref(reading.fetcher._records[TPS[0]]._partition_records)
+    assert theirs() is None, "aiokafka's records hold the bytes as well"
+    assert reading.polled(max_records=4) == {TPS[0]: [0, 1, 2, 3]}
+    assert ours() is not None
+    assert reading.polled() == {TPS[0]: [4, 5, 6]}
+    assert ours() is None
 
 
 async def test_the_control_records_of_transactions_are_passed_and_not_given() -> None:
