@@ -49,7 +49,13 @@ _NEEDS: Final[Mapping[Role, Mapping[str, tuple[Operation, ...]]]] = {
         "dead_letters": (_READ, _WRITE),
         "erasures": (_READ, _WRITE),
     },
-    "catalog": {"catalog": (_READ,), "vectors": (_READ, _WRITE), "dead_letters": (_WRITE,)},
+    # The bundle of the interests workers is on the trends, and so is what a worker tells the broker's time by.
+    "catalog": {
+        "catalog": (_READ,),
+        "vectors": (_READ, _WRITE),
+        "trends": (_READ, _WRITE),
+        "dead_letters": (_WRITE,),
+    },
     "client": {"clicks": (_WRITE,), "requests": (_WRITE,), "responses": (_READ,), "catalog": (_WRITE,)},
 }
 
