@@ -191,13 +191,16 @@ class RequestPath:
         release: Callable[[], None],
     ) -> None:
         """Answer requests in parts of bounded work, one after the other. Dear parts of all partitions take turns."""
-        for part in parts_of(pending, self._now_ms):
-            part_us = sum(each.cost_us for each in part)
-            try:
+        left_us = sum(each.cost_us for each in pending)
+        try:
+            for part in parts_of(pending, self._now_ms):
+                part_us = sum(each.cost_us for each in part)
                 async with self._dear if part_us > DEAR_US else contextlib.nullcontext():
                     await self._answer_group(part, partition, serving, release)
-            finally:
                 self._in_hand_us -= part_us
+                left_us -= part_us
+        finally:
+            self._in_hand_us -= left_us  # of parts that were given up with the partition
 
     async def _answer_group(
         self,

@@ -1219,6 +1219,22 @@ async def test_of_a_batch_that_our_own_code_fails_on_the_culprit_alone_is_refuse
     assert batch in worker.consumer.finished
 
 
+async def test_what_demands_a_click_and_failed_is_left_to_the_next_owner_once_the_partition_is_gone(
+    worker: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker.apply(worker.click("ann", "dark roast"))
+
+    def brittle(*_: object) -> Any:
+        worker.partition().gate.close()
+        raise ArithmeticError
+
+    monkeypatch.setattr(worker.encoder, "encode_items", brittle)
+    with pytest.raises(PartitionLost):
+        await worker.ask(*(worker.request("ann", name, query="tea", after=after(0)) for name in ("r1", "r2")))
+    assert worker.responses() == {}
+    assert worker.requests._in_hand_us == 0.0
+
+
 async def test_a_broker_that_takes_no_answers_stops_the_worker_unacknowledged(worker: Asked) -> None:
     worker.producer.down = True
     with pytest.raises(StopWorker, match="did not acknowledge"):
