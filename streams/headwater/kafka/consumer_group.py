@@ -263,7 +263,7 @@ class ConsumerGroup(ABC):
             if now.is_another_than(self._note(tp).topic_id):
                 self.fail(
                     f"{tp.topic}: the topic was made again while it was read; what of the former one had not been read is "
-                    "lost. Start the worker again: it reads the new topic from its start"
+                    "lost. Start the worker again: it reads the new topic from its start, or says what is to be done first"
                 )
 
     def _note_gap(self, tp: TopicPartition, gap: Gap) -> None:

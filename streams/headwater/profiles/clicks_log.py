@@ -15,13 +15,16 @@ import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
 
 from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka.commit_notes import note_of
 from headwater.kafka.fast_client.commits import committed as commits_of
+from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.supervision import topic_recreated_error
 from headwater.kafka.topic_identity import Identity
+from headwater.kafka.topic_identity import identities as identities_of
 from headwater.kafka.topics import Topics
 from headwater.messages import Gap
 from headwater.profiles.partition import Partition
@@ -56,10 +59,7 @@ async def settle(
     for tp, partition in clicks.items():
         partition.start_incarnation(partition.incarnation)
         log, end = identities.get(tp, Identity(None, None)), ends[tp]
-        commit, topic_id = commits.get(tp), log.topic_id
-        # A member that had not noticed it yet may have committed to the new topic what it had read of the former one.
-        is_of_this_log = commit is not None and not log.is_another_than(note_of(commit.metadata).topic_id)
-        committed = commit.offset if commit is not None and is_of_this_log else None
+        committed, topic_id = _committed(commits.get(tp), log), log.topic_id
         if partition.log_is_accepted:
             partition.log_is_accepted = False
             partition.start_incarnation(partition.incarnation + 1)
@@ -69,6 +69,16 @@ async def settle(
             _tell_of_loss(tp, partition, committed, beginnings[tp])
         next_offset = committed if committed is not None and committed <= end else beginnings[tp]
         partition.watermark = partition.applied = next_offset - 1
+
+
+def _committed(commit: OffsetAndMetadata | None, log: Identity) -> int | None:
+    """The offset that the group goes on from; None where it begins at the start of the log.
+
+    A member that had not noticed it yet may have committed to the new topic what it had read of the former one.
+    """
+    if commit is None or log.is_another_than(note_of(commit.metadata).topic_id):
+        return None
+    return int(commit.offset)
 
 
 def _check(
@@ -119,9 +129,7 @@ async def accept(settings: Settings) -> dict[int, int]:
         HeadwaterError: the broker refused, is away, or has members in the group.
     """
     topics = Topics.named(settings.topic_prefix)
-    reader = AIOKafkaConsumer(
-        **settings.kafka_options(), group_id=settings.interests_group, enable_auto_commit=False
-    )
+    reader = Consumer(**settings.kafka_options(), group_id=settings.interests_group, enable_auto_commit=False)
     producer = producer_of(settings)
     try:
         await reader.start()
@@ -129,9 +137,11 @@ async def accept(settings: Settings) -> dict[int, int]:
         clicks = [TopicPartition(topics.clicks, number) for number in range(settings.partitions)]
         reader.assign(clicks)
         beginnings, ends = await reader.beginning_offsets(clicks), await reader.end_offsets(clicks)
+        commits = await commits_of(reader, clicks)
+        logs = await identities_of(reader.client, [topics.clicks])
         following = {}
         for tp in clicks:
-            committed = await reader.committed(tp)
+            committed = _committed(commits.get(tp), logs.get(tp, Identity(None, None)))
             if committed is not None and committed > ends[tp]:
                 await reader.commit({tp: beginnings[tp]})
                 committed = None

@@ -4,15 +4,20 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
 from headwater.errors import StopWorker
+from headwater.kafka import topics
 from headwater.kafka.commit_notes import CommitNote, note_text
-from headwater.kafka.topic_identity import Identity
+from headwater.kafka.publish import producer_of
+from headwater.kafka.topic_identity import Identity, identities
+from headwater.kafka.topics import Topics
 from headwater.messages import Gap
-from headwater.profiles.clicks_log import ACCEPT_KEY, settle
+from headwater.profiles.clicks_log import ACCEPT_KEY, accept, settle
 from headwater.profiles.partition import Partition
+from headwater.settings import Settings
+from headwater.worker.worker import started
 from tests.unit.profiles.test_restore import claim, loaded, offset_of, record, state, tombstone
 
 CLICKS = TopicPartition("clicks.v1", 0)
@@ -148,3 +153,25 @@ async def test_a_group_without_offsets_claims_no_click_that_is_gone(partition: P
     assert partition.gap is None
     await settled(partition, Log(end=90, beginning=30))
     assert (partition.gap, partition.watermark) == (Gap(21, 29), 29)
+
+
+async def test_an_accepted_topic_that_was_made_again_is_read_from_its_beginning(settings: Settings) -> None:
+    """What the group has committed of the former topic is no place in this one."""
+    await topics.create(settings)
+    clicks = Topics.named(settings.topic_prefix).clicks
+    async with started(producer_of(settings)) as producer:
+        for _ in range(3):
+            await producer.send_and_wait(clicks, b"{}", partition=0)
+        log = (await identities(producer.client, [clicks]))[TopicPartition(clicks, 0)]
+    reader = AIOKafkaConsumer(
+        **settings.kafka_options(), group_id=settings.interests_group, enable_auto_commit=False
+    )
+    await reader.start()
+    place = TopicPartition(clicks, 0)
+    reader.assign([place])
+    await reader.commit({place: OffsetAndMetadata(2, note_text(CommitNote("0" * 32)))})
+    # Without ids the broker does not tell the two topics apart.
+    assert (await accept(settings))[0] == (2 if log.topic_id is None else 0)
+    await reader.commit({place: OffsetAndMetadata(2, note_text(CommitNote()))})
+    assert (await accept(settings))[0] == 2
+    await reader.stop()
