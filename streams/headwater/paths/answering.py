@@ -49,7 +49,7 @@ class Found(NamedTuple):
     """Candidates for one request, to be delivered as soon as the clicks that they rest on are stored.
 
     They rest on the partition's clicks up to offset ``applied``; the request demands that those up to ``needed`` are in
-    the changelog.
+    the changelog. ``catalog``: the offset of each catalog partition that the index was at before it was searched.
     """
 
     pending: PendingRequest
@@ -58,6 +58,7 @@ class Found(NamedTuple):
     rung: str | None
     applied: int
     needed: int
+    catalog: Mapping[int, int]
 
 
 def needed_offset(pending: PendingRequest, partition: Partition, applied: int) -> int:
@@ -73,15 +74,12 @@ def needed_offset(pending: PendingRequest, partition: Partition, applied: int) -
     return after.offset if after is not None and after.partition == partition.number else applied
 
 
-def answered(
-    found: Found, partition: Partition, stored: int, model: str, catalog: Mapping[int, int], now_ms: float
-) -> Reply:
+def answered(found: Found, partition: Partition, stored: int, model: str, now_ms: float) -> Reply:
     """The answer with candidates.
 
     Args:
         partition: of the user's clicks.
         stored: the changelog holds the partition's clicks up to this offset.
-        catalog: offset of each catalog partition that the index is at.
     """
     pending, rung, result = found.pending, found.rung, found.result
     if is_lost(pending, partition):
@@ -109,7 +107,7 @@ def answered(
         items=items,
         reflects=reflects(partition, stored, found.user),
         model=model,
-        catalog=dict(catalog),
+        catalog=dict(found.catalog),
         timings_ms={name: round(ms, 3) for name, ms in timings.items()},
         why=dict(result.why),
     )

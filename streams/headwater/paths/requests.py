@@ -280,6 +280,7 @@ class RequestPath:
         ]
         left_ms = self._least_left_ms(pending)
         started = time.perf_counter()
+        catalog = dict(serving.catalog)  # what comes while it is searched is not claimed
         results = await recall.candidates(asks, max(left_ms - _ANSWER_MS, 0.6 * left_ms) / 1000.0)
         index_s = time.perf_counter() - started
         self._index_seconds.observe(index_s)
@@ -295,7 +296,7 @@ class RequestPath:
                 rung = "other-bundle"
             if rung is None and not has_fetched and lacks_vectors(each, user, serving.vectors):
                 rung = "stored"
-            found.append(Found(each, user, result, rung or result.missing, applied, least))
+            found.append(Found(each, user, result, rung or result.missing, applied, least, catalog))
         return found
 
     def _now_ms(self) -> float:
@@ -355,7 +356,7 @@ class RequestPath:
         for each in found:
             stored = min(partition.watermark, each.applied)
             if each.needed <= stored:
-                reply = answered(each, partition, stored, model, serving.catalog, now_ms)
+                reply = answered(each, partition, stored, model, now_ms)
                 replies.append((each.pending, reply))
             elif each.pending.left_ms(now_ms) > 0:
                 held_back.append(each)

@@ -67,13 +67,13 @@ def user(*actions: str) -> UserInterests:
 def found(rung: str | None = None) -> Found:
     reason = Share(PastEvent("tea", 5, "click"), 0.123456)
     result = RecallResult([Fused(1, "chai", 0.12345678, "interests")], [[reason]], rung)
-    return Found(pending(), user("click", "retract"), result, rung, 6, -1)
+    return Found(pending(), user("click", "retract"), result, rung, 6, -1, {0: 8})
 
 
 async def test_an_answer_holds_items_reasons_proof_and_times() -> None:
     one = found()
     one.pending.timings["read"] = 1.23456
-    reply = answering.answered(one, Partition(2, 10, 8), 5, "bundle", {0: 8}, now_ms=1_012.0)
+    reply = answering.answered(one, Partition(2, 10, 8), 5, "bundle", now_ms=1_012.0)
     assert reply.address == ADDRESS
     assert reply.response == Response(
         "r1",
@@ -88,7 +88,7 @@ async def test_an_answer_holds_items_reasons_proof_and_times() -> None:
 
 
 async def test_an_answer_with_a_rung_is_degraded() -> None:
-    response = answering.answered(found("no-new"), Partition(2, 10, 8), 5, "bundle", {}, 1_000.0).response
+    response = answering.answered(found("no-new"), Partition(2, 10, 8), 5, "bundle", 1_000.0).response
     assert (response.status, response.rung) == ("degraded", "no-new")
 
 
@@ -116,7 +116,7 @@ async def test_an_answer_claims_no_click_that_was_gone_before_it_was_read(
     partition.gap = Gap(4, 7)
     one = found()
     one.pending.request = msgspec.structs.replace(one.pending.request, after=after)
-    response = answering.answered(one, partition, 9, "bundle", {}, 1_000.0).response
+    response = answering.answered(one, partition, 9, "bundle", 1_000.0).response
     assert (response.status, response.rung) == ("ok" if rung is None else "degraded", rung)
     assert response.reflects == Reflects(2, 9, 1, 3, "last", 100, Gap(4, 7))
     assert answering.expired(one.pending, partition, "bundle").response.reflects == Reflects(
@@ -187,7 +187,7 @@ async def test_answers_are_written_where_they_are_wanted_and_then_count() -> Non
     finished: list[bool] = []
     one.unanswered.batch.finish = lambda: finished.append(True)  # type: ignore[method-assign]
     await box.deliver(
-        [(one, answering.answered(found("popular"), Partition(2, 10, 8), 5, "bundle", {}, 1_000.0))]
+        [(one, answering.answered(found("popular"), Partition(2, 10, 8), 5, "bundle", 1_000.0))]
     )
     (record,) = producer.records("responses", 1)
     assert decode_response(record.value).rung == "popular"

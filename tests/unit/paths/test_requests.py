@@ -108,6 +108,7 @@ class Asked(InterestsWorker):
         super().__init__(texts, encoder=encoder, **options)
         self.tasks: set[asyncio.Future[None]] = set()
         self.index_ready = True
+        self.catalog = {0: 8}
         self.clock = time.time
         recall = Recall(
             index,
@@ -117,7 +118,7 @@ class Asked(InterestsWorker):
         )
         self.requests = RequestPath(
             self.profiles,
-            lambda: Serving(encoder, self.vectors, index, recall, {0: 8}, self.index_ready),
+            lambda: Serving(encoder, self.vectors, index, recall, self.catalog, self.index_ready),
             self.threads,
             Outbox(
                 cast(Any, self.producer),
@@ -903,6 +904,16 @@ async def test_nobody_is_told_of_a_click_before_it_is_stored(worker: Asked) -> N
     (response,) = worker.responses().values()
     assert response.reflects is not None
     assert (response.status, response.reflects.offset, response.reflects.events) == ("ok", 0, 1)
+
+
+async def test_an_answer_claims_no_item_that_came_after_its_search(worker: Asked) -> None:
+    applying = await unstored(worker, "dark roast")
+    asking = asyncio.create_task(worker.ask(worker.request("ann", after=after(0))))
+    await asyncio.sleep(0.1)
+    worker.catalog[0] = 9
+    worker.producer.acknowledge()
+    await asyncio.gather(applying, asking, *worker.tasks)
+    assert worker.responses()["r1"].catalog == {0: 8}
 
 
 async def test_a_request_without_after_claims_only_what_is_stored(worker: Asked) -> None:
