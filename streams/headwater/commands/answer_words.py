@@ -126,6 +126,8 @@ def shortcomings(request: Request, response: Response) -> Iterator[str]:
     found = len(response.items)
     if found < request.limit:
         yield f"{found or 'no'} {'item' if found == 1 else 'items'} of {request.limit}"
+    if response.truncated:
+        yield "larger than a message may be: its reasons are left out, and its last items if that was not enough"
     by_reason: dict[str, list[str]] = {}
     for source, code in response.why.items():
         by_reason.setdefault(code, []).append(source)

@@ -28,7 +28,8 @@ def told(response: Response, **fields: Any) -> str:
 def test_every_action_source_and_rung_has_its_words() -> None:
     assert set(DID) == set(SESSION_ACTIONS)
     assert set(FOUND_BY) == set(get_args(SourceName))
-    assert {source.rung for source in REGISTRY} | {"restoring", "stored", "unscored"} == set(LACKS)
+    of_no_source = {"gap", "other-bundle", "restoring", "stored", "unscored"}
+    assert {source.rung for source in REGISTRY} | of_no_source == set(LACKS)
     assert set(WHY) == set(get_args(Why))
 
 
@@ -67,6 +68,12 @@ def test_an_item_without_events_behind_it_says_how_it_was_found() -> None:
 def test_a_full_answer_has_no_shortcomings() -> None:
     full = answer(Candidate("c2", 0.5, "interests"), reflects=Reflects(2, 7, 1))
     assert told(full, limit=1) == ""
+
+
+def test_an_answer_that_was_cut_says_so() -> None:
+    assert told(answer(Candidate("c2", 0.5, "interests"), truncated=True), limit=2) == (
+        "1 item of 2; larger than a message may be: its reasons are left out, and its last items if that was not enough"
+    )
 
 
 def test_a_degraded_answer_says_what_it_lacks() -> None:
