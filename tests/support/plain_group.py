@@ -85,10 +85,10 @@ class PlainGroup(ConsumerGroup):
     async def take_over(self, tps: Iterable[TopicPartition]) -> None:
         """Go on where the former owners have committed."""
         self._committed.clear()
-        made_again = await self._take_notes(self._consumer, frozenset(tps))
+        from_start = await self._take_notes(self._consumer, frozenset(tps))
         for tp in tps:
             offset = await self._consumer.committed(tp)
-            if tp in made_again:
+            if tp in from_start:
                 await self._consumer.seek_to_beginning(tp)
             elif offset is not None:
                 self._committed[tp] = offset

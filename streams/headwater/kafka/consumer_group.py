@@ -208,8 +208,8 @@ class ConsumerGroup(ABC):
         if start < expected:
             self.fail(
                 f"{tp.topic}-{tp.partition}: the log ends before offset {expected}, up to which it was read: it has "
-                "become shorter (an unclean leader election, or the topic was re-created); start the worker again, which "
-                "then says what can be done"
+                "become shorter (an unclean leader election, or the topic was re-created). Start the worker again: it reads "
+                "the log from its start, or says what is to be done first"
             )
             return False
         self._note_gap(tp, Gap(expected, start - 1))
@@ -220,29 +220,57 @@ class ConsumerGroup(ABC):
     ) -> set[TopicPartition]:
         """Take note of what is committed beside the offsets of newly assigned partitions, and of which logs there are.
 
-        Returns the partitions whose topic was made again since the commit. What they gave then says nothing of this log.
+        Returns the partitions to be read from their start, since the commit says nothing of the log that there is now:
+        the topic was made again, or an urgent one has become shorter. What is urgent expires, and may be read twice. The
+        other topics have owners that stop in that case, and name a remedy.
         """
         kept = await committed(consumer, tps)
         logs = await self._logs(consumer)
+        ends = await self._ends(consumer, [tp for tp in kept if tp in tps and tp.topic in self.urgent])
         self._notes.clear()
-        made_again = set()
+        from_start = set()
         for tp in tps:
             note = note_of(kept[tp].metadata) if tp in kept else CommitNote()
             log_now = logs.get(tp, Identity(None, None))
             if log_now.is_another_than(note.topic_id):
-                made_again.add(tp)
                 log.error(
                     "topic_made_again",
                     topic=tp.topic,
                     partition=tp.partition,
                     committed=kept[tp].offset,
-                    effect="what of the former topic had not been read is lost; this one is read from its start",
+                    effect="what of the former topic had not been read is lost; this one is read from its start, or the "
+                    "worker stops and says what is to be done first",
                 )
+                from_start.add(tp)
+            elif tp in ends and kept[tp].offset > ends[tp]:
+                log.error(
+                    "log_became_shorter",
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    committed=kept[tp].offset,
+                    end=ends[tp],
+                    reason="an unclean leader election, or the topic was re-created",
+                    effect="what had not been read is lost; the log is read from its start",
+                )
+                from_start.add(tp)
+            if tp in from_start:
                 note = CommitNote()
             self._notes[tp] = note = msgspec.structs.replace(note, topic_id=log_now.topic_id or note.topic_id)
             if (gap := note.without_old_gap().gap) is not None:
                 self._tell_lost(tp, gap, False)
-        return made_again
+        return from_start
+
+    async def _ends(
+        self, consumer: Consumer | PlainConsumer, tps: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        """Where logs end, as far as the broker tells in time."""
+        if not tps:
+            return {}
+        try:
+            async with asyncio.timeout(_LOGS_TIMEOUT_S):
+                return dict(await consumer.end_offsets(tps))
+        except (KafkaError, OSError, TimeoutError):
+            return {}
 
     async def _logs(self, consumer: Consumer | PlainConsumer) -> dict[TopicPartition, Identity]:
         """Which logs there are now, as far as the broker tells in time. A rebalance must not fail for it: it is asked again."""

@@ -278,11 +278,11 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
             await self._consumer.stop()
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """As Faust's, but from the start of a topic that was made again since the commit. Batches are expected from there."""
+        """As Faust's, but from the start of a log that is not the one of the commit. Batches are expected from there."""
         group, consumer = cast(_App, self.app).group, self._ensure_consumer()
         found: dict[TP, Any] = dict(await super().seek_to_committed())
-        made_again = await group._take_notes(consumer, {TopicPartition(*tp) for tp in found})
-        for tp, start in (await consumer.beginning_offsets(list(made_again))).items() if made_again else ():
+        from_start = await group._take_notes(consumer, {TopicPartition(*tp) for tp in found})
+        for tp, start in (await consumer.beginning_offsets(list(from_start))).items() if from_start else ():
             consumer.seek(tp, start)
             found[TP(*tp)] = None  # as far as this log is concerned
         for tp, offset in found.items():
