@@ -44,7 +44,8 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
             TopicPartition, tuple[int, int]
         ] = {}  # where the last poll of each began and ended
         self._next: dict[TopicPartition, int] = {}  # where the next fetch of each should begin
-        self._drops = 0
+        self._drops = 0  # of all buffers
+        self._drops_of: dict[TopicPartition, int] = {}  # of the buffer of one partition
 
     def poll_buffered(
         self, tps: Container[TopicPartition], max_records: int
@@ -88,6 +89,7 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
             if not empty:
                 await asyncio.sleep(slice_s)
                 continue
+            drops_of = {tp: self._drops_of.get(tp, 0) for tp in empty}
             fetched = await self.getmany(*empty, timeout_ms=int(slice_s * 1000) + 1)
             try:
                 came = [
@@ -98,7 +100,9 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
             if drops != self._drops:
                 return
             for tp, ahead in came:
-                self._ahead[tp], self._next[tp] = ahead, ahead.stop
+                # A seek takes back what was polled of its own partition. The others' positions are past their records.
+                if drops_of[tp] == self._drops_of.get(tp, 0):
+                    self._ahead[tp], self._next[tp] = ahead, ahead.stop
             if came:
                 return
 
@@ -166,7 +170,7 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     def _drop_one(self, tp: TopicPartition) -> None:
         self._ahead.pop(tp, None)
         self._next.pop(tp, None)
-        self._drops += 1
+        self._drops_of[tp] = self._drops_of.get(tp, 0) + 1
 
 
 class _Ahead(NamedTuple):
