@@ -107,7 +107,9 @@ async def test_a_tail_hands_over_what_was_there_and_then_what_comes(
         async with asyncio.timeout(60):
             await tail.caught_up.wait()
             there = [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
-            assert sorted(seen) == ([(0, 2), (2, 1)] if from_end else there)  # from the end: the newest of each
+            assert sorted(seen) == (
+                [(0, 2), (2, 1)] if from_end else there
+            )  # from the end: the newest of each
             seen.clear()
             await write(producer, topic, [1, 1, 1])
             while len(seen) < PARTITIONS:

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from headwater.errors import HeadwaterError
+from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.rights import Role
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
@@ -57,11 +57,9 @@ class System:
             await admin.close()
 
     @asynccontextmanager
-    async def consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
+    async def consumer(self) -> AsyncIterator[Consumer]:
         """A consumer without a group for as long as the block runs. Raises KafkaError, TimeoutError."""
-        consumer = AIOKafkaConsumer(
-            **self.settings.kafka_options(), group_id=None, isolation_level="read_committed"
-        )
+        consumer = Consumer(**self.settings.kafka_options(), group_id=None, isolation_level="read_committed")
         try:
             await asyncio.wait_for(consumer.start(), TIMEOUT_S)
             yield consumer

@@ -11,6 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from headwater.commands.findings import TIMEOUT_S, Finding, System
+from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.membership import COORDINATOR_MOVES, STABLE, Group, complaints, describe
 
 _LAG: Final = 10_000  # a worker commits every second, so some lag is no fault
@@ -47,7 +48,7 @@ async def dead_letters(system: System) -> AsyncIterator[Finding]:
 
 async def transactions(system: System) -> AsyncIterator[Finding]:
     """Partitions that an open transaction holds back: nobody is given what was published behind it."""
-    written = AIOKafkaConsumer(**system.settings.kafka_options(), group_id=None)
+    written = Consumer(**system.settings.kafka_options(), group_id=None)
     names = (system.topics.clicks, system.topics.requests, system.topics.catalog)
     async with system.consumer() as committed:
         await asyncio.wait_for(written.start(), TIMEOUT_S)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Container, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
@@ -19,6 +19,9 @@ from headwater.kafka.fast_client.records import (
     Unreadable,
     next_records,
 )
+
+# Closing takes milliseconds where the broker answers.
+_STOP_AGAIN_S: Final = 2.0
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
@@ -53,6 +56,20 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         install_fast_planner(fetcher, self.urgent)
         fetcher._records = BufferedFetches(fetcher, self.urgent, lambda: self.on_records is not None, raw)
         install_immediate_dispatch(self, fetcher)
+
+    async def stop(self) -> None:
+        """Close, and leave the group.
+
+        aiokafka's task that fetches misses its cancellation while it waits for the fetches of a former assignment to
+        end, as right after ``assign``. Its ``stop`` then waits for ever. Here the task is cancelled again.
+        """
+        stopping = asyncio.ensure_future(super().stop())
+        try:
+            while not (await asyncio.wait({stopping}, timeout=_STOP_AGAIN_S))[0]:
+                self._fetcher.error_future.cancel()
+        finally:
+            stopping.cancel()
+        await stopping
 
     @property
     def client(self) -> AIOKafkaClient:

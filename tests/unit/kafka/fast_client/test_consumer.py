@@ -1,12 +1,15 @@
 """What wakes a waiting reader, and what makes aiokafka plan anew; tests/contract reads from real brokers."""
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import UnknownError
 
+from headwater.kafka.fast_client import consumer as consumer_module
 from tests.support.fetching import TPS, URGENT_NODES, Reading, batch
 
 
@@ -37,3 +40,27 @@ async def test_aiokafka_plans_anew_for_what_is_polled_unless_its_fetch_is_being_
     reading.consumer._dispatching = dispatching
     assert reading.polled() == {TPS[0]: [0]}
     assert waiting.done() is is_woken
+
+
+async def test_a_consumer_stops_though_its_fetch_task_misses_a_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading = Reading()
+    reading.consumer._closed = True
+
+    async def fetch() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()  # as where it waits for the fetches of a former assignment
+        await asyncio.Event().wait()
+
+    async def stop(self: AIOKafkaConsumer) -> None:
+        reading.fetcher._fetch_task.cancel()
+        await asyncio.wait({reading.fetcher._fetch_task})
+
+    reading.fetcher._fetch_task = asyncio.ensure_future(fetch())
+    await asyncio.sleep(0)
+    monkeypatch.setattr(consumer_module, "_STOP_AGAIN_S", 0.01)
+    monkeypatch.setattr(AIOKafkaConsumer, "stop", stop)
+    async with asyncio.timeout(60):
+        await reading.consumer.stop()
+    assert reading.fetcher._fetch_task.cancelled()
