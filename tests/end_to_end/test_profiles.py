@@ -75,6 +75,7 @@ async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
             ProfileLayout("a-bundle", log_length=4, state_size=8),
             writer=writer,
             fail=failures.append,
+            on_lost=lambda tp, gap: None,
         )
         await profiles.start()
         try:

@@ -79,6 +79,7 @@ class InterestsWorker:
             ProfileLayout(self.encoder.id, self.encoder.log_length, self.encoder.state_size),
             writer=77,
             fail=self.failures.append,
+            on_lost=lambda tp, gap: None,
         )
         for number in owned:
             self.own(number)

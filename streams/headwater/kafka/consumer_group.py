@@ -137,7 +137,19 @@ class ConsumerGroup(ABC):
 
     def gaps(self) -> dict[TopicPartition, Gap]:
         """Of the assigned partitions: the newest offsets that were gone before they were read, for a week."""
-        return {tp: gap for tp in self._notes if (gap := self._note(tp).gap) is not None}
+        return {tp: gap for tp in self._notes if (gap := self.gap(tp)) is not None}
+
+    def gap(self, tp: TopicPartition) -> Gap | None:
+        """Of one partition: the newest offsets that were gone before they were read, for a week."""
+        return self._note(tp).gap
+
+    def note_gap(self, tp: TopicPartition, gap: Gap) -> None:
+        """Tell of offsets that were gone before they were read, and commit that beside the offset behind them."""
+        note = self._note(tp)
+        is_new = gap != note.gap
+        if is_new:
+            self._notes[tp] = CommitNote(note.topic_id, gap, int(time.time() * 1000.0))
+        self._tell_lost(tp, gap, is_new)
 
     @property
     @abstractmethod
@@ -212,7 +224,7 @@ class ConsumerGroup(ABC):
                 "the log from its start, or says what is to be done first"
             )
             return False
-        self._note_gap(tp, Gap(expected, start - 1))
+        self.note_gap(tp, Gap(expected, start - 1))
         return True
 
     async def _take_notes(
@@ -227,7 +239,7 @@ class ConsumerGroup(ABC):
         kept = await committed(consumer, tps)
         logs = await self._logs(consumer)
         ends = await self._ends(consumer, [tp for tp in kept if tp in tps and tp.topic in self.urgent])
-        self._notes.clear()
+        before, self._notes = self._notes, {}
         from_start = set()
         for tp in tps:
             note = note_of(kept[tp].metadata) if tp in kept else CommitNote()
@@ -253,8 +265,12 @@ class ConsumerGroup(ABC):
                     effect="what had not been read is lost; the log is read from its start",
                 )
                 from_start.add(tp)
+            held = before.get(tp, _EMPTY_NOTE)
             if tp in from_start:
                 note = CommitNote()
+            elif held.gap_at_ms > note.gap_at_ms and not log_now.is_another_than(held.topic_id):
+                # Noticed by this member, and not committed yet.
+                note = CommitNote(note.topic_id, held.gap, held.gap_at_ms)
             self._notes[tp] = note = msgspec.structs.replace(note, topic_id=log_now.topic_id or note.topic_id)
             if (gap := note.without_old_gap().gap) is not None:
                 self._tell_lost(tp, gap, False)
@@ -293,10 +309,6 @@ class ConsumerGroup(ABC):
                     f"{tp.topic}: the topic was made again while it was read; what of the former one had not been read is "
                     "lost. Start the worker again: it reads the new topic from its start, or says what is to be done first"
                 )
-
-    def _note_gap(self, tp: TopicPartition, gap: Gap) -> None:
-        self._notes[tp] = CommitNote(self._note(tp).topic_id, gap, int(time.time() * 1000.0))
-        self._tell_lost(tp, gap, True)
 
     def _tell_lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
         for callback in self._on_lost:

@@ -8,7 +8,7 @@ Nobody's state is lost with a log. Once somebody accepts the new one, a new inca
 click of the new log counts as applied, and those that a user's log holds are dropped by their event ids.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -41,12 +41,19 @@ _REMEDY: Final = (
 )
 
 
+# Told of clicks that were gone from the log before they were read. They may have been applied in spite of that.
+OnLost = Callable[[TopicPartition, Gap], None]
+
+
 async def settle(
     reader: AIOKafkaConsumer,
     clicks: Mapping[TopicPartition, Partition],
     identities: Mapping[TopicPartition, Identity],
+    on_lost: OnLost,
 ) -> None:
     """Set watermarks and incarnations of partitions whose changelog has been read to its end.
+
+    A group without offsets reads from the beginning of a log. ``on_lost`` is told of clicks that are gone before it.
 
     Raises:
         StopWorker: the users do not rest on this clicks log, and nobody has accepted it.
@@ -66,7 +73,8 @@ async def settle(
             logger.warning("clicks_log_accepted", partition=partition.number, topic_id=topic_id, end=end)
         else:
             _check(tp, partition, committed, end, topic_id)
-            _tell_of_loss(tp, partition, committed, beginnings[tp])
+            if committed is None and (gap := _lost_before(partition, beginnings[tp])) is not None:
+                on_lost(tp, gap)
         next_offset = committed if committed is not None and committed <= end else beginnings[tp]
         partition.watermark = partition.applied = next_offset - 1
 
@@ -102,19 +110,12 @@ def _applied(partition: Partition) -> int:
     return int(partition.columns.offset[rows].max(initial=-1))
 
 
-def _tell_of_loss(tp: TopicPartition, partition: Partition, committed: int | None, beginning: int) -> None:
-    """A group without offsets reads from the beginning of a log, which may have lost what nobody had read."""
-    known = max(_applied(partition), -1 if partition.claim is None else partition.claim.applied)
-    if committed is None and partition.claim is not None and beginning > known + 1:
-        partition.gap = Gap(known + 1, beginning - 1)
-        logger.warning(
-            "clicks_may_be_lost",
-            topic=tp.topic,
-            partition=tp.partition,
-            first=known + 1,
-            last=beginning - 1,
-            reason="the group's offsets are gone, and these clicks with them, applied or not",
-        )
+def _lost_before(partition: Partition, beginning: int) -> Gap | None:
+    """The clicks before the beginning of the log of which nothing says that they have been applied."""
+    if partition.claim is None:
+        return None
+    known = max(_applied(partition), partition.claim.applied)
+    return Gap(known + 1, beginning - 1) if beginning > known + 1 else None
 
 
 async def accept(settings: Settings) -> dict[int, int]:

@@ -46,7 +46,8 @@ class Partition:
         log_is_accepted: somebody has said since that claim that the clicks log may be another one.
         applied: every clicks record up to this offset is in the columns.
         watermark: every clicks record up to this offset is in the changelog too, for good.
-        gap: clicks that were gone from the log before they were read: the newest ones, for a week.
+        gap_now: asked for the newest clicks that were gone from the log before they were read. The group forgets them
+            after a week.
         changelog_next: the changelog has been read or written up to this offset, except the ``gaps``.
         gaps: offsets from which on others wrote, which is still to be read.
         overwritten: users whose newest record is followed by a stale one of a former owner. Compaction would keep the
@@ -73,7 +74,7 @@ class Partition:
         self.claim: Claim | None = None
         self.log_is_accepted = False
         self.gate, self.lock = Gate(), asyncio.Lock()
-        self.gap: Gap | None = None
+        self.gap_now: Callable[[], Gap | None] = lambda: None
         self.applied = self.watermark = -1
         self.changelog_next = 0
         self.gaps: set[int] = set()
@@ -101,6 +102,11 @@ class Partition:
         """Raises PartitionLost unless this worker still owns the partition in that generation."""
         if not self.is_ours(generation):
             raise PartitionLost
+
+    @property
+    def gap(self) -> Gap | None:
+        """Clicks that were gone from the log before they were read: the newest ones, for a week."""
+        return self.gap_now()
 
     # Users
 

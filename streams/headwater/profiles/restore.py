@@ -21,7 +21,7 @@ from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topics import Topics
 from headwater.messages import MAX_ID_BYTES
-from headwater.profiles.clicks_log import ACCEPT_KEY, settle
+from headwater.profiles.clicks_log import ACCEPT_KEY, OnLost, settle
 from headwater.profiles.erasures import Erased
 from headwater.profiles.order import UNTOLD, Order, supersedes
 from headwater.profiles.partition import Partition
@@ -45,10 +45,12 @@ async def restore(
     partitions: Sequence[Partition],
     bundle: int,
     identities: Mapping[TopicPartition, Identity],
+    on_lost: OnLost,
 ) -> Restored:
     """Bring partitions up to the end of the changelog. Harmless when repeated. Nothing else may use ``reader``.
 
-    ``identities`` are those of the clicks topic, as far as the broker tells.
+    ``identities`` are those of the clicks topic, as far as the broker tells. ``on_lost`` is told of clicks that are gone
+    from it, and of which nothing says that they have been applied.
 
     Raises:
         StopWorker: the changelog cannot be read to its end, or rests on another clicks log than the one there is.
@@ -66,7 +68,7 @@ async def restore(
         partition.changelog_next = run.next_offset
         read += len(run.records)
     clicks = {TopicPartition(topics.clicks, each.number): each for each in partitions}
-    await settle(reader, clicks, identities)
+    await settle(reader, clicks, identities, on_lost)
     return Restored(read, damaged)
 
 

@@ -27,6 +27,7 @@ from headwater.kafka.supervision import Background, once_broker_answers
 from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics, tombstone_ms
 from headwater.metrics import Metrics
+from headwater.profiles.clicks_log import OnLost
 from headwater.profiles.columns import I64
 from headwater.profiles.partition import Partition, finished
 from headwater.profiles.repair import Repair
@@ -55,6 +56,8 @@ class ProfileLayout(NamedTuple):
 class Profiles:
     """All partitions of this worker. ``writer`` stands in its records; ``fail`` ends the worker with a sentence.
 
+    ``on_lost`` is told of clicks that were gone before they were read, where the group's offsets do not show it.
+
     ``producer`` writes nothing else: what it gives up leaves a hole that ends the worker.
     """
 
@@ -68,10 +71,11 @@ class Profiles:
         *,
         writer: int,
         fail: Callable[[str], None],
+        on_lost: OnLost,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._topics, self._producer, self._metrics = settings, topics, producer, metrics
-        self._clock = clock
+        self._clock, self._on_lost = clock, on_lost
         self.writer, self.bundle = writer, bundle_key(layout.bundle_id)
         self.clicks_topic, self.partition_count = topics.clicks, settings.partitions
         self._folder = settings.data_dir / "states" if settings.state_on_disk else None
@@ -155,7 +159,10 @@ class Profiles:
                 for partition in partitions:
                     partition.require(generation)
                 logs = await identities(self._producer.client, [self.clicks_topic])
-                return await restore(self._reader, self._topics, partitions, self.bundle, logs), logs
+                found = await restore(
+                    self._reader, self._topics, partitions, self.bundle, logs, self._on_lost
+                )
+                return found, logs
 
         restored, logs = await once_broker_answers(self._topics.profiles, read)
         self._metrics.damaged_records_total.labels(self._topics.profiles).inc(restored.damaged)

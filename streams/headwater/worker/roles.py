@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final, Literal, NamedTuple
 
 import structlog
@@ -100,6 +101,7 @@ class InterestsRole:
             ProfileLayout(encoder.id, encoder.log_length, encoder.state_size),
             writer=secrets.randbits(63),
             fail=common.fail,
+            on_lost=self._lost_before_opening,
             clock=common.clock.now_s,
         )
         self._eraser = Eraser(settings, common.producer, common.metrics, self.profiles.close_segment)
@@ -218,6 +220,9 @@ class InterestsRole:
         numbers = _numbers(partitions, self._common.topics.clicks)
         keep_counts(self._clicks.counts, numbers, self._trends)
         self.profiles.assign(numbers, self.group.generation)
+        for number in numbers:
+            tp = TopicPartition(self._common.topics.clicks, number)
+            self.profiles.partitions[number].gap_now = partial(self.group.gap, tp)
         self._eraser.assign(numbers)
 
     async def _revoked(self, partitions: set[TopicPartition]) -> None:
@@ -225,13 +230,21 @@ class InterestsRole:
         self._requests.drop_parked()
         await self._trends_publisher.publish_last()
 
+    def _lost_before_opening(self, tp: TopicPartition, gap: Gap) -> None:
+        """The group's offsets are gone, and so are clicks of which nothing says that they have been applied."""
+        assert self.group is not None
+        log.warning(
+            "group_offsets_gone",
+            topic=tp.topic,
+            partition=tp.partition,
+            effect=f"clicks {gap.first} to {gap.last} are gone from the log too, applied or not; they count as lost",
+        )
+        self.group.note_gap(tp, gap)
+
     def _lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
         metrics = self._common.metrics
         if tp.topic == self._common.topics.clicks:
             tell_lost(tp, gap, is_new, metrics.clicks_lost_total)
-            partition = self.profiles.partition(tp.partition)
-            if partition is not None:
-                partition.gap = gap
         else:
             tell_lost(tp, gap, is_new, metrics.requests_lost_total)
 

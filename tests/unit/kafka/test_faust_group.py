@@ -1,5 +1,6 @@
 """What Faust's consumer does in our group where its own would not."""
 
+import time
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -65,3 +66,24 @@ async def test_a_log_of_requests_that_became_shorter_is_read_from_its_start() ->
     group.urgent.add(REQUESTS.topic)
     assert await group._take_notes(cast(Any, Broker(end=5, committed=9)), {REQUESTS, CLICKS}) == {REQUESTS}
     assert await group._take_notes(cast(Any, Broker(end=9, committed=9)), {REQUESTS, CLICKS}) == set()
+
+
+async def test_a_gap_is_told_as_new_once_and_outlives_a_rebalance_that_comes_before_its_commit() -> None:
+    group, gap, told = group_named("gaps"), Gap(3, 6), []
+    group.on_lost(lambda tp, gap, is_new: told.append((tp, gap, is_new)))
+    group.note_gap(CLICKS, gap)
+    group.note_gap(CLICKS, gap)
+    await group._take_notes(cast(Any, Broker(end=9, committed=9)), {CLICKS})
+    assert told == [(CLICKS, gap, True), (CLICKS, gap, False), (CLICKS, gap, False)]
+    assert group.gaps() == {CLICKS: gap}
+    await group._take_notes(cast(Any, Broker(end=9, committed=9)), {REQUESTS})
+    assert group.gaps() == {}
+
+
+async def test_a_gap_is_forgotten_after_a_week() -> None:
+    now_ms = int(time.time() * 1000.0)
+    for age_ms, gap in ((0, Gap(3, 6)), (8 * 86_400_000, None)):
+        group = group_named("weeks")
+        broker = Broker(end=9, committed=9, gap=Gap(3, 6), gap_at_ms=now_ms - age_ms)
+        await group._take_notes(cast(Any, broker), {CLICKS})
+        assert group.gap(CLICKS) == gap

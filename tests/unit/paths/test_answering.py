@@ -113,7 +113,7 @@ async def test_the_proof_of_a_user_without_events_is_empty() -> None:
 async def test_an_answer_claims_no_click_that_was_gone_before_it_was_read(
     partition: Partition, after: Position | None, rung: str | None
 ) -> None:
-    partition.gap = Gap(4, 7)
+    partition.gap_now = lambda: Gap(4, 7)
     one = found()
     one.pending.request = msgspec.structs.replace(one.pending.request, after=after)
     response = answering.answered(one, partition, 9, "bundle", 1_000.0).response

@@ -51,10 +51,12 @@ class Log:
         return {} if offset is None else dict.fromkeys(tps, OffsetAndMetadata(offset, self._note))
 
 
-async def settled(partition: Partition, log: Log, topic_id: str | None = None) -> None:
-    await settle(
-        cast(Any, log), {CLICKS: partition}, {} if topic_id is None else {CLICKS: Identity(topic_id, 3)}
-    )
+async def settled(partition: Partition, log: Log, topic_id: str | None = None) -> list[Gap]:
+    """Returns the clicks that are said to be lost."""
+    lost: list[Gap] = []
+    logs = {} if topic_id is None else {CLICKS: Identity(topic_id, 3)}
+    await settle(cast(Any, log), {CLICKS: partition}, logs, lambda _, gap: lost.append(gap))
+    return lost
 
 
 @pytest.mark.parametrize("log", [Log(end=9, committed=9), Log(end=10, committed=11)])
@@ -149,10 +151,9 @@ async def test_a_broker_without_ids_and_a_claim_without_one_say_nothing(partitio
 
 async def test_a_group_without_offsets_claims_no_click_that_is_gone(partition: Partition) -> None:
     loaded(partition, claim(0, 3, applied=20), state(1, b"ann", 3, 9))
-    await settled(partition, Log(end=90, beginning=21))
-    assert partition.gap is None
-    await settled(partition, Log(end=90, beginning=30))
-    assert (partition.gap, partition.watermark) == (Gap(21, 29), 29)
+    assert await settled(partition, Log(end=90, beginning=21)) == []
+    assert await settled(partition, Log(end=90, beginning=30)) == [Gap(21, 29)]
+    assert partition.watermark == 29
 
 
 async def test_an_accepted_topic_that_was_made_again_is_read_from_its_beginning(settings: Settings) -> None:
