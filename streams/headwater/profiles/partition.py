@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Gate
 from headwater.kafka.headers import Claim
@@ -81,9 +83,10 @@ class Partition:
         self.overwritten: set[bytes] = set()
         self.changelog_done = finished(True)
         self.listeners: list[Callable[[Partition, U64 | None], None]] = []
-        # The newest (user, event key) of events that came into no log: too late, for instance, or an impression.
-        self._unlogged: dict[tuple[bytes, int], None] = {}
-        # (hash of the user, partition): the highest offset there. A hash, since no id of an erased user may stay.
+        # The newest (hash of the user, event key) of events that are in no log: too late, for instance, an impression, or
+        # a forget. A hash, since no id of an erased user may stay.
+        self._unlogged: dict[tuple[int, int], None] = {}
+        # (hash of the user, partition): the highest offset there.
         self._rowless_origins: dict[tuple[int, int], int] = {}
         self._recent = RecentEvents()
         self._waiting: list[asyncio.Future[None]] = []
@@ -170,6 +173,8 @@ class Partition:
         unlogged = delta.outcome > Outcome.DUPLICATE
         if unlogged.any():
             self.remember_unlogged(clicks.row[unlogged], clicks.event[unlogged])
+        if delta.erased.any():
+            self._forget_unlogged(clicks, delta.rows[delta.erased])
         erased = []
         for index in (delta.log.n == 0).nonzero()[0].tolist():
             row = int(delta.rows[index])
@@ -180,10 +185,14 @@ class Partition:
                 erased.append(user)
             else:
                 columns.remove(user)
-        if erased:
-            gone = set(erased)
-            self._unlogged = {known: None for known in self._unlogged if known[0] not in gone}
         return erased
+
+    def _forget_unlogged(self, clicks: Clicks, rows: I64) -> None:
+        """Forget what users (R,) who are erased have sent, except in the batch that does it: their forget has been seen."""
+        gone = {hash(self.columns.users[row]) for row in rows.tolist()}
+        self._unlogged = {known: None for known in self._unlogged if known[0] not in gone}
+        of_them = np.isin(clicks.row, rows)
+        self.remember_unlogged(clicks.row[of_them], clicks.event[of_them])
 
     def _remember_origins(self, user: bytes, origins: Mapping[int, int]) -> None:
         known = self._rowless_origins
@@ -194,15 +203,15 @@ class Partition:
             del known[oldest]
 
     def remember_unlogged(self, rows: I64, events: U64) -> None:
-        """Remember the newest events (E,) that came into no log, for requests that wait for them."""
-        users = [self.columns.users[row] for row in rows.tolist()]
+        """Remember the newest events (E,) that are in no log, for requests that wait for them."""
+        users = [hash(self.columns.users[row]) for row in rows.tolist()]
         self._unlogged.update(dict.fromkeys(zip(users, events.tolist(), strict=True)))
         for known in list(islice(self._unlogged, max(len(self._unlogged) - _MAX_UNLOGGED, 0))):
             del self._unlogged[known]
 
     def has_seen(self, user: bytes, event: int) -> bool:
         """Whether this event of the user is in the log, or came lately and went into none, or has left it again."""
-        if (user, event) in self._unlogged:
+        if (hash(user), event) in self._unlogged:
             return True
         row = self.columns.rows.get(user)
         if row is None:

@@ -229,8 +229,21 @@ async def test_who_is_forgotten_is_not_remembered_by_what_came_into_no_log(worke
     await worker.apply(
         worker.click("ann", "coffee", action="impression"), worker.click("bob", "tea", action="impression")
     )
-    await worker.apply(worker.click("ann", action="forget", at_ms=at_ms))
-    assert {user for user, _ in worker.partition()._unlogged} == {b"bob"}
+    await worker.apply(worker.click("ann", action="forget", at_ms=at_ms, event_id="forget me"))
+    seen = worker.partition()._unlogged
+    assert [event for user, event in seen if user == hash(b"ann")] == [event_key("forget me")]
+    assert len([user for user, _ in seen if user == hash(b"bob")]) == 1
+
+
+async def test_the_forget_that_erases_a_user_counts_as_seen(worker: InterestsWorker) -> None:
+    """A request may wait for it: its answer is then of a user that nothing is known of."""
+    await worker.apply(worker.click("ann", "coffee", event_id="before"))
+    await worker.apply(worker.click("ann", action="forget", at_ms=now_ms() + 1, event_id="forget me"))
+    partition = worker.partition()
+    assert b"ann" not in partition.columns.rows
+    assert partition.has_seen(b"ann", event_key("forget me"))
+    assert not partition.has_seen(b"ann", event_key("before"))
+    assert not partition.has_seen(b"bob", event_key("forget me"))
 
 
 async def test_clicks_that_come_again_after_the_group_lost_its_offsets_do_not_bring_an_erased_user_back(
