@@ -16,11 +16,13 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.epochs import CLAIM_KEY
 from headwater.kafka.read_to_end import read_to_end
 from headwater.metrics import Metrics
 from headwater.profiles.columns import I64
+from headwater.profiles.order import Order
 from headwater.profiles.partition import Partition
-from headwater.profiles.restore import orders_in
+from headwater.profiles.restore import is_user, orders_in
 from headwater.profiles.state_records import RecordError
 
 logger = structlog.get_logger(__name__)
@@ -30,16 +32,24 @@ _AUDIT_S: Final = 5.0
 
 # Writes rows and erased users of a partition in a generation; called under the partition's lock.
 Write = Callable[[Partition, I64, Iterable[bytes], int], Awaitable[None]]
+# Writes the claim of a partition again; takes the partition's lock.
+ClaimAgain = Callable[[Partition], Awaitable[None]]
 
 
 class Repair:
     """Finds foreign writes on the changelog and overwrites them. ``reading`` is held while ``reader`` is used."""
 
     def __init__(
-        self, topic: str, reader: AIOKafkaConsumer, reading: asyncio.Lock, write: Write, metrics: Metrics
+        self,
+        topic: str,
+        reader: AIOKafkaConsumer,
+        reading: asyncio.Lock,
+        write: Write,
+        claim_again: ClaimAgain,
+        metrics: Metrics,
     ) -> None:
         self._topic, self._reader, self._reading = topic, reader, reading
-        self._write, self._metrics = write, metrics
+        self._write, self._claim_again, self._metrics = write, claim_again, metrics
 
     async def audit(self, partitions: Callable[[], Iterable[Partition]]) -> None:
         """Look for foreign writes at the end of quiet partitions, for ever.
@@ -73,13 +83,14 @@ class Repair:
         return int(end) if is_ours else None
 
     async def fill(self, partition: Partition, start: int, end: int, generation: int) -> None:
-        """Read the changelog's gap [start, end), and write again the users that it overwrote.
+        """Read the changelog's gap [start, end), and write again what it overwrote: users, and our claim.
 
         Raises:
             PartitionLost: the partition is not ours any more.
             StopWorker: it cannot be read, or a later owner has written.
         """
         users: set[bytes] = set()
+        claim_is_stale = False
         tp = TopicPartition(self._topic, partition.number)
         async with self._reading:
             self._reader.assign([tp])
@@ -87,13 +98,21 @@ class Repair:
             async for run in read_to_end(self._reader, [tp], {tp: end}):
                 foreign = [record for record in run.records if record.offset < end]
                 partition.require(generation)
-                self._check_ours(partition, foreign)
-                users.update(record.key for record in foreign)
+                orders = self._orders_up_to_ours(partition, foreign)
+                users.update(record.key for record in foreign if is_user(record.key))
+                claim_is_stale |= any(
+                    record.key == CLAIM_KEY and (order is None or order.epoch < partition.epoch)
+                    for record, order in zip(foreign, orders, strict=True)
+                )
+        if claim_is_stale:
+            await self._claim_again(partition)
         if await self.write_again(partition, users, generation):
             partition.gaps.discard(start)
 
-    def _check_ours(self, partition: Partition, foreign: Sequence[ConsumerRecord]) -> None:
-        """Raises StopWorker if a later owner has written."""
+    def _orders_up_to_ours(
+        self, partition: Partition, foreign: Sequence[ConsumerRecord]
+    ) -> list[Order | None]:
+        """The order of each record, None for a damaged one. Raises StopWorker if a later owner has written."""
         try:
             orders = orders_in(foreign)
         except RecordError as error:
@@ -105,6 +124,7 @@ class Repair:
                     f"expected at most ours, {partition.epoch}: another worker owns this partition. This one must be "
                     "started again"
                 )
+        return orders
 
     async def write_again(self, partition: Partition, users: Iterable[bytes], generation: int) -> bool:
         """Write users whose records others overwrote. Returns whether all of them are known.

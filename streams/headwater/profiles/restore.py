@@ -130,8 +130,9 @@ def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str)
                 partition.overwritten.add(user)
         elif user == CLAIM_KEY:
             claim = claim_of(record.headers)
-            partition.claim = claim if isinstance(claim, Claim) else None
-            partition.log_is_accepted = False
+            # A stale worker may have claimed after its successor.
+            if isinstance(claim, Claim) and (partition.claim is None or claim.epoch >= partition.claim.epoch):
+                partition.claim, partition.log_is_accepted = claim, False
         elif user == ACCEPT_KEY:
             partition.log_is_accepted = True
         elif known is None or supersedes(order, record.value is None, *known):
@@ -170,6 +171,11 @@ def _order_of_tombstone(record: ConsumerRecord) -> Order | None:
         return None
     incarnation, offset = applied or AppliedOffset(0, UNTOLD)
     return Order(incarnation, offset, -1 if erasure is None else erasure.epoch)
+
+
+def is_user(key: bytes | None) -> bool:
+    """Whether a record with this key is of a user, not of the changelog itself or of somebody else."""
+    return _is_key(key) and key not in (CLAIM_KEY, ACCEPT_KEY)
 
 
 def _is_key(key: bytes | None) -> bool:

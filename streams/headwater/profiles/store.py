@@ -98,7 +98,9 @@ class Profiles:
         self._reading = asyncio.Lock()
         self._paused_s: float | None = None  # when a rebalance began that has not ended
         self._background = Background("the profiles store", fail)
-        self._repair = Repair(topics.profiles, self._reader, self._reading, self._write, metrics)
+        self._repair = Repair(
+            topics.profiles, self._reader, self._reading, self._write, self._claim_again, metrics
+        )
 
     async def start(self) -> None:
         """Raises StopWorker if the folder that is to hold the users takes no file."""
@@ -267,8 +269,11 @@ class Profiles:
             StopWorker: the broker did not take it.
         """
         partition = self.partition(number)
-        if partition is None:
-            return
+        if partition is not None:
+            await self._claim_again(partition)
+
+    async def _claim_again(self, partition: Partition) -> None:
+        """Write the claim with what is applied now, in the same epoch, if the partition is served."""
         async with partition.lock:
             await asyncio.wait({partition.changelog_done})
             if not partition.is_serving() or partition.claim is None:

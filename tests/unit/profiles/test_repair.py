@@ -9,12 +9,14 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka.epochs import claim_record
+from headwater.kafka.headers import Claim, claim_of
 from headwater.profiles.columns import Columns
 from headwater.profiles.erasures import Erased
 from headwater.profiles.order import Order
 from headwater.profiles.partition import Partition
 from headwater.profiles.repair import Repair
-from headwater.profiles.state_records import WriterStamp, orders_of, pack
+from headwater.profiles.state_records import WriterStamp, empty_record, orders_of, pack
 from tests.support.interests_worker import GENERATION, InterestsWorker
 from tests.support.recorded_reader import RecordedReader
 
@@ -37,7 +39,10 @@ def foreign(worker: InterestsWorker, offset: int, user: bytes, epoch: int) -> Co
 def repairing(worker: InterestsWorker, *records: ConsumerRecord) -> tuple[Repair, Partition]:
     """Of a changelog that holds these records."""
     reader = cast(Any, RecordedReader(records))
-    repair = Repair(worker.topics.profiles, reader, asyncio.Lock(), worker.profiles._write, worker.metrics)
+    profiles = worker.profiles
+    repair = Repair(
+        worker.topics.profiles, reader, asyncio.Lock(), profiles._write, profiles._claim_again, worker.metrics
+    )
     return repair, worker.partition()
 
 
@@ -72,6 +77,24 @@ async def test_a_gap_with_users_nobody_knows_stays_a_gap(worker: InterestsWorker
     await repair.fill(partition, 0, 1, GENERATION)
     assert partition.gaps == {0}
     assert worker.producer.records(worker.topics.profiles) == []
+
+
+@pytest.mark.parametrize(("epoch", "is_stale"), [(GENERATION - 1, True), (GENERATION, False)])
+async def test_a_stale_claim_is_overwritten_and_the_gap_is_filled(
+    worker: InterestsWorker, epoch: int, is_stale: bool
+) -> None:
+    seen = claim_record(Claim(epoch), empty_record(epoch, worker.profiles.bundle))
+    late = ConsumerRecord(
+        worker.topics.profiles, 0, 0, 0, 0, seen.key, seen.value, None, 0, 0, tuple(seen.headers)
+    )
+    repair, partition = repairing(worker, late)
+    partition.claim = Claim(GENERATION, topic_id="aa")
+    partition.gaps.add(0)
+    await repair.fill(partition, 0, 1, GENERATION)
+    assert partition.gaps == set()
+    again = worker.producer.records(worker.topics.profiles)
+    assert [claim_of(record.headers) for record in again] == ([partition.claim] if is_stale else [])
+    assert partition.claim == Claim(GENERATION, applied=partition.claim.applied, topic_id="aa")
 
 
 async def test_a_record_of_a_later_epoch_stops_the_worker(worker: InterestsWorker) -> None:

@@ -12,6 +12,7 @@ from aiokafka import ConsumerRecord
 from headwater.errors import StopWorker
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
 from headwater.kafka.headers import AppliedOffset, Claim, Erasure, applied_header, erasure_header
+from headwater.profiles.clicks_log import ACCEPT_KEY
 from headwater.profiles.columns import Columns
 from headwater.profiles.partition import Partition
 from headwater.profiles.restore import load
@@ -204,3 +205,12 @@ async def test_an_erasure_that_is_dated_years_ahead_holds_up_to_its_record(parti
     erased = tombstone(0, b"ann", now_ms + 3_650 * 86_400_000, 1, 5)
     loaded(partition, dataclasses.replace(erased, timestamp=now_ms))
     assert partition.erasures.erased_ms(b"ann") == now_ms
+
+
+async def test_the_claim_of_the_highest_epoch_is_the_newest_wherever_it_stands(partition: Partition) -> None:
+    loaded(partition, claim(0, 3, topic_id="aa"), claim(1, 2, topic_id="bb"))
+    assert partition.claim == Claim(3, topic_id="aa")
+    loaded(partition, record(2, ACCEPT_KEY, None), claim(3, 2, topic_id="bb"))
+    assert (partition.claim, partition.log_is_accepted) == (Claim(3, topic_id="aa"), True)
+    loaded(partition, claim(4, 3, applied=5))
+    assert (partition.claim, partition.log_is_accepted) == (Claim(3, applied=5), False)
