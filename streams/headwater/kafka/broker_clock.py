@@ -33,9 +33,18 @@ TOLERATED_SKEW_S: Final = 0.5
 _LOG_APPEND_TIME: Final = 1
 
 
+# The broker's time is in whole milliseconds, and a monotonic clock runs by up to a few of them otherwise in a minute.
+_ROUNDED_S: Final = 0.005
+
+
 class _Probe(NamedTuple):
     round_trip_s: float
     ahead_s: float  # the broker's time minus our monotonic clock
+
+    def contradicts(self, other: "_Probe") -> bool:
+        """Whether no time is possible by both: one of the clocks was set, or ours stood still during a suspend."""
+        apart_s = abs(self.ahead_s - other.ahead_s)
+        return apart_s > (self.round_trip_s + other.round_trip_s) / 2.0 + _ROUNDED_S
 
 
 class BrokerClock:
@@ -91,7 +100,10 @@ class BrokerClock:
             return
         # The broker's time is in whole milliseconds, rounded down.
         broker_s = (acknowledged.timestamp + 0.5) / 1000.0
-        self._probes.append(_Probe(round_trip_s, broker_s - (sent_s + round_trip_s / 2.0)))
+        probe = _Probe(round_trip_s, broker_s - (sent_s + round_trip_s / 2.0))
+        if self._probes and probe.contradicts(min(self._probes)):
+            self._probes.clear()
+        self._probes.append(probe)
         self._tell()
 
     def _tell(self) -> None:
