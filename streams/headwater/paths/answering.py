@@ -4,7 +4,7 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -197,35 +197,48 @@ def _refused(
     return Reply(pending.address, response)
 
 
-def fitted(response: Response, most_bytes: int) -> bytes:
-    """A response as JSON of at most ``most_bytes``: without its reasons if it has to be, then without its last items.
+class Fitted(NamedTuple):
+    """A response as it is sent, and the same as JSON."""
 
-    A response that does not fit without any is rejected as ``too_large``, which takes at most 2 kB.
+    response: Response
+    raw: bytes
+
+
+def fitted(response: Response, most_bytes: int) -> Fitted:
+    """A response of at most ``most_bytes``: without its reasons if it has to be, then without its last items.
+
+    A response that does not fit without any is rejected as ``too_large``, which takes at most 2 kB. With 0 bytes every
+    response is: its topic did not take it.
     """
     raw = encode(response)
     if len(raw) <= most_bytes:
-        return raw
+        return Fitted(response, raw)
     items = [msgspec.structs.replace(item, because=[]) for item in response.items]
-    raw = encode(msgspec.structs.replace(response, items=items, truncated=True))
+    cut = msgspec.structs.replace(response, items=items, truncated=True)
+    raw = encode(cut)
     if len(raw) > most_bytes:
         sizes = [len(encode(item)) + 1 for item in items]
         ends = list(accumulate(sizes, initial=len(raw) - sum(sizes)))
         items = items[: max(bisect_right(ends, most_bytes) - 1, 0)]
-        raw = encode(msgspec.structs.replace(response, items=items, truncated=True))
+        cut = msgspec.structs.replace(response, items=items, truncated=True)
+        raw = encode(cut)
     if len(raw) <= most_bytes:
-        return raw
-    error = ErrorDetail(
-        "too_large", f"the answer takes {len(raw)} bytes without any item: expected at most {most_bytes}"
+        return Fitted(cut, raw)
+    expected = (
+        f"at most {most_bytes}" if most_bytes else "what its topic takes with headers (max.message.bytes)"
     )
-    return encode(Response(response.request_id, response.user_id, "rejected", error, model=response.model))
+    error = ErrorDetail(
+        "too_large", f"the answer takes {len(raw)} bytes without any item: expected {expected}"
+    )
+    refusal = Response(response.request_id, response.user_id, "rejected", error, model=response.model)
+    return Fitted(refusal, encode(refusal))
 
 
-def _outgoing(reply: Reply, most_bytes: int) -> Outgoing:
-    """An answer of at most ``most_bytes``; with 0 of them it is a refusal, and repeats no headers."""
-    address, response = reply
-    headers = address.headers if most_bytes else []
-    key = response.user_id.encode() or None
-    return Outgoing(key, fitted(response, most_bytes), headers, None, address.partition)
+def _outgoing(reply: Reply, answer: Fitted, most_bytes: int) -> Outgoing:
+    """The record of an answer; with 0 bytes it repeats no headers."""
+    headers = reply.address.headers if most_bytes else []
+    key = reply.response.user_id.encode() or None
+    return Outgoing(key, answer.raw, headers, None, reply.address.partition)
 
 
 def _sent_elsewhere(reply: Reply, topic: str, why: str) -> Reply:
@@ -305,30 +318,29 @@ class Outbox:
         started = time.perf_counter()
         topics = {address.topic for address, _ in replies}
         if len(topics) == 1:
-            await self._write_to(topics.pop(), replies)
+            sent = await self._write_to(topics.pop(), replies)
         else:
             parts = {topic: [each for each in replies if each.address.topic == topic] for topic in topics}
-            await asyncio.gather(*(self._write_to(*part) for part in parts.items()))
-        for _, response in replies:
+            written = await asyncio.gather(*(self._write_to(*part) for part in parts.items()))
+            sent = list(chain.from_iterable(written))
+        for response in sent:
             self._metrics.requests_total.labels(response.status).inc()
             if response.rung is not None:
                 self._metrics.index_fallbacks_total.labels(response.rung).inc()
         self._publish_seconds.observe(time.perf_counter() - started)
 
-    async def _write_to(self, topic: str, replies: Sequence[Reply]) -> None:
+    async def _write_to(self, topic: str, replies: Sequence[Reply]) -> list[Response]:
+        """Write answers to a topic, or to the usual one if it does not take them; the responses as they were sent."""
         if topic == self._responses:
-            await self._write(topic, replies)
-            return
+            return await self._write(topic, replies)
         why = await self._refusal_of(topic)
         if why is None:
             try:
                 async with asyncio.timeout(_REPLY_TOPIC_ACK_S):
-                    await self._write(topic, replies)
+                    return await self._write(topic, replies)
             except (StopWorker, TimeoutError) as error:
                 why = self._refuse(topic, str(error) or f"it took nothing within {_REPLY_TOPIC_ACK_S:g} s")
-            else:
-                return
-        await self._write(
+        return await self._write(
             self._responses, [_sent_elsewhere(reply, self._responses, why) for reply in replies]
         )
 
@@ -349,19 +361,29 @@ class Outbox:
         log.warning("reply_topic_refused", topic=topic, why=why)
         return why
 
-    async def _write(self, topic: str, replies: Sequence[Reply]) -> None:
-        """Write answers to a topic, cut as far as it takes to have them taken."""
+    async def _write(self, topic: str, replies: Sequence[Reply]) -> list[Response]:
+        """Write answers to a topic, cut as far as it takes to have them taken; the responses as they were sent."""
         waiting, most_bytes = list(replies), MAX_ANSWER_BYTES
+        sent: list[Response] = []
         while waiting:
-            outgoing = [_outgoing(reply, most_bytes) for reply in waiting]
+            answers = [fitted(reply.response, most_bytes) for reply in waiting]
+            outgoing = [
+                _outgoing(reply, answer, most_bytes) for reply, answer in zip(waiting, answers, strict=True)
+            ]
             refused = {id(each.record) for each in await write_scattered(self._producer, topic, outgoing)}
+            sent.extend(
+                answer.response
+                for answer, out in zip(answers, outgoing, strict=True)
+                if id(out) not in refused
+            )
             waiting = [reply for reply, out in zip(waiting, outgoing, strict=True) if id(out) in refused]
             if waiting and most_bytes == 0:
                 log.error(
                     "answers_too_large", topic=topic, count=len(waiting), expected="max.message.bytes of 2 kB"
                 )
-                return
+                break
             most_bytes = most_bytes // 2 if most_bytes > _LEAST_ANSWER_BYTES else 0
+        return sent
 
     async def forward(self, strays: Sequence[Stray]) -> None:
         """Write strays to the partitions of their users and wait until they are acknowledged. Raises StopWorker."""

@@ -218,13 +218,13 @@ def large(count: int, reasons: int = 5) -> Response:
 
 
 def test_an_answer_that_fits_is_sent_as_it_is() -> None:
-    raw = answering.fitted(large(3), 10_000)
-    assert decode_response(raw) == large(3)
-    assert answering.fitted(large(3), len(raw)) == raw
+    fitted = answering.fitted(large(3), 10_000)
+    assert decode_response(fitted.raw) == fitted.response == large(3)
+    assert answering.fitted(large(3), len(fitted.raw)) == fitted
 
 
 def test_an_answer_that_is_too_large_loses_its_reasons_first() -> None:
-    response = decode_response(answering.fitted(large(40), 10_000))
+    response = decode_response(answering.fitted(large(40), 10_000).raw)
     assert (response.truncated, response.status) == (True, "ok")
     assert [item.item_id for item in response.items] == [item.item_id for item in large(40).items]
     assert not any(item.because for item in response.items)
@@ -235,8 +235,8 @@ def test_an_answer_takes_no_more_than_is_allowed_and_its_first_items_stay(
     count: int, reasons: int, most_bytes: int
 ) -> None:
     whole = large(count, reasons)
-    raw = answering.fitted(whole, most_bytes)
-    response = decode_response(raw)
+    response, raw = answering.fitted(whole, most_bytes)
+    assert decode_response(raw) == response
     kept = len(response.items)
     if response.error is None:
         assert len(raw) <= most_bytes
@@ -249,7 +249,7 @@ def test_an_answer_takes_no_more_than_is_allowed_and_its_first_items_stay(
 def test_an_answer_that_does_not_fit_without_items_is_rejected() -> None:
     catalog = dict.fromkeys(range(1000), 10**15)
     whole = msgspec.structs.replace(large(5), catalog=catalog)
-    response = decode_response(answering.fitted(whole, 4_000))
+    response = decode_response(answering.fitted(whole, 4_000).raw)
     assert (response.request_id, response.status, response.items) == ("r1", "rejected", [])
     assert response.error is not None
     assert response.error.code == "too_large"
@@ -263,6 +263,19 @@ async def test_an_answer_is_cut_until_its_topic_takes_it_and_others_are_whole(mo
     got = {len(decode_response(each.value).items) for each in producer.records("responses")}
     assert len(producer.records("responses")) == 2
     assert 1 in got
+
+
+async def test_an_answer_that_its_topic_never_takes_counts_as_rejected_and_says_why() -> None:
+    box, producer, metrics = outbox(Observer())
+    producer.most_bytes = 700
+    whole = msgspec.structs.replace(large(5), catalog=dict.fromkeys(range(100), 10**15))
+    await box.send([Reply(ADDRESS, whole), Reply(ADDRESS, large(1, 0))])
+    told = [decode_response(each.value) for each in producer.records("responses")]
+    [refusal] = [each for each in told if each.error is not None]
+    assert refusal.error is not None
+    assert "expected what its topic takes" in refusal.error.message
+    counted = {status: metrics.requests_total.labels(status)._value.get() for status in ("ok", "rejected")}
+    assert counted == {"ok": 1, "rejected": 1}
 
 
 async def test_an_answer_whose_topic_is_not_there_goes_to_the_usual_one_and_says_so() -> None:
