@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 from aiokafka import TopicPartition
+from prometheus_client import Gauge
 
 from headwater.encoder.features import ACTION_NAMES, item_key
 from headwater.index import Index, IndexUnavailable
@@ -188,17 +189,26 @@ class Status:
 
     async def keep_gauges(self, metrics: Metrics, watchdog: Watchdog) -> None:
         """Set the gauges every second, forever."""
+        held_back, lag = _ByPartition(metrics.held_back), _ByPartition(metrics.lag)
+        watermark_age = _ByPartition(metrics.watermark_age_seconds)
         while True:
             self.note_held_back(time.monotonic())
-            for group in self.groups:
-                for tp in group.assignment():
-                    held_back = group.position(tp).held_back
-                    metrics.held_back.labels(tp.topic, str(tp.partition)).set(held_back)
-            for each in self._read():
-                metrics.lag.labels(each.topic, str(each.partition)).set(max(each.lag, 0))
-                if each.topic == self._topics.clicks:
-                    age_s = watchdog.still_s(each.topic, each.partition)
-                    metrics.watermark_age_seconds.labels(str(each.partition)).set(age_s)
+            held_back.set(
+                {
+                    (tp.topic, str(tp.partition)): group.position(tp).held_back
+                    for group in self.groups
+                    for tp in group.assignment()
+                }
+            )
+            read = list(self._read())
+            lag.set({(each.topic, str(each.partition)): max(each.lag, 0) for each in read})
+            watermark_age.set(
+                {
+                    (str(each.partition),): watchdog.still_s(each.topic, each.partition)
+                    for each in read
+                    if each.topic == self._topics.clicks
+                }
+            )
             if self.clock is not None and self.clock.skew_s is not None:
                 metrics.clock_skew_seconds.set(self.clock.skew_s)
             if self.interests is not None:
@@ -256,6 +266,21 @@ class HeldBack:
         """Seconds by partition, of those held back for longer than a transaction of ordinary length."""
         lasting_s = {tp: self._now_s - since_s for tp, (_, since_s) in self._since.items()}
         return {_place(tp): round(each) for tp, each in lasting_s.items() if each >= HELD_BACK_S}
+
+
+class _ByPartition:
+    """A gauge by partition that tells nothing of partitions which this worker has lost."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge, self._told = gauge, frozenset[tuple[str, ...]]()
+
+    def set(self, values: Mapping[tuple[str, ...], float]) -> None:
+        """``values`` are by the gauge's labels. Those that are not among them any more leave the gauge."""
+        for labels, value in values.items():
+            self._gauge.labels(*labels).set(value)
+        for labels in self._told - values.keys():
+            self._gauge.remove(*labels)
+        self._told = frozenset(values)
 
 
 def _place(tp: TopicPartition) -> str:

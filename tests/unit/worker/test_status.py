@@ -260,3 +260,30 @@ async def test_a_worker_is_ready_while_it_serves_all_that_it_holds(
     shop.is_complete = True
     failed.set_result("the broker refused")
     assert status.readiness() == {"ready": False, "waits_for": ["the broker refused"]}
+
+
+async def test_gauges_tell_nothing_of_a_partition_that_is_lost(
+    shop: Shop, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headwater.worker.status._GAUGES_S", 0.01)
+    kept, lost = TopicPartition("test.clicks.v1", 0), TopicPartition("test.clicks.v1", 1)
+    shop.group.tps = {kept, lost}
+    shop.group.next_offsets, shop.group.ends = {kept: 3, lost: 3}, {kept: 5, lost: 9}
+    metrics, watchdog = Metrics(), SimpleNamespace(still_s=lambda topic, partition: 2.0)
+
+    def told() -> dict[str, set[str]]:
+        gauges = (metrics.lag, metrics.held_back, metrics.watermark_age_seconds)
+        return {
+            each.name: {sample.labels["partition"] for sample in each.samples}
+            for gauge in gauges
+            for each in gauge.collect()
+        }
+
+    task = asyncio.create_task(status.keep_gauges(metrics, cast(Any, watchdog)))
+    await asyncio.sleep(0.1)
+    assert set(map(frozenset, told().values())) == {frozenset({"0", "1"})}
+    shop.group.tps = {kept}
+    await asyncio.sleep(0.1)
+    task.cancel()
+    assert len(told()) == 3
+    assert set(map(frozenset, told().values())) == {frozenset({"0"})}
