@@ -4,8 +4,9 @@
     offset = await ends.of(3)  # every record acknowledged before this line has a lower one
 
 The end is the **last stable offset**, the first one of an open transaction if there is any. The workers read committed, so
-they come no further. Kafka gives nobody a record behind an open transaction; that one exception apart, the line above
-holds.
+they come no further. Kafka gives nobody a record behind an open transaction, and a broker acknowledges the commit of a
+transaction shortly before it has written its end. That one exception apart, the line above holds; a request may name such
+a click by its position.
 
 One ListOffsets call is in flight to each broker. It answers everyone who waited when it was sent; later callers wait for the
 next one, since the answer in flight may be older than the record that they ask about. The calls have a connection
