@@ -347,7 +347,7 @@ class ErasureReceipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``status`` is `begun` once the user's state is gone from the worker and a tombstone lies over it in the changelog,
     `done` once tombstones lie over the user's dead letters too. ``gone_by_ms`` says for each topic when nothing is left
-    of what was written before ``done_ms``, at the latest.
+    of what was written before ``done_ms``, at the latest. A topic that keeps records without a bound is not among them.
     """
 
     event_id: str  # of the forget

@@ -40,7 +40,12 @@ _READY_S = 30
 # These change costs, not results. `check` leaves them to the operator.
 _NOT_CHECKED = ("segment.ms", "segment.bytes")
 # What a broker does if it is told nothing. Older brokers and those of others leave such values out.
-_DEFAULTS = {"min.insync.replicas": "1", "unclean.leader.election.enable": "false", "retention.bytes": "-1"}
+_DEFAULTS = {
+    "min.insync.replicas": "1",
+    "unclean.leader.election.enable": "false",
+    "retention.bytes": "-1",
+    "segment.ms": str(7 * _DAY_MS),
+}
 # Checked and not set, since some brokers take no topic that names it.
 _CHECKED_ONLY = {"unclean.leader.election.enable": "false"}
 
@@ -200,6 +205,18 @@ async def check(settings: Settings) -> list[Problem]:
         problems.extend(_wrong_config(settings, spec, configs[name]))
         problems.extend(_too_few_copies(settings, spec, configs[name], partitions[name]))
     return problems
+
+
+async def configs(settings: Settings) -> dict[str, dict[str, str]]:
+    """The configuration in force, by topic: the broker's, and Kafka's defaults where it tells none. Raises TopicsError."""
+    names = {spec.name for spec in specs(settings)}
+    async with _admin(settings) as admin:
+        there = sorted(names & set(await admin.list_topics()))
+        found = await _configs(admin, there)
+    return {
+        name: {**_DEFAULTS, **{key: value for key, value in config.items() if value}}
+        for name, config in found.items()
+    }
 
 
 def copies_to_acknowledge(copies: int) -> int:

@@ -13,7 +13,16 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Final, NamedTuple
 
 import msgspec
@@ -127,7 +136,7 @@ class Eraser:
                     started_s = time.monotonic()
                     await self._finish(self._mine())
                     await asyncio.sleep(_REST * (time.monotonic() - started_s))
-            except (KafkaError, OSError, TimeoutError, StopWorker) as error:
+            except (KafkaError, OSError, TimeoutError, StopWorker, topics.TopicsError) as error:
                 log.error("erasure_waits", open=len(self._open), error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
@@ -140,6 +149,7 @@ class Eraser:
         return None if due_ms is None else max(due_ms - _now_ms(), 0) / 1000
 
     async def _finish(self, receipts: Sequence[ErasureReceipt]) -> None:
+        configs = await topics.configs(self._settings)
         taken = await self._take_out_letters({receipt.user_sha256 for receipt in receipts})
         now_ms = _now_ms()
         done = [
@@ -148,7 +158,7 @@ class Eraser:
                 status="done",
                 done_ms=now_ms,
                 dead_letters=taken[receipt.user_sha256],
-                gone_by_ms=gone_by_ms(self._settings, now_ms),
+                gone_by_ms=gone_by_ms(self._topics, configs, now_ms),
             )
             for receipt in receipts
         ]
@@ -230,19 +240,35 @@ def hashed(user_id: str) -> str:
     return hashlib.sha256(user_id.encode()).hexdigest()
 
 
-def gone_by_ms(settings: Settings, now_ms: int) -> dict[str, int]:
+def gone_by_ms(names: Topics, configs: Mapping[str, Mapping[str, str]], now_ms: int) -> dict[str, int]:
     """By topic, when no record of before ``now_ms`` is left of an erased user, at the latest; ms since 1970.
 
-    A topic with a retention deletes whole segments, so its records stay for the time of a segment longer.
+    Args:
+        configs: those in force, by topic. A topic that is not among them, or that keeps records without a bound in time,
+            has no promise.
     """
-    names = Topics.named(settings.topic_prefix)
     bounds = {}
-    for spec in topics.specs(settings):
-        if spec.name in (names.profiles, names.dead_letters):
-            bounds[spec.name] = int(spec.config["max.compaction.lag.ms"])
-        elif spec.name in (names.clicks, names.requests, names.responses):
-            bounds[spec.name] = int(spec.config["retention.ms"]) + int(spec.config["segment.ms"])
-    return {name: now_ms + bound_ms + _BROKER_MS for name, bound_ms in bounds.items()}
+    for name in (names.profiles, names.dead_letters, names.clicks, names.requests, names.responses):
+        has_tombstones = name in (names.profiles, names.dead_letters)
+        bound_ms = _bound_ms(configs.get(name, {}), has_tombstones)
+        if bound_ms is not None:
+            bounds[name] = now_ms + bound_ms + _BROKER_MS
+    return bounds
+
+
+def _bound_ms(config: Mapping[str, str], has_tombstones: bool) -> int | None:
+    """How long a topic keeps what was erased; None: without a bound."""
+    policies = config.get("cleanup.policy", "").split(",")
+    bounds = []
+    # Segments are closed for compaction once, after our own lag: a longer one would find them open again.
+    if has_tombstones and "compact" in policies:
+        lag_ms = int(config.get("max.compaction.lag.ms", 0))
+        if 0 < lag_ms <= topics.COMPACTION_LAG_MS:
+            bounds.append(topics.COMPACTION_LAG_MS)
+    # Whole segments are deleted, so records stay for the time of a segment longer.
+    if "delete" in policies and (kept_ms := int(config.get("retention.ms", -1))) >= 0:
+        bounds.append(kept_ms + int(config["segment.ms"]))
+    return min(bounds, default=None)
 
 
 def _letters_of(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -81,8 +82,15 @@ def test_what_is_taken_out_already_is_not_taken_out_again() -> None:
     assert eraser._letters_of({hashed("ann")}, [gone], NAMES.catalog) == []
 
 
+def as_created(**settings: float) -> dict[str, dict[str, str]]:
+    return {
+        spec.name: {"segment.ms": str(7 * DAY_MS), **spec.config}
+        for spec in topics.specs(Settings(**cast(Any, settings)))
+    }
+
+
 def test_each_topic_with_users_has_a_bound() -> None:
-    bounds = gone_by_ms(Settings(clicks_retention_days=3), 0)
+    bounds = gone_by_ms(NAMES, as_created(clicks_retention_days=3), 0)
     assert set(bounds) == {
         NAMES.clicks,
         NAMES.requests,
@@ -92,6 +100,21 @@ def test_each_topic_with_users_has_a_bound() -> None:
     }
     assert bounds[NAMES.profiles] == bounds[NAMES.dead_letters] == DAY_MS + 3_600_000
     assert bounds[NAMES.clicks] == 4 * DAY_MS + 3_600_000
+
+
+def test_a_receipt_promises_what_the_topics_of_the_broker_keep() -> None:
+    configs = as_created(clicks_retention_days=3)
+    configs[NAMES.clicks]["retention.ms"] = "-1"
+    configs[NAMES.requests].update({"retention.ms": str(9 * DAY_MS), "segment.ms": str(DAY_MS)})
+    configs[NAMES.profiles]["max.compaction.lag.ms"] = str(2**63 - 1)
+    configs[NAMES.dead_letters]["max.compaction.lag.ms"] = str(2 * DAY_MS)
+    del configs[NAMES.responses]
+    bounds = gone_by_ms(NAMES, configs, 0)
+    assert set(bounds) == {NAMES.requests, NAMES.dead_letters}
+    assert bounds[NAMES.requests] == 10 * DAY_MS + 3_600_000
+    assert (
+        bounds[NAMES.dead_letters] == 29 * DAY_MS + 3_600_000
+    )  # deleted with age, and not compacted in time
 
 
 class Place:
