@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from headwater.client import Client
+from headwater.kafka.epochs import CLAIM_KEY
 from headwater.messages import schemas
 from tests.end_to_end.conftest import System
 from tests.end_to_end.outside import Answer, Outside
@@ -58,9 +59,12 @@ async def test_a_click_and_a_request_for_it_may_be_sent_at_once(new_system: Call
 
 async def test_two_hundred_parked_requests_hold_up_nobody(outside: Outside) -> None:
     waiting, brisk = outside.user_at(1, "waiting"), outside.user_at(1, "brisk")
+    patient = outside.user_at(1, "patient")  # one user's share of those who wait is bounded
     last = await outside.click(brisk, "dog-1")
     wanted = {"partition": 1, "offset": last["offset"] + 30}
-    parked = [await outside.request(waiting, after=wanted, limit=3) for _ in range(200)]
+    parked = [
+        await outside.request(user, after=wanted, limit=3) for user in (waiting, patient) for _ in range(100)
+    ]
     for number in range(29):
         last = await outside.click(brisk, f"dog-{number % 10}")
         answer = await outside.ask(brisk, after=last, limit=3)
@@ -73,7 +77,8 @@ async def test_two_hundred_parked_requests_hold_up_nobody(outside: Outside) -> N
         answer = await outside.answer(request_id)
         assert answer["status"] == "ok"
         assert answer["reflects"]["offset"] >= wanted["offset"]
-        assert answer["reflects"]["last_event_id"] == f"{waiting}-last"
+        if answer["user_id"] == waiting:
+            assert answer["reflects"]["last_event_id"] == f"{waiting}-last"
 
 
 async def test_a_parked_request_that_expires_leaves_the_others_waiting(outside: Outside) -> None:
@@ -368,7 +373,7 @@ async def test_every_emitted_message_is_valid_under_the_printed_schemas(
 
         await outside.until(f"something is on {topic}", written)
         for record in await outside.records_of(topic):
-            if record.value is not None:
+            if record.value is not None and record.key != CLAIM_KEY:
                 is_valid(json.loads(record.value))
 
 
