@@ -52,7 +52,7 @@ async def test_collection_is_created_for_small_vectors_with_its_indexes(
     assert await index.live("items") == "items-test"
 
 
-async def test_numbers_of_an_attribute_get_an_index_when_its_name_first_appears(
+async def test_numbers_get_an_index_at_once_for_few_names_and_for_more_once_many_items_have_them(
     stand_in: StandIn, index: ServerIndex
 ) -> None:
     await index.put(
@@ -60,6 +60,10 @@ async def test_numbers_of_an_attribute_get_an_index_when_its_name_first_appears(
     )
     assert sorted(stand_in.indexes.values()) == ["FieldTypeFloat", "FieldTypeFloat", "FieldTypeKeyword"]
     await index.put([item(f"item {i}", attributes={f"n{i}": i}) for i in range(100)])
+    assert sum(field.startswith("number_") for field in stand_in.indexes) == 16
+    for names in (range(50), range(50, 100)):
+        numbers = {f"n{i}": i for i in names}
+        await index.put([item(f"of {names.start}, {n}", attributes=numbers) for n in range(16)])
     assert sum(field.startswith("number_") for field in stand_in.indexes) == 64
 
 
