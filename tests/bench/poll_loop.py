@@ -155,7 +155,7 @@ async def _loop(consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, users: U
     done, first, started, cpu_s = 0, 0, 0.0, 0.0
     while done < total:
         fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_MAX_RECORDS)
-        read: ParsedClicks[ConsumerRecord] = parse([])[0]
+        read: ParsedClicks[ConsumerRecord] = parse([], 0)[0]
         for records in fetched.values():
             good, bad = parse(records, time.time_ns() // 1_000_000)
             _require_good(bad)

@@ -1,4 +1,4 @@
-"""The contract of a consumer group on Apache Kafka: by Faust with the fast client and the plain one, and by aiokafka alone."""
+"""The contract of a consumer group on Apache Kafka, with the fast client and with the plain one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +17,6 @@ from headwater.kafka.faust_group import FaustGroup
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.messages import Gap
 from headwater.settings import Settings
-from tests.support.plain_group import PlainGroup
 from tests.support.plain_topics import create_topics
 
 LONG_S = 60.0
@@ -62,8 +61,8 @@ class Member:
 
 
 @pytest.fixture(
-    params=[FaustGroup, partial(FaustGroup, fast=False), partial(PlainGroup, fast=False)],
-    ids=["faust, fast client", "faust, plain client", "aiokafka alone"],
+    params=[FaustGroup, partial(FaustGroup, fast=False)],
+    ids=["fast client", "plain client"],
 )
 def group_of(request: pytest.FixtureRequest) -> GroupOf:
     made: GroupOf = request.param
