@@ -11,7 +11,7 @@ import logging
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final, Literal, NamedTuple
 
 from aiokafka import TopicPartition
@@ -236,7 +236,8 @@ class LightRecords(Iterator[Record]):
             head = b"".join((batch[:_ATTRIBUTES_AT], plain, batch[_ATTRIBUTES_AT + 2 : _HEAD.size]))
             batch = memoryview(unpacked(codec, batch[_HEAD.size :], head))
             theirs = DefaultRecordBatch(batch)
-        self._batch, self._records = batch, iter(theirs)
+        # aiokafka's batch is its own iterator and refuses a second `iter`, which each poll of a part of it begins with.
+        self._batch, self._records = batch, chain(theirs)
         return True
 
     def _open_legacy(self, batch: memoryview, base: int) -> bool:

@@ -14,7 +14,7 @@ from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.kafka.fast_client.records import BufferedFetches, Record
+from headwater.kafka.fast_client.records import BufferedFetches, LightRecords, Record
 from headwater.kafka.fast_client.unpack import MAX_UNPACKED_BYTES
 from tests.support.fetching import TPS, URGENT, Reading, batch, signed
 
@@ -128,6 +128,16 @@ def test_records_come_once_and_in_order_however_many_are_polled_at_a_time(
         assert seen == list(range(sum(counts)))
 
     asyncio.run(run())
+
+
+async def test_a_batch_that_is_polled_in_parts_is_parsed_as_one_that_is_polled_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading it record by record, as a damaged one, takes ten times as long."""
+    monkeypatch.setattr(LightRecords, "_read_singly", lambda self: pytest.fail("read as if damaged"))
+    reading = Reading()
+    reading.fetched(TPS[0], batch(0, 5))
+    assert [reading.polled(max_records=most)[TPS[0]] for most in (1, 2, 2)] == [[0], [1, 2], [3, 4]]
 
 
 async def test_aiokafka_itself_polls_the_same_records() -> None:
