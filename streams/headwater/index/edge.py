@@ -128,9 +128,10 @@ class EdgeIndex:
         stored = Stored([], [])
         for part in _slices(points, PUT_SLICE):
             require_room(self._folder)
+            documents = [None if each.vector is None else fields.document(each.payload) for each in part]
             async with self.writing:
-                await self._index_new_numbers(part)
-                self._put_slice(part, stored)
+                await self._index_new_numbers(part, documents)
+                self._put_slice(part, documents, stored)
             await asyncio.sleep(0)
         self._drop_oldest_marks(max(len(self._marks) - MAX_MARKS, 0))
         return stored
@@ -237,11 +238,13 @@ class EdgeIndex:
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
-    def _put_slice(self, points: Sequence[Point], done: Stored) -> None:
-        """Store what is newer, and add to ``done`` what became of the points."""
-        documents: dict[int, fields.Document | None] = {}
+    def _put_slice(
+        self, points: Sequence[Point], documents: Sequence[fields.Document | None], done: Stored
+    ) -> None:
+        """Store what is newer, and add to ``done`` what became of the points; ``documents`` are theirs."""
+        changed: dict[int, fields.Document | None] = {}
         now_s = time.time()
-        for point in points:
+        for point, document in zip(points, documents, strict=True):
             held = self._items.get(point.key)
             if held is not None and held.item_id != point.item_id:
                 done.collisions.append(Collision(point, held.item_id))
@@ -255,14 +258,14 @@ class EdgeIndex:
             hidden = point.vector is not None and not is_available(point.payload)
             self._hidden += hidden - (held is not None and held.is_hidden)
             self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload, hidden)
-            documents[point.key] = None if point.vector is None else fields.document(point.payload)
+            changed[point.key] = document
             self._marks.pop(point.key, None)  # the newest is last
             if point.vector is None:
                 self._marks[point.key] = now_s
             done.points.append(point)
-        if documents:
-            self._write(self.shard, documents)
-            self.graph.note_put(documents, sum(document is not None for document in documents.values()))
+        if changed:
+            self._write(self.shard, changed)
+            self.graph.note_put(changed, sum(document is not None for document in changed.values()))
 
     def _drop_oldest_marks(self, count: int) -> None:
         for key in list(islice(self._marks, count)):
@@ -292,17 +295,21 @@ class EdgeIndex:
         if gone:
             shard.delete(gone)
 
-    async def _index_new_numbers(self, points: Iterable[Point]) -> None:
+    async def _index_new_numbers(
+        self, points: Sequence[Point], documents: Sequence[fields.Document | None]
+    ) -> None:
         """Give the numbers of new items' attributes an index, as far as there is room for their names.
 
         Other work runs between them: each is a few files on the disk, and an item may bring dozens.
         """
-        for point in points:
+        for point, document in zip(points, documents, strict=True):
             held = self._items.get(point.key)
-            if point.vector is not None and (held is None or held.row < 0):
-                await self._index_numbers(fields.document(point.payload))
+            if document is not None and (held is None or held.row < 0):
+                await self._index_numbers(document)
 
     async def _index_numbers(self, document: fields.Document) -> None:
+        if document.numbers.keys() <= {"price"}:
+            return
         wanted = self._number_indexes.wanted(document, self.shard.number_fields - {"price"})
         exchange = self._number_indexes.rarest_below(document, self.shard.number_fields - {"price"})
         if exchange is not None:
