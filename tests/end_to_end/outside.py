@@ -54,7 +54,12 @@ class Outside:
         watched = (self.topics.responses, self.topics.dead_letters, *self.settings.reply_topics)
         self._consumer = Consumer(*watched, **options, fetch_max_wait_ms=100)
         await self._producer.start()
-        await self._consumer.start()
+        try:
+            await self._consumer.start()
+        except BaseException:
+            await self._consumer.stop()
+            await self._producer.stop()
+            raise
         places = sorted(self._consumer.assignment())
         for place, end in (await self._consumer.end_offsets(places)).items():
             self._consumer.seek(place, end)

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import skipping_where_no_kafka_can_run
 from tests.end_to_end.conftest import new_system, new_worker, own_topics
+from tests.support.kafka_server import KafkaNode, own_node
 
 __all__ = ["broker", "new_system", "new_worker", "own_topics"]
+
+
+@pytest.fixture
+def node() -> Iterator[KafkaNode]:
+    """A broker of the test's own, for a test that has `broker` be this one."""
+    with skipping_where_no_kafka_can_run(), own_node() as node:
+        yield node
 
 
 @pytest.fixture

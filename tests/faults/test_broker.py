@@ -2,28 +2,21 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import skipping_where_no_kafka_can_run
 from tests.end_to_end.conftest import System
 from tests.end_to_end.oracle import applied, check_answers, publish
 from tests.faults.asking import asking, begin
 from tests.faults.ledger import check_every_user
 from tests.faults.scale import SCALE, TIMEOUT_S
-from tests.support.kafka_server import KafkaNode, own_node
+from tests.support.kafka_server import KafkaNode
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S)]
 
 # What waits for the broker is bounded by what is fetched at once; the rest of the clicks wait on the broker.
 _MORE_MEMORY_MIB = 150.0
-
-
-@pytest.fixture
-def node() -> Iterator[KafkaNode]:
-    with skipping_where_no_kafka_can_run(), own_node() as node:
-        yield node
 
 
 @pytest.fixture
