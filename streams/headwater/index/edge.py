@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -40,6 +40,7 @@ from headwater.index import (
     lifted,
     newer,
 )
+from headwater.index.deletion_marks import DeletionMarks
 from headwater.index.edge_graph import GraphPolicy, SearchGraph
 from headwater.index.edge_shard import Plan, Shard, Translated, plans_of, require_room
 from headwater.index.filters import Filter, admitting, is_available, size
@@ -55,8 +56,7 @@ MATCH_SLICE: Final = 64  # 1 us for each condition of a filter and each item
 # a condition on ids 10 ms; through the graph the condition is nearly free, and more hits widen the search.
 DROPPED_AFTER_SCAN: Final = 1024
 DROPPED_AFTER_GRAPH: Final = 100
-# Marks of deletions that are kept, some 20 MB. They turn away late copies of older versions; a stale owner's are turned
-# away by its epoch.
+# Marks of deletions that are kept, 3 MB.
 MAX_MARKS: Final = 100_000
 # While at most this share of items is unavailable, they are dropped after the search. The engine evaluates a condition on
 # every item it visits, which makes a graph search three times slower. Where too many hits were dropped, the search is
@@ -68,7 +68,7 @@ class _Item(msgspec.Struct, gc=False):
     item_id: str
     version: int
     offset: int
-    row: int  # of the vectors; -1 = deleted
+    row: int  # of the vectors
     payload: bytes
     is_hidden: bool  # not available
 
@@ -85,10 +85,10 @@ class EdgeIndex:
     def __init__(self, folder: Path, lock: int, dim: int, radius: float, policy: GraphPolicy) -> None:
         self._folder, self._lock = folder, lock
         self._dim, self._radius = dim, radius
-        self._items: dict[int, _Item] = {}
+        self._items: dict[int, _Item] = {}  # the live ones
         self._rows = np.zeros((1024, dim), dtype=np.float32)
         self._free_rows = list(range(1023, -1, -1))
-        self._marks: dict[int, float] = {}  # of deletions: key -> when it was set, oldest first
+        self._marks = DeletionMarks(MAX_MARKS)
         self._number_indexes = fields.NumberIndexes()
         self._hidden = 0  # items that are not available
         self._is_closed = False
@@ -133,7 +133,6 @@ class EdgeIndex:
                 await self._index_new_numbers(part, documents)
                 self._put_slice(part, documents, stored)
             await asyncio.sleep(0)
-        self._drop_oldest_marks(max(len(self._marks) - MAX_MARKS, 0))
         return stored
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
@@ -173,10 +172,8 @@ class EdgeIndex:
         return self.live_items
 
     async def sweep(self, before_s: float) -> None:
-        """As `Index.sweep`, in memory."""
-        self._drop_oldest_marks(
-            sum(1 for _ in takewhile(lambda set_s: set_s < before_s, self._marks.values()))
-        )
+        """As `Index.sweep`, in memory. A few old marks are left until they are more."""
+        self._marks.sweep(before_s)
 
     def health(self) -> IndexHealth:
         """The items in the search graph."""
@@ -201,8 +198,7 @@ class EdgeIndex:
         """Bring the present versions of these items into a shard, or remove them where they are gone."""
         held = {key: self._items.get(key) for key in keys}
         documents = {
-            key: fields.document(_payload(item)) if item is not None and item.row >= 0 else None
-            for key, item in held.items()
+            key: fields.document(_payload(item)) if item is not None else None for key, item in held.items()
         }
         self._write(shard, documents)
 
@@ -249,27 +245,29 @@ class EdgeIndex:
             if held is not None and held.item_id != point.item_id:
                 done.collisions.append(Collision(point, held.item_id))
                 continue
-            stored = None if held is None else VersionStamp(held.version, held.offset)
+            if held is None:
+                stored = self._marks.get(point.key, point.item_id)
+            else:
+                stored = VersionStamp(held.version, held.offset)
             stamp = newer(point.version, point.offset, stored)
             if stamp is None:
                 continue
+            self._hidden -= held is not None and held.is_hidden
             row = self._place(-1 if held is None else held.row, point.vector)
-            payload = b"" if point.vector is None else msgspec.msgpack.encode(point.payload)
-            hidden = point.vector is not None and not is_available(point.payload)
-            self._hidden += hidden - (held is not None and held.is_hidden)
-            self._items[point.key] = _Item(point.item_id, stamp.version, stamp.offset, row, payload, hidden)
-            changed[point.key] = document
-            self._marks.pop(point.key, None)  # the newest is last
             if point.vector is None:
-                self._marks[point.key] = now_s
+                self._items.pop(point.key, None)
+                self._marks.put(point.key, point.item_id, stamp, now_s)
+            else:
+                hidden = not is_available(point.payload)
+                self._hidden += hidden
+                payload = msgspec.msgpack.encode(point.payload)
+                self._items[point.key] = _Item(point.item_id, *stamp, row, payload, hidden)
+                self._marks.remove(point.key)
+            changed[point.key] = document
             done.points.append(point)
         if changed:
             self._write(self.shard, changed)
             self.graph.note_put(changed, sum(document is not None for document in changed.values()))
-
-    def _drop_oldest_marks(self, count: int) -> None:
-        for key in list(islice(self._marks, count)):
-            del self._marks[key], self._items[key]
 
     def _place(self, row: int, vector: NDArray[np.float32] | None) -> int:
         """The row that now holds the vector, or -1 if there is none any more."""
@@ -304,7 +302,7 @@ class EdgeIndex:
         """
         for point, document in zip(points, documents, strict=True):
             held = self._items.get(point.key)
-            if document is not None and (held is None or held.row < 0):
+            if document is not None and held is None:
                 await self._index_numbers(document)
 
     async def _index_numbers(self, document: fields.Document) -> None:
@@ -324,7 +322,7 @@ class EdgeIndex:
     def _live(self, keys: Iterable[int]) -> Iterator[tuple[int, _Item]]:
         for key in keys:
             item = self._items.get(key)
-            if item is not None and item.row >= 0:
+            if item is not None:
                 yield key, item
 
 

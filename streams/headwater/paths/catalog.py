@@ -446,13 +446,13 @@ class CatalogPath:
         log.warning("overwrites_found", partition=versions.partition, items=len(holes))
         versions.is_refilling = True  # or the watchdog takes it for one that stands still
         try:
-            left = holes.keys() - await self._write_again(consumer, versions, holes.keys())
+            left = holes.keys() - await self._write_again(consumer, versions, holes)
             versions.forget(left)
             if left:
                 async for run in read_whole(consumer, self._topics.catalog, [versions.partition]):
                     await self._apply(versions, run.records, only=left, buries=False)
             # What even the catalog does not have was deleted so long ago that no mark of it is left.
-            gone = [holes[key] for key in left if key not in versions.stamps]
+            gone = [holes[key] for key in left if versions.stamp(key, holes[key].item_id) is None]
             marks = [msgspec.structs.replace(hole, offset=max(versions.position, 0)) for hole in gone]
             await self._put_again(versions, [(mark, int(time.time() * 1000)) for mark in marks])
             versions.add_published(marks)
@@ -463,14 +463,15 @@ class CatalogPath:
         self._metrics.vectors_repaired_total.inc(len(holes))
 
     async def _write_again(
-        self, consumer: Consumer, versions: ItemVersions, keys: Collection[int]
+        self, consumer: Consumer, versions: ItemVersions, holes: Mapping[int, Point]
     ) -> Collection[int]:
         """Write the known versions of items as the vectors topic has them; returns the keys of those that it has."""
-        deleted = [key for key in keys if versions.is_deleted(key)]
-        found: dict[int, tuple[Point, int]] = {
-            key: (_mark_of(versions, key), int(time.time() * 1000)) for key in deleted
-        }
-        wanted = {key: versions.stamps[key] for key in keys if key in versions.stamps and key not in found}
+        found: dict[int, tuple[Point, int]] = {}
+        for key, hole in holes.items():
+            stamp = versions.deleted_at(key, hole.item_id)
+            if stamp is not None:
+                found[key] = _mark_of(hole, stamp), int(time.time() * 1000)
+        wanted = {key: versions.stamps[key] for key in holes if key in versions.stamps}
         if wanted:
             bundle_id = self._serving().encoder.id
             async for run in read_whole(consumer, self._topics.vectors, [versions.partition]):
@@ -531,7 +532,7 @@ def _decoded(
                 )
             )
             continue
-        known = before.stamp if before is not None else versions.stamps.get(key)
+        known = before.stamp if before is not None else versions.stamp(key, item_id)
         version = item.version if item is not None else None
         stamp = newer(version, record.offset, known)
         if stamp is None:
@@ -593,8 +594,7 @@ def _point_of(change: Change, vector: F32 | None) -> Point:
     return Point(change.key, change.item_id, vector, payload, version, record.partition, record.offset)
 
 
-def _mark_of(versions: ItemVersions, key: int) -> Point:
-    """The mark of an item that is known to be deleted."""
-    version, offset = versions.stamps[key]
-    inherited = None if version == NO_VERSION else version
-    return Point(key, versions.ids[key], None, {}, inherited, versions.partition, offset)
+def _mark_of(hole: Point, stamp: VersionStamp) -> Point:
+    """The mark of a deleted item, of which the topic has a stale record."""
+    version = None if stamp.version == NO_VERSION else stamp.version
+    return msgspec.structs.replace(hole, version=version, offset=stamp.offset)

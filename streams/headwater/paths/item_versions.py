@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
 import msgspec
@@ -17,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp
+from headwater.index.deletion_marks import MARKS_KEPT_S, DeletionMarks
 from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_records
 from headwater.kafka.batch import Gate
 from headwater.kafka.fast_client.consumer import Consumer
@@ -30,10 +30,9 @@ from headwater.settings import Settings
 # Items of each partition that the index is asked for. Of an index that has lost one item in twenty, a hundred show it in
 # 99 of 100 looks.
 _AUDITED: Final = 100
-# Marks of deletions keep late copies of older versions out. A publisher that is weeks late is none.
-MARKS_KEPT_S: Final = 28 * 86_400.0
-# And of the newest deletions only, some 60 MB.
+# Marks of deletions that are kept of a partition, 6 MB.
 _MAX_MARKS: Final = 200_000
+_SWEEP_S: Final = 3_600.0
 
 
 class ItemVersions:
@@ -43,9 +42,9 @@ class ItemVersions:
         self.partition = partition
         self.is_owned = True
         self.stamps: dict[int, VersionStamp] = {}
-        """By item key, also of deleted items."""
+        """Of live items, by key."""
         self.ids: dict[int, str] = {}
-        """The item that each of these keys belongs to."""
+        """The live item that each of these keys belongs to."""
         self.since_ms: dict[int, int | None] = {}
         """When each live item came in; None where its record does not say, so that it is not new."""
         self.gate = Gate()
@@ -72,9 +71,8 @@ class ItemVersions:
         self.is_refilling = False
         self.away_since_s: float | None = None
         """Since when a shared index has not taken changes (`time.monotonic`)."""
-        self._marks: dict[
-            int, float
-        ] = {}  # of deletions: key -> when, in seconds since 1970; the newest last
+        self._marks = DeletionMarks(_MAX_MARKS)
+        self._swept_s = 0.0
 
     @property
     def waits(self) -> bool:
@@ -85,6 +83,14 @@ class ItemVersions:
         """Raises PartitionLost when the partition has been taken away."""
         if not self.is_owned:
             raise PartitionLost
+
+    def stamp(self, key: int, item_id: str) -> VersionStamp | None:
+        """The newest version of an item, live or deleted."""
+        return self.stamps.get(key) or self._marks.get(key, item_id)
+
+    def deleted_at(self, key: int, item_id: str) -> VersionStamp | None:
+        """The version at which an item was deleted; None unless it is known to be."""
+        return self._marks.get(key, item_id)
 
     def came_in_ms(self, key: int, otherwise_ms: int) -> int | None:
         """When a live item came in; ``otherwise_ms`` for an item that is not there."""
@@ -99,7 +105,8 @@ class ItemVersions:
                 self.audited.discard(point.key)
             elif len(self.audited) < _AUDITED:
                 self.audited.add(point.key)
-        self.sweep(now_s)
+        if now_s > self._swept_s + _SWEEP_S:
+            self.sweep(now_s)
 
     def add_read(self, record: ConsumerRecord, found: VectorRecord, fence: Fence) -> bool:
         """Take in a record of the vectors topic, in the order of the topic; returns whether it is the newest of its item.
@@ -109,7 +116,7 @@ class ItemVersions:
         point, stamp = found.point, stamp_of(found.point)
         if self.ids.get(point.key, point.item_id) != point.item_id:
             return False  # the item of the first one has the key
-        held = self.stamps.get(point.key)
+        held = self.stamp(point.key, point.item_id)
         if not fence.admits(self.partition, found.epoch) or (held is not None and stamp < held):
             self.add_hole(point)
             return False
@@ -126,11 +133,7 @@ class ItemVersions:
         for key in keys:
             self.stamps.pop(key, None)
             self.ids.pop(key, None)
-            self._marks.pop(key, None)
-
-    def is_deleted(self, key: int) -> bool:
-        """Whether an item is known to be deleted."""
-        return key in self._marks
+            self._marks.remove(key)
 
     def mark_written(self, start: int, stop: int) -> None:
         """Note that our records landed at offsets [start, stop) of the vectors topic."""
@@ -139,20 +142,21 @@ class ItemVersions:
         self.vectors_next = max(self.vectors_next, stop)
 
     def sweep(self, now_s: float) -> None:
-        """Forget deletions that are weeks old, and of too many the oldest."""
-        old = sum(1 for _ in takewhile(lambda set_s: set_s < now_s - MARKS_KEPT_S, self._marks.values()))
-        self.forget(list(islice(self._marks, max(old, len(self._marks) - _MAX_MARKS))))
+        """Forget deletions that are weeks old."""
+        self._swept_s = now_s
+        self._marks.sweep(now_s - MARKS_KEPT_S)
 
     def _remember(self, point: Point, stamp: VersionStamp, now_s: float) -> None:
         """An age outlives an item's changes, and not its deletion."""
         key = point.key
-        self.stamps[key], self.ids[key] = stamp, point.item_id
-        self._marks.pop(key, None)
         if point.vector is None:
-            self.since_ms.pop(key, None)
-            self._marks[key] = now_s
+            for of_live in (self.stamps, self.ids, self.since_ms):
+                of_live.pop(key, None)
+            self._marks.put(key, point.item_id, stamp, now_s)
         else:
+            self.stamps[key], self.ids[key] = stamp, point.item_id
             self.since_ms[key] = point.payload.get("since_ms")
+            self._marks.remove(key)
 
 
 class Known(NamedTuple):
@@ -167,22 +171,28 @@ def stamp_of(point: Point) -> VersionStamp:
     return VersionStamp(NO_VERSION if point.version is None else point.version, point.offset)
 
 
-def _check_end(versions: ItemVersions, catalog: TopicPartition, end: int, vectors: str) -> None:
+def _check_end(
+    versions: ItemVersions, catalog: TopicPartition, end: int, vectors: str, deleted: Mapping[int, str]
+) -> None:
     """Compare what is known with the end of the catalog: of a shorter one, every change would look older.
 
-    Where the newest claim is within it, records from beyond are none of ours, and leave holes.
+    Where the newest claim is within it, records from beyond are none of ours, and leave holes. ``deleted`` are the ids of
+    all deleted items whose deletions may be from beyond, by key.
     """
-    beyond = {key: stamp.offset for key, stamp in versions.stamps.items() if stamp.offset >= end}
+    ids = {key: versions.ids[key] for key, stamp in versions.stamps.items() if stamp.offset >= end}
+    beyond = {key: versions.stamps[key].offset for key in ids}
+    for key, item_id in deleted.items():
+        stamp = versions.deleted_at(key, item_id)
+        if stamp is not None and stamp.offset >= end:
+            ids[key], beyond[key] = item_id, stamp.offset
     if versions.position >= end or (beyond and not versions.is_claimed):
         newest = max(versions.position, *beyond.values(), -1)
         raise topic_recreated_error(
             catalog, f"changes up to offset {newest} are known", end, start_anew(vectors)
         )
-    for key in beyond:
-        versions.add_hole(
-            Point(key, versions.ids[key], None, {}, None, versions.partition, versions.position)
-        )
-    versions.forget(beyond)
+    for key, item_id in ids.items():
+        versions.add_hole(Point(key, item_id, None, {}, None, versions.partition, versions.position))
+    versions.forget(ids)
 
 
 @asynccontextmanager
@@ -232,6 +242,10 @@ async def read_versions(
     indexed: dict[int, set[int]] = {partition: set() for partition in by_partition}
     highest = dict.fromkeys(by_partition, -1)
     fence = Fence()
+    tps = [TopicPartition(topics.catalog, partition) for partition in by_partition]
+    # A deletion is kept without the item's id. Those from beyond this end may be from beyond the end at the end of reading.
+    ends = {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
+    deleted: dict[int, dict[int, str]] = {partition: {} for partition in by_partition}
     async for run in read_whole(consumer, topics.vectors, by_partition):
         partition = run.tp.partition
         versions = by_partition[partition]
@@ -244,11 +258,12 @@ async def read_versions(
                     versions.topic_id = found.topic_id
             elif versions.add_read(record, found, fence):
                 point, bundle = found.point, found.bundle
+                if point.vector is None and point.offset >= ends[partition]:
+                    deleted[partition][point.key] = point.item_id
                 is_foreign = bundle not in ("", bundle_id)
                 has_vector = point.vector is not None and not is_foreign
                 (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
                 (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
-    tps = [TopicPartition(topics.catalog, partition) for partition in by_partition]
     logs = await identities(consumer.client, [topics.catalog])
     for tp, end in (await consumer.end_offsets(tps)).items():
         versions, log = by_partition[tp.partition], logs.get(tp, Identity(None, None))
@@ -258,7 +273,7 @@ async def read_versions(
                 f"of today, {log.topic_id}: the topic was re-created. {start_anew(topics.vectors)}"
             )
         versions.topic_id = log.topic_id or versions.topic_id
-        _check_end(versions, tp, end, topics.vectors)
+        _check_end(versions, tp, end, topics.vectors, deleted[tp.partition])
     for partition, versions in by_partition.items():
         keys = indexed[partition]
         versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))

@@ -79,10 +79,12 @@ class VectorsWriter:
                         )
                     if isinstance(found, OwnersClaim):
                         is_claimed = True
-                    elif found.epoch < versions.epoch or versions.stamps.get(found.point.key) != stamp_of(
-                        found.point
+                        continue
+                    point = found.point
+                    if found.epoch < versions.epoch or versions.stamp(point.key, point.item_id) != stamp_of(
+                        point
                     ):
-                        versions.add_hole(found.point)
+                        versions.add_hole(point)
             del versions.gaps[0]
             if is_claimed:  # the newest claim has to be ours; and another owner may have taken the same epoch
                 await self.claim_partition(versions, versions.epoch, bundle_id)

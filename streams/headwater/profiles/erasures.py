@@ -4,66 +4,63 @@ An erased user has no row. A later event gives the user a new one, which takes t
 once the topic may have dropped its tombstone: what a restart would not know any more is not kept in memory either.
 
 That holds for users who expired too: a late click of theirs, or a stale worker's record, would bring them back. There
-may be millions of them, so an erasure takes 38 bytes in columns. They are sorted by the user's `hash`. Python keys it at
-random for each process, so nobody outside can compute ids that collide, and no id of an erased user stays in memory.
+may be millions of them, so an erasure takes 30 bytes. Its key is the user's `hash`. Python keys it at random for each
+process, so nobody outside can compute ids that collide, and no id of an erased user stays in memory.
 Where two collide by chance, the other one's events up to the same time are dropped too: with ten million erased users and
 as many others the odds are 1 to 180,000.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headwater.kafka.headers import AppliedOffset, Erasure, applied_header, erasure_header
 from headwater.kafka.publish import Outgoing
-from headwater.profiles.columns import I64
-from headwater.profiles.order import Order
+from headwater.packed_rows import PackedRows, Row
+from headwater.profiles.order import UNTOLD, Order
 
+# Times in ms and offsets have 48 bits, in two halves; an offset counts from `UNTOLD`.
 _ROW: Final = np.dtype(
-    [("erased_ms", "i8"), ("incarnation", "u2"), ("offset", "i8"), ("epoch", "i4"), ("written_ms", "i8")]
+    [
+        ("erased_low", "u4"),
+        ("erased_high", "u2"),
+        ("offset_low", "u4"),
+        ("offset_high", "u2"),
+        ("incarnation", "u2"),
+        ("epoch", "i4"),
+        ("written_s", "u4"),
+    ]
 )
+_LARGEST: Final = (1 << 48) - 1
 # The time of a tombstone that is not written yet: later than any.
-_UNWRITTEN: Final = int(np.iinfo(np.int64).max)
-# New erasures are merged into the columns a few at a time, and old ones are taken out of them likewise: that copies the
-# columns, which takes 30 ms for a million.
-_LEAST_MERGED: Final = 1_024
-_MERGED_SHARE: Final = 32
-_SWEPT_SHARE: Final = 8
+_UNWRITTEN: Final = (1 << 32) - 1
 
 
 class Erased(NamedTuple):
-    """Of one user: events up to ``erased_ms`` are dropped; ``written_ms`` is the time of the newest tombstone, if any."""
+    """Of one user: events up to ``erased_ms`` are dropped; ``written_s`` is the time of the newest tombstone, if any."""
 
     erased_ms: int
     order: Order  # of the newest tombstone or, until there is one, of the record that it is to follow
-    written_ms: int | None = None
+    written_s: int | None = None
 
 
 class Erasures:
     """Everything that a partition knows of erased users, by their ids as UTF-8."""
 
     def __init__(self) -> None:
-        self._new: dict[int, Erased] = {}  # by the hash of the user; none of these is in the columns
-        self._hashes: I64 = np.zeros(0, dtype=np.int64)  # (N,) ascending
-        self._rows: NDArray[Any] = np.zeros(0, dtype=_ROW)  # (N,)
+        self._rows = PackedRows(_ROW, np.int64)
 
     def __contains__(self, user: bytes) -> bool:
-        return self.get(user) is not None
+        return self._rows.get(hash(user)) is not None
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._rows)
+        return len(self._rows)
 
     def get(self, user: bytes) -> Erased | None:
         """What is known of the user's erasure."""
-        erased = self._new.get(hash(user))
-        if erased is None and (place := self._place(hash(user))) >= 0:
-            erased_ms, incarnation, offset, epoch, written_ms = self._rows[place].item()
-            known_ms = None if written_ms == _UNWRITTEN else written_ms
-            erased = Erased(erased_ms, Order(incarnation, offset, epoch), known_ms)
-        return erased
+        row = self._rows.get(hash(user))
+        return None if row is None else _erased(row)
 
     def erased_ms(self, user: bytes) -> int:
         """Events of the user up to this time are dropped; 0 if none are."""
@@ -79,20 +76,14 @@ class Erasures:
 
     def put(self, user: bytes, erased: Erased) -> None:
         """Note an erasure."""
-        place = self._place(hash(user))
-        if place >= 0:
-            self._rows[place] = _row(erased)
-            return
-        self._new[hash(user)] = erased
-        if len(self._new) >= max(_LEAST_MERGED, len(self._rows) // _MERGED_SHARE):
-            self._merge()
+        self._rows.put(hash(user), _row(erased))
 
     def tombstones(self, users: Iterable[bytes], incarnation: int, epoch: int, now_ms: int) -> list[Outgoing]:
         """The changelog records that erase ``users``, as the owner of ``epoch`` writes them from now on."""
         records = []
         for user in users:
             applied = AppliedOffset(incarnation, self.offset(user, incarnation))
-            erased = Erased(self.erased_ms(user), Order(*applied, epoch), now_ms)
+            erased = Erased(self.erased_ms(user), Order(*applied, epoch), now_ms // 1000)
             self.put(user, erased)
             headers = [erasure_header(Erasure(erased.erased_ms, epoch)), applied_header(applied)]
             records.append(Outgoing(user, None, headers))
@@ -104,37 +95,24 @@ class Erasures:
         Returns:
             how many were forgotten.
         """
-        held = len(self)
-        self._new = {
-            user: erased
-            for user, erased in self._new.items()
-            if erased.written_ms is None or erased.written_ms >= before_ms
-        }
-        kept = self._rows["written_ms"] >= before_ms
-        if np.count_nonzero(kept) < len(kept) * (1 - 1 / _SWEPT_SHARE):
-            self._hashes, self._rows = self._hashes[kept], self._rows[kept]
-        return held - len(self)
-
-    def _place(self, user: int) -> int:
-        """The place of a user's hash in the columns, or -1."""
-        hashes = self._hashes.data
-        place = bisect_left(hashes, user)
-        return place if place < len(hashes) and hashes[place] == user else -1
-
-    def _merge(self) -> None:
-        hashes = np.fromiter(self._new, dtype=np.int64, count=len(self._new))
-        rows = np.fromiter(map(_row, self._new.values()), dtype=_ROW, count=len(self._new))
-        by_hash = hashes.argsort()
-        hashes, rows = hashes[by_hash], rows[by_hash]
-        places = self._hashes.searchsorted(hashes)
-        self._hashes = np.insert(self._hashes, places, hashes)
-        # As plain bytes: numpy copies records field by field.
-        plain = np.dtype((np.void, _ROW.itemsize))
-        self._rows = np.insert(self._rows.view(plain), places, rows.view(plain)).view(_ROW)
-        self._new.clear()
+        return self._rows.forget_before(before_ms // 1000)
 
 
-def _row(erased: Erased) -> tuple[int, ...]:
+def _row(erased: Erased) -> Row:
     """The fields of `_ROW`."""
-    written_ms = _UNWRITTEN if erased.written_ms is None else erased.written_ms
-    return erased.erased_ms, *erased.order, written_ms
+    incarnation, offset, epoch = erased.order
+    written_s = _UNWRITTEN if erased.written_s is None else min(max(erased.written_s, 0), _UNWRITTEN - 1)
+    return *_halves(erased.erased_ms), *_halves(offset - UNTOLD), incarnation, epoch, written_s
+
+
+def _erased(row: Row) -> Erased:
+    erased_low, erased_high, offset_low, offset_high, incarnation, epoch, written_s = row
+    offset = (offset_high << 32 | offset_low) + UNTOLD
+    known_s = None if written_s == _UNWRITTEN else written_s
+    return Erased(erased_high << 32 | erased_low, Order(incarnation, offset, epoch), known_s)
+
+
+def _halves(number: int) -> tuple[int, int]:
+    """The lower 32 and the upper 16 bits of a number, which is cut to these."""
+    number = min(max(number, 0), _LARGEST)
+    return number & 0xFFFF_FFFF, number >> 32

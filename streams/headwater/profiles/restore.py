@@ -88,7 +88,7 @@ def load(partition: Partition, records: Sequence[ConsumerRecord], bundle: int, t
         erasure = erasure_of(record.headers)
         if isinstance(erasure, Erasure):
             (erased_ms,) = past(np.array([erasure.erased_ms]), np.array([record.timestamp])).tolist()
-            partition.erasures.put(user, Erased(erased_ms, order, record.timestamp))
+            partition.erasures.put(user, Erased(erased_ms, order, record.timestamp // 1000))
     rows = np.array([partition.row_of(user) for user, _ in kept], dtype=np.int64)
     written_ms = np.array([record.timestamp for _, record in kept], dtype=np.int64)
     unpack(partition.columns, rows, [record.value for _, record in kept], bundle, written_ms)

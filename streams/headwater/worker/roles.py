@@ -23,6 +23,7 @@ from prometheus_client import Counter
 
 from headwater.encoder.runtime import Encoder
 from headwater.index import Index, IndexUnavailable
+from headwater.index.deletion_marks import MARKS_KEPT_S
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.key_holders import KeyHolders
 from headwater.index.vectors_topic import VectorsFollower
@@ -41,7 +42,6 @@ from headwater.metrics import Metrics
 from headwater.paths.answering import Outbox
 from headwater.paths.catalog import CatalogPath
 from headwater.paths.clicks import ClickPath
-from headwater.paths.item_versions import MARKS_KEPT_S
 from headwater.paths.observer import Observer
 from headwater.paths.requests import RequestPath
 from headwater.paths.serving import Serving

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from headwater.encoder.features import item_key
-from headwater.index import Point, Query, edge
+from headwater.index import Point, Query
 from headwater.index.edge import EdgeIndex
 from headwater.index.fields import number_field
 from headwater.index.filters import parse
@@ -109,12 +109,13 @@ async def test_filters_stay_right_while_number_indexes_come_and_go(index: EdgeIn
         assert len(hits) == count, where
 
 
-async def test_the_oldest_marks_of_deletions_make_room(
-    index: EdgeIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(edge, "MAX_MARKS", 3)
-    await index.put([Point(number, str(number), None, {}, None, 0, 1) for number in range(10)])
-    assert sorted(index._items) == [7, 8, 9]
+async def test_a_deleted_item_leaves_a_mark_and_nothing_else(index: EdgeIndex) -> None:
+    await index.put(items(20))
+    await index.put([Point(each.key, each.item_id, None, {}, None, 0, 10**6) for each in items(20)])
+    assert index._items == {}
+    assert (len(index._marks), index.live_items, index._hidden) == (20, 0, 0)
+    await index.put(items(20))
+    assert index.live_items == 0, "older copies stay out"
 
 
 async def test_other_work_runs_while_many_items_are_put(index: EdgeIndex) -> None:

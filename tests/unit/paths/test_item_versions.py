@@ -10,6 +10,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from headwater.encoder.features import item_key
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp, vectors_topic
+from headwater.index.deletion_marks import MARKS_KEPT_S
 from headwater.index.vectors_topic import claim_of_owner, payload_of, record_of
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.skipped import SkippedRecords
@@ -18,7 +19,7 @@ from headwater.kafka.topics import Topics
 from headwater.messages import Item
 from headwater.metrics import Metrics
 from headwater.paths import item_versions
-from headwater.paths.item_versions import MARKS_KEPT_S, ItemVersions, read_versions
+from headwater.paths.item_versions import ItemVersions, read_versions
 
 TOPICS = Topics.named("test.")
 BUNDLE = "a-bundle"
@@ -102,7 +103,7 @@ async def test_the_newest_record_of_each_item_says_its_version_and_age(topics: T
 async def test_a_deleted_item_keeps_its_version_and_has_no_age(topics: TopicsInMemory) -> None:
     topics.write(point("tea", 1, version=4), deleted("tea", 2, version=4))
     versions, _ = await topics.read()
-    assert versions.stamps == {TEA: VersionStamp(4, 2)}
+    assert versions.stamp(TEA, "tea") == versions.deleted_at(TEA, "tea") == VersionStamp(4, 2)
     assert versions.came_in_ms(TEA, 99) == 99
     assert versions.audited == set()
 
@@ -172,7 +173,8 @@ async def test_a_stale_owners_records_are_no_versions_and_leave_holes(topics: To
     topics.claim(3, 9)
     topics.write(point("tea", 1, version=1), point("soap", 2), epoch=2)
     versions, _ = await topics.read()
-    assert versions.stamps == {TEA: VersionStamp(4, 9), SOAP: VersionStamp(NO_VERSION, 8)}
+    assert versions.stamps == {TEA: VersionStamp(4, 9)}
+    assert versions.deleted_at(SOAP, "soap") == VersionStamp(NO_VERSION, 8)
     assert set(versions.holes) == {TEA, SOAP}
     assert (topics.highest_epoch, versions.position, versions.is_claimed) == (3, 9, True)
 
@@ -194,16 +196,34 @@ async def test_of_two_items_with_one_key_the_first_is_known(
     assert (versions.stamps, versions.ids) == ({TEA: VersionStamp(NO_VERSION, 1)}, {TEA: "tea"})
 
 
-def test_marks_of_deletions_are_forgotten_after_weeks_and_the_oldest_of_too_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(item_versions, "_MAX_MARKS", 2)
+async def test_a_deletion_from_beyond_the_catalog_is_passed_over_too() -> None:
+    topics = TopicsInMemory(catalog_end=5)
+    topics.write(point("tea", 2))
+    topics.claim(1, 4)
+    topics.write(deleted("tea", 2**62), deleted("cup", 3))
+    versions, _ = await topics.read()
+    assert (versions.stamps, versions.deleted_at(TEA, "tea")) == ({}, None)
+    assert {each.item_id for each in versions.holes.values()} == {"tea"}
+    assert versions.deleted_at(item_key("cup"), "cup") == VersionStamp(NO_VERSION, 3)
+
+
+def test_deletions_are_known_for_weeks_and_take_no_dicts() -> None:
     versions = ItemVersions(0)
-    versions.add_published([point("tea", 1), deleted("soap", 2), deleted("cup", 3), deleted("pot", 4)])
-    assert set(versions.ids.values()) == {"tea", "cup", "pot"}
-    assert set(versions.stamps) == set(versions.ids)
-    versions.sweep(time.time() + MARKS_KEPT_S + 60)
+    versions.add_published([point("tea", 1), deleted("soap", 2, version=7)])
     assert set(versions.ids.values()) == {"tea"}
+    assert versions.stamps.keys() == versions.since_ms.keys() == versions.ids.keys()
+    versions.sweep(time.time() + MARKS_KEPT_S - 60)
+    assert versions.stamp(SOAP, "soap") == VersionStamp(7, 2)
+    versions.sweep(time.time() + MARKS_KEPT_S + 60)
+    assert versions.stamp(SOAP, "soap") is None
+    assert set(versions.ids.values()) == {"tea"}
+
+
+def test_an_item_that_came_back_is_not_deleted() -> None:
+    versions = ItemVersions(0)
+    versions.add_published([deleted("soap", 2), point("soap", 3)])
+    assert versions.deleted_at(SOAP, "soap") is None
+    assert versions.stamp(SOAP, "soap") == VersionStamp(NO_VERSION, 3)
 
 
 def test_what_others_write_leaves_a_gap_between_our_own_records() -> None:
