@@ -27,7 +27,7 @@ F64 = NDArray[np.float64]
 HALF_LIFE_S: Final = 7 * 86_400.0
 # The number of items that a partition publishes and that a worker keeps of all partitions: the largest answer.
 TOP: Final = 1_000
-# Beyond this the lighter half is dropped. The published items weigh far more.
+# Beyond this, 3 MB, the lighter half is dropped. The published items weigh far more.
 _MAX_ITEMS: Final = 200_000
 # Weights are told as of the origin. It moves before they look like no counts any more: by then they are 256 times as high.
 _REBASE_HALF_LIVES: Final = 8.0
@@ -94,6 +94,13 @@ class Counts:
         self.changed = True
         if self._waiting_events >= _MAX_WAITING:
             self._sum_up()
+
+    def drop(self, items: U64) -> None:
+        """Count nothing of these items (n,) any more: they are not in the catalog."""
+        self._sum_up()
+        kept = ~np.isin(self._keys, items)
+        if not kept.all():
+            self._keys, self._weights = self._keys[kept], self._weights[kept]
 
     def _sum_up(self) -> None:
         if not self._waiting:

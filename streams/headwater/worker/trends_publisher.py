@@ -3,9 +3,11 @@ changed, and what others published is read within bounds."""
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice, takewhile
 from typing import Final
 
+import numpy as np
 import structlog
 
 from headwater.errors import StopWorker
@@ -22,6 +24,9 @@ _EVERY_S: Final = 2.0
 # At a rebalance other workers wait for the partitions that we give up.
 _LAST_WITHIN_S: Final = 5.0
 _MAX_NAMES: Final = 100_000
+# Shops delete items and put them again: what is back within this time keeps its counts.
+_DELETED_KEPT_S: Final = 600.0
+_DROPPED_AT_ONCE: Final = 1_000
 # Of trends that are read: a minute to ten years, and more weight than a partition of clicks can gather.
 _HALF_LIVES_S: Final = (60.0, 10 * 365 * 86_400.0)
 _MAX_WEIGHT: Final = 1e15
@@ -35,17 +40,25 @@ class TrendsPublisher:
     """
 
     def __init__(
-        self, producer: Producer, topic: str, index: Index, counts: Mapping[int, Counts], bundle_id: str
+        self,
+        producer: Producer,
+        topic: str,
+        index: Index,
+        counts: Mapping[int, Counts],
+        bundle_id: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._producer, self._topic, self._index, self._counts = producer, topic, index, counts
-        self._bundle_id = bundle_id
+        self._bundle_id, self._clock = bundle_id, clock
         self._item_ids: dict[int, str] = {}  # of popular items that are live
+        self._deleted: dict[int, float] = {}  # by key: when it was deleted; the newest last
 
     async def run(self) -> None:
         """Publish forever. Raises StopWorker when the broker does not take it."""
         while True:
             await asyncio.sleep(_EVERY_S)
             await self.publish()
+            await self.drop_deleted()
 
     async def publish(self) -> None:
         """Publish the partitions that have changed. While the index is away, they keep for the next time.
@@ -86,6 +99,27 @@ class TrendsPublisher:
     def forget(self, key: int) -> None:
         """The item of this key has been deleted: trends no longer name it."""
         self._item_ids.pop(key, None)
+        self._deleted.pop(key, None)
+        self._deleted[key] = self._clock()
+        if len(self._deleted) > _MAX_NAMES:  # the counts have a bound of their own
+            del self._deleted[next(iter(self._deleted))]
+
+    async def drop_deleted(self) -> None:
+        """Drop the counts of items that were deleted ten minutes ago and are not back, a thousand at a time."""
+        before_s = self._clock() - _DELETED_KEPT_S
+        old = takewhile(lambda deleted: deleted[1] < before_s, self._deleted.items())
+        keys = [key for key, _ in islice(old, _DROPPED_AT_ONCE)]
+        if not keys:
+            return
+        try:
+            live = await self._index.items(keys)
+        except IndexUnavailable:
+            return  # then it is for the next time
+        gone = np.array([key for key in keys if key not in live], dtype=np.uint64)
+        for counts in self._counts.values():
+            counts.drop(gone)
+        for key in keys:
+            self._deleted.pop(key, None)
 
     async def _find_ids(self, keys: list[int]) -> None:
         if len(self._item_ids) > _MAX_NAMES:

@@ -94,6 +94,14 @@ def test_counts_go_on_from_what_was_published() -> None:
     assert dict(after.top()) == {A: pytest.approx(3.0 * relative), B: pytest.approx(2.0 * relative)}
 
 
+def test_an_item_that_is_dropped_counts_no_more_and_may_be_counted_again() -> None:
+    counts = counted((A, CLICK, START_MS), (B, CLICK, START_MS), (B, CLICK, START_MS))
+    counts.drop(np.array([B, C], dtype=np.uint64))
+    assert counts.top() == [(A, 1.0)]
+    counts.add(np.array([B], np.uint64), np.array([CLICK], np.uint8), np.array([START_MS], np.int64))
+    assert dict(counts.top()) == {A: 1.0, B: 1.0}
+
+
 def test_only_the_top_is_published() -> None:
     events = [(key, CLICK, START_MS) for key in range(1, TOP + 500)]
     assert len(counted(*events).top()) == TOP

@@ -93,6 +93,28 @@ async def test_a_deleted_item_is_no_longer_named(index: EdgeIndex) -> None:
     assert published(producer) == {0: ["coffee"]}
 
 
+async def test_an_item_that_stays_deleted_is_no_longer_counted_and_one_that_comes_back_is(
+    index: EdgeIndex,
+) -> None:
+    counts, now_s = Counts(), [0.0]
+    bought(counts, "tea", "coffee", "cup")
+    publisher = TrendsPublisher(
+        cast(Any, RecordingProducer(1)), TOPIC, index, {0: counts}, "a-bundle", lambda: now_s[0]
+    )
+    await index.put([point(name, 1) for name in ("tea", "coffee", "cup")])
+    await index.put([point(name, 9, deleted=True) for name in ("tea", "coffee")])
+    for name in ("tea", "coffee"):
+        publisher.forget(item_key(name))
+    await index.put([point("coffee", 10)])
+    now_s[0] = 599.0
+    await publisher.drop_deleted()
+    assert len(counts) == 3
+    now_s[0] = 601.0
+    await publisher.drop_deleted()
+    assert {key for key, _ in counts.top()} == {item_key("coffee"), item_key("cup")}
+    assert publisher._deleted == {}
+
+
 async def test_counts_keep_while_the_index_is_away() -> None:
     producer, counts = RecordingProducer(1), Counts()
     bought(counts, "tea")
