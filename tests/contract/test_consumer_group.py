@@ -255,6 +255,8 @@ async def test_a_second_member_takes_over_what_the_first_one_gives_up(
             await until(lambda: len(first.group.assignment()) == len(second.group.assignment()) == 1)
             await publish(quick, topic, 5)
             await until(lambda: len(first.seen) + len(second.seen) >= 10 * PARTITIONS)
+            assert await first.group.is_member()
+            assert await second.group.is_member()
             assert first.events[:3] == [f"assigned {PARTITIONS}", "interrupt", f"revoked {PARTITIONS}"]
             mine = {tp.partition for tp in second.group.assignment()}
             assert {partition for partition, offset in second.seen if offset >= 5} == mine

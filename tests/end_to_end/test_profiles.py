@@ -62,6 +62,11 @@ class Store(NamedTuple):
         return int(columns.offset[columns.rows[user]])
 
 
+async def is_member() -> bool:
+    """Whoever asks finds that another worker has the partition."""
+    return False
+
+
 @asynccontextmanager
 async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
     failures: list[str] = []
@@ -76,6 +81,7 @@ async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
             writer=writer,
             fail=failures.append,
             on_lost=lambda tp, gap: None,
+            is_member=is_member,
         )
         await profiles.start()
         try:

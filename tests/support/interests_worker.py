@@ -69,6 +69,7 @@ class InterestsWorker:
         self.threads = ThreadPoolExecutor(1)
         self.consumer = Committed()
         self.failures: list[str] = []
+        self.is_member = False  # what the broker says of this worker
         producer = cast(Any, self.producer)
         self.dead_letters = DeadLetters(producer, self.topics.dead_letters, self.metrics)
         self.profiles = Profiles(
@@ -80,6 +81,7 @@ class InterestsWorker:
             writer=77,
             fail=self.failures.append,
             on_lost=lambda tp, gap: None,
+            is_member=self._is_member,
         )
         for number in owned:
             self.own(number)
@@ -99,6 +101,9 @@ class InterestsWorker:
         )
         self.forgotten: list[tuple[int, Click]] = []
         self._offsets: dict[tuple[str, int], int] = {}
+
+    async def _is_member(self) -> bool:
+        return self.is_member
 
     async def _forgot(self, partition: int, forgets: Sequence[Click]) -> None:
         self.forgotten += [(partition, each) for each in forgets]

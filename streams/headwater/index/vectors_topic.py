@@ -280,15 +280,14 @@ class VectorsFollower:
             # The records carry the time of the catalog change they came from.
             ages_ms = time.time() * 1000.0 - np.array([record.timestamp for record in records])
             self._seconds.observe_all(np.maximum(ages_ms, 0.0) / 1000.0)
-        for partition, position in claims:
-            self.offsets[partition] = max(self.offsets.get(partition, -1), position)
+        self.offsets.update(claims)
 
     def _usable(
         self, records: Sequence[ConsumerRecord]
-    ) -> tuple[list[tuple[ConsumerRecord, Point]], list[tuple[int, int]]]:
-        """The records with points that belong in this index, and the (partition, offset) that the records vouch for."""
+    ) -> tuple[list[tuple[ConsumerRecord, Point]], dict[int, int]]:
+        """The records with points that belong in this index, and by partition the offset that the records vouch for."""
         points: list[tuple[ConsumerRecord, Point]] = []
-        claims: list[tuple[int, int]] = []
+        claims: dict[int, int] = {}
         for record, found in read_records(records, self._skipped):
             if not self._fence.admits(record.partition, found.epoch):
                 self._skipped.add(
@@ -302,12 +301,14 @@ class VectorsFollower:
                     record, "other_bundle", f"bundle {found.bundle}, expected ours, {self._bundle_id}"
                 )
             elif isinstance(found, OwnersClaim):
+                # Of an owner, the newest claim counts, not the highest one: it may take back what another one said.
                 if found.position >= 0:
-                    claims.append((found.partition, found.position))
+                    claims[found.partition] = found.position
             else:
                 points.append((record, found.point))
                 if found.epoch < 0:  # its owner makes no claims: the newest offset has to do
-                    claims.append((found.point.partition, found.point.offset))
+                    known = claims.get(record.partition, self.offsets.get(record.partition, -1))
+                    claims[record.partition] = max(known, found.point.offset)
         return self._finite(points), claims
 
     def _finite(self, points: list[tuple[ConsumerRecord, Point]]) -> list[tuple[ConsumerRecord, Point]]:

@@ -9,8 +9,10 @@ import time
 from typing import Final
 
 import msgspec
+from aiokafka.structs import OffsetAndMetadata
 from msgspec import Struct
 
+from headwater.kafka.topic_identity import Identity
 from headwater.messages import Gap
 
 # By default clicks are kept for seven days: then a gap is no more than what any reader misses.
@@ -46,3 +48,12 @@ def note_of(text: str | None) -> CommitNote:
         return _NOTES.decode((text or "{}").encode())
     except (msgspec.DecodeError, UnicodeError):
         return CommitNote()
+
+
+def vouches_for(commit: OffsetAndMetadata | None, log: Identity, end: int) -> bool:
+    """Whether an offset was committed of the log that there is now, which ends at ``end``.
+
+    Workers commit only once they have found that what they know rests on that log. So a record of another one, or from
+    beyond its end, is not theirs.
+    """
+    return commit is not None and commit.offset <= end and note_of(commit.metadata).topic_id == log.topic_id

@@ -164,6 +164,13 @@ class ConsumerGroup(ABC):
     def position(self, tp: TopicPartition) -> GroupPosition:
         """How far the group has come in an assigned partition. Asks no broker."""
 
+    @abstractmethod
+    async def is_member(self) -> bool:
+        """Ask the broker whether the assignment still holds: no other member owns any of its partitions then.
+
+        False as well while a rebalance is under way, and where the broker does not answer.
+        """
+
     def fail(self, reason: str) -> None:
         """Resolve ``failed`` with a sentence; only the first one counts."""
         if not self.failed.done():

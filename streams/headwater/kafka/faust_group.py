@@ -25,7 +25,7 @@ from headwater.kafka.commit_notes import note_text
 from headwater.kafka.consumer_group import ConsumerGroup, GroupPosition
 from headwater.kafka.embedded_broker import client_id, make_room
 from headwater.kafka.fast_client.consumer import Consumer
-from headwater.kafka.fast_client.membership import membership_error
+from headwater.kafka.fast_client.membership import is_member, membership_error
 from headwater.kafka.plain_client import PlainConsumer
 from headwater.settings import Settings
 
@@ -74,6 +74,11 @@ class FaustGroup(ConsumerGroup):
 
     def position(self, tp: TopicPartition) -> GroupPosition:
         return cast(_BatchConsumer, self._app.consumer).position_of(tp)
+
+    async def is_member(self) -> bool:
+        """See `ConsumerGroup.is_member`."""
+        consumer = getattr(getattr(self._app.consumer, "_thread", None), "_consumer", None)
+        return consumer is not None and not self._is_draining and await is_member(consumer)
 
     def new_consumer(self) -> Consumer | PlainConsumer:
         """The client that Faust consumes with."""

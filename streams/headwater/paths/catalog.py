@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, NamedTuple
@@ -114,11 +114,12 @@ class CatalogPath:
         metrics: Metrics,
         observer: Observer,
         fail: Callable[[str], None],
+        is_member: Callable[[], Awaitable[bool]],
     ) -> None:
         self._settings, self._topics = settings, Topics.named(settings.topic_prefix)
         self._serving, self._threads = serving, threads
         self._skipped = SkippedRecords(metrics)
-        self._writer = VectorsWriter(producer, self._topics.vectors, self._skipped)
+        self._writer = VectorsWriter(producer, self._topics.vectors, self._skipped, is_member)
         self._dead_letters, self._metrics, self._observer = dead_letters, metrics, observer
         self._background = Background("the catalog path", fail)
         self._partitions: dict[int, ItemVersions] = {}
@@ -377,7 +378,7 @@ class CatalogPath:
     async def _open(self, assigned: Sequence[ItemVersions]) -> None:
         """Read the versions of partitions that are not open yet; encode again what another bundle encoded."""
         unread = [versions for versions in assigned if not versions.gate.is_open]
-        async with reader(self._settings) as consumer:
+        async with reader(self._settings, self._settings.catalog_group) as consumer:
             bundle_id = self._serving().encoder.id
             known = await read_versions(consumer, self._topics, unread, bundle_id, self._skipped)
             again: dict[int, ItemVersions] = {}

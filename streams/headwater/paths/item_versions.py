@@ -19,6 +19,8 @@ from headwater.index import NO_VERSION, Point, VersionStamp
 from headwater.index.deletion_marks import MARKS_KEPT_S, DeletionMarks
 from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_records
 from headwater.kafka.batch import Gate
+from headwater.kafka.commit_notes import vouches_for
+from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.read_to_end import Run, read_to_end
 from headwater.kafka.skipped import SkippedRecords
@@ -33,6 +35,7 @@ _AUDITED: Final = 100
 # Marks of deletions that are kept of a partition, 6 MB.
 _MAX_MARKS: Final = 200_000
 _SWEEP_S: Final = 3_600.0
+_UNKNOWN: Final = Identity(None, None)
 
 
 class ItemVersions:
@@ -171,13 +174,26 @@ def stamp_of(point: Point) -> VersionStamp:
     return VersionStamp(NO_VERSION if point.version is None else point.version, point.offset)
 
 
+def _pass_over(record: ConsumerRecord, position: int, end: int | None, skipped: SkippedRecords) -> None:
+    """A claim is of another catalog, or from beyond the ``end`` of the one that the versions are of."""
+    found = "of another catalog" if end is None else f"of another catalog, or beyond {end}, where it ends"
+    message = f"a claim of everything up to offset {position}, {found}: forged, or the catalog became shorter"
+    skipped.add(record, "foreign_claim", message)
+
+
 def _check_end(
-    versions: ItemVersions, catalog: TopicPartition, end: int, vectors: str, deleted: Mapping[int, str]
+    versions: ItemVersions,
+    catalog: TopicPartition,
+    end: int,
+    vectors: str,
+    deleted: Mapping[int, str],
+    is_known: bool,
 ) -> None:
     """Compare what is known with the end of the catalog: of a shorter one, every change would look older.
 
-    Where the newest claim is within it, records from beyond are none of ours, and leave holes. ``deleted`` are the ids of
-    all deleted items whose deletions may be from beyond, by key.
+    Where the newest claim is within it, or the catalog is known to be the one that the versions are of, records from
+    beyond are none of ours, or of changes that it has lost. They leave holes. ``deleted`` are the ids of all deleted items
+    whose deletions may be from beyond, by key.
     """
     ids = {key: versions.ids[key] for key, stamp in versions.stamps.items() if stamp.offset >= end}
     beyond = {key: versions.stamps[key].offset for key in ids}
@@ -185,7 +201,7 @@ def _check_end(
         stamp = versions.deleted_at(key, item_id)
         if stamp is not None and stamp.offset >= end:
             ids[key], beyond[key] = item_id, stamp.offset
-    if versions.position >= end or (beyond and not versions.is_claimed):
+    if versions.position >= end or (beyond and not versions.is_claimed and not is_known):
         newest = max(versions.position, *beyond.values(), -1)
         raise topic_recreated_error(
             catalog, f"changes up to offset {newest} are known", end, start_anew(vectors)
@@ -196,10 +212,15 @@ def _check_end(
 
 
 @asynccontextmanager
-async def reader(settings: Settings) -> AsyncIterator[Consumer]:
-    """A consumer that belongs to no group, for as long as the block runs. Raises KafkaError."""
+async def reader(settings: Settings, group: str | None = None) -> AsyncIterator[Consumer]:
+    """A consumer that joins no group, for as long as the block runs. It is told what ``group`` has committed.
+
+    Raises:
+        KafkaError: the broker is away, or refuses.
+    """
     consumer = Consumer(
         **settings.kafka_options(),
+        group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         max_partition_fetch_bytes=4 * 1024 * 1024,
@@ -233,8 +254,11 @@ async def read_versions(
     Items that another bundle encoded are made to look new, so that they are encoded again when their catalog records are
     applied.
 
+    Claims of another catalog, or from beyond its end, are passed over where a claim before them or the group's commit
+    says that the catalog of today is the one that the versions are of. ``consumer`` is told what the group has committed.
+
     Raises:
-        StopWorker: the catalog is shorter than what is known of it, so the topic was re-created; or the broker gave nothing.
+        StopWorker: the catalog is not the one that the versions are of; or the broker gave nothing.
         KafkaError: the broker is away, or refuses.
     """
     by_partition = {versions.partition: versions for versions in unread}
@@ -242,7 +266,9 @@ async def read_versions(
     indexed: dict[int, set[int]] = {partition: set() for partition in by_partition}
     highest = dict.fromkeys(by_partition, -1)
     fence = Fence()
+    claimed: dict[int, ConsumerRecord] = {}  # by partition: the record of the claim that counts
     tps = [TopicPartition(topics.catalog, partition) for partition in by_partition]
+    logs = await identities(consumer.client, [topics.catalog])
     # A deletion is kept without the item's id. Those from beyond this end may be from beyond the end at the end of reading.
     ends = {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
     deleted: dict[int, dict[int, str]] = {partition: {} for partition in by_partition}
@@ -253,9 +279,15 @@ async def read_versions(
         for record, found in read_records(run.records, skipped):
             highest[partition] = max(highest[partition], found.epoch)
             if isinstance(found, OwnersClaim):
-                if fence.admits(partition, found.epoch):
-                    versions.is_claimed, versions.position = True, found.position
-                    versions.topic_id = found.topic_id
+                today = logs.get(TopicPartition(topics.catalog, partition), _UNKNOWN)
+                is_of_today = today.topic_id is not None and versions.topic_id == today.topic_id
+                if not fence.admits(partition, found.epoch):
+                    continue
+                if is_of_today and today.is_another_than(found.topic_id):
+                    _pass_over(record, found.position, None, skipped)
+                    continue
+                versions.is_claimed, versions.position = True, found.position
+                versions.topic_id, claimed[partition] = found.topic_id, record
             elif versions.add_read(record, found, fence):
                 point, bundle = found.point, found.bundle
                 if point.vector is None and point.offset >= ends[partition]:
@@ -264,16 +296,23 @@ async def read_versions(
                 has_vector = point.vector is not None and not is_foreign
                 (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
                 (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
-    logs = await identities(consumer.client, [topics.catalog])
+    commits = await commits_of(consumer, tps)
     for tp, end in (await consumer.end_offsets(tps)).items():
-        versions, log = by_partition[tp.partition], logs.get(tp, Identity(None, None))
-        if log.is_another_than(versions.topic_id):
+        versions, log, commit = by_partition[tp.partition], logs.get(tp, _UNKNOWN), commits.get(tp)
+        is_committed, is_other = vouches_for(commit, log, end), log.is_another_than(versions.topic_id)
+        is_known = is_committed or (None not in (log.topic_id, versions.topic_id) and not is_other)
+        if is_known and (is_other or versions.position >= end):
+            _pass_over(claimed[tp.partition], versions.position, end, skipped)
+            versions.is_claimed, versions.position = False, -1
+        elif is_other:
             raise StopWorker(
                 f"{tp.topic}-{tp.partition}: what is known is of the topic with the id {versions.topic_id}, expected the id "
                 f"of today, {log.topic_id}: the topic was re-created. {start_anew(topics.vectors)}"
             )
+        elif is_committed and commit is not None:  # more than the group has committed nobody need believe
+            versions.position = min(versions.position, commit.offset - 1)
         versions.topic_id = log.topic_id or versions.topic_id
-        _check_end(versions, tp, end, topics.vectors, deleted[tp.partition])
+        _check_end(versions, tp, end, topics.vectors, deleted[tp.partition], is_known)
     for partition, versions in by_partition.items():
         keys = indexed[partition]
         versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))

@@ -4,10 +4,10 @@
 every item that it overwrote is written again (`catalog.py`): compaction keeps what comes last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.errors import StopWorker
 from headwater.index.vectors_topic import OwnersClaim, claim_of_owner, read_records
@@ -22,10 +22,19 @@ log = structlog.get_logger(__name__)
 
 
 class VectorsWriter:
-    """The only writer of the vectors topic in this worker. Hold the lock of a partition while its records are written."""
+    """The only writer of the vectors topic in this worker. Hold the lock of a partition while its records are written.
 
-    def __init__(self, producer: Producer, topic: str, skipped: SkippedRecords) -> None:
-        self._producer, self.topic, self._skipped = producer, topic, skipped
+    ``is_member`` asks the broker whether the partitions are still ours; see `ConsumerGroup.is_member`.
+    """
+
+    def __init__(
+        self,
+        producer: Producer,
+        topic: str,
+        skipped: SkippedRecords,
+        is_member: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._producer, self.topic, self._skipped, self._is_member = producer, topic, skipped, is_member
 
     async def write(self, versions: ItemVersions, records: Sequence[Outgoing]) -> list[Refused]:
         """Write records of one partition, in order; wait until they are acknowledged but those returned.
@@ -55,6 +64,8 @@ class VectorsWriter:
         """Read what others wrote between our own records, and add the items that it overwrote to ``versions.holes``.
 
         Our own late copies, which the broker took after all when they had long been sent again, are treated the same.
+        Where somebody who owns nothing wrote in a higher epoch than ours, the one above is claimed: readers have passed
+        over what we wrote since, so that is read as a gap too.
 
         Raises:
             PartitionLost: the partition was taken away.
@@ -66,25 +77,35 @@ class VectorsWriter:
             start, stop = versions.gaps[0]
             consumer.assign([tp])
             consumer.seek(tp, start)
-            is_claimed = False
+            is_claimed, highest = False, -1
             async for run in read_to_end(consumer, [tp], {tp: stop}):
                 within = [record for record in run.records if record.offset < stop]
                 for record, found in read_records(within, self._skipped):
                     if found.epoch > versions.epoch:
                         versions.require()
-                        raise StopWorker(
-                            f"{tp.topic}-{tp.partition}: offset {record.offset} was written in epoch {found.epoch}, "
-                            f"expected at most ours, {versions.epoch}: another worker owns this partition. This one must "
-                            "be started again"
-                        )
+                        await self._pass_over(record, found.epoch, versions.epoch)
+                        highest = max(highest, found.epoch)
                     if isinstance(found, OwnersClaim):
                         is_claimed = True
                         continue
                     point = found.point
-                    if found.epoch < versions.epoch or versions.stamp(point.key, point.item_id) != stamp_of(
+                    if found.epoch != versions.epoch or versions.stamp(point.key, point.item_id) != stamp_of(
                         point
                     ):
                         versions.add_hole(point)
             del versions.gaps[0]
-            if is_claimed:  # the newest claim has to be ours; and another owner may have taken the same epoch
+            if highest > versions.epoch:
+                versions.gaps = [(stop, versions.vectors_next)] if stop < versions.vectors_next else []
+                await self.claim_partition(versions, highest, bundle_id)
+            elif is_claimed:  # the newest one has to be ours; and another owner may have taken the same epoch
                 await self.claim_partition(versions, versions.epoch, bundle_id)
+
+    async def _pass_over(self, record: ConsumerRecord, epoch: int, ours: int) -> None:
+        """Tell of a record of a higher epoch than ours that no owner wrote. Raises StopWorker if there is a later owner."""
+        found = f"offset {record.offset} was written in epoch {epoch}, expected at most ours, {ours}"
+        if not await self._is_member():
+            raise StopWorker(
+                f"{record.topic}-{record.partition}: {found}: another worker owns this partition. This one must be "
+                "started again"
+            )
+        self._skipped.add(record, "foreign_epoch", f"{found}, and the partition is ours: no worker wrote it")

@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from headwater.errors import HeadwaterError, StopWorker
-from headwater.kafka.commit_notes import note_of
+from headwater.kafka.commit_notes import note_of, vouches_for
 from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.publish import Outgoing, producer_of, write_all
@@ -50,10 +50,13 @@ async def settle(
     clicks: Mapping[TopicPartition, Partition],
     identities: Mapping[TopicPartition, Identity],
     on_lost: OnLost,
-) -> None:
+) -> int:
     """Set watermarks and incarnations of partitions whose changelog has been read to its end.
 
     A group without offsets reads from the beginning of a log. ``on_lost`` is told of clicks that are gone before it.
+
+    Returns:
+        how many claims are passed over, since the group has committed in this log and they are of another one.
 
     Raises:
         StopWorker: the users do not rest on this clicks log, and nobody has accepted it.
@@ -63,6 +66,7 @@ async def settle(
     beginnings = await reader.beginning_offsets(list(clicks))
     ends = await reader.end_offsets(list(clicks))
     commits = await commits_of(reader, clicks.keys())
+    passed_over = 0
     for tp, partition in clicks.items():
         partition.start_incarnation(partition.incarnation)
         log, end = identities.get(tp, Identity(None, None)), ends[tp]
@@ -72,11 +76,22 @@ async def settle(
             partition.start_incarnation(partition.incarnation + 1)
             logger.warning("clicks_log_accepted", partition=partition.number, topic_id=topic_id, end=end)
         else:
+            if vouches_for(commits.get(tp), log, end) and (foreign := _foreign_id(partition, topic_id)):
+                logger.error(
+                    "claim_of_another_log",
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    topic_id=foreign,
+                    effect="it is passed over: the group has committed in the clicks topic as it is now",
+                )
+                partition.claim = None
+                passed_over += 1
             _check(tp, partition, committed, end, topic_id)
-            if committed is None and (gap := _lost_before(partition, beginnings[tp])) is not None:
+            if committed is None and (gap := _lost_before(partition, beginnings[tp], end)) is not None:
                 on_lost(tp, gap)
         next_offset = committed if committed is not None and committed <= end else beginnings[tp]
         partition.watermark = partition.applied = next_offset - 1
+    return passed_over
 
 
 def _committed(commit: OffsetAndMetadata | None, log: Identity) -> int | None:
@@ -92,8 +107,7 @@ def _committed(commit: OffsetAndMetadata | None, log: Identity) -> int | None:
 def _check(
     tp: TopicPartition, partition: Partition, committed: int | None, end: int, topic_id: str | None
 ) -> None:
-    known = None if partition.claim is None else partition.claim.topic_id
-    if known is not None and topic_id is not None and known != topic_id:
+    if known := _foreign_id(partition, topic_id):
         raise StopWorker(
             f"{tp.topic}-{tp.partition}: the users rest on the topic with id {known}, expected the id of today, "
             f"{topic_id}: the topic was re-created, or restored. {_REMEDY}"
@@ -104,17 +118,26 @@ def _check(
         raise topic_recreated_error(tp, f"clicks up to offset {applied} have been applied", end, _REMEDY)
 
 
+def _foreign_id(partition: Partition, topic_id: str | None) -> str | None:
+    """The id of the clicks topic that a partition's claim names, where it is surely not ``topic_id``."""
+    named = None if partition.claim is None else partition.claim.topic_id
+    return named if topic_id is not None and named != topic_id else None
+
+
 def _applied(partition: Partition) -> int:
     """The highest offset that a user of the partition holds, -1 for none."""
     rows = np.array(list(partition.columns.rows.values()), dtype=np.int64)
     return int(partition.columns.offset[rows].max(initial=-1))
 
 
-def _lost_before(partition: Partition, beginning: int) -> Gap | None:
+def _lost_before(partition: Partition, beginning: int, end: int) -> Gap | None:
     """The clicks before the beginning of the log of which nothing says that they have been applied."""
     if partition.claim is None:
         return None
-    known = max(_applied(partition), partition.claim.applied)
+    claimed = partition.claim.applied
+    known = max(
+        _applied(partition), claimed if claimed < end else -1
+    )  # nothing beyond the end has been applied
     return Gap(known + 1, beginning - 1) if beginning > known + 1 else None
 
 

@@ -7,6 +7,8 @@ restored elsewhere: offsets of different incarnations do not compare, so it come
 
 from typing import Final, NamedTuple
 
+# Each is a log that somebody has accepted by hand, so none of ours is ever higher.
+MAX_INCARNATION: Final = 2**15
 # The offset of a tombstone that does not tell: it is of a version without epochs.
 UNTOLD: Final = -2
 

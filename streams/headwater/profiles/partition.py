@@ -45,6 +45,7 @@ class Partition:
         highest_epoch: seen on the changelog.
         incarnation: of the clicks log: how often it was replaced.
         claim: the newest that was read.
+        clicks_topic_id: the broker's, of the clicks topic as it is now; None where it does not tell.
         log_is_accepted: somebody has said since that claim that the clicks log may be another one.
         applied: every clicks record up to this offset is in the columns.
         watermark: every clicks record up to this offset is in the changelog too, for good.
@@ -74,6 +75,7 @@ class Partition:
         self.epoch = self.highest_epoch = -1
         self.incarnation = 0
         self.claim: Claim | None = None
+        self.clicks_topic_id: str | None = None
         self.log_is_accepted = False
         self.gate, self.lock = Gate(), asyncio.Lock()
         self.gap_now: Callable[[], Gap | None] = lambda: None

@@ -10,14 +10,17 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost, StopWorker
-from headwater.kafka.epochs import CLAIM_KEY
+from headwater.kafka.epochs import CLAIM_KEY, next_epoch
+from headwater.kafka.headers import Claim, claim_of
 from headwater.kafka.read_to_end import read_to_end
+from headwater.kafka.skipped import SkippedRecords
 from headwater.metrics import Metrics
 from headwater.profiles.columns import I64
 from headwater.profiles.order import Order
@@ -34,6 +37,8 @@ _AUDIT_S: Final = 5.0
 Write = Callable[[Partition, I64, Iterable[bytes], int], Awaitable[None]]
 # Writes the claim of a partition again; takes the partition's lock.
 ClaimAgain = Callable[[Partition], Awaitable[None]]
+# Whether the broker says that the partitions are still ours; see `ConsumerGroup.is_member`.
+IsMember = Callable[[], Awaitable[bool]]
 
 
 class Repair:
@@ -47,9 +52,11 @@ class Repair:
         write: Write,
         claim_again: ClaimAgain,
         metrics: Metrics,
+        is_member: IsMember,
     ) -> None:
         self._topic, self._reader, self._reading = topic, reader, reading
         self._write, self._claim_again, self._metrics = write, claim_again, metrics
+        self._is_member, self._skipped = is_member, SkippedRecords(metrics)
 
     async def audit(self, partitions: Callable[[], Iterable[Partition]]) -> None:
         """Look for foreign writes at the end of quiet partitions, for ever.
@@ -87,10 +94,11 @@ class Repair:
 
         Raises:
             PartitionLost: the partition is not ours any more.
-            StopWorker: it cannot be read, or a later owner has written.
+            StopWorker: it cannot be read, or a later owner has written. One that no owner wrote is passed over, and
+                the next epoch is claimed.
         """
         users: set[bytes] = set()
-        claim_is_stale = False
+        claim_is_foreign, highest = False, -1
         tp = TopicPartition(self._topic, partition.number)
         async with self._reading:
             self._reader.assign([tp])
@@ -98,33 +106,38 @@ class Repair:
             async for run in read_to_end(self._reader, [tp], {tp: end}):
                 foreign = [record for record in run.records if record.offset < end]
                 partition.require(generation)
-                orders = self._orders_up_to_ours(partition, foreign)
+                orders = self._orders(foreign, partition)
                 users.update(record.key for record in foreign if is_user(record.key))
-                claim_is_stale |= any(
-                    record.key == CLAIM_KEY and (order is None or order.epoch < partition.epoch)
-                    for record, order in zip(foreign, orders, strict=True)
-                )
-        if claim_is_stale:
+                for record, order in zip(foreign, orders, strict=True):
+                    if order is not None and order.epoch > partition.epoch:
+                        await self._pass_over(record, order, partition)
+                        highest = max(highest, order.epoch)
+                    claim_is_foreign |= record.key == CLAIM_KEY and not _is_ours(record, partition)
+        partition.require(generation)
+        if highest > partition.epoch:
+            partition.epoch = partition.highest_epoch = next_epoch(highest, generation)
+            claim_is_foreign = True
+        if claim_is_foreign:
             await self._claim_again(partition)
         if await self.write_again(partition, users, generation):
             partition.gaps.discard(start)
 
-    def _orders_up_to_ours(
-        self, partition: Partition, foreign: Sequence[ConsumerRecord]
-    ) -> list[Order | None]:
-        """The order of each record, None for a damaged one. Raises StopWorker if a later owner has written."""
+    def _orders(self, foreign: Sequence[ConsumerRecord], partition: Partition) -> list[Order | None]:
+        """The order of each record, None for a damaged one. Raises StopWorker for one of a newer version."""
         try:
-            orders = orders_in(foreign)
+            return orders_in(foreign)
         except RecordError as error:
             raise StopWorker(f"{self._topic}-{partition.number}: {error}") from error
-        for record, order in zip(foreign, orders, strict=True):
-            if order is not None and order.epoch > partition.epoch:
-                raise StopWorker(
-                    f"{self._topic}-{partition.number}: offset {record.offset} was written in epoch {order.epoch}, "
-                    f"expected at most ours, {partition.epoch}: another worker owns this partition. This one must be "
-                    "started again"
-                )
-        return orders
+
+    async def _pass_over(self, record: ConsumerRecord, order: Order, partition: Partition) -> None:
+        """Tell of a record of a higher epoch than ours that no owner wrote. Raises StopWorker if there is a later owner."""
+        found = f"offset {record.offset} was written in epoch {order.epoch}, expected at most ours, {partition.epoch}"
+        if not await self._is_member():
+            raise StopWorker(
+                f"{self._topic}-{partition.number}: {found}: another worker owns this partition. This one must be "
+                "started again"
+            )
+        self._skipped.add(record, "foreign_epoch", f"{found}, and the partition is ours: no worker wrote it")
 
     async def write_again(self, partition: Partition, users: Iterable[bytes], generation: int) -> bool:
         """Write users whose records others overwrote. Returns whether all of them are known.
@@ -145,3 +158,11 @@ class Repair:
                 self._metrics.fenced_records_total.inc(len(rows))
             partition.overwritten -= overwritten
         return written == len(overwritten)
+
+
+def _is_ours(record: ConsumerRecord, partition: Partition) -> bool:
+    """Whether a claim says what ours says, as a late copy of it does."""
+    claim, ours = claim_of(record.headers), partition.claim
+    if not isinstance(claim, Claim) or ours is None:
+        return False
+    return msgspec.structs.replace(claim, applied=ours.applied) == ours

@@ -23,7 +23,7 @@ from headwater.kafka.topics import Topics
 from headwater.messages import MAX_ID_BYTES
 from headwater.profiles.clicks_log import ACCEPT_KEY, OnLost, settle
 from headwater.profiles.erasures import Erased
-from headwater.profiles.order import UNTOLD, Order, supersedes
+from headwater.profiles.order import MAX_INCARNATION, UNTOLD, Order, supersedes
 from headwater.profiles.partition import Partition
 from headwater.profiles.state_records import RecordError, orders_of, past, unpack
 
@@ -59,6 +59,8 @@ async def restore(
     tps = {TopicPartition(topics.profiles, each.number): each for each in partitions}
     reader.assign(list(tps))
     for tp, partition in tps.items():
+        log = identities.get(TopicPartition(topics.clicks, partition.number))
+        partition.clicks_topic_id = None if log is None else log.topic_id
         partition.rewind_to_first_gap()
         reader.seek(tp, partition.changelog_next)
     read = damaged = 0
@@ -68,7 +70,7 @@ async def restore(
         partition.changelog_next = run.next_offset
         read += len(run.records)
     clicks = {TopicPartition(topics.clicks, each.number): each for each in partitions}
-    await settle(reader, clicks, identities, on_lost)
+    damaged += await settle(reader, clicks, identities, on_lost)
     return Restored(read, damaged)
 
 
@@ -117,6 +119,7 @@ def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str)
     incarnations, _, epochs = zip(*sound, strict=True) if sound else ((), (), ())
     partition.highest_epoch = max((partition.highest_epoch, *epochs))
     partition.incarnation = max((partition.incarnation, *incarnations))
+    damaged = len(orders) - len(sound)
     winners: Winners = {}
     for record, order in zip(records, orders, strict=True):
         user = record.key
@@ -130,8 +133,20 @@ def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str)
                 partition.overwritten.add(user)
         elif user == CLAIM_KEY:
             claim = claim_of(record.headers)
+            if isinstance(claim, Claim) and _is_of_another_log(claim, partition):
+                logger.error(
+                    "claim_of_another_log",
+                    topic=topic,
+                    partition=partition.number,
+                    offset=record.offset,
+                    topic_id=claim.topic_id,
+                    effect="it is passed over: a claim before it is of the clicks topic as it is now",
+                )
+                damaged += 1
             # A stale worker may have claimed after its successor.
-            if isinstance(claim, Claim) and (partition.claim is None or claim.epoch >= partition.claim.epoch):
+            elif isinstance(claim, Claim) and (
+                partition.claim is None or claim.epoch >= partition.claim.epoch
+            ):
                 partition.claim, partition.log_is_accepted = claim, False
         elif user == ACCEPT_KEY:
             partition.log_is_accepted = True
@@ -140,7 +155,14 @@ def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str)
             partition.overwritten.discard(user)
         else:
             partition.overwritten.add(user)
-    return winners, len(orders) - len(sound)
+    return winners, damaged
+
+
+def _is_of_another_log(claim: Claim, partition: Partition) -> bool:
+    """Whether a claim names another clicks topic than that of today, after one that names it: no owner goes back."""
+    today, held = partition.clicks_topic_id, partition.claim
+    is_known = today is not None and held is not None and held.topic_id == today
+    return is_known and claim.topic_id not in (None, today)
 
 
 def orders_in(records: Sequence[ConsumerRecord]) -> list[Order | None]:
@@ -159,8 +181,8 @@ def orders_in(records: Sequence[ConsumerRecord]) -> list[Order | None]:
             order = next(states)
         else:
             order = _order_of_tombstone(record)
-        is_ours = order is not None and order.epoch <= MAX_EPOCH and _is_key(record.key)
-        orders.append(order if is_ours else None)
+        is_possible = order is not None and order.epoch <= MAX_EPOCH and order.incarnation <= MAX_INCARNATION
+        orders.append(order if is_possible and _is_key(record.key) else None)
     return orders
 
 

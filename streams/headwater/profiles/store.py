@@ -30,7 +30,7 @@ from headwater.metrics import Metrics
 from headwater.profiles.clicks_log import OnLost
 from headwater.profiles.columns import I64
 from headwater.profiles.partition import Partition, finished
-from headwater.profiles.repair import Repair
+from headwater.profiles.repair import IsMember, Repair
 from headwater.profiles.restore import Restored, restore
 from headwater.profiles.row_file import DiskFull, RowFile
 from headwater.profiles.state_records import WriterStamp, bundle_key, empty_record, pack
@@ -72,6 +72,7 @@ class Profiles:
         writer: int,
         fail: Callable[[str], None],
         on_lost: OnLost,
+        is_member: IsMember,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._topics, self._producer, self._metrics = settings, topics, producer, metrics
@@ -99,7 +100,13 @@ class Profiles:
         self._paused_s: float | None = None  # when a rebalance began that has not ended
         self._background = Background("the profiles store", fail)
         self._repair = Repair(
-            topics.profiles, self._reader, self._reading, self._write, self._claim_again, metrics
+            topics.profiles,
+            self._reader,
+            self._reading,
+            self._write,
+            self._claim_again,
+            metrics,
+            is_member,
         )
 
     async def start(self) -> None:
@@ -263,7 +270,7 @@ class Profiles:
         await self.settle(partition, await self.send(partition, rows, erased, generation), generation)
 
     async def close_segment(self, number: int) -> None:
-        """Claim a partition once more, in the same epoch. Kafka closes an old segment of the log when more is written.
+        """Claim a partition once more. Kafka closes an old segment of the log when more is written.
 
         Raises:
             StopWorker: the broker did not take it.
@@ -273,12 +280,14 @@ class Profiles:
             await self._claim_again(partition)
 
     async def _claim_again(self, partition: Partition) -> None:
-        """Write the claim with what is applied now, in the same epoch, if the partition is served."""
+        """Write the claim with what is applied now, in our epoch, if the partition is served."""
         async with partition.lock:
             await asyncio.wait({partition.changelog_done})
             if not partition.is_serving() or partition.claim is None:
                 return
-            claim = msgspec.structs.replace(partition.claim, applied=partition.watermark)
+            claim = msgspec.structs.replace(
+                partition.claim, epoch=partition.epoch, applied=partition.watermark
+            )
             with contextlib.suppress(PartitionLost):
                 await self._write_claim(partition, claim, partition.generation)
 

@@ -102,6 +102,7 @@ class InterestsRole:
             writer=secrets.randbits(63),
             fail=common.fail,
             on_lost=self._lost_before_opening,
+            is_member=self._is_member,
             clock=common.clock.now_s,
         )
         self._eraser = Eraser(settings, common.producer, common.metrics, self.profiles.close_segment)
@@ -230,6 +231,9 @@ class InterestsRole:
         self._requests.drop_parked()
         await self._trends_publisher.publish_last()
 
+    async def _is_member(self) -> bool:
+        return self.group is not None and await self.group.is_member()
+
     def _lost_before_opening(self, tp: TopicPartition, gap: Gap) -> None:
         """The group's offsets are gone, and so are clicks of which nothing says that they have been applied."""
         assert self.group is not None
@@ -288,6 +292,7 @@ class CatalogRole:
             common.metrics,
             common.observer,
             common.fail,
+            self._is_member,
         )
         self.other_bundles: set[str] = set()
         """The bundle of the interests workers, where that is not the one of this worker."""
@@ -347,6 +352,9 @@ class CatalogRole:
                 done = group.position(tp).next_offset if tp in group.assignment() else None
                 if done is not None:
                     await self.path.claim(number, done - 1)
+
+    async def _is_member(self) -> bool:
+        return self.group is not None and await self.group.is_member()
 
     async def _assigned(self, partitions: set[TopicPartition]) -> None:
         self.path.assign(_numbers(partitions, self._common.topics.catalog))

@@ -210,12 +210,14 @@ async def test_a_deleted_item_is_in_neither_index_nor_vectors_and_is_told(follow
     assert following.deleted == [item_key("tea")]
 
 
-async def test_a_position_is_what_an_owner_claims_and_never_goes_back(following: Following) -> None:
+async def test_a_position_is_what_an_owner_claimed_last(following: Following) -> None:
     await following.put(point("tea", 9))
     assert following.follower.offsets == {}, "others of its batch may follow"
     await following.follower.put([claim(12)])
-    await following.follower.put([claim(10)])
     assert following.follower.offsets == {3: 12}
+    await following.follower.put([claim(2**62)])  # of somebody who owns nothing
+    await following.follower.put([claim(13)])  # of the owner, who takes it back
+    assert following.follower.offsets == {3: 13}
 
 
 async def test_an_owner_of_a_version_without_claims_is_as_far_as_its_newest_record(

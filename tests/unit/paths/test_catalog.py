@@ -26,10 +26,17 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stored, vectors_topic
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import ItemVectors
-from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_record, record_of
+from headwater.index.vectors_topic import (
+    Fence,
+    OwnersClaim,
+    VectorRecord,
+    claim_of_owner,
+    read_record,
+    record_of,
+)
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
-from headwater.kafka.epochs import CLAIM_KEY
+from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
@@ -71,9 +78,14 @@ class CatalogWorker:
             self.metrics,
             self.observer,
             self.failures.append,
+            self._is_member,
         )
+        self.is_member = False  # what the broker says of this worker
         self.own()
         self._offset = 0
+
+    async def _is_member(self) -> bool:
+        return self.is_member
 
     def own(self) -> None:
         """Partition 0, opened on what the vectors topic says."""
@@ -484,7 +496,7 @@ async def test_a_new_bundle_claims_the_catalog_once_it_has_encoded_it_again(
     worker.path._partitions = {0: versions}
 
     @contextlib.asynccontextmanager
-    async def written(_: Settings) -> AsyncIterator[Written]:
+    async def written(*_: object) -> AsyncIterator[Written]:
         yield Written(worker, [tea])
 
     async def read(*_: object) -> Known:
@@ -547,6 +559,27 @@ async def test_a_later_owners_record_ends_this_worker(worker: CatalogWorker) -> 
     await write_as_zombie(worker, TEA, None, epoch=9)
     with pytest.raises(StopWorker, match="written in epoch 9, expected at most ours, 1: another worker owns"):
         await repaired(worker)
+
+
+@pytest.mark.parametrize("epoch", [9, MAX_EPOCH])
+async def test_what_nobody_who_owns_the_partition_wrote_in_a_higher_epoch_is_passed_over_and_out_claimed(
+    worker: CatalogWorker, epoch: int
+) -> None:
+    """Readers have passed over what we wrote after it, so that is written again."""
+    worker.is_member = True
+    await worker.apply(worker.item(TEA, title="Green tea"))
+    forged = claim_of_owner(epoch, 2**62, "no-bundle", "no-topic")
+    await worker.producer.send(worker.topics.vectors, forged.value, forged.key, 0, headers=forged.headers)
+    await write_as_zombie(worker, TEA, None, epoch=epoch)
+    last = await worker.apply(worker.item(COFFEE, title="Black coffee"))
+    await repaired(worker)
+    assert (worker.published_title(TEA), worker.published_title(COFFEE)) == ("Green tea", "Black coffee")
+    newest = {record.key: read_record(record) for record in worker.producer.records(worker.topics.vectors)}
+    (ours,) = {each.epoch for each in newest.values()}
+    assert epoch < ours or epoch == ours == MAX_EPOCH
+    assert worker.claimed()[-1] == last.last_offset
+    skipped = worker.metrics.skipped_records_total.labels(worker.topics.vectors, "foreign_epoch")
+    assert skipped._value.get() == 2
 
 
 # Bad input and faults

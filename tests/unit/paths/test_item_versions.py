@@ -6,12 +6,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.structs import OffsetAndMetadata
 
 from headwater.encoder.features import item_key
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp, vectors_topic
 from headwater.index.deletion_marks import MARKS_KEPT_S
 from headwater.index.vectors_topic import claim_of_owner, payload_of, record_of
+from headwater.kafka.commit_notes import CommitNote, note_text
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.topic_identity import Identity
@@ -40,7 +42,8 @@ class TopicsInMemory:
 
     client = None
 
-    def __init__(self, catalog_end: int = 1_000) -> None:
+    def __init__(self, catalog_end: int = 1_000, commit: OffsetAndMetadata | None = None) -> None:
+        self._coordinator, self._commit = self, commit
         self._records: list[ConsumerRecord] = []
         self._catalog_end = catalog_end
         self._position = 0
@@ -72,6 +75,9 @@ class TopicsInMemory:
         ends = {TOPICS.vectors: len(self._records), TOPICS.catalog: self._catalog_end}
         return {tp: ends[tp.topic] for tp in tps}
 
+    async def fetch_committed_offsets(self, tps: Any) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {} if self._commit is None else dict.fromkeys(tps, self._commit)
+
     async def getmany(self, *tps: TopicPartition, **_: Any) -> dict[TopicPartition, list[ConsumerRecord]]:
         fetched = self._records[self._position :]
         self._position = len(self._records)
@@ -80,10 +86,24 @@ class TopicsInMemory:
     async def read(self) -> tuple[ItemVersions, bool]:
         """The versions of partition 0, and whether some are of another bundle."""
         versions = ItemVersions(0)
-        skipped = SkippedRecords(Metrics())
+        self.metrics = Metrics()
+        skipped = SkippedRecords(self.metrics)
         known = await read_versions(cast(Any, self), TOPICS, [versions], BUNDLE, skipped)
         self.highest_epoch = known.highest_epoch[0]
         return versions, bool(known.foreign[0])
+
+
+def told_of(monkeypatch: pytest.MonkeyPatch, topic_id: str | None) -> None:
+    """The broker says that the catalog has this id."""
+
+    async def told(*_: object) -> dict[TopicPartition, Identity]:
+        return {TopicPartition(TOPICS.catalog, 0): Identity(topic_id, 0)}
+
+    monkeypatch.setattr(item_versions, "identities", told)
+
+
+def committed(offset: int, topic_id: str | None) -> OffsetAndMetadata:
+    return OffsetAndMetadata(offset, note_text(CommitNote(topic_id)))
 
 
 @pytest.fixture
@@ -143,10 +163,7 @@ async def test_a_catalog_that_is_shorter_than_what_is_known_of_it_stops_the_work
 async def test_a_catalog_that_was_made_again_is_refused_however_long_it_is(
     monkeypatch: pytest.MonkeyPatch, claimed: str | None, today: str | None, is_refused: bool
 ) -> None:
-    async def told(*_: object) -> dict[TopicPartition, Identity]:
-        return {TopicPartition(TOPICS.catalog, 0): Identity(today, 0)}
-
-    monkeypatch.setattr(item_versions, "identities", told)
+    told_of(monkeypatch, today)
     topics = TopicsInMemory()
     topics.write(point("tea", 7))
     topics.claim(1, 7, claimed)
@@ -156,6 +173,74 @@ async def test_a_catalog_that_was_made_again_is_refused_however_long_it_is(
     else:
         versions, _ = await topics.read()
         assert versions.topic_id == (today or claimed)  # which the next claim says
+
+
+@pytest.mark.parametrize(
+    ("today", "named", "position"),
+    [
+        ("aa", "bb", 7),
+        ("aa", "bb", 2**62),
+        ("aa", "aa", 2**62),
+        ("aa", None, 2**63 - 1),
+        (None, None, 1_000),
+        (None, "bb", 2**62),
+    ],
+)
+async def test_a_forged_claim_is_passed_over_where_the_group_has_committed_in_the_catalog_of_today(
+    monkeypatch: pytest.MonkeyPatch, today: str | None, named: str | None, position: int
+) -> None:
+    """Compaction has taken the owner's claim: both have one key."""
+    told_of(monkeypatch, today)
+    topics = TopicsInMemory(commit=committed(10, today))
+    topics.write(point("tea", 7), epoch=3)
+    topics.claim(9, position, named)
+    versions, _ = await topics.read()
+    assert (set(versions.stamps), versions.is_claimed, versions.position) == ({TEA}, False, -1)
+    assert (topics.highest_epoch, versions.topic_id) == (9, today or named), "the next owner's epoch is above"
+    skipped = topics.metrics.skipped_records_total.labels(TOPICS.vectors, "foreign_claim")
+    assert skipped._value.get() == 1
+
+
+async def test_a_claim_of_another_catalog_is_passed_over_after_one_that_names_that_of_today(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told_of(monkeypatch, "aa")
+    topics = TopicsInMemory()
+    topics.write(point("tea", 7))
+    topics.claim(1, 7, "former")
+    topics.claim(2, 8, "aa")
+    topics.claim(3, 9, "forged")
+    versions, _ = await topics.read()
+    assert (versions.is_claimed, versions.position, versions.topic_id) == (True, 8, "aa")
+
+
+@pytest.mark.parametrize("commit", [committed(10, "former"), committed(1_001, "aa"), None])
+async def test_a_commit_of_another_catalog_vouches_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, commit: OffsetAndMetadata | None
+) -> None:
+    told_of(monkeypatch, "aa")
+    topics = TopicsInMemory(commit=commit)
+    topics.claim(9, 7, "former")
+    with pytest.raises(StopWorker, match="the topic was re-created"):
+        await topics.read()
+
+
+async def test_no_more_of_the_catalog_is_claimed_than_the_group_has_committed() -> None:
+    topics = TopicsInMemory(commit=committed(10, None))
+    topics.claim(1, 900)
+    versions, _ = await topics.read()
+    assert (versions.is_claimed, versions.position) == (True, 9)
+
+
+async def test_changes_that_a_shorter_catalog_has_lost_leave_holes_where_it_is_known_to_be_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told_of(monkeypatch, "aa")
+    topics = TopicsInMemory(catalog_end=5)
+    topics.write(point("tea", 2), point("soap", 7))
+    topics.claim(1, 7, "aa")
+    versions, _ = await topics.read()
+    assert (set(versions.stamps), set(versions.holes), versions.is_claimed) == ({TEA}, {SOAP}, False)
 
 
 async def test_a_record_from_beyond_the_catalog_is_passed_over_where_a_claim_vouches_for_the_rest() -> None:

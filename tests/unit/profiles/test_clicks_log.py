@@ -86,6 +86,25 @@ async def test_an_offset_committed_of_a_former_topic_says_nothing_of_this_one(pa
     assert partition.watermark == 39
 
 
+async def test_a_claim_of_another_topic_is_passed_over_where_the_log_is_known_to_be_ours(
+    partition: Partition,
+) -> None:
+    """By the group's commit, where compaction took the owner's claim; else by a claim that came before."""
+    loaded(partition, state(0, b"ann", 3, 9), claim(1, 9, topic_id="forged", applied=2**62))
+    with pytest.raises(StopWorker, match="re-created"):
+        await settled(partition, Log(end=90, committed=10, committed_id="former"), "aa")
+    await settled(partition, Log(end=90, committed=10, committed_id="aa"), "aa")
+    assert (partition.watermark, partition.highest_epoch, offset_of(partition, b"ann")) == (9, 9, 9)
+    partition.clicks_topic_id = "aa"
+    assert loaded(partition, claim(2, 10, topic_id="aa"), claim(3, 11, topic_id="forged")) == 1
+    assert await settled(partition, Log(end=90, beginning=8), "aa") == []
+
+
+async def test_a_claim_from_beyond_the_log_hides_no_lost_clicks(partition: Partition) -> None:
+    loaded(partition, claim(0, 3, applied=2**62), state(1, b"ann", 3, 9))
+    assert await settled(partition, Log(end=90, beginning=30)) == [Gap(10, 29)]
+
+
 async def test_an_accepted_log_holds_until_the_claim_that_follows(partition: Partition) -> None:
     loaded(
         partition,

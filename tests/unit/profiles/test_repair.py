@@ -41,7 +41,13 @@ def repairing(worker: InterestsWorker, *records: ConsumerRecord) -> tuple[Repair
     reader = cast(Any, RecordedReader(records))
     profiles = worker.profiles
     repair = Repair(
-        worker.topics.profiles, reader, asyncio.Lock(), profiles._write, profiles._claim_again, worker.metrics
+        worker.topics.profiles,
+        reader,
+        asyncio.Lock(),
+        profiles._write,
+        profiles._claim_again,
+        worker.metrics,
+        worker._is_member,
     )
     return repair, worker.partition()
 
@@ -79,11 +85,19 @@ async def test_a_gap_with_users_nobody_knows_stays_a_gap(worker: InterestsWorker
     assert worker.producer.records(worker.topics.profiles) == []
 
 
-@pytest.mark.parametrize(("epoch", "is_stale"), [(GENERATION - 1, True), (GENERATION, False)])
+@pytest.mark.parametrize(
+    ("claimed", "is_stale"),
+    [
+        (Claim(GENERATION - 1, topic_id="aa"), True),
+        (Claim(GENERATION, topic_id="bb"), True),
+        (Claim(GENERATION, incarnation=7, topic_id="aa"), True),
+        (Claim(GENERATION, topic_id="aa"), False),
+    ],
+)
 async def test_a_stale_claim_is_overwritten_and_the_gap_is_filled(
-    worker: InterestsWorker, epoch: int, is_stale: bool
+    worker: InterestsWorker, claimed: Claim, is_stale: bool
 ) -> None:
-    seen = claim_record(Claim(epoch), empty_record(epoch, worker.profiles.bundle))
+    seen = claim_record(claimed, empty_record(claimed.epoch, worker.profiles.bundle))
     late = ConsumerRecord(
         worker.topics.profiles, 0, 0, 0, 0, seen.key, seen.value, None, 0, 0, tuple(seen.headers)
     )
@@ -101,6 +115,29 @@ async def test_a_record_of_a_later_epoch_stops_the_worker(worker: InterestsWorke
     repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION + 1))
     with pytest.raises(StopWorker, match=r"offset 0 was written in epoch 5, expected at most ours, 4"):
         await repair.fill(partition, 0, 1, GENERATION)
+
+
+async def test_what_nobody_who_owns_the_partition_wrote_in_a_higher_epoch_is_passed_over_and_out_claimed(
+    worker: InterestsWorker,
+) -> None:
+    worker.is_member = True
+    await worker.apply(worker.click("ann", "tea"))
+    ours = worker.producer.records(worker.topics.profiles)
+    seen = claim_record(Claim(GENERATION + 5, 7, 2**62, "bb"), empty_record(0, worker.profiles.bundle))
+    forged = ConsumerRecord(
+        worker.topics.profiles, 0, 1, 0, 0, seen.key, seen.value, None, 0, 0, tuple(seen.headers)
+    )
+    repair, partition = repairing(worker, *ours, forged, foreign(worker, 2, b"ann", GENERATION + 3))
+    partition.claim = Claim(GENERATION, topic_id="aa")
+    partition.gaps.add(1)
+    await repair.fill(partition, 1, 3, GENERATION)
+    again = worker.producer.records(worker.topics.profiles)[len(ours) :]
+    claim, state = claim_of(again[0].headers), orders_of([again[1].value])[0]
+    assert isinstance(claim, Claim)
+    assert (claim.epoch, claim.incarnation, claim.topic_id) == (GENERATION + 6, 0, "aa")
+    assert (again[1].key, state.epoch) == (b"ann", GENERATION + 6)
+    assert (partition.epoch, partition.gaps) == (GENERATION + 6, set())
+    assert worker.measured("skipped_records_total", topic=worker.topics.profiles, reason="foreign_epoch") == 2
 
 
 async def test_a_later_epoch_is_none_of_its_business_once_the_partition_is_gone(

@@ -14,6 +14,7 @@ from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
 from headwater.kafka.headers import AppliedOffset, Claim, Erasure, applied_header, erasure_header
 from headwater.profiles.clicks_log import ACCEPT_KEY
 from headwater.profiles.columns import Columns
+from headwater.profiles.order import MAX_INCARNATION
 from headwater.profiles.partition import Partition
 from headwater.profiles.restore import load
 from headwater.profiles.state_records import WriterStamp, empty_record, pack
@@ -161,6 +162,12 @@ DAMAGED: Sequence[tuple[str, bytes | None, bytes | None, tuple[tuple[str, bytes 
     ("no state", b"ann", b"junk", ()),
     ("a state cut short", b"ann", cast(bytes, state(0, b"ann", 1, 3).value)[:-1], ()),
     ("an epoch that none of ours can be", b"ann", state(0, b"ann", MAX_EPOCH + 1, 3).value, ()),
+    (
+        "an incarnation that none of ours can be",
+        b"ann",
+        state(0, b"ann", 1, 3, incarnation=MAX_INCARNATION + 1).value,
+        (),
+    ),
     ("no erasure", b"ann", None, (("headwater-forgot-ms", b"nonsense"),)),
     ("a null erasure", b"ann", None, (("headwater-forgot-ms", None),)),
     ("an erasure of another epoch", b"ann", None, (("headwater-forgot-ms", b"[9,2147483647]"),)),

@@ -1,4 +1,4 @@
-"""Whether aiokafka has given up on its group, which it tells only a caller that asks for records."""
+"""Whether a consumer is a member of its group: as aiokafka believes, and as the broker says."""
 
 from aiokafka import AIOKafkaConsumer
 
@@ -14,3 +14,12 @@ def membership_error(consumer: AIOKafkaConsumer) -> BaseException | None:
     if error is None and task is not None and task.done() and not task.cancelled():
         error = task.exception()
     return error
+
+
+async def is_member(consumer: AIOKafkaConsumer) -> bool:
+    """Ask the broker whether the consumer is a member of its group's present generation.
+
+    False as well while a rebalance is under way, and where the broker does not answer.
+    """
+    coordinator = consumer._coordinator
+    return bool(await coordinator._do_heartbeat()) and not coordinator._rejoin_needed_fut.done()
