@@ -272,6 +272,7 @@ class Client:
         exclude_seen: bool = True,
         diversity: float = 0.0,
         query: str = "",
+        items: Iterable[str] = (),
         session: Iterable[SessionEvent] = (),
         sources: Mapping[SourceName, float] | None = None,
         explain: bool = False,
@@ -292,6 +293,7 @@ class Client:
             exclude_seen: Leave out what the user has clicked, bought or hidden.
             diversity: From 0 (by likeness alone) to 1 (as varied as possible).
             query: Text that items should match, at most 2000 characters.
+            items: Item ids whose nearest items are wanted, at most 10; ``sources={"item": 1}`` asks for these alone.
             session: What-if events that count for this answer and are stored nowhere, at most 100.
             sources: Weights of the sources by name, 0 to 100; by default each has its own.
             explain: Say which past events brought each item.
@@ -329,6 +331,7 @@ class Client:
             exclude_seen=exclude_seen,
             diversity=diversity,
             query=query,
+            items=listed("items", items, 'item ids, such as ["S1"]'),
             session=listed("session", session, 'SessionEvents, such as [SessionEvent("S1")]'),
             after=position_of(after),
             after_event_id=after_event_id,

@@ -46,6 +46,7 @@ TOLERATED_AHEAD_MS: Final = 1_000
 # Kafka's own default bound of a message; a longer text or id list is a mistake, not a query.
 MAX_QUERY_CHARS: Final = 2_000
 MAX_SESSION: Final = 100
+MAX_NAMED_ITEMS: Final = 10
 MAX_OFFSET: Final = 2**62
 
 Id = Annotated[str, Meta(min_length=1, description=f"non-empty, at most {MAX_ID_BYTES} bytes of UTF-8")]
@@ -122,7 +123,7 @@ if TYPE_CHECKING:  # A type checker cannot read the table. A test holds the two 
 else:
     ActionName = Literal[tuple(ACTIONS)]
     SessionActionName = Literal[SESSION_ACTIONS]
-SourceName = Literal["interests", "query", "popular", "buy-again", "similar", "new"]
+SourceName = Literal["interests", "query", "item", "popular", "buy-again", "similar", "new"]
 
 
 # Not followed by the garbage collector: it holds text only, and tens of thousands are made a second.
@@ -206,7 +207,7 @@ class Request(Struct, frozen=True):
     """A recall request. ``deadline_ms`` is a duration from the record's own timestamp.
 
     It may wait for a click by its position, ``after``, or by its event id, ``after_event_id``. With the id it can be sent
-    before the click's acknowledgement is there.
+    before the click's acknowledgement is there. The source ``item`` finds what is nearest to ``items``.
     """
 
     request_id: Id
@@ -227,6 +228,7 @@ class Request(Struct, frozen=True):
     ] = {}
     explain: bool = False
     after_event_id: Id | None = None
+    items: Annotated[list[Id], Meta(max_length=MAX_NAMED_ITEMS)] = []
 
 
 class Reason(Struct, frozen=True, omit_defaults=True):
@@ -241,7 +243,7 @@ class Reason(Struct, frozen=True, omit_defaults=True):
 class Candidate(Struct, frozen=True):
     """One recommended item: the fused score, the source that ranked it best, and why.
 
-    ``similarity`` is the highest cosine of the item with the user's interests or the query, -1 to 1. Only a request with
+    ``similarity`` is the highest cosine of the item with the user's interests, the query or a named item, -1 to 1. Only a request with
     ``explain`` gets it.
     """
 
@@ -535,6 +537,8 @@ def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Reques
     _check_id("request_id", request.request_id)
     for index, item_id in enumerate(request.exclude):
         _check_id(f"exclude[{index}]", item_id)
+    for index, item_id in enumerate(request.items):
+        _check_id(f"items[{index}]", item_id)
     for index, event in enumerate(request.session):
         _check_id(f"session[{index}].item_id", event.item_id)
         if event.at_ms is not None:

@@ -175,6 +175,7 @@ SHARED_WITH_MODELS = {
     "headwater.encoder.runtime",
     "headwater.profiles.counters",
     "headwater.recall.fusion",
+    "headwater.recall.likeness",
     "headwater.recall.popularity",
     "headwater.recall.sources.buy_again",
     "headwater.recall.sources.new_items",

@@ -17,6 +17,7 @@ DID: Final[Mapping[str, str]] = {
 FOUND_BY: Final[Mapping[str, str]] = {
     "interests": "near your interests",
     "query": "matches the query",
+    "item": "like the item you named",
     "popular": "popular now",
     "buy-again": "you may want it again",
     "similar": "goes with what you look at",
@@ -33,6 +34,7 @@ LACKS: Final[Mapping[str, str]] = {
     "no-repeats": "what the user may want again, and similar items, could not be looked up",
     "no-similar": "similar items could not be looked up, or the bundle has no table of them",
     "no-new": "new items could not be looked up",
+    "no-item": "items like the named ones could not be looked up",
     "unscored": "the bundle's scores had no time, so the order is that of the sources",
 }
 # Why a source brought nothing or too little, by its code. A test holds the keys equal to the codes.
@@ -42,6 +44,7 @@ WHY: Final[Mapping[str, str]] = {
     "no_session": "the user's last events are too old for a current session",
     "no_new": "no new item of the catalog can come",
     "no_query": "the request has no text (--query)",
+    "no_items": "the request names no item (--item)",
     "no_weight": "the request gives it the weight 0",
     "no_text": "the bundle encodes no text",
     "no_popularity": "no item is popular yet",

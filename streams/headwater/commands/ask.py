@@ -102,6 +102,7 @@ def ask(
     exclude: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
     include_seen: Annotated[bool, FLAG] = False,
     query: str = "",
+    item: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
     session: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
     sources: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
     diversity: float = 0.0,
@@ -133,6 +134,8 @@ def ask(
         Items the user has seen may come again.
     query
         Free text.
+    item
+        An item that others shall be like; repeatable. With --sources item=1 nothing else counts.
     session
         ITEM or ITEM:ACTION, an event as if it had just happened, which is not stored; repeatable.
     sources
@@ -163,6 +166,7 @@ def ask(
         "exclude": exclude,
         "exclude_seen": not include_seen,
         "query": query,
+        "items": item,
         "session": [_session_event(each) for each in session],
         "sources": dict(_source(each) for each in sources),
         "diversity": diversity,

@@ -43,6 +43,7 @@ def ask_of(pending: PendingRequest, user: UserInterests, query: F32 | None, pool
         counters=user.counters,
         query=query,
         has_text=bool(request.query.strip()),
+        items=[*dict.fromkeys(map(item_key, request.items))],
         where=pending.where,
         exclude=frozenset(exclude),
         exclude_seen=request.exclude_seen,

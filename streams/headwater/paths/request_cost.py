@@ -14,6 +14,7 @@ They need not be exact: they refuse what is out of all proportion, and cut batch
 | `session` | 150 an event |
 | `query` | 1 a character |
 | `new` among `sources` | 50 an item: eight more searches |
+| `items` | 6 an item of the answer for each |
 """
 
 from typing import Final
@@ -34,6 +35,7 @@ _REMEDY: Final = {
     "session": "send fewer events",
     "query": "send a shorter text",
     "sources": "ask for fewer items of `new`",
+    "items": "name fewer of them, or ask for fewer",
 }
 
 
@@ -69,6 +71,7 @@ def _parts(request: Request, where: filters.Filter | None) -> tuple[float, ...]:
         150.0 * session,
         float(len(request.query)),
         50.0 * limit if request.sources.get("new") else 0.0,
+        6.0 * limit * len(request.items),
     )
 
 

@@ -95,7 +95,7 @@ def nearest_events(
 
 
 def similarities(items: Sequence[Fused], ask: Ask, vectors: Mapping[int, F32]) -> list[float | None]:
-    """How near each item lies to what is asked for: the highest cosine with an interest that counts, or with the query.
+    """How near each item lies to what is asked for: the highest cosine with an interest that counts, the query or a named item.
 
     Args:
         vectors: (D,) by item key.
@@ -103,7 +103,11 @@ def similarities(items: Sequence[Fused], ask: Ask, vectors: Mapping[int, F32]) -
     Returns:
         From -1 to 1 for each item; None for an item without a vector, and where there is nothing to compare with.
     """
-    wanted = [*ask.interests[ask.interest_weights > 0], *([] if ask.query is None else [ask.query])]
+    wanted = [
+        *ask.interests[ask.interest_weights > 0],
+        *([] if ask.query is None else [ask.query]),
+        *(vectors[key] for key in ask.items if key in vectors),
+    ]
     if not wanted:
         return [None] * len(items)
     unit = _unit(np.stack(wanted))

@@ -255,7 +255,7 @@ class Gatherer:
 
 def _is_poor(ask: Ask, found: int) -> bool:
     """Whether an answer has to say why: it is short before it is filled up, or something that it names may be missing."""
-    return found < ask.limit or bool(ask.weights) or (ask.has_text and ask.query is None)
+    return found < ask.limit or bool(ask.weights or ask.items) or (ask.has_text and ask.query is None)
 
 
 def _own_reason(source: Source, ask: Ask, keyed: Keyed) -> Why | None:

@@ -99,6 +99,7 @@ class Recall:
             if ask.explain:
                 keys.update(item.key for item in items[: ask.limit])
                 keys.update(key for key, _, _ in ask.log)
+                keys.update(ask.items)
         return (await in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}
 
     async def _rescore(

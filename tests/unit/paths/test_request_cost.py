@@ -33,6 +33,7 @@ def test_a_usual_request_costs_little() -> None:
         {"limit": 1_000, "filter": {"category": "tea", "price": {"lt": 5}}},
         {**DEAR, "exclude": ["c1"] * 1_000, "session": [SessionEvent("c1")] * 100, "filter": {"tags": "a"}},
         {"filter": wide(16)},
+        {**DEAR, "items": ["c1"] * 10},
     ],
 )
 def test_what_any_single_field_allows_may_be_asked_for(fields: dict[str, Any]) -> None:
@@ -65,6 +66,7 @@ def test_a_request_out_of_proportion_is_refused_with_its_dearest_part_and_what_t
         {"session": [SessionEvent("c1")]},
         {"query": "tea"},
         {"sources": {"new": 1.0}},
+        {"items": ["c1"]},
         {"filter": {"category": "tea"}},
     ],
 )

@@ -1091,7 +1091,11 @@ async def test_a_request_that_is_misrouted_twice_is_dead_lettered(wide: Asked) -
             "unknown_partition",
             "after.partition: got 9, expected 0 to 0",
         ),
-        ({"sources": {"nope": 1}}, "bad_field", "one of interests, query, popular, buy-again, similar, new"),
+        (
+            {"sources": {"nope": 1}},
+            "bad_field",
+            "one of interests, query, item, popular, buy-again, similar, new",
+        ),
         ({"at_ms": now_ms() + 10**11}, "time_in_future", "at_ms: got"),
     ],
     ids=lambda value: str(value)[:30],

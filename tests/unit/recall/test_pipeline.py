@@ -144,6 +144,7 @@ def ask(
     session: Sequence[tuple[str, int, str]] = (),
     taken: Sequence[str] = (),
     new_since: int = 0,
+    items: Sequence[str] = (),
     **others: Any,
 ) -> Ask:
     """What is asked at a moment when items are new that came on day ``new_since`` or later.
@@ -153,6 +154,7 @@ def ask(
         again: items of the log, the newest first, for a request that allows seen items.
         similar: items that go with the basket in hand, best first.
         taken: items of the basket in hand.
+        items: that the request names.
     """
     now_ms = (new_since + NEW_DAYS) * DAY_MS
     in_hand = [(item_id, now_ms, "click") for item_id in taken]
@@ -173,6 +175,7 @@ def ask(
         exclude_seen=not again,
         weights=sources or {},
         explain=bool(events),
+        items=[item_key(item_id) for item_id in items],
     )
 
 
@@ -437,6 +440,40 @@ async def test_new_items_that_cannot_be_looked_up_cost_an_answer_its_rung(
     assert (ids(other), other.rung) == ([], None)
 
 
+ITEM = {"item": 1.0}
+
+
+async def test_what_is_like_a_named_item_needs_no_user_and_is_never_that_item(index: Fallible) -> None:
+    found = await answer(index, ask(sources=ITEM, items=["tea 1"], limit=2))
+    assert ids(found) == ["tea 2", "tea 0"]  # by angle
+    assert {item.source for item in found.items} == {"item"}
+    both = await answer(index, ask(sources=ITEM, items=["tea 3", "gone", "coffee 3"], limit=2))
+    assert set(ids(both)) == {"tea 2", "coffee 2"}
+    filtered = ask(sources=ITEM, items=["tea 3"], where={"category": "soap"}, limit=1)
+    assert ids(await answer(index, filtered)) == ["soap 3"]  # the fourth axis is all that they share
+
+
+async def test_a_named_item_takes_part_beside_the_interests_of_a_user(index: Fallible) -> None:
+    found = await answer(index, ask(SOAP, items=["tea 0"], limit=4))
+    assert {item.source for item in found.items} == {"interests", "item"}
+
+
+@pytest.mark.parametrize("broken", ["vectors", "search"])
+async def test_items_like_a_named_one_that_cannot_be_looked_up_cost_an_answer_its_rung(
+    index: Fallible, broken: str
+) -> None:
+    index.failing.add(broken)
+    found, other = await answers(index, ask(sources=ITEM, items=["tea 0"]), ask(sources=ITEM))
+    assert (ids(found), found.rung) == ([], "no-item")
+    assert (ids(other), other.rung) == ([], None)
+
+
+async def test_how_alike_an_item_is_to_a_named_one_is_told(index: Fallible) -> None:
+    asked = ask(sources=ITEM, items=["tea 0"], limit=1)._replace(explain=True)
+    (near,) = (await answer(index, asked)).similarities or ()
+    assert near == pytest.approx(float(vector_of("tea", 0) @ vector_of("tea", 1)), abs=1e-5)
+
+
 async def test_a_new_item_is_explained_by_the_events_that_it_is_like(index: Fallible) -> None:
     events = [("coffee 0", 5, "purchase"), ("tea 1", 9, "click")]
     found = await answer(
@@ -695,7 +732,7 @@ async def test_what_each_source_ranked_and_failed_is_counted(index: Fallible) ->
 
 # Why a source brought nothing
 
-DEFAULTS = ("buy-again", "similar", "interests", "query")
+DEFAULTS = ("buy-again", "similar", "interests", "query", "item")
 
 
 async def test_a_full_answer_has_nothing_to_explain(index: Fallible) -> None:
@@ -709,6 +746,9 @@ async def test_a_full_answer_has_nothing_to_explain(index: Fallible) -> None:
         (ask(sources={"interests": 1.0}, session=[("new", 1, "click")]), "interests", "no_vectors"),
         (ask(COFFEE, sources={"query": 1.0}), "query", "no_query"),
         (ask(COFFEE, has_text=True), "query", "no_text"),
+        (ask(COFFEE, sources={"item": 1.0}), "item", "no_items"),
+        (ask(sources={"item": 1.0}, items=["gone"]), "item", "unavailable"),
+        (ask(sources={"item": 1.0}, items=["tea 0"], where={"category": "hats"}), "item", "filtered"),
         (ask(COFFEE, sources={"query": 0.0}), "query", "no_weight"),
         (ask(COFFEE, sources={"interests": 1.0}, where={"category": "hats"}), "interests", "filtered"),
         (ask(COFFEE, sources={"interests": 1.0}, limit=50, exclude=["tea 0"]), "interests", "excluded"),
@@ -745,6 +785,7 @@ async def test_a_cold_user_in_a_young_system_is_told_so(index: Fallible) -> None
         "similar": "no_events",
         "interests": "no_events",
         "query": "no_query",
+        "item": "no_items",
         "popular": "no_popularity",
     }
 

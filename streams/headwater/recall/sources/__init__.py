@@ -38,6 +38,7 @@ Why = Literal[
     "no_session",
     "no_new",
     "no_query",
+    "no_items",
     "no_weight",
     "no_text",
     "no_popularity",
@@ -72,6 +73,7 @@ class Ask(NamedTuple):
         counters: (item key, level) of the positive events that have left the log.
         query: (D,) the vector of the request's text; None without one, or where the bundle encodes no text.
         has_text: the request has a text.
+        items: keys of the items that the request names.
         exclude: keys of the items that no source may bring.
         exclude_seen: items that the user has seen are among these.
         weights: of the sources, by name, as the request gives them; empty: each has its default weight.
@@ -89,6 +91,7 @@ class Ask(NamedTuple):
     counters: Sequence[tuple[int, int]] = ()
     query: F32 | None = None
     has_text: bool = False
+    items: Sequence[int] = ()
     where: Filter | None = None
     exclude: frozenset[int] = frozenset()
     exclude_seen: bool = False

@@ -5,16 +5,14 @@ separates them. They are compared with the items of the current session, one by 
 untrained vector carries no information. Figures: `models/RESULTS.md`, "New items".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from headwater.index import Index, Query
 from headwater.index.filters import And, Filter, Range
+from headwater.recall.likeness import most_alike
 from headwater.recall.session import current_session
-from headwater.recall.sources import F32, Ask, Named, Resources, SearchSource, Why
+from headwater.recall.sources import Ask, Named, Resources, SearchSource, Why
 
 # The usual end of a visit.
 PAUSE_MS: Final = 1_800_000
@@ -72,7 +70,7 @@ class NewItems(SearchSource):
             found[index].update((hit.key, hit.item_id) for hit in hits)
         near = await self._index.vectors([*{key for items in found for key in items}])
         return [
-            _most_alike(items, near, [vectors[key] for key in keys if key in vectors])[: ask.wanted]
+            most_alike(items, near, [vectors[key] for key in keys if key in vectors])[: ask.wanted]
             for ask, items, keys in zip(asks, found, anchors, strict=True)
         ]
 
@@ -96,23 +94,3 @@ def anchor_items(ask: Ask) -> list[int]:
         return [key for key, _, _ in session[-MAX_ANCHORS:]]
     last = dict.fromkeys(key for key, _, _ in reversed(events))
     return [*reversed([*last][:LAST_ANCHORS])]
-
-
-def by_likeness(candidates: F32, anchors: F32) -> NDArray[np.int64]:
-    """Places of the candidates (n, D), those first that are most alike, by cosine, to any of the anchors (m, D); m > 0."""
-    return np.argsort(-(unit(candidates) @ unit(anchors).T).max(axis=1), kind="stable")
-
-
-def unit(vectors: F32) -> F32:
-    """Rows (n, D) of length one; zeros stay zeros."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: F32 = vectors / np.maximum(lengths, 1e-12)
-    return found
-
-
-def _most_alike(items: Mapping[int, str], vectors: Mapping[int, F32], anchors: Sequence[F32]) -> list[Named]:
-    live = [key for key in items if key in vectors]
-    if not live:
-        return []
-    order = by_likeness(np.stack([vectors[key] for key in live]), np.stack(anchors)).tolist()
-    return [(live[place], items[live[place]]) for place in order]

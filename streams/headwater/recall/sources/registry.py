@@ -6,6 +6,7 @@ from typing import Final
 from headwater.recall.sources import Resources, Source
 from headwater.recall.sources.buy_again import BuyAgain
 from headwater.recall.sources.interests import Interests
+from headwater.recall.sources.named_items import NamedItems
 from headwater.recall.sources.new_items import NewItems
 from headwater.recall.sources.popular import Popular
 from headwater.recall.sources.query import TextQuery
@@ -16,6 +17,7 @@ REGISTRY: Final[tuple[type[Source], ...]] = (
     Similar,
     Interests,
     TextQuery,
+    NamedItems,
     NewItems,
     Popular,
 )

@@ -1,8 +1,6 @@
-"""Which items of a user new ones are compared with, and which of them are most alike."""
+"""Which items of a user new ones are compared with, and for how long an item is new."""
 
 from typing import Any, cast
-
-import numpy as np
 
 from headwater.index.filters import Range
 from headwater.recall.sources import Ask, PositiveEvent
@@ -12,7 +10,6 @@ from headwater.recall.sources.new_items import (
     PAUSE_MS,
     NewItems,
     anchor_items,
-    by_likeness,
 )
 
 
@@ -36,12 +33,6 @@ def test_outside_a_session_the_last_items_are_anchors() -> None:
 def test_an_unwanted_item_is_no_anchor() -> None:
     log = [(1, 0, 1), (2, 1, 1)]
     assert anchor_items(Ask(log=log, unwanted=frozenset({2}), now_ms=5)) == [1]
-
-
-def test_the_item_most_alike_to_any_anchor_comes_first_whatever_its_length() -> None:
-    candidates = np.array([[9, 9], [1, 0], [0, 0], [0, 5]], dtype=np.float32)
-    near = np.array([[3, 0], [1, 7]], dtype=np.float32)
-    assert by_likeness(candidates, near).tolist() == [1, 3, 0, 2]
 
 
 def test_an_item_is_new_from_its_date_on() -> None:
