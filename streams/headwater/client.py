@@ -10,7 +10,7 @@ What an answer is sure to reflect is chosen by ``reads``:
 
 | reads | the answer reflects | it costs |
 |---|---|---|
-| ``"all"`` (default) | every click of the user that was acknowledged before the call, by any program in any language, and those that this client was still publishing | one small question to the broker, shared by all calls that wait |
+| ``"all"`` (default) | every click of the user that was acknowledged before the call, by any program in any language, and those that this client was still publishing | two small questions to the broker at once, shared by all calls that wait; while a transaction on the partition is open, up to a tenth of a second |
 | ``"own"`` | the clicks that this client published, also those without an acknowledgement yet | nothing |
 | ``"any"`` | whatever has been applied by then | nothing |
 
@@ -22,7 +22,7 @@ A click and a request for it may be started at once. The request then waits for 
 
 Two exceptions hold for ``"all"``. A publisher with another partitioner than Kafka's default (librdkafka's clients, unless
 told ``partitioner=murmur2_random``) puts a click on a partition where it is not looked for; a worker forwards it within
-milliseconds. And while a transaction on the partition is open, Kafka gives nobody what was published behind it, so such
+milliseconds. And while a transaction on the partition stays open, Kafka gives nobody what was published behind it, so such
 clicks are not demanded. Either is covered by its position: hand it on as ``after``, or ask with ``reads="own"``.
 """
 

@@ -16,14 +16,20 @@ OFFSET_NOT_AVAILABLE = 78  # a leader that has just been elected
 
 
 class Brokers:
-    """aiokafka's client, of partitions led by ``leaders``: keeps each call until it is answered."""
+    """aiokafka's client, of partitions led by ``leaders``: keeps each call until it is answered.
+
+    A call asks for both ends, in two requests at once; both get ``answers``, unless a transaction that is open at
+    ``open_at`` holds back what may be read.
+    """
 
     def __init__(self, leaders: dict[int, int]) -> None:
         self.leaders = leaders
         self.cluster = SimpleNamespace(leader_for_partition=self._leader)
         self.calls: list[tuple[int, list[int]]] = []  # (broker, partitions)
         self.answers: list[asyncio.Future[dict[int, tuple[int, int]]]] = []  # (error, end) by partition
+        self.open_at: int | None = None
         self.metadata_updates = 0
+        self._of_all: dict[int, asyncio.Future[dict[int, tuple[int, int]]]] = {}
 
     def _leader(self, place: TopicPartition) -> int | None:
         return self.leaders.get(place.partition)
@@ -34,10 +40,16 @@ class Brokers:
     async def send(self, broker: int, request: Any, *, group: object) -> Any:
         ((topic, partitions),) = request._topics
         assert topic == TOPIC
-        self.calls.append((broker, [partition for partition, _ in partitions]))
-        answer: asyncio.Future[dict[int, tuple[int, int]]] = asyncio.get_running_loop().create_future()
-        self.answers.append(answer)
-        found = [(partition, code, -1, end, 0) for partition, (code, end) in (await answer).items()]
+        if request._isolation_level == 0:
+            self.calls.append((broker, [partition for partition, _ in partitions]))
+            self._of_all[broker] = asyncio.get_running_loop().create_future()
+            self.answers.append(self._of_all[broker])
+            ends = await self._of_all[broker]
+        else:  # only after the other one
+            ends = await self._of_all[broker]
+            if (held := self.open_at) is not None:
+                ends = {partition: (code, min(end, held)) for partition, (code, end) in ends.items()}
+        found = [(partition, code, -1, end, 0) for partition, (code, end) in ends.items()]
         return SimpleNamespace(API_VERSION=5, topics=[(TOPIC, found)])
 
 
@@ -78,6 +90,38 @@ async def test_what_is_asked_during_a_call_waits_for_the_next_one() -> None:
     brokers.answers[1].set_result({0: (0, 9)})
     assert await late == [9, 9]
     assert len(brokers.calls) == 2
+
+
+async def answering(brokers: Brokers, end: int) -> None:
+    """Answer every call, for as long as it runs."""
+    while True:
+        for answer in brokers.answers:
+            if not answer.done():
+                answer.set_result({0: (0, end)})
+        await asyncio.sleep(0)
+
+
+async def test_a_transaction_that_was_committed_a_moment_ago_is_waited_for() -> None:
+    """The broker has acknowledged the commit, and not written the end of the transaction yet."""
+    ends, brokers = asking({0: 1})
+    brokers.open_at = 5
+    asked, answers = asyncio.ensure_future(ends.of(0)), asyncio.ensure_future(answering(brokers, 9))
+    await until(lambda: len(brokers.calls) == 2)
+    brokers.open_at = None
+    assert await asked == 9
+    answers.cancel()
+
+
+async def test_a_transaction_that_stays_open_is_waited_for_a_few_times_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("headwater.kafka.end_offsets._PAUSES_S", (0.0, 0.0))
+    ends, brokers = asking({0: 1})
+    brokers.open_at = 5
+    answers = asyncio.ensure_future(answering(brokers, 9))
+    assert await ends.of(0) == 5
+    assert len(brokers.calls) == 3
+    answers.cancel()
 
 
 async def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:
