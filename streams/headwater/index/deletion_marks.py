@@ -14,21 +14,21 @@ from headwater.packed_rows import PackedRows
 
 # A publisher that is later than this is none.
 MARKS_KEPT_S: Final = 28 * 86_400.0
-# Too many marks are cut to this share of the most that are kept: each cut copies them.
-_LEFT: Final = 7 / 8
+# So much more than the marks that are kept is too many: each cut copies them.
+_SLACK: Final = 1 / 8
 # With the key a mark has 32 bytes. Ids have up to 512: of them a part of Python's own hash is kept, which is keyed at random
 # for each process, so nobody outside can compute another id with it.
 _MARK: Final = np.dtype([("version", "i8"), ("offset", "i8"), ("id_check", "u4"), ("set_s", "u4")])
 
 
 class DeletionMarks:
-    """The deleted items of an index or of a catalog partition, at most ``most``. 32 bytes each.
+    """The deleted items of an index or of a catalog partition, the newest ``kept`` and a few more. 32 bytes each.
 
     A key has one mark. Where ids of two items share a key, the newer deletion has it.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
         self._marks = PackedRows(_MARK, np.uint64)
 
     def __len__(self) -> int:
@@ -44,8 +44,8 @@ class DeletionMarks:
     def put(self, key: int, item_id: str, stamp: VersionStamp, set_s: float) -> None:
         """Note a deletion, and when it was marked in seconds since 1970. Of too many the oldest go."""
         self._marks.put(key, (*stamp, _id_check(item_id), int(set_s)))
-        if len(self._marks) > self._most:
-            self._marks.forget_oldest(len(self._marks) - int(self._most * _LEFT))
+        if len(self._marks) > self._kept * (1 + _SLACK):
+            self._marks.forget_oldest(len(self._marks) - self._kept)
 
     def remove(self, key: int) -> None:
         """The item of this key is back, or nothing is to be known of it."""

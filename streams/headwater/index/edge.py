@@ -56,8 +56,8 @@ MATCH_SLICE: Final = 64  # 1 us for each condition of a filter and each item
 # a condition on ids 10 ms; through the graph the condition is nearly free, and more hits widen the search.
 DROPPED_AFTER_SCAN: Final = 1024
 DROPPED_AFTER_GRAPH: Final = 100
-# Marks of deletions that are kept, 3 MB.
-MAX_MARKS: Final = 100_000
+# The newest marks of deletions, 3 MB.
+MARKS_KEPT: Final = 100_000
 # While at most this share of items is unavailable, they are dropped after the search. The engine evaluates a condition on
 # every item it visits, which makes a graph search three times slower. Where too many hits were dropped, the search is
 # repeated with the condition.
@@ -88,7 +88,7 @@ class EdgeIndex:
         self._items: dict[int, _Item] = {}  # the live ones
         self._rows = np.zeros((1024, dim), dtype=np.float32)
         self._free_rows = list(range(1023, -1, -1))
-        self._marks = DeletionMarks(MAX_MARKS)
+        self._marks = DeletionMarks(MARKS_KEPT)
         self._number_indexes = fields.NumberIndexes()
         self._hidden = 0  # items that are not available
         self._is_closed = False

@@ -32,8 +32,8 @@ from headwater.settings import Settings
 # Items of each partition that the index is asked for. Of an index that has lost one item in twenty, a hundred show it in
 # 99 of 100 looks.
 _AUDITED: Final = 100
-# Marks of deletions that are kept of a partition, 6 MB.
-_MAX_MARKS: Final = 200_000
+# The newest marks of deletions of a partition, 6 MB.
+_MARKS_KEPT: Final = 200_000
 _SWEEP_S: Final = 3_600.0
 _UNKNOWN: Final = Identity(None, None)
 
@@ -74,7 +74,7 @@ class ItemVersions:
         self.is_refilling = False
         self.away_since_s: float | None = None
         """Since when a shared index has not taken changes (`time.monotonic`)."""
-        self._marks = DeletionMarks(_MAX_MARKS)
+        self._marks = DeletionMarks(_MARKS_KEPT)
         self._swept_s = 0.0
 
     @property

@@ -27,9 +27,9 @@ def test_a_mark_says_nothing_of_another_item_with_its_key() -> None:
 
 def test_the_oldest_of_too_many_marks_go() -> None:
     marks = DeletionMarks(8)
-    for number in range(9):
+    for number in range(10):
         marks.put(number, str(number), VersionStamp(0, number), 100.0 + number)
-    assert [number for number in range(9) if marks.get(number, str(number))] == list(range(2, 9))
+    assert [number for number in range(10) if marks.get(number, str(number))] == list(range(2, 10))
 
 
 def test_marks_that_were_set_before_are_swept() -> None:
