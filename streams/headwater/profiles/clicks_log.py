@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
@@ -21,6 +22,7 @@ from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka.commit_notes import note_of, vouches_for
 from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.membership import describe
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.supervision import topic_recreated_error
 from headwater.kafka.topic_identity import Identity
@@ -153,6 +155,7 @@ async def accept(settings: Settings) -> dict[int, int]:
         HeadwaterError: the broker refused, is away, or has members in the group.
     """
     topics = Topics.named(settings.topic_prefix)
+    await _refuse_running_workers(settings)
     reader = Consumer(**settings.kafka_options(), group_id=settings.interests_group, enable_auto_commit=False)
     producer = producer_of(settings)
     try:
@@ -180,3 +183,23 @@ async def accept(settings: Settings) -> dict[int, int]:
     finally:
         await producer.stop()
         await reader.stop()
+
+
+async def _refuse_running_workers(settings: Settings) -> None:
+    admin = AIOKafkaAdminClient(**settings.kafka_options())
+    try:
+        await admin.start()
+        group = await describe(admin, settings.interests_group)
+    except KafkaError as error:
+        raise HeadwaterError(
+            f"the group {settings.interests_group} could not be looked at ({type(error).__name__}: {error}): look at the "
+            "broker and the right Describe on the group, and try again"
+        ) from error
+    finally:
+        await admin.close()
+    if group is not None and group.members:
+        hosts = ", ".join(sorted({f"{each.client_id} on {each.host}" for each in group.members}))
+        raise HeadwaterError(
+            f"{settings.interests_group} has members ({hosts}), expected none: stop its workers and "
+            "try again; the broker counts one that was killed until its session is over"
+        )

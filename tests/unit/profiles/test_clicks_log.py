@@ -7,7 +7,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from headwater.errors import StopWorker
+from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka import topics
 from headwater.kafka.commit_notes import CommitNote, note_text
 from headwater.kafka.publish import producer_of
@@ -195,3 +195,19 @@ async def test_an_accepted_topic_that_was_made_again_is_read_from_its_beginning(
     await reader.commit({place: OffsetAndMetadata(2, note_text(CommitNote()))})
     assert (await accept(settings))[0] == 2
     await reader.stop()
+
+
+async def test_no_topic_is_accepted_while_a_worker_of_the_group_runs(settings: Settings) -> None:
+    await topics.create(settings)
+    member = AIOKafkaConsumer(
+        Topics.named(settings.topic_prefix).clicks,
+        **settings.kafka_options(),
+        group_id=settings.interests_group,
+    )
+    await member.start()
+    try:
+        with pytest.raises(HeadwaterError, match=r"has members .*, expected none: stop its workers"):
+            await accept(settings)
+    finally:
+        await member.stop()
+    assert set(await accept(settings)) == set(range(settings.partitions))
