@@ -63,10 +63,11 @@ class PackedRows:
     def forget_before(self, age: int) -> int:
         """Forget records of a lower age, or leave a few of them until they are more; returns how many it forgot."""
         held = self._count
-        self._merge()
-        kept = self._rows[self._age] >= age
-        if np.count_nonzero(kept) < len(kept) * (1 - 1 / _SWEPT_SHARE):
-            self._take(kept)
+        for key in [key for key, row in self._new.items() if row is not None and row[-1] < age]:
+            self.remove(key)
+        if np.count_nonzero(self._rows[self._age] < age) > len(self._rows) / _SWEPT_SHARE:
+            self._merge()
+            self._take(self._rows[self._age] >= age)
         return held - self._count
 
     def forget_oldest(self, count: int) -> None:

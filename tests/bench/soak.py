@@ -3,6 +3,11 @@
 The worker runs under `census.py`, so that what grows has a name. `soak_load.py` says what is published. Everything is
 written to a folder while it goes on: `samples.jsonl`, `census.jsonl`; and at the end `soak.json` and `soak.png`. A
 file `stop` in that folder ends it early.
+
+What is promised for weeks grows all that time. In an hour at these rates: 30 bytes for each of 180,000 users who expire,
+5 MiB; 32 bytes for each of 36,000 deleted items, in the catalog worker and in the index of the process, 2 MiB. What else
+is kept of users and items that have gone has its bound within a quarter of an hour, but for half a MiB: counts of items
+that never were, and logs to be closed a day after an erasure.
 """
 
 import asyncio

@@ -33,7 +33,7 @@ def test_records_of_a_lower_age_are_forgotten_once_they_are_enough() -> None:
     rows = packed()
     for key in range(1_000):
         rows.put(key, (key, key))
-    assert rows.forget_before(100) == 0
+    assert rows.forget_before(50) == 0
     assert rows.forget_before(200) == 200
     assert (rows.get(199), rows.get(200), len(rows)) == (None, (200, 200), 800)
 

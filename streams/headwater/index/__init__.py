@@ -111,7 +111,7 @@ class Index(Protocol):
         """Store the points that are newer than what is stored, by (version, offset), and ignore the rest.
 
         A repeat is therefore harmless. Every call that starts after this one returned sees what it stored. Of two items
-        with one key the first is kept, and the other one is refused.
+        with one key the first is kept while it is live, and the other one is refused. A deleted item may keep its key.
 
         Raises:
             BadVector: before anything is stored.

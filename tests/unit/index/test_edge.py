@@ -118,6 +118,14 @@ async def test_a_deleted_item_leaves_a_mark_and_nothing_else(index: EdgeIndex) -
     assert index.live_items == 0, "older copies stay out"
 
 
+async def test_a_deleted_item_gives_its_key_up(index: EdgeIndex) -> None:
+    vector = np.ones(DIM, np.float32)
+    await index.put([Point(7, "tea", vector, {}, 5, 0, 1), Point(7, "tea", None, {}, None, 0, 2)])
+    stored = await index.put([Point(7, "thief", vector, {}, 1, 0, 3), Point(7, "tea", vector, {}, 9, 0, 4)])
+    assert [point.item_id for point in stored.points] == ["thief"]
+    assert [(refused.item_id, holder) for refused, holder in stored.collisions] == [("tea", "thief")]
+
+
 async def test_other_work_runs_while_many_items_are_put(index: EdgeIndex) -> None:
     """4,000 items are 32 slices; between them the loop must come to others."""
     turns = 0

@@ -413,6 +413,19 @@ async def test_of_two_items_with_one_key_the_first_stays_and_the_other_is_a_dead
 
 
 @pytest.mark.usefixtures("one_key")
+async def test_an_item_with_the_key_of_a_deleted_one_is_new_whatever_the_versions(
+    worker: CatalogWorker,
+) -> None:
+    await worker.apply(worker.item(TEA, version=9))
+    await worker.apply(worker.delete(TEA))
+    await worker.apply(worker.item("thief", version=1))
+    assert worker.reasons() == []
+    assert worker.published_title("thief") == "thief"
+    await worker.apply(worker.item(TEA, version=10))
+    assert worker.reasons() == ["key_collision"]
+
+
+@pytest.mark.usefixtures("one_key")
 async def test_an_item_of_another_partition_keeps_its_key(worker: CatalogWorker) -> None:
     worker.path.holders = {item_key(TEA): "theirs"}
     await worker.apply(worker.item(TEA))

@@ -84,7 +84,7 @@ def test_a_few_old_erasures_of_many_wait_until_it_is_worth_while_to_take_them_ou
     erasures = Erasures()
     for number in range(MANY):
         erasures.put(f"user {number}".encode(), Erased(5, Order(0, 1, 1), number))
-    assert erasures.sweep(100 * MANY) == 0
+    assert erasures.sweep(50 * MANY) == 0
     assert erasures.sweep(500 * MANY) == MANY // 2
 
 
