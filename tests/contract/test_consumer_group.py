@@ -371,6 +371,23 @@ async def test_what_was_deleted_before_it_was_read_is_told_and_passed(
         assert successor.lost == []
 
 
+async def test_a_kept_gap_is_told_to_the_next_member_though_nothing_was_finished(
+    quick: Settings, topic: str, group_of: GroupOf
+) -> None:
+    """The group's offsets had expired, and clicks before the log's start are known to be missing."""
+    tp, gap = TopicPartition(topic, 0), Gap(2, 4)
+    await publish(quick, topic, 5)
+    await delete_before(quick, topic, 5)
+    async with joined(quick, topic, group_of) as member:
+        assert await member.group.keep_gap(tp, gap)
+        assert member.lost == [(0, 2, 4)]
+        assert not await member.group.keep_gap(TopicPartition(topic, PARTITIONS), gap), "it is not ours"
+    assert await committed(quick, topic) == [5, 0]
+    async with joined(quick, topic, group_of) as successor:
+        await until(lambda: successor.told == [(0, 2, 4)])
+        assert successor.group.gaps() == {tp: gap}
+
+
 async def test_what_is_deleted_while_a_partition_waits_is_told_when_it_goes_on(
     quick: Settings, topic: str, group_of: GroupOf
 ) -> None:

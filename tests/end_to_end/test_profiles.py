@@ -62,6 +62,10 @@ class Store(NamedTuple):
         return int(columns.offset[columns.rows[user]])
 
 
+async def on_lost(*_: object) -> None:
+    """Nobody asks."""
+
+
 async def is_member() -> bool:
     """Whoever asks finds that another worker has the partition."""
     return False
@@ -80,7 +84,7 @@ async def storing(settings: Settings, writer: int) -> AsyncIterator[Store]:
             ProfileLayout("a-bundle", log_length=4, state_size=8),
             writer=writer,
             fail=failures.append,
-            on_lost=lambda tp, gap: None,
+            on_lost=on_lost,
             is_member=is_member,
         )
         await profiles.start()

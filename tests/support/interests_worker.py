@@ -80,7 +80,7 @@ class InterestsWorker:
             ProfileLayout(self.encoder.id, self.encoder.log_length, self.encoder.state_size),
             writer=77,
             fail=self.failures.append,
-            on_lost=lambda tp, gap: None,
+            on_lost=self._on_lost,
             is_member=self._is_member,
         )
         for number in owned:
@@ -101,6 +101,9 @@ class InterestsWorker:
         )
         self.forgotten: list[tuple[int, Click]] = []
         self._offsets: dict[tuple[str, int], int] = {}
+
+    async def _on_lost(self, *_: object) -> None:
+        """Nobody asks."""
 
     async def _is_member(self) -> bool:
         return self.is_member

@@ -151,6 +151,14 @@ class ConsumerGroup(ABC):
             self._notes[tp] = CommitNote(note.topic_id, gap, int(time.time() * 1000.0))
         self._tell_lost(tp, gap, is_new)
 
+    @abstractmethod
+    async def keep_gap(self, tp: TopicPartition, gap: Gap) -> bool:
+        """As `note_gap`, and commit at once: whoever owns the partition next knows of the gap, whatever happens to this member.
+
+        For a partition without a commit, of which nothing is in hand. False: the broker did not take it, for instance in a
+        rebalance.
+        """
+
     @property
     @abstractmethod
     def is_assigned(self) -> bool:

@@ -27,6 +27,7 @@ from headwater.kafka.embedded_broker import client_id, make_room
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.membership import is_member, membership_error
 from headwater.kafka.plain_client import PlainConsumer
+from headwater.messages import Gap
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -64,6 +65,12 @@ class FaustGroup(ConsumerGroup):
 
     async def stop(self) -> None:
         await self._app.stop()
+
+    async def keep_gap(self, tp: TopicPartition, gap: Gap) -> bool:
+        """See `ConsumerGroup.keep_gap`."""
+        self.note_gap(tp, gap)
+        thread = cast(_ConsumerInLoop, cast(Any, self._app.consumer)._thread)
+        return await thread._commit({TP(*tp): gap.last + 1})
 
     @property
     def is_assigned(self) -> bool:
@@ -324,6 +331,8 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
             for tp, offset in offsets.items()
             if tp in assigned
         }
+        if not mine:  # aiokafka refuses to commit nothing
+            return False
         try:
             await self._ensure_consumer().commit(mine)
         except (CommitFailedError, IllegalStateError) as error:

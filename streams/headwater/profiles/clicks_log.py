@@ -8,7 +8,7 @@ Nobody's state is lost with a log. Once somebody accepts the new one, a new inca
 click of the new log counts as applied, and those that a user's log holds are dropped by their event ids.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -44,7 +44,7 @@ _REMEDY: Final = (
 
 
 # Told of clicks that were gone from the log before they were read. They may have been applied in spite of that.
-OnLost = Callable[[TopicPartition, Gap], None]
+OnLost = Callable[[TopicPartition, Gap], Awaitable[None]]
 
 
 async def settle(
@@ -90,7 +90,7 @@ async def settle(
                 passed_over += 1
             _check(tp, partition, committed, end, topic_id)
             if committed is None and (gap := _lost_before(partition, beginnings[tp], end)) is not None:
-                on_lost(tp, gap)
+                await on_lost(tp, gap)
         next_offset = committed if committed is not None and committed <= end else beginnings[tp]
         partition.watermark = partition.applied = next_offset - 1
     return passed_over

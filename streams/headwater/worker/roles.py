@@ -19,6 +19,7 @@ from typing import Final, Literal, NamedTuple
 
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError
 from prometheus_client import Counter
 
 from headwater.encoder.runtime import Encoder
@@ -234,8 +235,14 @@ class InterestsRole:
     async def _is_member(self) -> bool:
         return self.group is not None and await self.group.is_member()
 
-    def _lost_before_opening(self, tp: TopicPartition, gap: Gap) -> None:
-        """The group's offsets are gone, and so are clicks of which nothing says that they have been applied."""
+    async def _lost_before_opening(self, tp: TopicPartition, gap: Gap) -> None:
+        """The group's offsets are gone, and so are clicks of which nothing says that they have been applied.
+
+        The gap is committed before the partition is claimed: the claim says that nothing before it is missing.
+
+        Raises:
+            CommitFailedError: the broker did not take it.
+        """
         assert self.group is not None
         log.warning(
             "group_offsets_gone",
@@ -243,7 +250,8 @@ class InterestsRole:
             partition=tp.partition,
             effect=f"clicks {gap.first} to {gap.last} are gone from the log too, applied or not; they count as lost",
         )
-        self.group.note_gap(tp, gap)
+        if not await self.group.keep_gap(tp, gap):
+            raise CommitFailedError(tp)
 
     def _lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
         metrics = self._common.metrics

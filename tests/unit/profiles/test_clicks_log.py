@@ -55,7 +55,11 @@ async def settled(partition: Partition, log: Log, topic_id: str | None = None) -
     """Returns the clicks that are said to be lost."""
     lost: list[Gap] = []
     logs = {} if topic_id is None else {CLICKS: Identity(topic_id, 3)}
-    await settle(cast(Any, log), {CLICKS: partition}, logs, lambda _, gap: lost.append(gap))
+
+    async def on_lost(_: TopicPartition, gap: Gap) -> None:
+        lost.append(gap)
+
+    await settle(cast(Any, log), {CLICKS: partition}, logs, on_lost)
     return lost
 
 
