@@ -59,23 +59,27 @@ class Action(NamedTuple):
 
     ``code`` stands in user records and bundles for good: 1 to 15, never reused. ``steps_encoder`` moves a user's
     interests. ``counts_as_seen`` keeps the item out of answers that exclude what was seen. ``popularity`` is the weight
-    in the decayed counts.
+    in the decayed counts. ``hides`` keeps the item out of all answers until the user does something to it that ``unhides``.
+    ``repels`` takes rank from items that are like it.
     """
 
     code: int
     steps_encoder: bool = False
     counts_as_seen: bool = False
     popularity: float = 0.0
+    hides: bool = False
+    unhides: bool = False
+    repels: bool = False
 
 
 ACTIONS: Final[Mapping[str, Action]] = {
     "click": Action(code=1, steps_encoder=True, counts_as_seen=True, popularity=1.0),
     "view": Action(code=2, steps_encoder=True, counts_as_seen=True, popularity=0.5),
-    "like": Action(code=3, steps_encoder=True, counts_as_seen=True, popularity=2.0),
-    "add_to_cart": Action(code=4, steps_encoder=True, counts_as_seen=True, popularity=2.0),
-    "purchase": Action(code=5, steps_encoder=True, counts_as_seen=True, popularity=3.0),
-    "dislike": Action(code=6, counts_as_seen=True),
-    "hide": Action(code=7, counts_as_seen=True),
+    "like": Action(code=3, steps_encoder=True, counts_as_seen=True, popularity=2.0, unhides=True),
+    "add_to_cart": Action(code=4, steps_encoder=True, counts_as_seen=True, popularity=2.0, unhides=True),
+    "purchase": Action(code=5, steps_encoder=True, counts_as_seen=True, popularity=3.0, unhides=True),
+    "dislike": Action(code=6, counts_as_seen=True, hides=True, repels=True),
+    "hide": Action(code=7, counts_as_seen=True, hides=True),
     "impression": Action(code=8),
     "retract": Action(code=9),
     "forget": Action(code=10),

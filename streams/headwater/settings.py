@@ -124,6 +124,12 @@ class Settings(BaseSettings):
         le=255,  # the record has one byte for their number
         description="items that a user's log has lost and buy-again still counts, 10 bytes each",
     )
+    hides_per_user: int = Field(
+        default=128,
+        ge=0,
+        le=255,  # as above
+        description="dislikes and hides that stay in force when a user's log has lost them, 20 bytes each",
+    )
     new_days: float = Field(
         default=30.0, gt=0, le=3650, description="how long items of the catalog are new to the source `new`"
     )

@@ -48,8 +48,8 @@ async def applied(outside: Outside) -> None:
 
 
 async def check_answers(outside: Outside, story: Story) -> None:
-    """Each user's answer rests on the events of the story and names the last of them."""
-    asked = [await outside.request(user, limit=1) for user in story.users]
+    """Each user's answer rests on the events of the story, names the last of them, and holds nothing that they hid."""
+    asked = [await outside.request(user, limit=60, exclude_seen=False) for user in story.users]
     for user, request_id in zip(story.users, asked, strict=True):
         answer, events = await outside.answer(request_id), story.events(user)
         deadline = time.monotonic() + PATIENCE_S
@@ -57,13 +57,15 @@ async def check_answers(outside: Outside, story: Story) -> None:
             # The group may still be on its way from one worker to another; then the answer claims nothing.
             assert answer["rung"] != "restoring" or answer["reflects"]["offset"] == -1, answer
             await asyncio.sleep(0.2)
-            answer = await outside.ask(user, limit=1)
+            answer = await outside.ask(user, limit=60, exclude_seen=False)
         reflects = answer["reflects"]
         expected = (
             (len(events), events[-1]["event_id"], events[-1]["at_ms"], 0) if events else (0, None, None, 0)
         )
         found = tuple(reflects[name] for name in ("events", "last_event_id", "last_event_at_ms", "pending"))
         assert found == expected, f"{user}: {found}, expected {expected}"
+        hidden = story.hides(user).keys() & {item["item_id"] for item in answer["items"]}
+        assert not hidden, f"{user} has hidden {hidden}"
 
 
 async def check_logs(workers: Sequence[WorkerProcess], story: Story) -> None:
@@ -86,10 +88,13 @@ async def check_states(outside: Outside, story: Story) -> None:
     told = [user for user in story.users if story.events(user)][:TWINS]
     twins = {user: outside.own(f"twin-of-{user}") for user in told}
     for user, twin in twins.items():
-        copies = [{**event, "user_id": twin} for event in story.events(user)]
+        logged = story.events(user)
+        former = [event for event in story.hides(user).values() if event["at_ms"] < logged[0]["at_ms"]]
+        copies = [{**event, "user_id": twin} for event in (*former, *logged)]
         await outside.send_all(outside.topics.clicks, [(twin, copy) for copy in copies])
     await applied(outside)
     now = outside.next_ms()
     for user, twin in twins.items():
-        moved = places_moved(await taste(outside, user, now), await taste(outside, twin, now))
+        of_both = await taste(outside, user, now), await taste(outside, twin, now)
+        moved = places_moved(*of_both, hidden=len(story.hides(user)))
         assert moved < SAME_PLACES, (user, json.dumps(story.events(user)))

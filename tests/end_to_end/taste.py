@@ -22,8 +22,8 @@ async def taste(outside: Outside, user: str, at_ms: int) -> list[str]:
     return await outside.items(user, at_ms=at_ms, **_ALL)
 
 
-def places_moved(one: Sequence[str], other: Sequence[str]) -> float:
-    """How many places an item moved between two rankings of the same items, on average."""
+def places_moved(one: Sequence[str], other: Sequence[str], hidden: int = 0) -> float:
+    """How many places an item moved between two rankings of the same items, on average; so many are hidden in both."""
     assert sorted(one) == sorted(other)
-    assert len(one) == 60
+    assert len(one) == 60 - hidden
     return sum(abs(place - other.index(item)) for place, item in enumerate(one)) / len(one)

@@ -52,6 +52,7 @@ WHY: Final[Mapping[str, str]] = {
     "unavailable": "the items it names are not in the catalog, or not available",
     "too_recent": "all that the user may want again is of the last hour",
     "seen_excluded": "items the user has seen are excluded (--include-seen lifts this)",
+    "hidden": "the user has disliked or hidden what it would bring",
     "excluded": "all others are excluded or seen (--include-seen lifts the second)",
     "filtered": "no more items match the filter",
     "no_more": "the catalog has no more items that are available",

@@ -337,7 +337,8 @@ def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
     stdout().print(_event_table(found["events"]))
     stdout().print(
         f"{len(found['events'])} events, {found['pending']} pending, partition {found['partition']}, watermark "
-        f"{found['watermark']}, last event {found['last_event_id']}, {found.get('counters', 0)} items counted from before",
+        f"{found['watermark']}, last event {found['last_event_id']}, {found.get('counters', 0)} items counted from before, "
+        f"{found.get('hidden', 0)} hidden",
         highlight=False,
     )
     return 0

@@ -8,6 +8,7 @@ from headwater.index.item_vectors import ItemVectors
 from headwater.paths.accepting import PendingRequest
 from headwater.profiles.actions import SEEN, STEPS
 from headwater.profiles.columns import Log
+from headwater.profiles.hides import in_force, repelling
 from headwater.profiles.interests import UserInterests
 from headwater.recall.rescoring import pool_size
 from headwater.recall.sources import F32, Ask, PositiveEvent
@@ -26,6 +27,9 @@ def ask_of(pending: PendingRequest, user: UserInterests, query: F32 | None, pool
     """
     request, session = pending.request, pending.session
     logged = _entries(user.log)
+    what_if = list(zip(session.items, session.at_ms, session.actions, strict=True))
+    # What-if events are the last word, whatever their times.
+    hidden = in_force(logged, user.hides, what_if)
     exclude = {item_key(item_id) for item_id in request.exclude}
     if request.exclude_seen:
         exclude.update(session.items)
@@ -38,14 +42,15 @@ def ask_of(pending: PendingRequest, user: UserInterests, query: F32 | None, pool
         interests=user.interests,
         interest_weights=user.weights,
         log=_positive(logged),
-        session=_positive(zip(session.items, session.at_ms, session.actions, strict=True)),
-        unwanted=frozenset(key for key, _, action in logged if _SEEN[action] and not _STEPS[action]),
+        session=_positive(what_if),
+        unwanted=frozenset(hidden),
+        dislikes=repelling(hidden),
         counters=user.counters,
         query=query,
         has_text=bool(request.query.strip()),
         items=[*dict.fromkeys(map(item_key, request.items))],
         where=pending.where,
-        exclude=frozenset(exclude),
+        exclude=frozenset(exclude.union(hidden)),
         exclude_seen=request.exclude_seen,
         diversity=request.diversity,
         weights=weights,

@@ -77,6 +77,21 @@ class JoinedColumns:
             keys[mine], levels[mine] = self._tables[each].counters_of(rows[mine] % self.SPREAD)
         return keys, levels
 
+    @property
+    def max_hides(self) -> int:
+        """See `Table`."""
+        return self._tables[0].max_hides
+
+    def hides_of(self, rows: I64) -> dict[int, bytes]:
+        """See `Table`."""
+        own: dict[int, bytes] = {}
+        for number, (start, stop) in enumerate(pairwise([0, *self._ends(rows)])):
+            if self._tables[number].hides:
+                first = number * self.SPREAD
+                kept = self._tables[number].hides_of(rows[start:stop] - first)
+                own |= {first + row: each for row, each in kept.items()}
+        return own
+
 
 def joined_clicks(batches: Iterable[Clicks]) -> Clicks:
     """The clicks of several partitions one after the other, with rows of `JoinedColumns`."""

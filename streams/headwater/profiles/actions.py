@@ -23,10 +23,15 @@ SEEN: Final[Bools] = np.zeros(
     CODES, dtype=np.bool_
 )  # (16,) keeps the item out of answers that exclude what was seen
 POPULARITY: Final[NDArray[np.float64]] = np.zeros(CODES)  # (16,) weight in the decayed counts
+HIDES: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) keeps the item out of all answers
+UNHIDES: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) lets a hidden item in again
+REPELS: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) takes rank from items like it
 for _action in ACTIONS.values():
     STEPS[_action.code] = _action.steps_encoder
     SEEN[_action.code] = _action.counts_as_seen
     POPULARITY[_action.code] = _action.popularity
+    HIDES[_action.code], UNHIDES[_action.code] = _action.hides, _action.unhides
+    REPELS[_action.code] = _action.repels
 
 TAKES_BACK: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) changes what is in the log already
 TAKES_BACK[[RETRACT, FORGET]] = True

@@ -5,16 +5,17 @@ are handled together. The others (late, repeated, retracted, forgotten) are hand
 `event_log.py`. A property test holds both ways to the same logs. The columns may be those of several partitions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from headwater.encoder.features import event_keys
-from headwater.profiles.actions import FORGET, IMPRESSION, RETRACT, STEPS, TAKES_BACK, Bools
+from headwater.profiles.actions import FORGET, HIDES, IMPRESSION, RETRACT, STEPS, TAKES_BACK, UNHIDES, Bools
 from headwater.profiles.columns import F16, I64, U8, U64, Log, RowValues, Table
 from headwater.profiles.counters import COUNTER_EFFECTS, CounterEffect, CounterRows, apply_evictions
 from headwater.profiles.event_log import Event, Outcome, insert
+from headwater.profiles.hides import keep, packed, unpacked
 from headwater.profiles.runs import before, firsts
 
 # A user who is handled singly costs a tenth of a millisecond, and so does one whose log is folded. The event loop stands
@@ -65,6 +66,8 @@ class Evictions(NamedTuple):
     """E events that have left their logs. Those of a user stand together, oldest first."""
 
     user: I64  # (E,) index into the touched users
+    at_ms: I64  # (E,)
+    event: U64  # (E,)
     item: U64  # (E,)
     action: U8  # (E,)
 
@@ -78,6 +81,7 @@ class ProfileDelta(NamedTuple):
     rows: I64  # (R,) unique, ascending
     log: Log  # the new logs
     counters: CounterRows  # the new counters of users whose log an event has left
+    hides: Mapping[int, bytes]  # by row, the hides kept beyond the log, of users whose change
     offset: I64  # (R,) new applied offsets
     state: F16  # (R, S)
     state_at_ms: I64  # (R,) time of the last event in each state; 0: none
@@ -118,6 +122,7 @@ class ProfileDelta(NamedTuple):
                 self.counters.keys[counting],
                 self.counters.levels[counting],
             ),
+            hides={each - row: kept for each, kept in self.hides.items() if begin <= each <= end},
             offset=self.offset[users],
             state=self.state[users],
             state_at_ms=self.state_at_ms[users],
@@ -156,6 +161,7 @@ class ProfileDelta(NamedTuple):
             self.state_is_stale,
             self._last_events(event_ids, last_event),
             origins,
+            hides=self.hides,
         )
 
     def _last_events(
@@ -216,14 +222,19 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
     steps = used[easy][STEPS[action[easy]]]
 
     # The others, one by one.
+    held, most = table.hides_of(rows), table.max_hides
+    hides = _new_hides(held, most, rows, evictions)
     left: list[tuple[int, Event]] = []
     hard = careful[whose].nonzero()[0]
     for group in np.split(hard, firsts(whose[hard]).nonzero()[0][1:]) if len(hard) else ():
         index, places = int(whose[group[0]]), used[group]
         columns = (at_ms, event, item, action)
         new = list(map(Event, *(column[group].tolist() for column in columns)))
-        old = log.events(index)
-        result = _apply_carefully(old, new, int(forgotten[index]), log.at_ms.shape[1])
+        old, row = log.events(index), int(rows[index])
+        kept = unpacked(held.get(row, b""))
+        result = _apply_carefully(old, new, kept, int(forgotten[index]), log.at_ms.shape[1], most)
+        if result.kept != kept:
+            hides[row] = packed(result.kept)
         outcome[places], applied[places] = result.outcomes, result.counts
         forgotten[index] = result.forgotten_ms
         left += [(index, entry) for entry in result.left]
@@ -240,6 +251,7 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
         rows=rows,
         log=log,
         counters=_new_counters(table, rows, _with(evictions, left)),
+        hides=hides,
         offset=offset,
         state=snapshot.state,
         state_at_ms=snapshot.state_at_ms,
@@ -261,6 +273,7 @@ class _CarefulResult(NamedTuple):
     """What K events do to one user, by the rules."""
 
     log: list[Event]
+    kept: list[Event]  # hides beyond the log
     forgotten_ms: int
     outcomes: list[Outcome]  # (K,)
     counts: list[bool]  # (K,) events that count, for popularity
@@ -269,10 +282,15 @@ class _CarefulResult(NamedTuple):
 
 
 def _apply_carefully(
-    log: Sequence[Event], new: Sequence[Event], forgotten_ms: int, capacity: int
+    log: Sequence[Event],
+    new: Sequence[Event],
+    kept: Sequence[Event],
+    forgotten_ms: int,
+    capacity: int,
+    max_hides: int,
 ) -> _CarefulResult:
     """Apply one user's events one after the other, by the rules of `event_log.py`."""
-    events, outcomes, counts = list(log), [], []
+    events, outcomes, counts, kept = list(log), [], [], list(kept)
     left: list[Event] = []
     index_of: dict[int, int] = {}  # by event key, of those that came into the log
     for index, event in enumerate(new):
@@ -280,7 +298,8 @@ def _apply_carefully(
             if event.at_ms > forgotten_ms:
                 left = [event]  # counters know no times: all of them go
             forgotten_ms = max(forgotten_ms, event.at_ms)
-            events = [kept for kept in events if kept.at_ms > event.at_ms]
+            events = [entry for entry in events if entry.at_ms > event.at_ms]
+            kept = [entry for entry in kept if entry.at_ms > event.at_ms]
             outcome = Outcome.APPLIED
         elif event.at_ms <= forgotten_ms:
             outcome = Outcome.FORGOTTEN
@@ -288,13 +307,18 @@ def _apply_carefully(
             outcome, evicted = insert(events, event, capacity)
             if evicted is not None:
                 left.append(evicted)
+                keep(kept, evicted, max_hides)
+            if event.action == RETRACT:
+                kept = [entry for entry in kept if entry.event != event.event]
+            elif outcome is Outcome.TOO_LATE:
+                keep(kept, event, max_hides)
         outcomes.append(outcome)
         counts.append(outcome is Outcome.APPLIED and not TAKES_BACK[event.action])
         if counts[-1]:
             index_of[event.event] = index
     last = next((entry for entry in reversed(events) if entry.action != RETRACT), None)
     newest = -1 if last is None else index_of.get(last.event, -1)
-    return _CarefulResult(events, forgotten_ms, outcomes, counts, newest, left)
+    return _CarefulResult(events, kept, forgotten_ms, outcomes, counts, newest, left)
 
 
 def _needs_care(log: Log, forgotten: I64, whose: I64, at_ms: I64, event: U64, action: U8) -> Bools:
@@ -333,7 +357,8 @@ def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8)
     full = (shift > 0).nonzero()[0]
     gone, place = (np.arange(width) < np.minimum(shift, log.n)[full, None]).nonzero()
     gone = full[gone]
-    evictions = Evictions(gone, log.item[gone, place], log.action[gone, place])
+    at = (gone, place)
+    evictions = Evictions(gone, log.at_ms[at], log.event[at], log.item[at], log.action[at])
     if len(full):
         place_after = np.minimum(np.arange(width) + shift[full, None], width - 1)
         source = place_after + full[:, None] * width  # in all logs, one after the other
@@ -345,11 +370,13 @@ def _append(log: Log, whose: I64, at_ms: I64, event: U64, item: U64, action: U8)
     if not fits.all():
         user = np.concatenate([evictions.user, whose[~fits]])
         order = user.argsort(kind="stable")
-        through = (
-            np.concatenate([evictions.item, item[~fits]]),
-            np.concatenate([evictions.action, action[~fits]]),
+        evictions = Evictions(
+            user[order],
+            np.concatenate([evictions.at_ms, at_ms[~fits]])[order],
+            np.concatenate([evictions.event, event[~fits]])[order],
+            np.concatenate([evictions.item, item[~fits]])[order],
+            np.concatenate([evictions.action, action[~fits]])[order],
         )
-        evictions = Evictions(user[order], through[0][order], through[1][order])
         whose, place, at_ms, event, item, action = (
             column[fits] for column in (whose, place, at_ms, event, item, action)
         )
@@ -365,9 +392,33 @@ def _with(evictions: Evictions, more: list[tuple[int, Event]]) -> Evictions:
         return evictions
     return Evictions(
         np.append(evictions.user, [index for index, _ in more]),
+        np.append(evictions.at_ms, [entry.at_ms for _, entry in more]),
+        np.append(evictions.event, np.array([entry.event for _, entry in more], dtype=np.uint64)),
         np.append(evictions.item, np.array([entry.item for _, entry in more], dtype=np.uint64)),
         np.append(evictions.action, np.array([entry.action for _, entry in more], dtype=np.uint8)),
     )
+
+
+def _new_hides(
+    held: Mapping[int, bytes], max_hides: int, rows: I64, evictions: Evictions
+) -> dict[int, bytes]:
+    """By row, the new kept hides of the users (some of ``rows``) whose evictions change any.
+
+    Args:
+        held: by row, what the users have.
+    """
+    hiding = HIDES[evictions.action]
+    if not held and not hiding.any():
+        return {}
+    row_of = rows[evictions.user]
+    have_some = np.isin(row_of, [*held, *row_of[hiding].tolist()])
+    kept: dict[int, list[Event]] = {}
+    for place in (hiding | (UNHIDES[evictions.action] & have_some)).nonzero()[0].tolist():
+        row = int(row_of[place])
+        if row not in kept:
+            kept[row] = unpacked(held.get(row, b""))
+        keep(kept[row], Event(*(int(column[place]) for column in evictions[1:])), max_hides)
+    return {row: packed(events) for row, events in kept.items()}
 
 
 def _new_counters(table: Table, rows: I64, evictions: Evictions) -> CounterRows:

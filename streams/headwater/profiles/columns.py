@@ -3,8 +3,9 @@
 :meth:`Columns.write` is the only writer of a row.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from headwater.profiles.actions import Bools
 from headwater.profiles.counters import DEFAULT_COUNTERS, CounterRows
 from headwater.profiles.event_log import Event
+from headwater.profiles.hides import DEFAULT_HIDES
 from headwater.profiles.order import Order
 from headwater.profiles.row_file import RowFile
 
@@ -96,6 +98,8 @@ class RowValues(NamedTuple):
     # (R,) of the record, see `Order`; None: as they are
     epoch: NDArray[np.int32] | None = None
     incarnation: NDArray[np.uint16] | None = None
+    # By row, of users whose kept hides change: all that they have then, see `hides.packed`.
+    hides: Mapping[int, bytes] = MappingProxyType({})
 
 
 class Table(Protocol):
@@ -107,6 +111,15 @@ class Table(Protocol):
 
     def counters_of(self, rows: I64) -> tuple[U64, NDArray[np.uint16]]:
         """Copies of the counters of ``rows`` (R,): item keys (R, M) and levels (R, M), 0 for a free place."""
+        ...
+
+    @property
+    def max_hides(self) -> int:
+        """How many hides of a user are kept beyond the log."""
+        ...
+
+    def hides_of(self, rows: I64) -> dict[int, bytes]:
+        """By row, the kept hides of those of ``rows`` (R,) that have any, see `hides.packed`."""
         ...
 
 
@@ -146,10 +159,13 @@ class Columns:
         capacity: int = 1024,
         counters: int = DEFAULT_COUNTERS,
         folder: Path | None = None,
+        hides: int = DEFAULT_HIDES,
     ) -> None:
         self.log_length = log_length
         self.state_size = state_size
         self.counters = counters
+        self.max_hides = hides
+        self.hides: dict[int, bytes] = {}  # by row, in memory: few users have any
         self._folder = folder
         self._file: RowFile | None = None
         self.rows: dict[bytes, int] = {}
@@ -255,6 +271,7 @@ class Columns:
         self.users[row] = b""
         self.last_event[row] = b""
         self.origins.pop(row, None)
+        self.hides.pop(row, None)
         self._free.append(row)
 
     def prefetch(self, rows: I64) -> None:
@@ -290,6 +307,11 @@ class Columns:
         """See `Table`."""
         return self.counter_items[rows], self.counter_levels[rows]
 
+    def hides_of(self, rows: I64) -> dict[int, bytes]:
+        """See `Table`."""
+        kept = self.hides
+        return {row: kept[row] for row in rows.tolist() if row in kept} if kept else {}
+
     def has_counters(self, rows: I64) -> Bools:
         """(R,) which of the users have any counter."""
         return np.asarray(self.counter_levels[rows].any(axis=1))
@@ -322,6 +344,11 @@ class Columns:
         for row, partition, offset in values.origins:
             origins = self.origins.setdefault(row, {})
             origins[partition] = max(offset, origins.get(partition, -1))
+        for row, kept in values.hides.items():
+            if kept:
+                self.hides[row] = kept
+            else:
+                self.hides.pop(row, None)
 
     def mark_written(self, rows: I64, incarnation: int, epoch: int) -> None:
         """Note the owner's epoch in which ``rows`` (R,) were last written to the changelog, and the log's incarnation."""

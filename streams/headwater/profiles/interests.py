@@ -13,6 +13,8 @@ from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
 from headwater.profiles.columns import I64, Columns, Log
 from headwater.profiles.encoder_steps import EncoderJob, fold_again, folded_entries, gathered
+from headwater.profiles.event_log import Event
+from headwater.profiles.hides import unpacked
 
 F32 = NDArray[np.float32]
 
@@ -38,6 +40,7 @@ class UserInterests(NamedTuple):
     log: Log | None  # of this user alone
     last_event: bytes  # the newest event's id; empty if it is not known
     counters: Sequence[tuple[int, int]] = ()  # (item key, level) of what left the log
+    hides: Sequence[Event] = ()  # kept beyond the log, oldest first; see `hides.keep`
 
 
 async def interests_of(
@@ -196,6 +199,10 @@ def _without_interests(
         held = levels > 0
         pairs = list(zip(keys[held].tolist(), levels[held].tolist(), strict=True))
         users[index] = users[index]._replace(counters=pairs)
+    kept = columns.hides_of(rows)
+    for index in np.flatnonzero(known).tolist() if kept else ():
+        if (row := int(rows[index])) in kept:
+            users[index] = users[index]._replace(hides=unpacked(kept[row]))
     return users
 
 

@@ -17,6 +17,7 @@ from headwater.profiles.columns import I64, U64, Columns
 from headwater.profiles.counters import DEFAULT_COUNTERS
 from headwater.profiles.erasures import Erased, Erasures
 from headwater.profiles.event_log import Outcome
+from headwater.profiles.hides import DEFAULT_HIDES
 from headwater.profiles.order import Order
 from headwater.profiles.recent_events import RecentEvents
 from headwater.profiles.row_file import DiskFull
@@ -67,9 +68,10 @@ class Partition:
         state_size: int,
         counters: int = DEFAULT_COUNTERS,
         folder: Path | None = None,
+        hides: int = DEFAULT_HIDES,
     ) -> None:
         self.number = number
-        self.columns = Columns(log_length, state_size, counters=counters, folder=folder)
+        self.columns = Columns(log_length, state_size, counters=counters, folder=folder, hides=hides)
         self.erasures = Erasures()
         self.owned, self.generation = False, -1
         self.epoch = self.highest_epoch = -1

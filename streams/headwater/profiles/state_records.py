@@ -1,11 +1,12 @@
 """The value of a user on the profiles topic: a small binary record, packed and unpacked a batch at a time.
 
     header 57 bytes | state float16[S] | log, n entries of 20 bytes | strays, 12 bytes each | newest event id
-    | counters, 10 bytes each
+    | counters, 10 bytes each | kept hides, 20 bytes each
 
 The log and the parts before it have fixed places, so numpy packs and unpacks whole batches. A *stray* here is the origin
-of a click that was forwarded to the user's partition: (partition, offset). A record with counters is of format 2, one
-without is of format 1. Versions without epochs wrote the generation of the group in the epoch's place, and incarnation 0.
+of a click that was forwarded to the user's partition: (partition, offset). A record with kept hides is of format 3, any
+other one with counters of format 2, and one without either of format 1. Versions without epochs wrote the generation of the
+group in the epoch's place, and incarnation 0.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,12 @@ from headwater.errors import HeadwaterError
 from headwater.messages import MAX_AHEAD_MS, MIN_AT_MS
 from headwater.profiles.columns import F16, I64, Columns, Log, RowValues
 from headwater.profiles.counters import COUNTER_EFFECTS, MAX_LEVEL, CounterRows, count_evictions
+from headwater.profiles.hides import HIDE_BYTES, keep, packed, unpacked
 from headwater.profiles.order import Order
 
 FORMAT: Final = 1
 FORMAT_WITH_COUNTERS: Final = 2
+FORMAT_WITH_HIDES: Final = 3
 _HEADER: Final = np.dtype(
     [
         ("format", "u1"),
@@ -40,7 +43,7 @@ _HEADER: Final = np.dtype(
         ("forgotten_ms", "<i8"),
         ("counters", "u1"),
         ("incarnation", "<u2"),
-        ("reserved", "V1"),
+        ("hides", "u1"),
     ]
 )
 # Item key 8, event key 6, time and action 6: 44 bits of milliseconds reach the year 2527, 4 bits hold 15 actions.
@@ -87,9 +90,10 @@ def header_size() -> int:
     return _HEADER.itemsize
 
 
-def record_size(log_entries: int, state_size: int, counters: int = 0) -> int:
+def record_size(log_entries: int, state_size: int, counters: int = 0, hides: int = 0) -> int:
     """The size of a record in bytes, without strays and event id."""
-    return _HEADER.itemsize + 2 * state_size + ENTRY_BYTES * log_entries + _COUNTER.itemsize * counters
+    entries = ENTRY_BYTES * log_entries + _COUNTER.itemsize * counters + HIDE_BYTES * hides
+    return _HEADER.itemsize + 2 * state_size + entries
 
 
 def orders_of(records: Sequence[bytes]) -> list[Order | None]:
@@ -128,6 +132,10 @@ def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
     header = np.zeros(count, dtype=_HEADER)
     header["format"] = np.where(counters > 0, FORMAT_WITH_COUNTERS, FORMAT)
     header["counters"] = counters
+    hides = [columns.hides.get(row, b"") for row in places] if columns.hides else []
+    if any(hides):
+        header["hides"] = [len(each) // HIDE_BYTES for each in hides]
+        header["format"][header["hides"] > 0] = FORMAT_WITH_HIDES
     header["n"] = n
     header["pending"] = columns.pending[rows]
     header["strays"] = [len(each) // _STRAY.itemsize for each in strays] if columns.origins else 0
@@ -149,6 +157,8 @@ def pack(columns: Columns, rows: I64, stamp: WriterStamp) -> list[bytes]:
     log_ends = np.cumsum(n * ENTRY_BYTES)
     log_starts = log_ends - n * ENTRY_BYTES
     tails = _packed_counters(columns, rows, counters) if counters.any() else [b""] * count
+    if any(hides):
+        tails = list(map(bytes.__add__, tails, hides))
     return [
         b"".join((head_bytes[end - size : end], log_bytes[start:stop], stray, event_id, tail))
         for end, start, stop, stray, event_id, tail in zip(
@@ -231,7 +241,8 @@ def unpack(
     counters = _unpacked_counters(
         columns, rows, records, header["counters"].astype(np.int64), places.counters
     )
-    log, counters = _cut_to(columns.log_length, rows, log, counters)
+    hides = _unpacked_hides(columns, rows, records, header["hides"].astype(np.int64), places.hides)
+    log, counters = _cut_to(columns.log_length, rows, log, counters, hides, columns.max_hides)
     forgotten_ms = header["forgotten_ms"].astype(np.int64)
     stale = ~ours
     if written_ms is not None:
@@ -264,6 +275,7 @@ def unpack(
             ],
             epoch=header["epoch"].astype(np.int32),
             incarnation=header["incarnation"].astype(np.uint16),
+            hides=hides,
         )
     )
 
@@ -295,6 +307,7 @@ class _Places(NamedTuple):
     origins: I64
     event_id: I64
     counters: I64
+    hides: I64
 
 
 def _parsed(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places, NDArray[np.bool_]]:
@@ -308,28 +321,29 @@ def _parsed(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places, NDArray[np
         (
             record
             for record in records
-            if len(record) >= size and FORMAT_WITH_COUNTERS < record[0] <= _LAST_FORMAT
+            if len(record) >= size and FORMAT_WITH_HIDES < record[0] <= _LAST_FORMAT
         ),
         None,
     )
     if newer is not None:
         raise RecordError(
-            f"state record: got format {newer[0]} with {len(newer)} bytes, expected format {FORMAT} or "
-            f"{FORMAT_WITH_COUNTERS}; run the version that wrote it, or a newer one"
+            f"state record: got format {newer[0]} with {len(newer)} bytes, expected format {FORMAT} to "
+            f"{FORMAT_WITH_HIDES}; run the version that wrote it, or a newer one"
         )
     header = np.frombuffer(b"".join(record[:size].ljust(size, b"\0") for record in records), dtype=_HEADER)
     log = size + 2 * header["state_size"].astype(np.int64)
     origins = log + header["n"].astype(np.int64) * ENTRY_BYTES
     event_id = origins + header["strays"].astype(np.int64) * _STRAY.itemsize
     counters = event_id + header["event_id_size"]
-    whole = counters + header["counters"].astype(np.int64) * _COUNTER.itemsize
+    hides = counters + header["counters"].astype(np.int64) * _COUNTER.itemsize
+    whole = hides + header["hides"].astype(np.int64) * HIDE_BYTES
     lengths = np.fromiter(map(len, records), dtype=np.int64, count=len(records))
     is_sound = (
-        np.isin(header["format"], (FORMAT, FORMAT_WITH_COUNTERS))
+        np.isin(header["format"], (FORMAT, FORMAT_WITH_COUNTERS, FORMAT_WITH_HIDES))
         & (whole == lengths)
         & (header["offset"] >= -1)
     )
-    return header, _Places(log, origins, event_id, counters), is_sound
+    return header, _Places(log, origins, event_id, counters, hides), is_sound
 
 
 def _unpacked_states(
@@ -354,7 +368,9 @@ def _unpacked_counters(
     held = np.flatnonzero(counters)
     widest = int(counters.max())
     raw = b"".join(
-        records[index][counters_at[index] :].ljust(widest * _COUNTER.itemsize, b"\0")
+        records[index][counters_at[index] :][: counters[index] * _COUNTER.itemsize].ljust(
+            widest * _COUNTER.itemsize, b"\0"
+        )
         for index in held.tolist()
     )
     entries = np.frombuffer(raw, dtype=_COUNTER).reshape(len(held), widest)
@@ -371,8 +387,24 @@ def _unpacked_counters(
     return CounterRows(np.concatenate([rows[held], cleared]), np.pad(keys, missing), np.pad(levels, missing))
 
 
-def _cut_to(length: int, rows: I64, log: Log, counters: CounterRows) -> tuple[Log, CounterRows]:
-    """Of logs longer than ours only the newest ``length`` entries; the others leave them as any event does."""
+def _unpacked_hides(
+    columns: Columns, rows: I64, records: Sequence[bytes], hides: I64, hides_at: I64
+) -> dict[int, bytes]:
+    """By row, the kept hides of users whose record has ``hides`` (R,), and none for other users that had some."""
+    found = dict.fromkeys(columns.hides_of(rows), b"")
+    for index in np.flatnonzero(hides).tolist():
+        newest = records[index][hides_at[index] :][-columns.max_hides * HIDE_BYTES :]
+        found[int(rows[index])] = newest if columns.max_hides else b""
+    return found
+
+
+def _cut_to(
+    length: int, rows: I64, log: Log, counters: CounterRows, hides: dict[int, bytes], max_hides: int
+) -> tuple[Log, CounterRows]:
+    """Of logs longer than ours only the newest ``length`` entries; the others leave them as any event does.
+
+    Those that hide their items go to ``hides``, by row, in place.
+    """
     longer = np.flatnonzero(log.n > length)
     if len(longer):
         place_of = {row: place for place, row in enumerate(counters.rows.tolist())}
@@ -391,6 +423,12 @@ def _cut_to(length: int, rows: I64, log: Log, counters: CounterRows) -> tuple[Lo
                 keys, levels, ((event.item, int(COUNTER_EFFECTS[event.action])) for event in events[:-length])
             )
             counters.keys[place], counters.levels[place] = keys, levels
+            row = int(rows[index])
+            kept = unpacked(hides.get(row, b""))
+            for event in events[:-length]:
+                keep(kept, event, max_hides)
+            if kept:
+                hides[row] = packed(kept)
     return log.take(slice(None), length), counters
 
 

@@ -85,6 +85,7 @@ class Profiles:
             log_length=layout.log_length,
             state_size=layout.state_size,
             counters=settings.counters_per_user,
+            hides=settings.hides_per_user,
             folder=self._folder,
         )
         self.partitions: dict[int, Partition] = {}

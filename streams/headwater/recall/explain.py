@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_NAMES
 from headwater.recall.fusion import Fused
+from headwater.recall.likeness import unit
 from headwater.recall.sources import F32, Ask, PositiveEvent
 
 # A reader takes in three reasons; the rest would be noise of the same item bought twice.
@@ -83,7 +84,7 @@ def nearest_events(
     Returns:
         For each item at most three, their shares summing to 1: a softmax over the cosines.
     """
-    cosines = _unit(items) @ _unit(vectors).T  # (items, events)
+    cosines = unit(items) @ unit(vectors).T  # (items, events)
     places = np.argsort(-cosines, axis=1, kind="stable")[:, :MAX_REASONS]
     chosen = np.take_along_axis(cosines, places, axis=1)
     weights = np.exp(_SHARPNESS * (chosen - chosen[:, :1]))
@@ -110,18 +111,11 @@ def similarities(items: Sequence[Fused], ask: Ask, vectors: Mapping[int, F32]) -
     ]
     if not wanted:
         return [None] * len(items)
-    unit = _unit(np.stack(wanted))
+    directions = unit(np.stack(wanted))
     known = [item.key for item in items if item.key in vectors]
-    cosines = (_unit(np.stack([vectors[key] for key in known])) @ unit.T).max(axis=1) if known else ()
+    cosines = (unit(np.stack([vectors[key] for key in known])) @ directions.T).max(axis=1) if known else ()
     by_key = dict(zip(known, map(float, cosines), strict=True))
     return [by_key.get(item.key) for item in items]
-
-
-def _unit(vectors: F32) -> F32:
-    """The rows of (n, D) at length 1; zeros stay zeros."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: F32 = vectors / np.maximum(length, 1e-12)
-    return unit
 
 
 def _past(event: PositiveEvent, payloads: Mapping[int, Mapping[str, Any]]) -> PastEvent:

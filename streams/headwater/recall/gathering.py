@@ -175,11 +175,7 @@ class Gatherer:
         wanted: dict[Filter | None, set[int]] = {}
         for index, (ask, of_ask) in enumerate(zip(asks, keyed, strict=True)):
             for source in self._key_sources:
-                keys = [
-                    key
-                    for key in of_ask.get(source.name, ())
-                    if key not in ask.exclude and key not in ask.unwanted
-                ]
+                keys = [key for key in of_ask.get(source.name, ()) if key not in ask.exclude]
                 if source.looked_up is not None and ask.where is None:
                     del keys[source.looked_up * ask.wanted :]
                 if keys:
@@ -261,17 +257,23 @@ def _is_poor(ask: Ask, found: int) -> bool:
 def _own_reason(source: Source, ask: Ask, keyed: Keyed) -> Why | None:
     """Why the source names nothing, or why nothing of what it names can come."""
     if isinstance(source, KeySource) and (named := keyed.get(source.name)):
-        if all(key in ask.exclude or key in ask.unwanted for key in named):
+        if all(key in ask.unwanted for key in named):
+            return "hidden"
+        if all(key in ask.exclude for key in named):
             return "excluded"
         return "unavailable" if ask.where is None else "filtered"
     return source.why(ask)
 
 
 def _limit_of(ask: Ask) -> Why:
-    """Why there are no more items for an ask: its filter, else what it excludes, else the catalog has no more."""
+    """Why there are no more items for an ask: its filter, else what it excludes, else what its user hides, else the catalog
+    has no more.
+    """
     if ask.where is not None:
         return "filtered"
-    return "excluded" if ask.exclude else "no_more"
+    if ask.exclude:
+        return "hidden" if ask.exclude == ask.unwanted else "excluded"
+    return "no_more"
 
 
 def _filler_weight(rankings: Sequence[Ranking]) -> float:

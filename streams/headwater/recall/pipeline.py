@@ -14,6 +14,7 @@ import numpy as np
 from headwater.index import Index
 from headwater.metrics import Metrics
 from headwater.pacing import Pacer
+from headwater.recall.dislikes import Dislikes, dislikes_of, keys_of, lowered, pushed
 from headwater.recall.explain import Share, explained, similarities
 from headwater.recall.fusion import Fused, diversify, fuse
 from headwater.recall.gathering import Gatherer, in_time
@@ -62,11 +63,20 @@ class Recall:
     async def candidates(self, asks: Sequence[Ask], timeout_s: float) -> list[RecallResult]:
         """Results in the order of ``asks``; each in at most about ``timeout_s``."""
         deadline = asyncio.get_running_loop().time() + timeout_s
+        searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
+        disliking = await self._dislikes(asks, searched_by)
+        asks = (
+            [
+                pushed(ask, disliking[index]) if index in disliking else ask._replace(dislikes=())
+                for index, ask in enumerate(asks)
+            ]
+            if any(ask.dislikes for ask in asks)
+            else asks
+        )
         keyed = []
         for ask in asks:
             await self._pacer.turn()
             keyed.append(self._gatherer.keyed(ask))
-        searched_by = deadline - (1 - _SEARCH_SHARE) * timeout_s
         rankings, rungs, whys = await self._gatherer.gather(asks, keyed, searched_by, deadline)
         fused = []
         for found in rankings:
@@ -74,6 +84,9 @@ class Recall:
             fused.append(fuse(found))
         vectors = await self._vectors(asks, fused, deadline)
         await self._rescore(asks, keyed, fused, rungs, vectors, deadline - (1 - _SCORE_SHARE) * timeout_s)
+        for index, dislikes in disliking.items():
+            if asks[index].pushes:
+                fused[index] = lowered(fused[index], vectors, dislikes)
         chosen = []
         for ask, items in zip(asks, fused, strict=True):
             await self._pacer.turn()
@@ -86,19 +99,27 @@ class Recall:
         ]
         return [RecallResult(*each) for each in zip(chosen, because, rungs, missing, near, whys, strict=True)]
 
+    async def _dislikes(self, asks: Sequence[Ask], deadline: float) -> dict[int, Dislikes]:
+        """By place, what the users of asks dislike, where it still pushes away; empty for most batches."""
+        wanted = {index: keys_of(ask) for index, ask in enumerate(asks) if ask.dislikes}
+        keys = set[int]().union(*wanted.values())
+        vectors = (await in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}
+        found = {index: dislikes_of(asks[index], vectors) for index, of_ask in wanted.items() if of_ask}
+        return {index: dislikes for index, dislikes in found.items() if dislikes is not None}
+
     async def _vectors(
         self, asks: Sequence[Ask], fused: Sequence[list[Fused]], deadline: float
     ) -> Mapping[int, F32]:
         """Vectors of the items that have to be scored, or compared with each other or with past events."""
         keys: set[int] = set()
         for ask, items in zip(asks, fused, strict=True):
-            if ask.pool:
+            if ask.pool or ask.pushes:
                 keys.update(item.key for item in items)
             elif ask.diversity > 0:
                 keys.update(item.key for item in items[: ask.choice])
             if ask.explain:
                 keys.update(item.key for item in items[: ask.limit])
-                keys.update(key for key, _, _ in ask.log)
+                keys.update(key for key, _, _ in ask.liked_log)
                 keys.update(ask.items)
         return (await in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}
 
@@ -134,7 +155,7 @@ class Recall:
         for ask, items in zip(asks, answers, strict=True):
             await self._pacer.turn()
             named.append(self._named_reasons(ask, items) if ask.explain else {})
-        keys = {key for ask in asks if ask.explain for key, _, _ in ask.log}
+        keys = {key for ask in asks if ask.explain for key, _, _ in ask.liked_log}
         keys |= {key for of_ask in named for shares in of_ask.values() for (key, _, _), _ in shares}
         if not keys:
             return [[[] for _ in items] for items in answers]
@@ -142,7 +163,7 @@ class Recall:
         because = []
         for ask, items, of_ask in zip(asks, answers, named, strict=True):
             await self._pacer.turn()
-            because.append(explained(items, of_ask, ask.log if ask.explain else (), vectors, payloads))
+            because.append(explained(items, of_ask, ask.liked_log if ask.explain else (), vectors, payloads))
         return because
 
     def _named_reasons(

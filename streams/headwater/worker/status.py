@@ -22,6 +22,7 @@ from headwater.metrics import Metrics
 from headwater.profiles.actions import RETRACT
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
+from headwater.profiles.hides import in_force, unpacked
 from headwater.settings import Settings
 from headwater.worker.membership import Standing, WatchedGroup
 from headwater.worker.roles import CatalogRole, InterestsRole, Role
@@ -145,6 +146,7 @@ class Status:
         if partition is None or row is None:
             return None
         events = [event for event in _events(partition.columns, row) if event.action != RETRACT]
+        kept = unpacked(partition.columns.hides.get(row, b""))
         try:
             payloads = await self.interests.index.items([event.item for event in events])
         except IndexUnavailable:
@@ -158,6 +160,7 @@ class Status:
             "pending": sum(1 for event in described if event["pending"]),
             "last_event_id": partition.columns.last_event[row].decode(errors="replace") or None,
             "counters": int(np.count_nonzero(partition.columns.counter_levels[row])),
+            "hidden": len(in_force([(e.item, e.at_ms, e.action) for e in events], kept)),
         }
 
     async def describe_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:

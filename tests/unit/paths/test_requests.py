@@ -398,6 +398,107 @@ async def test_recall_is_asked_for_the_pool_of_a_bundle_that_scores(
     assert response.status == "ok"
 
 
+async def hide(worker: Asked, user: str, item: str, action: str = "hide") -> None:
+    """Bought twice and hidden, and then sixty purchases of other items, so the log has lost all three."""
+    start_ms = now_ms() - 8 * 3_600_000
+    events = [*[(item, "purchase")] * 2, (item, action), *[("filters", "purchase"), ("decaf", "click")] * 30]
+    await worker.apply(
+        *(
+            worker.click(user, each, action=done, event_id=f"{user} {number}", at_ms=start_ms + number)
+            for number, (each, done) in enumerate(events)
+        )
+    )
+
+
+ALL_SOURCES: list[dict[str, float]] = [
+    {},
+    *({name: 1.0} for name in ("interests", "buy-again", "query", "item", "popular", "similar", "new")),
+]
+
+
+@pytest.mark.parametrize("sources", ALL_SOURCES, ids=str)
+@pytest.mark.parametrize("action", ["hide", "dislike"])
+async def test_what_a_user_hides_comes_from_no_source_and_is_no_reason(
+    worker: Asked, sources: dict[str, float], action: str
+) -> None:
+    await hide(worker, "ann", "batteries", action)
+    for more in (
+        {},
+        {"session": [{"item_id": "batteries"}, {"item_id": "espresso"}]},
+        {"at_ms": now_ms() + 9},
+    ):
+        found = await worker.answer(
+            "ann",
+            exclude_seen=False,
+            explain=True,
+            items=["green tea"],
+            limit=9,
+            sources=sources,
+            query="alkaline batteries",
+            **more,
+        )
+        assert "batteries" not in [item.item_id for item in found.items]
+        assert "batteries" not in {reason.item_id for item in found.items for reason in item.because}
+        assert found.items or sources
+
+
+async def test_what_a_user_hides_stays_hidden_while_the_index_is_down(
+    worker: Asked, index: EdgeIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def down(*_arguments: Any) -> Any:
+        raise IndexUnavailable("it is away")
+
+    await hide(worker, "ann", "batteries")
+    for call in ("search", "match", "vectors", "items"):
+        monkeypatch.setattr(index, call, down)
+    shown = await worker.answer("bob", exclude_seen=False)
+    assert (shown.rung, [item.item_id for item in shown.items]) == ("popular", ["batteries"])
+    assert (await worker.answer("ann", exclude_seen=False)).items == []
+
+
+async def test_what_comes_short_says_that_it_is_hidden(worker: Asked) -> None:
+    start_ms = now_ms() - 8 * 3_600_000
+    await worker.apply(
+        worker.click("ann", "batteries", action="purchase", at_ms=start_ms),
+        worker.click("ann", "batteries", action="hide", at_ms=start_ms + 1),
+    )
+    found = await worker.answer("ann", exclude_seen=False, sources={"buy-again": 1.0, "popular": 1.0})
+    assert (found.items, found.why) == ([], {"buy-again": "hidden", "popular": "hidden"})
+
+
+async def test_a_hidden_item_comes_again_when_the_hide_is_taken_back_or_the_item_is_liked(
+    worker: Asked,
+) -> None:
+    for user in ("ann", "bob", "cy"):
+        await hide(worker, user, "batteries")
+    what_if = [{"item_id": "batteries", "action": "like"}]
+    asked: dict[str, Any] = {"exclude_seen": False, "sources": {"popular": 1.0}}
+    assert [i.item_id for i in (await worker.answer("cy", session=what_if, **asked)).items] == ["batteries"]
+    assert (await worker.answer("cy", **asked)).items == []
+    await worker.apply(
+        worker.click("ann", action="retract", event_id="ann 2", at_ms=now_ms()),
+        worker.click("bob", "batteries", action="like"),
+    )
+    for user in ("ann", "bob"):
+        assert [item.item_id for item in (await worker.answer(user, **asked)).items] == ["batteries"]
+    await worker.apply(worker.click("cy", "filters", action="forget", at_ms=now_ms()))
+    assert [item.item_id for item in (await worker.answer("cy", **asked)).items] == ["batteries"]
+
+
+async def test_the_list_changes_when_all_that_explains_it_is_disliked(worker: Asked) -> None:
+    start_ms = now_ms() - 60_000
+    bought = ("espresso", "decaf", "filters")
+    await worker.apply(*(worker.click("ann", item, action="purchase", at_ms=start_ms) for item in bought))
+    before = await worker.answer("ann", explain=True, limit=3)
+    reasons = {reason.item_id for item in before.items for reason in item.because}
+    assert reasons == {*bought}
+    assert before.items[0].item_id == "dark roast"
+    await worker.apply(*(worker.click("ann", item, action="dislike", at_ms=start_ms + 1) for item in reasons))
+    after = await worker.answer("ann", explain=True, limit=3)
+    assert "dark roast" not in [item.item_id for item in after.items]
+    assert not any(item.because for item in after.items)
+
+
 async def test_marks_of_retractions_are_no_events_of_the_proof(worker: Asked) -> None:
     await worker.apply(
         worker.click("ann", "dark roast", event_id="e1"), worker.click("ann", "shampoo", event_id="e2")

@@ -11,6 +11,7 @@ from headwater.messages import MAX_AT_MS
 from headwater.profiles.columns import Columns
 from headwater.profiles.counters import MAX_LEVEL, weight
 from headwater.profiles.event_log import Event
+from headwater.profiles.hides import packed, unpacked
 from headwater.profiles.state_records import (
     FORMAT_WITH_COUNTERS,
     MAX_STRAYS,
@@ -68,6 +69,9 @@ def restored(
     rows = np.array([columns.add(f"user {number}".encode()) for number in range(len(records))])
     unpack(columns, rows, records, bundle)
     return columns
+
+
+HIDE = ACTION_CODES["hide"]
 
 
 @given(st.lists(st.lists(events, max_size=6), min_size=1, max_size=5), st.data())
@@ -283,6 +287,41 @@ def test_a_shorter_log_without_counters_counts_nothing() -> None:
     assert none.log(np.array([0])).events(0) == [Event(2, 2, 1, 1)]
 
 
+@pytest.mark.parametrize("counters", [[], [(5, 2_048)]])
+def test_kept_hides_come_back_beside_whatever_else_there_is(counters: list[tuple[int, int]]) -> None:
+    columns, rows = filled([[Event(7, 8, 9, 5)], [Event(7, 8, 9, 5)]])
+    with_counters(columns, [counters, counters])
+    kept = packed([Event(MAX_AT_MS, EVENT_KEY_MASK, 2**64 - 1, HIDE), Event(START_MS, 1, 2, HIDE)])
+    columns.hides[int(rows[0])] = kept
+    hiding, plain = pack(columns, rows, STAMP)
+    assert (hiding[0], plain[0]) == (3, 2 if counters else 1)
+    assert len(hiding) == len(plain) + 40
+    assert len(hiding) == record_size(1, DIM, len(counters), 2) + len(columns.last_event[int(rows[0])])
+    again = restored([hiding, plain])
+    assert (again.hides, counters_of(again, 0)[:1]) == ({0: kept}, [*counters, None][:1])
+    unpack(again, np.array([0]), [plain], STAMP.bundle)
+    assert again.hides == {}, "the newer record has none"
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 9])
+def test_of_more_kept_hides_than_there_is_room_for_the_newest_stay(room: int) -> None:
+    columns, rows = filled([[]])
+    kept = [Event(START_MS + number, number, number, HIDE) for number in range(3)]
+    columns.hides[int(rows[0])] = packed(kept)
+    (record,) = pack(columns, rows, STAMP)
+    fewer = Columns(6, DIM, hides=room)
+    unpack(fewer, np.array([fewer.add(b"ann")]), [record], STAMP.bundle)
+    assert unpacked(fewer.hides.get(0, b"")) == kept[3 - min(room, 3) :]
+    assert pack(fewer, np.array([0]), STAMP)[0][0] == (3 if room else 1)
+
+
+def test_a_hide_that_a_shorter_log_has_no_room_for_is_kept() -> None:
+    log = [Event(START_MS + number, number, number, HIDE if number == 1 else 5) for number in range(6)]
+    (record,) = pack(*filled([log]), STAMP)
+    shorter = restored([record], length=3)
+    assert unpacked(shorter.hides[0]) == [log[1]]
+
+
 def test_a_counter_beyond_the_levels_is_at_the_highest() -> None:
     columns, rows = filled([[]])
     with_counters(columns, [[(1, MAX_LEVEL + 1)]])
@@ -304,9 +343,9 @@ def test_no_records_change_nothing() -> None:
 
 def test_a_record_of_a_newer_format_is_refused_with_the_remedy() -> None:
     (record,) = pack(*filled([[Event(1, 1, 1, 1)]]), STAMP)
-    newer = bytes([3]) + record[1:]
+    newer = bytes([4]) + record[1:]
     with pytest.raises(
-        RecordError, match=r"got format 3 .* expected format 1 or 2; run the version that wrote it"
+        RecordError, match=r"got format 4 .* expected format 1 to 3; run the version that wrote it"
     ):
         restored([record, newer])
 

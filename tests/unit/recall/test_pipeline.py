@@ -257,6 +257,51 @@ async def test_excluded_items_do_not_come_from_any_source(index: Fallible) -> No
     assert "soap 0" not in ids(found)
 
 
+async def test_a_dislike_pushes_away_from_what_is_like_it(index: Fallible) -> None:
+    one = ask(COFFEE + TEA * np.float32(0.9))
+    assert ids(await answer(index, one)) == ["coffee 0", "coffee 1", "coffee 2"]
+    disliked = one._replace(
+        dislikes=[(item_key("coffee 0"), one.now_ms)], unwanted=frozenset({item_key("coffee 0")})
+    )
+    assert ids(await answer(index, disliked)) == ["tea 0", "tea 1", "tea 2"]
+    long_ago = one._replace(dislikes=[(item_key("coffee 0"), one.now_ms - 365 * DAY_MS)])
+    assert ids(await answer(index, long_ago)) == ["coffee 0", "coffee 1", "coffee 2"]
+    alone, beside = await answers(index, one, disliked)
+    assert (ids(alone), ids(beside)) == (["coffee 0", "coffee 1", "coffee 2"], ["tea 0", "tea 1", "tea 2"])
+
+
+async def test_a_dislike_lowers_what_any_source_brings(index: Fallible) -> None:
+    popular = ask(limit=2, sources={"popular": 1.0})
+    assert ids(await answer(index, popular)) == ["soap 0", "tea 0"]
+    disliked = popular._replace(dislikes=[(item_key("soap 3"), popular.now_ms)])
+    assert ids(await answer(index, disliked)) == ["tea 0", "soap 0"]
+
+
+async def test_a_request_with_a_text_gets_what_it_asks_for_whatever_is_disliked(index: Fallible) -> None:
+    one = ask(query=COFFEE, has_text=True, sources={"query": 1.0})
+    disliked = one._replace(dislikes=[(item_key("coffee 3"), one.now_ms)])
+    assert ids(await answer(index, disliked)) == ids(await answer(index, one))
+
+
+async def test_interests_in_what_is_disliked_alone_leave_the_answer_to_what_is_popular(
+    index: Fallible,
+) -> None:
+    one = ask(COFFEE)
+    key = item_key("coffee 0")
+    found = await answer(index, one._replace(dislikes=[(key, one.now_ms)], unwanted=frozenset({key})))
+    assert ids(found) == ["soap 0", "tea 0"]
+    assert found.why["interests"] == "hidden"
+
+
+async def test_dislikes_cost_those_who_have_none_no_call(index: Fallible) -> None:
+    index.failing.add("vectors")
+    found = await answer(index, ask(COFFEE))
+    assert (ids(found), found.rung) == (["coffee 0", "coffee 1", "coffee 2"], None)
+    one = ask(COFFEE)
+    disliked = await answer(index, one._replace(dislikes=[(item_key("coffee 0"), one.now_ms)]))
+    assert (len(disliked.items), disliked.rung) == (3, None), "and those who have some are answered without"
+
+
 async def test_a_filter_holds_for_every_source(index: Fallible) -> None:
     found = await answer(index, ask(COFFEE, limit=10, where={"category": "tea"}))
     assert set(ids(found)) == {"tea 0", "tea 1", "tea 2", "tea 3"}

@@ -47,6 +47,7 @@ Why = Literal[
     "too_recent",
     "seen_excluded",
     "excluded",
+    "hidden",
     "filtered",
     "no_more",
     "not_in_bundle",
@@ -69,7 +70,8 @@ class Ask(NamedTuple):
         interest_weights: (K,) how much each of them counts.
         log: the user's positive events, oldest first.
         session: the positive what-if events of the request, oldest first; newer than the log.
-        unwanted: keys of the items that the user has disliked or hidden.
+        unwanted: keys of the items that the user has disliked or hidden; they are in ``exclude`` too.
+        dislikes: (item key, time in ms) of those that the user dislikes.
         counters: (item key, level) of the positive events that have left the log.
         query: (D,) the vector of the request's text; None without one, or where the bundle encodes no text.
         has_text: the request has a text.
@@ -88,6 +90,7 @@ class Ask(NamedTuple):
     log: Sequence[PositiveEvent] = ()
     session: Sequence[PositiveEvent] = ()
     unwanted: frozenset[int] = frozenset()
+    dislikes: Sequence[tuple[int, int]] = ()
     counters: Sequence[tuple[int, int]] = ()
     query: F32 | None = None
     has_text: bool = False
@@ -107,8 +110,16 @@ class Ask(NamedTuple):
 
     @property
     def liked(self) -> Sequence[PositiveEvent]:
-        """The positive events whose item the user has not disliked or hidden as well, oldest first."""
-        events, unwanted = self.events, self.unwanted
+        """The positive events whose item is not unwanted, oldest first."""
+        return self._wanted_of(self.events)
+
+    @property
+    def liked_log(self) -> Sequence[PositiveEvent]:
+        """Those of them that are in the log, oldest first."""
+        return self._wanted_of(self.log)
+
+    def _wanted_of(self, events: Sequence[PositiveEvent]) -> Sequence[PositiveEvent]:
+        unwanted = self.unwanted
         return [event for event in events if event[0] not in unwanted] if unwanted else events
 
     @property
@@ -117,8 +128,15 @@ class Ask(NamedTuple):
         return min(self.limit * _POOL_FACTOR, _MAX_POOL) if self.diversity > 0 else self.limit
 
     @property
+    def pushes(self) -> bool:
+        """Whether candidates like a disliked item lose score. A request with a text, or items, asks for what it says."""
+        return bool(self.dislikes) and self.query is None and not self.items
+
+    @property
     def wanted(self) -> int:
         """How many items each source is asked for."""
+        if self.pushes:  # others come up for those that are pushed away
+            return max(min(self.limit * _POOL_FACTOR, _MAX_POOL), self.pool)
         return max(self.choice, self.pool)
 
 

@@ -21,7 +21,9 @@ class Interests(VectorSource):
         ]
 
     def why(self, ask: Ask) -> Why | None:
-        """Without events there is no interest, nor where none of their items has a vector."""
+        """Without events there is no interest, nor where none of their items has a vector, or all are like disliked ones."""
         if (ask.interest_weights > 0).any():
             return None
+        if len(ask.interests) and ask.dislikes:
+            return "hidden"
         return "no_vectors" if ask.events else "no_events"
