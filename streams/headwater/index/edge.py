@@ -262,7 +262,8 @@ class EdgeIndex:
                 self._hidden += hidden
                 payload = msgspec.msgpack.encode(point.payload)
                 self._items[point.key] = _Item(point.item_id, *stamp, row, payload, hidden)
-                self._marks.remove(point.key)
+                if held is None:
+                    self._marks.remove(point.key)
             changed[point.key] = document
             done.points.append(point)
         if changed:

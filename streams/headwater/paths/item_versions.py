@@ -157,9 +157,10 @@ class ItemVersions:
                 of_live.pop(key, None)
             self._marks.put(key, point.item_id, stamp, now_s)
         else:
+            if key not in self.stamps:
+                self._marks.remove(key)
             self.stamps[key], self.ids[key] = stamp, point.item_id
             self.since_ms[key] = point.payload.get("since_ms")
-            self._marks.remove(key)
 
 
 class Known(NamedTuple):
