@@ -405,8 +405,8 @@ class Metrics:
         Counter,
         About(
             "Records put into the dead-letter topic, by reason.",
-            "Read them there: the headers say reason, topic, partition and offset. internal_error is a bug of "
-            "ours: report it with the log.",
+            "`headwater dlq list` says what mends each reason, `headwater dlq redrive` publishes them again after that. "
+            "internal_error is a bug of ours: report it with the log.",
             ("reason",),
         ),
     ]

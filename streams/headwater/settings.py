@@ -301,6 +301,11 @@ class Settings(BaseSettings):
         """The consumer group of the catalog."""
         return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-catalog"
 
+    @property
+    def redrive_group(self) -> str:
+        """The consumer group of a redrive of dead letters, and the id of its transactions."""
+        return f"{self.topic_prefix.rstrip('._-') or 'headwater'}-redrive"
+
     def with_admin_token(self) -> Self:
         """The same with a token, made up where none is set."""
         if self.admin_token is not None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args
 from urllib.parse import quote, urlencode
 
@@ -20,6 +19,7 @@ from headwater.commands.terminal import (
     UsageError,
     data_door,
     http_get,
+    moment_ms,
     required_data_door,
     run_async,
     running_settings,
@@ -170,7 +170,7 @@ def ask(
         "session": [_session_event(each) for each in session],
         "sources": dict(_source(each) for each in sources),
         "diversity": diversity,
-        "at_ms": _moment_ms(at) if at is not None else None,
+        "at_ms": moment_ms("--at", at) if at is not None else None,
         "after_event_id": after_event_id,
         "deadline_ms": deadline_ms,
         "explain": explain,
@@ -292,18 +292,6 @@ def _source(text: str) -> tuple[str, float]:
         f"--sources is {text}: expected NAME=WEIGHT with a number from 0 to 100, such as interests=1, and one of the "
         f"names {', '.join(get_args(SourceName))}"
     )
-
-
-def _moment_ms(text: str) -> int:
-    if text.isdecimal():
-        return int(text)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(
-            f"--at is {text}: expected a date and time such as 2026-11-30T12:00, or milliseconds since 1970"
-        ) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:

@@ -1,6 +1,7 @@
 """What `headwater doctor` sees of the consumer groups: members, lag, partitions in which nothing moves, dead letters."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -11,8 +12,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from headwater.commands.findings import TIMEOUT_S, Finding, System
+from headwater.kafka import letters
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.membership import COORDINATOR_MOVES, STABLE, Group, complaints, describe
+from headwater.kafka.read_to_end import read_to_end
 
 _LAG: Final = 10_000  # a worker commits every second, so some lag is no fault
 # A worker drains for at most 5 s at a rebalance, and the broker waits for it.
@@ -23,6 +26,9 @@ _STANDS_S: Final = 5.0
 # clocks that differ.
 _REQUEST_WAITS_S: Final = 65.0
 _READ_S: Final = 3.0
+# Dead letters that are looked at for their reasons: a few MB, mostly.
+_NEWEST: Final = 5_000
+_REASONS_TOLD: Final = 3
 
 
 def interests(system: System) -> AsyncIterator[Finding]:
@@ -37,13 +43,36 @@ def catalog(system: System) -> AsyncIterator[Finding]:
 
 
 async def dead_letters(system: System) -> AsyncIterator[Finding]:
-    """How many dead letters there are."""
+    """How many dead letters there are, and the reasons that the newest of them have most often."""
     name = system.topics.dead_letters
     async with system.consumer() as consumer:
-        if name in await consumer.topics():
-            dead = await asyncio.wait_for(_count(consumer, name), TIMEOUT_S)
-            seen = f"{dead:,} in {name}"
-            yield Finding("dead letters", True, f"{seen}; their headers say why" if dead else seen)
+        if name not in await consumer.topics():
+            return
+        dead = await asyncio.wait_for(_count(consumer, name), TIMEOUT_S)
+        if not dead:
+            yield Finding("dead letters", True, f"none in {name}")
+            return
+        newest = await _newest_letters(consumer, TopicPartition(name, letters.PARTITION))
+    seen = f"at most {dead:,} in {name}"  # marks and tombstones are among them
+    if waiting := newest.open():
+        of = letters.reasons(waiting).most_common(_REASONS_TOLD)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in of)
+        seen = f"{seen}; the newest are {reasons}: `headwater dlq list` says what mends them"
+    yield Finding("dead letters", True, seen)
+
+
+async def _newest_letters(consumer: Consumer, tp: TopicPartition) -> letters.Letters:
+    """The newest letters, as far as they are read in a few seconds."""
+    found = letters.Letters()
+    start, end = (await consumer.beginning_offsets([tp]))[tp], (await consumer.end_offsets([tp]))[tp]
+    consumer.assign([tp])
+    consumer.seek(tp, max(start, end - _NEWEST))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_READ_S):
+            async for run in read_to_end(consumer, [tp], {tp: end}, max_records=500):
+                for record in run.records:
+                    found.add(record)
+    return found
 
 
 async def transactions(system: System) -> AsyncIterator[Finding]:

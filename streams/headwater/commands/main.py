@@ -53,6 +53,10 @@ _COMMANDS: Final = (
     (_OPERATE, "topics create", "operate:create"),
     (_OPERATE, "topics check", "operate:check"),
     (_OPERATE, "topics accept", "operate:accept"),
+    (_OPERATE, "dlq list", "dlq:show_all"),
+    (_OPERATE, "dlq show", "dlq:show"),
+    (_OPERATE, "dlq redrive", "dlq:redrive"),
+    (_OPERATE, "dlq purge", "dlq:purge"),
     (_OPERATE, "metrics", "operate:metrics"),
     (_OPERATE, "schema", "operate:schema"),
     (_TRAIN, "train", "models:train"),
@@ -67,6 +71,7 @@ _COMMANDS: Final = (
 _FAMILIES: Final = {
     "import": "Publish a CSV, Parquet or JSON lines file.",
     "topics": "Create, check or accept the topics.",
+    "dlq": "List, show, redrive or purge dead letters.",
     "bundle": "Show, compare, or make bundles without training.",
 }
 

@@ -26,7 +26,7 @@ _HIDDEN: Final = "********"
 _RESOLVED: Final = {"kafka_bootstrap_servers": "bootstrap_servers", "bundle": "bundle_path"}
 
 
-def doctor(*, role: Literal["all", "interests", "catalog", "client"] = "all") -> int:
+def doctor(*, role: Literal["all", "interests", "catalog", "operator", "client"] = "all") -> int:
     """Look at the whole system; say what is wrong and what to do.
 
     Examined are broker, topics, co-partitioning, rights, groups, lag, dead letters, bundle, index and worker.
@@ -36,8 +36,8 @@ def doctor(*, role: Literal["all", "interests", "catalog", "client"] = "all") ->
     Parameters
     ----------
     role
-        What the Kafka user of these settings is to have the rights for: a worker of one role, of both (all), or a client
-        that publishes and asks.
+        What the Kafka user of these settings is to have the rights for: a worker of one role, of both (all), an operator who
+        redrives and purges dead letters, or a client that publishes and asks.
     """
     settings = running_settings()
     from headwater.commands.doctor import examine

@@ -7,6 +7,7 @@ import asyncio
 import shlex
 import sys
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
@@ -134,6 +135,23 @@ async def within_timeout(work: Coroutine[Any, Any, Result], settings: "Settings"
             f"no answer from the Kafka broker at {settings.bootstrap_servers} within {_BROKER_TIMEOUT_S:g} s: start one "
             "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
         ) from error
+
+
+def moment_ms(option: str, text: str) -> int:
+    """A date and time, or milliseconds since 1970, as given to an option; in milliseconds since 1970.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"{option} is {text}: expected a date and time such as 2026-11-30T12:00, or milliseconds since 1970"
+        ) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def quiet_aiokafka() -> None:

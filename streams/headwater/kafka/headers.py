@@ -8,6 +8,7 @@
 | ``kafka_replyPartition`` | requests, echoed on responses | the same as a big-endian int32, as Spring writes it |
 | ``reply_to_failed`` | responses | the topic that did not take the answer and why, UTF-8 |
 | ``headwater-origin`` | clicks, requests | JSON ``[partition, offset, timestamp_ms]`` |
+| ``headwater-redriven`` | clicks, catalog, echoed on dead letters | JSON ``[topic, partition, offset, tries]`` |
 | ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
 | ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, epoch]`` |
 | ``headwater-applied`` | profiles, null value | JSON ``[incarnation, offset]`` |
@@ -15,6 +16,9 @@
 | ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``last_offset`` | dead letters | UTF-8 |
 | ``cut_from_bytes`` | dead letters | decimal text |
 | ``key`` | dead letters | the key of the original, any bytes; absent for a null key |
+| ``original.NAME`` | dead letters | the header ``NAME`` of the original, as it was |
+| ``headers_left_out`` | dead letters | decimal text: so many headers of the original are not there, since they were large |
+| ``redriven-to`` | dead letters, null value | JSON ``[partition, offset, redriven_ms]`` |
 
 Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts.
 Each parser returns the value, None where the header is absent, or a :class:`BadHeader` where it is invalid.
@@ -41,12 +45,18 @@ FORGOT_HEADER: Final = "headwater-forgot-ms"
 APPLIED_HEADER: Final = "headwater-applied"
 CLAIM_HEADER: Final = "headwater-claim"
 LETTER_KEY_HEADER: Final = "key"
+REDRIVEN_HEADER: Final = "headwater-redriven"
+REDRIVEN_TO_HEADER: Final = "redriven-to"
+ORIGINAL_PREFIX: Final = "original."
+HEADERS_LEFT_OUT: Final = "headers_left_out"
 
 # What an answer repeats must leave room for the answer.
 _MAX_ECHOED_BYTES: Final = 4_096
 _MAX_QUOTED: Final = 60
 _MAX_MESSAGE_CHARS: Final = 1_000
-_MAX_LETTER_KEY_BYTES: Final = 1_024
+MAX_LETTER_KEY_BYTES: Final = 1_024
+# Names and values of all headers of an original together.
+_MAX_ORIGINAL_BYTES: Final = 4_096
 
 # The ranges of Kafka's own fields: int32 partitions and generations, int64 offsets and timestamps.
 _Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -70,6 +80,23 @@ class Origin(NamedTuple):
     partition: _Partition
     offset: _Offset
     timestamp_ms: _Int64
+
+
+class Redriven(NamedTuple):
+    """The record that a dead letter was of, which was published again, and how often that was tried."""
+
+    topic: Annotated[str, Meta(max_length=249)]  # as long as Kafka allows
+    partition: _Partition
+    offset: _Offset
+    tries: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
+class RedrivenTo(NamedTuple):
+    """Where the record of a dead letter was published again, on the topic of the original."""
+
+    partition: _Partition
+    offset: _Offset
+    redriven_ms: _Int64
 
 
 class DeleteOrder(Struct, frozen=True):
@@ -123,6 +150,8 @@ class ReplyPartition(NamedTuple):
 
 
 _ORIGINS: Final = msgspec.json.Decoder(Origin)
+_REDRIVEN: Final = msgspec.json.Decoder(Redriven)
+_REDRIVEN_TO: Final = msgspec.json.Decoder(RedrivenTo)
 _DELETES: Final = msgspec.json.Decoder(DeleteOrder)
 _ERASURES: Final = msgspec.json.Decoder(Erasure)
 _APPLIED: Final = msgspec.json.Decoder(AppliedOffset)
@@ -179,6 +208,16 @@ def origin_of(headers: Headers) -> Origin | BadHeader | None:
     return _decoded(headers, ORIGIN_HEADER, _ORIGINS, "[partition, offset, timestamp in ms]")
 
 
+def redriven_of(headers: Headers) -> Redriven | BadHeader | None:
+    """The dead letter that a record was redriven from."""
+    return _decoded(headers, REDRIVEN_HEADER, _REDRIVEN, "[topic, partition, offset, tries]")
+
+
+def redriven_to_of(headers: Headers) -> RedrivenTo | BadHeader | None:
+    """Where the record of a dead letter is now."""
+    return _decoded(headers, REDRIVEN_TO_HEADER, _REDRIVEN_TO, "[partition, offset, time in ms]")
+
+
 def delete_order_of(headers: Headers) -> DeleteOrder | BadHeader | None:
     """The order of a delete on the vectors topic."""
     return _decoded(headers, DELETE_HEADER, _DELETES, 'an object with "partition", "offset" and "version"')
@@ -216,6 +255,16 @@ def origin_header(origin: Origin) -> Header:
     return ORIGIN_HEADER, msgspec.json.encode(origin)
 
 
+def redriven_header(redriven: Redriven) -> Header:
+    """The header of a record that is published again."""
+    return REDRIVEN_HEADER, msgspec.json.encode(redriven)
+
+
+def redriven_to_header(redriven_to: RedrivenTo) -> Header:
+    """The header that marks a dead letter as redriven."""
+    return REDRIVEN_TO_HEADER, msgspec.json.encode(redriven_to)
+
+
 def delete_header(order: DeleteOrder) -> Header:
     """The header of a delete, which has no value, so that its place in the order of versions travels here."""
     place = {"version": order.version, "partition": order.partition, "offset": order.offset}
@@ -246,13 +295,15 @@ def dead_letter_headers(
     key: bytes | None,
     last_offset: int | None = None,
     cut_from_bytes: int | None = None,
-) -> list[Header]:
-    """The headers of a dead letter: why, where the original lies, and its key.
+    original: Headers = (),
+) -> list[tuple[str, bytes | None]]:
+    """The headers of a dead letter: why, where the original lies, its key and its headers.
 
     ``last_offset`` is that of the last original, where one letter stands for several. ``cut_from_bytes`` is the size of
-    a value that was cut. A message is cut after 1,000 characters, a key after 1,024 bytes: ids have at most 512.
+    a value that was cut. A message is cut after 1,000 characters, a key after 1,024 bytes: ids have at most 512. The
+    ``original`` headers are left out where they have more than 4,096 bytes; the count of tries is always kept.
     """
-    headers = [
+    headers: list[tuple[str, bytes | None]] = [
         ("reason", reason.encode()),
         ("message", message[:_MAX_MESSAGE_CHARS].encode(errors="backslashreplace")),
         ("topic", topic.encode()),
@@ -260,8 +311,19 @@ def dead_letter_headers(
         ("offset", str(offset).encode()),
     ]
     if key is not None:
-        headers.append((LETTER_KEY_HEADER, key[:_MAX_LETTER_KEY_BYTES]))
-    for name, number in (("last_offset", last_offset), ("cut_from_bytes", cut_from_bytes)):
+        headers.append((LETTER_KEY_HEADER, key[:MAX_LETTER_KEY_BYTES]))
+    if isinstance(redriven := redriven_of(original), Redriven):
+        headers.append(redriven_header(redriven))
+    size = sum(len(name.encode()) + len(value or b"") for name, value in original)
+    fits = size <= _MAX_ORIGINAL_BYTES
+    if fits:
+        headers += [(f"{ORIGINAL_PREFIX}{name}", value) for name, value in original]
+    left_out = None if fits else len(original)
+    for name, number in (
+        ("last_offset", last_offset),
+        ("cut_from_bytes", cut_from_bytes),
+        (HEADERS_LEFT_OUT, left_out),
+    ):
         if number is not None:
             headers.append((name, str(number).encode()))
     return headers

@@ -132,7 +132,7 @@ class Sent:
         """Wait for a batch. Where the topic does not take it, its halves are written, until the culprits stand alone."""
         try:
             meta = await future
-        except tuple(_REFUSALS) as error:
+        except tuple(REFUSALS) as error:
             if len(records) == 1:
                 self.refused.append(_refusal(self._topic, records[0], error))
                 return []
@@ -147,7 +147,7 @@ class Sent:
         return [Written(meta.offset, meta.offset + len(records))]
 
 
-_REFUSALS: Final[dict[type[KafkaError], str]] = {
+REFUSALS: Final[dict[type[KafkaError], str]] = {
     MessageSizeTooLargeError: "too_large",
     RecordListTooLargeError: "too_large",
     InvalidTimestampError: "bad_timestamp",
@@ -161,7 +161,7 @@ def _refusal(topic: str, record: Outgoing, error: KafkaError) -> Refused:
         message = (
             f"{topic} does not take it: got the timestamp {record.timestamp_ms} ({type(error).__name__})"
         )
-    return Refused(record, _REFUSALS[type(error)], message)
+    return Refused(record, REFUSALS[type(error)], message)
 
 
 def _not_written(topic: str, partition: int, error: Exception) -> StopWorker:
@@ -242,7 +242,7 @@ async def write_scattered(producer: Producer, topic: str, records: Sequence[Outg
             results = await asyncio.gather(*futures, return_exceptions=True)
         refused = []
         for record, result in zip(records, results, strict=True):
-            if isinstance(result, tuple(_REFUSALS)):  # perhaps for others in its batch
+            if isinstance(result, tuple(REFUSALS)):  # perhaps for others in its batch
                 home = record.partition
                 if home is None or home not in partitions:
                     home = partition_of(record.key, len(partitions)) if record.key else 0

@@ -35,7 +35,7 @@ _READ, _WRITE = Operation.READ, Operation.WRITE
 # Each worker compares all topics with what they have to be when it starts.
 _LOOKED_AT: Final = (Operation.DESCRIBE, Operation.DESCRIBE_CONFIGS)
 
-Role = Literal["interests", "catalog", "client"]
+Role = Literal["interests", "catalog", "operator", "client"]
 ROLES: Final = get_args(Role)
 # By topic, as a field of `Topics`. A stray is written to the topic it came from, hence Write on clicks and requests.
 _NEEDS: Final[Mapping[Role, Mapping[str, tuple[Operation, ...]]]] = {
@@ -55,6 +55,11 @@ _NEEDS: Final[Mapping[Role, Mapping[str, tuple[Operation, ...]]]] = {
         "vectors": (_READ, _WRITE),
         "trends": (_READ, _WRITE),
         "dead_letters": (_WRITE,),
+    },
+    "operator": {
+        "dead_letters": (_READ, _WRITE),
+        "clicks": (_WRITE,),
+        "catalog": (_READ, _WRITE),
     },
     "client": {"clicks": (_WRITE,), "requests": (_WRITE,), "responses": (_READ,), "catalog": (_WRITE,)},
 }
@@ -77,7 +82,7 @@ def needs(settings: Settings, role: Role) -> dict[str, tuple[Operation, ...]]:
     wanted = {getattr(names, field): operations for field, operations in _NEEDS[role].items()}
     if role == "interests":
         wanted |= dict.fromkeys(settings.reply_topics, (_WRITE,))
-    if role != "client":
+    if role in ("interests", "catalog"):
         for spec in specs(settings):
             wanted[spec.name] = (*wanted.get(spec.name, ()), *_LOOKED_AT)
     return wanted
@@ -101,7 +106,11 @@ async def lacks(settings: Settings, admin: AIOKafkaAdminClient, role: Role) -> l
         for name, operations in wanted.items()
         if (missing := _missing(allowed.get(name, Allowed(None)), operations))
     ]
-    group = {"interests": settings.interests_group, "catalog": settings.catalog_group}.get(role)
+    group = {
+        "interests": settings.interests_group,
+        "catalog": settings.catalog_group,
+        "operator": settings.redrive_group,
+    }.get(role)
     if group is not None and not await _may_join(admin, group):
         found.append(Lack("group", group, (_READ,)))
     return found

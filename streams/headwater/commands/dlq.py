@@ -1,0 +1,564 @@
+"""`headwater dlq list`, `show`, `redrive` and `purge`: dead letters looked at, published again, taken out."""
+
+import base64
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+from cyclopts import Parameter
+
+from headwater.commands.terminal import (
+    FLAG,
+    CommandError,
+    UsageError,
+    moment_ms,
+    run_async,
+    running_settings,
+    say,
+    stdout,
+    within_timeout,
+)
+
+if TYPE_CHECKING:
+    from aiokafka import ConsumerRecord
+    from rich.text import Text
+
+    from headwater.kafka.letters import Group, Letter, Letters, Place, Wanted
+    from headwater.kafka.redrive import Outcome
+    from headwater.settings import Settings
+
+Result = TypeVar("Result")
+
+# Names of parameters are those of the options, so a module of that name is imported inside.
+_REASON: Final = Parameter(name="--reason", negative=(), consume_multiple=False, show_default=False)
+_TOPIC: Final = Parameter(name="--topic", negative=(), consume_multiple=False, show_default=False)
+_ALL: Final = Parameter(name="--all", negative=(), show_default=False)
+_UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_AGE: Final = re.compile(r"([0-9]{1,6})([smhd])")
+_SHOWN_BYTES: Final = 256
+_BYTES_A_LINE: Final = 16
+_SHOWN_CHARS: Final = 4_000
+_EXAMPLE_CHARS: Final = 100
+_MAX_RATE: Final = 2_000.0
+_TOLD_EVERY_S: Final = 2.0
+_SKIPPED: Final[Mapping[str, str]] = {
+    "cut": "were too large to be kept whole: publish the originals again",
+    "unreadable": "are of records that nobody could read: publish the originals again",
+    "no_use": "are of neither clicks nor catalog: who asked has long given up",
+    "failed_again": "failed again when they were redriven: mend the cause, then raise --max-tries",
+    "superseded": "are of items that got a later change: they would undo it",
+}
+
+
+def show_all(
+    *,
+    reasons: Annotated[list[str], _REASON] = [],  # noqa: B006 - cyclopts never changes it
+    topics: Annotated[list[str], _TOPIC] = [],  # noqa: B006 - cyclopts never changes it
+    since: str | None = None,
+    key: str | None = None,
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """List the dead letters that wait, by reason and topic, with what mends each.
+
+    Example: headwater dlq list --topic clicks --since 2d
+
+    Parameters
+    ----------
+    reasons
+        Only those of this reason; repeatable.
+    topics
+        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
+    since
+        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
+    key
+        Only those of records with this key: a user's id, or an item's.
+    json
+        Print a JSON object.
+    """
+    from headwater.kafka import letters as found
+
+    settings = running_settings()
+    wanted = _wanted(settings, reasons, topics, since, key)
+    letters = _reached(settings, found.read(settings))
+    _check_reasons(wanted, letters)
+    waiting = found.groups(filter(wanted.takes, letters.open()))
+    # A mark has no key: it keeps nothing of a user.
+    redriven = sum(map(wanted.takes, letters.redriven()))
+    if json:
+        _print_json(
+            {
+                "letters": sum(group.letters for group in waiting),
+                "redriven": redriven,
+                "groups": [_group_fields(group) for group in waiting],
+            }
+        )
+        return 0
+    if waiting:
+        _print_groups(waiting)
+    count = sum(group.letters for group in waiting)
+    stdout().print(f"{_letters(count)} to be looked at, {redriven:,} redriven", highlight=False)
+    if waiting:
+        say(f"`headwater dlq show {waiting[0].newest.place}` shows one of them")
+    return 0
+
+
+def _group_fields(group: "Group") -> dict[str, Any]:
+    return {
+        "reason": group.reason,
+        "topic": group.topic,
+        "letters": group.letters,
+        "failed_again": group.failed_again,
+        "oldest_ms": group.oldest_ms,
+        "newest_ms": group.newest_ms,
+        "newest": {"place": str(group.newest.place), "message": group.newest.message},
+    }
+
+
+def _print_groups(waiting: "Sequence[Group]") -> None:
+    from rich.table import Table
+
+    from headwater.kafka.dead_letters import REASONS
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("reason", "topic", "letters", "failed again", "oldest", "newest"):
+        table.add_column(
+            name, no_wrap=True, justify="right" if name in ("letters", "failed again") else "left"
+        )
+    for name in ("newest says", "what mends it"):
+        table.add_column(name)
+    for group in waiting:
+        cells = (
+            group.reason,
+            group.topic,
+            f"{group.letters:,}",
+            f"{group.failed_again:,}" if group.failed_again else "",
+            _when(group.oldest_ms),
+            _when(group.newest_ms),
+            group.newest.message[:_EXAMPLE_CHARS],
+            REASONS.get(group.reason, ""),
+        )
+        table.add_row(*map(_plain, cells))
+    stdout().print(table, highlight=False)
+
+
+def show(place: str, *, json: Annotated[bool, FLAG] = False) -> int:
+    """Show one dead letter: why it is there, where it comes from, its key, headers, text and bytes.
+
+    Example: headwater dlq show clicks/2/1041
+
+    Parameters
+    ----------
+    place
+        TOPIC/PARTITION/OFFSET of the original, or of the letter itself (dead-letters/0/17).
+    json
+        Print a JSON object, in which bytes are in base64.
+    """
+    from headwater.kafka import letters as found
+
+    settings = running_settings()
+    names = _topic_names(settings)
+    wanted = _place(place, names)
+
+    async def looking() -> "tuple[Letter, ConsumerRecord] | None":
+        letter = (await found.read(settings)).at(wanted, names["dead-letters"])
+        record = None if letter is None else await found.record_of(settings, letter)
+        return None if letter is None or record is None else (letter, record)
+
+    seen = _there(_reached(settings, looking()), wanted)
+    fields = _described(settings, *seen)
+    if json:
+        _print_json(fields)
+        return 0
+    _print_letter(fields, seen[1].value)
+    return 0
+
+
+def _place(text: str, names: Mapping[str, str]) -> "Place":
+    from headwater.kafka.letters import Place
+
+    try:
+        place = Place.parse(text)
+    except ValueError:
+        raise UsageError(
+            f"{text} is no place: expected TOPIC/PARTITION/OFFSET, such as clicks/2/1041"
+        ) from None
+    return place._replace(topic=names.get(place.topic, place.topic))
+
+
+def _there(seen: "tuple[Letter, ConsumerRecord] | None", place: "Place") -> "tuple[Letter, ConsumerRecord]":
+    if seen is None:
+        raise CommandError(
+            f"there is no dead letter {place}: expected the place of an original, as `headwater dlq list --json` has it; "
+            "it may have been purged, erased with its user, or deleted with age"
+        )
+    return seen
+
+
+def _described(settings: "Settings", letter: "Letter", record: "ConsumerRecord") -> dict[str, Any]:
+    from headwater.kafka.letters import original_headers
+
+    value = record.value
+    return {
+        "place": str(letter.place),
+        "letter": f"{record.topic}/{record.partition}/{record.offset}",
+        "put": _when(letter.put_ms),
+        "put_ms": letter.put_ms,
+        "reason": letter.reason,
+        "message": letter.message,
+        "lacks": letter.lacks,
+        "tries": letter.tries,
+        "redriven_to": None
+        if (to := letter.redriven_to) is None
+        else f"{letter.place.topic}/{to.partition}/{to.offset}",
+        "redriven_ms": None if to is None else to.redriven_ms,
+        "key": _decoded(letter.key),
+        "key_base64": _base64(letter.key),
+        "headers": [[name, _decoded(held), _base64(held)] for name, held in original_headers(record.headers)],
+        "letter_headers": [[name, _decoded(held)] for name, held in record.headers],
+        "text": _decoded(value),
+        "value_base64": _base64(value),
+        "now": "" if to is not None else _complaint(settings, letter, value),
+    }
+
+
+def _complaint(settings: "Settings", letter: "Letter", value: bytes | None) -> str:
+    """What this version finds wrong with the message itself, empty where nothing is."""
+    from headwater.kafka.topics import Topics
+    from headwater.messages import BadMessage, decode_click, decode_item
+
+    names = Topics.named(settings.topic_prefix)
+    try:
+        if letter.place.topic == names.clicks:
+            decode_click(letter.key, value, int(time.time() * 1000))
+        elif letter.place.topic == names.catalog and value is not None:
+            decode_item(letter.key, value)
+    except BadMessage as error:
+        return f"{error.reason}: {error}"
+    return ""
+
+
+def _print_letter(fields: Mapping[str, Any], value: bytes | None) -> None:
+    console = stdout()
+
+    def line(name: str, said: object) -> None:
+        console.print(_plain(f"{name:<12}{said}"), highlight=False)
+
+    line("original", fields["place"])
+    line("letter", f"{fields['letter']}, put {fields['put']}")
+    line("reason", f"{fields['reason']}: {fields['message']}")
+    if fields["redriven_to"]:
+        line("redriven", f"to {fields['redriven_to']}; its content went there")
+        return
+    if fields["tries"]:
+        line("tries", f"redriven {fields['tries']} times before, and failed again")
+    line("today", fields["now"] or "this version finds nothing wrong with the message itself")
+    line("redrive", _SKIPPED[fields["lacks"]] if fields["lacks"] else "possible")
+    line("key", "null" if fields["key_base64"] is None else fields["key"])
+    for name, text, _ in fields["headers"]:
+        line("header", f"{name}: {'null' if text is None else text}")
+    if value is None:
+        line("value", "null")
+        return
+    line("value", f"{len(value):,} bytes")
+    for text in _pretty(value)[:_SHOWN_CHARS].splitlines():
+        console.print(_plain(text), highlight=False)
+    for text in _hex_lines(value[:_SHOWN_BYTES]):
+        console.print(_plain(text), highlight=False)
+    if len(value) > _SHOWN_BYTES:
+        say(f"the first {_SHOWN_BYTES} of {len(value):,} bytes; --json has all")
+
+
+def redrive(
+    *,
+    reasons: Annotated[list[str], _REASON] = [],  # noqa: B006 - cyclopts never changes it
+    topics: Annotated[list[str], _TOPIC] = [],  # noqa: B006 - cyclopts never changes it
+    since: str | None = None,
+    key: str | None = None,
+    every: Annotated[bool, _ALL] = False,
+    rate: float = 100.0,
+    max_tries: int = 1,
+    dry_run: Annotated[bool, FLAG] = False,
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """Publish dead letters again once their cause is mended, each exactly once.
+
+    The record goes to the topic it came from, as a new one, and its letter is marked in the same transaction. So a second
+    run, or one after a crash, leaves it out. A letter that fails again comes back with its number of tries.
+
+    Example: headwater dlq redrive --reason misrouted --rate 100 --dry-run
+
+    Parameters
+    ----------
+    reasons
+        Only those of this reason; repeatable.
+    topics
+        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
+    since
+        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
+    key
+        Only those of records with this key: a user's id, or an item's.
+    every
+        All of them, instead of a filter.
+    rate
+        Letters a second, at most.
+    max_tries
+        Leave out letters that have been redriven so often already and failed again.
+    dry_run
+        Say what would be done.
+    json
+        Print a JSON object.
+    """
+    _check_bounds(rate, max_tries)
+    settings = running_settings()
+    wanted = _chosen(settings, reasons, topics, since, key, every)
+    from headwater.kafka import letters as found
+    from headwater.kafka.redrive import Outcome, Redrive, plan
+    from headwater.worker.logging_setup import configure_logging
+
+    configure_logging(settings.model_copy(update={"log_level": "warning"}))
+
+    async def running() -> "Outcome":
+        _check_reasons(wanted, await found.read(settings))
+        if dry_run:
+            would = await plan(settings, wanted, max_tries)
+            return Outcome(len(would.ready), would.skipped, ())
+        return await Redrive(settings, wanted, rate, max_tries, _progress()).run()
+
+    outcome = _reached(settings, running())
+    if json:
+        _print_json(
+            {
+                "redriven": outcome.redriven,
+                "dry_run": dry_run,
+                "skipped": dict(outcome.skipped),
+                "refused": {str(each.place): each.reason for each in outcome.refused},
+            }
+        )
+    else:
+        done = "would be redriven" if dry_run else "redriven"
+        print(f"{_letters(outcome.redriven)} {done}")
+    for code, count in sorted(outcome.skipped.items()):
+        say(f"{_letters(count)} left out: they {_SKIPPED[code]}")
+    for place, reason in outcome.refused:
+        say(f"{place} left as it was: its topic does not take the record ({reason})")
+    return 1 if outcome.refused else 0
+
+
+def _check_bounds(rate: float, max_tries: int) -> None:
+    if not 0.0 < rate <= _MAX_RATE:
+        raise UsageError(
+            f"--rate is {rate:g}: expected letters a second, more than 0 and at most {_MAX_RATE:g}"
+        )
+    if max_tries < 1:
+        raise UsageError(f"--max-tries is {max_tries}: expected 1 or more")
+
+
+def purge(
+    *,
+    reasons: Annotated[list[str], _REASON] = [],  # noqa: B006 - cyclopts never changes it
+    topics: Annotated[list[str], _TOPIC] = [],  # noqa: B006 - cyclopts never changes it
+    since: str | None = None,
+    key: str | None = None,
+    every: Annotated[bool, _ALL] = False,
+    dry_run: Annotated[bool, FLAG] = False,
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """Take dead letters out for good. Those that were redriven have no content any more, and keep their marks.
+
+    Example: headwater dlq purge --reason bad_json --since 12h
+
+    Parameters
+    ----------
+    reasons
+        Only those of this reason; repeatable.
+    topics
+        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
+    since
+        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
+    key
+        Only those of records with this key: a user's id, or an item's.
+    every
+        All of them, instead of a filter.
+    dry_run
+        Say what would be done.
+    json
+        Print a JSON object.
+    """
+    settings = running_settings()
+    wanted = _chosen(settings, reasons, topics, since, key, every)
+    from headwater.kafka import letters as found
+
+    async def purging() -> int:
+        letters = await found.read(settings)
+        _check_reasons(wanted, letters)
+        doomed = list(filter(wanted.takes, letters.open()))
+        if not dry_run:
+            await found.purge(settings, doomed)
+        return len(doomed)
+
+    count = _reached(settings, purging())
+    if json:
+        _print_json({"purged": count, "dry_run": dry_run})
+    else:
+        print(f"{_letters(count)} {'would be purged' if dry_run else 'purged'}")
+    return 0
+
+
+def _chosen(
+    settings: "Settings",
+    reasons: Collection[str],
+    topics: Collection[str],
+    since: str | None,
+    key: str | None,
+    every: bool,
+) -> "Wanted":
+    """The filter of a command that changes something: nobody means all of them by leaving it out."""
+    is_filtered = bool(reasons or topics or since is not None or key is not None)
+    if is_filtered == every:
+        raise UsageError(
+            "expected a filter (--reason, --topic, --since or --key), or --all for every letter, and not both"
+        )
+    return _wanted(settings, reasons, topics, since, key)
+
+
+def _wanted(
+    settings: "Settings",
+    reasons: Collection[str],
+    topics: Collection[str],
+    since: str | None,
+    key: str | None,
+) -> "Wanted":
+    from headwater.kafka.letters import Wanted
+
+    names = _topic_names(settings)
+    for topic in topics:
+        if topic not in names and topic not in names.values():
+            raise UsageError(
+                f"--topic is {topic}: expected one of {', '.join(sorted(names))}, or its full name"
+            )
+    return Wanted(
+        reasons=tuple(reasons),
+        topics=tuple(names.get(topic, topic) for topic in topics),
+        since_ms=None if since is None else _since_ms(since, int(time.time() * 1000)),
+        key=None if key is None else os.fsencode(key),
+    )
+
+
+def _check_reasons(wanted: "Wanted", letters: "Letters") -> None:
+    """A reason that no letter has is nothing to do, and one that none can have is a mistake."""
+    from headwater.kafka.dead_letters import REASONS
+    from headwater.kafka.letters import reasons
+
+    known = {*REASONS, *reasons(letters.open()), *reasons(letters.redriven())}
+    if unknown := sorted(set(wanted.reasons) - known):
+        raise UsageError(f"--reason is {unknown[0]}: expected one of {', '.join(sorted(known))}")
+
+
+def _since_ms(text: str, now_ms: int) -> int:
+    age = _AGE.fullmatch(text)
+    return now_ms - int(age[1]) * _UNITS_MS[age[2]] if age else moment_ms("--since", text)
+
+
+def _topic_names(settings: "Settings") -> dict[str, str]:
+    """Full names by their short ones: clicks, catalog, requests, dead-letters."""
+    from headwater.kafka.topics import Topics
+
+    names = Topics.named(settings.topic_prefix)
+    return {
+        "clicks": names.clicks,
+        "catalog": names.catalog,
+        "requests": names.requests,
+        "dead-letters": names.dead_letters,
+    }
+
+
+def _reached(settings: "Settings", work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of work on a broker that answers.
+
+    Raises:
+        NoBroker: it does not.
+        CommandError: it refuses.
+    """
+    from aiokafka.errors import KafkaError
+
+    from headwater.kafka import topics
+
+    async def working() -> Result:
+        try:
+            await within_timeout(topics.reach(settings), settings)
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return await work
+        except KafkaError as error:
+            raise CommandError(
+                f"the broker at {settings.bootstrap_servers} refused ({type(error).__name__}: {error}); look at its log, and "
+                "at the rights of this user"
+            ) from error
+
+    return run_async(working())
+
+
+def _progress() -> Callable[[int], None]:
+    """Tells on standard error, every few seconds, how many letters are redriven."""
+    told_s = time.monotonic()
+
+    def tell(redriven: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s > _TOLD_EVERY_S:
+            told_s = time.monotonic()
+            say(f"{_letters(redriven)} redriven so far")
+
+    return tell
+
+
+def _letters(count: int) -> str:
+    return "1 letter" if count == 1 else f"{count:,} letters"
+
+
+def _when(at_ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(max(at_ms, 0) / 1000))
+
+
+def _plain(text: str) -> "Text":
+    """Text of strangers for a terminal: no markup of ours, no control characters."""
+    from rich.text import Text
+
+    return Text("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="backslashreplace")
+
+
+def _base64(value: bytes | None) -> str | None:
+    return None if value is None else base64.b64encode(value).decode()
+
+
+def _pretty(value: bytes) -> str:
+    """JSON with a field a line, and anything else as text."""
+    import msgspec
+
+    try:
+        return msgspec.json.format(value).decode()
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _decoded(value) or ""
+
+
+def _hex_lines(value: bytes) -> list[str]:
+    """Sixteen bytes a line: their place, hexadecimal, and text where they are ASCII."""
+    lines = []
+    for start in range(0, len(value), _BYTES_A_LINE):
+        part = value[start : start + _BYTES_A_LINE]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        lines.append(f"{start:06x}  {part.hex(' '):<{3 * _BYTES_A_LINE}} {text}")
+    return lines
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value)).decode())
