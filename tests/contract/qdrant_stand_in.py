@@ -154,7 +154,11 @@ class _Collections(wire.CollectionsServicer):
 
     async def Get(self, request: Any, context: Any) -> Any:
         info = await self._local.get_collection(request.collection_name)
-        return wire.GetCollectionInfoResponse(result=RestToGrpc.convert_collection_info(info))
+        told = wire.GetCollectionInfoResponse(result=RestToGrpc.convert_collection_info(info))
+        for field_name, kind in self._stand_in.indexes.items():
+            of_field = wire.PayloadSchemaType.Value(kind.removeprefix("FieldType"))
+            told.result.payload_schema[field_name].data_type = of_field
+        return told
 
     async def Delete(self, request: Any, context: Any) -> Any:
         return wire.CollectionOperationResponse(
@@ -179,6 +183,11 @@ class _Points(wire.PointsServicer):
     async def CreateFieldIndex(self, request: Any, context: Any) -> Any:
         await self._stand_in.enter(request, context)
         self._stand_in.indexes[request.field_name] = wire.FieldType.Name(request.field_type)
+        return _done()
+
+    async def DeleteFieldIndex(self, request: Any, context: Any) -> Any:
+        await self._stand_in.enter(request, context)
+        del self._stand_in.indexes[request.field_name]
         return _done()
 
     async def Upsert(self, request: Any, context: Any) -> Any:

@@ -51,7 +51,8 @@ class NumberIndexes:
     """Decides which fields of numbers have an index, by how many new items had them.
 
     The first 16 get one at once, further ones when 16 items have had them: no item fills all room by itself. Where all items
-    are counted, a full room is given to what many more items have (`rarest_below`).
+    are counted, a full room is given to what many more items have (`rarest_below`). On a server, where each worker sees some
+    of them, room is made by what no item has any more.
     """
 
     def __init__(self) -> None:

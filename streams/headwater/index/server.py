@@ -14,6 +14,7 @@ absent. A stored one is replaced only while it is older. The stamps are then rea
 """
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -127,6 +128,7 @@ class ServerIndex:
             f"Qdrant at {server.url}", self._look, timeout_s=server.timeout_s, tries=server.tries
         )
         self._indexed_fields: set[str] = set()
+        self._unused_fields: set[str] = set()  # those of them that no item had at the last sweep
         self._number_indexes = fields.NumberIndexes()
 
     @classmethod
@@ -258,6 +260,8 @@ class ServerIndex:
     async def sweep(self, before_s: float) -> None:
         """As `Index.sweep`: the marks are points of the collection, and are deleted there.
 
+        Indexes of numbers that no item has, now and at the sweep before, make room for others.
+
         Raises:
             IndexUnavailable: the server does not answer, or refuses.
         """
@@ -266,8 +270,26 @@ class ServerIndex:
         selector = models.FilterSelector(filter=marks)
         try:
             await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
+            await self._sweep_number_indexes()
         except AioRpcError as problem:
             raise IndexUnavailable(self._calls.refusal(problem)) from problem
+
+    async def _sweep_number_indexes(self) -> None:
+        """The index of a new name comes before its first item, so one look is not enough. Other workers sweep too."""
+        info = await self._calls.patient(self._client.get_collection, self._collection)
+        self._indexed_fields = _number_fields(info)
+        unused = set()
+        for field in self._indexed_fields - {"price"}:
+            any_number = models.FieldCondition(key=field, range=models.Range(gte=-sys.float_info.max))
+            having = models.Filter(must=[any_number])
+            found = await self._calls.patient(self._client.count, self._collection, having, exact=True)
+            if found.count == 0:
+                unused.add(field)
+        gone = unused & self._unused_fields
+        for field in gone:
+            await self._calls.patient(self._client.delete_payload_index, self._collection, field, wait=True)
+            self._indexed_fields.discard(field)
+        self._unused_fields = unused - gone
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
@@ -349,7 +371,9 @@ class ServerIndex:
         return models.PointStruct(id=point.key, vector=vector, payload=payload)
 
     async def _index_numbers(self, document: fields.Document) -> None:
-        """Give the numbers of a new item's attributes an index. None is taken away: this worker sees a part of the items."""
+        """Give the numbers of a new item's attributes an index. A rarer one does not go for it, as this worker sees a part
+        of the items; `sweep` takes those away that no item has.
+        """
         for field in self._number_indexes.wanted(document, self._indexed_fields - {"price"}):
             await self._create_index(field, models.PayloadSchemaType.FLOAT)
 
@@ -382,9 +406,7 @@ class ServerIndex:
                 f"collection {self._collection!r} at {self._url} holds {vectors}, expected vectors of {self._dim} + 1 "
                 "dimensions compared by dot product; use another bundle name, or delete it and import the catalog again"
             )
-        self._indexed_fields = {
-            field for field in info.payload_schema if field == "price" or field.startswith("number_")
-        }
+        self._indexed_fields = _number_fields(info)
         if "words" not in info.payload_schema:
             await self._create_index("words", models.PayloadSchemaType.KEYWORD)
         if "price" not in info.payload_schema:
@@ -458,3 +480,8 @@ def _client(server: ServerAddress) -> AsyncQdrantClient:
 
 def _slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def _number_fields(info: models.CollectionInfo) -> set[str]:
+    """The fields of numbers that have an index."""
+    return {field for field in info.payload_schema if field == "price" or field.startswith("number_")}

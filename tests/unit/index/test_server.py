@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
 from headwater.encoder.features import item_key
 from headwater.index import IndexRefused, IndexUnavailable, Point, Query
+from headwater.index.fields import number_field
 from headwater.index.server import Collection, ServerAddress, ServerIndex
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
@@ -65,6 +67,27 @@ async def test_numbers_get_an_index_at_once_for_few_names_and_for_more_once_many
         numbers = {f"n{i}": i for i in names}
         await index.put([item(f"of {names.start}, {n}", attributes=numbers) for n in range(16)])
     assert sum(field.startswith("number_") for field in stand_in.indexes) == 64
+
+
+async def test_indexes_of_numbers_that_no_item_has_make_room(stand_in: StandIn, index: ServerIndex) -> None:
+    """Not at once: the index of a new name comes before its first item."""
+    numbers = {f"n{i}": i for i in range(64)}
+    await index.put([item(f"item {n}", attributes=numbers | {"weight": -5}) for n in range(16)])
+    await index.put([item("heavy", attributes={"weight": -5})])
+    assert sum(field.startswith("number_") for field in stand_in.indexes) == 64
+    gone = [item(f"item {n}", offset=1) for n in range(16)]
+    await index.put([msgspec.structs.replace(each, vector=None) for each in gone])
+    await index.sweep(0.0)
+    assert sum(field.startswith("number_") for field in stand_in.indexes) == 64
+    other = await connecting(stand_in)
+    await index.sweep(0.0)
+    assert {field for field in stand_in.indexes if field.startswith("number_")} <= {
+        number_field("attributes.weight")
+    }
+    await other.sweep(0.0)  # it learns what is gone
+    await other.put([item("new", attributes={"size": 38})])
+    assert number_field("attributes.size") in stand_in.indexes
+    await other.close()
 
 
 async def test_another_connection_leaves_the_live_alias_alone(stand_in: StandIn, index: ServerIndex) -> None:
