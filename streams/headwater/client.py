@@ -378,6 +378,21 @@ class Client:
         limit_s = _answer_limit(timeout_s, request.deadline_ms)
         return await self._connected.ask(request, value, limit_s, limit_s)
 
+    async def check_broker(self, *, timeout_s: float = 2.0) -> None:
+        """Ask the broker something small, to know that it is there.
+
+        Raises:
+            ClientError: no answer within ``timeout_s`` seconds, or the client is not connected.
+        """
+        try:
+            async with asyncio.timeout(limit_of(timeout_s)):
+                await self._connected.end_of_clicks(0)
+        except (TimeoutError, KafkaError) as error:
+            raise ClientError(
+                f"the broker at {self._settings.bootstrap_servers} does not answer "
+                f"({str(error) or f'waited {timeout_s:g} s'}): look at the broker"
+            ) from error
+
     def last_click(self, user_id: str) -> Position | None:
         """The position of the user's last click that this client published and still remembers."""
         return self._last_clicks.get(user_id)

@@ -149,6 +149,19 @@ class Settings(BaseSettings):
         default=None,
         description="what `/users/{id}` and `/items` ask for; none = a worker does not serve them",
     )
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(
+        default=8080, ge=0, le=65_535, description="of `headwater gateway`; 0 = any free port"
+    )
+    gateway_keys: SecretStr | None = Field(
+        default=None,
+        description="what the gateway asks for, separated by commas; none = it listens on this machine only",
+    )
+    gateway_rate: float = Field(
+        default=1_000.0,
+        gt=0,
+        description="calls a second of one key, or of one address where no keys are set",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
 
@@ -238,6 +251,16 @@ class Settings(BaseSettings):
         token = value.get_secret_value() if value is not None else "x" * MIN_TOKEN
         if len(token) < MIN_TOKEN or not re.fullmatch(r"[!-~]*", token):
             raise ValueError(f"at least {MIN_TOKEN} printable ASCII characters without spaces")
+        return value
+
+    @field_validator("gateway_keys")
+    @classmethod
+    def _each_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        for key in value.get_secret_value().split(",") if value is not None else ():
+            if len(key.strip()) < MIN_TOKEN or not re.fullmatch(r"[!-~]*", key.strip()):
+                raise ValueError(
+                    f"keys of at least {MIN_TOKEN} printable ASCII characters without spaces, separated by commas"
+                )
         return value
 
     @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
@@ -405,7 +428,7 @@ def _complaints(error: ValidationError, fields: list[str]) -> Iterator[str]:
             yield f"{field} is no setting: expected {near[0] if near else 'one of ' + ', '.join(fields)}"
             continue
         value = found["input"]
-        secret = isinstance(value, SecretStr) or field.endswith(("password", "api_key", "token"))
+        secret = isinstance(value, SecretStr) or field.endswith(("password", "api_key", "token", "keys"))
         shown = (
             "not shown"
             if secret

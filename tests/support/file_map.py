@@ -19,6 +19,7 @@ _MAP: Final = re.compile(
 _ROOMS: Final = {
     "": "What everyone may import",
     "commands": "The terminal",
+    "gateway": "HTTP for those who do not speak Kafka",
     "worker": "One process",
     "paths": "The three paths",
     "recall": "Candidates",

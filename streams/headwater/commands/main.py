@@ -43,6 +43,7 @@ _COMMANDS: Final = (
     (_RUN, "up", "run:up"),
     (_RUN, "demo", "run:demo"),
     (_RUN, "worker", "run:worker"),
+    (_RUN, "gateway", "run:gateway"),
     (_ASK, "import catalog", "publish:catalog"),
     (_ASK, "import clicks", "publish:clicks"),
     (_ASK, "click", "ask:click"),

@@ -1,4 +1,4 @@
-"""`headwater demo`, `up` and `worker`: processes that run until they are stopped."""
+"""`headwater demo`, `up`, `worker` and `gateway`: processes that run until they are stopped."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -147,3 +147,33 @@ def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
 
     configure_logging(settings)
     return run_async(serve(settings, role))
+
+
+def gateway(*, host: str | None = None, port: int | None = None) -> int:
+    """HTTP for programs that do not speak Kafka: clicks, items and answers as JSON.
+
+    Example: headwater gateway --port 8080
+
+    Parameters
+    ----------
+    host
+        Where it listens; default: HEADWATER_GATEWAY_HOST, else 127.0.0.1. Other addresses need HEADWATER_GATEWAY_KEYS.
+    port
+        Default: HEADWATER_GATEWAY_PORT, else 8080; 0 for any free one.
+    """
+    from headwater.run_file import running_system
+    from headwater.settings import Settings
+
+    options = {"gateway_host": host, "gateway_port": port}
+    settings = running_system(
+        Settings.load(**{name: value for name, value in options.items() if value is not None})
+    )
+    from headwater.gateway.process import serve
+
+    quiet_aiokafka()
+
+    def listening(address: str) -> None:
+        say(f"gateway: http://{address}, described by http://{address}/openapi.json; Ctrl-C stops it")
+
+    run_async(serve(settings, listening))
+    return 0

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from headwater.metrics import Metrics
+from headwater.web_door import Door, WebError
 from headwater.worker.web import routes
-from headwater.worker.web.routes import Door, WebError
 
 TOKEN = "correct horse battery".replace(" ", "-")
 

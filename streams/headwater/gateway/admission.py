@@ -1,0 +1,65 @@
+"""Who may come in, how often, and how many at once. Pure but for the clock."""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from headwater.errors import HeadwaterError
+
+# Of callers that share no key: one for each address. The longest silent are forgotten, and begin with a full measure again.
+_MOST_CALLERS: Final = 10_000
+
+
+class Refused(HeadwaterError):
+    """Not now. ``after_s`` is when to come back, in whole seconds."""
+
+    def __init__(self, message: str, after_s: int) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+class Admission:
+    """A token bucket for each caller, and a bound on the calls in progress.
+
+    Args:
+        rate: calls a second of one caller; as many may come at once after a second of silence.
+        at_once: calls in progress of all callers together.
+        now: seconds, of a clock that only goes forward.
+    """
+
+    def __init__(self, rate: float, at_once: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._at_once, self._now = rate, at_once, now
+        self._in_progress = 0
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by caller: calls left, as of when
+
+    @contextmanager
+    def admitted(self, caller: str) -> Iterator[None]:
+        """A call in progress. Raises Refused."""
+        self._take(caller)
+        if self._in_progress >= self._at_once:
+            raise Refused(f"{self._at_once} calls are in progress, which is the most: come back in 1 s", 1)
+        self._in_progress += 1
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
+
+    def _take(self, caller: str) -> None:
+        now_s, most = self._now(), max(1.0, self._rate)
+        left, as_of_s = self._left.pop(caller, (most, now_s))
+        left = min(most, left + (now_s - as_of_s) * self._rate)
+        enough = left >= 1.0
+        self._left[caller] = (left - 1.0 if enough else left, now_s)
+        if len(self._left) > _MOST_CALLERS:
+            self._left.popitem(last=False)
+        if not enough:
+            after_s = math.ceil((1.0 - left) / self._rate)
+            raise Refused(f"more than {self._rate:g} calls a second: come back in {after_s} s", after_s)
+
+
+def parsed_keys(text: str) -> Sequence[str]:
+    """The keys in a setting, which commas separate."""
+    return [key.strip() for key in text.split(",") if key.strip()]

@@ -1,0 +1,52 @@
+"""The gateway as a process: connect, listen, and serve until a signal."""
+
+import asyncio
+import ipaddress
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from headwater.client import Client
+from headwater.gateway.admission import Admission, parsed_keys
+from headwater.gateway.routes import Gateway
+from headwater.settings import Settings, SettingsError
+from headwater.web_door import Door
+
+# What a call may wait for, an answer of a worker included, is bounded by the client.
+_MOST_AT_ONCE: Final = 1_000
+
+
+async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``listening`` is told the address, host:port.
+
+    Raises:
+        SettingsError: without keys the address may be of this machine only.
+        NoBroker: no broker lets us in.
+        WebError: the address cannot be listened on.
+    """
+    keys = parsed_keys(settings.gateway_keys.get_secret_value()) if settings.gateway_keys is not None else []
+    if not keys and not _is_local(settings.gateway_host):
+        raise SettingsError(
+            f"HEADWATER_GATEWAY_HOST is {settings.gateway_host}: expected HEADWATER_GATEWAY_KEYS with it, or an address "
+            "that only this machine reaches, such as 127.0.0.1"
+        )
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with Client(settings) as client:
+        admission = Admission(settings.gateway_rate, _MOST_AT_ONCE)
+        door = Door("GATEWAY", Gateway(client, admission, keys).application())
+        await door.start(settings.gateway_host, settings.gateway_port)
+        try:
+            listening(door.address or "")
+            await stopping.wait()
+        finally:
+            await door.stop()
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

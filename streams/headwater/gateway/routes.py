@@ -1,0 +1,247 @@
+"""The routes of the gateway: HTTP in, the Python client out.
+
+| route | does |
+|---|---|
+| POST /clicks | publishes an event of a user |
+| POST /items | publishes a catalog entry |
+| DELETE /items/{item_id} | takes one out |
+| POST /recall | asks for items for a user |
+| GET /items/{item_id}/similar | asks for the items nearest to one |
+| GET /openapi.json | describes these |
+| GET /healthz | whether Kafka answers; status 503 where it does not |
+
+Bodies are the messages of the topics, without the ids that the gateway makes. All but the last two want a key, where keys are set,
+and count against the caller's rate.
+"""
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from headwater.client import Client
+from headwater.client_errors import (
+    ClientError,
+    NotPublished,
+    RecallTimeout,
+    RequestExpired,
+    RequestRejected,
+)
+from headwater.gateway.admission import Admission, Refused
+from headwater.gateway.openapi import document
+from headwater.messages import BadMessage, Item, Position, decode_item
+from headwater.web_door import as_json, is_bearer
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# As large as Kafka takes a message.
+MAX_BODY_BYTES: Final = 1_000_000
+POSITION_HEADER: Final = "Headwater-Position"
+AFTER_HEADER: Final = "Headwater-After"
+# A web page waits for no longer.
+_PUBLISH_S: Final = 10.0
+_BODY_S: Final = 10.0
+_OPEN: Final = frozenset({"/healthz", "/openapi.json"})
+_RETRY: Final = {"Retry-After": "1"}
+_WRONG_TYPE: Final = "wrong_type"
+_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def _arguments(method: Callable[..., Any], *without: str) -> frozenset[str]:
+    return frozenset(inspect.signature(method).parameters) - {"self", "timeout_s", *without}
+
+
+_CLICK_FIELDS: Final = _arguments(Client.click)
+_ITEM_FIELDS: Final = frozenset(Item.__struct_fields__)
+_RECALL_FIELDS: Final = _arguments(Client.recall)
+
+
+class Gateway:
+    """The handlers over one client.
+
+    Args:
+        keys: of those who may come in; without any, everybody who reaches the address by a local name.
+    """
+
+    def __init__(self, client: Client, admission: Admission, keys: Sequence[str] = ()) -> None:
+        self._client, self._admission, self._keys = client, admission, tuple(keys)
+        self._document = document()
+
+    def application(self) -> web.Application:
+        """To be served."""
+        app = web.Application(middlewares=[_errors_as_json, self._let_in], client_max_size=MAX_BODY_BYTES)
+        app.router.add_post("/clicks", self._click)
+        app.router.add_post("/items", self._put_item)
+        app.router.add_delete("/items/{item_id}", self._delete_item)
+        app.router.add_post("/recall", self._recall)
+        app.router.add_get("/items/{item_id}/similar", self._similar)
+        app.router.add_get("/openapi.json", self._openapi)
+        app.router.add_get("/healthz", self._health)
+        return app
+
+    @web.middleware
+    async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in _OPEN:
+            return await handler(request)
+        caller = request.remote or ""
+        if self._keys:
+            places = [place for place, key in enumerate(self._keys) if is_bearer(request, key)]
+            if not places:
+                return _error(
+                    401,
+                    "unauthorized",
+                    "expected the header Authorization: Bearer KEY, with one of HEADWATER_GATEWAY_KEYS",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+            caller = f"key {places[0]}"
+        elif _host(request) not in _LOCAL_NAMES:
+            # A page in a browser may resolve a name of its own to this machine.
+            return _error(
+                403, "forbidden", f"host {_host(request)!r}: expected localhost, since no keys are set"
+            )
+        with self._admission.admitted(caller):
+            return await handler(request)
+
+    async def _click(self, request: web.Request) -> web.Response:
+        fields = await _object(request, _CLICK_FIELDS)
+        if fields.get("event_id") is None:
+            fields["event_id"] = uuid.uuid4().hex
+        position = await self._client.click(**_named("user_id", fields), timeout_s=_PUBLISH_S)
+        return _stored(201, position, event_id=fields["event_id"])
+
+    async def _put_item(self, request: web.Request) -> web.Response:
+        await _object(request, _ITEM_FIELDS)
+        item = decode_item(None, await request.read())
+        return _stored(201, await self._client.put_item(item, timeout_s=_PUBLISH_S))
+
+    async def _delete_item(self, request: web.Request) -> web.Response:
+        position = await self._client.delete_item(request.match_info["item_id"], timeout_s=_PUBLISH_S)
+        return _stored(200, position)
+
+    async def _recall(self, request: web.Request) -> web.Response:
+        fields = await _object(request, _RECALL_FIELDS)
+        if (token := request.headers.get(AFTER_HEADER)) is not None:
+            fields["after"] = token
+        elif isinstance(fields.get("after"), Mapping):
+            fields["after"] = msgspec.convert(fields["after"], Position)
+        if fields.get("reads") == "own":
+            # The clicks of this gateway: the next call may come to another one.
+            raise BadMessage("bad_field", "reads: got 'own', expected 'all' or 'any'")
+        return as_json(await self._client.recall(**_named("user_id", fields)), 200)
+
+    async def _similar(self, request: web.Request) -> web.Response:
+        item_id, limit = request.match_info["item_id"], request.query.get("limit", "20")
+        if not limit.isdecimal():
+            raise BadMessage("bad_field", f"limit: got {limit[:80]!r}, expected a number from 1 to 1000")
+        # Nobody: so many of them that they are spread over the partitions.
+        user_id = request.query.get("user_id") or uuid.uuid4().hex
+        answer = await self._client.recall(
+            user_id, limit=int(limit), items=[item_id], sources={"item": 1.0}, reads="any"
+        )
+        return as_json(answer, 200)
+
+    async def _openapi(self, _: web.Request) -> web.Response:
+        return as_json(self._document, 200)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        await self._client.check_broker()
+        return as_json({"ok": True}, 200)
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal is one sentence as JSON, with the status that says what to do about it."""
+    try:
+        return await handler(request)
+    except BadMessage as error:
+        return _error(415 if error.reason == _WRONG_TYPE else 400, error.reason, str(error))
+    except msgspec.ValidationError as error:
+        return _error(400, "bad_field", f"after: {error}")
+    except Refused as error:
+        return _error(429, "too_many_calls", str(error), {"Retry-After": str(error.after_s)})
+    except NotPublished as error:
+        return _error(503, "not_published", str(error), _RETRY, event_id=error.event_id)
+    except RequestRejected as error:
+        return _rejected(error)
+    except RequestExpired as error:
+        return _error(504, "expired", str(error), answer=error.response)
+    except RecallTimeout as error:
+        return _error(504, "no_answer", str(error))
+    except TimeoutError:
+        return _error(408, "too_slow", f"the body did not come within {_BODY_S:g} s", {"Connection": "close"})
+    except ClientError as error:
+        return _error(503, "unavailable", str(error), _RETRY)
+    except web.HTTPRequestEntityTooLarge:
+        return _error(413, "too_large", f"the body has more than {MAX_BODY_BYTES} bytes, expected fewer")
+    except web.HTTPNotFound:
+        return _error(404, "no_such_route", f"{request.path[:80]}: expected a route of /openapi.json")
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return _error(405, "wrong_method", f"{request.method}: expected {allowed}", {"Allow": allowed})
+
+
+def _rejected(error: RequestRejected) -> web.Response:
+    reason = error.response.error.code if error.response.error else "rejected"
+    if reason == "overloaded":
+        return _error(503, reason, str(error), _RETRY, answer=error.response)
+    return _error(400, reason, str(error), answer=error.response)
+
+
+def _error(
+    status: int,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    event_id: str | None = None,
+    answer: msgspec.Struct | None = None,
+) -> web.Response:
+    error = {"code": code, "message": message} | ({} if event_id is None else {"event_id": event_id})
+    return as_json({"error": error} | ({} if answer is None else {"answer": answer}), status, headers)
+
+
+def _stored(status: int, position: Position, **more: str) -> web.Response:
+    body = {"partition": position.partition, "offset": position.offset, "token": str(position), **more}
+    return as_json(body, status, {POSITION_HEADER: str(position)})
+
+
+async def _body(request: web.Request) -> bytes:
+    # A form or plain text is what a page of another site may send without asking; JSON it may not.
+    if request.content_type != "application/json":
+        raise BadMessage(
+            _WRONG_TYPE, f"Content-Type: got {request.content_type[:80]}, expected application/json"
+        )
+    async with asyncio.timeout(_BODY_S):
+        return await request.read()
+
+
+async def _object(request: web.Request, allowed: frozenset[str]) -> dict[str, Any]:
+    """The fields of a body. Raises BadMessage."""
+    raw = await _body(request)
+    try:
+        fields = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage("bad_json", f"the body is no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadMessage("bad_json", f"the body is a {type(fields).__name__}, expected an object")
+    if unknown := sorted(fields.keys() - allowed):
+        raise BadMessage(
+            "bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(sorted(allowed))}"
+        )
+    return fields
+
+
+def _named(field: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, among them the one without which nothing can be done. Raises BadMessage."""
+    if field not in fields:
+        raise BadMessage("bad_field", f"{field}: missing, expected a value")
+    return fields
+
+
+def _host(request: web.Request) -> str:
+    """The name by which the request came, without the port."""
+    host = request.host
+    return host if host.endswith("]") else host.rpartition(":")[0] or host
