@@ -303,22 +303,18 @@ class EdgeIndex:
         """
         for point, document in zip(points, documents, strict=True):
             held = self._items.get(point.key)
-            if document is not None and held is None:
-                await self._index_numbers(document)
-
-    async def _index_numbers(self, document: fields.Document) -> None:
-        if document.numbers.keys() <= {"price"}:
-            return
-        wanted = self._number_indexes.wanted(document, self.shard.number_fields - {"price"})
-        exchange = self._number_indexes.rarest_below(document, self.shard.number_fields - {"price"})
-        if exchange is not None:
-            field, rarest = exchange
-            self.shard.drop_numbers(rarest)
-            wanted = [field]
-        for field in wanted:
-            require_room(self._folder)
-            self.shard.index_numbers(field)
-            await asyncio.sleep(0)
+            if document is None or held is not None:
+                continue
+            wanted = self._number_indexes.wanted(document, self.shard.number_fields)
+            exchange = self._number_indexes.rarest_below(document, self.shard.number_fields)
+            if exchange is not None:
+                field, rarest = exchange
+                self.shard.drop_numbers(rarest)
+                wanted = [field]
+            for field in wanted:
+                require_room(self._folder)
+                self.shard.index_numbers(field)
+                await asyncio.sleep(0)
 
     def _live(self, keys: Iterable[int]) -> Iterator[tuple[int, _Item]]:
         for key in keys:

@@ -15,6 +15,7 @@ items itself (`edge.py`).
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import xxhash
@@ -31,6 +32,7 @@ from headwater.index.filters import (
     Value,
     field_values,
     names_available,
+    values_of,
 )
 
 MAX_NUMBER_FIELDS = 64
@@ -61,10 +63,14 @@ class NumberIndexes:
     def wanted(self, document: Document, indexed: Set[str]) -> list[str]:
         """Count a new item, and return its fields that are to be indexed now; ``indexed`` are, besides the price."""
         wanted: list[str] = []
-        for field in document.numbers.keys() - {"price"}:
+        for field in document.numbers:
+            if field == "price":
+                continue
             self._items[field] = items = self._items.get(field, 0) + 1
+            if field in indexed:
+                continue
             room = MAX_NUMBER_FIELDS - len(indexed) - len(wanted)
-            if field not in indexed and room > 0 and (items >= _FEW or room > MAX_NUMBER_FIELDS - _FEW):
+            if room > 0 and (items >= _FEW or room > MAX_NUMBER_FIELDS - _FEW):
                 wanted.append(field)
         if len(self._items) > _MAX_COUNTED:
             common = sorted(self._items.items(), key=lambda pair: -pair[1])[: _MAX_COUNTED // 2]
@@ -73,8 +79,10 @@ class NumberIndexes:
 
     def rarest_below(self, document: Document, indexed: Set[str]) -> tuple[str, str] | None:
         """A field of the item that has no index, and the one whose index has to go for it: the item's is on twice as many."""
+        if len(indexed) < MAX_NUMBER_FIELDS:
+            return None
         others = document.numbers.keys() - indexed - {"price"}
-        if not others or len(indexed) < MAX_NUMBER_FIELDS:
+        if not others:
             return None
         field = max(others, key=lambda name: self._items.get(name, 0))
         rarest = min(indexed, key=lambda name: self._items.get(name, 0))
@@ -120,9 +128,11 @@ def document(payload: Mapping[str, Any]) -> Document:
     """The words and numbers of an item's payload."""
     words: list[str] = []
     numbers: dict[str, list[float]] = {}
-    names = [*_PLAIN_FIELDS, *(ATTRIBUTES + name for name in payload.get("attributes") or ())]
-    for field in names:
-        for value in field_values(field, payload):
+    held = [(field, field_values(field, payload)) for field in _PLAIN_FIELDS]
+    for name, raw in (payload.get("attributes") or {}).items():
+        held.append((ATTRIBUTES + name, values_of(raw)))
+    for field, values in held:
+        for value in values:
             if isinstance(value, float):
                 numbers.setdefault(number_field(field), []).append(value)
             else:
@@ -138,6 +148,7 @@ def condition(where: Filter | None, exclude: frozenset[int] = frozenset()) -> Gr
     return Group(must=must, must_not=(HasKey(exclude),) if exclude else ())
 
 
+@lru_cache(4_096)
 def number_field(field: str) -> str:
     """The engine's field for the numbers of a field. It is hashed, since an engine's path cannot name every attribute."""
     return "price" if field == "price" else f"number_{xxhash.xxh3_64_hexdigest(field.encode())}"

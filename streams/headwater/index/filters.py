@@ -8,7 +8,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -197,22 +197,32 @@ def _matching(where: Filter) -> Callable[[_Held], bool]:
             return lambda held: any(matches(held) for matches in any_of)
 
 
-def field_values(field: str, payload: Mapping[str, Any]) -> Iterator[Value]:
-    """What an item holds under a field, as the filters see it: numbers as floats, a list value by value."""
+def field_values(field: str, payload: Mapping[str, Any]) -> Sequence[Value]:
+    """What an item holds under a field, as the filters see it; see `values_of`."""
     if field == "available":
-        yield is_available(payload)
-        return
+        return (is_available(payload),)
     if field.startswith(ATTRIBUTES):
-        held = (payload.get("attributes") or {}).get(field.removeprefix(ATTRIBUTES))
-    else:
-        held = payload.get(field)
-    for value in held if isinstance(held, list | tuple) else (held,):
-        if isinstance(value, bool | str):
-            yield value
-        elif isinstance(value, int | float):
-            number = _as_number(value)
-            if number is not None:
-                yield number
+        return values_of((payload.get("attributes") or {}).get(field.removeprefix(ATTRIBUTES)))
+    return values_of(payload.get(field))
+
+
+def values_of(held: object) -> Sequence[Value]:
+    """The values in what a payload holds: numbers as floats, a list value by value. Others are left out.
+
+    >>> values_of(3), values_of(["red", None, True]), values_of(None)
+    ((3.0,), ['red', True], ())
+    """
+    if isinstance(held, (list, tuple)):
+        return [value for each in held if (value := _value(each)) is not None]
+    value = _value(held)
+    return () if value is None else (value,)
+
+
+def _value(held: object) -> Value | None:
+    # Tuples of types: `str | bool` would be made anew with each call, and a catalog makes a million of them.
+    if isinstance(held, (str, bool)):
+        return held
+    return _as_number(held) if isinstance(held, (int, float)) else None
 
 
 # -- parsing ---------------------------------------------------------------------------------------------------------
