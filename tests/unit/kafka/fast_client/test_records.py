@@ -148,6 +148,47 @@ async def test_aiokafka_itself_polls_the_same_records() -> None:
     assert reading.polled() == {TPS[0]: [4]}
 
 
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(1, 7), max_size=9),
+    st.booleans(),
+)
+def test_aiokafka_and_we_take_turns_at_one_fetch(counts: list[int], takes: list[int], is_ours: bool) -> None:
+    async def run() -> None:
+        reading, starts = Reading(), [sum(counts[:n]) for n in range(len(counts))]
+        reading.fetched(TPS[0], *map(batch, starts, counts))
+        seen: list[int] = []
+        for turn, most in enumerate([*takes, 100]):
+            if is_ours == bool(turn % 2):
+                seen += reading.polled(max_records=most).get(TPS[0], [])
+            else:
+                found = await reading.fetcher.fetched_records(TPS, max_records=most)
+                seen += [record.offset for record in found.get(TPS[0], ())]
+            assert reading.position(TPS[0]) == len(seen)
+        assert seen == list(range(sum(counts)))
+
+    asyncio.run(run())
+
+
+async def test_a_poll_of_aiokafkas_makes_the_records_of_a_batch_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    make = LightRecords._make
+
+    def counted(self: LightRecords, max_records: int) -> list[Record]:
+        records = make(self, max_records)
+        made.append(len(records))
+        return records
+
+    monkeypatch.setattr(LightRecords, "_make", counted)
+    reading = Reading()
+    reading.fetched(TPS[0], batch(0, 50))
+    await reading.fetcher.fetched_records(TPS, max_records=20)
+    assert reading.position(TPS[0]) == 20
+    assert made == [50]
+
+
 def damaged(raw: bytes) -> bytes:
     return raw[:-1] + bytes([raw[-1] ^ 1])
 
