@@ -19,7 +19,7 @@ class KeyHolders:
         self.ids: dict[int, str] = {}
         """The live item that has each key; of two, the one that came first."""
 
-    async def put(self, records: Sequence[ConsumerRecord]) -> None:
+    def put(self, records: Sequence[ConsumerRecord]) -> None:
         """Take in records of one partition, in their order."""
         named = [record for record in records if record.key and record.key != CLAIM_KEY]
         keys = item_keys(record.key for record in named).tolist()

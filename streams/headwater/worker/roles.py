@@ -79,6 +79,7 @@ class Common(NamedTuple):
     observer: Observer
     clock: BrokerClock
     fail: Callable[[str], None]  # ends the worker, with the reason
+    holders: KeyHolders | None  # None: the worker does not encode the catalog, or a shared index tells
 
 
 class InterestsRole:
@@ -175,7 +176,7 @@ class InterestsRole:
         for threads in (self._click_threads, self._request_threads):
             _shut_down_with(stack, threads)
         from_end = self.index.filled_by == "the catalog worker"
-        vectors = Tail(settings, topics.vectors, self._follower.put, common.fail, from_end=from_end)
+        vectors = Tail(settings, topics.vectors, self._put_vectors, common.fail, from_end=from_end)
         trends = Tail(settings, topics.trends, self._put_trends, common.fail)
         for tail in (vectors, trends):
             await tail.start()
@@ -260,6 +261,11 @@ class InterestsRole:
         else:
             tell_lost(tp, gap, is_new, metrics.requests_lost_total)
 
+    async def _put_vectors(self, records: Sequence[ConsumerRecord]) -> None:
+        if self._common.holders is not None:
+            self._common.holders.put(records)
+        await self._follower.put(records)
+
     async def _put_trends(self, records: Sequence[ConsumerRecord]) -> None:
         for record in records:
             if record.key == PROBE_KEY:
@@ -304,10 +310,9 @@ class CatalogRole:
         )
         self.other_bundles: set[str] = set()
         """The bundle of the interests workers, where that is not the one of this worker."""
-        self._holders = None
-        if filled is None:
-            self._holders = KeyHolders()
-            self.path.holders = self._holders.ids
+        if common.holders is not None:
+            self.path.holders = common.holders.ids
+        self._reads_vectors = index is None  # or the other role does, for the index
         self.group: ConsumerGroup | None = None  # once it is opened
 
     async def open(self, stack: AsyncExitStack) -> ConsumerGroup:
@@ -323,9 +328,9 @@ class CatalogRole:
         trends = Tail(common.settings, common.topics.trends, self._compare_bundles, common.fail)
         await trends.start()
         stack.push_async_callback(trends.stop)
-        if self._holders is not None:
+        if self._reads_vectors:
             # In every catalog partition: two items with one key may be in two of them.
-            tail = Tail(common.settings, common.topics.vectors, self._holders.put, common.fail)
+            tail = Tail(common.settings, common.topics.vectors, self._put_holders, common.fail)
             await tail.start()
             stack.push_async_callback(tail.stop)
             async with asyncio.timeout(_FOLLOWED_WITHIN_S):
@@ -341,6 +346,10 @@ class CatalogRole:
         if self._filled is not None:
             common.background.start(keep_swept(self._filled, common.clock.now_s))
         return group
+
+    async def _put_holders(self, records: Sequence[ConsumerRecord]) -> None:
+        assert self._common.holders is not None
+        self._common.holders.put(records)
 
     async def _compare_bundles(self, records: Sequence[ConsumerRecord]) -> None:
         """Take note of the bundle that the newest trend names: the interests workers have it."""

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 from headwater import __version__
 from headwater.encoder.runtime import load
 from headwater.errors import HeadwaterError
+from headwater.index.key_holders import KeyHolders
 from headwater.index.open import engine_of, open_index
 from headwater.index.timed import TimedIndex
 from headwater.kafka import topics
@@ -123,6 +124,8 @@ class Worker:
         self.background.start(clock.run())
         self.background.start(time_the_loop(self.metrics.loop_delay_seconds))
         dead_letters = DeadLetters(producer, names.dead_letters, self.metrics)
+        engine = engine_of(settings)
+        encodes, fills_own = self._role != "interests", engine.filled_by == "each worker"
         common = Common(
             settings,
             names,
@@ -134,10 +137,10 @@ class Worker:
             self.observer,
             clock,
             self.fail,
+            KeyHolders() if encodes and fills_own else None,
         )
-        engine = engine_of(settings)
         index = None
-        if self._role != "catalog" or engine.filled_by == "the catalog worker":
+        if self._role != "catalog" or not fills_own:
             index = await open_index(settings, encoder.id, encoder.dim, encoder.manifest.radius)
             self._stack.push_async_callback(index.close)
             index = status.index = TimedIndex(index, self.metrics)

@@ -13,10 +13,13 @@ from aiokafka import ConsumerRecord
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.encoder.runtime import Encoder
-from headwater.index import FilledBy, IndexHealth
+from headwater.index import FilledBy, IndexHealth, Point
 from headwater.index.edge import EdgeIndex
+from headwater.index.key_holders import KeyHolders
+from headwater.index.vectors_topic import record_of
 from headwater.kafka.broker_clock import PROBE_KEY, BrokerClock
 from headwater.kafka.dead_letters import DeadLetters
+from headwater.kafka.fast_client.records import Record
 from headwater.kafka.supervision import Background
 from headwater.kafka.topics import Topics
 from headwater.messages import Trend, encode
@@ -51,6 +54,7 @@ def common(encoder: Encoder, folder: Path) -> Common:
         observer=Observer(),
         clock=BrokerClock(producer, topics.trends),
         fail=failures.append,
+        holders=KeyHolders(),
     )
 
 
@@ -128,6 +132,22 @@ async def test_only_a_shared_index_is_written_by_the_catalog_role(
     assert CatalogRole(given, shared).path._serving().index is shared
     assert CatalogRole(given, own_index).path._serving().index is None
     assert CatalogRole(given, None).path._serving().index is None
+
+
+async def test_a_worker_of_both_roles_reads_the_vectors_topic_once(
+    encoder: Encoder, own_index: EdgeIndex, tmp_path: Path
+) -> None:
+    given = common(encoder, tmp_path)
+    interests = InterestsRole(given, own_index, given.producer, given.producer)
+    catalog = CatalogRole(given, own_index)
+    point = Point(item_key("tea"), "tea", np.ones(encoder.dim, np.float32), {}, None, 0, 0)
+    sent = record_of(point, encoder.id, NOW_MS, 1)
+    await interests._put_vectors([Record("vectors", 0, 0, NOW_MS, sent.key, sent.value, tuple(sent.headers))])
+    assert catalog.path._holder(item_key("tea")) == "tea"
+    assert await own_index.count() == 1
+    assert not catalog._reads_vectors
+    assert CatalogRole(given, None)._reads_vectors
+    await interests.profiles.stop()
 
 
 async def test_a_partition_without_its_state_waits_and_keeps_the_role_incomplete(
