@@ -10,6 +10,7 @@ of an owner that has lost the partition since, so it is passed over.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -27,6 +28,7 @@ from headwater.kafka.headers import (
     BadHeader,
     Claim,
     DeleteOrder,
+    Header,
     claim_header,
     claim_of,
     delete_header,
@@ -179,10 +181,10 @@ def read_records(
 
 def record_of(point: Point, bundle_id: str, timestamp_ms: int, epoch: int) -> Outgoing:
     """A point as the owner of ``epoch`` publishes it; ``timestamp_ms`` is that of the catalog change it comes from."""
-    key, owner = point.item_id.encode(), claim_header(Claim(epoch))
+    key = point.item_id.encode()
     if point.vector is None:
         order = DeleteOrder(point.partition, point.offset, point.version)
-        return Outgoing(key, None, [delete_header(order), owner], timestamp_ms)
+        return Outgoing(key, None, (delete_header(order), *_owner(epoch)), timestamp_ms)
     value = ItemVector(
         point.item_id,
         vector_bytes(point.vector),
@@ -192,7 +194,13 @@ def record_of(point: Point, bundle_id: str, timestamp_ms: int, epoch: int) -> Ou
         point.offset,
         point.version,
     )
-    return Outgoing(key, encode(value), [owner], timestamp_ms)
+    return Outgoing(key, encode(value), _owner(epoch), timestamp_ms)
+
+
+@lru_cache(16)
+def _owner(epoch: int) -> tuple[Header]:
+    """The headers that say who wrote a record: the same for all that an owner writes."""
+    return (claim_header(Claim(epoch)),)
 
 
 def claim_of_owner(epoch: int, position: int, bundle_id: str, topic_id: str | None = None) -> Outgoing:
@@ -309,15 +317,7 @@ class VectorsFollower:
                 if found.epoch < 0:  # its owner makes no claims: the newest offset has to do
                     known = claims.get(record.partition, self.offsets.get(record.partition, -1))
                     claims[record.partition] = max(known, found.point.offset)
-        return self._finite(points), claims
-
-    def _finite(self, points: list[tuple[ConsumerRecord, Point]]) -> list[tuple[ConsumerRecord, Point]]:
-        """Those with vectors that an index takes."""
-        try:
-            check_points([point for _, point in points], self._vectors.dim)
-        except BadVector:
-            return [each for each in points if self._is_finite(*each)]
-        return points
+        return points, claims
 
     def _is_finite(self, record: ConsumerRecord, point: Point) -> bool:
         try:
@@ -328,12 +328,20 @@ class VectorsFollower:
         return True
 
     async def _stored(self, points: Sequence[tuple[ConsumerRecord, Point]]) -> Sequence[Point]:
-        """The points that are newer than what the index had; all of them where the catalog worker fills it."""
+        """The points that are newer than what the index had; all of them where the catalog worker fills it.
+
+        Vectors that an index does not take are passed over.
+        """
         given = [point for _, point in points]
-        if not self._fills or not points:
+        if not points:
             return given
         try:
+            if not self._fills:
+                check_points(given, self._vectors.dim)
+                return given
             stored = await self._index.put(given)
+        except BadVector:  # before anything was stored
+            return await self._stored([each for each in points if self._is_finite(*each)])
         except NoRoom as error:
             raise StopWorker(f"HEADWATER_DATA_DIR is {self._data_dir}: {error}") from error
         for collision in stored.collisions:

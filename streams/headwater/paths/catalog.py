@@ -337,21 +337,21 @@ class CatalogPath:
         if serving.index is not None:
             collisions = await put_or_wait(serving.index, versions, [each.point for each in written])
             refused = {each.point.offset: ("key_collision", str(each)) for each in collisions}
-        kept = [each for each in written if each.point.offset not in refused]
-        of_record = {id(each.outgoing): each for each in kept}
-        for each in await self._writer.write(versions, [each.outgoing for each in kept]):
-            change = of_record[id(each.record)].change
-            refused[change.record.offset] = (
-                each.reason,
-                f"the vector of item {change.item_id!r}: {each.message}",
-            )
-        bad += [
-            DeadLetter(each.change.record, *refused[each.point.offset])
-            for each in written
-            if each.point.offset in refused
-        ]
+        kept = [each for each in written if each.point.offset not in refused] if refused else written
+        if unwritten := await self._writer.write(versions, [each.outgoing for each in kept]):
+            of_record = {id(each.outgoing): each.change for each in kept}
+            for each in unwritten:
+                change = of_record[id(each.record)]
+                message = f"the vector of item {change.item_id!r}: {each.message}"
+                refused[change.record.offset] = each.reason, message
+        if refused:
+            bad += [
+                DeadLetter(each.change.record, *refused[each.point.offset])
+                for each in written
+                if each.point.offset in refused
+            ]
+            written = [each for each in written if each.point.offset not in refused]
         await self._dead_letters.put(bad)
-        written = [each for each in written if each.point.offset not in refused]
         versions.add_published([each.point for each in written])
         self._metrics.catalog_items_total.inc(len(written))
         if self._observer.is_watched:
