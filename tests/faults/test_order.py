@@ -3,6 +3,7 @@ expire, logs that are restored, and writes that come late."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from headwater.kafka import topics
+from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
+from headwater.kafka.headers import Claim, claim_of
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
 from tests.conftest import new_topic_prefix, skipping_where_no_kafka_can_run
@@ -236,3 +239,52 @@ async def states_of(outside: Outside, user: str) -> Sequence[bytes | None]:
     """The user's records in the changelog, in order."""
     records = await outside.records_of(outside.topics.profiles)
     return [each.value for each in records if each.key == user.encode()]
+
+
+async def test_claims_of_somebody_who_owns_nothing_end_no_worker_and_are_out_claimed(
+    new_system: Callable[..., System],
+) -> None:
+    """Of other logs and beyond the end of ours; while the worker runs, and before it starts."""
+    system = new_system()
+    worker = system.worker
+    async with system.stocked() as outside:
+        ann = outside.own("ann")
+        await click(outside, ann, 2)
+        assert await events_of(outside, ann) == [2]
+
+        async def forge(claim: Claim) -> dict[str, int]:
+            """The offset on each topic."""
+            forged = claim_record(claim, b'{"bundle": "forged"}')
+            stored = {}
+            for topic in (outside.topics.vectors, outside.topics.profiles):
+                place = await outside.send(
+                    topic, forged.value, key=forged.key, partition=0, headers=forged.headers
+                )
+                stored[topic] = place.offset
+            return stored
+
+        async def are_out_claimed(stored: dict[str, int]) -> bool:
+            for topic, offset in stored.items():
+                records = [each for each in await outside.records_of(topic) if each.partition == 0]
+                claims = {each.offset: claim_of(each.headers) for each in records if each.key == CLAIM_KEY}
+                newest = claims[max(claims)]
+                if not isinstance(newest, Claim) or max(claims) == offset or newest.topic_id == "forged":
+                    return False
+            return True
+
+        for claim in (
+            Claim(100, 9, 2**62, "forged"),
+            Claim(MAX_EPOCH - 9, 0, 2**63 - 1, None),
+            Claim(2, 0, 5, "forged"),
+        ):
+            stored = await forge(claim)
+            await outside.until("ours is the newest claim", partial(are_out_claimed, stored))
+        await click(outside, ann, 1)
+        assert await events_of(outside, ann) == [3]
+
+        assert await asyncio.to_thread(worker.stop) == 0
+        stored = await forge(Claim(MAX_EPOCH, 0, 2**62, "forged"))
+        await asyncio.to_thread(worker.start)
+        await outside.until("ours is the newest claim", partial(are_out_claimed, stored))
+        await click(outside, ann, 1)
+        assert await events_of(outside, ann) == [4]
