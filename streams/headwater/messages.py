@@ -259,7 +259,10 @@ class Candidate(Struct, frozen=True):
 
 
 class Gap(Struct, frozen=True):
-    """Offsets of a partition, both ends included, that were gone from the log before they were read."""
+    """Offsets of a partition, both ends included, that were gone from the log before they were read.
+
+    Or that a log lost with its end and has used again: these may name records that it does not have any more.
+    """
 
     first: int
     last: int

@@ -4,6 +4,7 @@ expire, logs that are restored, and writes that come late."""
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,6 +182,59 @@ async def copy(outside: Outside, source: str, target: str, skipped: int) -> None
             for each in records
         ]
         await asyncio.gather(*sent)
+
+
+async def test_logs_that_lost_their_end_and_have_grown_again_are_told_and_what_is_in_them_is_read(
+    new_system: Callable[..., System], node: KafkaNode
+) -> None:
+    """As after an unclean election: topics have their ids, and other records at offsets that were committed.
+
+    Clicks have to be accepted, and changes of the catalog are read by themselves.
+    """
+    system = new_system()
+    worker = system.worker
+    async with system.stocked() as outside:
+        ann = outside.own("ann")
+        place = await outside.click(ann, "coffee-1")
+        await click(outside, ann, 5)
+        assert await events_of(outside, ann) == [6]
+        shelf = {"category": outside.own("shelf")}
+        lost = await outside.put(outside.item_at(0, "lost"), title="lost lamp", **shelf)
+        await outside.catalog_applied([lost])
+        assert await asyncio.to_thread(worker.stop) == 0
+        home, cut = place["partition"], place["offset"] + 3
+        await asyncio.to_thread(node.kill)
+        cut_log(node.home / "logs" / f"{outside.topics.clicks}-{home}", cut)
+        cut_log(node.home / "logs" / f"{outside.topics.catalog}-0", lost.offset)
+        await asyncio.to_thread(node.start)
+        await click(outside, ann, 8)
+        lamps = [outside.item_at(0, name) for name in ("oil", "desk", "floor")]
+        put = [await outside.put(lamp, title="reading lamp", **shelf) for lamp in lamps]
+        assert put[0].offset == lost.offset
+        worker.launch()
+        assert await asyncio.to_thread(worker.exit_code, 5 * PATIENCE_S) == 1
+        assert "headwater topics accept" in worker.last_words()
+        done = await asyncio.to_thread(finished, worker.home, "topics", "accept", **worker.settings)
+        assert done.returncode == 0, done.stderr
+        assert f"accepted partition {home}, which is read from offset {cut} on" in done.stdout
+        await asyncio.to_thread(worker.start)
+        for _ in range(2):
+            assert await events_of(outside, ann) == [14]
+            gap = (await outside.ask(ann, limit=1))["reflects"]["gap"]
+            assert gap == {"first": cut, "last": cut + 7}
+            await outside.catalog_applied(put)
+            found = await outside.items(ann, query="a lamp", limit=100, filter=shelf)
+            assert set(lamps) <= set(found)
+            await restart(worker)
+
+
+def cut_log(folder: Path, offset: int) -> None:
+    """Cut the log of a partition before a batch, while no broker runs."""
+    segment = next(folder.glob("*.log"))
+    raw, at = segment.read_bytes(), 0
+    while int.from_bytes(raw[at : at + 8], "big") < offset:
+        at += 12 + int.from_bytes(raw[at + 8 : at + 12], "big")
+    segment.write_bytes(raw[:at])
 
 
 async def test_a_late_copy_of_a_write_is_not_taken_though_its_owner_dies_at_once(

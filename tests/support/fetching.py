@@ -132,13 +132,18 @@ class Reading:
         return {tp: [record.offset for record in records] for tp, records in found.items()}
 
 
-def batch(first: int, count: int, *, control: bool = False, codec: int = 0, producer: int = -1) -> bytes:
+def batch(
+    first: int, count: int, *, control: bool = False, codec: int = 0, producer: int = -1, epoch: int = 0
+) -> bytes:
     """Records of these offsets, as a broker stores them; those of a ``producer`` belong to a transaction."""
     builder = DefaultRecordBatchBuilder(2, codec, producer >= 0, producer, -1, -1, 10_000)
     for number in range(count):
         builder.append(number, 7, b"key", b"%d" % (first + number), [("name", b"header")])
     raw = bytearray(builder.build())
-    raw[:8] = first.to_bytes(8, "big")  # beside the checksum
+    raw[:8], raw[12:16] = (
+        first.to_bytes(8, "big"),
+        epoch.to_bytes(4, "big", signed=True),
+    )  # beside the checksum
     if control:
         raw[22] |= 0x20
     return signed(raw)

@@ -180,7 +180,7 @@ def check() -> int:
 
 
 def accept() -> int:
-    """Accept the clicks topic as it is now, after it was made again or restored. Stop the workers first.
+    """Accept the clicks topic as it is now, after it was made again or restored, or lost its end. Stop the workers first.
 
     Workers refuse to start where their users rest on another clicks topic than the one there is. Then every user is
     kept, and the clicks of the topic as it is now are applied; those that are known already count once.

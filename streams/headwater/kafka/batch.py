@@ -16,7 +16,7 @@ class Batch:
     which has an offset and nothing to handle: then a batch goes beyond its records, or has none.
 
     ``generation`` is that of the group when the batch began. ``has_siblings``: the same fetch brought more of this
-    topic, from other partitions.
+    topic, from other partitions. ``leader_epoch`` is that of the batch's last record, or a later one; None: unknown.
     """
 
     __slots__ = (
@@ -24,6 +24,7 @@ class Batch:
         "finished",
         "generation",
         "has_siblings",
+        "leader_epoch",
         "partition",
         "records",
         "stop",
@@ -39,6 +40,7 @@ class Batch:
         generation: int,
         has_siblings: bool = False,
         stop: int | None = None,
+        leader_epoch: int | None = None,
     ) -> None:
         self._ledger = ledger
         self.tp = tp
@@ -47,6 +49,7 @@ class Batch:
         self.stop = int(records[-1].offset) + 1 if stop is None else stop
         self.generation = generation
         self.has_siblings = has_siblings
+        self.leader_epoch = leader_epoch
         self.finished = False
 
     @property

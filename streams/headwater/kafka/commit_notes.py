@@ -1,8 +1,8 @@
 """What is committed beside an offset, in the metadata that Kafka keeps with it.
 
 An offset means something in one log only, and says nothing of what was skipped on the way to it. So it is committed
-together with the id of its topic, and with the newest offsets that were gone before they were read. Whoever goes on from
-there knows both.
+together with the id of its topic, with the leader epoch of what was read, and with the newest offsets that were gone before
+they were read. Whoever goes on from there knows all three.
 """
 
 import time
@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from aiokafka.structs import OffsetAndMetadata
 from msgspec import Struct
+from msgspec.structs import replace
 
 from headwater.kafka.topic_identity import Identity
 from headwater.messages import Gap
@@ -25,13 +26,15 @@ class CommitNote(Struct, frozen=True, omit_defaults=True):
     topic_id: str | None = None  # of the log that the offset is of; None: the broker gives topics no ids
     gap: Gap | None = None
     gap_at_ms: int = 0  # when the gap was noticed
+    # Of the record before the offset, or of a later one of the same log; None: unknown.
+    leader_epoch: int | None = None
 
     def without_old_gap(self, now_ms: float | None = None) -> "CommitNote":
         """The note, without a gap that need not be told any more."""
         now_ms = time.time() * 1000.0 if now_ms is None else now_ms
         if self.gap is None or now_ms - self.gap_at_ms < _TOLD_MS:
             return self
-        return CommitNote(self.topic_id)
+        return replace(self, gap=None, gap_at_ms=0)
 
 
 _NOTES: Final = msgspec.json.Decoder(CommitNote)

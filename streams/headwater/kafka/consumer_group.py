@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Final, NamedTuple
 
-import msgspec
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
+from msgspec.structs import replace
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
@@ -21,6 +21,7 @@ from headwater.kafka.commit_notes import CommitNote, note_of
 from headwater.kafka.fast_client.commits import committed
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.records import Unreadable
+from headwater.kafka.leader_epochs import epoch_ends, kept_ends
 from headwater.kafka.plain_client import PlainConsumer
 from headwater.kafka.topic_identity import Identity, identities
 from headwater.messages import Gap
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[Batch], Awaitable[None]]
 _EMPTY_NOTE: Final = CommitNote()
 _LOGS_TIMEOUT_S: Final = 5.0
+_NO_END: Final = 2**63
 OnPartitions = Callable[[set[TopicPartition]], Awaitable[None]]
 OnLost = Callable[[TopicPartition, Gap, bool], None]
 OnUnreadable = Callable[[Sequence[Unreadable]], Awaitable[None]]
@@ -74,6 +76,7 @@ class ConsumerGroup(ABC):
         self._reader: Consumer | PlainConsumer | None = None  # while it is read
         self._ledger = CommitLedger(self._begin_soon)
         self._handlers: dict[str, Handler] = {}
+        self._remedies: dict[str, str] = {}
         self._in_hand: set[asyncio.Task[None]] = set()
         self._is_draining = False  # from the begin of a rebalance or stop to the next assignment
         self._begins_soon = False
@@ -86,14 +89,19 @@ class ConsumerGroup(ABC):
 
     # The contract
 
-    def handle(self, topic: str, handler: Handler, *, urgent: bool = False) -> None:
+    def handle(self, topic: str, handler: Handler, *, urgent: bool = False, remedy: str = "") -> None:
         """Call ``handler`` with every batch of ``topic``. Call this before ``join``.
 
         The handler may take as long as it likes. A raised :class:`PartitionLost` drops the batch, a
         :class:`StopWorker` fails the group, and so does any other exception. None of them commits anything.
+
+        A log that has become shorter is read on from where it was lost, or from its start. With a ``remedy`` it is left
+        to the handler to stop the worker instead. This is a sentence: what to do where a worker that was started again
+        has stopped again.
         """
         if urgent:
             self.urgent.add(topic)
+        self._remedies[topic] = remedy
         self._handlers[topic] = handler
 
     def on_assigned(self, callback: OnPartitions) -> None:
@@ -148,7 +156,7 @@ class ConsumerGroup(ABC):
         note = self._note(tp)
         is_new = gap != note.gap
         if is_new:
-            self._notes[tp] = CommitNote(note.topic_id, gap, int(time.time() * 1000.0))
+            self._notes[tp] = replace(note, gap=gap, gap_at_ms=int(time.time() * 1000.0))
         self._tell_lost(tp, gap, is_new)
 
     @abstractmethod
@@ -210,7 +218,8 @@ class ConsumerGroup(ABC):
                 continue
             has_siblings, stop = topics.count(tp.topic) > 1, self._reader.end_of(tp, records)
             unreadable = [each for each in self._reader.unreadable if (each.topic, each.partition) == tp]
-            batch = Batch(self._ledger, tp, records, self.generation, has_siblings, stop)
+            epoch = self._reader.leader_epoch_of(tp)
+            batch = Batch(self._ledger, tp, records, self.generation, has_siblings, stop, epoch)
             self._begin_batch(batch, unreadable)
             left -= len(records)
         if left <= 0:
@@ -218,8 +227,9 @@ class ConsumerGroup(ABC):
         return most - left
 
     def _begin_batch(self, batch: Batch, unreadable: Sequence[Unreadable] = ()) -> None:
+        read_to = self._ledger.begun_up_to(batch.tp)
         self._ledger.begin(batch)
-        task = asyncio.ensure_future(self._handled(batch, unreadable))
+        task = asyncio.ensure_future(self._handled(batch, unreadable, read_to))
         self._in_hand.add(task)
         task.add_done_callback(self._in_hand.discard)
 
@@ -244,20 +254,21 @@ class ConsumerGroup(ABC):
 
     async def _take_notes(
         self, consumer: Consumer | PlainConsumer, tps: Set[TopicPartition]
-    ) -> set[TopicPartition]:
+    ) -> dict[TopicPartition, int]:
         """Take note of what is committed beside the offsets of newly assigned partitions, and of which logs there are.
 
-        Returns the partitions to be read from their start, since the commit says nothing of the log that there is now:
-        the topic was made again, or an urgent one has become shorter. What is urgent expires, and may be read twice. The
-        other topics have owners that stop in that case, and name a remedy.
+        Returns the offsets at which partitions are to be read instead, or behind them if the log begins there, since the
+        commit says nothing of the log that there is now: the topic was made again, or it has become shorter, whether or
+        not it has grown again. Topics with a remedy have owners that stop in the latter case.
         """
         kept = await committed(consumer, tps)
         logs = await self._logs(consumer)
-        ends = await self._ends(consumer, [tp for tp in kept if tp in tps and tp.topic in self.urgent])
+        notes = {tp: note_of(kept[tp].metadata) if tp in kept else CommitNote() for tp in tps}
+        mended = {tp: kept[tp] for tp in kept if tp in tps and not self._remedies.get(tp.topic)}
+        ends, last_kept = await self._ends(consumer, list(mended)), await kept_ends(consumer.client, mended)
         before, self._notes = self._notes, {}
-        from_start = set()
-        for tp in tps:
-            note = note_of(kept[tp].metadata) if tp in kept else CommitNote()
+        elsewhere = {}
+        for tp, note in notes.items():
             log_now = logs.get(tp, Identity(None, None))
             if log_now.is_another_than(note.topic_id):
                 log.error(
@@ -268,28 +279,29 @@ class ConsumerGroup(ABC):
                     effect="what of the former topic had not been read is lost; this one is read from its start, or the "
                     "worker stops and says what is to be done first",
                 )
-                from_start.add(tp)
-            elif tp in ends and kept[tp].offset > ends[tp]:
+                elsewhere[tp] = 0
+            elif tp in kept and kept[tp].offset > min(ends.get(tp, _NO_END), last_kept.get(tp, _NO_END)):
+                elsewhere[tp] = last_kept.get(tp, 0)
                 log.error(
                     "log_became_shorter",
                     topic=tp.topic,
                     partition=tp.partition,
                     committed=kept[tp].offset,
-                    end=ends[tp],
-                    reason="an unclean leader election, or the topic was re-created",
-                    effect="what had not been read is lost; the log is read from its start",
+                    end=ends.get(tp),
+                    reason="an unclean leader election, or the log was restored from an older copy, or the topic was "
+                    "re-created",
+                    effect=f"what had not been read is lost; the log is read from offset {elsewhere[tp]} on",
                 )
-                from_start.add(tp)
             held = before.get(tp, _EMPTY_NOTE)
-            if tp in from_start:
+            if tp in elsewhere:
                 note = CommitNote()
             elif held.gap_at_ms > note.gap_at_ms and not log_now.is_another_than(held.topic_id):
                 # Noticed by this member, and not committed yet.
-                note = CommitNote(note.topic_id, held.gap, held.gap_at_ms)
-            self._notes[tp] = note = msgspec.structs.replace(note, topic_id=log_now.topic_id or note.topic_id)
+                note = replace(note, gap=held.gap, gap_at_ms=held.gap_at_ms)
+            self._notes[tp] = note = replace(note, topic_id=log_now.topic_id or note.topic_id)
             if (gap := note.without_old_gap().gap) is not None:
                 self._tell_lost(tp, gap, False)
-        return from_start
+        return elsewhere
 
     async def _ends(
         self, consumer: Consumer | PlainConsumer, tps: Sequence[TopicPartition]
@@ -318,7 +330,7 @@ class ConsumerGroup(ABC):
         for tp, now in (await self._logs(self._reader)).items():
             note = self._notes.get(tp)
             if note is not None and note.topic_id is None and now.topic_id is not None:
-                self._notes[tp] = msgspec.structs.replace(note, topic_id=now.topic_id)
+                self._notes[tp] = replace(note, topic_id=now.topic_id)
             if now.is_another_than(self._note(tp).topic_id):
                 self.fail(
                     f"{tp.topic}: the topic was made again while it was read; what of the former one had not been read is "
@@ -350,8 +362,34 @@ class ConsumerGroup(ABC):
             self._begins_soon = True
             self.failed.get_loop().call_soon(self._begin)
 
-    async def _handled(self, batch: Batch, unreadable: Sequence[Unreadable]) -> None:
+    def _leader_epoch(self, tp: TopicPartition) -> int | None:
+        """That of the newest batch which has begun; None: unknown."""
+        return self._notes.get(tp, _EMPTY_NOTE).leader_epoch
+
+    async def _take_epoch(self, batch: Batch, read_to: int | None) -> bool:
+        """Have the leader epoch of a batch committed with it, if the log still has what was read before, up to ``read_to``.
+
+        It may have lost that under a running member, and have grown again before the member fetched from it.
+        """
+        tp, known, now, reader = batch.tp, self._leader_epoch(batch.tp), batch.leader_epoch, self._reader
+        if known is not None and now is not None and read_to is not None and reader is not None:
+            end = (await epoch_ends(reader.client, {tp: known})).get(tp, read_to)
+            if end < read_to:
+                self.fail(
+                    f"{tp.topic}-{tp.partition}: the log was read up to offset {read_to}, and from {end} on it has other "
+                    "records now: it had become shorter (an unclean leader election, or it was restored from an older "
+                    f"copy). Start the worker again. {self._remedies[tp.topic]}".rstrip()
+                )
+                return False
+        if tp in self._notes:
+            self._notes[tp] = replace(self._notes[tp], leader_epoch=now)
+        return True
+
+    async def _handled(self, batch: Batch, unreadable: Sequence[Unreadable], read_to: int | None) -> None:
         try:
+            is_of_another = batch.leader_epoch != self._leader_epoch(batch.tp)
+            if is_of_another and not await self._take_epoch(batch, read_to):
+                return
             if unreadable:
                 for callback in self._on_unreadable:
                     await callback(unreadable)

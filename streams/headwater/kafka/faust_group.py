@@ -54,8 +54,10 @@ class FaustGroup(ConsumerGroup):
         super().__init__(name, settings, fast=fast)
         self._app = _App(self)
 
-    def handle(self, topic: str, handler: Callable[[Any], Awaitable[None]], *, urgent: bool = False) -> None:
-        super().handle(topic, handler, urgent=urgent)
+    def handle(
+        self, topic: str, handler: Callable[[Any], Awaitable[None]], *, urgent: bool = False, remedy: str = ""
+    ) -> None:
+        super().handle(topic, handler, urgent=urgent, remedy=remedy)
         cast(Any, self._app.topics).add(self._app.topic(topic))  # which is what Faust subscribes to
 
     async def join(self) -> None:
@@ -290,12 +292,12 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
             await self._consumer.stop()
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """As Faust's, but from the start of a log that is not the one of the commit. Batches are expected from there."""
+        """As Faust's, but from elsewhere in a log that is not the one of the commit. Batches are expected from there."""
         group, consumer = cast(_App, self.app).group, self._ensure_consumer()
         found: dict[TP, Any] = dict(await super().seek_to_committed())
-        from_start = await group._take_notes(consumer, {TopicPartition(*tp) for tp in found})
-        for tp, start in (await consumer.beginning_offsets(list(from_start))).items() if from_start else ():
-            consumer.seek(tp, start)
+        elsewhere = await group._take_notes(consumer, {TopicPartition(*tp) for tp in found})
+        for tp, start in (await consumer.beginning_offsets(list(elsewhere))).items() if elsewhere else ():
+            consumer.seek(tp, max(start, elsewhere[tp]))
             found[TP(*tp)] = None  # as far as this log is concerned
         for tp, offset in found.items():
             if offset is not None:

@@ -32,7 +32,7 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     The consumer's position is past the buffered records. A seek, an assignment and a rebalance drop them.
     """
 
-    client = None  # so topics have no ids here
+    client = None  # so topics have no ids here, and logs no epochs
 
     def __init__(self, *topics: str, urgent: Collection[str] = (), **options: Any) -> None:
         super().__init__(*topics, **options)
@@ -70,6 +70,10 @@ class PlainConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     def end_of(self, tp: TopicPartition, records: Sequence[ConsumerRecord] = ()) -> int:
         """The offset after ``records``, the last that were polled of ``tp``, and after control records behind them."""
         return self._polled[tp][1]
+
+    def leader_epoch_of(self, tp: TopicPartition) -> int | None:
+        """None: aiokafka does not tell."""
+        return None
 
     def position_now(self, tp: TopicPartition) -> int | None:
         """None: a position that moves without records is polled as an empty list."""

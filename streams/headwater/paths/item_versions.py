@@ -19,9 +19,10 @@ from headwater.index import NO_VERSION, Point, VersionStamp
 from headwater.index.deletion_marks import MARKS_KEPT_S, DeletionMarks
 from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_records
 from headwater.kafka.batch import Gate
-from headwater.kafka.commit_notes import vouches_for
+from headwater.kafka.commit_notes import note_of, vouches_for
 from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.leader_epochs import kept_ends
 from headwater.kafka.read_to_end import Run, read_to_end
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import start_anew, topic_recreated_error
@@ -257,6 +258,7 @@ async def read_versions(
 
     Claims of another catalog, or from beyond its end, are passed over where a claim before them or the group's commit
     says that the catalog of today is the one that the versions are of. ``consumer`` is told what the group has committed.
+    Where the catalog has lost what the group had read, nothing vouches for what is there any more.
 
     Raises:
         StopWorker: the catalog is not the one that the versions are of; or the broker gave nothing.
@@ -297,13 +299,22 @@ async def read_versions(
                 has_vector = point.vector is not None and not is_foreign
                 (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
                 (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
-    commits = await commits_of(consumer, tps)
+    commits = {
+        tp: commit
+        for tp, commit in (await commits_of(consumer, tps)).items()
+        if not logs.get(tp, _UNKNOWN).is_another_than(note_of(commit.metadata).topic_id)
+    }
+    kept = await kept_ends(consumer.client, commits)
     for tp, end in (await consumer.end_offsets(tps)).items():
         versions, log, commit = by_partition[tp.partition], logs.get(tp, _UNKNOWN), commits.get(tp)
+        # It has lost its end, and may have grown again since.
+        is_cut = commit is not None and kept.get(tp, commit.offset) < commit.offset
+        end = min(end, kept[tp]) if is_cut else end
         is_committed, is_other = vouches_for(commit, log, end), log.is_another_than(versions.topic_id)
-        is_known = is_committed or (None not in (log.topic_id, versions.topic_id) and not is_other)
-        if is_known and (is_other or versions.position >= end):
-            _pass_over(claimed[tp.partition], versions.position, end, skipped)
+        is_known = is_cut or is_committed or (None not in (log.topic_id, versions.topic_id) and not is_other)
+        if is_known and (is_other or is_cut or versions.position >= end):
+            if tp.partition in claimed:
+                _pass_over(claimed[tp.partition], versions.position, end, skipped)
             versions.is_claimed, versions.position = False, -1
         elif is_other:
             raise StopWorker(

@@ -2,26 +2,31 @@
 
 The log is another one once its topic was made again, or was restored into another cluster. Its offsets then say nothing
 of the clicks that the users hold: a click of the new log would look applied already where its offset is low. The broker's
-id of the topic tells, and without ids a log that is too short.
+id of the topic tells, and without ids a log that is too short. A log that has lost its end, and has grown again, keeps its
+id: its leader tells how far it goes in the leader epoch of what was read.
 
 Nobody's state is lost with a log. Once somebody accepts the new one, a new incarnation begins: every user is kept, no
-click of the new log counts as applied, and those that a user's log holds are dropped by their event ids.
+click of the new log counts as applied, and those that a user's log holds are dropped by their event ids. A log that has
+lost its end is read on from where it lost it.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
+from msgspec.structs import replace
 
 from headwater.errors import HeadwaterError, StopWorker
-from headwater.kafka.commit_notes import note_of, vouches_for
+from headwater.kafka.commit_notes import CommitNote, note_of, note_text, vouches_for
 from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.leader_epochs import kept_ends
 from headwater.kafka.membership import describe
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.supervision import topic_recreated_error
@@ -37,10 +42,11 @@ logger = structlog.get_logger(__name__)
 # Says on the changelog that the clicks log may be another one. It holds until the next claim. A tombstone, so that it
 # goes when it is of no use any more.
 ACCEPT_KEY: Final = b"\xffaccept"
-_REMEDY: Final = (
-    "If that was meant, run `headwater topics accept` and start again: every user is kept, and the clicks of the topic "
-    "as it is now are applied"
+ACCEPT_LOG: Final = (
+    "run `headwater topics accept` and start again: every user is kept, and the clicks of the topic as it is now are "
+    "applied"
 )
+_REMEDY: Final = f"If that was meant, {ACCEPT_LOG}"
 
 
 # Told of clicks that were gone from the log before they were read. They may have been applied in spite of that.
@@ -48,7 +54,7 @@ OnLost = Callable[[TopicPartition, Gap], Awaitable[None]]
 
 
 async def settle(
-    reader: AIOKafkaConsumer,
+    reader: Consumer,
     clicks: Mapping[TopicPartition, Partition],
     identities: Mapping[TopicPartition, Identity],
     on_lost: OnLost,
@@ -68,16 +74,25 @@ async def settle(
     beginnings = await reader.beginning_offsets(list(clicks))
     ends = await reader.end_offsets(list(clicks))
     commits = await commits_of(reader, clicks.keys())
+    committed_of = await _committed(reader, commits, identities)
     passed_over = 0
     for tp, partition in clicks.items():
         partition.start_incarnation(partition.incarnation)
         log, end = identities.get(tp, Identity(None, None)), ends[tp]
-        committed, topic_id = _committed(commits.get(tp), log), log.topic_id
+        topic_id = log.topic_id
+        committed, kept = committed_of.get(tp, _Committed(None, None))
+        if committed is not None and kept is not None and kept < committed:
+            raise StopWorker(
+                f"{tp.topic}-{tp.partition}: the log was read up to offset {committed}, and from {kept} on it has other "
+                "records now: it had become shorter (an unclean leader election, or it was restored from an older copy). "
+                f"{_REMEDY}"
+            )
         if partition.log_is_accepted:
             partition.log_is_accepted = False
             partition.start_incarnation(partition.incarnation + 1)
             logger.warning("clicks_log_accepted", partition=partition.number, topic_id=topic_id, end=end)
         else:
+            applied = _applied(partition)
             if vouches_for(commits.get(tp), log, end) and (foreign := _foreign_id(partition, topic_id)):
                 logger.error(
                     "claim_of_another_log",
@@ -88,26 +103,52 @@ async def settle(
                 )
                 partition.claim = None
                 passed_over += 1
-            _check(tp, partition, committed, end, topic_id)
-            if committed is None and (gap := _lost_before(partition, beginnings[tp], end)) is not None:
+            _check(tp, partition, committed, applied, end, topic_id)
+            gap = _lost_before(partition, applied, beginnings[tp], end)
+            if committed is None and gap is not None:
                 await on_lost(tp, gap)
+            if kept is not None and kept <= applied:
+                # Beyond the commit, either another leader's epoch has begun, or the log has other records than those that
+                # were applied. No offset tells the two apart, and event ids do.
+                partition.start_incarnation(partition.incarnation + 1)
+                logger.warning("clicks_told_by_event_ids", partition=partition.number, first=kept)
         next_offset = committed if committed is not None and committed <= end else beginnings[tp]
         partition.watermark = partition.applied = next_offset - 1
     return passed_over
 
 
-def _committed(commit: OffsetAndMetadata | None, log: Identity) -> int | None:
-    """The offset that the group goes on from; None where it begins at the start of the log.
+class _Committed(NamedTuple):
+    """Where the group goes on in a log, and up to where the log is the one that it has read."""
 
-    A member that had not noticed it yet may have committed to the new topic what it had read of the former one.
+    offset: int | None  # None: it begins at the start of the log
+    kept: int | None  # None: unknown
+
+
+async def _committed(
+    reader: Consumer,
+    commits: Mapping[TopicPartition, OffsetAndMetadata],
+    logs: Mapping[TopicPartition, Identity],
+) -> dict[TopicPartition, _Committed]:
+    """What the group has committed of the logs that there are.
+
+    A member that had not noticed it yet may have committed to a new topic what it had read of the former one.
     """
-    if commit is None or log.is_another_than(note_of(commit.metadata).topic_id):
-        return None
-    return int(commit.offset)
+    here = {
+        tp: commit
+        for tp, commit in commits.items()
+        if not logs.get(tp, Identity(None, None)).is_another_than(note_of(commit.metadata).topic_id)
+    }
+    kept = await kept_ends(reader.client, here)
+    return {tp: _Committed(int(commit.offset), kept.get(tp)) for tp, commit in here.items()}
 
 
 def _check(
-    tp: TopicPartition, partition: Partition, committed: int | None, end: int, topic_id: str | None
+    tp: TopicPartition,
+    partition: Partition,
+    committed: int | None,
+    applied: int,
+    end: int,
+    topic_id: str | None,
 ) -> None:
     if known := _foreign_id(partition, topic_id):
         raise StopWorker(
@@ -116,7 +157,7 @@ def _check(
         )
     if committed is not None and committed > end:
         raise topic_recreated_error(tp, f"the group's committed offset is {committed}", end, _REMEDY)
-    if (applied := _applied(partition)) >= end:
+    if applied >= end:
         raise topic_recreated_error(tp, f"clicks up to offset {applied} have been applied", end, _REMEDY)
 
 
@@ -132,21 +173,20 @@ def _applied(partition: Partition) -> int:
     return int(partition.columns.offset[rows].max(initial=-1))
 
 
-def _lost_before(partition: Partition, beginning: int, end: int) -> Gap | None:
+def _lost_before(partition: Partition, applied: int, beginning: int, end: int) -> Gap | None:
     """The clicks before the beginning of the log of which nothing says that they have been applied."""
     if partition.claim is None:
         return None
     claimed = partition.claim.applied
-    known = max(
-        _applied(partition), claimed if claimed < end else -1
-    )  # nothing beyond the end has been applied
+    known = max(applied, claimed if claimed < end else -1)  # nothing beyond the end has been applied
     return Gap(known + 1, beginning - 1) if beginning > known + 1 else None
 
 
 async def accept(settings: Settings) -> dict[int, int]:
     """Have workers take the clicks topic as it is now for the log that their users rest on, at their next start.
 
-    Call it while no worker of the group runs. Committed offsets that the topic does not have go back to its beginning.
+    Call it while no worker of the group runs. Committed offsets that the topic does not have go back to its beginning, or
+    to where it has lost its end, if the broker tells.
 
     Returns:
         by partition, the offset that is read next.
@@ -164,16 +204,23 @@ async def accept(settings: Settings) -> dict[int, int]:
         clicks = [TopicPartition(topics.clicks, number) for number in range(settings.partitions)]
         reader.assign(clicks)
         beginnings, ends = await reader.beginning_offsets(clicks), await reader.end_offsets(clicks)
-        commits = await commits_of(reader, clicks)
         logs = await identities_of(reader.client, [topics.clicks])
+        committed_of = await _committed(reader, await commits_of(reader, clicks), logs)
         following = {}
         for tp in clicks:
-            committed = _committed(commits.get(tp), logs.get(tp, Identity(None, None)))
-            if committed is not None and committed > ends[tp]:
-                await reader.commit({tp: beginnings[tp]})
-                committed = None
+            # First: a worker that finds this without the commit that follows stops again.
             await write_all(producer, topics.profiles, tp.partition, [Outgoing(ACCEPT_KEY, None)])
+            committed, kept = committed_of.get(tp, _Committed(None, None))
             following[tp.partition] = beginnings[tp] if committed is None else committed
+            last = ends[tp] if kept is None else min(ends[tp], kept)
+            if committed is not None and committed > last:
+                place = following[tp.partition] = max(beginnings[tp], kept or 0)
+                note = CommitNote(logs.get(tp, Identity(None, None)).topic_id)
+                told_up_to = max(committed, ends[tp])
+                if kept is not None and place < told_up_to:
+                    # Publishers were told of these offsets. They may name clicks that the log has lost.
+                    note = replace(note, gap=Gap(place, told_up_to - 1), gap_at_ms=int(time.time() * 1000.0))
+                await reader.commit({tp: OffsetAndMetadata(place, note_text(note))})
         return following
     except KafkaError as error:
         raise HeadwaterError(

@@ -46,6 +46,7 @@ from headwater.paths.clicks import ClickPath
 from headwater.paths.observer import Observer
 from headwater.paths.requests import RequestPath
 from headwater.paths.serving import Serving
+from headwater.profiles.clicks_log import ACCEPT_LOG
 from headwater.profiles.store import ProfileLayout, Profiles
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import Counts, Trends
@@ -189,7 +190,7 @@ class InterestsRole:
         await self.profiles.start()
         stack.push_async_callback(self.profiles.stop)
         group = self.group = FaustGroup(settings.interests_group, settings)
-        group.handle(topics.clicks, self._clicks.handle)
+        group.handle(topics.clicks, self._clicks.handle, remedy=f"If it stops again, {ACCEPT_LOG}")
         group.handle(topics.requests, self._requests.handle, urgent=True)
         group.on_assigned(self._assigned)
         group.on_unreadable(common.dead_letters.put_unreadable)

@@ -13,6 +13,7 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp, vectors_topic
 from headwater.index.deletion_marks import MARKS_KEPT_S
 from headwater.index.vectors_topic import claim_of_owner, payload_of, record_of
+from headwater.kafka import leader_epochs
 from headwater.kafka.commit_notes import CommitNote, note_text
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.skipped import SkippedRecords
@@ -342,3 +343,26 @@ def test_a_partition_that_was_taken_away_may_not_be_written() -> None:
     versions.is_owned = False
     with pytest.raises(PartitionLost):
         versions.require()
+
+
+@pytest.mark.parametrize("position", [9, 4, None])
+@pytest.mark.parametrize("catalog_end", [1_000, 8])
+async def test_a_catalog_that_lost_its_end_is_read_again_though_it_may_have_grown_since(
+    monkeypatch: pytest.MonkeyPatch, position: int | None, catalog_end: int
+) -> None:
+    """Changes from offset 6 on are others than those that were read; claims come by the second."""
+
+    async def told(_: object, epochs: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
+        assert set(epochs.values()) == {4}
+        return dict.fromkeys(epochs, 6)
+
+    monkeypatch.setattr(leader_epochs, "epoch_ends", told)
+    told_of(monkeypatch, "aa")
+    commit = OffsetAndMetadata(10, note_text(CommitNote("aa", leader_epoch=4)))
+    topics = TopicsInMemory(catalog_end, commit=commit)
+    topics.write(point("tea", 2), point("soap", 7))
+    if position is not None:
+        topics.claim(1, position, "aa")
+    versions, _ = await topics.read()
+    assert (set(versions.stamps), set(versions.holes), versions.is_claimed) == ({TEA}, {SOAP}, False)
+    assert versions.position == -1

@@ -8,8 +8,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
 from headwater.errors import HeadwaterError, StopWorker
-from headwater.kafka import topics
-from headwater.kafka.commit_notes import CommitNote, note_text
+from headwater.kafka import leader_epochs, topics
+from headwater.kafka.commit_notes import CommitNote, note_of, note_text
+from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.publish import producer_of
 from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics
@@ -31,11 +32,18 @@ async def partition() -> Partition:
 class Log:
     """What the broker says of the clicks topic and of the group."""
 
+    client = None
+
     def __init__(
-        self, end: int, committed: int | None = None, beginning: int = 0, committed_id: str | None = None
+        self,
+        end: int,
+        committed: int | None = None,
+        beginning: int = 0,
+        committed_id: str | None = None,
+        epoch: int | None = None,
     ) -> None:
         self.end, self.committed_offset, self.beginning = end, committed, beginning
-        self._note = note_text(CommitNote(committed_id))
+        self._note = note_text(CommitNote(committed_id, leader_epoch=epoch))
         self._coordinator = self
 
     async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
@@ -79,6 +87,82 @@ async def test_a_clicks_log_that_is_shorter_than_what_is_known_of_it_is_refused_
     partition.columns.offset[partition.columns.rows[b"ann"]] = 10
     with pytest.raises(StopWorker, match="re-created"):  # it held for one log
         await settled(partition, log)
+
+
+def leader_tells(monkeypatch: pytest.MonkeyPatch, end: int) -> None:
+    """The log goes up to ``end`` in the epoch that was committed, 4."""
+
+    async def told(_: object, epochs: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
+        assert set(epochs.values()) <= {4}
+        return dict.fromkeys(epochs, end)
+
+    monkeypatch.setattr(leader_epochs, "epoch_ends", told)
+
+
+async def test_a_log_that_lost_its_end_and_has_grown_again_is_refused_until_it_is_read_from_there(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader_tells(monkeypatch, 6)
+    loaded(partition, claim(0, 3, topic_id="aa"), state(1, b"ann", 3, 9))
+    for _ in range(2):
+        with pytest.raises(StopWorker, match=r"up to offset 10, and from 6 on .*headwater topics accept"):
+            await settled(partition, Log(end=90, committed=10, committed_id="aa", epoch=4), "aa")
+        # Accepted, without the commit that follows.
+        loaded(partition, record(2, ACCEPT_KEY, None))
+    await settled(partition, Log(end=90, committed=6, committed_id="aa", epoch=4), "aa")
+    assert partition.columns.order(partition.columns.rows[b"ann"]) == (1, -1, 3)
+    assert partition.watermark == 5
+
+
+async def test_a_log_that_has_all_that_was_committed_is_taken_as_it_is(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader_tells(monkeypatch, 10)
+    loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
+    await settled(partition, Log(end=90, committed=10, epoch=4))
+    assert (partition.incarnation, partition.watermark, offset_of(partition, b"ann")) == (0, 9, 9)
+
+
+async def test_clicks_beyond_the_commit_that_may_be_others_by_now_are_told_by_their_event_ids(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner died before it committed them, and another leader has begun since."""
+    leader_tells(monkeypatch, 8)
+    loaded(partition, claim(0, 3), state(1, b"ann", 3, 9))
+    await settled(partition, Log(end=90, committed=7, epoch=4))
+    assert (partition.incarnation, partition.watermark, offset_of(partition, b"ann")) == (1, 6, -1)
+
+
+@pytest.mark.parametrize(
+    ("kept", "begin", "gap"), [(2, 2, Gap(2, 4)), (0, 0, Gap(0, 4)), (4, 4, None), (None, 4, None)]
+)
+async def test_an_accepted_log_that_lost_its_end_is_read_from_there_and_the_offsets_are_told(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: int | None,
+    begin: int,
+    gap: Gap | None,
+) -> None:
+    if kept is not None:
+        leader_tells(monkeypatch, kept)
+    await topics.create(settings)
+    clicks = TopicPartition(Topics.named(settings.topic_prefix).clicks, 0)
+    async with started(producer_of(settings)) as producer:
+        for _ in range(5):
+            await producer.send_and_wait(clicks.topic, b"{}", partition=0)
+    reader = AIOKafkaConsumer(
+        **settings.kafka_options(), group_id=settings.interests_group, enable_auto_commit=False
+    )
+    await reader.start()
+    try:
+        reader.assign([clicks])
+        note = CommitNote(leader_epoch=None if kept is None else 4)
+        await reader.commit({clicks: OffsetAndMetadata(4, note_text(note))})
+        assert (await accept(settings))[0] == begin
+        commit = (await commits_of(reader, [clicks]))[clicks]
+        assert (commit.offset, note_of(commit.metadata).gap) == (begin, gap)
+    finally:
+        await reader.stop()
 
 
 async def test_an_offset_committed_of_a_former_topic_says_nothing_of_this_one(partition: Partition) -> None:

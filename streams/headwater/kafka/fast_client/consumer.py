@@ -40,6 +40,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         self.unreadable: list[Unreadable] = []  # of the last poll
         self._dispatching: Node | None = None  # the node whose fetch `on_records` is called for
         self._polled_from: dict[TopicPartition, int] = {}  # the position before the last poll that moved it
+        self._leader_epochs: dict[TopicPartition, int] = {}  # of the newest batch that was polled
 
     async def start(self) -> None:
         """Join, and patch the fetcher.
@@ -104,9 +105,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                     del fetcher._records[tp]
                     fetcher._set_error(tp, error)
                     continue
-                if isinstance(theirs, LightRecords) and theirs.unreadable:
-                    self.unreadable += theirs.unreadable
-                    theirs.unreadable = []
+                if isinstance(theirs, LightRecords):
+                    self._leader_epochs[tp] = theirs.leader_epoch
+                    if theirs.unreadable:
+                        self.unreadable += theirs.unreadable
+                        theirs.unreadable = []
                 if not fetched.has_more():
                     del fetcher._records[tp]
                     if self._dispatching is None or self._dispatching != node_of(fetcher, tp, self.urgent):
@@ -119,6 +122,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     def start_of(self, tp: TopicPartition) -> int:
         """The offset that the last poll of ``tp`` began at. Past that poll's predecessor where the log has lost records."""
         return self._polled_from[tp]
+
+    def leader_epoch_of(self, tp: TopicPartition) -> int | None:
+        """The leader epoch of the newest batch that the last poll of ``tp`` read of; None: it told none."""
+        epoch = self._leader_epochs.get(tp, -1)
+        return epoch if epoch >= 0 else None
 
     def position_now(self, tp: TopicPartition) -> int | None:
         """The offset after all that was polled of ``tp``; None while the client looks for it, or ``tp`` is not assigned.

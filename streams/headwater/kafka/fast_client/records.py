@@ -24,7 +24,7 @@ from headwater.kafka.fast_client.unpack import TooLargeUnpacked, unpacked
 
 log = logging.getLogger(__name__)
 
-# Offset and length, which all formats begin with; then leader epoch, magic, checksum, attributes, delta of the last
+# Offset and length, which all formats begin with; then the leader's epoch, magic, checksum, attributes, delta of the last
 # offset, first and greatest timestamp, producer, its epoch, sequence, count of records.
 _FRAME: Final = struct.Struct(">qi")
 _HEAD: Final = struct.Struct(">qiibIhiqqqhii")
@@ -127,13 +127,15 @@ class LightRecords(Iterator[Record]):
             and is fetched again. The second time it is passed.
 
     Records of aborted transactions are passed like control records: a broker names these transactions to consumers that
-    read committed, and to no others. ``unreadable`` grows as records are made.
+    read committed, and to no others. ``unreadable`` grows as records are made. ``leader_epoch`` is that of the batch in
+    hand, or of the last one; -1: no batch has told any.
     """
 
     def __init__(self, theirs: Any, raw: bytes, end: int, suspects: set[tuple[TopicPartition, int]]) -> None:
         self._tp, self._check_crcs, self._suspects = theirs._tp, theirs._check_crcs, suspects
         self.next_fetch_offset: int = theirs.next_fetch_offset
         self.unreadable: list[Unreadable] = []
+        self.leader_epoch = -1
         self._raw, self._at, self._log_end = memoryview(raw), 0, end
         # Its generator refers to it and to the bytes of the fetch. aiokafka ends this cycle with the last record, which is
         # never read there, and a worker looks for cycles rarely: it would keep every fetch.
@@ -228,13 +230,14 @@ class LightRecords(Iterator[Record]):
         if batch[_MAGIC_AT] < 2:
             return self._open_legacy(batch, base)
         asked = self.next_fetch_offset
-        magic, _, attributes, delta, _, _, producer, *_ = _HEAD.unpack_from(batch)[3:]
+        _, _, epoch, magic, _, attributes, delta, _, _, producer, *_ = _HEAD.unpack_from(batch)
         theirs = DefaultRecordBatch(batch)
         if self._check_crcs and not theirs.validate_crc():
             return self._suspect(base, base + delta + 1)
         self._end = max(base + delta + 1, asked)
         if magic > 2:
             raise ValueError(f"got records of format {magic}: expected at most 2")
+        self.leader_epoch = epoch
         while self._aborted and self._aborted[0][1] <= base:
             self._aborting.add(self._aborted.popleft()[0])
         if attributes & _IS_CONTROL:

@@ -41,6 +41,18 @@ async def test_records_are_polled_in_order_and_the_rest_later() -> None:
     assert reading.polled() == {}
 
 
+async def test_the_leader_epoch_of_the_newest_batch_is_told_also_of_one_without_records() -> None:
+    reading = Reading()
+    tell = reading.consumer.leader_epoch_of
+    assert tell(TPS[0]) is None
+    reading.fetched(TPS[0], batch(0, 3, epoch=4), batch(3, 1, epoch=6, control=True, producer=1))
+    reading.fetched(TPS[1], batch(0, 1, epoch=-1))
+    assert reading.polled(max_records=2) == {TPS[0]: [0, 1]}
+    assert tell(TPS[0]) == 4
+    reading.polled()
+    assert (reading.position(TPS[0]), tell(TPS[0]), tell(TPS[1])) == (4, 6, None)
+
+
 @pytest.fixture
 def no_garbage_collector() -> Iterator[None]:
     gc.disable()
