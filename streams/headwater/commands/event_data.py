@@ -1,12 +1,13 @@
 """The events that training and evaluation take, as options of their commands, and their figures as tables."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from cyclopts import Parameter
 
-from headwater.commands.terminal import MANY, TimeOption, UsageError, say, stdout
+from headwater.commands.file_options import EventOptions
+from headwater.commands.terminal import UsageError, say, stdout
 
 if TYPE_CHECKING:
     from headwater_models.commands import Results
@@ -20,19 +21,15 @@ ProtocolOption = Literal["leave-one-out", "global-time", "list-at-split", "prequ
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(EventOptions):
     """Which events to use, and how to split them.
 
     Parameters
     ----------
     data
-        complete-journey, ml-100k, beauty, or a CSV, Parquet or JSON lines file of events.
+        complete-journey, ml-100k, beauty, or a file of events as `headwater import clicks` takes it, also with prices and titles.
     path
         The folder of a built-in dataset.
-    map_
-        field=column of a file: user_id, item_id, at_ms, action, price, title; repeatable.
-    time
-        The unit of the times of a file.
     protocol
         How events are split: see models/README.md. Default: leave-one-out; for complete-journey global-time to train, and
         list-at-split to evaluate.
@@ -43,8 +40,6 @@ class DataOptions:
 
     data: str = "complete-journey"
     path: Path | None = None
-    map_: Annotated[list[str], Parameter(name="--map"), MANY] = field(default_factory=list)
-    time: TimeOption = "auto"
     protocol: ProtocolOption | None = None
     at: str | None = None
 
@@ -72,9 +67,16 @@ class DataOptions:
 
     def load(self) -> "Dataset":
         """The data. Prints what was read differently or left out."""
-        from headwater_models.data.datasets import load
+        from headwater_models.data.datasets import from_events, is_file, load
 
-        found = load(self.data, self.path, self.map_, self.time)
+        if is_file(self.data) and self.path is None:
+            found = from_events(self.opened(Path(self.data), "training"), self.event_form())
+        elif self.map_:
+            raise UsageError(
+                f"--map {self.map_[0]}: {self.data} is built in, so its columns are known; leave --map out"
+            )
+        else:
+            found = load(self.data, self.path)
         for note in found.notes:
             say(f"{found.name}: {note}")
         for reason, rows in found.dropped.items():

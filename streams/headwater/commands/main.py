@@ -70,7 +70,7 @@ _COMMANDS: Final = (
     (_TRAIN, "bundle lighten", "bundles:lighten"),
 )
 _FAMILIES: Final = {
-    "import": "Publish a CSV, Parquet or JSON lines file.",
+    "import": "Publish a file of items or events.",
     "topics": "Create, check or accept the topics.",
     "dlq": "List, show, redrive or purge dead letters.",
     "bundle": "Show, compare, or make bundles without training.",

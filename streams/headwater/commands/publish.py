@@ -2,92 +2,150 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
-from cyclopts import Parameter
-
-from headwater.commands.terminal import (
-    FLAG,
-    MANY,
-    CommandError,
-    TimeOption,
-    run_async,
-    running_settings,
-    say,
-    stderr,
-)
+from headwater.commands.file_options import EventOptions, FileOptions
+from headwater.commands.terminal import FLAG, CommandError, run_async, running_settings, say, stderr
 
 if TYPE_CHECKING:
-    from headwater.commands.import_files import Kind
-    from headwater_models.data.tabular_files import TimeUnit
+    from headwater.commands.import_files import Prepared, Report
+    from headwater.files.presets import Opened
+    from headwater.files.table import BadRow
+
+_FILE: Final = FileOptions()
+_EVENTS: Final = EventOptions()
+_SHOWN: Final = 5
+# What a record of an item holds, and what it empties where a file does not have it.
+_REPLACED: Final = ("title", "description", "tags", "category", "price", "image", "attributes")
 
 
 def catalog(
     file: Path,
     *,
-    map_: Annotated[list[str], Parameter(name="--map"), MANY] = [],  # noqa: B006 - cyclopts never changes it
+    form: FileOptions = _FILE,
+    list_separator: str = "auto",
     skip_bad: Annotated[bool, FLAG] = False,
+    rejects: Path | None = None,
+    dry_run: Annotated[bool, FLAG] = False,
 ) -> int:
-    """Publish a file of items.
+    """Publish a file of items. Each row replaces its item.
 
     Example: headwater import catalog items.csv --map item_id=sku --map attributes.colour=color
 
     Parameters
     ----------
     file
-        CSV, Parquet or JSON lines.
-    map_
-        FIELD=COLUMN; repeatable. Columns named like a field need none. Tags split on |.
+        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
+    form
+        How the file is written.
+    list_separator
+        Between tags.
     skip_bad
         Exit 0 although some rows could not be published.
+    rejects
+        A file for all bad rows as JSON lines: line, reason, row.
+    dry_run
+        Publish nothing, and show the first rows as they would be published.
     """
-    return _import("catalog", file, map_, "auto", skip_bad)
+    from headwater.commands import import_files
+    from headwater.files.items import items_of
+
+    settings = running_settings()
+    opened = form.opened(file, "catalog")
+    items = items_of(opened.table, opened.chosen, form.item_form(list_separator))
+    if items.types:
+        say(
+            f"{file}: {', '.join(f'{name} is {kind}' for name, kind in items.types.items())}; name types with --map FIELD=COLUMN:TYPE"
+        )
+    emptied = [
+        name
+        for name in _REPLACED
+        if not any(f"{field}.".startswith(f"{name}.") for field in opened.chosen.columns)
+    ]
+    if emptied:
+        say(
+            f"{file}: each row replaces its item, so what the file does not have is emptied: {', '.join(emptied)}"
+        )
+    prepared = import_files.prepared_items(items, settings.bundle_path)
+    return _import(prepared, file, opened, skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
 
 
 def clicks(
     file: Path,
     *,
-    map_: Annotated[list[str], Parameter(name="--map"), MANY] = [],  # noqa: B006 - cyclopts never changes it
-    time: TimeOption = "auto",
+    form: EventOptions = _EVENTS,
     skip_bad: Annotated[bool, FLAG] = False,
+    rejects: Path | None = None,
+    dry_run: Annotated[bool, FLAG] = False,
 ) -> int:
-    """Publish a file of events.
+    """Publish a file of events. A second import of the same rows, in any order, changes nothing.
 
     Example: headwater import clicks events.parquet --map user_id=customer --map at_ms=timestamp
 
     Parameters
     ----------
     file
-        CSV, Parquet or JSON lines.
-    map_
-        FIELD=COLUMN; repeatable. Columns named like a field need none.
-    time
-        What the times are: ISO text (without a zone: UTC), or numbers of seconds or milliseconds.
+        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
+    form
+        How the file is written.
     skip_bad
         Exit 0 although some rows could not be published.
+    rejects
+        A file for all bad rows as JSON lines: line, reason, row.
+    dry_run
+        Publish nothing, and show the first rows as they would be published.
     """
-    return _import("clicks", file, map_, time, skip_bad)
+    from headwater.commands import import_files
+    from headwater.files.events import events_of
+
+    opened = form.opened(file, "clicks")
+    events = events_of(opened.table, opened.chosen, form.event_form(), now_ms=int(time.time() * 1000))
+    prepared = import_files.prepared_clicks(events)
+    return _import(prepared, file, opened, skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
 
 
-def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_bad: bool) -> int:
-    settings = running_settings()
+def _import(
+    prepared: "Prepared", file: Path, opened: "Opened", *, skip_bad: bool, rejects: Path | None, dry_run: bool
+) -> int:
+    from headwater.commands import import_files
+
+    for note in prepared.notes:
+        say(f"{file}: {note}")
+    bad = list(prepared.bad)
+    if dry_run:
+        for message in import_files.messages(prepared, _SHOWN):
+            print(message.decode())
+        done = f"would publish {len(prepared):,} of {opened.table.rows:,} rows"
+    else:
+        report = _published(prepared)
+        bad = sorted(bad + report.bad)
+        rate = report.published / report.seconds if report.seconds else 0.0
+        done = f"published {report.published:,} of {opened.table.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f}/s)"
+    _tell(bad, opened.table.counted)
+    if rejects is not None:
+        import_files.write_rejects(rejects, opened.table, bad)
+        say(f"{rejects}: {len(bad):,} bad rows with their reasons")
+    print(done)
+    if not len(prepared):
+        raise CommandError(f"no row of {file} can be published: correct the file or --map")
+    if bad and not skip_bad:
+        verb = "would not be" if dry_run else "were not"
+        raise CommandError(
+            f"{len(bad):,} rows of {file} {verb} published: correct them (--rejects FILE has them all), or accept it with "
+            "--skip-bad"
+        )
+    return 0
+
+
+def _published(prepared: "Prepared") -> "Report":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from headwater.commands import import_files
-    from headwater_models.data import tabular_files
 
-    table = tabular_files.read(file)
-    columns = import_files.mapping(kind, table.columns, maps)
-    unused = [name for name in table.columns if name not in columns.values()]
-    say(
-        f"{file}: {len(table):,} rows; {', '.join(f'{name}={column}' for name, column in columns.items())}"
-        + (f"; not used: {', '.join(unused)}" if unused else "")
-    )
-    if kind == "clicks":
-        prepared = import_files.prepared_clicks(table, columns, now_ms=int(time.time() * 1000), unit=unit)
-    else:
-        prepared = import_files.prepared_items(table, columns, unit=unit)
+    if not len(prepared):
+        return import_files.Report()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -95,19 +153,16 @@ def _import(kind: "Kind", file: Path, maps: list[str], unit: "TimeUnit", skip_ba
         TimeRemainingColumn(),
         console=stderr(),
     )
+    settings = running_settings()
     with bar:
-        task = bar.add_task(f"publishing {kind}", total=len(prepared.rows))
-        report = run_async(
-            import_files.publish(settings, kind, prepared, lambda done: bar.update(task, completed=done))
+        task = bar.add_task("publishing", total=len(prepared))
+        return run_async(
+            import_files.publish(settings, prepared, lambda done: bar.update(task, completed=done))
         )
-    for bad in report.first_bad:
-        print(f"row {bad.number}: {bad.reason}", file=sys.stderr)
-    if report.bad > len(report.first_bad):
-        print(f"... and {report.bad - len(report.first_bad):,} more", file=sys.stderr)
-    rate = report.published / report.seconds if report.seconds else 0.0
-    print(f"published {report.published:,} of {report.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f}/s)")
-    if report.bad and not skip_bad:
-        raise CommandError(
-            f"{report.bad:,} rows of {file} were not published: correct them, or accept it with --skip-bad"
-        )
-    return 0
+
+
+def _tell(bad: "Sequence[BadRow]", counted: str) -> None:
+    for row in bad[:_SHOWN]:
+        print(f"{counted} {row.line}: {row.reason}", file=sys.stderr)
+    if len(bad) > _SHOWN:
+        print(f"... and {len(bad) - _SHOWN:,} more", file=sys.stderr)

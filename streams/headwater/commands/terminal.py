@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from cyclopts import Parameter
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 MANY: Final = Parameter(negative=(), consume_multiple=False, show_default=False)
 FLAG: Final = Parameter(negative=(), show_default=False)
 Result = TypeVar("Result")
-# Written out for the help, which must not import polars. A test holds it equal to tabular_files.TimeUnit.
-TimeOption = Literal["auto", "iso", "seconds", "ms"]
 
 _BROKER_TIMEOUT_S: Final = 10.0
 _WORKER_TIMEOUT_S: Final = 10.0

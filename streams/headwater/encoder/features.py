@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from headwater.messages import ACTIONS
+from headwater.messages import ACTIONS, BadMessage, Item, quoted
 
 # Thirty days in seconds. Longer gaps mean no more for an interest, and the clamp keeps every encoder's input bounded.
 MAX_GAP_S = 30 * 86_400.0
@@ -86,6 +86,21 @@ def item_text(
         f"{name} {value}" for name, value in sorted((attributes or {}).items()) if isinstance(value, str)
     ]
     return ". ".join(part for part in parts if part)
+
+
+def required_text(item: Item, bundle: str) -> str:
+    """The text of an item for a bundle (by its id) whose item tower reads text.
+
+    Raises:
+        BadMessage: ``no_text``.
+    """
+    text = item_text(item.title, item.description, item.category, item.tags, item.attributes)
+    if not text.strip(" ."):
+        raise BadMessage(
+            "no_text",
+            f"title: got {quoted(item.title)} and no other text, expected some: bundle {bundle} encodes text",
+        )
+    return text
 
 
 def gaps_s(at_ms: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 from aiokafka.errors import (
@@ -287,8 +288,37 @@ async def write_keyed(
     Raises:
         StopWorker: the broker did not take them in time, or the topic does not take one of them.
     """
-    written = 0
-    writing: asyncio.Future[list[None]] | None = None
+    written, _ = await _write_chunks(producer, topic, partitions, chunks, done, _write_strictly)
+    return written
+
+
+async def write_accepted(
+    producer: Producer,
+    topic: str,
+    partitions: int,
+    chunks: Iterable[Sequence[Outgoing]],
+    done: Callable[[int], None],
+) -> tuple[int, list[Refused]]:
+    """:func:`write_keyed`, but records that the topic does not take are returned beside the number of those written.
+
+    Raises:
+        StopWorker: the broker did not take them in time.
+    """
+    handed, refused = await _write_chunks(producer, topic, partitions, chunks, done, write_all)
+    return handed - len(refused), refused
+
+
+async def _write_chunks(
+    producer: Producer,
+    topic: str,
+    partitions: int,
+    chunks: Iterable[Sequence[Outgoing]],
+    done: Callable[[int], None],
+    write: Callable[[Producer, str, int, Sequence[Outgoing]], Awaitable[list[Refused]]],
+) -> tuple[int, list[Refused]]:
+    """How many records were handed over, and which of them were refused."""
+    handed, refused = 0, list[Refused]()
+    writing: asyncio.Future[list[list[Refused]]] | None = None
     try:
         for chunk in chunks:
             parts: dict[int, list[Outgoing]] = {}
@@ -296,23 +326,24 @@ async def write_keyed(
             for record, home in zip(chunk, homes, strict=True):
                 parts.setdefault(home, []).append(record)
             if writing is not None:
-                await writing  # one chunk at a time, so that a partition keeps the order
-                done(written)
-            writing = asyncio.gather(
-                *(_write_strictly(producer, topic, *part) for part in sorted(parts.items()))
-            )
-            written += len(chunk)
+                refused += chain.from_iterable(
+                    await writing
+                )  # one chunk at a time, so that a partition keeps the order
+                done(handed)
+            writing = asyncio.gather(*(write(producer, topic, *part) for part in sorted(parts.items())))
+            handed += len(chunk)
             await asyncio.sleep(0)
         if writing is not None:
-            await writing
-            done(written)
+            refused += chain.from_iterable(await writing)
+            done(handed)
     finally:
         if writing is not None:
             await asyncio.gather(writing, return_exceptions=True)
-    return written
+    return handed, refused
 
 
 async def _write_strictly(
     producer: Producer, topic: str, partition: int, records: Sequence[Outgoing]
-) -> None:
+) -> list[Refused]:
     await (await send_all(producer, topic, partition, records)).acknowledged()
+    return []

@@ -13,7 +13,7 @@ import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from numpy.typing import NDArray
 
-from headwater.encoder.features import item_key, item_text
+from headwater.encoder.features import item_key, item_text, required_text
 from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost
 from headwater.index import NO_VERSION, Point, VersionStamp, newer
@@ -551,13 +551,13 @@ def _item_of(record: ConsumerRecord, encoder: Encoder) -> tuple[str, Item | None
     if record.value is None:
         return _deleted_id(record.key), None, ""
     item = decode_item(record.key, record.value)
-    text = item_text(item.title, item.description, item.category, item.tags, item.attributes)
-    if encoder.item_inputs == "text" and not text.strip(" ."):
-        raise BadMessage(
-            "no_text",
-            f"title: got {quoted(item.title)} and no other text, expected some: bundle {encoder.id} encodes text",
-        )
-    return item.item_id, item, text
+    if encoder.item_inputs == "text":
+        return item.item_id, item, required_text(item, encoder.id)
+    return (
+        item.item_id,
+        item,
+        item_text(item.title, item.description, item.category, item.tags, item.attributes),
+    )
 
 
 def _deleted_id(key: bytes | None) -> str:

@@ -3,9 +3,11 @@
 from typing import get_args, get_type_hints
 
 from headwater.commands.event_data import ProtocolOption
+from headwater.commands.file_options import DecimalOption, PresetOption, TimeOption
 from headwater.commands.models import ModelOption, SearchOption
-from headwater.commands.terminal import TimeOption
-from headwater_models.data.tabular_files import TimeUnit
+from headwater.files.presets import PresetName
+from headwater.files.times import TimeUnit
+from headwater.files.values import Decimal
 from headwater_models.judging.protocols import Protocol
 from headwater_models.networks import ARCHITECTURES, SCORERS
 from headwater_models.training.search import Search
@@ -17,6 +19,8 @@ def test_the_choices_are_those_of_the_code() -> None:
     assert get_args(ProtocolOption) == get_args(Protocol)
     assert get_args(SearchOption) == get_args(get_type_hints(Search)["by"])
     assert get_args(TimeOption) == get_args(TimeUnit)
+    assert get_args(DecimalOption) == get_args(Decimal)
+    assert get_args(PresetOption) == get_args(PresetName)
     assert set(get_args(ModelOption)) == {"starter", "similar", *ARCHITECTURES, *SCORERS}
 
 

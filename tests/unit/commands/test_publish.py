@@ -34,10 +34,35 @@ def test_a_repeated_import_changes_nothing(beside_up: Terminal) -> None:
 
 def test_bad_rows_are_shown_and_fail_the_import_unless_accepted(beside_up: Terminal) -> None:
     path = beside_up.folder / "bad.csv"
-    path.write_text("item_id,price\nbad-1,cheap\n,1\n")
-    done = beside_up.run("import", "catalog", str(path))
+    path.write_text("item_id,title,price\nbad-1,Tea,cheap\n,Tea,1\ngood-1,Tea,1\n")
+    done = beside_up.run("import", "catalog", str(path), "--rejects", "rejects.jsonl")
     assert done.returncode == 1
-    assert "row 1: price: got 'cheap', expected a number >= 0" in done.stderr
-    assert "row 2: item_id: empty" in done.stderr
+    assert "line 2: price: got 'cheap', expected a number" in done.stderr
+    assert "line 3: item_id: missing, expected an id" in done.stderr
     assert "2 rows of" in done.stderr.splitlines()[-1]
+    assert done.stdout.startswith("published 1 of 3 rows")
+    assert len((beside_up.folder / "rejects.jsonl").read_text().splitlines()) == 2
     assert beside_up.run("import", "catalog", str(path), "--skip-bad").returncode == 0
+
+
+def test_a_dry_run_shows_what_would_be_published_and_what_a_row_empties(terminal: Terminal) -> None:
+    (terminal.folder / "c.csv").write_text("item_id,title,price\np3,Tea,5\n")
+    done = terminal.run("import", "catalog", "c.csv", "--dry-run")
+    assert done.returncode == 0
+    assert json.loads(done.stdout.splitlines()[0]) | {
+        "item_id": "p3",
+        "title": "Tea",
+        "price": 5.0,
+    } == json.loads(done.stdout.splitlines()[0])
+    assert done.stdout.splitlines()[-1] == "would publish 1 of 1 rows"
+    assert (
+        "each row replaces its item, so what the file does not have is emptied: description, tags"
+        in done.stderr
+    )
+
+
+def test_a_file_that_yields_no_row_fails_even_where_bad_rows_are_accepted(terminal: Terminal) -> None:
+    (terminal.folder / "c.csv").write_text("user_id,item_id,at_ms\nnan,x,1700000000\n")
+    assert "no row of c.csv can be published" in terminal.fails(
+        "import", "clicks", "c.csv", "--skip-bad", "--dry-run", code=Exit.FAILED
+    )

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from headwater.encoder.features import ACTION_CODES
+from headwater.files.contents import ImportFileError
 from headwater_models.data import complete_journey
 from headwater_models.data.datasets import Dataset, DatasetError, load
-from headwater_models.data.tabular_files import ImportFileError
 
 needs_data = pytest.mark.skipif(
     importlib.util.find_spec(complete_journey.PACKAGE) is None,
@@ -63,9 +63,20 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     ]
     found = load(str(csv(tmp_path, "\n".join(rows))))
     assert [item for _, item, _ in events(found)] == ["a", "b"]
-    assert list(found.dropped.values()) == [2, 1, 1, 2, 1, 1]
-    assert found.dropped["the user's only event"] == 1
-    assert found.dropped["price is no number"] == 2
+    assert list(found.dropped.items()) == [
+        ("such as line 5: user_id: missing, expected an id", 1),
+        ("such as line 6: item_id: missing, expected an id", 1),
+        (
+            next(
+                reason for reason in found.dropped if "line 7: at_ms: got 'soon', expected a time" in reason
+            ),
+            1,
+        ),
+        ("such as line 8: event_id: missing, expected the id of the event to retract", 1),
+        ("price is no number", 2),
+        ("the user's only event", 1),
+    ]
+    assert found.notes == ["1 rows repeat an event of another row, and count once"]
 
 
 def test_ids_written_as_floats_become_whole_numbers_with_a_note(tmp_path: Path) -> None:
@@ -85,7 +96,7 @@ def test_float_ids_of_a_parquet_file_do_not_keep_their_point(tmp_path: Path) -> 
     )
     found = load(str(path))
     assert found.log.users == ["7"]
-    assert found.dropped == {"no user or no item": 1}
+    assert found.dropped == {"such as row 3: user_id: missing, expected an id": 1}
 
 
 def test_a_file_without_times_keeps_its_order_and_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""How a file is read, as options of `headwater import`, `train` and `evaluate`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from headwater.commands.terminal import MANY, say
+
+if TYPE_CHECKING:
+    from headwater.files.events import EventForm
+    from headwater.files.items import ItemForm
+    from headwater.files.presets import Kind, Opened
+
+# Written out for the help, which must not import polars. A test holds them equal to the code.
+TimeOption = Literal["auto", "iso", "seconds", "ms", "us", "ns"]
+DecimalOption = Literal["auto", ".", ","]
+PresetOption = Literal[
+    "movielens",
+    "amazon-reviews",
+    "amazon-items",
+    "retailrocket",
+    "yelp",
+    "lastfm",
+    "shopify",
+    "google-merchant",
+    "segment",
+    "ga4",
+    "recbole",
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FileOptions:
+    """How a file is written; what is not said is found out.
+
+    Parameters
+    ----------
+    map_
+        FIELD=COLUMN or FIELD=COLUMN:TYPE (text, number, flag, list); repeatable. Columns named like a field need none. Nested
+        values have a dot in their name: item_id=properties.product_id.
+    preset
+        A known format: its columns, actions and ratings. --map still overrides.
+    encoding
+        Such as utf-16 or latin-1.
+    separator
+        Between values: a character, ::, tab or space.
+    quote
+        The quoting character, or none.
+    columns
+        Names for the columns of a file without a header, with commas between.
+    member
+        Which file of a zip archive.
+    decimal
+        The decimal mark of numbers.
+    time
+        What numbers mean as times. Text is read as ISO or another common date format.
+    time_format
+        Of all times, such as '%d.%m.%Y %H:%M'.
+    timezone
+        Of times that name none, such as Europe/Berlin.
+    """
+
+    map_: Annotated[list[str], Parameter(name="--map"), MANY] = field(default_factory=list)
+    preset: PresetOption | None = None
+    encoding: str = "auto"
+    separator: str = "auto"
+    quote: str = "auto"
+    columns: str | None = None
+    member: str | None = None
+    decimal: DecimalOption = "auto"
+    time: TimeOption = "auto"
+    time_format: str | None = None
+    timezone: str = "UTC"
+
+    def opened(self, file: Path, kind: "Kind") -> "Opened":
+        """The rows of a file and its mapping. Prints what was found out. Raises ImportFileError."""
+        from headwater.files.delimited import Layout
+        from headwater.files.presets import opened
+
+        columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
+        layout = Layout(self.encoding, self.separator, self.quote, columns, self.member)
+        found = opened(file, kind, self.map_, layout, self.preset)
+        used = found.chosen.columns.values()
+        unused = [name for name in found.table.columns if name not in used]
+        more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
+        say(
+            f"{file}: {found.table.rows:,} rows; {found.chosen}"
+            + (f"; not used: {', '.join(unused[:20])}{more}" if unused else "")
+        )
+        for note in found.table.notes:
+            say(f"{file}: {note}")
+        return found
+
+    def item_form(self, list_separator: str = "auto") -> "ItemForm":
+        """How items are written. Raises ImportFileError."""
+        from headwater.files.items import ItemForm
+        from headwater.files.presets import shape_of
+        from headwater.files.times import TimeForm
+
+        if list_separator == "auto" and (shape := shape_of(self.preset, "catalog")) is not None:
+            list_separator = shape.list_separator
+        return ItemForm(TimeForm(self.time, self.time_format, self.timezone), self.decimal, list_separator)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EventOptions(FileOptions):
+    """How a file of events is written.
+
+    Parameters
+    ----------
+    action
+        NAME=ACTION for a name of the file, such as addtocart=add_to_cart; repeatable. The action ignore leaves rows out, and
+        the name * means all others.
+    like_from
+        Ratings (--map rating=COLUMN) from here on are a like.
+    dislike_to
+        Ratings up to here are a dislike.
+    """
+
+    action: Annotated[list[str], MANY] = field(default_factory=list)
+    like_from: float | None = None
+    dislike_to: float | None = None
+
+    def event_form(self) -> "EventForm":
+        """How events are written. Raises ImportFileError."""
+        from headwater.files.events import EventForm
+        from headwater.files.presets import PRESETS, Preset
+        from headwater.files.times import TimeForm
+
+        usual = PRESETS[self.preset] if self.preset is not None else Preset()
+        return EventForm(
+            TimeForm(self.time, self.time_format, self.timezone),
+            (*usual.actions, *self.action),
+            usual.like_from if self.like_from is None else self.like_from,
+            usual.dislike_to if self.dislike_to is None else self.dislike_to,
+            self.decimal,
+        )

@@ -1,0 +1,137 @@
+"""Which column is which field of a message, and of which type."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, get_args
+
+from headwater.files.contents import ImportFileError
+from headwater.files.values import Type
+
+TYPES: Final[tuple[Type, ...]] = get_args(Type)
+# The types that the fields have themselves.
+_FIXED: Final[dict[str, Type]] = {
+    "at_ms": "time", "since_ms": "time", "price": "number", "version": "number", "rating": "number",
+    "available": "flag", "tags": "list",
+}  # fmt: skip
+
+
+class Fields(NamedTuple):
+    """The fields that columns can be mapped to."""
+
+    of: str  # what the rows are, for messages
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+    open_ended: str = ""  # a prefix that allows any name after it, with a value of any type
+
+
+class Chosen(NamedTuple):
+    """The column of each field, and the types that were named."""
+
+    columns: dict[str, str]
+    types: dict[str, Type]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={column}" for name, column in self.columns.items())
+
+
+CLICKS: Final = Fields(
+    "clicks",
+    ("user_id", "item_id", "at_ms", "action", "event_id", "rating"),
+    required=("user_id", "item_id", "at_ms"),
+    open_ended="context.",
+)
+# What training and evaluation read: times may be missing, and texts of items stand beside the events.
+TRAINING: Final = Fields(
+    "events", (*CLICKS.names, "price", "title"), required=("user_id", "item_id"), open_ended="context."
+)
+CATALOG: Final = Fields(
+    "catalog",
+    (
+        "item_id", "title", "description", "tags", "category", "price", "available", "image", "version", "since_ms",
+        "attributes",
+    ),
+    required=("item_id",),
+    open_ended="attributes.",
+)  # fmt: skip
+
+
+def mapping(
+    fields: Fields,
+    columns: Sequence[str],
+    given: Iterable[str],
+    usual: Mapping[str, Sequence[str]] | None = None,
+) -> Chosen:
+    """Columns that carry a field's name, else the first of its ``usual`` ones, overridden by the pairs of ``given``.
+
+    >>> mapping(Fields("clicks", ("user_id", "item_id"), ("item_id",)), ["user", "item_id"], ["user_id=user:text"])
+    Chosen(columns={'item_id': 'item_id', 'user_id': 'user'}, types={'user_id': 'text'})
+
+    Args:
+        given: ``field=column`` or ``field=column:type``.
+
+    Raises:
+        ImportFileError: a malformed pair, an unknown field, column or type, or a required field without a column.
+    """
+    prefix = fields.open_ended
+
+    def fits(name: str) -> bool:
+        return name in fields.names or bool(prefix and name.startswith(prefix) and name != prefix)
+
+    found = {name: name for name in columns if fits(name)}
+    for name, likely in (usual or {}).items():
+        if name not in found and (there := [column for column in likely if column in columns]):
+            found[name] = there[0]
+    types: dict[str, Type] = {}
+    for pair in given:
+        name, equals, column = pair.partition("=")
+        if not equals or not name or not column:
+            raise ImportFileError(f"--map {pair}: expected field=column, such as --map item_id=sku")
+        if not fits(name):
+            near = difflib.get_close_matches(name, fields.names, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ImportFileError(
+                f"--map {pair}: {name} is no field of {fields.of}{hint}; expected one of {', '.join(fields.names)}"
+                + (f" or {prefix}NAME" if prefix else "")
+            )
+        types.pop(name, None)
+        if column not in columns and ":" in column:
+            column, _, chosen = column.rpartition(":")
+            types[name] = _type(pair, name, chosen, prefix)
+        # An object has columns of its parts, and none of its own.
+        if column not in columns and not (f"{name}." == prefix and _parts(column, columns)):
+            raise ImportFileError(f"--map {pair}: no column {column}; the file has {_listed(columns)}")
+        found[name] = column
+    if missing := [name for name in fields.required if name not in found]:
+        raise ImportFileError(
+            f"no column for {', '.join(missing)}: the file has {_listed(columns)}; name it with "
+            f"--map {missing[0]}=COLUMN, or all columns of a file without a header with --columns"
+        )
+    whole = prefix.removesuffix(".")
+    if prefix and whole in found and found[whole] not in columns:
+        column = found.pop(whole)
+        for part in _parts(column, columns):
+            found.setdefault(prefix + part.removeprefix(f"{column}."), part)
+    return Chosen(found, types)
+
+
+def _parts(column: str, columns: Sequence[str]) -> list[str]:
+    return [name for name in columns if name.startswith(f"{column}.")]
+
+
+def _listed(columns: Sequence[str]) -> str:
+    more = len(columns) - 40
+    return ", ".join(columns[:40]) + (f" and {more} more" if more > 0 else "")
+
+
+def _type(pair: str, name: str, chosen: str, prefix: str) -> Type:
+    for known in TYPES:
+        if chosen == known:
+            fixed = _FIXED.get(name, "text")
+            if known != fixed and not (prefix and name.startswith(prefix)):
+                raise ImportFileError(
+                    f"--map {pair}: got {known}, but {name} is always {fixed}; leave :{known} out"
+                )
+            return known
+    raise ImportFileError(
+        f"--map {pair}: no column of this name, and no type {chosen}; expected {', '.join(TYPES)}"
+    )

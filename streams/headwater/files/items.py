@@ -1,0 +1,158 @@
+"""Items of a file: which rows are catalog entries that a worker takes, and why the others are none."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from headwater.files.contents import ImportFileError
+from headwater.files.fields import Chosen
+from headwater.files.table import BadRow, Table
+from headwater.files.times import EXPECTED, TimeForm, at_ms
+from headwater.files.values import (
+    Decimal,
+    Read,
+    Type,
+    attribute,
+    flags,
+    ids,
+    lists,
+    numbers,
+    present,
+    whole_numbers,
+)
+from headwater.messages import BadMessage, Item, decode_item, encode, quoted
+
+_TEXTS = ("title", "description", "category", "image")
+_EXPECTED = {
+    "price": "a number, such as 15.00 or 15.00 USD",
+    "version": "a whole number",
+    "since_ms": EXPECTED,
+    "available": "true or false, in stock or out of stock, or a number of pieces",
+    "number": "a number, since most values of the column are",
+    "flag": "true or false, since most values of the column are",
+}
+
+
+@dataclass(frozen=True)
+class ItemForm:
+    """How a file writes items. ``list_separator`` stands between tags."""
+
+    times: TimeForm = field(default_factory=TimeForm)
+    decimal: Decimal = "auto"
+    list_separator: str = "auto"
+
+
+class ItemRow(NamedTuple):
+    """An item, the line it stands on, and its message."""
+
+    line: int
+    item: Item
+    message: bytes
+
+
+class Items(NamedTuple):
+    """The rows of a file that are items, in its order, and those that are none.
+
+    Attributes:
+        types: of the attributes, by name.
+        named: ids of rows that are bad for another reason.
+    """
+
+    rows: list[ItemRow]
+    bad: list[BadRow]
+    notes: list[str]
+    types: dict[str, Type]
+    named: set[str]
+
+
+def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
+    """The items of a table. The worker's own decoder has the last word on each.
+
+    Raises:
+        ImportFileError: a time format is none.
+    """
+    columns, frame, notes = chosen.columns, table.frame, list[str]()
+    found: dict[str, Read] = {"item_id": ids(frame[columns["item_id"]], notes.append)}
+    for name in _TEXTS:
+        if name in columns:
+            text = present(frame[columns[name]])
+            found[name] = Read(text, text)
+    if "tags" in columns:
+        source = frame[columns["tags"]]
+        found["tags"] = Read(lists(source, form.list_separator), present(source))
+    if "price" in columns:
+        found["price"] = numbers(frame[columns["price"]], form.decimal)
+    if "version" in columns:
+        found["version"] = whole_numbers(frame[columns["version"]])
+    if "since_ms" in columns:
+        source = frame[columns["since_ms"]]
+        found["since_ms"] = Read(at_ms(source, form.times), present(source))
+    if "available" in columns:
+        found["available"] = flags(frame[columns["available"]])
+    types: dict[str, Type] = {}
+    for name, column in columns.items():
+        if name.startswith("attributes."):
+            found[name], kind = attribute(frame[column], chosen.types.get(name), form.decimal)
+            types[name] = kind
+    if "attributes" in columns:
+        raise ImportFileError(
+            f"column {columns['attributes']}: got {frame[columns['attributes']].dtype}, expected an object for attributes; "
+            "map single columns with --map attributes.NAME=COLUMN"
+        )
+    problems = _unfit(found, columns, types)
+    bad, rows, named = list(table.bad), list[ItemRow](), set[str]()
+    plain = [name for name in found if name not in types]
+    values = zip(
+        table.lines,
+        problems,
+        zip(*(found[name].values.to_list() for name in plain), strict=True),
+        zip(*(found[name].values.to_list() for name in types), strict=True) if types else [()] * len(frame),
+        strict=True,
+    )
+    names = [name.removeprefix("attributes.") for name in types]
+    for line, problem, fields, extra in values:
+        if problem is None:
+            attributes = {name: value for name, value in zip(names, extra, strict=True) if value is not None}
+            row = _checked(dict(zip(plain, fields, strict=True)), attributes)
+            if isinstance(row, Item):
+                rows.append(ItemRow(line, row, encode(row)))
+                continue
+            problem = row
+        bad.append(BadRow(line, problem))
+        if fields[0] is not None:
+            named.add(fields[0])
+    return Items(rows, sorted(bad), notes, types, named)
+
+
+def _checked(fields: dict[str, Any], attributes: dict[str, str | float | bool]) -> Item | str:
+    """The item that a worker makes of these fields, or why it makes none."""
+    item = Item(**{name: value for name, value in fields.items() if value is not None}, attributes=attributes)
+    try:
+        return decode_item(None, encode(item))
+    except BadMessage as error:
+        return str(error)
+
+
+def _unfit(found: dict[str, Read], columns: dict[str, str], types: dict[str, Type]) -> list[str | None]:
+    """(rows,) what does not fit in each row, the first field first; None where all fits."""
+    problems: list[str | None] = []
+    for name, read in found.items():
+        unfit = read.unfit if name != "item_id" else read.values.is_null()
+        if not problems:
+            problems = [None] * len(unfit)
+        for place in unfit.arg_true().to_list():
+            if problems[place] is None:
+                problems[place] = _reason(name, read.shown[place], columns[name], types)
+    return problems
+
+
+def _reason(name: str, shown: str | None, column: str, types: dict[str, Type]) -> str:
+    if name == "item_id":
+        if shown is None:
+            return "item_id: missing, expected an id"
+        return (
+            f"item_id: got {shown}, a float above 2^53 that has lost digits; expected text or whole numbers"
+        )
+    reason = (
+        f"{name}: got {quoted(shown)}, expected {_EXPECTED.get(types.get(name, name), 'a value of its type')}"
+    )
+    return f"{reason}; --map {name}={column}:text takes all as text" if name in types else reason

@@ -1,0 +1,219 @@
+"""Times in any unit, date format and zone, as milliseconds since 1970."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from headwater.files.contents import ImportFileError
+from headwater.messages import MIN_AT_MS
+
+TimeUnit = Literal["auto", "iso", "seconds", "ms", "us", "ns"]
+_MS_IN: Final = {"seconds": 1_000, "ms": 1}
+_UNITS_IN_MS: Final = {"us": 1_000, "ns": 1_000_000}
+EXPECTED: Final = "a time: ISO, another date format (--time-format), or a number since 1970 (--time)"
+# Dates as numbers, 20231114 and 20231114221320: as seconds to nanoseconds since 1970 they lie before 1973 or after 2527.
+_DAY_NUMBERS: Final = (19_700_101, 21_001_231)
+_MOMENT_NUMBERS: Final = (19_700_101_000_000, 21_001_231_235_959)
+_SAMPLE: Final = 2_000
+# Tried on what is no ISO time. Day and month first come in pairs.
+_FORMATS: Final = (
+    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
+    "%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y",
+    "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y",
+    "%d/%m/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M:%S %p", "%d/%m/%Y %I:%M %p", "%m/%d/%Y %I:%M %p",
+    "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y",
+    "%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y",
+    "%a, %d %b %Y %H:%M:%S", "%d %b %Y %H:%M:%S", "%d %b %Y, %H:%M", "%d %b %Y %H:%M", "%d %b %Y", "%d-%b-%Y",
+    "%b %d, %Y %I:%M:%S %p", "%b %d, %Y %H:%M:%S", "%b %d, %Y", "%B %d, %Y", "%d %B %Y", "%m %d, %Y",
+    "%a %b %d %H:%M:%S %Y", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ",
+)  # fmt: skip
+_ZONED_FORMATS: Final = (
+    "%a, %d %b %Y %H:%M:%S %z",
+    "%d/%b/%Y:%H:%M:%S %z",
+    "%a %b %d %H:%M:%S %z %Y",
+    "%d.%m.%Y %H:%M:%S %z",
+)
+
+
+@dataclass(frozen=True)
+class TimeForm:
+    """How times are written.
+
+    Attributes:
+        unit: ``auto``: dates are found out, and the median decides the unit of numbers.
+        pattern: a format of strftime for all times, instead.
+        zone: of times that name none.
+    """
+
+    unit: TimeUnit = "auto"
+    pattern: str | None = None
+    zone: str = "UTC"
+
+    def __post_init__(self) -> None:
+        try:
+            ZoneInfo(self.zone)
+        except (KeyError, ValueError, OSError):
+            raise ImportFileError(
+                f"--timezone {self.zone}: no such zone; expected one such as Europe/Berlin or UTC"
+            ) from None
+
+
+def at_ms(source: pl.Series, form: TimeForm | None = None) -> pl.Series:
+    """(rows,) milliseconds since 1970 of a column of any type; null for values that are no time.
+
+    Raises:
+        ImportFileError: days and months cannot be told apart, or the pattern is none.
+    """
+    form = form or TimeForm()
+    if isinstance(source.dtype, pl.Date):
+        source = source.cast(pl.Datetime("us"))
+    if isinstance(source.dtype, pl.Datetime):
+        return _epoch_ms(source, form.zone)
+    if form.pattern is not None:
+        return _by_pattern(_text(source), form.pattern, form.zone)
+    if source.dtype.is_integer():
+        return _of_numbers(source.cast(pl.Int64, strict=False), form)
+    if source.dtype.is_float():
+        return _of_floats(source.fill_nan(None), form)
+    text = _text(source)
+    is_number = text.str.contains(r"^[+-]?\d+(\.\d*)?([eE][+]?\d+)?$").fill_null(False)
+    if is_number.all():
+        return _of_number_texts(text, form)
+    dates = text.set(is_number, None)
+    numbers = text.set(~is_number, None)
+    found = pl.Series([None], dtype=pl.Int64).new_from_index(0, len(text))
+    if form.unit in ("auto", "iso"):
+        found = _of_dates(dates, form.zone)
+    if form.unit != "iso" and is_number.any():
+        found = found.zip_with(~is_number, _of_number_texts(numbers, form))
+    return found
+
+
+def _text(source: pl.Series) -> pl.Series:
+    return source.cast(pl.String, strict=False).str.strip_chars()
+
+
+def _epoch_ms(moments: pl.Series, zone: str) -> pl.Series:
+    if getattr(moments.dtype, "time_zone", None) is None and zone != "UTC":
+        moments = moments.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
+    return moments.dt.epoch("ms")
+
+
+def _of_number_texts(text: pl.Series, form: TimeForm) -> pl.Series:
+    whole = text.cast(pl.Int64, strict=False)
+    if whole.null_count() == text.null_count():
+        return _of_numbers(whole, form)
+    return _of_floats(text.cast(pl.Float64, strict=False), form)
+
+
+def _unit_of(median: float) -> TimeUnit:
+    """Seconds stay below 10^11 until the year 5138, and each finer unit a thousand times that."""
+    size = abs(median)
+    if size < MIN_AT_MS:
+        return "seconds"
+    if size < MIN_AT_MS * 1e3:
+        return "ms"
+    return "us" if size < MIN_AT_MS * 1e6 else "ns"
+
+
+def _of_numbers(numbers: pl.Series, form: TimeForm) -> pl.Series:
+    unit = form.unit
+    if unit == "iso":
+        return pl.Series([None], dtype=pl.Int64).new_from_index(0, len(numbers))
+    if unit == "auto":
+        days, moments = numbers.is_between(*_DAY_NUMBERS), numbers.is_between(*_MOMENT_NUMBERS)
+        known = len(numbers) - numbers.null_count()
+        for chosen, pattern in ((days, "%Y%m%d"), (moments, "%Y%m%d%H%M%S")):
+            if 2 * int(chosen.sum() or 0) > known:
+                text = numbers.set(~chosen.fill_null(False), None).cast(pl.String)
+                return _by_pattern(text, pattern, form.zone)
+        median = numbers.median()
+        if median is None:
+            return numbers
+        assert isinstance(median, int | float)
+        unit = _unit_of(float(median))
+    if unit in _UNITS_IN_MS:
+        return numbers // _UNITS_IN_MS[unit]
+    # What overflows is no time of ours, and must not come out as one.
+    bounded = numbers.clip(-(2**52), 2**52)
+    return bounded * _MS_IN[unit]
+
+
+def _of_floats(numbers: pl.Series, form: TimeForm) -> pl.Series:
+    numbers = numbers.set(~numbers.is_finite().fill_null(False), None)
+    unit = form.unit
+    if unit == "auto":
+        median = numbers.median()
+        if median is None:
+            return numbers.cast(pl.Int64)
+        assert isinstance(median, float)
+        unit = _unit_of(median)
+        if _DAY_NUMBERS[0] <= median <= _DAY_NUMBERS[1] and (numbers.drop_nulls() % 1 == 0).all():
+            return _of_numbers(numbers.clip(-1e15, 1e15).cast(pl.Int64, strict=False), form)
+    if unit == "iso":
+        return pl.Series([None], dtype=pl.Int64).new_from_index(0, len(numbers))
+    scaled = numbers * _MS_IN[unit] if unit in _MS_IN else numbers / _UNITS_IN_MS[unit]
+    return scaled.round(0).clip(-(2.0**62), 2.0**62).cast(pl.Int64, strict=False)
+
+
+def _of_dates(text: pl.Series, zone: str) -> pl.Series:
+    """ISO times in their many forms, then the other format that most of the rest has."""
+    iso = text.str.replace(r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", "${1}-${2}-${3}")
+    iso = iso.str.replace(r"^(\d{4}-\d\d?-\d\d?)$", "${1}T00:00:00")
+    iso = iso.str.replace(r"^(\d{4}-\d\d?-\d\d?)[ tT]+", "${1}T").str.replace(r"(?i) ?(z|utc|gmt)$", "+00:00")
+    iso = iso.str.replace(r"(T[\d:.,]+) ?([+-]\d\d)(?::?(\d\d))?$", "${1}${2}:${3}").str.replace(
+        r"([+-]\d\d:)$", "${1}00"
+    )
+    iso = iso.str.replace(r"(T\d\d:\d\d)($|[+-])", "${1}:00${2}").str.replace(r"(:\d\d),(\d)", "${1}.${2}")
+    zoned = iso.str.contains(r"T.*[+-]\d\d:\d\d$").fill_null(False)
+    found = pl.Series([None], dtype=pl.Int64).new_from_index(0, len(text))
+    if zoned.any():
+        chosen = iso.set(~zoned, None)
+        found = chosen.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", strict=False).dt.epoch("ms")
+    if not zoned.all():
+        chosen = iso.set(zoned, None)
+        naive = chosen.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
+        found = found.zip_with(zoned, _epoch_ms(naive, zone))
+    left = found.is_null() & text.is_not_null()
+    if left.any():
+        rest = text.filter(left)
+        if pattern := _pattern_of(rest.head(_SAMPLE).str.replace(r"(?i) (utc|gmt)$", " +0000")):
+            normal = rest.str.replace(r"(?i) (utc|gmt)$", " +0000")
+            found = found.scatter(left.arg_true(), _by_pattern(normal, pattern, zone))
+    return found
+
+
+def _pattern_of(sample: pl.Series) -> str | None:
+    """The format that most of the sample has; None where none of them fits any."""
+    hits = {
+        pattern: len(found) - found.null_count()
+        for pattern in (*_ZONED_FORMATS, *_FORMATS)
+        for found in [_by_pattern(sample, pattern, "UTC")]
+    }
+    best = max(hits, key=lambda pattern: hits[pattern])
+    if not hits[best]:
+        return None
+    for day_first, month_first in (("%d/%m/", "%m/%d/"), ("%d-%m-", "%m-%d-")):
+        if best.startswith((day_first, month_first)):
+            other = best.replace(day_first, "?").replace(month_first, day_first).replace("?", month_first)
+            same = _by_pattern(sample, best, "UTC").equals(_by_pattern(sample, other, "UTC"))
+            if hits.get(other) == hits[best] and not same:
+                raise ImportFileError(
+                    f"times such as {sample.drop_nulls()[0]!r} may begin with the day or the month: say "
+                    f"--time-format {best!r} or {other!r}"
+                )
+    return best
+
+
+def _by_pattern(text: pl.Series, pattern: str, zone: str) -> pl.Series:
+    try:
+        if "%H" not in pattern and "%I" not in pattern and "%T" not in pattern and "%s" not in pattern:
+            return _epoch_ms(text.str.to_date(pattern, strict=False).cast(pl.Datetime("us")), zone)
+        return _epoch_ms(text.str.to_datetime(pattern, time_unit="us", strict=False), zone)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ImportFileError(
+            f"--time-format {pattern}: {reason}; expected one such as '%d.%m.%Y %H:%M'"
+        ) from None

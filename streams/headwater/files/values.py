@@ -1,0 +1,211 @@
+"""Values of one column: ids and texts, numbers, flags and lists, whatever the file wrote them as.
+
+A type is that of most values. What then does not fit is bad by itself, and the others stay.
+"""
+
+import ast
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+import polars as pl
+
+from headwater.files.contents import ImportFileError
+
+Type = Literal["text", "number", "flag", "list", "time"]
+Decimal = Literal["auto", ".", ","]
+# How tables write a missing value, in lower case.
+MISSING: Final = ("", "nan", "null", "none", "<na>", "nat", "\\n", "undefined", "n/a")
+# The largest whole number up to which floats have all.
+_EXACT: Final = 2**53
+_MONEY: Final = r"(?:[A-Za-z]{1,3}\.?|[$€£¥₹₽₩₺฿]|US\$|zł|Kč|元|円)"
+_DIGITS: Final = r"(?:\d[\d.,'’\u00a0\u202f ]*\d|\d|[.,]\d+)"
+_NUMBER: Final = rf"^{_MONEY}?\s*([+-]?{_DIGITS}(?:[eE][+-]?\d+)?)\s*{_MONEY}?$"
+_YES: Final = (
+    "true", "1", "yes", "y", "t", "on", "available", "in stock", "instock", "active", "preorder", "pre order", "backorder",
+    "back order", "limited availability", "online only", "enabled", "published",
+)  # fmt: skip
+_NO: Final = (
+    "false", "0", "no", "n", "f", "off", "unavailable", "out of stock", "outofstock", "oos", "sold out", "soldout", "inactive",
+    "discontinued", "archived", "draft", "disabled", "unpublished", "not available",
+)  # fmt: skip
+_LIST_SEPARATORS: Final = ("|", ";", ",")
+
+
+class Read(NamedTuple):
+    """A column as it is read, and as it was written: null in ``values`` and text in ``shown`` is a value that does not fit."""
+
+    values: pl.Series
+    shown: pl.Series  # text; null where it is missing
+
+    @property
+    def unfit(self) -> pl.Series:
+        """(rows,) whether there is a value that does not fit."""
+        return self.values.is_null() & self.shown.is_not_null()
+
+
+def present(source: pl.Series) -> pl.Series:
+    """A column as text, null where the value is missing.
+
+    Raises:
+        ImportFileError: the column's type has no text form.
+    """
+    if source.dtype.is_float():
+        source = source.fill_nan(None)
+        whole = source.cast(pl.Int64, strict=False)
+        as_whole = (whole.cast(pl.Float64) == source).fill_null(False) & (source.abs() <= _EXACT).fill_null(
+            False
+        )
+        text = source.cast(pl.String)
+        return whole.cast(pl.String).zip_with(as_whole, text)
+    try:
+        text = source.cast(pl.String)
+    except pl.exceptions.PolarsError as error:
+        raise ImportFileError(
+            f"column {source.name}: got {source.dtype}, expected text or numbers"
+        ) from error
+    return text.set(text.str.strip_chars().str.to_lowercase().is_in(list(MISSING)), None)
+
+
+def ids(source: pl.Series, note: Callable[[str], None] = lambda _: None) -> Read:
+    """Ids as text. Whole numbers that went through a table of floats, 7.0 for 7, are whole again, and noted.
+
+    A float above 2^53 has lost digits, so it does not fit.
+    """
+    text = present(source)
+    if source.dtype.is_float():
+        return Read(text.set((source.abs() > _EXACT).fill_null(False), None), text)
+    if source.dtype != pl.String:
+        return Read(text, text)
+    floats = text.str.contains(r"^-?\d+\.0+$").fill_null(False)
+    if floats.any():
+        numbers = text.str.contains(r"^-?\d+(\.\d*)?$")
+        if 2 * int(numbers.sum()) > len(text) - text.null_count():
+            note(f"{source.name}: {floats.sum():,} ids written as floats are read as whole numbers")
+            text = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
+    return Read(text, text)
+
+
+def numbers(source: pl.Series, decimal: Decimal = "auto") -> Read:
+    """Float64 numbers, also with a currency, or separators of thousands. Most values say whether a comma is the decimal mark."""
+    if source.dtype == pl.Boolean:
+        source = source.cast(pl.String)
+    if source.dtype.is_numeric():
+        shown = present(source)
+        return Read(source.cast(pl.Float64).fill_nan(None), shown)
+    shown = present(source).str.strip_chars()
+    plain = shown.cast(pl.Float64, strict=False)
+    if decimal != "," and plain.null_count() == shown.null_count():
+        return Read(plain.set(~plain.is_finite().fill_null(True), None), shown)
+    digits = shown.str.extract(_NUMBER, 1).str.replace_all(r"['’\u00a0\u202f ]", "")
+    if decimal == "auto":
+        comma = int(digits.str.contains(r"\.\d{3},\d+$|^[+-]?\d*,(\d{1,2}|\d{4,})$").sum())
+        dot = int(digits.str.contains(r",\d{3}\.\d+$|^[+-]?\d*\.(\d{1,2}|\d{4,})$").sum())
+        decimal = "," if comma > dot else "."
+    grouping = "." if decimal == "," else ","
+    # Groups have three digits: 1.5 where a comma is the decimal mark is neither.
+    grouped = rf"^[+-]?\d{{1,3}}(\{grouping}\d{{3}})*(\{decimal}\d*)?$"
+    straight = rf"^[+-]?\d*(\{decimal}\d*)?([eE][+-]?\d+)?$"
+    fits = digits.str.contains(f"{grouped}|{straight}").fill_null(False)
+    digits = (
+        digits.set(~fits, None)
+        .str.replace_all(grouping, "", literal=True)
+        .str.replace(decimal, ".", literal=True)
+    )
+    return Read(digits.cast(pl.Float64, strict=False), shown)
+
+
+def whole_numbers(source: pl.Series) -> Read:
+    """Int64 numbers; 3.0 is 3."""
+    shown = present(source).str.strip_chars()
+    return Read(shown.str.replace(r"^([+-]?\d+)\.0*$", "${1}").cast(pl.Int64, strict=False), shown)
+
+
+def flags(source: pl.Series) -> Read:
+    """True or false, also as words of shops such as "in stock". A number of pieces is true above 0."""
+    if source.dtype == pl.Boolean:
+        return Read(source, source.cast(pl.String))
+    shown = present(source)
+    words = shown.str.strip_chars().str.to_lowercase().str.replace(r"^https?://schema\.org/", "")
+    words = words.str.replace_all(r"[_-]+", " ")
+    table = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}
+    found = words.replace_strict(table, default=None, return_dtype=pl.Boolean)
+    pieces = words.str.replace_all(" ", "", literal=True).cast(pl.Float64, strict=False) > 0
+    # A hyphen was a minus.
+    pieces = pieces & ~shown.str.contains(r"^\s*-").fill_null(False)
+    return Read(found.zip_with(found.is_not_null(), pieces), shown)
+
+
+def lists(source: pl.Series, separator: str = "auto") -> pl.Series:
+    """Lists of text: JSON arrays, or values between separators. The first of | ; , that is in the column separates it."""
+    text = present(source)
+    brackets = text.str.contains(r"^\s*\[.*\]\s*$").fill_null(False)
+    rest = text.set(brackets, None)
+    if separator == "auto":
+        found = [each for each in _LIST_SEPARATORS if rest.str.contains(each, literal=True).any()]
+        separator = found[0] if found else _LIST_SEPARATORS[0]
+    split = rest.fill_null("").str.split(separator).list.eval(pl.element().str.strip_chars())
+    split = split.list.eval(pl.element().filter(pl.element() != ""))
+    if not brackets.any():
+        return split
+    parsed = [_members(value) if is_list else None for value, is_list in zip(text, brackets, strict=True)]
+    return pl.Series(source.name, parsed, dtype=pl.List(pl.String)).zip_with(brackets, split)
+
+
+def _members(text: str) -> list[str]:
+    """The values of a list in JSON, or as Python prints it; a list in a list is flat, such as paths of categories."""
+    try:
+        value: Any = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            value = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            value = text.strip()[1:-1].split(",")
+    return [each for each in _flat(value) if each]
+
+
+def _flat(value: Any) -> list[str]:
+    if isinstance(value, list | tuple | set):
+        return [part for each in value for part in _flat(each)]
+    if isinstance(value, dict):
+        named = value.get("name") or value.get("title")
+        return _flat(named) if named else []
+    return [] if value is None else [str(value).strip()]
+
+
+def attribute(source: pl.Series, chosen: Type | None = None, decimal: Decimal = "auto") -> tuple[Read, Type]:
+    """An attribute as text, number or flag, and which of them: what was chosen, else what most values are.
+
+    Codes such as 007 are text, and so are numbers of more digits than a float has.
+    """
+    kind = chosen or _kind_of(source, decimal)
+    if kind == "number":
+        return numbers(source, decimal), kind
+    if kind == "flag":
+        return flags(source), kind
+    shown = present(source)
+    if kind == "list" or (source.dtype == pl.String and shown.str.starts_with("[").any()):
+        joined = lists(source).list.join(", ")
+        return Read(joined.set(shown.is_null(), None), shown), "text"
+    return Read(shown, shown), "text"
+
+
+def _kind_of(source: pl.Series, decimal: Decimal) -> Type:
+    if source.dtype == pl.Boolean:
+        return "flag"
+    if source.dtype.is_numeric():
+        largest = source.abs().max() if len(source) else None
+        too_long = source.dtype.is_integer() and largest is not None and largest > _EXACT  # type: ignore[operator]
+        return "text" if too_long else "number"
+    if source.dtype != pl.String:
+        return "text"
+    values = present(source).drop_nulls().str.strip_chars()
+    digits = values.filter(values.str.contains(r"^-?\d+([.,]\d+)?$"))
+    if values.str.contains(r"^-?0\d|^-?\d{16,}").any():
+        return "text"
+    if 2 * len(digits) > len(values) and not (
+        decimal == "." and digits.str.contains(",", literal=True).any()
+    ):
+        return "number"
+    words = values.str.to_lowercase().is_in(["true", "false"])
+    return "flag" if 2 * int(words.sum()) > len(values) else "text"

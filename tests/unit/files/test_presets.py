@@ -1,0 +1,291 @@
+"""Each format of the trade by its name, on a small file of our own making."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+import pytest
+
+from headwater.files.contents import ImportFileError
+from headwater.files.events import EventForm, events_of
+from headwater.files.items import ItemForm, items_of
+from headwater.files.presets import PRESETS, PresetName, opened
+from headwater.messages import Item
+
+NOW_MS = 1_760_000_000_000
+AT_S = 1_700_000_000
+AT_MS = AT_S * 1000
+AT = "2023-11-14T22:13:20Z"
+
+
+def clicks(path: Path, preset: PresetName, content: str | None = None) -> list[tuple[str, str, str, int]]:
+    if content is not None:
+        path.write_text(content)
+    usual = PRESETS[preset]
+    form = EventForm(actions=usual.actions, like_from=usual.like_from, dislike_to=usual.dislike_to)
+    found = events_of(*opened(path, "clicks", preset=preset), form, now_ms=NOW_MS)
+    assert not found.bad
+    return list(found.rows.select("user_id", "item_id", "action", "at_ms").iter_rows())
+
+
+def catalog(path: Path, preset: PresetName, content: str | None = None) -> list[Item]:
+    if content is not None:
+        path.write_text(content)
+    shape = PRESETS[preset].catalog
+    assert shape is not None
+    found = items_of(*opened(path, "catalog", preset=preset), ItemForm(list_separator=shape.list_separator))
+    assert not found.bad
+    return [row.item for row in found.rows]
+
+
+def lines(*objects: Any) -> str:
+    return "".join(msgspec.json.encode(each).decode() + "\n" for each in objects)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"userId,movieId,rating,timestamp\n1,31,4.0,{AT_S}\n1,32,2.0,{AT_S}\n1,33,3.0,{AT_S}\n",
+        f"1::31::5::{AT_S}\n1::32::1::{AT_S}\n1::33::3::{AT_S}\n",
+        f"1\t31\t5\t{AT_S}\n1\t32\t1\t{AT_S}\n1\t33\t3\t{AT_S}\n",
+    ],
+    ids=["csv", "dat", "100k"],
+)
+def test_movielens_ratings(file: Path, content: str) -> None:
+    assert clicks(file, "movielens", content) == [
+        ("1", "31", "like", AT_MS),
+        ("1", "32", "dislike", AT_MS),
+        ("1", "33", "click", AT_MS),
+    ]
+
+
+def test_movielens_films(file: Path) -> None:
+    heat = [Item("6", "Heat, The (1995)", tags=["Action", "Crime"]), Item("7", "Odd (1996)")]
+    csv = 'movieId,title,genres\n6,"Heat, The (1995)",Action|Crime\n7,Odd (1996),(no genres listed)\n'
+    assert catalog(file, "movielens", csv) == heat
+    assert catalog(file, "movielens", "6::Heat, The (1995)::Action|Crime\n7::Odd (1996)::\n") == heat
+    flags = ["0"] * 19
+    action_crime = ["0", "1", "0", "0", "0", "0", "1", *["0"] * 12]
+    old = [
+        "|".join([*start, "01-Jan-1995", "", "http://x", *which])
+        for start, which in (
+            (["6", "Café (1995)"], action_crime),
+            (["7", "Odd (1996)"], flags),
+        )
+    ]
+    file.write_bytes("\n".join(old).encode("latin-1"))
+    assert catalog(file, "movielens") == [
+        Item("6", "Café (1995)", tags=["Action", "Crime"]),
+        Item("7", "Odd (1996)"),
+    ]
+
+
+def test_amazon_reviews(file: Path) -> None:
+    old = {
+        "reviewerID": "A1",
+        "asin": "B000000001",
+        "overall": 5.0,
+        "unixReviewTime": AT_S,
+        "reviewText": "good",
+    }
+    assert clicks(file, "amazon-reviews", lines(old)) == [("A1", "B000000001", "like", AT_MS)]
+    new = {
+        "user_id": "A1",
+        "asin": "B0",
+        "parent_asin": "B1",
+        "rating": 1.0,
+        "timestamp": AT_MS,
+        "text": "bad",
+    }
+    assert clicks(file, "amazon-reviews", lines(new)) == [("A1", "B1", "dislike", AT_MS)]
+    for row in (f"A1234567890123,B000000001,3.0,{AT_S}\n", f"B000000001,A1234567890123,3.0,{AT_S}\n"):
+        assert clicks(file, "amazon-reviews", row) == [("A1234567890123", "B000000001", "click", AT_MS)]
+
+
+def test_amazon_items(file: Path) -> None:
+    expected = [
+        Item(
+            "B1",
+            "Salt & Pepper",
+            "Fine. Very",
+            ["Kitchen", "Salt"],
+            "Kitchen",
+            5.5,
+            attributes={"brand": "Acme"},
+            image="http://i",
+        )
+    ]
+    loose = (
+        "{'asin': 'B1', 'title': 'Salt &amp; Pepper', 'description': 'Fine. <b>Very</b>', 'price': 5.5, 'brand': 'Acme', "
+        "'categories': [['Kitchen', 'Salt']], 'imUrl': 'http://i'}\n"
+    )
+    assert catalog(file, "amazon-items", loose) == expected
+    of_2018 = {
+        "asin": "B1", "title": "Salt &amp; Pepper", "description": ["Fine.", "Very"], "price": "$5.50", "brand": "Acme",
+        "category": ["Kitchen", "Salt"], "imageURLHighRes": ["http://i"],
+    }  # fmt: skip
+    assert catalog(file, "amazon-items", lines(of_2018)) == expected
+    of_2023 = {
+        "parent_asin": "B1", "main_category": "Kitchen", "title": "Salt & Pepper", "features": ["Fine."], "description": ["Very"],
+        "price": 5.5, "store": "Acme", "categories": ["Kitchen", "Salt"], "images": [{"large": "http://i"}],
+    }  # fmt: skip
+    assert catalog(file, "amazon-items", lines(of_2023, {**of_2023, "price": "from 3"})) == [
+        *expected,
+        msgspec.structs.replace(expected[0], price=None),
+    ]
+
+
+def test_retailrocket(file: Path) -> None:
+    events = f"timestamp,visitorid,event,itemid,transactionid\n{AT_MS},1,view,7,\n{AT_MS},1,addtocart,7,\n{AT_MS},1,transaction,7,4\n"
+    assert [action for _, _, action, _ in clicks(file, "retailrocket", events)] == [
+        "view",
+        "add_to_cart",
+        "purchase",
+    ]
+    properties = (
+        "timestamp,itemid,property,value\n"
+        f"{AT_MS + 1},7,categoryid,12\n{AT_MS},7,categoryid,11\n{AT_MS},7,available,0\n{AT_MS},8,790,n5.000\n{AT_MS},9,categoryid,3\n"
+    )
+    assert catalog(file, "retailrocket", properties) == [
+        Item("7", category="12", available=False),
+        Item("9", category="3"),
+    ]
+
+
+def test_yelp(file: Path) -> None:
+    review = {
+        "review_id": "r1",
+        "user_id": "u",
+        "business_id": "b",
+        "stars": 4.0,
+        "date": "2023-11-14 22:13:20",
+    }
+    assert clicks(file, "yelp", lines(review)) == [("u", "b", "like", AT_MS)]
+    business = {
+        "business_id": "b", "name": "Cafe", "categories": "Coffee & Tea, Food", "is_open": 0, "city": "Tampa", "stars": 3.5,
+        "attributes": {"WiFi": "u'free'"},
+    }  # fmt: skip
+    (item,) = catalog(file, "yelp", lines(business))
+    assert (item.title, item.tags, item.available) == ("Cafe", ["Coffee & Tea", "Food"], False)
+    assert item.attributes == {"city": "Tampa", "stars": 3.5, "WiFi": "u'free'"}
+
+
+def test_lastfm(file: Path) -> None:
+    rows = f"user_1\t{AT}\ta1\tDeep \"Dish\tt1\tFuck's Sake\nuser_1\t{AT}\ta1\tUnderworld\t\tBoy, Boy\n"
+    assert clicks(file, "lastfm", rows) == [
+        ("user_1", "t1", "click", AT_MS),
+        ("user_1", "Underworld - Boy, Boy", "click", AT_MS),
+    ]
+    assert catalog(file, "lastfm", rows)[1] == Item("Underworld - Boy, Boy", "Boy, Boy", "Underworld")
+
+
+def test_shopify(file: Path) -> None:
+    expected = [
+        Item(
+            "tee",
+            "Tee",
+            "A tee.",
+            ["cotton", "red"],
+            "Shirts",
+            9.5,
+            image="http://i",
+            attributes={"brand": "Acme"},
+        )
+    ]
+    export = (
+        "Handle,Title,Body (HTML),Vendor,Type,Tags,Published,Variant SKU,Variant Price,Image Src,Status\n"
+        'tee,Tee,<p>A tee.</p>,Acme,Shirts,"cotton, red",true,S,9.50,http://i,active\n'
+        "tee,,,,,,,M,9.50,http://j,\n"
+    )
+    assert catalog(file, "shopify", export) == expected
+    product = {
+        "id": 1, "handle": "tee", "title": "Tee", "body_html": "<p>A tee.</p>", "vendor": "Acme", "product_type": "Shirts",
+        "tags": ["cotton", "red"], "variants": [{"price": "9.50", "available": True}, {"price": "12.00", "available": False}],
+        "images": [{"src": "http://i"}],
+    }  # fmt: skip
+    file.write_bytes(msgspec.json.encode({"products": [product]}))
+    assert catalog(file, "shopify") == expected
+    with pytest.raises(
+        ImportFileError, match="shopify is a format of a catalog file: expected `headwater import catalog`"
+    ):
+        opened(file, "clicks", preset="shopify")
+
+
+def test_google_merchant(file: Path) -> None:
+    feed = (
+        "id\ttitle\tdescription\tlink\timage_link\tavailability\tprice\tproduct_type\tbrand\tgoogle_product_category\n"
+        '1\t19" monitor\tBig\thttp://l\thttp://i\tin stock\t15.00 USD\tHome > Screens\tAcme\tElectronics > Video\n'
+        "2\tCable\tLong\thttp://l\thttp://i\tout_of_stock\t1.50 USD\tHome\tAcme\tElectronics\n"
+    )
+    assert catalog(file, "google-merchant", feed) == [
+        Item(
+            "1",
+            '19" monitor',
+            "Big",
+            ["Home", "Screens"],
+            "Electronics > Video",
+            15.0,
+            True,
+            {"brand": "Acme"},
+            "http://i",
+        ),
+        Item("2", "Cable", "Long", ["Home"], "Electronics", 1.5, False, {"brand": "Acme"}, "http://i"),
+    ]
+
+
+def test_segment(file: Path) -> None:
+    shared = {"userId": None, "anonymousId": "anon", "timestamp": AT}
+    rows = lines(
+        {**shared, "type": "page", "messageId": "m0", "properties": {"url": "/"}},
+        {**shared, "type": "track", "messageId": "m1", "event": "Product Viewed", "properties": {"product_id": "p1"}},
+        {
+            **shared, "type": "track", "messageId": "m2", "event": "Order Completed",
+            "properties": {"products": [{"product_id": "p1"}, {"product_id": "p2"}]},
+        },
+    )  # fmt: skip
+    assert clicks(file, "segment", rows) == [
+        ("anon", "p1", "view", AT_MS),
+        ("anon", "p1", "purchase", AT_MS),
+        ("anon", "p2", "purchase", AT_MS),
+    ]
+
+
+def test_ga4(file: Path) -> None:
+    def event(name: str, *items: str) -> dict[str, object]:
+        return {
+            "event_name": name,
+            "event_timestamp": f"{AT_MS}000",
+            "user_pseudo_id": "1.2",
+            "items": [{"item_id": item, "item_name": f"Item {item}"} for item in items],
+        }
+
+    events = [event("page_view"), event("view_item", "a"), event("purchase", "a", "b")]
+    expected = [("1.2", "a", "view", AT_MS), ("1.2", "a", "purchase", AT_MS), ("1.2", "b", "purchase", AT_MS)]
+    assert clicks(file, "ga4", lines(*events)) == expected
+    pl.DataFrame(events).write_parquet(file)
+    assert clicks(file, "ga4") == expected
+
+
+def test_recbole(file: Path) -> None:
+    inter = f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t3\t{AT_S}.0\n"
+    assert clicks(file, "recbole", inter) == [("1", "10", "click", AT_MS)]
+    item = 'item_id:token\tmovie_title:token_seq\tclass:token_seq\n10\tToy "Story"\tComedy Drama\n'
+    assert catalog(file, "recbole", item) == [Item("10", 'Toy "Story"', tags=["Comedy", "Drama"])]
+
+
+def test_what_is_mapped_by_hand_wins(file: Path) -> None:
+    file.write_text(f"userId,movieId,rating,timestamp,session\n1,31,4.0,{AT_S},s1\n")
+    assert (
+        opened(file, "clicks", ["user_id=session"], preset="movielens").chosen.columns["user_id"] == "session"
+    )
+
+
+def test_every_preset_has_a_test_of_its_name() -> None:
+    tests = " ".join(name for name in globals() if name.startswith("test_"))
+    assert not [name for name in PRESETS if name.replace("-", "_") not in tests]
