@@ -66,7 +66,12 @@ class DataOptions(EventOptions):
             ) from None
 
     def load(self) -> "Dataset":
-        """The data. Prints what was read differently or left out."""
+        """The data. Prints what was read differently or left out.
+
+        Raises:
+            UsageError: --map for built-in data.
+            HeadwaterError: the data is missing, or its file cannot be used.
+        """
         from headwater_models.data.datasets import from_events, is_file, load
 
         if is_file(self.data) and self.path is None:

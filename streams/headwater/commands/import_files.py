@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -11,6 +11,7 @@ import msgspec
 import polars as pl
 from aiokafka.errors import KafkaError
 
+from headwater.commands.group_checks import places_of
 from headwater.commands.terminal import NoAnswer
 from headwater.encoder import bundle
 from headwater.encoder.features import required_text
@@ -18,10 +19,11 @@ from headwater.files.contents import ImportFileError
 from headwater.files.events import Events, message_of
 from headwater.files.items import ItemRow, Items
 from headwater.files.table import BadRow, Table
-from headwater.kafka.publish import Outgoing, Refused, producer_of, write_accepted
+from headwater.kafka.publish import Outgoing, Refused, producer_of, write_accepted, write_keyed
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import BadMessage, Click
+from headwater.paths.item_versions import read_whole, reader
 from headwater.settings import Settings
 from headwater_models.data.events import in_order
 
@@ -110,8 +112,45 @@ def write_rejects(path: Path, table: Table, bad: Sequence[BadRow]) -> None:
         ) from error
 
 
-async def publish(settings: Settings, prepared: Prepared, done: Done = lambda _: None) -> Report:
-    """Publish the good rows and wait until the broker has acknowledged all that it takes.
+async def gone(settings: Settings, kept: Collection[str]) -> list[str]:
+    """The ids of the items that the catalog topic has, without those of ``kept``: what a full import deletes.
+
+    Raises:
+        NoAnswer: no broker.
+        StopWorker: the broker gave nothing for two minutes.
+    """
+    topic, found = Topics.named(settings.topic_prefix).catalog, set[str]()
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S) as connecting, reader(settings) as consumer:
+            if topic not in await consumer.topics():
+                return []
+            partitions = [place.partition for place in await places_of(consumer, topic)]
+            connecting.reschedule(None)
+            async for run in read_whole(consumer, topic, partitions):
+                for record in run.records:
+                    if (item_id := _id_of(record.key, record.value)) is not None:
+                        (found.discard if record.value is None else found.add)(item_id)
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise NoAnswer(await why_unreachable(settings, str(error) or type(error).__name__)) from error
+    return sorted(found.difference(kept))
+
+
+class _Named(msgspec.Struct):
+    item_id: str
+
+
+def _id_of(key: bytes | None, value: bytes | None) -> str | None:
+    """The item of a catalog record; None for one that names none."""
+    try:
+        return key.decode() if key else msgspec.json.decode(value or b"", type=_Named).item_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+async def publish(
+    settings: Settings, prepared: Prepared, done: Done = lambda _: None, *, deleted: Sequence[str] = ()
+) -> Report:
+    """Publish the good rows, then deletes of items, and wait until the broker has acknowledged all that it takes.
 
     Raises:
         NoAnswer: no broker.
@@ -135,6 +174,8 @@ async def publish(settings: Settings, prepared: Prepared, done: Done = lambda _:
             )
         partitions = len(await producer.partitions_for(topic))
         published, refused = await write_accepted(producer, topic, partitions, records(prepared), done)
+        deletes = [Outgoing(item_id.encode(), None) for item_id in deleted]
+        await write_keyed(producer, topic, partitions, [deletes] if deletes else [], lambda _: None)
     finally:
         await producer.stop()
     return Report(published, _lines_of(prepared, refused), round(time.perf_counter() - started, 3))

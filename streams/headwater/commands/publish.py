@@ -11,8 +11,10 @@ from headwater.commands.terminal import FLAG, CommandError, run_async, running_s
 
 if TYPE_CHECKING:
     from headwater.commands.import_files import Prepared, Report
+    from headwater.files.items import Items
     from headwater.files.presets import Opened
     from headwater.files.table import BadRow
+    from headwater.settings import Settings
 
 _FILE: Final = FileOptions()
 _EVENTS: Final = EventOptions()
@@ -26,6 +28,7 @@ def catalog(
     *,
     form: FileOptions = _FILE,
     list_separator: str = "auto",
+    full: Annotated[bool, FLAG] = False,
     skip_bad: Annotated[bool, FLAG] = False,
     rejects: Path | None = None,
     dry_run: Annotated[bool, FLAG] = False,
@@ -42,6 +45,8 @@ def catalog(
         How the file is written.
     list_separator
         Between tags.
+    full
+        The file is the whole catalog: also delete the items that it no longer has.
     skip_bad
         Exit 0 although some rows could not be published.
     rejects
@@ -49,10 +54,10 @@ def catalog(
     dry_run
         Publish nothing, and show the first rows as they would be published.
     """
+    settings = running_settings()
     from headwater.commands import import_files
     from headwater.files.items import items_of
 
-    settings = running_settings()
     opened = form.opened(file, "catalog")
     items = items_of(opened.table, opened.chosen, form.item_form(list_separator))
     if items.types:
@@ -69,7 +74,12 @@ def catalog(
             f"{file}: each row replaces its item, so what the file does not have is emptied: {', '.join(emptied)}"
         )
     prepared = import_files.prepared_items(items, settings.bundle_path)
-    return _import(prepared, file, opened, skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
+    deleted: list[str] = []
+    if full and len(prepared):
+        deleted = _gone(settings, file, items, "would be" if dry_run else "are")
+    return _import(
+        settings, prepared, file, opened, deleted, skip_bad=skip_bad, rejects=rejects, dry_run=dry_run
+    )
 
 
 def clicks(
@@ -97,17 +107,41 @@ def clicks(
     dry_run
         Publish nothing, and show the first rows as they would be published.
     """
+    settings = running_settings()
     from headwater.commands import import_files
     from headwater.files.events import events_of
 
     opened = form.opened(file, "clicks")
     events = events_of(opened.table, opened.chosen, form.event_form(), now_ms=int(time.time() * 1000))
     prepared = import_files.prepared_clicks(events)
-    return _import(prepared, file, opened, skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
+    return _import(settings, prepared, file, opened, (), skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
+
+
+def _gone(settings: "Settings", file: Path, items: "Items", will: str) -> list[str]:
+    """The ids of the items that a full import deletes."""
+    from headwater.commands import import_files
+
+    if items.nameless:
+        raise CommandError(
+            f"--full: {items.nameless:,} rows of {file} have no id that can be read, so their items might be deleted: "
+            "correct these rows, or import without --full"
+        )
+    found = run_async(import_files.gone(settings, items.named.union(row.item.item_id for row in items.rows)))
+    shown = f", such as {', '.join(found[:_SHOWN])}" if found else ""
+    say(f"{file}: {len(found):,} items of the catalog are not in it and {will} deleted{shown}")
+    return found
 
 
 def _import(
-    prepared: "Prepared", file: Path, opened: "Opened", *, skip_bad: bool, rejects: Path | None, dry_run: bool
+    settings: "Settings",
+    prepared: "Prepared",
+    file: Path,
+    opened: "Opened",
+    deleted: Sequence[str],
+    *,
+    skip_bad: bool,
+    rejects: Path | None,
+    dry_run: bool,
 ) -> int:
     from headwater.commands import import_files
 
@@ -119,7 +153,7 @@ def _import(
             print(message.decode())
         done = f"would publish {len(prepared):,} of {opened.table.rows:,} rows"
     else:
-        report = _published(prepared)
+        report = _published(settings, prepared, deleted)
         bad = sorted(bad + report.bad)
         rate = report.published / report.seconds if report.seconds else 0.0
         done = f"published {report.published:,} of {opened.table.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f}/s)"
@@ -127,9 +161,9 @@ def _import(
     if rejects is not None:
         import_files.write_rejects(rejects, opened.table, bad)
         say(f"{rejects}: {len(bad):,} bad rows with their reasons")
-    print(done)
     if not len(prepared):
         raise CommandError(f"no row of {file} can be published: correct the file or --map")
+    print(done)
     if bad and not skip_bad:
         verb = "would not be" if dry_run else "were not"
         raise CommandError(
@@ -139,7 +173,7 @@ def _import(
     return 0
 
 
-def _published(prepared: "Prepared") -> "Report":
+def _published(settings: "Settings", prepared: "Prepared", deleted: Sequence[str]) -> "Report":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from headwater.commands import import_files
@@ -153,12 +187,13 @@ def _published(prepared: "Prepared") -> "Report":
         TimeRemainingColumn(),
         console=stderr(),
     )
-    settings = running_settings()
     with bar:
         task = bar.add_task("publishing", total=len(prepared))
-        return run_async(
-            import_files.publish(settings, prepared, lambda done: bar.update(task, completed=done))
-        )
+
+        def done(count: int) -> None:
+            bar.update(task, completed=count)
+
+        return run_async(import_files.publish(settings, prepared, done, deleted=deleted))
 
 
 def _tell(bad: "Sequence[BadRow]", counted: str) -> None:

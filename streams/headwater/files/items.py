@@ -55,6 +55,7 @@ class Items(NamedTuple):
     Attributes:
         types: of the attributes, by name.
         named: ids of rows that are bad for another reason.
+        nameless: the number of rows whose id cannot be told.
     """
 
     rows: list[ItemRow]
@@ -62,6 +63,7 @@ class Items(NamedTuple):
     notes: list[str]
     types: dict[str, Type]
     named: set[str]
+    nameless: int
 
 
 def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
@@ -99,7 +101,7 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
             "map single columns with --map attributes.NAME=COLUMN"
         )
     problems = _unfit(found, columns, types)
-    bad, rows, named = list(table.bad), list[ItemRow](), set[str]()
+    bad, rows, named, nameless = list(table.bad), list[ItemRow](), set[str](), len(table.bad)
     plain = [name for name in found if name not in types]
     values = zip(
         table.lines,
@@ -120,7 +122,9 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
         bad.append(BadRow(line, problem))
         if fields[0] is not None:
             named.add(fields[0])
-    return Items(rows, sorted(bad), notes, types, named)
+        else:
+            nameless += 1
+    return Items(rows, sorted(bad), notes, types, named, nameless)
 
 
 def _checked(fields: dict[str, Any], attributes: dict[str, str | float | bool]) -> Item | str:

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from headwater.commands.import_files import (
     ImportFileError,
     Prepared,
+    gone,
     messages,
     prepared_clicks,
     prepared_items,
@@ -151,6 +152,23 @@ async def test_a_row_that_the_topic_does_not_take_is_named_and_the_others_are_pu
     report = await publish(settings, prepared)
     assert report.published == 2
     assert [(bad.line, "does not take it: got 1200" in bad.reason) for bad in report.bad] == [(3, True)]
+
+
+async def test_what_a_whole_catalog_no_longer_has_is_deleted_and_nothing_else(
+    settings: Settings, tmp_path: Path
+) -> None:
+    await topics.create(settings)
+    assert await gone(settings, {"a"}) == []
+    whole = pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["Tea", "Coffee", "Juice"]})
+    await publish(settings, items(tmp_path, whole, settings))
+    assert await gone(settings, {"a", "bad"}) == ["b", "c"]
+    await publish(settings, items(tmp_path, whole[:1], settings), deleted=["b", "c"])
+    topic = Topics.named(settings.topic_prefix).catalog
+    newest = {
+        record.key: record.value for record in await everything(settings, topic, settings.catalog_partitions)
+    }
+    assert {key for key, value in newest.items() if value is None} == {b"b", b"c"}
+    assert await gone(settings, {"a"}) == []
 
 
 async def test_a_topic_that_is_missing_is_named_with_the_remedy(settings: Settings, tmp_path: Path) -> None:

@@ -66,3 +66,10 @@ def test_a_file_that_yields_no_row_fails_even_where_bad_rows_are_accepted(termin
     assert "no row of c.csv can be published" in terminal.fails(
         "import", "clicks", "c.csv", "--skip-bad", "--dry-run", code=Exit.FAILED
     )
+
+
+def test_a_whole_catalog_with_a_row_that_nobody_can_name_deletes_nothing(terminal: Terminal) -> None:
+    (terminal.folder / "c.csv").write_text("item_id,title\na,Tea\nb,Tea,torn\n")
+    assert "--full: 1 rows of c.csv have no id that can be read" in terminal.fails(
+        "import", "catalog", "c.csv", "--full", code=Exit.FAILED
+    )
