@@ -140,7 +140,19 @@ def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
 
 
 # The house: a module imports its own room and the rooms below it. Top floor first.
-FLOORS = ("commands", "gateway", "worker", "paths", "recall", "profiles", "index", "kafka", "files", "encoder", "hall")
+FLOORS = (
+    "commands",
+    "gateway",
+    "worker",
+    "paths",
+    "recall",
+    "profiles",
+    "index",
+    "kafka",
+    "files",
+    "encoder",
+    "hall",
+)
 # A door in the hall: what programs outside import. It stands on kafka/ and may be imported by the terminal and the gateway alone.
 DOORS = {"headwater", "headwater.client"}
 # In these rooms no file imports another one of the room: each is a thing of its own.
