@@ -392,7 +392,8 @@ class CatalogPath:
                     )
                     versions.position = position
                     await self._repair(consumer, versions)
-                if known.foreign[versions.partition] or not versions.is_claimed:
+                is_vouched_for = versions.is_claimed or versions.partition not in known.committed
+                if known.foreign[versions.partition] or not is_vouched_for:
                     again[versions.partition] = versions
                 else:
                     versions.gate.open()
@@ -400,7 +401,8 @@ class CatalogPath:
             if foreign:
                 log.info("encoding_again", bundle=bundle_id, partitions=foreign)
             if again:
-                # Nothing vouches for partitions without a claim: what the vectors topic lacks of them is encoded now.
+                # Nothing vouches for partitions without a claim: what the vectors topic lacks of them is encoded now, unless
+                # the group is going to read them from their start.
                 async for run in read_whole(consumer, self._topics.catalog, again):
                     versions = again[run.tp.partition]
                     async with versions.lock:

@@ -64,7 +64,7 @@ class ItemVersions:
         self.topic_id: str | None = None
         """Of the catalog that stamps and position are of; None while it is unknown."""
         self.is_claimed = False
-        """Whether there was a claim when the partition was read: without one, nothing vouches for what is there."""
+        """Whether a claim of anything was read with the partition: without one, nothing vouches for what is there."""
         self.vectors_next = 0
         """The vectors topic has been read or written up to this offset, except for the ``gaps``."""
         self.gaps: list[tuple[int, int]] = []
@@ -169,6 +169,7 @@ class Known(NamedTuple):
 
     foreign: Mapping[int, Collection[int]]  # keys of items that another bundle encoded
     highest_epoch: Mapping[int, int]  # -1: none
+    committed: Collection[int]  # of these the group has read something, and will not read it again
 
 
 def stamp_of(point: Point) -> VersionStamp:
@@ -289,7 +290,8 @@ async def read_versions(
                 if is_of_today and today.is_another_than(found.topic_id):
                     _pass_over(record, found.position, None, skipped)
                     continue
-                versions.is_claimed, versions.position = True, found.position
+                # The first claim of an owner says nothing yet: it may have died while it read the catalog again.
+                versions.is_claimed, versions.position = found.position >= 0, found.position
                 versions.topic_id, claimed[partition] = found.topic_id, record
             elif versions.add_read(record, found, fence):
                 point, bundle = found.point, found.bundle
@@ -299,9 +301,10 @@ async def read_versions(
                 has_vector = point.vector is not None and not is_foreign
                 (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
                 (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
+    all_commits = await commits_of(consumer, tps)
     commits = {
         tp: commit
-        for tp, commit in (await commits_of(consumer, tps)).items()
+        for tp, commit in all_commits.items()
         if not logs.get(tp, _UNKNOWN).is_another_than(note_of(commit.metadata).topic_id)
     }
     kept = await kept_ends(consumer.client, commits)
@@ -329,4 +332,4 @@ async def read_versions(
         keys = indexed[partition]
         versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))
         versions.forget(foreign[partition])
-    return Known(foreign, highest)
+    return Known(foreign, highest, {tp.partition for tp in all_commits})

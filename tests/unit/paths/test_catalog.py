@@ -513,7 +513,7 @@ async def test_a_new_bundle_claims_the_catalog_once_it_has_encoded_it_again(
         yield Written(worker, [tea])
 
     async def read(*_: object) -> Known:
-        return Known({0: {item_key(TEA)}}, {0: 1})
+        return Known({0: {item_key(TEA)}}, {0: 1}, {0})
 
     monkeypatch.setattr(catalog, "reader", written)
     monkeypatch.setattr(catalog, "read_versions", read)
@@ -522,6 +522,35 @@ async def test_a_new_bundle_claims_the_catalog_once_it_has_encoded_it_again(
     assert [record.key for record in worker.producer.records(worker.topics.vectors)] == [
         *(CLAIM_KEY, TEA.encode(), CLAIM_KEY)
     ]
+    assert versions.gate.is_open
+
+
+@pytest.mark.parametrize(
+    ("is_claimed", "committed", "encoded"), [(False, {0}, 1), (False, set(), 0), (True, {0}, 0)]
+)
+async def test_a_catalog_that_nothing_vouches_for_is_read_again_where_the_group_will_not_read_it(
+    worker: CatalogWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    is_claimed: bool,
+    committed: set[int],
+    encoded: int,
+) -> None:
+    versions = ItemVersions(0)
+    versions.is_claimed = is_claimed
+    tea = worker.item(TEA)
+
+    @contextlib.asynccontextmanager
+    async def written(*_: object) -> AsyncIterator[Written]:
+        yield Written(worker, [tea])
+
+    async def read(*_: object) -> Known:
+        return Known({0: set()}, {0: -1}, committed)
+
+    monkeypatch.setattr(catalog, "reader", written)
+    monkeypatch.setattr(catalog, "read_versions", read)
+    worker.path._partitions = {0: versions}
+    await worker.path._open([versions])
+    assert len(worker.vectors()) == encoded
     assert versions.gate.is_open
 
 

@@ -90,7 +90,7 @@ class TopicsInMemory:
         self.metrics = Metrics()
         skipped = SkippedRecords(self.metrics)
         known = await read_versions(cast(Any, self), TOPICS, [versions], BUNDLE, skipped)
-        self.highest_epoch = known.highest_epoch[0]
+        self.highest_epoch, self.committed = known.highest_epoch[0], known.committed
         return versions, bool(known.foreign[0])
 
 
@@ -231,6 +231,15 @@ async def test_no_more_of_the_catalog_is_claimed_than_the_group_has_committed() 
     topics.claim(1, 900)
     versions, _ = await topics.read()
     assert (versions.is_claimed, versions.position) == (True, 9)
+
+
+async def test_an_owner_that_died_before_it_had_read_the_catalog_vouches_for_nothing() -> None:
+    """Its first claim, of nothing, comes before it encodes what the topic lacks."""
+    topics = TopicsInMemory(commit=committed(10, None))
+    topics.write(point("tea", 2))
+    topics.claim(1, -1)
+    versions, _ = await topics.read()
+    assert (versions.is_claimed, versions.position, topics.committed) == (False, -1, {0})
 
 
 async def test_changes_that_a_shorter_catalog_has_lost_leave_holes_where_it_is_known_to_be_ours(
