@@ -18,6 +18,7 @@ async def test_a_log_ends_where_its_newest_epoch_does_and_has_nothing_of_a_later
     async with started(producer_of(settings)) as producer:
         for place in places[:2]:
             await producer.send_and_wait(name, b"{}", partition=place.partition)
+        producer.client.set_topics([])  # it has followed others since
         found = await epoch_ends(producer.client, dict(zip(places, (0, 5, 0), strict=True)))
     later = 0 if settings.bootstrap_servers == kafka else 1
     assert found == dict(zip(places, (1, later, 0), strict=True))

@@ -71,10 +71,8 @@ async def test_a_click_over_http_is_in_the_next_answer_over_http(
                 async with session.request(method, url, json=body, headers=headers) as answer:
                     return answer.status, await answer.json()
 
-            items = [
-                Item(outside.own(name), title=title)
-                for name, title in (("c", "coffee"), ("d", "coffee beans"))
-            ]
+            titles = {"near": "Brass sextant", "far": "Sextant of brass and wood"}
+            items = [Item(outside.own(name), title=title) for name, title in titles.items()]
             places = []
             for item in items:
                 status, stored = await call("POST", "/items", {"item_id": item.item_id, "title": item.title})
@@ -89,7 +87,15 @@ async def test_a_click_over_http_is_in_the_next_answer_over_http(
                 assert (status, answer["status"], answer["reflects"]["events"]) == (200, "ok", 1)
                 assert answer["reflects"]["last_event_id"] == clicked["event_id"]
             status, answer = await call("GET", f"/items/{items[0].item_id}/similar?limit=1")
-            assert [each["source"] for each in answer["items"]] == ["item"]
+            assert [(each["item_id"], each["source"]) for each in answer["items"]] == [
+                (items[1].item_id, "item")
+            ]
+            places = []
+            for item in items:  # other tests ask the same system
+                status, gone = await call("DELETE", f"/items/{item.item_id}")
+                assert status == 200, gone
+                places.append(Position(gone["partition"], gone["offset"]))
+            await outside.catalog_applied(cast(Any, places))
             assert (await call("GET", "/healthz"))[0] == 200
 
 

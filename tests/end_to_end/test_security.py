@@ -240,7 +240,7 @@ async def test_what_the_user_of_a_role_may_not_do_is_told_by_the_doctor(
             found = await rights.lacks(settings, admin, role)
             return None if found is None else list(map(str, found))
 
-    assert [await lacking(role) for role in rights.ROLES] == [[], [], []]
+    assert [await lacking(role) for role in rights.ROLES] == [[] for _ in rights.ROLES]
     await only_to_read(node, names.trends)
     await deny_group(node, settings.interests_group)
     expected = [

@@ -8,7 +8,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from headwater.kafka import topics
 from headwater.kafka.epochs import CLAIM_KEY
-from headwater.profiles.state_records import FORMAT_WITH_COUNTERS
+from headwater.profiles.state_records import NEWEST_FORMAT
 from tests.end_to_end.conftest import System
 from tests.end_to_end.oracle import applied, publish
 from tests.end_to_end.outside import PATIENCE_S, Outside
@@ -40,14 +40,14 @@ async def test_a_state_of_a_newer_format_ends_the_worker_and_stays_as_it_is(
             record.key: record for record in await outside.records_of(profiles) if record.key != CLAIM_KEY
         }
         key, old = next(iter(held.items()))
-        newer = bytes([FORMAT_WITH_COUNTERS + 1]) + old.value[1:]
+        newer = bytes([NEWEST_FORMAT + 1]) + old.value[1:]
         place = await outside.send(profiles, newer, key=key, partition=old.partition)
         await publish(outside, story.tell(100))
         worker.launch()
         assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
         said = worker.last_words()
         assert f"{profiles}-{place.partition}, offsets" in said
-        assert f"got format {FORMAT_WITH_COUNTERS + 1}" in said
+        assert f"got format {NEWEST_FORMAT + 1}" in said
         assert "run the version that wrote it, or a newer one" in said
         after = {
             record.key: record.value

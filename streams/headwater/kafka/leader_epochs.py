@@ -49,13 +49,15 @@ async def epoch_ends(
     """Where each log has its first record of a later epoch than the given one, or ends; 0 where it knows no such epoch.
 
     Asks each leader once. Partitions are left out where there is no client, or no answer within five seconds: then
-    nothing is known. The client must know the partitions' leaders.
+    nothing is known.
     """
     ends: dict[TopicPartition, int] = {}
     if client is None or not epochs:
         return ends
     try:
         async with asyncio.timeout(_TIMEOUT_S):
+            # A consumer's client keeps the leaders of the topics that it is assigned to, and forgets the others.
+            await asyncio.gather(*map(client.add_topic, {tp.topic for tp in epochs}))
             while True:
                 await _ask(client, {tp: epoch for tp, epoch in epochs.items() if tp not in ends}, ends)
                 if len(ends) == len(epochs):

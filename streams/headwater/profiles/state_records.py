@@ -26,6 +26,7 @@ from headwater.profiles.order import Order
 FORMAT: Final = 1
 FORMAT_WITH_COUNTERS: Final = 2
 FORMAT_WITH_HIDES: Final = 3
+NEWEST_FORMAT: Final = FORMAT_WITH_HIDES
 _HEADER: Final = np.dtype(
     [
         ("format", "u1"),
@@ -318,17 +319,13 @@ def _parsed(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places, NDArray[np
     """
     size = _HEADER.itemsize
     newer = next(
-        (
-            record
-            for record in records
-            if len(record) >= size and FORMAT_WITH_HIDES < record[0] <= _LAST_FORMAT
-        ),
+        (record for record in records if len(record) >= size and NEWEST_FORMAT < record[0] <= _LAST_FORMAT),
         None,
     )
     if newer is not None:
         raise RecordError(
             f"state record: got format {newer[0]} with {len(newer)} bytes, expected format {FORMAT} to "
-            f"{FORMAT_WITH_HIDES}; run the version that wrote it, or a newer one"
+            f"{NEWEST_FORMAT}; run the version that wrote it, or a newer one"
         )
     header = np.frombuffer(b"".join(record[:size].ljust(size, b"\0") for record in records), dtype=_HEADER)
     log = size + 2 * header["state_size"].astype(np.int64)

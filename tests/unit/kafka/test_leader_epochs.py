@@ -19,9 +19,18 @@ class Brokers:
 
     def __init__(self, *answers: dict[int, tuple[int, int]] | Exception, leaders: dict[int, int]) -> None:
         self._answers, self._leaders = list(answers), leaders
-        self.cluster = SimpleNamespace(leader_for_partition=lambda place: self._leaders.get(place.partition))
+        self.cluster = SimpleNamespace(leader_for_partition=self._leader)
+        self.topics: set[str] = set()
         self.asked: list[tuple[int, dict[int, int]]] = []  # (broker, epoch by partition)
         self.metadata_updates = 0
+
+    def _leader(self, place: TopicPartition) -> int | None:
+        """Of a topic that the client follows."""
+        return self._leaders.get(place.partition) if place.topic in self.topics else None
+
+    async def add_topic(self, topic: str) -> bool:
+        self.topics.add(topic)
+        return True
 
     def force_metadata_update(self) -> None:
         self.metadata_updates += 1

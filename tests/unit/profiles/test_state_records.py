@@ -13,8 +13,8 @@ from headwater.profiles.counters import MAX_LEVEL, weight
 from headwater.profiles.event_log import Event
 from headwater.profiles.hides import packed, unpacked
 from headwater.profiles.state_records import (
-    FORMAT_WITH_COUNTERS,
     MAX_STRAYS,
+    NEWEST_FORMAT,
     RecordError,
     WriterStamp,
     empty_record,
@@ -136,7 +136,7 @@ def test_no_bytes_make_reading_an_order_fail_otherwise_than_as_a_newer_format(ra
     try:
         (order,) = orders_of([raw])
     except RecordError:
-        assert raw[0] > FORMAT_WITH_COUNTERS
+        assert raw[0] > NEWEST_FORMAT
     else:
         if order is not None:
             restored([raw])
