@@ -60,14 +60,15 @@ demo: .venv/installed-$(EXTRA)-demo
 topics: .venv/installed-$(EXTRA)
 	@exec .venv/bin/headwater topics create $(ARGS)
 
-# What waits for brokers and workers waits most of the time: three runs beside each other, each with brokers of its own.
-WAITING := tests/end_to_end tests/faults
+# Four runs beside each other, each with brokers of its own: what waits for brokers and workers leaves the cores to the rest.
+BROKERS := tests/contract tests/project tests/unit/commands
+APART := tests/end_to_end tests/faults $(BROKERS)
 
 test: check
 ifeq ($(strip $(ARGS)),)
-	@$(foreach part,$(WAITING),.venv-dev/bin/python -m pytest -q $(part) & runs="$$runs $$!";) \
-	.venv-dev/bin/python -m pytest -q $(addprefix --ignore=,$(WAITING)); failed=$$?; \
-	for run in $$runs; do wait $$run || failed=$$?; done; exit $$failed
+	@run() { .venv-dev/bin/python -m pytest -q "$$@" & runs="$$runs $$!"; }; runs=; failed=0; \
+	run tests/end_to_end; run tests/faults; run $(BROKERS); run $(addprefix --ignore=,$(APART)); \
+	for run in $$runs; do wait $$run || failed=1; done; exit $$failed
 else
 	@exec .venv-dev/bin/python -m pytest $(ARGS)
 endif

@@ -47,6 +47,7 @@ CALLED: dict[str, list[str]] = {
     "Fetcher._proc_fetch_request": ["self", "assignment", "node_id", "request"],
     "Fetcher._get_actions_per_node": ["self", "assignment"],
     "FetchResult._update_position": ["self"],
+    "GroupCoordinator._do_heartbeat": ["self"],
     "AIOKafkaConnection._handle_frame": ["self", "resp"],
     "Sender._sender_routine": ["self"],
     "Sender._fail_all": ["self", "task"],
