@@ -60,14 +60,14 @@ demo: .venv/installed-$(EXTRA)-demo
 topics: .venv/installed-$(EXTRA)
 	@exec .venv/bin/headwater topics create $(ARGS)
 
-# Four runs beside each other, each with brokers of its own: what waits for brokers and workers leaves the cores to the rest.
+# Five runs beside each other, each with brokers of its own: what waits for brokers and workers leaves the cores to the rest.
 BROKERS := tests/contract tests/project tests/unit/commands
-APART := tests/end_to_end tests/faults $(BROKERS)
+APART := tests/end_to_end tests/faults tests/unit/models $(BROKERS)
 
 test: check
 ifeq ($(strip $(ARGS)),)
 	@run() { .venv-dev/bin/python -m pytest -q "$$@" & runs="$$runs $$!"; }; runs=; failed=0; \
-	run tests/end_to_end; run tests/faults; run $(BROKERS); run $(addprefix --ignore=,$(APART)); \
+	run tests/end_to_end; run tests/faults; run tests/unit/models; run $(BROKERS); run $(addprefix --ignore=,$(APART)); \
 	for run in $$runs; do wait $$run || failed=1; done; exit $$failed
 else
 	@exec .venv-dev/bin/python -m pytest $(ARGS)
