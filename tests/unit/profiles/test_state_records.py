@@ -1,5 +1,7 @@
 """The value of a user on the profiles topic: whole, small, and refused when it cannot be understood."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,7 +120,8 @@ def damaged_records() -> list[bytes]:
     offset_at = header_size() - 28
     negative = below[:offset_at] + (-5).to_bytes(8, "little", signed=True) + below[offset_at + 8 :]
     cut = [record[:length] for length in (1, 30, header_size(), len(record) - 1)]
-    return [b"", b'{"not": "ours"}', b"\x00" * 80, b"\xff" * 300, record + b"x", negative, *cut]
+    noise = [bytes([form]) + random.Random(form).randbytes(2_000) for form in range(4, 32)]
+    return [b"", b'{"not": "ours"}', *noise, b"\x00" * 80, b"\xff" * 300, record + b"x", negative, *cut]
 
 
 def test_a_damaged_record_has_no_order_and_those_beside_it_have_theirs() -> None:
