@@ -16,10 +16,10 @@ from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder
 from headwater.profiles.counters import COUNTER_EFFECTS, DEFAULT_COUNTERS, CounterRows, count_evictions
 from headwater.recall.fusion import Ranking, fuse
-from headwater.recall.likeness import by_likeness
+from headwater.recall.likeness import CHOICE, by_likeness
 from headwater.recall.sources import Ask, PositiveEvent
 from headwater.recall.sources.buy_again import BuyAgain
-from headwater.recall.sources.new_items import CHOICE, anchor_items
+from headwater.recall.sources.new_items import anchor_items
 from headwater.recall.sources.similar import Similar
 from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log, newest

@@ -1,11 +1,57 @@
-"""Items in the order of how alike they are to others, by cosine: dot products alone would rank by the norm. Pure."""
+"""Items in the order of how alike they are to others, by cosine: dot products alone would rank by the norm."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headwater.index import Index, Query
+from headwater.index.filters import Filter
+
 F32 = NDArray[np.float32]
+
+# So many times the number wanted is asked for by dot products, to choose by cosines from.
+CHOICE: Final = 3
+_MAX_CHOICE: Final = 1_000
+
+
+class Wanted(NamedTuple):
+    """What is to be like any of the ``anchors``, which are item keys: at most ``limit`` items, never these themselves."""
+
+    anchors: Sequence[int]
+    limit: int
+    where: Filter | None
+    exclude: frozenset[int]
+
+
+async def nearest_items(index: Index, wanted: Sequence[Wanted]) -> list[list[tuple[int, str]]]:
+    """For each of ``wanted`` the items, as (key, id), that are most alike to any anchor, best first.
+
+    One search for each anchor whose vector is there, all at once.
+
+    Raises:
+        IndexUnavailable: the index does not answer.
+    """
+    vectors = await index.vectors([*{key for each in wanted for key in each.anchors}])
+    queries: list[Query] = []
+    owners: list[int] = []
+    for place, each in enumerate(wanted):
+        pool = min(CHOICE * each.limit, _MAX_CHOICE)
+        for key in each.anchors:
+            if key in vectors:
+                queries.append(Query(vectors[key], pool, each.where, each.exclude.union(each.anchors)))
+                owners.append(place)
+    found: list[dict[int, str]] = [{} for _ in wanted]
+    if not queries:
+        return [[] for _ in wanted]
+    for place, hits in zip(owners, await index.search(queries), strict=True):
+        found[place].update((hit.key, hit.item_id) for hit in hits)
+    near = await index.vectors([*{key for items in found for key in items}])
+    return [
+        most_alike(items, near, [vectors[key] for key in each.anchors if key in vectors])[: each.limit]
+        for each, items in zip(wanted, found, strict=True)
+    ]
 
 
 def by_likeness(candidates: F32, anchors: F32) -> NDArray[np.int64]:

@@ -8,9 +8,9 @@ untrained vector carries no information. Figures: `models/RESULTS.md`, "New item
 from collections.abc import Sequence
 from typing import Final, Self
 
-from headwater.index import Index, Query
+from headwater.index import Index
 from headwater.index.filters import And, Filter, Range
-from headwater.recall.likeness import most_alike
+from headwater.recall.likeness import Wanted, nearest_items
 from headwater.recall.session import current_session
 from headwater.recall.sources import Ask, Named, Resources, SearchSource, Why
 
@@ -20,9 +20,6 @@ PAUSE_MS: Final = 1_800_000
 MAX_ANCHORS: Final = 8
 # Outside a session the newest items stand in for it.
 LAST_ANCHORS: Final = 3
-# So many times the number wanted is asked for by dot products, to choose by cosines from.
-CHOICE: Final = 3
-_MAX_CHOICE: Final = 1_000
 _DAY_MS: Final = 86_400_000
 
 
@@ -53,26 +50,8 @@ class NewItems(SearchSource):
         return "no_new" if ask.liked else "no_events"
 
     async def rankings(self, asks: Sequence[Ask]) -> Sequence[Sequence[Named]]:
-        anchors = [anchor_items(ask) for ask in asks]
-        vectors = await self._index.vectors([*{key for keys in anchors for key in keys}])
-        queries: list[Query] = []
-        owners: list[int] = []
-        for index, (ask, keys) in enumerate(zip(asks, anchors, strict=True)):
-            limit, where = min(CHOICE * ask.wanted, _MAX_CHOICE), self._where(ask)
-            for key in keys:
-                if key in vectors:
-                    queries.append(Query(vectors[key], limit, where, ask.exclude.union(keys)))
-                    owners.append(index)
-        if not queries:
-            return [()] * len(asks)
-        found: list[dict[int, str]] = [{} for _ in asks]
-        for index, hits in zip(owners, await self._index.search(queries), strict=True):
-            found[index].update((hit.key, hit.item_id) for hit in hits)
-        near = await self._index.vectors([*{key for items in found for key in items}])
-        return [
-            most_alike(items, near, [vectors[key] for key in keys if key in vectors])[: ask.wanted]
-            for ask, items, keys in zip(asks, found, anchors, strict=True)
-        ]
+        wanted = [Wanted(anchor_items(ask), ask.wanted, self._where(ask), ask.exclude) for ask in asks]
+        return await nearest_items(self._index, wanted)
 
     def _where(self, ask: Ask) -> Filter:
         """The ask's filter, for new items. One that comes in later is not new yet."""
