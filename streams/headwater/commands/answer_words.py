@@ -45,6 +45,7 @@ WHY: Final[Mapping[str, str]] = {
     "no_new": "no new item of the catalog can come",
     "no_query": "the request has no text (--query)",
     "no_items": "the request names no item (--item)",
+    "no_like": "the named items are not in the catalog, or nothing else that may come is like them",
     "no_weight": "the request gives it the weight 0",
     "no_text": "the bundle encodes no text",
     "no_popularity": "no item is popular yet",

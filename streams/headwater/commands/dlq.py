@@ -117,30 +117,19 @@ def _group_fields(group: "Group") -> dict[str, Any]:
 
 
 def _print_groups(waiting: "Sequence[Group]") -> None:
-    from rich.table import Table
-
+    """A paragraph for each group: a table of all this is too wide for a terminal."""
     from headwater.kafka.dead_letters import REASONS
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("reason", "topic", "letters", "failed again", "oldest", "newest"):
-        table.add_column(
-            name, no_wrap=True, justify="right" if name in ("letters", "failed again") else "left"
-        )
-    for name in ("newest says", "what mends it"):
-        table.add_column(name)
     for group in waiting:
-        cells = (
-            group.reason,
-            group.topic,
-            f"{group.letters:,}",
-            f"{group.failed_again:,}" if group.failed_again else "",
-            _when(group.oldest_ms),
-            _when(group.newest_ms),
-            group.newest.message[:_EXAMPLE_CHARS],
-            REASONS.get(group.reason, ""),
+        again = f", {group.failed_again:,} of them failed again" if group.failed_again else ""
+        lines = (
+            f"{group.reason}: {_letters(group.letters)} of {group.topic}{again}, {_when(group.oldest_ms)} to "
+            f"{_when(group.newest_ms)}",
+            f"    newest: {group.newest.message[:_EXAMPLE_CHARS]}",
+            f"    remedy: {REASONS.get(group.reason, 'see the message')}",
         )
-        table.add_row(*map(_plain, cells))
-    stdout().print(table, highlight=False)
+        for line in lines:
+            stdout().print(_plain(line), highlight=False)
 
 
 def show(place: str, *, json: Annotated[bool, FLAG] = False) -> int:

@@ -39,6 +39,7 @@ Why = Literal[
     "no_new",
     "no_query",
     "no_items",
+    "no_like",
     "no_weight",
     "no_text",
     "no_popularity",

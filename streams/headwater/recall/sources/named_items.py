@@ -28,10 +28,8 @@ class NamedItems(SearchSource):
         return bool(ask.items)
 
     def why(self, ask: Ask) -> Why | None:
-        """The request names no item, or none that the catalog has, or nothing that matches is like them."""
-        if not ask.items:
-            return "no_items"
-        return "unavailable" if ask.where is None else "filtered"
+        """The request names no item, or none that the catalog has, or nothing else that may come is like them."""
+        return "no_like" if ask.items else "no_items"
 
     async def rankings(self, asks: Sequence[Ask]) -> Sequence[Sequence[Named]]:
         """One search for each named item of each ask; what they find, by its highest cosine with any of them."""
