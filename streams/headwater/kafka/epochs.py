@@ -6,10 +6,18 @@ to its end, takes the epoch after the highest one there, and claims it with a re
 write. Claims share one key, so that compaction keeps the newest.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+from aiokafka import ConsumerRecord
+
+from headwater.errors import StopWorker
 from headwater.kafka.headers import Claim, claim_header
 from headwater.kafka.publish import Outgoing
+from headwater.kafka.skipped import SkippedRecords
+
+# Whether the broker says that the partitions are still ours; see `ConsumerGroup.is_member`.
+IsMember = Callable[[], Awaitable[bool]]
 
 # No id of a user or an item is this key: ids are UTF-8, in which no byte is 0xff.
 CLAIM_KEY: Final = b"\xffclaim"
@@ -32,3 +40,20 @@ def next_epoch(highest: int, generation: int) -> int:
 def claim_record(claim: Claim, value: bytes) -> Outgoing:
     """The record that claims a partition. ``value`` is not empty or null, so that compaction keeps it for good."""
     return Outgoing(CLAIM_KEY, value, [claim_header(claim)])
+
+
+async def pass_over_higher(
+    record: ConsumerRecord, epoch: int, ours: int, is_member: IsMember, skipped: SkippedRecords
+) -> None:
+    """Tell of a record of a higher epoch than ours, where the partition is ours: no owner wrote it.
+
+    Raises:
+        StopWorker: the broker does not say that it is ours, so there is a later owner.
+    """
+    found = f"offset {record.offset} was written in epoch {epoch}, expected at most ours, {ours}"
+    if not await is_member():
+        raise StopWorker(
+            f"{record.topic}-{record.partition}: {found}: another worker owns this partition. This one must be started "
+            "again"
+        )
+    skipped.add(record, "foreign_epoch", f"{found}, and the partition is ours: no worker wrote it")

@@ -4,14 +4,13 @@
 every item that it overwrote is written again (`catalog.py`): compaction keeps what comes last.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from headwater.errors import StopWorker
 from headwater.index.vectors_topic import OwnersClaim, claim_of_owner, read_records
-from headwater.kafka.epochs import next_epoch
+from headwater.kafka.epochs import IsMember, next_epoch, pass_over_higher
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.publish import Outgoing, Refused, send_all
 from headwater.kafka.read_to_end import read_to_end
@@ -22,17 +21,14 @@ log = structlog.get_logger(__name__)
 
 
 class VectorsWriter:
-    """The only writer of the vectors topic in this worker. Hold the lock of a partition while its records are written.
-
-    ``is_member`` asks the broker whether the partitions are still ours; see `ConsumerGroup.is_member`.
-    """
+    """The only writer of the vectors topic in this worker. Hold the lock of a partition while its records are written."""
 
     def __init__(
         self,
         producer: Producer,
         topic: str,
         skipped: SkippedRecords,
-        is_member: Callable[[], Awaitable[bool]],
+        is_member: IsMember,
     ) -> None:
         self._producer, self.topic, self._skipped, self._is_member = producer, topic, skipped, is_member
 
@@ -83,7 +79,9 @@ class VectorsWriter:
                 for record, found in read_records(within, self._skipped):
                     if found.epoch > versions.epoch:
                         versions.require()
-                        await self._pass_over(record, found.epoch, versions.epoch)
+                        await pass_over_higher(
+                            record, found.epoch, versions.epoch, self._is_member, self._skipped
+                        )
                         highest = max(highest, found.epoch)
                     if isinstance(found, OwnersClaim):
                         is_claimed = True
@@ -99,13 +97,3 @@ class VectorsWriter:
                 await self.claim_partition(versions, highest, bundle_id)
             elif is_claimed:  # the newest one has to be ours; and another owner may have taken the same epoch
                 await self.claim_partition(versions, versions.epoch, bundle_id)
-
-    async def _pass_over(self, record: ConsumerRecord, epoch: int, ours: int) -> None:
-        """Tell of a record of a higher epoch than ours that no owner wrote. Raises StopWorker if there is a later owner."""
-        found = f"offset {record.offset} was written in epoch {epoch}, expected at most ours, {ours}"
-        if not await self._is_member():
-            raise StopWorker(
-                f"{record.topic}-{record.partition}: {found}: another worker owns this partition. This one must be "
-                "started again"
-            )
-        self._skipped.add(record, "foreign_epoch", f"{found}, and the partition is ours: no worker wrote it")

@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost, StopWorker
-from headwater.kafka.epochs import CLAIM_KEY, next_epoch
+from headwater.kafka.epochs import CLAIM_KEY, IsMember, next_epoch, pass_over_higher
 from headwater.kafka.headers import Claim, claim_of
 from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.skipped import SkippedRecords
@@ -37,8 +37,6 @@ _AUDIT_S: Final = 5.0
 Write = Callable[[Partition, I64, Iterable[bytes], int], Awaitable[None]]
 # Writes the claim of a partition again; takes the partition's lock.
 ClaimAgain = Callable[[Partition], Awaitable[None]]
-# Whether the broker says that the partitions are still ours; see `ConsumerGroup.is_member`.
-IsMember = Callable[[], Awaitable[bool]]
 
 
 class Repair:
@@ -110,7 +108,9 @@ class Repair:
                 users.update(record.key for record in foreign if is_user(record.key))
                 for record, order in zip(foreign, orders, strict=True):
                     if order is not None and order.epoch > partition.epoch:
-                        await self._pass_over(record, order, partition)
+                        await pass_over_higher(
+                            record, order.epoch, partition.epoch, self._is_member, self._skipped
+                        )
                         highest = max(highest, order.epoch)
                     claim_is_foreign |= record.key == CLAIM_KEY and not _is_ours(record, partition)
         partition.require(generation)
@@ -128,16 +128,6 @@ class Repair:
             return orders_in(foreign)
         except RecordError as error:
             raise StopWorker(f"{self._topic}-{partition.number}: {error}") from error
-
-    async def _pass_over(self, record: ConsumerRecord, order: Order, partition: Partition) -> None:
-        """Tell of a record of a higher epoch than ours that no owner wrote. Raises StopWorker if there is a later owner."""
-        found = f"offset {record.offset} was written in epoch {order.epoch}, expected at most ours, {partition.epoch}"
-        if not await self._is_member():
-            raise StopWorker(
-                f"{self._topic}-{partition.number}: {found}: another worker owns this partition. This one must be "
-                "started again"
-            )
-        self._skipped.add(record, "foreign_epoch", f"{found}, and the partition is ours: no worker wrote it")
 
     async def write_again(self, partition: Partition, users: Iterable[bytes], generation: int) -> bool:
         """Write users whose records others overwrote. Returns whether all of them are known.

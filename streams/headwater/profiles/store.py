@@ -18,7 +18,7 @@ import structlog
 from aiokafka import TopicPartition
 
 from headwater.errors import PartitionLost, StopWorker
-from headwater.kafka.epochs import claim_record, next_epoch
+from headwater.kafka.epochs import IsMember, claim_record, next_epoch
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.headers import Claim
@@ -30,7 +30,7 @@ from headwater.metrics import Metrics
 from headwater.profiles.clicks_log import OnLost
 from headwater.profiles.columns import I64
 from headwater.profiles.partition import Partition, finished
-from headwater.profiles.repair import IsMember, Repair
+from headwater.profiles.repair import Repair
 from headwater.profiles.restore import Restored, restore
 from headwater.profiles.row_file import DiskFull, RowFile
 from headwater.profiles.state_records import WriterStamp, bundle_key, empty_record, pack
