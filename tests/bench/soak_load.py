@@ -390,7 +390,8 @@ class Load:
             wrong = _wrong(asked, answer)
             if wrong:
                 self.ledger.complain(
-                    f"{asked.kind or 'plain'} of {asked.user} after {now_s - asked.sent_s:.1f} s: {wrong}"
+                    f"{asked.kind or 'plain'} of {asked.user} after {now_s - asked.sent_s:.1f} s, "
+                    f"at {time.strftime('%H:%M:%S')}, {len(self._asked)} waiting: {wrong}"
                 )
             if asked.kind not in ("never", "event never"):
                 self.ledger.latencies_ms.append(1000.0 * (now_s - asked.sent_s))
