@@ -5,6 +5,7 @@
 | probes | /healthz | the worker's state as JSON; status 503 if it is not well |
 | probes | /readyz | whether it serves all that it holds; status 503 while it does not |
 | probes | /metrics | Prometheus metrics |
+| probes | / and /page/NAME | the live page, see `live.py` |
 | data | /users/{user_id} | the log of a user that this worker holds; 404 otherwise |
 | data | /items?id=A&id=B | the catalog fields of indexed items |
 
@@ -18,6 +19,7 @@ from aiohttp import web
 
 from headwater.metrics import CONTENT_TYPE, Metrics
 from headwater.web_door import Door, as_json, is_bearer
+from headwater.worker.web import guard, static
 
 Describe = Callable[[], dict[str, Any]]
 DescribeUser = Callable[[str], Awaitable[dict[str, Any] | None]]
@@ -38,7 +40,8 @@ def probes(metrics: Metrics, health: Describe, readiness: Describe) -> Door:
     async def exposition(_: web.Request) -> web.Response:
         return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
-    app = web.Application()
+    app = web.Application(middlewares=[guard.hardened])
+    static.add_page(app)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)

@@ -1,0 +1,96 @@
+"""Who may see what of the live page, and what its answers allow a browser to do."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from headwater.web_door import as_json, is_bearer
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# Nothing inline, nothing evaluated, nothing from elsewhere, in no frame of others.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Guard:
+    """Lets callers in.
+
+    Args:
+        token: what lets a caller in from anywhere; None: nothing does.
+        is_open: callers without a token are let in by a local name. Only for a server that listens on this machine alone.
+    """
+
+    def __init__(self, token: str | None, is_open: bool) -> None:
+        self._token, self.is_open = token, is_open
+
+    def lets_in(self, request: web.Request) -> bool:
+        """Whether the caller may see users and items, and publish."""
+        if self._token is not None and is_bearer(request, self._token):
+            return True
+        # A page of another site may resolve a name of its own to this machine.
+        return self.is_open and host_of(request) in _LOCAL_NAMES
+
+    def refusal(self) -> web.Response:
+        """The answer to a caller that is not let in."""
+        expected = (
+            "expected the header Authorization: Bearer HEADWATER_ADMIN_TOKEN"
+            if self._token is not None
+            else "expected HEADWATER_ADMIN_TOKEN to be set for the worker, or HEADWATER_LIVE_OPEN on an address of this machine"
+        )
+        if self.is_open:
+            expected += ", or localhost as the host"
+        return error(401, "unauthorized", expected, {"WWW-Authenticate": "Bearer"})
+
+
+def complaint_about_post(request: web.Request) -> web.Response | None:
+    """The refusal of a POST that a page of another site could have sent; None: it may be handled."""
+    if request.content_type != "application/json":
+        seen = request.content_type[:80]
+        return error(415, "wrong_type", f"Content-Type: got {seen}, expected application/json")
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "same-origin")
+    if (origin is not None and urlsplit(origin).netloc != request.host) or site not in (
+        "same-origin",
+        "none",
+    ):
+        return error(
+            403, "other_origin", f"Origin: got {str(origin)[:80]!r}, expected this server's own page"
+        )
+    return None
+
+
+@web.middleware
+async def hardened(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every answer carries the policy; a stream sends its headers itself."""
+    try:
+        response = await handler(request)
+    except web.HTTPException as refused:
+        refused.headers.update(HEADERS)
+        raise
+    if not response.prepared:
+        response.headers.update(HEADERS)
+    return response
+
+
+def host_of(request: web.Request) -> str:
+    """The name by which the request came, without the port, in lower case."""
+    host = request.host.lower()
+    return host if host.endswith("]") else host.rpartition(":")[0] or host
+
+
+def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    """A refusal: one sentence as JSON."""
+    return as_json({"error": {"code": code, "message": message}}, status, headers)
