@@ -1,7 +1,7 @@
 """Writing the vectors of an owned catalog partition, and noticing what others wrote there.
 
 **Zombie fencing.** A stale owner's write leaves a gap between our own offsets on the vectors topic. The gap is read, and
-every item that it overwrote is written again (`catalog.py`): compaction keeps what comes last.
+every item that it overwrote is written again (`catalog_repair.py`): compaction keeps what comes last.
 """
 
 from collections.abc import Sequence

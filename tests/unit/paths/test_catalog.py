@@ -40,7 +40,7 @@ from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
 from headwater.kafka.topics import Topics
 from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
-from headwater.paths import catalog, shared_index
+from headwater.paths import catalog, catalog_changes, catalog_repair, shared_index
 from headwater.paths.catalog import CatalogPath
 from headwater.paths.item_versions import ItemVersions, Known
 from headwater.paths.observer import ItemIndexed, Observer
@@ -392,7 +392,7 @@ async def test_what_comes_again_after_a_restart_is_counted_and_not_told(worker: 
 def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every item has the key of tea."""
     tea = item_key(TEA)
-    for module in (catalog, vectors_topic):
+    for module in (catalog_changes, vectors_topic):
         monkeypatch.setattr(module, "item_key", lambda item_id: tea)
 
 
@@ -496,7 +496,7 @@ async def repaired(worker: CatalogWorker, catalog: Sequence[ConsumerRecord] = ()
     versions = worker.path._partitions[0]
     end = len(worker.producer.records(worker.topics.vectors))
     versions.mark_written(end, end)
-    await worker.path._repair(cast(Any, Written(worker, catalog)), versions)
+    await worker.path._repair.repair(cast(Any, Written(worker, catalog)), versions)
     assert (versions.holes, versions.gaps) == ({}, [])
 
 
@@ -515,9 +515,9 @@ async def test_a_new_bundle_claims_the_catalog_once_it_has_encoded_it_again(
     async def read(*_: object) -> Known:
         return Known({0: {item_key(TEA)}}, {0: 1}, {0})
 
-    monkeypatch.setattr(catalog, "reader", written)
-    monkeypatch.setattr(catalog, "read_versions", read)
-    await worker.path._open([versions])
+    monkeypatch.setattr(catalog_repair, "reader", written)
+    monkeypatch.setattr(catalog_repair, "read_versions", read)
+    await worker.path._repair.open([versions])
     assert worker.claimed() == [-1, tea.offset]
     assert [record.key for record in worker.producer.records(worker.topics.vectors)] == [
         *(CLAIM_KEY, TEA.encode(), CLAIM_KEY)
@@ -546,10 +546,10 @@ async def test_a_catalog_that_nothing_vouches_for_is_read_again_where_the_group_
     async def read(*_: object) -> Known:
         return Known({0: set()}, {0: -1}, committed)
 
-    monkeypatch.setattr(catalog, "reader", written)
-    monkeypatch.setattr(catalog, "read_versions", read)
+    monkeypatch.setattr(catalog_repair, "reader", written)
+    monkeypatch.setattr(catalog_repair, "read_versions", read)
     worker.path._partitions = {0: versions}
-    await worker.path._open([versions])
+    await worker.path._repair.open([versions])
     assert len(worker.vectors()) == encoded
     assert versions.gate.is_open
 
