@@ -583,7 +583,13 @@ def vector_bytes(vector: "NDArray[np.float32]") -> bytes:
     return vector.astype("<f4").tobytes()
 
 
+# What `schemas` prints and the AsyncAPI document describes.
+MESSAGES: Final[Mapping[str, type[Struct]]] = {
+    message_type.__name__: message_type
+    for message_type in (Click, Item, Request, Response, ItemVector, Trend, ErasureReceipt)
+}
+
+
 def schemas() -> Mapping[str, dict[str, Any]]:
     """JSON Schemas of all messages by name, generated from the types that encode and decode them."""
-    types = (Click, Item, Request, Response, ItemVector, Trend, ErasureReceipt)
-    return {message_type.__name__: msgspec.json.schema(message_type) for message_type in types}
+    return {name: msgspec.json.schema(message_type) for name, message_type in MESSAGES.items()}

@@ -21,6 +21,7 @@ _ROOMS: Final = {
     "commands": "The terminal",
     "gateway": "HTTP for those who do not speak Kafka",
     "worker": "One process",
+    "docs": "What it says of itself",
     "paths": "The three paths",
     "recall": "Candidates",
     "profiles": "Users",

@@ -213,8 +213,8 @@ def metrics() -> int:
     return 0
 
 
-def schema(message: str | None = None) -> int:
-    """Print the JSON Schema of one message, or of all by name.
+def schema(message: str | None = None, *, asyncapi: Annotated[bool, FLAG] = False) -> int:
+    """Print the JSON Schema of one message, or of all by name; or the AsyncAPI document of the topics.
 
     Example: headwater schema Request
 
@@ -222,14 +222,22 @@ def schema(message: str | None = None) -> int:
     ----------
     message
         Click, Item, Request, Response, ItemVector, Trend or ErasureReceipt.
+    asyncapi
+        Print AsyncAPI 3: topics as the settings name and make them, messages, keys and headers.
     """
     import msgspec
 
     from headwater.messages import schemas
 
     known = schemas()
+    if message is not None and asyncapi:
+        raise UsageError(f"{message} beside --asyncapi: expected one of them, the document has all messages")
     if message is not None and message not in known:
         raise UsageError(f"{message} is no message: expected one of {', '.join(known)}")
     chosen = known[message] if message is not None else dict(known)
+    if asyncapi:
+        from headwater.docs.asyncapi import document
+
+        chosen = document(running_settings())
     print(msgspec.json.format(msgspec.json.encode(chosen)).decode())
     return 0

@@ -24,6 +24,13 @@ def test_schemas_are_printed_one_or_all(terminal: Terminal) -> None:
     assert not validator.is_valid({**good, "action": "buy"})
 
 
+def test_the_topics_are_described_as_the_settings_name_them(terminal: Terminal) -> None:
+    terminal.environment["HEADWATER_TOPIC_PREFIX"] = "shop."
+    told = json.loads(terminal.succeeds("schema", "--asyncapi"))
+    assert (told["asyncapi"], told["channels"]["clicks"]["address"]) == ("3.0.0", "shop.clicks.v1")
+    assert "Click beside --asyncapi" in terminal.fails("schema", "Click", "--asyncapi", code=Exit.USAGE)
+
+
 def test_the_metrics_reference_has_every_metric(terminal: Terminal) -> None:
     printed = terminal.succeeds("metrics")
     for definition in DEFINITIONS:
