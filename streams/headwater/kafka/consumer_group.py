@@ -269,7 +269,7 @@ class ConsumerGroup(ABC):
         before, self._notes = self._notes, {}
         elsewhere = {}
         for tp, note in notes.items():
-            log_now = logs.get(tp, Identity(None, None))
+            log_now = logs.get(tp, Identity())
             if log_now.is_another_than(note.topic_id):
                 log.error(
                     "topic_made_again",

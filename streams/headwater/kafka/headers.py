@@ -12,7 +12,7 @@
 | ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
 | ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, epoch]`` |
 | ``headwater-applied`` | profiles, null value | JSON ``[incarnation, offset]`` |
-| ``headwater-claim`` | profiles, vectors | JSON ``{"epoch", "incarnation", "applied", "topic_id", "leader_epoch"}`` |
+| ``headwater-claim`` | profiles, vectors | JSON ``{"epoch", "incarnation", "applied", "topic_id"}`` |
 | ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``last_offset`` | dead letters | UTF-8 |
 | ``cut_from_bytes`` | dead letters | decimal text |
 | ``key`` | dead letters | the key of the original, any bytes; absent for a null key |
@@ -125,15 +125,14 @@ class AppliedOffset(NamedTuple):
 class Claim(Struct, frozen=True, omit_defaults=True):
     """An owner's claim of a partition: its epoch, and what it knew of the clicks log then.
 
-    ``applied`` is the watermark of the clicks partition, ``topic_id`` and ``leader_epoch`` are the broker's, of the
-    clicks topic; None where it does not tell.
+    ``applied`` is the watermark of the clicks partition, ``topic_id`` is the broker's, of the clicks topic; None where it
+    does not tell.
     """
 
     epoch: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     incarnation: Annotated[int, Meta(ge=0, le=2**16 - 1)] = 0
     applied: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
     topic_id: str | None = None
-    leader_epoch: _Int32 | None = None
 
 
 class ReplyTo(NamedTuple):

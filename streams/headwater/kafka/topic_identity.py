@@ -29,8 +29,7 @@ _NO_ID: Final = uuid.UUID(int=0)
 class Identity(NamedTuple):
     """What tells one log of a partition from another."""
 
-    topic_id: str | None  # 32 hex digits; None: the broker gives topics no ids
-    leader_epoch: int | None  # of the present leader, the highest in the log; None: there is none
+    topic_id: str | None = None  # 32 hex digits; None: the broker gives topics no ids
 
     def is_another_than(self, topic_id: str | None) -> bool:
         """Whether this is surely not the log of the topic with that id. An unknown id says nothing."""
@@ -59,9 +58,8 @@ async def identities(
         if error or name not in topics:
             continue
         told = None if topic_id == _NO_ID else topic_id.hex
-        for partition_error, number, _, leader_epoch, *_ in partitions:
-            epoch = leader_epoch if partition_error == 0 and leader_epoch >= 0 else None
-            found[TopicPartition(name, number)] = Identity(told, epoch)
+        for _, number, *_ in partitions:
+            found[TopicPartition(name, number)] = Identity(told)
     return found
 
 

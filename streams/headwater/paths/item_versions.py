@@ -36,7 +36,7 @@ _AUDITED: Final = 100
 # The newest marks of deletions of a partition, 6 MB.
 _MARKS_KEPT: Final = 200_000
 _SWEEP_S: Final = 3_600.0
-_UNKNOWN: Final = Identity(None, None)
+_UNKNOWN: Final = Identity()
 
 
 class ItemVersions:

@@ -7,7 +7,8 @@ id: its leader tells how far it goes in the leader epoch of what was read.
 
 Nobody's state is lost with a log. Once somebody accepts the new one, a new incarnation begins: every user is kept, no
 click of the new log counts as applied, and those that a user's log holds are dropped by their event ids. A log that has
-lost its end is read on from where it lost it.
+lost its end is read on from where it lost it. That needs nobody's consent where it has lost only clicks that were applied
+and not committed yet: the states hold them, and the commit says that the log is ours.
 """
 
 import time
@@ -34,6 +35,7 @@ from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topic_identity import identities as identities_of
 from headwater.kafka.topics import Topics
 from headwater.messages import Gap
+from headwater.profiles.order import MAX_INCARNATION
 from headwater.profiles.partition import Partition
 from headwater.settings import Settings
 
@@ -78,7 +80,7 @@ async def settle(
     passed_over = 0
     for tp, partition in clicks.items():
         partition.start_incarnation(partition.incarnation)
-        log, end = identities.get(tp, Identity(None, None)), ends[tp]
+        log, end = identities.get(tp, Identity()), ends[tp]
         topic_id = log.topic_id
         committed, kept = committed_of.get(tp, _Committed(None, None))
         if committed is not None and kept is not None and kept < committed:
@@ -103,15 +105,24 @@ async def settle(
                 )
                 partition.claim = None
                 passed_over += 1
-            _check(tp, partition, committed, applied, end, topic_id)
+            is_surely_ours = topic_id is not None and vouches_for(commits.get(tp), log, end)
+            _check(tp, partition, committed, -1 if is_surely_ours else applied, end, topic_id)
             gap = _lost_before(partition, applied, beginnings[tp], end)
             if committed is None and gap is not None:
                 await on_lost(tp, gap)
-            if kept is not None and kept <= applied:
-                # Beyond the commit, either another leader's epoch has begun, or the log has other records than those that
-                # were applied. No offset tells the two apart, and event ids do.
-                partition.start_incarnation(partition.incarnation + 1)
-                logger.warning("clicks_told_by_event_ids", partition=partition.number, first=kept)
+            first = end if kept is None else kept
+            if first <= applied:
+                # Beyond the commit the log has lost clicks that were applied, or has others there, or merely another
+                # leader's; or no worker wrote that state. No offset tells these apart, and event ids do.
+                partition.start_incarnation(min(partition.incarnation + 1, MAX_INCARNATION))
+                partition.columns.forget_offsets_from(first)
+                logger.warning(
+                    "clicks_told_by_event_ids",
+                    partition=partition.number,
+                    first=first,
+                    applied=applied,
+                    end=end,
+                )
         next_offset = committed if committed is not None and committed <= end else beginnings[tp]
         partition.watermark = partition.applied = next_offset - 1
     return passed_over
@@ -136,7 +147,7 @@ async def _committed(
     here = {
         tp: commit
         for tp, commit in commits.items()
-        if not logs.get(tp, Identity(None, None)).is_another_than(note_of(commit.metadata).topic_id)
+        if not logs.get(tp, Identity()).is_another_than(note_of(commit.metadata).topic_id)
     }
     kept = await kept_ends(reader.client, here)
     return {tp: _Committed(int(commit.offset), kept.get(tp)) for tp, commit in here.items()}
@@ -215,7 +226,7 @@ async def accept(settings: Settings) -> dict[int, int]:
             last = ends[tp] if kept is None else min(ends[tp], kept)
             if committed is not None and committed > last:
                 place = following[tp.partition] = max(beginnings[tp], kept or 0)
-                note = CommitNote(logs.get(tp, Identity(None, None)).topic_id)
+                note = CommitNote(logs.get(tp, Identity()).topic_id)
                 told_up_to = max(committed, ends[tp])
                 if kept is not None and place < told_up_to:
                     # Publishers were told of these offsets. They may name clicks that the log has lost.

@@ -366,6 +366,11 @@ class Columns:
         for row in older.tolist():
             self.origins.pop(row, None)
 
+    def forget_offsets_from(self, first: int) -> None:
+        """The clicks log has no offset from ``first`` on, so no click of it has been applied to users who name one."""
+        rows = np.array(list(self.rows.values()), dtype=np.int64)
+        self.offset[rows[self.offset[rows] >= first]] = -1
+
 
 def _flat(column: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """A column (rows, width) as a flat view, and the number of its elements from one row to the next."""

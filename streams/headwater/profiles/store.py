@@ -210,8 +210,8 @@ class Profiles:
         """
         partition.require(generation)
         partition.epoch = partition.highest_epoch = next_epoch(partition.highest_epoch, generation)
-        log = logs.get(TopicPartition(self.clicks_topic, partition.number), Identity(None, None))
-        claim = Claim(partition.epoch, partition.incarnation, partition.watermark, *log)
+        log = logs.get(TopicPartition(self.clicks_topic, partition.number), Identity())
+        claim = Claim(partition.epoch, partition.incarnation, partition.watermark, log.topic_id)
         await self._write_claim(partition, claim, generation)
 
     async def _write_claim(self, partition: Partition, claim: Claim, generation: int) -> None:

@@ -181,11 +181,7 @@ def test_a_dead_letter_says_why_and_where_its_original_lies() -> None:
     assert dict(dead_letter_headers("r", "m", "clicks", 3, 40, b"\xff" * 5_000))["key"] == b"\xff" * 1_024
 
 
-@given(
-    st.builds(
-        Claim, int32, st.integers(0, 2**16 - 1), int64, st.none() | st.text(max_size=30), st.none() | int32
-    )
-)
+@given(st.builds(Claim, int32, st.integers(0, 2**16 - 1), int64, st.none() | st.text(max_size=30)))
 def test_a_claim_comes_back(claim: Claim) -> None:
     assert claim_of([claim_header(claim)]) == claim
 

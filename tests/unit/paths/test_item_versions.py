@@ -98,7 +98,7 @@ def told_of(monkeypatch: pytest.MonkeyPatch, topic_id: str | None) -> None:
     """The broker says that the catalog has this id."""
 
     async def told(*_: object) -> dict[TopicPartition, Identity]:
-        return {TopicPartition(TOPICS.catalog, 0): Identity(topic_id, 0)}
+        return {TopicPartition(TOPICS.catalog, 0): Identity(topic_id)}
 
     monkeypatch.setattr(item_versions, "identities", told)
 

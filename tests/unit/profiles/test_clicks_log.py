@@ -16,6 +16,7 @@ from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics
 from headwater.messages import Gap
 from headwater.profiles.clicks_log import ACCEPT_KEY, accept, settle
+from headwater.profiles.order import MAX_INCARNATION
 from headwater.profiles.partition import Partition
 from headwater.settings import Settings
 from headwater.worker.worker import started
@@ -62,7 +63,7 @@ class Log:
 async def settled(partition: Partition, log: Log, topic_id: str | None = None) -> list[Gap]:
     """Returns the clicks that are said to be lost."""
     lost: list[Gap] = []
-    logs = {} if topic_id is None else {CLICKS: Identity(topic_id, 3)}
+    logs = {} if topic_id is None else {CLICKS: Identity(topic_id)}
 
     async def on_lost(_: TopicPartition, gap: Gap) -> None:
         lost.append(gap)
@@ -87,6 +88,31 @@ async def test_a_clicks_log_that_is_shorter_than_what_is_known_of_it_is_refused_
     partition.columns.offset[partition.columns.rows[b"ann"]] = 10
     with pytest.raises(StopWorker, match="re-created"):  # it held for one log
         await settled(partition, log)
+
+
+@pytest.mark.parametrize("beyond", [9, 2**62])
+async def test_what_rests_on_clicks_beyond_a_log_that_is_surely_ours_ends_no_worker(
+    partition: Partition, beyond: int
+) -> None:
+    """The log lost a click that had been applied and not committed, or no worker wrote the state."""
+    log = Log(end=9, committed=9, committed_id="aa")
+    loaded(partition, claim(0, 3, topic_id="aa"), state(1, b"ann", 3, beyond), state(2, b"bob", 3, 8))
+    await settled(partition, log, "aa")
+    assert (partition.incarnation, partition.watermark) == (1, 8)
+    assert {offset_of(partition, user) for user in (b"ann", b"bob")} == {-1}
+
+
+async def test_a_state_beyond_the_log_in_the_highest_incarnation_ends_no_worker(partition: Partition) -> None:
+    log = Log(end=9, committed=9, committed_id="aa")
+    loaded(
+        partition,
+        claim(0, 3, topic_id="aa"),
+        state(1, b"ann", 3, 2**62, incarnation=MAX_INCARNATION),
+        state(2, b"bob", 3, 8, incarnation=MAX_INCARNATION),
+    )
+    await settled(partition, log, "aa")
+    assert (partition.incarnation, partition.watermark) == (MAX_INCARNATION, 8)
+    assert (offset_of(partition, b"ann"), offset_of(partition, b"bob")) == (-1, 8)
 
 
 def leader_tells(monkeypatch: pytest.MonkeyPatch, end: int) -> None:
