@@ -4,13 +4,15 @@ import base64
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from cyclopts import Parameter
 
 from headwater.commands.terminal import (
     FLAG,
+    MANY,
     CommandError,
     UsageError,
     moment_ms,
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Names of parameters are those of the options, so a module of that name is imported inside.
-_REASON: Final = Parameter(name="--reason", negative=(), consume_multiple=False, show_default=False)
-_TOPIC: Final = Parameter(name="--topic", negative=(), consume_multiple=False, show_default=False)
-_ALL: Final = Parameter(name="--all", negative=(), show_default=False)
 _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _AGE: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _SHOWN_BYTES: Final = 256
@@ -52,12 +50,76 @@ _SKIPPED: Final[Mapping[str, str]] = {
 }
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LetterFilter:
+    """Which letters a command means.
+
+    Parameters
+    ----------
+    reason
+        Only those of this reason; repeatable.
+    topic
+        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
+    since
+        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
+    key
+        Only those of records with this key: a user's id, or an item's.
+    """
+
+    reason: Annotated[list[str], MANY] = field(default_factory=list)
+    topic: Annotated[list[str], MANY] = field(default_factory=list)
+    since: str | None = None
+    key: str | None = None
+
+    def wanted(self, settings: "Settings") -> "Wanted":
+        """The filter in the names of this system. Raises UsageError."""
+        from headwater.kafka.letters import Wanted
+
+        names = _topic_names(settings)
+        for topic in self.topic:
+            if topic not in names and topic not in names.values():
+                raise UsageError(
+                    f"--topic is {topic}: expected one of {', '.join(sorted(names))}, or its full name"
+                )
+        return Wanted(
+            reasons=tuple(self.reason),
+            topics=tuple(names.get(topic, topic) for topic in self.topic),
+            since_ms=None if self.since is None else _since_ms(self.since, int(time.time() * 1000)),
+            key=None if self.key is None else os.fsencode(self.key),
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ChangeFilter(LetterFilter):
+    """Which letters a command changes: nobody means all of them by leaving the filter out.
+
+    Parameters
+    ----------
+    all_
+        All of them, instead of a filter.
+    """
+
+    all_: Annotated[bool, Parameter(name="--all"), FLAG] = False
+
+    def wanted(self, settings: "Settings") -> "Wanted":
+        """The filter in the names of this system. Raises UsageError."""
+        is_filtered = bool(self.reason or self.topic or self.since is not None or self.key is not None)
+        if is_filtered == self.all_:
+            raise UsageError(
+                "expected a filter (--reason, --topic, --since or --key), or --all for every letter, and not both"
+            )
+        return super().wanted(settings)
+
+
+_ANY: Final = LetterFilter()
+_NONE: Final = ChangeFilter()
+
+
 def show_all(
     *,
-    reasons: Annotated[list[str], _REASON] = [],  # noqa: B006 - cyclopts never changes it
-    topics: Annotated[list[str], _TOPIC] = [],  # noqa: B006 - cyclopts never changes it
-    since: str | None = None,
-    key: str | None = None,
+    which: LetterFilter = _ANY,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
     """List the dead letters that wait, by reason and topic, with what mends each.
@@ -66,21 +128,13 @@ def show_all(
 
     Parameters
     ----------
-    reasons
-        Only those of this reason; repeatable.
-    topics
-        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
-    since
-        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
-    key
-        Only those of records with this key: a user's id, or an item's.
     json
         Print a JSON object.
     """
     from headwater.kafka import letters as found
 
     settings = running_settings()
-    wanted = _wanted(settings, reasons, topics, since, key)
+    wanted = which.wanted(settings)
     letters = _reached(settings, found.read(settings))
     _check_reasons(wanted, letters)
     waiting = found.groups(filter(wanted.takes, letters.open()))
@@ -261,11 +315,7 @@ def _print_letter(fields: Mapping[str, Any], value: bytes | None) -> None:
 
 def redrive(
     *,
-    reasons: Annotated[list[str], _REASON] = [],  # noqa: B006 - cyclopts never changes it
-    topics: Annotated[list[str], _TOPIC] = [],  # noqa: B006 - cyclopts never changes it
-    since: str | None = None,
-    key: str | None = None,
-    every: Annotated[bool, _ALL] = False,
+    which: ChangeFilter = _NONE,
     rate: float = 100.0,
     max_tries: int = 1,
     dry_run: Annotated[bool, FLAG] = False,
@@ -280,16 +330,6 @@ def redrive(
 
     Parameters
     ----------
-    reasons
-        Only those of this reason; repeatable.
-    topics
-        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
-    since
-        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
-    key
-        Only those of records with this key: a user's id, or an item's.
-    every
-        All of them, instead of a filter.
     rate
         Letters a second, at most.
     max_tries
@@ -301,7 +341,7 @@ def redrive(
     """
     _check_bounds(rate, max_tries)
     settings = running_settings()
-    wanted = _chosen(settings, reasons, topics, since, key, every)
+    wanted = which.wanted(settings)
     from headwater.kafka import letters as found
     from headwater.kafka.redrive import Outcome, Redrive, plan
     from headwater.worker.logging_setup import configure_logging
@@ -346,11 +386,7 @@ def _check_bounds(rate: float, max_tries: int) -> None:
 
 def purge(
     *,
-    reasons: Annotated[list[str], _REASON] = [],  # noqa: B006 - cyclopts never changes it
-    topics: Annotated[list[str], _TOPIC] = [],  # noqa: B006 - cyclopts never changes it
-    since: str | None = None,
-    key: str | None = None,
-    every: Annotated[bool, _ALL] = False,
+    which: ChangeFilter = _NONE,
     dry_run: Annotated[bool, FLAG] = False,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
@@ -360,23 +396,13 @@ def purge(
 
     Parameters
     ----------
-    reasons
-        Only those of this reason; repeatable.
-    topics
-        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
-    since
-        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
-    key
-        Only those of records with this key: a user's id, or an item's.
-    every
-        All of them, instead of a filter.
     dry_run
         Say what would be done.
     json
         Print a JSON object.
     """
     settings = running_settings()
-    wanted = _chosen(settings, reasons, topics, since, key, every)
+    wanted = which.wanted(settings)
     from headwater.kafka import letters as found
 
     async def purging() -> int:
@@ -393,46 +419,6 @@ def purge(
     else:
         print(f"{_letters(count)} {'would be purged' if dry_run else 'purged'}")
     return 0
-
-
-def _chosen(
-    settings: "Settings",
-    reasons: Collection[str],
-    topics: Collection[str],
-    since: str | None,
-    key: str | None,
-    every: bool,
-) -> "Wanted":
-    """The filter of a command that changes something: nobody means all of them by leaving it out."""
-    is_filtered = bool(reasons or topics or since is not None or key is not None)
-    if is_filtered == every:
-        raise UsageError(
-            "expected a filter (--reason, --topic, --since or --key), or --all for every letter, and not both"
-        )
-    return _wanted(settings, reasons, topics, since, key)
-
-
-def _wanted(
-    settings: "Settings",
-    reasons: Collection[str],
-    topics: Collection[str],
-    since: str | None,
-    key: str | None,
-) -> "Wanted":
-    from headwater.kafka.letters import Wanted
-
-    names = _topic_names(settings)
-    for topic in topics:
-        if topic not in names and topic not in names.values():
-            raise UsageError(
-                f"--topic is {topic}: expected one of {', '.join(sorted(names))}, or its full name"
-            )
-    return Wanted(
-        reasons=tuple(reasons),
-        topics=tuple(names.get(topic, topic) for topic in topics),
-        since_ms=None if since is None else _since_ms(since, int(time.time() * 1000)),
-        key=None if key is None else os.fsencode(key),
-    )
 
 
 def _check_reasons(wanted: "Wanted", letters: "Letters") -> None:

@@ -319,7 +319,7 @@ class VectorsFollower:
                     claims[record.partition] = max(known, found.point.offset)
         return points, claims
 
-    def _is_finite(self, record: ConsumerRecord, point: Point) -> bool:
+    def _is_sound(self, record: ConsumerRecord, point: Point) -> bool:
         try:
             check_points([point], self._vectors.dim)
         except BadVector as error:
@@ -332,16 +332,20 @@ class VectorsFollower:
 
         Vectors that an index does not take are passed over.
         """
-        given = [point for _, point in points]
-        if not points:
-            return given
         try:
-            if not self._fills:
-                check_points(given, self._vectors.dim)
-                return given
-            stored = await self._index.put(given)
+            return await self._put(points)
         except BadVector:  # before anything was stored
-            return await self._stored([each for each in points if self._is_finite(*each)])
+            return await self._put([each for each in points if self._is_sound(*each)])
+
+    async def _put(self, points: Sequence[tuple[ConsumerRecord, Point]]) -> Sequence[Point]:
+        given = [point for _, point in points]
+        if not self._fills:
+            check_points(given, self._vectors.dim)
+            return given
+        if not given:
+            return ()
+        try:
+            stored = await self._index.put(given)
         except NoRoom as error:
             raise StopWorker(f"HEADWATER_DATA_DIR is {self._data_dir}: {error}") from error
         for collision in stored.collisions:

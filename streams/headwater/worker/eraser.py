@@ -34,7 +34,7 @@ from headwater.errors import StopWorker
 from headwater.kafka import topics
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.headers import LETTER_KEY_HEADER, header
+from headwater.kafka.headers import LETTER_KEY_HEADER, ORIGINAL_PREFIX, header
 from headwater.kafka.publish import Outgoing, write_all
 from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.topics import Topics
@@ -284,21 +284,30 @@ def _letters_of(
 
 
 def _named_in(letter: ConsumerRecord, catalog: str) -> Iterator[str]:
-    """The users that a dead letter names: by its original's key, by its message, or by any text in what is no message."""
+    """The users that a dead letter names: by its original's key or headers, or by its message.
+
+    Where there is no telling what a text is, any quoted one may be a user.
+    """
     if (found := header(letter.headers, "topic")) is not None and found[1] == catalog.encode():
         return
     # Letters of versions without that header have the original's key themselves.
     original = header(letter.headers, LETTER_KEY_HEADER) or ("", letter.key)
-    if original[1] is not None:
-        yield original[1].decode(errors="replace")
+    held = [original[1], *(value for name, value in letter.headers if name.startswith(ORIGINAL_PREFIX))]
+    for value in filter(None, held):
+        yield value.decode(errors="replace")
+        yield from _quoted_in(value)
     if letter.value is None:
         return
     try:
         yield _WITH_USER.decode(letter.value).user_id
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        for text in _QUOTED.findall(letter.value):
-            with contextlib.suppress(msgspec.MsgspecError, ValueError):
-                yield _TEXT.decode(text)
+        yield from _quoted_in(letter.value)
+
+
+def _quoted_in(value: bytes) -> Iterator[str]:
+    for text in _QUOTED.findall(value):
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            yield _TEXT.decode(text)
 
 
 def _key(receipt: ErasureReceipt) -> bytes:

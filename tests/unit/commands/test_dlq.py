@@ -65,9 +65,8 @@ def test_every_reason_that_a_worker_can_give_says_what_mends_it() -> None:
 def test_a_time_is_an_age_or_a_date() -> None:
     assert dlq._since_ms("90m", 10_000_000) == 10_000_000 - 90 * 60_000
     assert dlq._since_ms("1970-01-01T00:00:01", 0) == 1_000
-    assert dlq._wanted(SETTINGS, ["bad_json"], ["clicks"], None, "ann") == Wanted(
-        ("bad_json",), ("shop.clicks.v1",), None, b"ann"
-    )
+    chosen = dlq.LetterFilter(["bad_json"], ["clicks"], None, "ann")
+    assert chosen.wanted(SETTINGS) == Wanted(("bad_json",), ("shop.clicks.v1",), None, b"ann")
 
 
 def test_bytes_of_strangers_cannot_steer_a_terminal() -> None:

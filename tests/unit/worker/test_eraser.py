@@ -59,6 +59,13 @@ def test_a_dead_letter_that_names_the_user_is_found(original: bytes | None, valu
     assert found(letter(original, value), "ann", "carl") == ["ann"]
 
 
+@pytest.mark.parametrize("sent", [b"ann", b'{"shopper": "ann"}', b'["\\u0061nn"'])
+def test_a_dead_letter_whose_original_had_the_user_in_a_header_is_found(sent: bytes) -> None:
+    of_bob = letter(b"bob", b'{"user_id": "bob"}')
+    of_bob.headers += (("original.shopper", sent),)
+    assert found(of_bob, "ann", "carl") == ["ann"]
+
+
 @pytest.mark.parametrize(
     ("original", "value", "topic"),
     [
