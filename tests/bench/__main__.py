@@ -79,7 +79,10 @@ def main() -> int:
         options.json or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}{'-quick' if options.quick else ''}.json"
     )
     try:
-        with kafka_server() as servers, tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder:
+        with (
+            kafka_server(is_measured=True) as servers,
+            tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder,
+        ):
             uvloop.run(_measure(options, servers, Path(folder), report, console))
     except (BenchError, CannotRunError, KafkaFailedError) as error:
         console.print(f"[red]not measured:[/] {error}")
