@@ -20,7 +20,7 @@ from rich.table import Table
 
 from headwater import run_file
 from headwater.client import Client
-from headwater.commands import worker_process
+from headwater.commands import live_page, worker_process
 from headwater.index.open import IN_PROCESS
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
@@ -81,8 +81,12 @@ class Summary(msgspec.Struct, frozen=True):
         return self.asks == self.answered and self.after_click == self.reflected > 0
 
 
-async def run(settings: Settings, *, once: bool, as_json: bool, events: int | None) -> int:
+async def run(
+    settings: Settings, *, once: bool, as_json: bool, events: int | None, opens: bool = False
+) -> int:
     """Run the demo and return the exit code. ``events``: how many of the last purchases to publish, None for all.
+
+    ``opens``: show the live page in a browser, where there is a display.
 
     Raises:
         OwnWorkerError, BrokerError, DataMissing: with a sentence that says what to do.
@@ -94,13 +98,15 @@ async def run(settings: Settings, *, once: bool, as_json: bool, events: int | No
         loop.add_signal_handler(number, task.cancel)
     console = Console(stderr=True)
     try:
-        return await _run(settings, console, once=once, as_json=as_json, events=events)
+        return await _run(settings, console, once=once, as_json=as_json, events=events, opens=opens)
     except asyncio.CancelledError:
         console.print("stopped")
         return 130 if once else 0
 
 
-async def _run(settings: Settings, console: Console, *, once: bool, as_json: bool, events: int | None) -> int:
+async def _run(
+    settings: Settings, console: Console, *, once: bool, as_json: bool, events: int | None, opens: bool
+) -> int:
     started = time.monotonic()
     seconds: dict[str, float] = {}
     folder = run_file.demo_dir(settings)
@@ -117,6 +123,7 @@ async def _run(settings: Settings, console: Console, *, once: bool, as_json: boo
         )
         await topics.create(own)
         async with worker_process.running(own) as web:
+            live_page.tell(web, opens=opens)
             with Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

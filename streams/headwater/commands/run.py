@@ -9,8 +9,16 @@ from cyclopts import Parameter
 from headwater.commands.terminal import CommandError, UsageError, quiet_aiokafka, run_async, say
 
 
-def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> int:
+def demo(
+    *,
+    once: bool = False,
+    json: bool = False,
+    events: str = "300000",
+    open_page: Annotated[bool, Parameter(name="--open")] = True,
+) -> int:
     """Everything on embedded parts and real data, then live clicks and answers until Ctrl-C.
+
+    The first line is the address of the live page. It opens in a browser by itself where there is a display.
 
     Example: headwater demo --once --json
 
@@ -22,6 +30,8 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
         Print the summary as one JSON object.
     events
         How many of the last purchases to publish as history, or `all` (1.47 million).
+    open_page
+        Open the live page; not with --once.
     """
     from headwater.settings import Settings
 
@@ -32,7 +42,7 @@ def demo(*, once: bool = False, json: bool = False, events: str = "300000") -> i
 
     quiet_aiokafka()
     count = None if events == "all" else int(events)
-    return run_async(run(settings, once=once, as_json=json, events=count))
+    return run_async(run(settings, once=once, as_json=json, events=count, opens=open_page and not once))
 
 
 def up(
@@ -43,6 +53,7 @@ def up(
     bundle: Path | None = None,
     data_dir: Path | None = None,
     prefix: str | None = None,
+    open_page: Annotated[bool, Parameter(name="--open")] = True,
 ) -> int:
     """A broker (embedded unless one is configured), the topics, and one worker of all roles.
 
@@ -58,13 +69,15 @@ def up(
     kafka_port
         Of the embedded broker; default: 9092, or any free port if that is taken.
     web_port
-        Of /healthz, /readyz and /metrics; default: HEADWATER_WEB_PORT, else any free port.
+        Of the live page, /healthz, /readyz and /metrics; default: HEADWATER_WEB_PORT, else any free port.
     bundle
         The encoders' folder; default: HEADWATER_BUNDLE, else the shipped starter.
     data_dir
         Default: HEADWATER_DATA_DIR, else .headwater in the current folder.
     prefix
         Of topics and consumer groups; default: HEADWATER_TOPIC_PREFIX, else "headwater.".
+    open_page
+        Open the live page in a browser, where there is a display.
     """
     from headwater import run_file
     from headwater.settings import Settings
@@ -83,6 +96,7 @@ def up(
         raise UsageError(f"--kafka-port is {kafka_port}: expected a port from 1 to 65535")
     run_file.refuse_second(settings)
     settings.make_data_dir()
+    from headwater.commands import live_page
     from headwater.kafka import topics
     from headwater.worker.logging_setup import configure_logging
     from headwater.worker.process import serve
@@ -101,8 +115,12 @@ def up(
             )
             where = f"embedded broker ({memory})"
 
+        created: list[str] = []
+
         async def alongside(worker: Worker) -> None:
             web, admin = f"http://{worker.web_address}", f"http://{worker.admin_address}"
+            live_page.tell(web, opens=open_page)
+            say(f"{where} on {settings.bootstrap_servers}, {len(created)} topics created")
             with run_file.announced(
                 settings,
                 embedded_broker=is_embedded,
@@ -115,8 +133,7 @@ def up(
                 await worker.failed()
 
         async def serving() -> int:
-            created = await topics.create(settings)
-            say(f"{where} on {settings.bootstrap_servers}, {len(created)} topics created")
+            created.extend(await topics.create(settings))
             return await serve(settings, "all", alongside)
 
         return run_async(serving())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -163,6 +164,7 @@ def test_once_prints_one_json_object_and_leaves_nothing(tmp_path: Path) -> None:
         assert shown.bought
         assert shown.after
         assert shown.reflected
+    assert re.match(r"live page: http://127\.0\.0\.1:\d+/\n", stderr)  # the first thing that is said
     assert "purchases applied" in stderr
     assert not children_of(running.pid)
     assert not list((tmp_path / ".headwater" / "demo" / "broker").glob("[0-9]*"))

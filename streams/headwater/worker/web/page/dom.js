@@ -1,0 +1,87 @@
+/** Elements of the page. Text goes in as text: nothing here, or anywhere on the page, parses a string as HTML. */
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * An element. `props`: `class`, `text`, `on: {event: listener}`, `data: {name: value}`, `style: {property: value}`
+ * (through the style object, which the policy allows), and attributes by their names; null or false leaves one out.
+ */
+export function h(tag, props = {}, ...children) {
+  return build(document.createElement(tag), props, children);
+}
+
+/** The same for drawings. */
+export function svg(tag, props = {}, ...children) {
+  return build(document.createElementNS(SVG, tag), props, children);
+}
+
+function build(element, props, children) {
+  for (const [name, value] of Object.entries(props)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name === "text") element.textContent = String(value);
+    else if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
+    else if (name === "data") Object.assign(element.dataset, value);
+    else if (name === "style") for (const [key, each] of Object.entries(value)) element.style.setProperty(key, String(each));
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+export const $ = (id) => document.getElementById(id);
+
+export const isStill = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** Say a sentence to those who listen rather than look. A sentence that is said again is heard again. */
+export function say(sentence) {
+  const region = $("said");
+  region.textContent = "";
+  setTimeout(() => (region.textContent = sentence), 30);
+}
+
+/** A resolved colour of the style sheet, for canvases. */
+export function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+/** 1234567 -> 1,234,567; 3.14 -> 3.1; nothing -> a dash. */
+export function number(value, digits = 1) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  return Math.abs(value) >= 100 || Number.isInteger(value) ? WHOLE.format(value) : value.toFixed(digits);
+}
+
+export const ms = (value) => (value === null || value === undefined ? "–" : `${number(value)} ms`);
+
+/** How long ago, in words: "just now", "5 min ago". */
+export function ago(atMs, nowMs = Date.now()) {
+  const s = Math.round((nowMs - atMs) / 1000);
+  if (s < 5) return "just now";
+  for (const [size, unit] of [[86_400, "d"], [3_600, "h"], [60, "min"]]) {
+    if (s >= size) return `${Math.floor(s / size)} ${unit} ago`;
+  }
+  return `${s} s ago`;
+}
+
+export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
+
+/** A placeholder for a part that has nothing to show. */
+export const empty = (text) => h("p", { class: "empty", text });
+
+/** Run `work` and tell its failure in `place`; while it runs, `button` cannot be pressed again. */
+export async function attempt(place, work, button = null) {
+  place.replaceChildren();
+  button?.setAttribute("aria-busy", "true");
+  if (button) button.disabled = true;
+  try {
+    return await work();
+  } catch (error) {
+    if (error.name === "AbortError") return undefined;
+    place.replaceChildren(h("p", { class: "problem", role: "alert", text: error.message }));
+    return undefined;
+  } finally {
+    button?.removeAttribute("aria-busy");
+    if (button) button.disabled = false;
+  }
+}

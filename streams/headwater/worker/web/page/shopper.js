@@ -1,0 +1,217 @@
+/** Part 2: be a shopper. Looks users up, publishes what is clicked, and asks before and after. */
+
+import { $, ago, attempt, empty, h, number, say } from "./dom.js";
+import { get, post } from "./back.js";
+import * as answers from "./answer.js";
+import * as funnel from "./funnel.js";
+import * as log from "./log.js";
+
+const LIMIT = 8;
+const DIVERSITY = 0.3;
+const RECENT = 8;
+const FOUND = 20;
+const TYPING_MS = 180;
+const ACTIONS = [["click", "Click"], ["purchase", "Buy"], ["dislike", "Dislike"]];
+
+let map = null;
+let id = null;
+let user = null; // as the worker describes it; null: it knows nothing of this one
+let now = null; // the answer that is shown, {answer, items, took_ms}
+let session = []; // clicks that are only tried
+let known = {}; // items seen so far, by id
+let asking = null; // the request on its way
+let recent = [];
+let isWatched = false;
+
+/** `catalogMap` shows what this part knows. */
+export function start(catalogMap) {
+  map = catalogMap;
+  $("who-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const typed = $("who").value.trim();
+    if (typed) look(typed);
+    else $("who").focus();
+  });
+  $("who-new").addEventListener("click", () => beNew());
+  $("who").addEventListener("input", debounced(suggest));
+  $("what-if").addEventListener("change", () => {
+    if (!$("what-if").checked && session.length > 0) untry();
+  });
+  $("search-form").addEventListener("submit", (event) => event.preventDefault());
+  $("search").addEventListener("input", debounced(() => search($("search").value)));
+  funnel.show(null, {});
+  answers.clear("Pick a shopper above, or be a new one.");
+  log.show([], () => {});
+  $("log").replaceChildren(empty("Nobody is picked."));
+}
+
+/** Users who clicked just now, from the stream; the first ones are offered to be looked at. */
+export function sawClicks(clicks) {
+  isWatched = true;
+  const fresh = clicks.map((each) => each.user_id).reverse();
+  const next = [...new Set([...fresh, ...recent])].slice(0, RECENT);
+  if (next.length >= RECENT && recent.length >= RECENT && $("who-recent").matches(":hover, :focus-within")) return;
+  recent = next;
+  $("who-recent").replaceChildren(
+    ...recent.map((each) => h("button", { type: "button", class: each === id ? "chip on" : "chip", text: each, on: { click: () => look(each) } })),
+  );
+}
+
+/** Offer those who were active last, where the stream tells of none. */
+export async function suggestSome() {
+  const found = await get("/live/users", { limit: RECENT }).catch(() => null);
+  if (found && !isWatched) sawClicks(found.users.map((each) => ({ user_id: each.user_id })).reverse());
+}
+
+export const current = () => id;
+export const answer = () => now;
+
+export function beNew() {
+  const parts = crypto.getRandomValues(new Uint8Array(3));
+  return look(`visitor-${[...parts].map((each) => each.toString(16).padStart(2, "0")).join("")}`);
+}
+
+/** Become the user `userId`. */
+export async function look(userId) {
+  id = userId;
+  $("who").value = userId;
+  [user, now, session] = [null, null, []];
+  $("what-if").checked = false;
+  tried();
+  await attempt($("who-problem"), async () => {
+    user = await described(userId);
+    await ask({});
+    say(`You are ${userId}. ${user ? `${number(user.events.length)} events known.` : "Nothing is known of you yet."}`);
+  });
+  showLog();
+}
+
+/** Do something to an item: publish it, or only try it, and ask again. */
+export async function act(itemId, action, button = null) {
+  if (id === null) await beNew();
+  if ($("what-if").checked && action !== "dislike") {
+    session.push({ item_id: itemId, action });
+    tried();
+    return attempt($("answer-problem"), () => ask({}), button);
+  }
+  return attempt($("answer-problem"), async () => {
+    const started = performance.now();
+    const click = await post("/live/clicks", { user_id: id, item_id: itemId, action });
+    await ask({ click, started });
+    user = await described(id);
+    showLog();
+    showMap();
+  }, button);
+}
+
+async function described(userId) {
+  try {
+    const found = await get(`/live/users/${encodeURIComponent(userId)}`);
+    return found;
+  } catch (error) {
+    if (error.code === "unknown_user") return null;
+    throw error;
+  }
+}
+
+/** Ask for an answer. `click` is what it has to reflect, `at` the number of events that count, where not all do. */
+async function ask({ click = null, started = performance.now(), at = null }) {
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  const body = { user_id: id, limit: LIMIT, diversity: DIVERSITY, explain: true, ...(session.length > 0 && at === null ? { session } : {}) };
+  if (click) body.after = { partition: click.partition, offset: click.offset };
+  if (at !== null) body.until_ms = at.ms;
+  const before = now;
+  const next = await post("/live/recall", body, mine.signal);
+  const roundMs = performance.now() - started;
+  known = { ...known, ...next.items };
+  now = next;
+  const changes = answers.show({
+    now: next,
+    before: click || session.length > 0 || at ? before : null,
+    click,
+    at,
+    whatIf: session.length > 0 && at === null,
+    roundMs,
+    acts,
+    over: (itemId) => map.light(itemId),
+  });
+  funnel.show(next.answer, { ...known });
+  showMap(at);
+  if (click) say(`The answer changed. ${changes} It reflects your click.`);
+  else if (at) say(`As it was after ${at.k} events. ${changes}`);
+}
+
+function showLog() {
+  const events = user?.events ?? [];
+  log.show(events, (k) => {
+    const at = k === events.length ? null : { k, of: events.length, ms: k === 0 ? events[0].at_ms - 1 : events[k - 1].at_ms };
+    attempt($("answer-problem"), () => ask({ at }));
+  });
+}
+
+function showMap(at = null) {
+  const events = user?.events ?? [];
+  map.show({
+    events: at ? events.slice(0, at.k) : events,
+    // Those of now are not those of then.
+    interests: at ? [] : user?.interests ?? [],
+    candidates: (now?.answer.items ?? []).map((each) => known[each.item_id] ?? each),
+  });
+}
+
+function acts(itemId) {
+  const name = known[itemId]?.title || itemId;
+  return h("div", { class: "acts" }, ...ACTIONS.map(([action, label]) =>
+    h("button", { type: "button", "aria-label": `${label}: ${name}`, text: label, data: { action }, on: { click: (event) => act(itemId, action, event.currentTarget) } }),
+  ));
+}
+
+function tried() {
+  $("what-if-events").replaceChildren(
+    ...session.map((each) => h("span", { class: "chip on", text: known[each.item_id]?.title || each.item_id })),
+    ...(session.length > 0 ? [h("button", { type: "button", class: "chip", text: "Take back", on: { click: untry } })] : []),
+  );
+}
+
+function untry() {
+  session = [];
+  tried();
+  if (id !== null) attempt($("answer-problem"), () => ask({}));
+}
+
+/** Search the catalog, and show what is found. */
+export async function search(words) {
+  if (!words.trim()) return $("found").replaceChildren(h("li", { class: "empty", text: "Type some words, or choose a point on the map." }));
+  const found = await attempt($("search-problem"), () => get("/live/search", { q: words.trim(), limit: FOUND }));
+  if (found && words === $("search").value) showFound(found.items);
+  return found;
+}
+
+/** Show items beside the answer, with what can be done to them. */
+export function showFound(items) {
+  for (const item of items) known[item.item_id] = { ...known[item.item_id], ...item };
+  if (items.length === 0) return $("found").replaceChildren(h("li", { class: "empty", text: "Nothing found." }));
+  $("found").replaceChildren(...items.map((item) =>
+    h("li", { class: "thing", data: { item: item.item_id }, on: { mouseenter: () => map.light(item.item_id), mouseleave: () => map.light(null), focusin: () => map.light(item.item_id), focusout: () => map.light(null) } },
+      h("span", { class: "title", text: item.title || item.item_id }),
+      answers.about(item) ? h("p", { class: "about", text: answers.about(item) }) : null,
+      acts(item.item_id),
+    ),
+  ));
+}
+
+async function suggest() {
+  const typed = $("who").value.trim();
+  const found = typed && (await get("/live/users", { q: typed, limit: 12 }).catch(() => null));
+  if (!found || typed !== $("who").value.trim()) return;
+  $("who-list").replaceChildren(...found.users.map((each) => h("option", { value: each.user_id, label: `${each.user_id}: ${number(each.events)} events, ${ago(each.last_at_ms)}` })));
+}
+
+function debounced(work) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(work, TYPING_MS);
+  };
+}

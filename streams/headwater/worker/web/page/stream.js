@@ -1,0 +1,143 @@
+/** Part 1: what the worker does, second by second. */
+
+import uPlot from "./vendor/uplot/uPlot.esm.js";
+import { $, colour, empty, h, ms, number } from "./dom.js";
+
+const KEPT_S = 180;
+// What the figures of the project aim for: tests/bench/FIGURES.md, "click to answer".
+const PROMISE_MS = 50;
+const SHORTEST_S = 45;
+const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const times = [];
+const rows = { clicks: [], answers: [], p50: [], p99: [] };
+let charts = [];
+let latest = null;
+const last = { p50: null, p99: null };
+
+/** Draw what is empty as yet. */
+export function start() {
+  tiles(null);
+  $("partitions").append(h("tr", {}, h("td", { colspan: 5 }, empty("Nothing yet."))));
+  new ResizeObserver(() => charts.forEach((chart) => chart.setSize(sizeOf(chart.root.parentElement)))).observe($("chart-rate"));
+  redraw();
+}
+
+/** Figures of one second. */
+export function figures(each) {
+  latest = each;
+  for (const key of ["p50", "p99"]) last[key] = each.click_to_answer_ms[key] ?? last[key];
+  times.push(each.at_ms / 1000);
+  rows.clicks.push(each.clicks_per_s);
+  rows.answers.push(each.answers_per_s);
+  rows.p50.push(each.click_to_answer_ms.p50);
+  rows.p99.push(each.click_to_answer_ms.p99);
+  while (times[0] < each.at_ms / 1000 - KEPT_S) {
+    times.shift();
+    Object.values(rows).forEach((row) => row.shift());
+  }
+  if (document.hidden) return;
+  draw();
+}
+
+/** The stream was interrupted: the lines show it. */
+export function interrupted() {
+  if (times.length === 0 || rows.clicks.at(-1) === null) return;
+  times.push(times.at(-1) + 0.001);
+  Object.values(rows).forEach((row) => row.push(null));
+}
+
+/** All charts again, in the colours of now. */
+export function redraw() {
+  charts.forEach((chart) => chart.destroy());
+  charts = [
+    chart("chart-rate", [
+      { label: "clicks/s", stroke: colour("accent"), fill: `${colour("accent")}14` },
+      { label: "answers/s", stroke: colour("faint") },
+    ]),
+    chart("chart-latency", [
+      { label: "p50", stroke: colour("accent"), spanGaps: true },
+      { label: "p99", stroke: `${colour("accent")}73`, spanGaps: true },
+      { label: "promise", stroke: colour("faint"), dash: [5, 5], width: 1 },
+    ], (_, low, high) => [0, Math.max(PROMISE_MS * 1.3, (high ?? 0) * 1.1)]),
+  ];
+  draw();
+}
+
+function draw() {
+  charts[0].setData([times, rows.clicks, rows.answers]);
+  charts[1].setData([times, rows.p50, rows.p99, times.map(() => PROMISE_MS)]);
+  if (latest === null) return;
+  tiles(latest);
+  partitions(latest.partitions);
+  counts($("rungs"), latest.rungs, "Nothing: every answer was whole.");
+  counts($("letters-count"), latest.dead_letters, "None.");
+}
+
+function chart(id, series, range = (_, low, high) => [0, Math.max(1, (high ?? 0) * 1.12)]) {
+  const place = $(id);
+  const axis = { stroke: colour("faint"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif", gap: 6 };
+  return new uPlot(
+    {
+      ...sizeOf(place),
+      legend: { show: false },
+      cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
+      scales: { x: { range: () => axisOfTime() }, y: { range } },
+      axes: [{ ...axis, grid: { show: false }, space: 90, values: (_, ticks) => ticks.map((tick) => CLOCK.format(tick * 1000)) }, { ...axis, size: 46, space: 44, values: (_, ticks) => ticks.map((tick) => number(tick)) }],
+      series: [{}, ...series.map((each) => ({ width: 1.75, points: { show: false }, ...each }))],
+    },
+    [[], ...series.map(() => [])],
+    place,
+  );
+}
+
+function axisOfTime() {
+  const end = times.at(-1) ?? Date.now() / 1000;
+  return [Math.min(times[0] ?? end, end - SHORTEST_S), end];
+}
+
+const sizeOf = (place) => ({ width: Math.max(place.clientWidth, 120), height: 190 });
+
+function tiles(now) {
+  const lag = now?.partitions.reduce((sum, each) => sum + Math.max(each.lag ?? 0, 0), 0);
+  const letters = now && Object.values(now.dead_letters).reduce((sum, each) => sum + each, 0);
+  const answered = now?.click_to_answer_ms.n;
+  const seen = answered ? `${number(answered)} in the last second` : now ? "none in the last second" : "";
+  fill("tiles", [
+    ["Clicks", number(now?.clicks_per_s), "/s", now && `${ms(now.click_to_applied_ms.p50)} until applied`],
+    ["Answers", number(now?.answers_per_s), "/s", now && `${ms(now.answer_ms.p50)} each`],
+    ["Click to answer, p50", number(last.p50), "ms", seen],
+    ["Click to answer, p99", number(last.p99), "ms", `promise: ${PROMISE_MS} ms`],
+    ["Lag", number(lag), "records", now && `${number(now.users)} users, ${number(now.items)} items`],
+    ["Dead letters", number(letters), "", "since the start"],
+  ]);
+}
+
+function fill(id, told) {
+  const place = $(id);
+  if (place.children.length === 0) place.append(...told.map(([name]) => h("div", {}, h("dt", { text: name }), h("dd"), h("dd", { class: "sub" }))));
+  told.forEach(([, value, unit, sub], index) => {
+    const [, figure, note] = place.children[index].children;
+    figure.replaceChildren(value, unit ? h("small", { text: unit }) : "");
+    note.textContent = sub || "\u00a0";
+  });
+}
+
+function partitions(told) {
+  $("partitions").replaceChildren(
+    ...told.map((each) =>
+      h("tr", {},
+        h("td", { text: each.topic }),
+        h("td", { class: "n", text: each.partition }),
+        h("td", { class: "n", text: number(each.watermark) }),
+        h("td", { class: each.lag > 1000 ? "n late" : "n", text: number(each.lag) }),
+        h("td", { class: "n", text: each.still_s === null || each.still_s === undefined ? "–" : `${number(each.still_s)} s` }),
+      ),
+    ),
+  );
+}
+
+function counts(place, told, none) {
+  const rows = Object.entries(told).filter(([, count]) => count > 0);
+  if (rows.length === 0) return place.replaceChildren(empty(none));
+  place.replaceChildren(h("dl", { class: "counts" }, ...rows.flatMap(([name, count]) => [h("dt", { text: name }), h("dd", { text: number(count) })])));
+}
