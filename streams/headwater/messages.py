@@ -292,12 +292,57 @@ class ErrorDetail(Struct, frozen=True):
     message: str
 
 
+class FunnelItem(Struct, frozen=True, omit_defaults=True):
+    """An item at one stage: its places after and before it, from 1; one of them is missing where it came in or went out.
+
+    ``why`` it went out: ``filter``, ``unavailable``, ``gone`` (from the catalog), ``seen``, ``hidden``, ``excluded``, ``not_found``,
+    ``no_vector``, ``beyond_limit``. ``source`` brought it.
+    """
+
+    item_id: str
+    rank: int | None = None
+    was: int | None = None
+    why: str = ""
+    source: str = ""
+
+
+class FunnelStage(Struct, frozen=True, omit_defaults=True):
+    """What one stage made of the candidates of an explained request.
+
+    | ``stage``, in this order | what happens | ``items`` are |
+    |---|---|---|
+    | ``sources`` | one for each source: what it brings if nothing is taken out, the best 100 at most | the first ones |
+    | ``fused`` | several rankings become one; ``merged`` entries were of items that another one has too | the first ones |
+    | ``filtered`` | the filter takes out what does not match | some that went out |
+    | ``unavailable`` | what is not available goes, unless the filter names that | some that went out |
+    | ``excluded`` | what the user has seen or hidden, and what the request excludes, goes | some that went out |
+    | ``refilled`` | the sources bring their next ones instead | some that came in or moved |
+    | ``scored`` | the bundle's own scores order them; only where it has such | some that moved |
+    | ``lowered`` | dislikes push away what is like them; only where the user has any | some that moved |
+    | ``diversified`` | what is unlike the ones before it comes up | some that moved |
+    | ``shown`` | the first ``limit`` are the answer | some that are beyond it |
+
+    ``count`` is how many there are after it, ``out`` and ``entered`` how many went and came, ``moved`` how many changed their place
+    among those that stayed. ``items`` are at most 12, those of the best places.
+    """
+
+    stage: str
+    count: int
+    out: int = 0
+    entered: int = 0
+    moved: int = 0
+    merged: int = 0
+    source: str = ""
+    weight: float = 0.0
+    items: list[FunnelItem] = []
+
+
 class Response(Struct, frozen=True):
     """The answer to one request; repeated answers carry the same ``request_id``.
 
     ``why`` holds a short code for each source that brought nothing, or too little, to an answer that lacks something.
-    ``truncated``: the answer was larger than a message may be; its reasons are left out, and its last items where that was
-    not enough.
+    ``truncated``: the answer was larger than a message may be; its funnel and its reasons are left out, and its last items
+    where that was not enough. ``funnel``: what the candidates went through. Only a request with ``explain`` gets it.
     """
 
     request_id: str
@@ -312,6 +357,7 @@ class Response(Struct, frozen=True):
     timings_ms: dict[str, float] = {}
     why: dict[str, str] = {}
     truncated: bool = False
+    funnel: list[FunnelStage] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ItemVector(Struct, frozen=True):

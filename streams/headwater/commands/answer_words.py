@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-from headwater.messages import Candidate, Reason, Reflects, Request, Response
+from headwater.messages import Candidate, FunnelStage, Reason, Reflects, Request, Response
 
 # What the user did, as "because you ... Green tea". A test holds the keys equal to the actions that can be a reason.
 DID: Final[Mapping[str, str]] = {
@@ -138,6 +138,30 @@ def shortcomings(request: Request, response: Response) -> Iterator[str]:
         by_reason.setdefault(code, []).append(source)
     for code, sources in by_reason.items():
         yield f"{', '.join(sources)}: {WHY.get(code, code)}"
+
+
+def funnel(response: Response) -> Iterator[str]:
+    """What the candidates went through, in at most three lines; nothing where the answer does not tell it."""
+    stages = response.funnel or []
+    sources = [f"{stage.source} {stage.count}" for stage in stages if stage.stage == "sources"]
+    if sources:
+        yield f"found: {', '.join(sources)}"
+    steps = [_step(stage) for stage in stages if stage.stage != "sources"]
+    if steps:
+        yield " -> ".join(steps)
+
+
+def _step(stage: FunnelStage) -> str:
+    changes = [
+        f"{sign}{count}{word}"
+        for sign, count, word in (
+            ("-", stage.out, ""),
+            ("+", stage.entered, ""),
+            ("", stage.moved, " moved"),
+        )
+        if count
+    ]
+    return f"{stage.stage} {stage.count}" + (f" ({', '.join(changes)})" if changes else "")
 
 
 def _reason(item: Candidate, titles: Mapping[str, str], now_ms: int) -> str:

@@ -187,6 +187,8 @@ def ask(
         stdout().print(_answer_table(found, explain=explain))
     for shortcoming in answer_words.shortcomings(Request("", user, **fields), response):
         say(shortcoming)
+    for line in answer_words.funnel(response):
+        stdout().print(line, highlight=False)
     stdout().print(answer_words.proof(response), highlight=False)
     return 0
 

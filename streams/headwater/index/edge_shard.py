@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from headwater.index import NoRoom, Query, fields
-from headwater.index.filters import Filter
+from headwater.index.filters import EVERYTHING, Filter
 
 # Candidates that a search through the graph keeps at least: finds 99.7 % of the 20 best of the starter bundle's items.
 SEARCH_EF: Final = 128
@@ -125,6 +125,9 @@ def plans_of(
         if query.where is None and not excluded and hidden is not None:
             # Twice their share: a search again costs as much as all of this.
             plans.append(Plan(query, None, limit + math.ceil(2 * hidden * limit), True))
+            continue
+        if query.where == EVERYTHING and not excluded:
+            plans.append(Plan(query, None, limit, False))
             continue
         shared = (query.where, excluded)
         if shared not in translated:

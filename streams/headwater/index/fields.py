@@ -23,6 +23,7 @@ import xxhash
 from headwater.encoder.features import item_key
 from headwater.index.filters import (
     ATTRIBUTES,
+    EVERYTHING,
     And,
     AnyOf,
     Filter,
@@ -142,7 +143,7 @@ def document(payload: Mapping[str, Any]) -> Document:
 
 def condition(where: Filter | None, exclude: frozenset[int] = frozenset()) -> Group:
     """A whole search condition: the filter, the excluded keys, and the rule on items that are not available."""
-    must = () if where is None or where == And(()) else (_lower(where),)
+    must = () if where in (None, And(()), EVERYTHING) else (_lower(where),)
     if where is None or not names_available(where):
         must = (*must, HasWord((_word("available", True),)))
     return Group(must=must, must_not=(HasKey(exclude),) if exclude else ())

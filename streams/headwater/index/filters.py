@@ -10,7 +10,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 # Bounds on the work that one request may cause.
 MAX_CLAUSES = 64
@@ -92,6 +92,9 @@ class Or:
 
 
 Filter = AnyOf | Range | Not | And | Or
+
+# Admits every item, available or not.
+EVERYTHING: Final = AnyOf("available", (True, False))
 
 
 def parse(raw: object) -> Filter:

@@ -110,6 +110,7 @@ def answered(found: Found, partition: Partition, stored: int, model: str, now_ms
         catalog=dict(found.catalog),
         timings_ms={name: round(ms, 3) for name, ms in timings.items()},
         why=dict(result.why),
+        funnel=msgspec.UNSET if result.funnel is None else result.funnel,
     )
     return Reply(pending.address, response)
 
@@ -205,7 +206,7 @@ class Fitted(NamedTuple):
 
 
 def fitted(response: Response, most_bytes: int) -> Fitted:
-    """A response of at most ``most_bytes``: without its reasons if it has to be, then without its last items.
+    """A response of at most ``most_bytes``: without its funnel if it has to be, then without its reasons and its last items.
 
     A response that does not fit without any is rejected as ``too_large``, which takes at most 2 kB. With 0 bytes every
     response is: its topic did not take it.
@@ -213,14 +214,19 @@ def fitted(response: Response, most_bytes: int) -> Fitted:
     raw = encode(response)
     if len(raw) <= most_bytes:
         return Fitted(response, raw)
+    if response.funnel:
+        cut = msgspec.structs.replace(response, funnel=msgspec.UNSET, truncated=True)
+        raw = encode(cut)
+        if len(raw) <= most_bytes:
+            return Fitted(cut, raw)
     items = [msgspec.structs.replace(item, because=[]) for item in response.items]
-    cut = msgspec.structs.replace(response, items=items, truncated=True)
+    cut = msgspec.structs.replace(response, items=items, funnel=msgspec.UNSET, truncated=True)
     raw = encode(cut)
     if len(raw) > most_bytes:
         sizes = [len(encode(item)) + 1 for item in items]
         ends = list(accumulate(sizes, initial=len(raw) - sum(sizes)))
         items = items[: max(bisect_right(ends, most_bytes) - 1, 0)]
-        cut = msgspec.structs.replace(response, items=items, truncated=True)
+        cut = msgspec.structs.replace(cut, items=items)
         raw = encode(cut)
     if len(raw) <= most_bytes:
         return Fitted(cut, raw)

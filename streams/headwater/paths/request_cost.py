@@ -8,7 +8,7 @@ They need not be exact: they refuse what is out of all proportion, and cut batch
 | any request | 500 |
 | `limit` | 30 an item: four searches, fusion, the answer |
 | `diversity` | 30 a candidate, of three times `limit` and at most 1,000, and 10 for each thousand that it is compared with |
-| `explain` | 10 an item, and 0.1 for each event of the session |
+| `explain` | 1,000, 13 an item, 20 for each of the first 100, and 0.1 an item for each event of the session; what `new` and `items` say, again for the first 100 |
 | `filter` | 100 a condition, 20 a value: in four searches, and over 1,000 popular items |
 | `exclude` | 5 an item |
 | `session` | 150 an event |
@@ -21,6 +21,7 @@ from typing import Final
 
 from headwater.index import filters
 from headwater.messages import Request
+from headwater.recall.funnel import REACH
 
 # A request of 1,000 items with reasons, diversity, 100 events, 1,000 exclusions and a plain filter is below it.
 MAX_COST_US: Final = 150_000
@@ -65,7 +66,7 @@ def _parts(request: Request, where: filters.Filter | None) -> tuple[float, ...]:
         500.0,
         30.0 * limit,
         candidates * (30.0 + 0.01 * limit),
-        limit * (10.0 + 0.1 * session) if request.explain else 0.0,
+        limit * (10.0 + 0.1 * session) + _funnel_us(request) if request.explain else 0.0,
         100.0 * size.conditions + 20.0 * size.values,
         5.0 * len(request.exclude),
         150.0 * session,
@@ -73,6 +74,13 @@ def _parts(request: Request, where: filters.Filter | None) -> tuple[float, ...]:
         50.0 * limit if request.sources.get("new") else 0.0,
         6.0 * limit * len(request.items),
     )
+
+
+def _funnel_us(request: Request) -> float:
+    """Of asking the sources again, with nothing taken out, and of telling the lists apart."""
+    again = min(request.limit, REACH // 3 if request.diversity > 0 else REACH)
+    of_sources = 6.0 * len(request.items) + (50.0 if request.sources.get("new") else 0.0)
+    return 1_000.0 + 20.0 * min(request.limit, REACH) + 3.0 * request.limit + of_sources * again
 
 
 _NO_FILTER: Final = filters.Size(0, 0)

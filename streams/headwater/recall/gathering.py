@@ -68,25 +68,13 @@ class Gatherer:
         Args:
             searched_by: sources have until then, on the loop's clock; fillers have until ``deadline``.
         """
-        steps: list[Callable[[], Awaitable[_Step]]] = [partial(self._near_vectors, asks, searched_by)]
-        if any(keys for of_ask in keyed for keys in of_ask.values()):
-            steps.append(partial(self._matching_keys, asks, keyed, searched_by))
-        for source in self._search_sources:
-            asked = [i for i, ask in enumerate(asks) if self._weight(ask, source) > 0 and source.applies(ask)]
-            if asked:
-                steps.append(partial(self._searched, source, asks, asked, searched_by))
         rankings: list[list[Ranking]] = [[] for _ in asks]
         rungs: list[str | None] = [None] * len(asks)
         late: set[tuple[int, str]] = set()  # ask, and the name of a source that it did without
-        for step in await self._together(steps):
-            for index, ranking in step.rankings:
-                rankings[index].append(ranking)
-            for index, lost in step.lost:
-                rungs[index] = rungs[index] or lost.rung
-                late.add((index, lost.name))
-                self._lost_total[lost.name].inc()
-        for found in rankings:
-            found.sort(key=lambda ranking: self._places[ranking.source])
+        for index, lost in await self._search(asks, keyed, searched_by, rankings):
+            rungs[index] = rungs[index] or lost.rung
+            late.add((index, lost.name))
+            self._lost_total[lost.name].inc()
         found_keys = [{key for ranking in found for key, _ in ranking.items} for found in rankings]
         poor = [index for index, ask in enumerate(asks) if _is_poor(ask, len(found_keys[index]))]
         for filler in self._fillers:
@@ -101,6 +89,67 @@ class Gatherer:
             for index in empty:
                 whys[index] = dict.fromkeys(whys[index], "empty_catalog")
         return Gathered(rankings, rungs, whys)
+
+    async def unrestricted(
+        self,
+        asks: Sequence[Ask],
+        keyed: Sequence[Keyed],
+        restricted: Sequence[Sequence[Ranking]],
+        deadline: float,
+    ) -> list[list[Ranking]]:
+        """What the sources would bring for asks that take nothing out (`funnel.unrestricted`); it counts in no metric.
+
+        Args:
+            restricted: what they have brought for the answers. A filler is asked where it took part in these.
+
+        Raises:
+            IndexUnavailable: a source failed, or was late.
+        """
+        rankings: list[list[Ranking]] = [[] for _ in asks]
+        if lost := await self._search(asks, keyed, deadline, rankings):
+            raise IndexUnavailable(f"{lost[0][1].name} was not told what it would bring")
+        for filler in self._fillers:
+            weights = {
+                index: each.weight
+                for index, brought in enumerate(restricted)
+                for each in brought
+                if each.source == filler.name
+            }
+            narrowed = [
+                ask
+                if self._weight(ask, filler) > 0
+                else ask._replace(exclude=frozenset(key for each in rankings[index] for key, _ in each.items))
+                for index, ask in enumerate(asks)
+                if index in weights
+            ]
+            filled = await filler.fill(narrowed, deadline) if narrowed else ()
+            for (index, weight), found in zip(weights.items(), filled, strict=True):
+                rankings[index].append(Ranking(filler.name, weight, found.items))
+        return rankings
+
+    async def _search(
+        self,
+        asks: Sequence[Ask],
+        keyed: Sequence[Keyed],
+        searched_by: float,
+        rankings: Sequence[list[Ranking]],
+    ) -> list[tuple[int, Source]]:
+        """Add what all sources but the fillers find to the ``rankings`` of each ask. Returns which asks a source failed."""
+        steps: list[Callable[[], Awaitable[_Step]]] = [partial(self._near_vectors, asks, searched_by)]
+        if any(keys for of_ask in keyed for keys in of_ask.values()):
+            steps.append(partial(self._matching_keys, asks, keyed, searched_by))
+        for source in self._search_sources:
+            asked = [i for i, ask in enumerate(asks) if self._weight(ask, source) > 0 and source.applies(ask)]
+            if asked:
+                steps.append(partial(self._searched, source, asks, asked, searched_by))
+        lost: list[tuple[int, Source]] = []
+        for step in await self._together(steps):
+            for index, ranking in step.rankings:
+                rankings[index].append(ranking)
+            lost += step.lost
+        for found in rankings:
+            found.sort(key=lambda ranking: self._places[ranking.source])
+        return lost
 
     def _whys(
         self,

@@ -12,10 +12,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from headwater.index import Index
+from headwater.messages import FunnelStage
 from headwater.metrics import Metrics
 from headwater.pacing import Pacer
 from headwater.recall.dislikes import Dislikes, dislikes_of, keys_of, lowered, pushed
 from headwater.recall.explain import Share, explained, similarities
+from headwater.recall.funnel import Steps, funnel, items_of, unrestricted
 from headwater.recall.fusion import Fused, diversify, fuse
 from headwater.recall.gathering import Gatherer, in_time
 from headwater.recall.rescoring import Scorer
@@ -33,7 +35,8 @@ class RecallResult(NamedTuple):
     ``rung`` names the step down that had to be taken, None for a full answer. ``missing`` is the rung of a source that
     the request names and the bundle lacks. ``similarities`` are those of the items (see :func:`similarities`), None
     where the request wants no explanation. ``why`` says by source why it brought nothing or too little; it is empty where
-    nothing is missing.
+    nothing is missing. ``funnel`` is what the candidates went through, None where the request wants no explanation, or
+    the index failed or was late.
     """
 
     items: list[Fused]
@@ -42,6 +45,7 @@ class RecallResult(NamedTuple):
     missing: str | None = None
     similarities: Sequence[float | None] | None = None
     why: Mapping[str, str] = MappingProxyType({})
+    funnel: list[FunnelStage] | None = None
 
 
 class Recall:
@@ -82,8 +86,10 @@ class Recall:
         for found in rankings:
             await self._pacer.turn()
             fused.append(fuse(found))
+        at_first = list(fused)
         vectors = await self._vectors(asks, fused, deadline)
         await self._rescore(asks, keyed, fused, rungs, vectors, deadline - (1 - _SCORE_SHARE) * timeout_s)
+        scored = list(fused)
         for index, dislikes in disliking.items():
             if asks[index].pushes:
                 fused[index] = lowered(fused[index], vectors, dislikes)
@@ -97,7 +103,46 @@ class Recall:
             similarities(items, ask, vectors) if ask.explain else None
             for ask, items in zip(asks, chosen, strict=True)
         ]
-        return [RecallResult(*each) for each in zip(chosen, because, rungs, missing, near, whys, strict=True)]
+        funnels = await self._funnels(
+            {
+                index: Steps((), rankings[index], at_first[index], scored[index], fused[index], chosen[index])
+                for index, ask in enumerate(asks)
+                if ask.explain and rungs[index] is None
+            },
+            asks,
+            keyed,
+            deadline,
+        )
+        told = [funnels.get(index) for index in range(len(asks))]
+        parts = zip(chosen, because, rungs, missing, near, whys, told, strict=True)
+        return [RecallResult(*each) for each in parts]
+
+    async def _funnels(
+        self, steps: Mapping[int, Steps], asks: Sequence[Ask], keyed: Sequence[Keyed], deadline: float
+    ) -> dict[int, list[FunnelStage]]:
+        """By place of the ask, the stages of its answer; none where the index does not answer in time."""
+        if not steps:
+            return {}
+        free = await in_time(
+            self._gatherer.unrestricted(
+                [unrestricted(asks[index]) for index in steps],
+                [keyed[index] for index in steps],
+                [each.restricted for each in steps.values()],
+                deadline,
+            ),
+            deadline,
+        )
+        if free is None:
+            return {}
+        keys = set[int]().union(*map(items_of, free))
+        payloads = await in_time(self._index.items(list(keys)), deadline) if keys else {}
+        if payloads is None:
+            return {}
+        funnels = {}
+        for (index, taken), rankings in zip(steps.items(), free, strict=True):
+            await self._pacer.turn()
+            funnels[index] = funnel(asks[index], taken._replace(rankings=rankings), payloads)
+        return funnels
 
     async def _dislikes(self, asks: Sequence[Ask], deadline: float) -> dict[int, Dislikes]:
         """By place, what the users of asks dislike, where it still pushes away; empty for most batches."""

@@ -4,8 +4,28 @@ from typing import Any, get_args
 
 import pytest
 
-from headwater.commands.answer_words import DID, FOUND_BY, LACKS, WHY, ago, named, proof, rows, shortcomings
-from headwater.messages import SESSION_ACTIONS, Candidate, Reason, Reflects, Request, Response, SourceName
+from headwater.commands.answer_words import (
+    DID,
+    FOUND_BY,
+    LACKS,
+    WHY,
+    ago,
+    funnel,
+    named,
+    proof,
+    rows,
+    shortcomings,
+)
+from headwater.messages import (
+    SESSION_ACTIONS,
+    Candidate,
+    FunnelStage,
+    Reason,
+    Reflects,
+    Request,
+    Response,
+    SourceName,
+)
 from headwater.recall.sources import Why
 from headwater.recall.sources.registry import REGISTRY
 
@@ -93,6 +113,22 @@ def test_a_full_answer_says_what_brought_nothing_to_it_and_a_code_of_a_later_ver
 ):
     said = told(answer(Candidate("c2", 0.5, "interests"), why={"query": "not_today"}), limit=1)
     assert said == "query: not_today"
+
+
+def test_a_funnel_is_two_lines_of_counts() -> None:
+    stages = [
+        FunnelStage("sources", 20, source="interests", weight=1.0),
+        FunnelStage("sources", 5, source="popular"),
+        FunnelStage("fused", 24, merged=1),
+        FunnelStage("excluded", 10, out=14),
+        FunnelStage("refilled", 22, entered=12, moved=3),
+    ]
+    response = Response("r", "ann", "ok", funnel=stages)
+    assert list(funnel(response)) == [
+        "found: interests 20, popular 5",
+        "fused 24 -> excluded 10 (-14) -> refilled 22 (+12, 3 moved)",
+    ]
+    assert not list(funnel(Response("r", "ann", "ok")))
 
 
 def test_the_proof_is_one_line() -> None:

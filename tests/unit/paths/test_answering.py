@@ -16,6 +16,8 @@ from headwater.kafka.topics import Topics
 from headwater.messages import (
     Candidate,
     ErrorDetail,
+    FunnelItem,
+    FunnelStage,
     Gap,
     Position,
     Reason,
@@ -228,6 +230,15 @@ def test_an_answer_that_is_too_large_loses_its_reasons_first() -> None:
     assert (response.truncated, response.status) == (True, "ok")
     assert [item.item_id for item in response.items] == [item.item_id for item in large(40).items]
     assert not any(item.because for item in response.items)
+
+
+def test_an_answer_that_is_too_large_loses_its_funnel_before_its_reasons() -> None:
+    stages = [FunnelStage("fused", 24, items=[FunnelItem("z" * 500, 1)] * 12)]
+    whole = msgspec.structs.replace(large(3), funnel=stages)
+    fitted = answering.fitted(whole, 9_000)
+    assert fitted.response == msgspec.structs.replace(large(3), truncated=True)
+    assert decode_response(fitted.raw) == fitted.response
+    assert answering.fitted(whole, 500_000).response == whole
 
 
 @given(st.integers(0, 60), st.integers(0, 3), st.integers(200, 12_000))

@@ -600,6 +600,57 @@ async def test_a_bug_is_not_mistaken_for_an_index_that_is_away(index: Fallible) 
         await answer(index, ask(COFFEE))
 
 
+async def test_an_explained_answer_tells_what_was_taken_out_on_the_way(index: Fallible) -> None:
+    of_log = [("coffee 1", 0, "click")]
+    one = ask(
+        COFFEE,
+        events=of_log,
+        exclude=["coffee 0", "coffee 1"],
+        where={"not": {"item_id": "coffee 2"}},
+        limit=2,
+    )
+    found = await answer(index, one)
+    stages = {stage.source or stage.stage: stage for stage in found.funnel or ()}
+    assert stages["interests"].count == 2
+    assert [item.item_id for item in stages["interests"].items] == ["coffee 0", "coffee 1"]
+    assert {item.item_id: item.why for item in stages["excluded"].items} == {
+        "coffee 0": "excluded",
+        "coffee 1": "seen",
+    }
+    assert stages["refilled"].items[0].item_id == ids(found)[0] == "coffee 3"
+    hidden = await answer(index, ask(COFFEE + 0.9 * vector_of("coffee", 4), events=of_log, limit=5))
+    stages = {stage.source or stage.stage: stage for stage in hidden.funnel or ()}
+    assert {item.item_id: item.why for item in stages["unavailable"].items}["coffee 4"] == "unavailable"
+    assert stages["shown"].count == 5
+
+
+async def test_an_answer_that_is_not_explained_asks_no_source_twice(index: Fallible) -> None:
+    searches: list[int] = []
+    search = index.search
+
+    async def counted(queries: Sequence[Query]) -> list[list[Hit]]:
+        searches.append(len(queries))
+        return await search(queries)
+
+    index.search = counted  # type: ignore[method-assign]
+    assert (await answer(index, ask(COFFEE))).funnel is None
+    assert searches == [1]
+    assert (await answer(index, ask(COFFEE, events=[("coffee 1", 0, "click")]))).funnel
+    assert searches == [1, 1, 1]
+
+
+async def test_what_is_asked_again_for_a_funnel_counts_in_no_metric(index: Fallible) -> None:
+    metrics = Metrics()
+    await answer(index, ask(COFFEE, events=[("coffee 1", 0, "click")]), metrics=metrics)
+    assert metrics.source_items_total.labels("interests")._value.get() == 3.0
+
+
+async def test_a_degraded_answer_comes_without_a_funnel(index: Fallible) -> None:
+    index.failing = {"search"}
+    found = await answer(index, ask(COFFEE, events=[("coffee 1", 0, "click")]))
+    assert (found.rung, found.funnel) == ("popular", None)
+
+
 async def test_no_asks_need_no_answers(index: Fallible) -> None:
     assert await answers(index) == []
 
