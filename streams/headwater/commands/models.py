@@ -187,23 +187,59 @@ def tune(
     return 0
 
 
-def export(*, model: str, out: Path, int8: Annotated[bool, FLAG] = False) -> int:
-    """Export a Hugging Face sentence encoder as the item tower of a new bundle.
+def export(
+    *,
+    model: str,
+    out: Path,
+    pooling: Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] | None = None,
+    prefix: str | None = None,
+    query_prefix: str | None = None,
+    max_tokens: int | None = None,
+    tokenizer: Path | None = None,
+    int8: Annotated[bool, FLAG] = False,
+) -> int:
+    """Export a sentence encoder as the item tower of a new bundle.
 
-    Needs the extra export.
+    Texts are pooled, prefixed and cut as the model's own files say. Options overrule them. An ONNX file has none, so they
+    must be named. Needs the extra train, and the extra export for a model without an ONNX file.
 
     Example: headwater export --model tuned --out my-bundle --int8
+
+    Example: headwater export --model e5.onnx --out my-bundle --pooling mean --prefix "passage: " --query-prefix "query: "
+    --max-tokens 512
 
     Parameters
     ----------
     model
-        A folder, or a name that transformers can load.
+        A folder, an installed package, a name on the Hugging Face hub, an ONNX file, or a jar or zip that holds one;
+        `static`: the token vectors of the shipped starter.
     out
         The folder of the new bundle.
+    pooling
+        How the vectors of a text's tokens become one.
+    prefix
+        Read before each item's text.
+    query_prefix
+        Read before each free-text query.
+    max_tokens
+        Longer texts are cut.
+    tokenizer
+        The tokenizer.json of an ONNX file; default: beside it.
     int8
         Weights and activations in 8 bits, per channel.
     """
     from headwater_models.commands import export_lm
 
-    print(export_lm(model, out, int8=int8, command=command_line()).id)
+    bundle = export_lm(
+        model,
+        out,
+        pooling=pooling,
+        prefix=prefix,
+        query_prefix=query_prefix,
+        max_tokens=positive("--max-tokens", max_tokens),
+        tokenizer=tokenizer,
+        int8=int8,
+        command=command_line(),
+    )
+    print(bundle.id)
     return 0

@@ -37,13 +37,18 @@ class TextInput(msgspec.Struct, frozen=True):
     max_tokens: int  # longer texts are cut, special tokens included
     special_tokens: bool  # [CLS] and [SEP] around the text
     pad_id: int
+    prefix: str = ""  # read before each item's text, as in "passage: "
+    query_prefix: str = ""  # read before a free-text query, as in "query: "
 
 
 class ItemRows(msgspec.Struct, frozen=True):
-    """Items that the item graph knows by id. Row i + 1 of its table is key i of the file; row 0 is any other item."""
+    """Items that the item graph knows. Row i + 1 of its table is key i of the file; row 0 is any other item."""
 
-    keys: str  # little-endian unsigned 64-bit item keys, ascending
+    keys: str  # little-endian unsigned 64-bit keys, ascending
     count: int
+    # What the keys are of: the id alone (`item_key`), or id and text (`item_text_key`), so that another shop's item of the
+    # same id, or the same item under another text, is not taken for this one.
+    by: Literal["item_id", "item_and_text"] = "item_id"
 
 
 class Graphs(msgspec.Struct, frozen=True):
@@ -190,6 +195,10 @@ def manifest_of(path: Path, raw: bytes) -> Manifest:
         raise BundleError(f"{path} takes text but names no tokenizer: export it again")
     if manifest.item_inputs == "item_id" and manifest.rows is None:
         raise BundleError(f"{path} takes item ids but names no file of item keys: export it again")
+    if manifest.item_inputs == "item_id" and manifest.rows and manifest.rows.by != "item_id":
+        raise BundleError(
+            f"{path} takes item ids, but its keys are of {manifest.rows.by}, expected item_id: export it again"
+        )
     named = [graphs.item, graphs.step, graphs.read, graphs.window, graphs.score]
     named += [
         manifest.text.tokenizer if manifest.text else None,
@@ -353,7 +362,7 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def row_keys(path: Path, manifest: Manifest) -> NDArray[np.uint64]:
-    """The keys (count,) of the items that the item graph knows by id, ascending; empty for other bundles.
+    """The keys (count,) of the items that the item graph knows, ascending; empty for other bundles.
 
     Raises:
         BundleError: the file holds another number of keys, or others than ascending ones.

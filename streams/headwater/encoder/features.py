@@ -54,6 +54,15 @@ def item_key(item_id: str) -> int:
     return xxhash.xxh3_64_intdigest(item_id.encode())
 
 
+def item_text_key(item_id: str, text: str) -> int:
+    """The unsigned 64-bit key of an item under one text: its name in residual tables that are bound to both.
+
+    The length of the id comes first, so that no other id and text hash the same bytes.
+    """
+    raw = item_id.encode()
+    return xxhash.xxh3_64_intdigest(len(raw).to_bytes(4, "little") + raw + text.encode())
+
+
 def event_key(event_id: str) -> int:
     """The unsigned 48-bit key of an event id, for deduplication within one user's log."""
     return xxhash.xxh3_64_intdigest(event_id.encode()) & EVENT_KEY_MASK

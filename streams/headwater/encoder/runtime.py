@@ -30,8 +30,9 @@ from headwater.encoder.bundle import (
     refuse_external_data,
     row_keys,
 )
-from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key, item_text_key
 from headwater.encoder.neighbours import Neighbours, read
+from headwater.encoder.text_graph import TextGraph, no_rows
 
 Floats = NDArray[np.float32]
 Device = Literal["cpu", "cuda", "auto"]
@@ -72,8 +73,7 @@ class Encoder:
             _session(path, graphs.window, threads, device, self.manifest) if graphs.window else None
         )
         self._score = _session(path, graphs.score, threads, "cpu", self.manifest) if graphs.score else None
-        self._item_names = {given.name for given in self._item.get_inputs()}
-        self._tokenizer = _tokenizer(path, self.manifest, threads)
+        self._text = _text_graph(path, self.manifest, self._item, threads)
         self._keys = row_keys(path, self.manifest)
         self.neighbours: Neighbours | None = read(path, self.manifest)
         self.providers: list[str] = (self._window or self._item).get_providers()
@@ -92,34 +92,34 @@ class Encoder:
         if self.item_inputs == "item_id" and item_ids is None:
             raise ValueError(f"bundle {self.id} encodes item ids, got texts only: pass item_ids")
         count = len(texts) if item_ids is None else len(item_ids)
+        rows = self._rows(item_ids, texts, count)
+        if self._text is not None:
+            tokens = self._text.tokens(texts, self._text.text.prefix)
+            return self._text.vectors(tokens, rows, self.dim)
         vectors = np.empty((count, self.dim), dtype=np.float32)
-        rows = self._rows(item_ids, count)
-        if self._tokenizer is None:
-            for chunk in _chunks(np.arange(count), 4096):
-                (vectors[chunk],) = self._item.run(["vectors"], {"item_row": rows[chunk]})
-            return vectors
-        tokens = self.tokens(texts)
-        lengths = np.fromiter((len(ids) for ids in tokens), dtype=np.int64, count=count)
-        # Texts of similar length share a call, so little of the work is padding. 8k tokens keep a call inside the cache.
-        for chunk in _even_chunks(lengths, budget=8192):
-            feed = self._padded(tokens, lengths, chunk)
-            if "item_row" in self._item_names:
-                feed["item_row"] = rows[chunk]
-            (vectors[chunk],) = self._item.run(["vectors"], feed)
+        for chunk in _chunks(np.arange(count), 4096):
+            (vectors[chunk],) = self._item.run(["vectors"], {"item_row": rows[chunk]})
         return vectors
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut to the bundle's length, unpadded.
+    def encode_queries(self, texts: Sequence[str]) -> Floats:
+        """Vectors (N, D) of N free texts that a user searches with, to compare with items'.
+
+        Raises:
+            ValueError: the bundle encodes item ids.
+        """
+        tokens = self.tokens(texts, self.manifest.text.query_prefix if self.manifest.text else "")
+        assert self._text is not None
+        return self._text.vectors(tokens, no_rows(len(texts)), self.dim)
+
+    def tokens(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
+        """Token ids of each text behind the prefix, cut to the bundle's length, unpadded.
 
         Raises:
             ValueError: the bundle encodes item ids and has no tokenizer.
         """
-        if self._tokenizer is None or self.manifest.text is None:
+        if self._text is None:
             raise ValueError(f"bundle {self.id} encodes item ids and has no tokenizer")
-        found = self._tokenizer.encode_batch_fast(
-            list(texts), add_special_tokens=self.manifest.text.special_tokens
-        )
-        return [one.ids for one in found]
+        return self._text.tokens(texts, prefix)
 
     def step(
         self, state: Floats, items: Floats, actions: NDArray[np.int64], gaps_s: Floats, mask: Floats
@@ -220,27 +220,16 @@ class Encoder:
         """Action codes, of any shape, as the bundle reads them: those that it was not trained with as a click."""
         return actions if self._readable_actions is None else self._readable_actions[actions]
 
-    def _rows(self, item_ids: Sequence[str] | None, count: int) -> NDArray[np.int64]:
-        if item_ids is None or self._keys.size == 0:
-            return np.zeros(count, dtype=np.int64)
-        keys = np.fromiter((item_key(item_id) for item_id in item_ids), dtype=np.uint64, count=count)
+    def _rows(self, item_ids: Sequence[str] | None, texts: Sequence[str], count: int) -> NDArray[np.int64]:
+        if item_ids is None or self.manifest.rows is None or self._keys.size == 0:
+            return no_rows(count)
+        if self.manifest.rows.by == "item_and_text":
+            named = (item_text_key(*item) for item in zip(item_ids, texts, strict=True))
+        else:
+            named = (item_key(item_id) for item_id in item_ids)
+        keys = np.fromiter(named, dtype=np.uint64, count=count)
         places = np.searchsorted(self._keys, keys).clip(max=self._keys.size - 1)
         return np.where(self._keys[places] == keys, places + 1, 0).astype(np.int64)
-
-    def _padded(
-        self, tokens: list[list[int]], lengths: NDArray[np.int64], chunk: NDArray[np.int64]
-    ) -> dict[str, NDArray[np.int64]]:
-        assert self.manifest.text is not None
-        width = max(1, int(lengths[chunk].max()))
-        mask = (np.arange(width) < lengths[chunk, None]).astype(np.int64)
-        ids = np.full(mask.shape, self.manifest.text.pad_id, dtype=np.int64)
-        ids[mask == 1] = np.fromiter(
-            (i for row in chunk for i in tokens[row]), np.int64, count=int(mask.sum())
-        )
-        feed = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._item_names:
-            feed["token_type_ids"] = np.zeros_like(ids)
-        return feed
 
 
 def load(path: Path, *, threads: int = 1, device: Device = "auto") -> Encoder:
@@ -291,7 +280,7 @@ def _session(path: Path, file: str, threads: int, device: Device, manifest: Mani
     return session
 
 
-def _tokenizer(path: Path, manifest: Manifest, threads: int) -> Tokenizer | None:
+def _text_graph(path: Path, manifest: Manifest, item: ort.InferenceSession, threads: int) -> TextGraph | None:
     if manifest.text is None:
         return None
     # Read once by the tokenizers library at its first batch; without it, one-thread encoders would use every core.
@@ -300,9 +289,7 @@ def _tokenizer(path: Path, manifest: Manifest, threads: int) -> Tokenizer | None
         tokenizer = Tokenizer.from_file(str(path / manifest.text.tokenizer))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise BundleError(f"cannot read the tokenizer {path / manifest.text.tokenizer}: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(manifest.text.max_tokens)
-    return tokenizer
+    return TextGraph(item, tokenizer, manifest.text)
 
 
 def _check_shapes(
@@ -413,15 +400,3 @@ def _agree(encoder: Encoder, what: str, got: Floats, expected: list[list[float]]
 def _chunks(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-def _even_chunks(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of ``lengths`` (N,) in order of length, in chunks whose padded size stays within the budget of tokens."""
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and (end + 1 - start) * lengths[order[end]] <= budget:
-            end += 1
-        yield order[start:end]
-        start = end

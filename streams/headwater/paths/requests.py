@@ -338,7 +338,7 @@ class RequestPath:
         if asked and encoder.item_inputs == "text":
             texts = [pending[index].request.query for index in asked]
             loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._threads, encoder.encode_items, texts)
+            encoded = await loop.run_in_executor(self._threads, encoder.encode_queries, texts)
             for index, vector in zip(asked, encoded, strict=True):
                 vectors[index] = vector
         return vectors

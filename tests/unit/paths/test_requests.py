@@ -639,14 +639,14 @@ async def test_the_next_batch_comes_before_acknowledgements_where_deadlines_diff
 async def test_the_next_batch_comes_before_acknowledgements_where_our_own_code_failed(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = worker.encoder.encode_items
+    encode = worker.encoder.encode_queries
 
-    def brittle(texts: list[str], item_ids: list[str] | None = None) -> Any:
+    def brittle(texts: list[str]) -> Any:
         if len(texts) > 1:
             raise ArithmeticError
-        return encode(texts, item_ids)
+        return encode(texts)
 
-    monkeypatch.setattr(worker.encoder, "encode_items", brittle)
+    monkeypatch.setattr(worker.encoder, "encode_queries", brittle)
     worker.producer.slow = {worker.topics.responses}
     batch = worker.batch([worker.request("ann", query, query=query) for query in ("tea", "coffee")])
     answering = asyncio.create_task(worker.requests.handle(batch))
@@ -1316,14 +1316,14 @@ async def test_a_reply_partition_that_is_none_is_refused(
 async def test_of_a_batch_that_our_own_code_fails_on_the_culprit_alone_is_refused(
     worker: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = worker.encoder.encode_items
+    encode = worker.encoder.encode_queries
 
-    def brittle(texts: list[str], item_ids: list[str] | None = None) -> Any:
+    def brittle(texts: list[str]) -> Any:
         if "poison" in texts:
             raise ArithmeticError("secret details")
-        return encode(texts, item_ids)
+        return encode(texts)
 
-    monkeypatch.setattr(worker.encoder, "encode_items", brittle)
+    monkeypatch.setattr(worker.encoder, "encode_queries", brittle)
     queries = ["tea", "coffee", "poison", "dog", "cat"]
     batch = await worker.ask(*(worker.request("ann", query, query=query) for query in queries))
     statuses = {name: response.status for name, response in worker.responses().items()}
@@ -1344,7 +1344,7 @@ async def test_what_demands_a_click_and_failed_is_left_to_the_next_owner_once_th
         worker.partition().gate.close()
         raise ArithmeticError
 
-    monkeypatch.setattr(worker.encoder, "encode_items", brittle)
+    monkeypatch.setattr(worker.encoder, "encode_queries", brittle)
     with pytest.raises(PartitionLost):
         await worker.ask(*(worker.request("ann", name, query="tea", after=after(0)) for name in ("r1", "r2")))
     assert worker.responses() == {}
