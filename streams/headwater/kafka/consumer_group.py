@@ -7,34 +7,25 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
-from msgspec.structs import replace
 
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.commit_ledger import CommitLedger
-from headwater.kafka.commit_notes import CommitNote, note_of
-from headwater.kafka.fast_client.commits import committed
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.records import Unreadable
-from headwater.kafka.leader_epochs import epoch_ends, kept_ends
+from headwater.kafka.group_logs import GroupLogs, OnLost
 from headwater.kafka.plain_client import PlainConsumer
-from headwater.kafka.topic_identity import Identity, identities
 from headwater.messages import Gap
 from headwater.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[Batch], Awaitable[None]]
-_EMPTY_NOTE: Final = CommitNote()
-_LOGS_TIMEOUT_S: Final = 5.0
-_NO_END: Final = 2**63
 OnPartitions = Callable[[set[TopicPartition]], Awaitable[None]]
-OnLost = Callable[[TopicPartition, Gap, bool], None]
 OnUnreadable = Callable[[Sequence[Unreadable]], Awaitable[None]]
 
 
@@ -77,6 +68,7 @@ class ConsumerGroup(ABC):
         self._ledger = CommitLedger(self._begin_soon)
         self._handlers: dict[str, Handler] = {}
         self._remedies: dict[str, str] = {}
+        self._logs = GroupLogs(self._remedies)
         self._in_hand: set[asyncio.Task[None]] = set()
         self._is_draining = False  # from the begin of a rebalance or stop to the next assignment
         self._begins_soon = False
@@ -84,8 +76,6 @@ class ConsumerGroup(ABC):
         self._on_revoked: list[OnPartitions] = []
         self._on_unreadable: list[OnUnreadable] = []
         self._on_interrupt: list[Callable[[], None]] = []
-        self._on_lost: list[OnLost] = []
-        self._notes: dict[TopicPartition, CommitNote] = {}  # what is committed beside offsets
 
     # The contract
 
@@ -129,7 +119,7 @@ class ConsumerGroup(ABC):
         It is called before the batch behind them begins, which may be one without records; and with the newest gap that a
         former member has noticed, when the partition is assigned. Must not block.
         """
-        self._on_lost.append(callback)
+        self._logs.on_lost(callback)
 
     @abstractmethod
     async def join(self) -> None:
@@ -145,19 +135,15 @@ class ConsumerGroup(ABC):
 
     def gaps(self) -> dict[TopicPartition, Gap]:
         """Of the assigned partitions: the newest offsets that were gone before they were read, for a week."""
-        return {tp: gap for tp in self._notes if (gap := self.gap(tp)) is not None}
+        return self._logs.gaps()
 
     def gap(self, tp: TopicPartition) -> Gap | None:
         """Of one partition: the newest offsets that were gone before they were read, for a week."""
-        return self._note(tp).gap
+        return self._logs.note(tp).gap
 
     def note_gap(self, tp: TopicPartition, gap: Gap) -> None:
         """Tell of offsets that were gone before they were read, and commit that beside the offset behind them."""
-        note = self._note(tp)
-        is_new = gap != note.gap
-        if is_new:
-            self._notes[tp] = replace(note, gap=gap, gap_at_ms=int(time.time() * 1000.0))
-        self._tell_lost(tp, gap, is_new)
+        self._logs.note_gap(tp, gap)
 
     @abstractmethod
     async def keep_gap(self, tp: TopicPartition, gap: Gap) -> bool:
@@ -252,97 +238,13 @@ class ConsumerGroup(ABC):
         self.note_gap(tp, Gap(expected, start - 1))
         return True
 
-    async def _take_notes(
-        self, consumer: Consumer | PlainConsumer, tps: Set[TopicPartition]
-    ) -> dict[TopicPartition, int]:
-        """Take note of what is committed beside the offsets of newly assigned partitions, and of which logs there are.
-
-        Returns the offsets at which partitions are to be read instead, or behind them if the log begins there, since the
-        commit says nothing of the log that there is now: the topic was made again, or it has become shorter, whether or
-        not it has grown again. Topics with a remedy have owners that stop in the latter case.
-        """
-        kept = await committed(consumer, tps)
-        logs = await self._logs(consumer)
-        notes = {tp: note_of(kept[tp].metadata) if tp in kept else CommitNote() for tp in tps}
-        mended = {tp: kept[tp] for tp in kept if tp in tps and not self._remedies.get(tp.topic)}
-        ends, last_kept = await self._ends(consumer, list(mended)), await kept_ends(consumer.client, mended)
-        before, self._notes = self._notes, {}
-        elsewhere = {}
-        for tp, note in notes.items():
-            log_now = logs.get(tp, Identity())
-            if log_now.is_another_than(note.topic_id):
-                log.error(
-                    "topic_made_again",
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    committed=kept[tp].offset,
-                    effect="what of the former topic had not been read is lost; this one is read from its start, or the "
-                    "worker stops and says what is to be done first",
-                )
-                elsewhere[tp] = 0
-            elif tp in kept and kept[tp].offset > min(ends.get(tp, _NO_END), last_kept.get(tp, _NO_END)):
-                elsewhere[tp] = last_kept.get(tp, 0)
-                log.error(
-                    "log_became_shorter",
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    committed=kept[tp].offset,
-                    end=ends.get(tp),
-                    reason="an unclean leader election, or the log was restored from an older copy, or the topic was "
-                    "re-created",
-                    effect=f"what had not been read is lost; the log is read from offset {elsewhere[tp]} on",
-                )
-            held = before.get(tp, _EMPTY_NOTE)
-            if tp in elsewhere:
-                note = CommitNote()
-            elif held.gap_at_ms > note.gap_at_ms and not log_now.is_another_than(held.topic_id):
-                # Noticed by this member, and not committed yet.
-                note = replace(note, gap=held.gap, gap_at_ms=held.gap_at_ms)
-            self._notes[tp] = note = replace(note, topic_id=log_now.topic_id or note.topic_id)
-            if (gap := note.without_old_gap().gap) is not None:
-                self._tell_lost(tp, gap, False)
-        return elsewhere
-
-    async def _ends(
-        self, consumer: Consumer | PlainConsumer, tps: Sequence[TopicPartition]
-    ) -> dict[TopicPartition, int]:
-        """Where logs end, as far as the broker tells in time."""
-        if not tps:
-            return {}
-        try:
-            async with asyncio.timeout(_LOGS_TIMEOUT_S):
-                return dict(await consumer.end_offsets(tps))
-        except (KafkaError, OSError, TimeoutError):
-            return {}
-
-    async def _logs(self, consumer: Consumer | PlainConsumer) -> dict[TopicPartition, Identity]:
-        """Which logs there are now, as far as the broker tells in time. A rebalance must not fail for it: it is asked again."""
-        try:
-            async with asyncio.timeout(_LOGS_TIMEOUT_S):
-                return await identities(consumer.client, self._handlers.keys())
-        except (KafkaError, OSError, TimeoutError):
-            return {}
-
     async def _check_logs(self) -> None:
-        """Fail when a topic was made again under a running member, whose positions say nothing of the new one."""
+        """Fail when a topic was made again under a running member. Call it every few seconds."""
         if self._reader is None or self._is_draining:
             return
-        for tp, now in (await self._logs(self._reader)).items():
-            note = self._notes.get(tp)
-            if note is not None and note.topic_id is None and now.topic_id is not None:
-                self._notes[tp] = replace(note, topic_id=now.topic_id)
-            if now.is_another_than(self._note(tp).topic_id):
-                self.fail(
-                    f"{tp.topic}: the topic was made again while it was read; what of the former one had not been read is "
-                    "lost. Start the worker again: it reads the new topic from its start, or says what is to be done first"
-                )
-
-    def _tell_lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
-        for callback in self._on_lost:
-            callback(tp, gap, is_new)
-
-    def _note(self, tp: TopicPartition) -> CommitNote:
-        return self._notes.get(tp, _EMPTY_NOTE).without_old_gap()
+        made_again = await self._logs.made_again(self._reader)
+        if made_again is not None:
+            self.fail(made_again)
 
     def _pass_lost(self) -> None:
         """Begin a batch without records behind what is gone from the log, where nothing else comes to be read.
@@ -362,34 +264,13 @@ class ConsumerGroup(ABC):
             self._begins_soon = True
             self.failed.get_loop().call_soon(self._begin)
 
-    def _leader_epoch(self, tp: TopicPartition) -> int | None:
-        """That of the newest batch which has begun; None: unknown."""
-        return self._notes.get(tp, _EMPTY_NOTE).leader_epoch
-
-    async def _take_epoch(self, batch: Batch, read_to: int | None) -> bool:
-        """Have the leader epoch of a batch committed with it, if the log still has what was read before, up to ``read_to``.
-
-        It may have lost that under a running member, and have grown again before the member fetched from it.
-        """
-        tp, known, now, reader = batch.tp, self._leader_epoch(batch.tp), batch.leader_epoch, self._reader
-        if known is not None and now is not None and read_to is not None and reader is not None:
-            end = (await epoch_ends(reader.client, {tp: known})).get(tp, read_to)
-            if end < read_to:
-                self.fail(
-                    f"{tp.topic}-{tp.partition}: the log was read up to offset {read_to}, and from {end} on it has other "
-                    "records now: it had become shorter (an unclean leader election, or it was restored from an older "
-                    f"copy). Start the worker again. {self._remedies[tp.topic]}".rstrip()
-                )
-                return False
-        if tp in self._notes:
-            self._notes[tp] = replace(self._notes[tp], leader_epoch=now)
-        return True
-
     async def _handled(self, batch: Batch, unreadable: Sequence[Unreadable], read_to: int | None) -> None:
         try:
-            is_of_another = batch.leader_epoch != self._leader_epoch(batch.tp)
-            if is_of_another and not await self._take_epoch(batch, read_to):
-                return
+            if batch.leader_epoch != self._logs.leader_epoch(batch.tp):
+                shorter = await self._logs.take_epoch(batch, read_to, self._reader)
+                if shorter is not None:
+                    self.fail(shorter)
+                    return
             if unreadable:
                 for callback in self._on_unreadable:
                     await callback(unreadable)

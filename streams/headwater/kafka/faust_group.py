@@ -295,7 +295,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
         """As Faust's, but from elsewhere in a log that is not the one of the commit. Batches are expected from there."""
         group, consumer = cast(_App, self.app).group, self._ensure_consumer()
         found: dict[TP, Any] = dict(await super().seek_to_committed())
-        elsewhere = await group._take_notes(consumer, {TopicPartition(*tp) for tp in found})
+        elsewhere = await group._logs.assigned(consumer, {TopicPartition(*tp) for tp in found})
         for tp, start in (await consumer.beginning_offsets(list(elsewhere))).items() if elsewhere else ():
             consumer.seek(tp, max(start, elsewhere[tp]))
             found[TP(*tp)] = None  # as far as this log is concerned
@@ -329,7 +329,7 @@ class _ConsumerInLoop(driver.AIOKafkaConsumerThread):
         group = cast(_App, self.app).group
         assigned = self.assignment()
         mine = {
-            (place := TopicPartition(*tp)): OffsetAndMetadata(offset, note_text(group._note(place)))
+            (place := TopicPartition(*tp)): OffsetAndMetadata(offset, note_text(group._logs.note(place)))
             for tp, offset in offsets.items()
             if tp in assigned
         }

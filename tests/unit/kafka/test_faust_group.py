@@ -9,7 +9,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from headwater.kafka import consumer_group, leader_epochs
+from headwater.kafka import group_logs, leader_epochs
 from headwater.kafka.batch import Batch
 from headwater.kafka.commit_notes import CommitNote, note_text
 from headwater.kafka.faust_group import FaustGroup
@@ -74,8 +74,10 @@ async def test_a_log_of_requests_that_became_shorter_is_read_from_its_start() ->
     """Without this the group would fail at every start, until the log is as long as it was. Clicks have a stop of their own."""
     group = group_named("shorter")
     group.handle(CLICKS.topic, handled, remedy="Do this.")
-    assert await group._take_notes(cast(Any, Broker(end=5, committed=9)), {REQUESTS, CLICKS}) == {REQUESTS: 0}
-    assert await group._take_notes(cast(Any, Broker(end=9, committed=9)), {REQUESTS, CLICKS}) == {}
+    assert await group._logs.assigned(cast(Any, Broker(end=5, committed=9)), {REQUESTS, CLICKS}) == {
+        REQUESTS: 0
+    }
+    assert await group._logs.assigned(cast(Any, Broker(end=9, committed=9)), {REQUESTS, CLICKS}) == {}
 
 
 def leader_tells(monkeypatch: pytest.MonkeyPatch, ends: dict[int, int]) -> list[dict[TopicPartition, int]]:
@@ -88,7 +90,7 @@ def leader_tells(monkeypatch: pytest.MonkeyPatch, ends: dict[int, int]) -> list[
         return {tp: ends[epoch] for tp, epoch in epochs.items()}
 
     monkeypatch.setattr(leader_epochs, "epoch_ends", told)
-    monkeypatch.setattr(consumer_group, "epoch_ends", told)
+    monkeypatch.setattr(group_logs, "epoch_ends", told)
     return asked
 
 
@@ -99,9 +101,9 @@ async def test_requests_of_a_log_that_lost_its_end_and_has_grown_again_are_read_
     group.handle(CLICKS.topic, handled, remedy="Do this.")
     asked = leader_tells(monkeypatch, {4: 6, 5: 9})
     both = {REQUESTS, CLICKS}
-    assert await group._take_notes(cast(Any, Broker(end=90, committed=9, epoch=4)), both) == {REQUESTS: 6}
-    assert await group._take_notes(cast(Any, Broker(end=90, committed=9, epoch=5)), both) == {}
-    assert await group._take_notes(cast(Any, Broker(end=90, committed=9)), both) == {}
+    assert await group._logs.assigned(cast(Any, Broker(end=90, committed=9, epoch=4)), both) == {REQUESTS: 6}
+    assert await group._logs.assigned(cast(Any, Broker(end=90, committed=9, epoch=5)), both) == {}
+    assert await group._logs.assigned(cast(Any, Broker(end=90, committed=9)), both) == {}
     assert asked == [{REQUESTS: 4}, {REQUESTS: 5}], "the owner of clicks asks for itself"
 
 
@@ -117,14 +119,14 @@ async def test_a_member_asks_once_for_each_leader_whether_the_log_still_has_what
     group.handle(CLICKS.topic, handle, remedy="Do this.")
     asked = leader_tells(monkeypatch, {4: 12, 5: 13})
     group._reader = cast(Any, Broker(end=90, committed=9))
-    await group._take_notes(cast(Any, Broker(end=90, committed=9, epoch=4)), {CLICKS})
+    await group._logs.assigned(cast(Any, Broker(end=90, committed=9, epoch=4)), {CLICKS})
     group._ledger.start_at(CLICKS, 9)
 
     async def begun(stop: int, epoch: int | None) -> int | None:
         """The epoch that is committed from now on."""
         group._begin_batch(Batch(group._ledger, CLICKS, (), group.generation, stop=stop, leader_epoch=epoch))
         await asyncio.gather(*group._in_hand)
-        return group._leader_epoch(CLICKS)
+        return group._logs.leader_epoch(CLICKS)
 
     assert await begun(11, 4) == 4
     assert asked == []
@@ -145,10 +147,10 @@ async def test_a_gap_is_told_as_new_once_and_outlives_a_rebalance_that_comes_bef
     group.on_lost(lambda tp, gap, is_new: told.append((tp, gap, is_new)))
     group.note_gap(CLICKS, gap)
     group.note_gap(CLICKS, gap)
-    await group._take_notes(cast(Any, Broker(end=9, committed=9)), {CLICKS})
+    await group._logs.assigned(cast(Any, Broker(end=9, committed=9)), {CLICKS})
     assert told == [(CLICKS, gap, True), (CLICKS, gap, False), (CLICKS, gap, False)]
     assert group.gaps() == {CLICKS: gap}
-    await group._take_notes(cast(Any, Broker(end=9, committed=9)), {REQUESTS})
+    await group._logs.assigned(cast(Any, Broker(end=9, committed=9)), {REQUESTS})
     assert group.gaps() == {}
 
 
@@ -157,5 +159,5 @@ async def test_a_gap_is_forgotten_after_a_week() -> None:
     for age_ms, gap in ((0, Gap(3, 6)), (8 * 86_400_000, None)):
         group = group_named("weeks")
         broker = Broker(end=9, committed=9, gap=Gap(3, 6), gap_at_ms=now_ms - age_ms)
-        await group._take_notes(cast(Any, broker), {CLICKS})
+        await group._logs.assigned(cast(Any, broker), {CLICKS})
         assert group.gap(CLICKS) == gap
