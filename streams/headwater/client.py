@@ -277,6 +277,7 @@ class Client:
         sources: Mapping[SourceName, float] | None = None,
         explain: bool = False,
         at_ms: int | None = None,
+        until_ms: int | None = None,
         reads: Reads = "all",
         after: Position | str | None = None,
         after_event_id: str | None = None,
@@ -298,6 +299,8 @@ class Client:
             sources: Weights of the sources by name, 0 to 100; by default each has its own.
             explain: Say which past events brought each item.
             at_ms: What is "now" for interests that fade, in milliseconds since 1970; by default the time of the request.
+            until_ms: Answer as it was then, in milliseconds since 1970: later events of the user do not count. Only with
+                ``explain``.
             reads: What the answer has to reflect: see the table in the module's docstring.
             after: Demand the click at this position instead of ``reads``: a position of :meth:`click`, or its token.
                 It also covers a click that a foreign partitioner put elsewhere.
@@ -337,6 +340,7 @@ class Client:
             after_event_id=after_event_id,
             deadline_ms=deadline_ms,
             at_ms=at_ms,
+            until_ms=until_ms,
             sources=mapping("sources", sources, '{"interests": 1.0}') or {},
             explain=explain,
         )

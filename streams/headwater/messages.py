@@ -212,6 +212,9 @@ class Request(Struct, frozen=True):
 
     It may wait for a click by its position, ``after``, or by its event id, ``after_event_id``. With the id it can be sent
     before the click's acknowledgement is there. The source ``item`` finds what is nearest to ``items``.
+
+    With ``explain`` it may ask for an answer as it was: events of the user after ``until_ms`` do not count. The catalog, what is
+    popular, and what has left the user's log are as they are now.
     """
 
     request_id: Id
@@ -233,6 +236,7 @@ class Request(Struct, frozen=True):
     explain: bool = False
     after_event_id: Id | None = None
     items: Annotated[list[Id], Meta(max_length=MAX_NAMED_ITEMS)] = []
+    until_ms: AtMs | None = None
 
 
 class Reason(Struct, frozen=True, omit_defaults=True):
@@ -463,7 +467,7 @@ def _explain(raw: bytes, error: msgspec.ValidationError) -> str:
     names = _NAMES.get(re.sub(r"\[\d+\]", "[]", where))
     if expected.startswith("Invalid enum value") and names:
         expected = f"Expected one of {', '.join(names)}"
-    elif where.endswith(("at_ms", "since_ms")) and "`int` >=" in expected:
+    elif where.endswith(("at_ms", "since_ms", "until_ms")) and "`int` >=" in expected:
         expected += ", in milliseconds since 1970"
     try:
         value: Any = msgspec.json.decode(raw)
@@ -598,6 +602,10 @@ def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Reques
             check_at_ms(event.at_ms, came_ms, f"session[{index}].at_ms")
     if request.at_ms is not None:
         check_at_ms(request.at_ms, came_ms)
+    if request.until_ms is not None:
+        check_at_ms(request.until_ms, came_ms, "until_ms")
+        if not request.explain:
+            raise BadMessage("bad_field", "until_ms: got it without explain, expected explain: true with it")
     if request.after_event_id is not None:
         _check_id("after_event_id", request.after_event_id)
         if request.after is not None:

@@ -204,7 +204,7 @@ class Acceptance:
             home = partition_of(user, self._partitions)
             if home != partition.number:
                 return redirect(record, user, home)
-        at_ms = request.at_ms or asked_ms
+        at_ms = request.at_ms or request.until_ms or asked_ms
         return PendingRequest(
             request,
             user,

@@ -12,6 +12,7 @@ They need not be exact: they refuse what is out of all proportion, and cut batch
 | `filter` | 100 a condition, 20 a value: in four searches, and over 1,000 popular items |
 | `exclude` | 5 an item |
 | `session` | 150 an event |
+| `until_ms` | 5,000: a log of 50 events is read again |
 | `query` | 1 a character |
 | `new` among `sources` | 50 an item: eight more searches |
 | `items` | 6 an item of the answer for each |
@@ -37,6 +38,7 @@ _REMEDY: Final = {
     "query": "send a shorter text",
     "sources": "ask for fewer items of `new`",
     "items": "name fewer of them, or ask for fewer",
+    "until_ms": "ask without it",
 }
 
 
@@ -73,6 +75,7 @@ def _parts(request: Request, where: filters.Filter | None) -> tuple[float, ...]:
         float(len(request.query)),
         50.0 * limit if request.sources.get("new") else 0.0,
         6.0 * limit * len(request.items),
+        0.0 if request.until_ms is None else 5_000.0,
     )
 
 

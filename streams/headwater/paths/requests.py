@@ -29,6 +29,7 @@ from headwater.errors import PartitionLost
 from headwater.index import IndexUnavailable
 from headwater.kafka.batch import Batch
 from headwater.kafka.topics import Topics
+from headwater.messages import MAX_AT_MS
 from headwater.metrics import Metrics
 from headwater.paths.accepting import Acceptance, Accepted, PendingRequest
 from headwater.paths.answering import (
@@ -313,6 +314,9 @@ class RequestPath:
         # While the partition is being read nothing of it is shown: half a state would be a wrong answer.
         users = [each.user if is_open else b"" for each in pending]
         at_ms = np.array([each.at_ms for each in pending], dtype=np.int64)
+        until_ms = None
+        if any(each.request.until_ms is not None for each in pending):
+            until_ms = np.array([each.request.until_ms or MAX_AT_MS for each in pending], dtype=np.int64)
         read = partial(
             interests_of,
             partition.columns,
@@ -322,6 +326,7 @@ class RequestPath:
             serving.vectors,
             serving.encoder,
             self._threads,
+            until_ms=until_ms,
         )
         try:
             return await read(fetch_s=max(_FETCH_SHARE * self._least_left_ms(pending), 1.0) / 1000.0), True

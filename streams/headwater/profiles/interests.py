@@ -21,6 +21,7 @@ F32 = NDArray[np.float32]
 
 # Reading this few states is faster than the trip to a thread, as in `encoder_steps.py`.
 _IN_PLACE_USERS: Final = 16
+_NOBODY: Final[I64] = np.zeros(0, dtype=np.int64)
 
 
 class WhatIfEvents(NamedTuple):
@@ -53,6 +54,7 @@ async def interests_of(
     threads: Executor,
     *,
     fetch_s: float,
+    until_ms: I64 | None = None,
 ) -> list[UserInterests]:
     """The interests of R users, each at its own moment. Users need not be known.
 
@@ -64,13 +66,17 @@ async def interests_of(
         now_ms: (R,).
         threads: where work that would hold the event loop is done.
         fetch_s: how long missing vectors may be fetched; 0: not at all.
+        until_ms: (R,) events of the log after it are left out; None: none are.
 
     Raises:
         IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
     """
     if fetch_s > 0 and vectors.can_fetch:
         rows, known = _rows(columns, users)
-        _, wanted, _, _ = folded_entries(columns.log(rows), _to_read_again(columns, rows, known, encoder))
+        read_again = _to_read_again(columns, rows, known, encoder)
+        if until_ms is not None:
+            read_again = np.union1d(read_again, np.flatnonzero(known))
+        _, wanted, _, _ = folded_entries(columns.log(rows), read_again)
         async with asyncio.timeout(fetch_s):
             await vectors.ensure([*wanted.tolist(), *(key for session in sessions for key in session.items)])
     # Other batches ran during the fetch. From here on nothing is awaited until the users are copied.
@@ -78,7 +84,11 @@ async def interests_of(
     count = len(users)
     log = columns.log(rows)
     log.n[~known] = 0
+    cut = _NOBODY if until_ms is None else _left_out(log, until_ms)
     found = _without_interests(columns, rows, known, log, encoder.dim)
+    for index in cut.tolist() if until_ms is not None else ():
+        earlier = [hide for hide in found[index].hides if hide.at_ms <= until_ms[index]]
+        found[index] = found[index]._replace(last_event=b"", hides=earlier)
     if encoder.kind == "windowed":
         return await _by_window(found, log, sessions, now_ms, vectors, encoder, threads)
     initial = encoder.initial_state(1)[0]
@@ -86,7 +96,7 @@ async def interests_of(
     state_at = np.where(known, columns.state_at_ms[rows], 0)
     state[state_at == 0] = initial
     pending = np.where(known, columns.pending[rows], 0)
-    stale = _to_read_again(columns, rows, known, encoder)
+    stale = np.union1d(_to_read_again(columns, rows, known, encoder), cut)
     again = fold_again(log, stale, vectors, initial) if len(stale) else None
     if again is not None:
         state_at[stale], pending[stale] = again.state_at_ms[stale], again.pending[stale]
@@ -108,6 +118,15 @@ async def interests_of(
     else:
         interests, weights = await asyncio.get_running_loop().run_in_executor(threads, run)
     return _with_interests(found, interests, weights, pending, sessions_job.state_at_ms > 0)
+
+
+def _left_out(log: Log, until_ms: I64) -> I64:
+    """Cut each log at ``until_ms`` (R,), in place. Returns the places of those that lost an event."""
+    real = np.arange(log.at_ms.shape[1]) < log.n[:, None]
+    n = (real & (log.at_ms <= until_ms[:, None])).sum(axis=1)  # oldest first, so the first ones stay
+    cut = np.flatnonzero(n < log.n)
+    log.n[:] = n
+    return cut
 
 
 def _rows(columns: Columns, users: Sequence[bytes]) -> tuple[I64, NDArray[np.bool_]]:

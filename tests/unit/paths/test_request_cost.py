@@ -68,6 +68,7 @@ def test_a_request_out_of_proportion_is_refused_with_its_dearest_part_and_what_t
         {"sources": {"new": 1.0}},
         {"items": ["c1"]},
         {"filter": {"category": "tea"}},
+        {"until_ms": 1_700_000_000_000},
     ],
 )
 def test_every_field_that_makes_work_costs(more: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ class Shop:
         sessions: Mapping[bytes, WhatIfEvents] | None = None,
         now_ms: int = NOW_MS,
         fetch_s: float = 10.0,
+        until_ms: Sequence[int] | None = None,
     ) -> list[UserInterests]:
         return await interests_of(
             self.columns,
@@ -81,6 +82,7 @@ class Shop:
             self.encoder,
             self.threads,
             fetch_s=fetch_s,
+            until_ms=None if until_ms is None else np.array(until_ms, dtype=np.int64),
         )
 
 
@@ -110,6 +112,22 @@ async def test_interests_are_those_of_the_state_at_the_moment_of_the_request(sho
     assert found.weights.shape == (len(found.interests),)
     assert found.log is not None
     assert found.log.events(0) == events
+
+
+async def test_interests_as_they_were_leave_later_events_out_for_those_who_ask(shop: Shop) -> None:
+    events = [click(1, "coffee"), click(5, "tea"), click(9, "soap")]
+    for user in (ANN, BOB):
+        shop.happened(user, *events)
+    then, now = await shop.of(ANN, BOB, until_ms=[events[1].at_ms, NOW_MS])
+    assert alike(then, expected(shop, *events[:2]))
+    assert alike(now, expected(shop, *events))
+    assert then.log is not None
+    assert then.log.events(0) == events[:2]
+    assert (then.last_event, then.pending) == (b"", 0)
+    (before,) = await shop.of(ANN, until_ms=[events[0].at_ms - 1])
+    assert (len(before.interests), before.log is not None and before.log.n[0]) == (0, 0)
+    (after,) = await shop.of(ANN)
+    assert alike(after, expected(shop, *events))  # nothing of it is kept
 
 
 async def test_nobody_has_no_interests_among_users_who_have(shop: Shop) -> None:
