@@ -52,9 +52,9 @@ class Shop:
     users: dict[str, list[Json]] = field(default_factory=dict)
     ends: list[int] = field(default_factory=lambda: [1041, 977, 1203, 1110])
     letters: list[Json] = field(default_factory=list)
-    viewers: int = 0
     streams_served: int = 0
     is_away: bool = False  # the stream is refused
+    token: str | None = None  # what callers have to bring; None: nothing
     drop: asyncio.Event = field(default_factory=asyncio.Event)  # ends the streams that are open
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class Shop:
 
     def user(self, user_id: str) -> Json | None:
         events = self.users.get(user_id)
-        if events is None:
+        if not events:
             return None
         return {
             "user_id": user_id,
@@ -173,11 +173,12 @@ class Shop:
         where = self.interests(own)
         at = where[0] if where else {"x": 0.1, "y": 0.0}
         source = "interests" if where else "popular"
-        near = sorted(
+        nearest = sorted(
             self.items.values(), key=lambda item: math.dist((item["x"], item["y"]), (at["x"], at["y"]))
         )
-        gone = [item for item in near[: 4 * limit] if item["item_id"] in seen]
-        kept = [item for item in near[: 4 * limit] if item["item_id"] not in seen][:limit]
+        near = [item for rank, item in enumerate(nearest) if rank < 4 * limit or item["item_id"] in seen]
+        gone = [item for item in near if item["item_id"] in seen]
+        kept = [item for item in near if item["item_id"] not in seen][:limit]
         because = [event for event in own if event["action"] in _STEPS][-2:]
         shares = [0.72, 0.28] if len(because) == 2 else [1.0]
         items = [
@@ -216,9 +217,9 @@ class Shop:
             "catalog": {"0": 311, "1": 290},
             "timings_ms": {"park": 4.1, "read": 1.2, "index": 2.3, "fuse": 0.6, "explain": 0.4, "total": 9.1},
             "why": {},
-            "funnel": funnel_of(source, near[: 4 * limit], gone, kept),
+            "funnel": funnel_of(source, near, gone, kept),
         }
-        named = {item["item_id"] for item in items} | seen | {item["item_id"] for item in near[: 4 * limit]}
+        named = {item["item_id"] for item in items} | seen | {item["item_id"] for item in near}
         return {
             "answer": answer,
             "items": {i: self.items[i] for i in named if i in self.items},
@@ -267,7 +268,13 @@ def _answer(body: Any, status: int = 200) -> web.Response:
 def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
     """The shop behind the routes, with the policy of the real ones."""
 
-    async def about(_: web.Request) -> web.Response:
+    @web.middleware
+    async def checked(request: web.Request, handler: guard.Handler) -> web.StreamResponse:
+        is_open = request.path in ("/", "/live/about", "/live/events") or request.path.startswith("/page/")
+        guarded = guard.Guard(shop.token, shop.token is None)
+        return await handler(request) if is_open or guarded.lets_in(request) else guarded.refusal()
+
+    async def about(request: web.Request) -> web.Response:
         return _answer(
             {
                 "role": "all",
@@ -275,7 +282,7 @@ def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
                 "bundle": "starter",
                 "partitions": 4,
                 "may": ["see", "click", "redrive"],
-                "let_in": True,
+                "let_in": guard.Guard(shop.token, shop.token is None).lets_in(request),
                 "loopback": True,
                 "actions": ["click", "view", "like", "add_to_cart", "purchase", "dislike", "hide"],
                 "sources": ["interests", "query", "item", "popular", "buy-again", "similar", "new"],
@@ -465,7 +472,7 @@ def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
                 continue
         return stream
 
-    app = web.Application(middlewares=[guard.hardened])
+    app = web.Application(middlewares=[guard.hardened, checked])
     static.add_page(app)
     app.router.add_get("/live/about", about)
     app.router.add_get("/live/state", state)

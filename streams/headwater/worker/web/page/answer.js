@@ -1,6 +1,8 @@
 /** Part 2, an answer: its items and how they moved, why they are there, what it reflects, and where the time went. */
 
-import { $, h, isStill, ms, number, plural } from "./dom.js";
+import { $, h, isStill, ms, number, plural, roving } from "./dom.js";
+
+const replaceAnswer = roving($("answer"));
 
 const ACTED = { click: "clicked", view: "viewed", like: "liked", add_to_cart: "put into the cart", purchase: "bought" };
 
@@ -16,7 +18,7 @@ export function show({ now, before, click, at, whatIf, roundMs, acts, over }) {
   const ranks = new Map((before?.answer.items ?? []).map((each, rank) => [each.item_id, rank]));
   const list = $("answer");
   const was = places(list);
-  list.replaceChildren(...answer.items.map((each, rank) => thing(each, rank, items, before ? ranks : null, acts, over)));
+  replaceAnswer(...answer.items.map((each, rank) => thing(each, rank, items, before ? ranks : null, acts, over)));
   slide(list, was);
   $("answer-when").textContent = at ? `as it was after ${at.k} of ${plural(at.of, "event")}` : whatIf ? "what if: nothing of it is stored" : "";
   lacks(now);
@@ -28,7 +30,7 @@ export function show({ now, before, click, at, whatIf, roundMs, acts, over }) {
 
 /** No answer as yet. */
 export function clear(text) {
-  $("answer").replaceChildren(h("li", { class: "empty", text }));
+  replaceAnswer(h("li", { class: "empty", text }));
   for (const id of ["proof", "stages", "lacks", "answer-when"]) $(id).replaceChildren();
   earlier(null, null);
 }

@@ -69,11 +69,14 @@ export const plural = (count, one, many = `${one}s`) => `${number(count)} ${coun
 /** A placeholder for a part that has nothing to show. */
 export const empty = (text) => h("p", { class: "empty", text });
 
-/** Run `work` and tell its failure in `place`; while it runs, `button` cannot be pressed again. */
+/**
+ * Run `work` and tell its failure in `place`. Until it ends, `button` is busy and cannot be pressed again; it keeps the focus, which a
+ * disabled one would lose.
+ */
 export async function attempt(place, work, button = null) {
+  if (button?.getAttribute("aria-disabled") === "true") return undefined;
   place.replaceChildren();
-  button?.setAttribute("aria-busy", "true");
-  if (button) button.disabled = true;
+  button?.setAttribute("aria-disabled", "true");
   try {
     return await work();
   } catch (error) {
@@ -81,7 +84,45 @@ export async function attempt(place, work, button = null) {
     place.replaceChildren(h("p", { class: "problem", role: "alert", text: error.message }));
     return undefined;
   } finally {
-    button?.removeAttribute("aria-busy");
-    if (button) button.disabled = false;
+    button?.removeAttribute("aria-disabled");
   }
+}
+
+/**
+ * Make the buttons of a list one stop of the Tab key: up and down go to the next item, left and right to the next button of it.
+ * What replaces the items goes through the function that this returns, which keeps the focus at its place.
+ */
+export function roving(list) {
+  let [row, column] = [0, 0];
+  const rows = () => [...list.children].map((each) => [...each.querySelectorAll("button")]).filter((each) => each.length > 0);
+  const settle = (hasFocus) => {
+    const all = rows();
+    all.flat().forEach((each) => (each.tabIndex = -1));
+    if (all.length === 0) return;
+    row = Math.max(0, Math.min(row, all.length - 1));
+    column = Math.max(0, Math.min(column, all[row].length - 1));
+    all[row][column].tabIndex = 0;
+    if (hasFocus) all[row][column].focus();
+  };
+  list.addEventListener("keydown", (event) => {
+    const steps = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1], Home: [-Infinity, 0], End: [Infinity, 0] };
+    const step = steps[event.key];
+    if (!step) return;
+    event.preventDefault();
+    [row, column] = [row + step[0], column + step[1]];
+    settle(true);
+  });
+  list.addEventListener("focusin", (event) => {
+    const all = rows();
+    const found = all.findIndex((each) => each.includes(event.target));
+    if (found < 0) return;
+    [row, column] = [found, all[found].indexOf(event.target)];
+    settle(false);
+  });
+  return (...items) => {
+    const hasFocus = list.contains(document.activeElement);
+    if (!hasFocus) [row, column] = [0, 0];
+    list.replaceChildren(...items);
+    settle(hasFocus);
+  };
 }

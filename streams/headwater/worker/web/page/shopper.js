@@ -1,6 +1,6 @@
 /** Part 2: be a shopper. Looks users up, publishes what is clicked, and asks before and after. */
 
-import { $, ago, attempt, empty, h, number, say } from "./dom.js";
+import { $, ago, attempt, empty, h, number, roving, say } from "./dom.js";
 import { get, post } from "./back.js";
 import * as answers from "./answer.js";
 import * as funnel from "./funnel.js";
@@ -11,6 +11,7 @@ const DIVERSITY = 0.3;
 const RECENT = 8;
 const FOUND = 20;
 const TYPING_MS = 180;
+const replaceFound = roving($("found"));
 const ACTIONS = [["click", "Click"], ["purchase", "Buy"], ["dislike", "Dislike"]];
 
 let map = null;
@@ -182,7 +183,7 @@ function untry() {
 
 /** Search the catalog, and show what is found. */
 export async function search(words) {
-  if (!words.trim()) return $("found").replaceChildren(h("li", { class: "empty", text: "Type some words, or choose a point on the map." }));
+  if (!words.trim()) return replaceFound(h("li", { class: "empty", text: "Type some words, or choose a point on the map." }));
   const found = await attempt($("search-problem"), () => get("/live/search", { q: words.trim(), limit: FOUND }));
   if (found && words === $("search").value) showFound(found.items);
   return found;
@@ -191,8 +192,8 @@ export async function search(words) {
 /** Show items beside the answer, with what can be done to them. */
 export function showFound(items) {
   for (const item of items) known[item.item_id] = { ...known[item.item_id], ...item };
-  if (items.length === 0) return $("found").replaceChildren(h("li", { class: "empty", text: "Nothing found." }));
-  $("found").replaceChildren(...items.map((item) =>
+  if (items.length === 0) return replaceFound(h("li", { class: "empty", text: "Nothing found." }));
+  replaceFound(...items.map((item) =>
     h("li", { class: "thing", data: { item: item.item_id }, on: { mouseenter: () => map.light(item.item_id), mouseleave: () => map.light(null), focusin: () => map.light(item.item_id), focusout: () => map.light(null) } },
       h("span", { class: "title", text: item.title || item.item_id }),
       answers.about(item) ? h("p", { class: "about", text: answers.about(item) }) : null,

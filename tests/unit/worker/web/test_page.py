@@ -1,0 +1,290 @@
+"""The live page in a browser, on a made-up shop."""
+
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from typing import Final
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.support.live_stand_in import Shop, application
+
+CHROMIUM: Final = os.environ.get("HEADWATER_TEST_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+# A machine with other work may be slow; nothing here is about speed.
+LONG_MS: Final = 30_000
+HOSTILE: Final = '<img src=x onerror="window.hacked=1"><b>Bold</b>'
+
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs Chromium (apt install chromium), or HEADWATER_TEST_CHROMIUM"
+    ),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        # Its sandbox refuses to run as root.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield launched
+        await launched.close()
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop(more=[("<script>alert(1)</script>", HOSTILE, "<i>odd</i>")])
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def address(shop: Shop) -> AsyncIterator[str]:
+    runner = web.AppRunner(application(shop, interval_s=0.1), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    shop.drop.set()
+    await runner.cleanup()
+
+
+class Visit:
+    """A page that keeps what the browser complains of, and what it asks for."""
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.complaints, self.asked = page, list[str](), list[str]()
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on(
+            "console",
+            # Chromium logs each answer of 404, such as that of a user who is new.
+            lambda told: (
+                told.type == "error" and "404" not in told.text and self.complaints.append(told.text)
+            ),
+        )
+
+    async def violations(self) -> list[str]:
+        found: list[str] = await self.page.evaluate("window.violations")
+        return found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def visit(browser: Browser, address: str) -> AsyncIterator[Visit]:
+    context = await browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    context.set_default_timeout(LONG_MS)
+    page = await context.new_page()
+    await page.add_init_script(
+        "window.violations = [];"
+        "document.addEventListener('securitypolicyviolation', (each) => violations.push(each.violatedDirective));"
+    )
+    visited = Visit(page)
+    await page.goto(address)
+    await expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=LONG_MS)
+    yield visited
+    await context.close()
+
+
+async def become(page: Page, user_id: str) -> None:
+    await page.fill("#who", user_id)
+    await page.click("#who-form button[type=submit]")
+    await expect(page.locator("#answer .thing")).to_have_count(8, timeout=LONG_MS)
+
+
+async def search(page: Page, words: str) -> None:
+    await page.fill("#search", words)
+    await expect(page.locator("#found .thing").first).to_be_visible(timeout=LONG_MS)
+
+
+async def test_the_tour_clicks_through_every_part_and_the_policy_refuses_nothing(
+    visit: Visit, shop: Shop, address: str
+) -> None:
+    page = visit.page
+    await page.click("#welcome-go")
+    steps = []
+    while await page.locator("#tour").is_visible():
+        await expect(page.locator("#tour-next")).to_be_enabled(timeout=LONG_MS)
+        steps.append(await page.locator("#tour-title").inner_text())
+        if steps[-1] == "One click":
+            await expect(page.locator("#proof .proof")).to_contain_text("Proved: your click is record")
+        if steps[-1] == "Back in time":
+            await expect(page.locator("#answer-when")).to_have_text("as it was after 1 of 2 events")
+        await page.click("#tour-next")
+    assert len(steps) == 8
+    visitors = [user_id for user_id in shop.users if user_id.startswith("visitor-")]
+    assert len(visitors) == 1  # what the tour publishes is of one made-up user
+    assert len(shop.users[visitors[0]]) == 2
+    await page.locator("#funnel details", has_text="Excluded").locator("summary").click()
+    await expect(page.locator("#funnel details[open] .tag small").first).to_have_text("seen")
+    await page.click("#doctor-run")
+    await expect(page.locator("#findings .wrong")).to_contain_text("start one more worker")
+    await page.click("#theme")
+    assert visit.complaints == []
+    assert await visit.violations() == []
+    assert [url for url in visit.asked if not url.startswith(f"{address}/")] == []
+    await page.reload()
+    await expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=LONG_MS)
+    await expect(page.locator("#welcome")).to_be_hidden()  # it is offered once
+
+
+async def test_html_in_titles_and_ids_is_text(visit: Visit, shop: Shop) -> None:
+    page = visit.page
+    shop.letters[0] |= {"reason": HOSTILE, "message": HOSTILE, "place": f"{HOSTILE}/0/1"}
+    await become(page, HOSTILE)
+    await search(page, "bold")
+    await expect(page.locator("#found .title")).to_have_text(HOSTILE)
+    await page.click("#found [data-action=click]")
+    await expect(page.locator("#proof .proof")).to_contain_text("Proved")
+    await expect(page.locator("#answer .about").first).to_contain_text(HOSTILE)
+    await expect(page.locator("#log .title")).to_have_text(HOSTILE)
+    await page.hover("#found .thing")
+    await expect(page.locator("#map .tip")).to_contain_text(HOSTILE)
+    await page.click("#letters-again")
+    await page.locator("#letters .group", has_text=HOSTILE).get_by_text("Show").click()
+    await page.locator("#letters details summary").first.click()
+    await expect(page.locator("#letters pre")).to_be_visible()
+    # From the stream too.
+    await expect(page.locator("#who-recent", has_text=HOSTILE)).to_be_visible(timeout=LONG_MS)
+    assert await page.evaluate("window.hacked") is None
+    assert await page.locator("main img, main script, main b, main i").count() == 0
+    assert visit.complaints == []
+    assert await visit.violations() == []
+
+
+async def test_everything_can_be_done_with_the_keyboard(visit: Visit, shop: Shop) -> None:
+    page, press = visit.page, visit.page.keyboard.press
+
+    async def focused() -> str:
+        name: str = await page.evaluate(
+            "(({ariaLabel, id, textContent}) => ariaLabel || id || textContent)(document.activeElement)"
+        )
+        return name
+
+    async def tab_to(label: str) -> None:
+        for _ in range(25):
+            await press("Tab")
+            if re.search(label, await focused()):
+                assert await page.evaluate("document.activeElement.matches(':focus-visible')")
+                return
+        raise AssertionError(f"{label} cannot be reached")
+
+    await press("Tab")
+    assert await focused() == "Skip to the shopper"
+    await tab_to("^who$")
+    await page.keyboard.type("fay")
+    await press("Enter")
+    await expect(page.locator("#said")).to_contain_text("You are fay", timeout=LONG_MS)
+    await tab_to("^search$")
+    await page.keyboard.type("green tea")
+    await expect(page.locator("#found .title").first).to_contain_text("Green tea", timeout=LONG_MS)
+    await tab_to("^Click: Green tea")  # a list is one stop of the Tab key, arrow keys go on from there
+    await press("Enter")
+    await expect(page.locator("#said")).to_contain_text("It reflects your click", timeout=LONG_MS)
+    await press("ArrowRight")
+    await press("ArrowRight")
+    assert (await focused()).startswith("Dislike: Green tea")
+    await page.evaluate("document.getElementById('said').textContent = ''")
+    await press("Enter")
+    await expect(page.locator("#said")).to_contain_text("It reflects your click", timeout=LONG_MS)
+    assert [event["action"] for event in shop.users["fay"]] == ["click", "dislike"]
+    await tab_to("^Click")
+    await press("ArrowDown")
+    await page.evaluate("document.getElementById('said').textContent = ''")
+    await press("Enter")
+    await expect(page.locator("#said")).to_contain_text("It reflects your click", timeout=LONG_MS)
+    assert len(shop.users["fay"]) == 3
+    assert (await focused()).startswith("Click")  # the item is gone, and the focus is not
+    await tab_to("^Map of the catalog")
+    await press("ArrowRight")
+    await expect(page.locator("#said")).to_contain_text("1 of 8:", timeout=LONG_MS)
+    await tab_to("^The answer as it was")
+    await press("ArrowLeft")
+    await expect(page.locator("#answer-when")).to_have_text("as it was after 2 of 3 events", timeout=LONG_MS)
+
+
+async def test_what_is_only_tried_is_not_published(visit: Visit, shop: Shop) -> None:
+    page = visit.page
+    await become(page, "gus")
+    await search(page, "rye")
+    await page.check("#what-if")
+    await page.locator("#found [data-action=click]").first.click()
+    await expect(page.locator("#proof")).to_contain_text("The log does not have them", timeout=LONG_MS)
+    await expect(page.locator("#what-if-events")).to_contain_text("Rye loaf")
+    assert "gus" not in shop.users
+    await page.uncheck("#what-if")
+    await expect(page.locator("#answer-when")).to_have_text("", timeout=LONG_MS)
+
+
+async def test_a_dead_letter_is_redriven_only_after_a_question(visit: Visit, shop: Shop) -> None:
+    page = visit.page
+    group = page.locator("#letters .group", has_text="bad_json")
+    for answer, left in (("Cancel", 4), ("Redrive", 2)):
+        await group.get_by_role("button", name="Redrive").click()
+        await expect(page.locator("#confirm-text")).to_contain_text(
+            "2 letters go back to their topic", timeout=LONG_MS
+        )
+        await page.locator("#confirm").get_by_role("button", name=answer).click()
+        await expect(page.locator("#confirm")).to_be_hidden()
+        if left == 2:
+            await expect(group).to_have_count(0, timeout=LONG_MS)
+        assert len(shop.letters) == left
+    await expect(page.locator("#letters-problem")).to_have_text("2 letters went back.")
+
+
+async def test_a_phone_scrolls_one_way_only(visit: Visit) -> None:
+    page = visit.page
+    await page.set_viewport_size({"width": 360, "height": 740})
+    await become(page, "household-3")
+    await search(page, "coffee")
+    await page.locator("#found [data-action=click]").first.click()
+    await expect(page.locator("#proof .proof")).to_contain_text("Proved", timeout=LONG_MS)
+    await page.get_by_text("bad_field", exact=True).last.scroll_into_view_if_needed()
+    for path in ("#letters button", "#funnel summary"):
+        await page.locator(path).first.click()
+    assert await page.evaluate("document.documentElement.scrollWidth") == 360
+    outside = """[...document.querySelectorAll('main *')].filter((each) => !each.closest('.scroll, .items, .map, .sr')
+        && each.getBoundingClientRect().right > 361).map((each) => each.outerHTML.slice(0, 80))"""
+    assert await page.evaluate(outside) == []
+
+
+async def test_a_page_comes_back_by_itself_and_says_so_while_the_worker_is_away(
+    visit: Visit, shop: Shop
+) -> None:
+    page = visit.page
+    shop.is_away = True
+    shop.drop.set()
+    await expect(page.locator("#away")).to_contain_text("The worker is away", timeout=LONG_MS)
+    await expect(page.locator("#connection")).to_have_text("away")
+    shop.is_away = False
+    shop.drop.clear()
+    await expect(page.locator("#connection")).to_have_text("live", timeout=LONG_MS)
+    await expect(page.locator("#away")).to_be_hidden()
+    assert shop.streams_served == 2
+
+
+async def test_without_the_token_it_asks_for_it_and_keeps_it_out_of_the_address(
+    visit: Visit, shop: Shop, address: str
+) -> None:
+    page = visit.page
+    shop.token = "correct-horse-battery"
+    await page.reload()
+    await expect(page.locator("#token-form")).to_be_visible(timeout=LONG_MS)
+    await page.fill("#token", "wrong")
+    await page.click("#token-form button")
+    await expect(page.locator("#token-problem")).to_have_text(
+        "That is not the token of this worker.", timeout=LONG_MS
+    )
+    await page.fill("#token", shop.token)
+    await page.click("#token-form button")
+    await expect(page.locator("#token-form")).to_be_hidden(timeout=LONG_MS)
+    await become(page, "household-1")
+    await page.evaluate("sessionStorage.clear()")
+    await page.goto(f"{address}/#token={shop.token}")
+    await page.reload()
+    await expect(page.locator("#connection")).to_have_text("live", timeout=LONG_MS)
+    await expect(page.locator("#token-form")).to_be_hidden()
+    assert shop.token not in page.url
