@@ -6,6 +6,8 @@ to its end, takes the epoch after the highest one there, and claims it with a re
 write. Claims share one key, so that compaction keeps the newest.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -23,6 +25,9 @@ IsMember = Callable[[], Awaitable[bool]]
 CLAIM_KEY: Final = b"\xffclaim"
 # Rebalances come by the minute at worst, so no epoch of ours is ever higher. A higher one is not ours.
 MAX_EPOCH: Final = 2**30
+# A rebalance takes the partition away within that time, or is over.
+_REBALANCE_S: Final = 10.0
+_ASKED_AGAIN_S: Final = 0.25
 
 
 def next_epoch(highest: int, generation: int) -> int:
@@ -43,17 +48,31 @@ def claim_record(claim: Claim, value: bytes) -> Outgoing:
 
 
 async def pass_over_higher(
-    record: ConsumerRecord, epoch: int, ours: int, is_member: IsMember, skipped: SkippedRecords
+    record: ConsumerRecord,
+    epoch: int,
+    ours: int,
+    require: Callable[[], None],
+    is_member: IsMember,
+    skipped: SkippedRecords,
 ) -> None:
     """Tell of a record of a higher epoch than ours, where the partition is ours: no owner wrote it.
 
+    In a rebalance the broker says of nobody that a partition is theirs. So it is asked for some seconds, in which
+    ``require`` tells when the partition has been taken away.
+
     Raises:
+        PartitionLost: from ``require``.
         StopWorker: the broker does not say that it is ours, so there is a later owner.
     """
     found = f"offset {record.offset} was written in epoch {epoch}, expected at most ours, {ours}"
-    if not await is_member():
-        raise StopWorker(
-            f"{record.topic}-{record.partition}: {found}: another worker owns this partition. This one must be started "
-            "again"
-        )
+    deadline_s = time.monotonic() + _REBALANCE_S
+    while not await is_member():
+        require()
+        if time.monotonic() >= deadline_s:
+            raise StopWorker(
+                f"{record.topic}-{record.partition}: {found}: another worker owns this partition. This one must be started "
+                "again"
+            )
+        await asyncio.sleep(_ASKED_AGAIN_S)
+    require()
     skipped.add(record, "foreign_epoch", f"{found}, and the partition is ours: no worker wrote it")

@@ -80,7 +80,12 @@ class VectorsWriter:
                     if found.epoch > versions.epoch:
                         versions.require()
                         await pass_over_higher(
-                            record, found.epoch, versions.epoch, self._is_member, self._skipped
+                            record,
+                            found.epoch,
+                            versions.epoch,
+                            versions.require,
+                            self._is_member,
+                            self._skipped,
                         )
                         highest = max(highest, found.epoch)
                     if isinstance(found, OwnersClaim):

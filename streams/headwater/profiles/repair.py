@@ -8,6 +8,7 @@ a quiet one is audited at its end every few seconds.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -109,7 +110,12 @@ class Repair:
                 for record, order in zip(foreign, orders, strict=True):
                     if order is not None and order.epoch > partition.epoch:
                         await pass_over_higher(
-                            record, order.epoch, partition.epoch, self._is_member, self._skipped
+                            record,
+                            order.epoch,
+                            partition.epoch,
+                            partial(partition.require, generation),
+                            self._is_member,
+                            self._skipped,
                         )
                         highest = max(highest, order.epoch)
                     claim_is_foreign |= record.key == CLAIM_KEY and not _is_ours(record, partition)

@@ -34,6 +34,7 @@ from headwater.index.vectors_topic import (
     read_record,
     record_of,
 )
+from headwater.kafka import epochs
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
@@ -596,7 +597,10 @@ async def test_a_late_copy_of_our_own_write_is_overwritten_too(worker: CatalogWo
     assert worker.published_title(TEA) == "Green tea"
 
 
-async def test_a_later_owners_record_ends_this_worker(worker: CatalogWorker) -> None:
+async def test_a_later_owners_record_ends_this_worker(
+    worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epochs, "_REBALANCE_S", 0.0)
     await worker.apply(worker.item(TEA))
     await write_as_zombie(worker, TEA, None, epoch=9)
     with pytest.raises(StopWorker, match="written in epoch 9, expected at most ours, 1: another worker owns"):

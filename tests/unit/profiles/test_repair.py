@@ -9,6 +9,7 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from headwater.errors import PartitionLost, StopWorker
+from headwater.kafka import epochs
 from headwater.kafka.epochs import claim_record
 from headwater.kafka.headers import Claim, claim_of
 from headwater.profiles.columns import Columns
@@ -111,7 +112,10 @@ async def test_a_stale_claim_is_overwritten_and_the_gap_is_filled(
     assert partition.claim == Claim(GENERATION, applied=partition.claim.applied, topic_id="aa")
 
 
-async def test_a_record_of_a_later_epoch_stops_the_worker(worker: InterestsWorker) -> None:
+async def test_a_record_of_a_later_epoch_stops_the_worker(
+    worker: InterestsWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epochs, "_REBALANCE_S", 0.0)
     repair, partition = repairing(worker, foreign(worker, 0, b"ann", GENERATION + 1))
     with pytest.raises(StopWorker, match=r"offset 0 was written in epoch 5, expected at most ours, 4"):
         await repair.fill(partition, 0, 1, GENERATION)
