@@ -303,7 +303,8 @@ class Load:
             case "after" if self._places:
                 user, after = self._places.popleft()
                 options = {"after": after}
-            case "after event" if self._recent:
+            # An event of a user who was erased since is of nobody: such a request waits for its deadline.
+            case "after event" if self._recent and self._recent[-1].user_id not in self._gone:
                 options = {"after_event_id": self._recent[-1].event_id}
                 user = self._recent[-1].user_id
             case "explain":
