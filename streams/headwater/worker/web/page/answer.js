@@ -19,6 +19,7 @@ export function show({ now, before, click, at, whatIf, roundMs, acts, over }) {
   const list = $("answer");
   const was = places(list);
   replaceAnswer(...answer.items.map((each, rank) => thing(each, rank, items, before ? ranks : null, acts, over)));
+  if (answer.items.length === 0) replaceAnswer(h("li", { class: "empty", text: "Nothing to recommend." }));
   slide(list, was);
   $("answer-when").textContent = at ? `as it was after ${at.k} of ${plural(at.of, "event")}` : whatIf ? "what if: nothing of it is stored" : "";
   lacks(now);
@@ -110,7 +111,8 @@ function proof(answer, click, at, whatIf, roundMs) {
     [kind, mark] = ["proof doubt", "✕"];
     lines.push(`${status}: ${error.message}`);
   } else if (at) {
-    lines.push(`The answer from the first ${plural(at.k, "event")} alone.`);
+    const rest = at.k === 0 ? "none of the events" : at.k === 1 ? "the first event alone" : `the first ${at.k} events alone`;
+    lines.push(`It rests on ${rest}.`);
   } else if (whatIf) {
     lines.push("As if these clicks had happened. The log does not have them.");
   } else if (reflects && click) {

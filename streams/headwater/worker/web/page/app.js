@@ -9,6 +9,8 @@ import * as theme from "./theme.js";
 import * as tour from "./tour.js";
 import * as trust from "./trust.js";
 
+const REDRAWN_MS = 10_000;
+let drawnAt = 0;
 let about = null;
 let isFilled = false;
 let timer = 0;
@@ -33,8 +35,10 @@ $("token-form").addEventListener("submit", (event) => {
 follow(heard, connection);
 
 function heard(name, data) {
-  if (name === "figures") stream.figures(data);
-  else if (name === "clicks") shopper.sawClicks(data);
+  if (name === "figures") {
+    stream.figures(data);
+    grown(data.items);
+  } else if (name === "clicks") shopper.sawClicks(data);
 }
 
 /** Fetch what the stream does not bring, whenever the worker is there again. */
@@ -61,11 +65,22 @@ async function fill(isAsked = false) {
     tour.offer();
     shopper.suggestSome();
   }
+  await drawn();
+}
+
+async function drawn() {
+  drawnAt = Date.now();
   try {
     map.load(await get("/live/catalog.json"));
   } catch (error) {
     $("map-note").textContent = error.message;
   }
+}
+
+/** The map is drawn again when the catalog has become another one, such as while it is being published. */
+function grown(items) {
+  if (!isFilled || !map.points || items === undefined || Date.now() - drawnAt < REDRAWN_MS) return;
+  if (Math.abs(items - map.points.items) > map.points.items * 0.02) drawn();
 }
 
 /** One line in the head, and a banner while the worker is away. */

@@ -23,6 +23,7 @@ let known = {}; // items seen so far, by id
 let asking = null; // the request on its way
 let recent = [];
 let isWatched = false;
+let elsewhere = ""; // why nothing of the user can be told here
 
 /** `catalogMap` shows what this part knows. */
 export function start(catalogMap) {
@@ -106,12 +107,13 @@ export async function act(itemId, action, button = null) {
 }
 
 async function described(userId) {
+  elsewhere = "";
   try {
-    const found = await get(`/live/users/${encodeURIComponent(userId)}`);
-    return found;
+    return await get(`/live/users/${encodeURIComponent(userId)}`);
   } catch (error) {
-    if (error.code === "unknown_user") return null;
-    throw error;
+    if (error.code === "elsewhere") elsewhere = error.message;
+    else if (error.code !== "unknown_user") throw error;
+    return null;
   }
 }
 
@@ -149,6 +151,8 @@ function showLog() {
     const at = k === events.length ? null : { k, of: events.length, ms: k === 0 ? events[0].at_ms - 1 : events[k - 1].at_ms };
     attempt($("answer-problem"), () => ask({ at }));
   });
+  // Another worker answers for the user all the same.
+  if (elsewhere) $("log").replaceChildren(empty(elsewhere));
 }
 
 function showMap(at = null) {

@@ -8,6 +8,7 @@ const KEPT_S = 180;
 const PROMISE_MS = 50;
 const SHORTEST_S = 45;
 const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const NONE = { click_to_answer_ms: {}, click_to_applied_ms: {}, answer_ms: {}, partitions: [], rungs: {}, dead_letters: {} };
 const times = [];
 const rows = { clicks: [], answers: [], p50: [], p99: [] };
 let charts = [];
@@ -22,15 +23,16 @@ export function start() {
   redraw();
 }
 
-/** Figures of one second. */
-export function figures(each) {
+/** Figures of one second. A worker of one role leaves out what it does not do. */
+export function figures(told) {
+  const each = { ...NONE, ...told };
   latest = each;
   for (const key of ["p50", "p99"]) last[key] = each.click_to_answer_ms[key] ?? last[key];
   times.push(each.at_ms / 1000);
   rows.clicks.push(each.clicks_per_s);
   rows.answers.push(each.answers_per_s);
-  rows.p50.push(each.click_to_answer_ms.p50);
-  rows.p99.push(each.click_to_answer_ms.p99);
+  rows.p50.push(each.click_to_answer_ms.p50 ?? null);
+  rows.p99.push(each.click_to_answer_ms.p99 ?? null);
   while (times[0] < each.at_ms / 1000 - KEPT_S) {
     times.shift();
     Object.values(rows).forEach((row) => row.shift());
@@ -82,7 +84,7 @@ function chart(id, series, range = (_, low, high) => [0, Math.max(1, (high ?? 0)
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { x: { range: () => axisOfTime() }, y: { range } },
-      axes: [{ ...axis, grid: { show: false }, space: 90, values: (_, ticks) => ticks.map((tick) => CLOCK.format(tick * 1000)) }, { ...axis, size: 46, space: 44, values: (_, ticks) => ticks.map((tick) => number(tick)) }],
+      axes: [{ ...axis, grid: { show: false }, size: 28, space: 90, values: (_, ticks) => ticks.map((tick) => CLOCK.format(tick * 1000)) }, { ...axis, size: 46, space: 44, values: (_, ticks) => ticks.map((tick) => number(tick)) }],
       series: [{}, ...series.map((each) => ({ width: 1.75, points: { show: false }, ...each }))],
     },
     [[], ...series.map(() => [])],

@@ -15,6 +15,7 @@ const STEPS = [
   },
   {
     at: "answer-card",
+    side: "left",
     title: "Nobody yet",
     text: () => `I made up a shopper for you, ${shopper.current()}. Nothing is known of them, so the answer is what is popular.`,
     run: () => shopper.beNew(),
@@ -34,18 +35,21 @@ const STEPS = [
   },
   {
     at: "answer-card",
+    side: "left",
     title: "One click",
     text: () => "I clicked the first one. The click went through Kafka, became part of the shopper's interests, and the new answer proves that it knows it. What is new is marked, and the bar shows where the milliseconds went.",
-    run: (tour) => shopper.act((tour.found ?? shopper.answer().answer.items)[0].item_id, "click"),
+    run: (tour) => shopper.act(item(tour, 0), "click"),
   },
   {
     at: "map-card",
+    side: "left",
     title: "The interests move",
     text: () => "The large dot is what the shopper is interested in, and the rings are what is recommended. One more click, and both move.",
-    run: (tour) => shopper.act((tour.found?.[1] ?? shopper.answer().answer.items[0]).item_id, "click"),
+    run: (tour) => shopper.act(item(tour, 1), "click"),
   },
   {
     at: "log-card",
+    side: "left",
     title: "Back in time",
     text: () => "I pulled the handle back to the first event. This is the answer as it was then. The arrow keys move it too.",
     run: () => handleTo((of) => Math.min(1, of)),
@@ -62,6 +66,13 @@ const STEPS = [
     text: () => "Records that cannot be used wait here with their reason, and can be sent again once the cause is mended. The doctor examines the whole system. That is all: now it is your turn.",
   },
 ];
+
+/** What was found, else what was recommended. */
+function item({ found }, number) {
+  const chosen = found?.[number] ?? shopper.answer()?.answer.items[0];
+  if (!chosen) throw new Error("there is nothing to click, since the catalog is empty as yet. Go back a step later.");
+  return chosen.item_id;
+}
 
 let place = -1;
 let known = {};
@@ -126,6 +137,7 @@ function show(step, text, isWaiting) {
   const card = $("tour");
   const isLast = place === STEPS.length - 1;
   card.hidden = false;
+  card.className = step.side ?? "";
   card.replaceChildren(
     h("div", { class: "progress", "aria-hidden": "true" }, ...STEPS.map((_, index) => h("span", { class: index <= place ? "done" : "" }))),
     h("span", { class: "of", text: `Step ${place + 1} of ${STEPS.length}` }),
@@ -147,7 +159,7 @@ function spot(id) {
   if (id === null) return;
   const element = $(id);
   element.classList.add("spot");
-  element.scrollIntoView({ behavior: isStill() ? "auto" : "smooth", block: element.offsetHeight > innerHeight * 0.7 ? "start" : "center" });
+  element.scrollIntoView({ behavior: isStill() ? "auto" : "smooth", block: "start" });
 }
 
 async function handleTo(where) {
