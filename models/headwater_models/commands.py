@@ -275,12 +275,13 @@ def tune_lm(
     at: At | None = None,
     steps: int | None = None,
     rank: int | None = None,
+    pooling: "Pooling | None" = None,
     seed: int = 0,
     threads: int = 1,
 ) -> None:
     """A language model tuned to what users take together, for `export_lm`.
 
-    Needs the extra `export`. Raises TuneError.
+    Needs the extra `export`. Raises TuneError, ModelMissing or UnfitModel.
     """
     import torch
 
@@ -288,7 +289,13 @@ def tune_lm(
 
     torch.set_num_threads(threads)
     usual = TuneConfig()
-    config = replace(usual, seed=seed, steps=steps or usual.steps, rank=usual.rank if rank is None else rank)
+    config = replace(
+        usual,
+        seed=seed,
+        steps=steps or usual.steps,
+        rank=usual.rank if rank is None else rank,
+        pooling=pooling,
+    )
     with progress() as report:
         tune(model, data, split(data, protocol, at).train, out, config, report)
 

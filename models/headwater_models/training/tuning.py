@@ -5,7 +5,9 @@ batch. Items with events are paired with what the same user took next to them, i
 which dropout reads differently each time. By default only small updates of the attention weights are learned (LoRA).
 """
 
+import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from headwater.errors import HeadwaterError
 from headwater_models.arrays import I64
 from headwater_models.bundles.language_model import model_folder
+from headwater_models.bundles.sentence_config import Configured, Reading, reading_of
+from headwater_models.bundles.text_encoder import Pooling
 from headwater_models.data.datasets import Dataset
 from headwater_models.data.events import Log, of_items
 from headwater_models.progress import Report
@@ -41,7 +45,8 @@ class TuneConfig:
     temperature: float = 0.05
     reach: int = 5  # events apart, at most, to count as together
     silent: float = 0.1  # share of the pairs for items without events
-    max_tokens: int = 64
+    max_tokens: int = 64  # at most; the model may want less
+    pooling: Pooling | None = None  # None: as the model's own files say
     seed: int = 0
 
 
@@ -128,8 +133,10 @@ def pairs(log: Log, of_item: I64, config: TuneConfig) -> Iterator[I64]:
 def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, report: Report) -> list[float]:
     """Tune, save model and tokenizer as a Hugging Face folder, and return the loss of each step.
 
-    Raises TuneError: a negative rank, data without texts, no user with two items of different texts, or an `out` that holds
-    something else.
+    What the model's files say of pooling, prefixes and lengths goes with it.
+
+    Raises TuneError: a negative rank, data without texts, no user with two items of different texts, a model that does not
+    say how it pools, or an `out` that holds something else.
     """
     from transformers import AutoModel, AutoTokenizer  # takes seconds to import
 
@@ -151,9 +158,17 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
             "expected a user with two items of different texts: there is nothing to bring together"
         )
     torch.manual_seed(config.seed)
-    source = str(model_folder(model))
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    network = AutoModel.from_pretrained(source, local_files_only=True).train()
+    folder = model_folder(model)
+    reading = reading_of(folder).overruled(Configured(pooling=config.pooling))
+    if reading.pooling is None:
+        raise TuneError(
+            f"{folder} has no modules.json and no 1_Pooling/config.json, so nothing says how token vectors become one: name "
+            "it, --pooling mean|cls|lasttoken|... (the model's card says which)"
+        )
+    longest = min(config.max_tokens, reading.max_tokens or config.max_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer.padding_side = "right"  # as it is served
+    network = AutoModel.from_pretrained(str(folder), local_files_only=True).train()
     learned = adapt(network, config.rank) if config.rank else list(network.parameters())
     rate = config.learning_rate if config.rank else config.learning_rate / 10
     optimizer = torch.optim.AdamW(learned, rate, weight_decay=0.01)
@@ -163,7 +178,7 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
     found = []
     for step, batch in zip(range(config.steps), pairs(train, of_item, config), strict=False):
         one, other = (
-            _embedded(network, tokenizer, [texts[n] for n in column], config.max_tokens) for column in batch.T
+            _embedded(network, tokenizer, [texts[n] for n in column], longest, reading) for column in batch.T
         )
         loss = losses.info_nce(one, other, config.temperature)
         optimizer.zero_grad()
@@ -176,12 +191,46 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
     merge(network)
     network.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    _copy_reading(folder, out, reading.pooling)
     return found
 
 
-def _embedded(network: nn.Module, tokenizer: Any, texts: list[str], max_tokens: int) -> Tensor:
-    """Mean over real tokens, length one: (texts, dim), as `language_model` exports it."""
-    given = tokenizer(texts, truncation=True, max_length=max_tokens, padding=True, return_tensors="pt")
-    hidden = network(**given).last_hidden_state
-    mask = given["attention_mask"][..., None].float()
-    return F.normalize((hidden * mask).sum(1), dim=-1)
+def _embedded(
+    network: nn.Module, tokenizer: Any, texts: list[str], max_tokens: int, reading: Reading
+) -> Tensor:
+    """Vectors of length one (texts, dim), read as `language_model` exports them."""
+    assert reading.pooling is not None
+    read = [(reading.prefix or "") + (text.lower() if reading.lower_case else text) for text in texts]
+    given = tokenizer(read, truncation=True, max_length=max_tokens, padding=True, return_tensors="pt")
+    vectors = pooled(network(**given).last_hidden_state, given["attention_mask"].float(), reading.pooling)
+    for dense in reading.dense:
+        vectors = vectors @ torch.from_numpy(dense.weight)
+        vectors = vectors if dense.bias is None else vectors + torch.from_numpy(dense.bias)
+        vectors = torch.tanh(vectors) if dense.tanh else vectors
+    return F.normalize(vectors, dim=-1)
+
+
+def pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """One vector per text (texts, dim) from those of its tokens (texts, tokens, dim); mask (texts, tokens), padding last."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "lasttoken":
+        last = mask.sum(1).long() - 1
+        return hidden[torch.arange(len(hidden)), last]
+    if pooling == "max":
+        return (hidden + (1 - mask)[..., None] * -1e9).amax(1)
+    weight = mask.cumsum(1) * mask if pooling == "weightedmean" else mask
+    summed, count = (hidden * weight[..., None]).sum(1), weight.sum(1, keepdim=True)
+    return summed / (count.sqrt() if pooling == "mean_sqrt_len_tokens" else count)
+
+
+def _copy_reading(source: Path, out: Path, pooling: Pooling) -> None:
+    """Copy what the source says of its reading, and the pooling where an option said it."""
+    for pattern in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        for file in source.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+    for part in source.glob("[0-9]_*"):
+        if part.is_dir() and source != out:
+            shutil.copytree(part, out / part.name, dirs_exist_ok=True)
+    (out / "1_Pooling").mkdir(exist_ok=True)
+    (out / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))

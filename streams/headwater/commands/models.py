@@ -25,6 +25,7 @@ ModelOption = Literal[
 
 
 SearchOption = Literal["grid", "random", "tpe"]
+PoolingOption = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
 
 
 # The options of `train` that only some kinds of model take.
@@ -146,6 +147,7 @@ def tune(
     events: DataOptions = EVENTS,
     steps: int | None = None,
     rank: int | None = None,
+    pooling: PoolingOption | None = None,
     seed: int = 0,
     threads: int = 1,
 ) -> int:
@@ -165,6 +167,8 @@ def tune(
         Batches of pairs; default: 200.
     rank
         Rank of the LoRA updates; default: 8; 0: all weights are trained.
+    pooling
+        How the vectors of a text's tokens become one; default: as the model's own files say.
     seed
         Of all random numbers.
     threads
@@ -180,6 +184,7 @@ def tune(
         at=events.moment(),
         steps=positive("--steps", steps),
         rank=rank,
+        pooling=pooling,
         seed=seed,
         threads=threads,
     )
@@ -191,7 +196,7 @@ def export(
     *,
     model: str,
     out: Path,
-    pooling: Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"] | None = None,
+    pooling: PoolingOption | None = None,
     prefix: str | None = None,
     query_prefix: str | None = None,
     max_tokens: int | None = None,

@@ -127,7 +127,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     interests: int
     normalised: bool  # item vectors have length one, so that a dot product is a cosine
     forgets: bool  # the export showed that the fold over 4 L events and over the newest L agree
-    opset: int
+    opset: int  # of the item graph
     actions: dict[str, ActionCode]  # those that it was trained with
     text: TextInput | None
     rows: ItemRows | None

