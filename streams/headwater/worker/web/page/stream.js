@@ -58,7 +58,7 @@ export function redraw() {
     ]),
     chart("chart-latency", [
       { label: "p50", stroke: colour("accent"), spanGaps: true },
-      { label: "p99", stroke: `${colour("accent")}73`, spanGaps: true },
+      { label: "p99", stroke: `${colour("accent")}8c`, spanGaps: true },
       { label: "promise", stroke: colour("faint"), dash: [5, 5], width: 1 },
     ], (_, low, high) => [0, Math.max(PROMISE_MS * 1.3, (high ?? 0) * 1.1)]),
   ];

@@ -4,7 +4,7 @@ import { $ } from "./dom.js";
 
 const STORED = "headwater-theme";
 const NEXT = { auto: "light", light: "dark", dark: "auto" };
-const SAID = { auto: ["Auto", "as the system has it"], light: ["Light", "light"], dark: ["Dark", "dark"] };
+const SAID = { auto: ["Auto", "the colours are as the system has them"], light: ["Light", "the colours are light"], dark: ["Dark", "the colours are dark"] };
 
 /** Wire the switch; `changed` is called whenever colours change, for canvases. */
 export function start(changed) {
@@ -15,7 +15,7 @@ export function start(changed) {
     else document.documentElement.dataset.theme = theme;
     const [label, words] = SAID[theme];
     button.textContent = label;
-    button.setAttribute("aria-label", `Theme: ${words}`);
+    button.setAttribute("aria-label", `${label}: ${words}`);
     changed();
   };
   button.addEventListener("click", () => {
