@@ -16,7 +16,17 @@ from headwater.encoder import runtime as encoder
 from headwater.encoder.bundle import Manifest
 from headwater.encoder.runtime import Encoder
 from headwater_models.data.datasets import Dataset
-from headwater_models.judging.comparison import Results, Weighed, compare, figures, usual_k, weigh
+from headwater_models.judging.comparison import (
+    BY_LIST,
+    Results,
+    Weighed,
+    compare,
+    figures,
+    judge,
+    measures,
+    usual_k,
+    weigh,
+)
 from headwater_models.judging.costs import USERS
 from headwater_models.judging.protocols import At, Protocol, Split, split
 from headwater_models.progress import Report, progress
@@ -34,6 +44,7 @@ __all__ = [
     "compare",
     "describe",
     "export_lm",
+    "judge",
     "lighten",
     "make_mean",
     "progress",
@@ -347,19 +358,21 @@ def describe(bundle: Path) -> Manifest:
 def tables(results: Results) -> Iterator[Table]:
     """Figures for a terminal: a table per question set, one method per line."""
     at = f" at {datetime.fromtimestamp(results.at_ms / 1000, UTC):%Y-%m-%d %H:%M}" if results.at_ms else ""
+    in_lists = results.protocol in BY_LIST
+    found_as = "recall" if in_lists else "hit"
     for name, first in next(iter(results.methods.values())).items():
         shown = Table(
             "method",
             title=f"{results.data}, {results.protocol}{at}: {name}",
             caption=f"{first.targets:,} targets of {first.cases:,} lists; interval: 95 %, bootstrap over users",
         )
-        for column in (f"hit@{results.k}", "interval", f"NDCG@{results.k}", "interval", "coverage"):
+        for column in (f"{found_as}@{results.k}", "interval", f"NDCG@{results.k}", "interval", "coverage"):
             shown.add_column(column, justify="right")
         # Not every method has every set: newcomers are ranked among each other, which no request asks for.
         having = {method: found[name] for method, found in results.methods.items() if name in found}
         for method, quality in having.items():
             cells = []
-            for measure in (quality.hit, quality.ndcg):
+            for measure in measures(quality, results.protocol):
                 cells += [f"{measure.value:.4f}", f"{measure.low:.4f}-{measure.high:.4f}"]
             shown.add_row(method, *cells, f"{quality.coverage:.3f}")
         yield shown

@@ -178,7 +178,8 @@ REACHED_FROM = {
     "polars": {"commands", "files"},
 }
 # What headwater_models may share with serving, so that training sees what serving feeds, and figures are of what is
-# served: encoders and their features, the reader of files, the sources and their fusion, the counters, the half-life of popularity.
+# served: encoders and their features, the reader of files, the pipeline with its sources and filters, the counters, the half-life of
+# popularity.
 SHARED_WITH_MODELS = {
     "headwater.errors",
     "headwater.messages",
@@ -187,18 +188,21 @@ SHARED_WITH_MODELS = {
     "headwater.encoder.neighbours",
     "headwater.encoder.runtime",
     "headwater.encoder.text_graph",
+    "headwater.files.cases",
     "headwater.files.events",
     "headwater.files.presets",
     "headwater.files.table",
     "headwater.files.values",
+    "headwater.index.filters",
+    "headwater.metrics",
     "headwater.profiles.counters",
     "headwater.recall.fusion",
+    "headwater.recall.gathering",
     "headwater.recall.likeness",
+    "headwater.recall.pipeline",
     "headwater.recall.popularity",
-    "headwater.recall.sources.buy_again",
-    "headwater.recall.sources.new_items",
+    "headwater.recall.rescoring",
     "headwater.recall.sources.registry",
-    "headwater.recall.sources.similar",
 }
 
 

@@ -20,6 +20,7 @@ from headwater_models.arrays import F32, F64, I64, U64
 from headwater_models.bundles import mean
 from headwater_models.bundles.export import Parts, move_bundle, versions, write_manifest
 from headwater_models.bundles.language_model import AS_CONFIGURED, Configured, open_language_model
+from headwater_models.bundles.mean_config import MeanConfig
 from headwater_models.bundles.text_encoder import (
     POOLED,
     UNIT_CONSTANTS,
@@ -260,7 +261,7 @@ def write_bundle(encoder: TextEncoder, source: str, out: Path, command: str, sec
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tower = export_item_tower(encoder, plain_head(encoder), folder)
-        mean.write_user_graphs(folder, tower.dim, mean.MeanConfig())
+        mean.write_user_graphs(folder, tower.dim, MeanConfig())
         origin = Origin(
             data=f"pretrained {source}; nothing was trained",
             data_sha256=None,

@@ -1,14 +1,16 @@
-"""Baselines without training, each a scorer: popularity, recent popularity, buy-again."""
+"""Baselines without training, each a scorer: popularity, repeats, and what is like the history in a tower's space."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
-from headwater_models.arrays import F32
-from headwater_models.data.events import Log
-from headwater_models.judging.protocols import Cases, Scorer, histories
+from headwater.recall.likeness import unit
+from headwater_models.arrays import F32, Bools
+from headwater_models.bundles.mean_config import MeanConfig
+from headwater_models.data.events import Log, newest
+from headwater_models.judging.protocols import Cases, Scorer, baskets, histories
 
 DAY_MS: Final = 86_400_000
 
@@ -71,3 +73,81 @@ def buy_again(popular: Scorer) -> Scorer:
         return found
 
     return scores
+
+
+def nearest_to_last(vectors: F32, known: Bools) -> Scorer:
+    """Items by their cosine to the last item of the history: vectors (items, D), and which items have one, (items,)."""
+    return _like(vectors, known, 1, lambda since, _ages_s: np.ones_like(since))
+
+
+def mean_of_tower(vectors: F32, known: Bools, length: int) -> Scorer:
+    """Items by their cosine to a decayed mean of the newest `length` events: the training-free encoder of `bundle mean`.
+
+    All actions weigh the same. Vectors (items, D), and which items have one, (items,).
+    """
+    config = MeanConfig()
+
+    def weights(since: F32, ages_s: F32) -> F32:
+        found: F32 = config.keep**since * np.exp2(-ages_s / config.half_life_s)
+        return found
+
+    return _like(vectors, known, length, weights)
+
+
+def _like(vectors: F32, known: Bools, length: int, weights: Callable[[F32, F32], F32]) -> Scorer:
+    """By the cosine to the weighted sum of the newest events' items.
+
+    `weights` takes the events since each event and its age in seconds, both (cases, events), and gives the same shape.
+    """
+    directions = unit(vectors)
+
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
+        rows, mask = newest(log, cases.users[part], cases.ends[part], length)
+        since = mask.sum(axis=1, keepdims=True) - 1 - np.arange(length, dtype=np.float32)
+        ages_s = np.maximum(cases.now_ms[part][:, None] - log.at_ms[rows], 0).astype(np.float32) / 1000
+        mask *= known[log.items[rows]]
+        each = np.where(mask > 0, weights(since, ages_s), np.float32(0))
+        found = np.einsum("ce,ced->cd", each, directions[log.items[rows]]) @ directions.T
+        found[:, ~known] = -np.inf
+        found[~mask.any(axis=1)] = -np.inf
+        as_scores: F32 = found.astype(np.float32, copy=False)
+        return as_scores
+
+    return scores
+
+
+def repeats_by_time(train: Log, items: int, half_life_days: float = 120.0) -> Scorer:
+    """What a user took before, by a sum that fades with time, times how often the item is taken again at all.
+
+    The time-aware weighting of repeats in its plainest form (Romanov et al., RecSys 2023, learn a kernel for each item).
+    """
+    again = repeat_shares(train, items)
+
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
+        owners, rows = histories(log, cases, part)
+        ages_days = (cases.now_ms[part][owners] - log.at_ms[rows]) / DAY_MS
+        found = np.zeros((part.stop - part.start, items), dtype=np.float32)
+        np.add.at(
+            found, (owners, log.items[rows]), np.exp2(-ages_days / half_life_days) * again[log.items[rows]]
+        )
+        found[found == 0] = -np.inf
+        return found
+
+    return scores
+
+
+def repeat_shares(log: Log, items: int, prior: float = 3.0) -> F32:
+    """(items,) the chance that an item of a basket is in the user's next basket too, towards the mean where little is known."""
+    begins = baskets(log)
+    basket = np.searchsorted(begins, np.arange(len(log.items)), side="right") - 1
+    is_last = np.append(log.owners[begins][1:] != log.owners[begins][:-1], True)
+    taken = np.unique(log.items * len(begins) + basket)
+    item, basket = taken // max(len(begins), 1), taken % max(len(begins), 1)
+    again = np.zeros(len(taken), dtype=np.bool_)
+    again[:-1] = (item[1:] == item[:-1]) & (basket[1:] == basket[:-1] + 1) & ~is_last[basket[:-1]]
+    asked = ~is_last[basket]
+    times = np.bincount(item[asked & again], minlength=items)
+    chances = np.bincount(item[asked], minlength=items)
+    mean = times.sum() / max(chances.sum(), 1)
+    found: F32 = ((times + prior * mean) / (chances + prior)).astype(np.float32)
+    return found

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from headwater.encoder import runtime as encoder
 from headwater.encoder.runtime import Encoder
@@ -14,6 +14,7 @@ from headwater_models.judging import baselines
 from headwater_models.judging.candidates import Pooling, rescored
 from headwater_models.judging.costs import Cost, measured
 from headwater_models.judging.evaluation import (
+    Catalog,
     Measure,
     Quality,
     bundle_scorer,
@@ -25,7 +26,7 @@ from headwater_models.judging.evaluation import (
 )
 from headwater_models.judging.protocols import At, Protocol, Scorer, Split, split
 from headwater_models.judging.served import served
-from headwater_models.progress import Report, progress
+from headwater_models.progress import progress
 
 
 class Method(NamedTuple):
@@ -63,26 +64,49 @@ def compare(
     learned: bool = False,
     threads: int = 1,
 ) -> Results:
+    """Judge a bundle, another one beside it, and baselines, on the questions of a protocol: see :func:`judge`.
+
+    Raises BundleError, or DatasetError if the data does not fit the bundle or the protocol.
+    """
+    asked = split(data, protocol, at, sample, seed)
+    return judge(bundle, data, asked, other=other, seed=seed, k=k, learned=learned, threads=threads)
+
+
+def judge(
+    bundle: Path | None,
+    data: Dataset,
+    asked: Split,
+    *,
+    other: Path | None = None,
+    seed: int = 0,
+    k: int | None = None,
+    learned: bool = False,
+    threads: int = 1,
+) -> Results:
     """Judge a bundle, another one beside it, and baselines, on the same questions.
 
     A bundle is judged alone, with its neighbours if it has a table, as it is served with buy-again where seen items may
     come, and with its scorer if it has one. With an `other` bundle, their ranks are fused too. `learned` adds ItemKNN, EASE
-    and ALS, which need scipy and implicit (extra `train`). `k` defaults to the protocol's usual length.
+    and ALS, and TIFU-KNN for baskets, which need scipy and implicit (extra `train`). `k` defaults to the protocol's usual
+    length.
 
-    Raises BundleError, or DatasetError if the data does not fit the bundle or the protocol.
+    Raises BundleError, or DatasetError if the data does not fit the bundle.
     """
-    k = k or usual_k(protocol)
-    asked = split(data, protocol, at, sample, seed)
+    k = k or usual_k(asked.protocol)
     judged: dict[str, Method] = {}
     items, methods = len(data.item_ids), {}
     with progress() as report:
         if bundle is not None:
             one = encoder.load(bundle, threads=threads)
-            judged |= _of_bundle(one, one.name, data, asked, k, report)
+            catalog = encoded(one, data, partial(report, f"encoding items of {one.name}"))
+            judged |= _of_bundle(one, one.name, data, catalog, asked, k)
+            if asked.protocol == "cases":
+                judged |= _of_tower(one, catalog)
             if other is not None:
                 two = encoder.load(other, threads=threads)
                 name = two.name if two.name != one.name else two.id
-                others = _of_bundle(two, name, data, asked, k, report)
+                seen_by_two = encoded(two, data, partial(report, f"encoding items of {name}"))
+                others = _of_bundle(two, name, data, seen_by_two, asked, k)
                 # Each as it is served: the last method of a bundle.
                 both = [[*judged.values()][-1], [*others.values()][-1]]
                 known = min(one.log_length, two.log_length) if not asked.test.mask_seen else None
@@ -96,13 +120,24 @@ def compare(
             done = partial(report, name)
             methods[name] = evaluate(method.make(), asked, items, k, done, remembered=method.remembered)
     return Results(
-        data.name, data.fingerprint, data.dropped, data.notes, protocol, asked.at_ms, seed, k, methods
+        data.name, data.fingerprint, data.dropped, data.notes, asked.protocol, asked.at_ms, seed, k, methods
     )
 
 
-def usual_k(protocol: Protocol) -> int:
+# Here a list answers for several targets at once, and is judged as a whole.
+BY_LIST: Final = ("next-basket",)
+
+
+def measures(quality: Quality, protocol: str) -> tuple[Measure, Measure]:
+    """The two figures that stand in tables: how much is found, and NDCG; of whole lists, or of each target as a question."""
+    if protocol in BY_LIST:
+        return quality.lists["recall"], quality.lists["NDCG"]
+    return quality.hit, quality.ndcg
+
+
+def usual_k(protocol: str) -> int:
     """The list length that figures are usually given for."""
-    return 10 if protocol == "leave-one-out" else 20
+    return 10 if protocol in ("leave-one-out", "next-basket", "cases") else 20
 
 
 @dataclass(frozen=True)
@@ -146,12 +181,11 @@ def weigh(
 
 
 def _of_bundle(
-    loaded: Encoder, name: str, data: Dataset, asked: Split, k: int, report: Report
+    loaded: Encoder, name: str, data: Dataset, catalog: Catalog, asked: Split, k: int
 ) -> dict[str, Method]:
     """The methods by which a bundle is judged: alone; new items alone, after a split in time; its neighbours alone and with
     it, if it has a table; where seen items may come, buy-again alone and all as it is served; with its scorer, if it has one.
     """
-    catalog = encoded(loaded, data, partial(report, f"encoding items of {name}"))
     length = loaded.log_length
     judged = {name: Method(lambda: bundle_scorer(loaded, catalog))}
     unknown = newcomers(asked, len(data.item_ids))
@@ -174,6 +208,17 @@ def _of_bundle(
     return judged
 
 
+def _of_tower(loaded: Encoder, catalog: Catalog) -> dict[str, Method]:
+    """What a bundle's item tower finds without its user encoder."""
+    vectors, known = catalog.vectors, catalog.known
+    return {
+        f"{loaded.name}: nearest to the last item": Method(lambda: baselines.nearest_to_last(vectors, known)),
+        f"{loaded.name}: mean over its tower": Method(
+            lambda: baselines.mean_of_tower(vectors, known, loaded.log_length)
+        ),
+    }
+
+
 def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bool) -> dict[str, Method]:
     """Baselines by name. Under `prequential` their counts go on with the replay."""
     items = len(data.item_ids)
@@ -183,12 +228,17 @@ def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bo
     else:
         popular = baselines.popularity(asked.train, items)
         week = baselines.popularity_now(asked.train, items, days=7, until_ms=asked.at_ms)
-    makers: dict[str, Callable[[], Scorer]] = {
-        "popular": lambda: popular,
-        "popular in the last week": lambda: week,
-        "buy again": lambda: baselines.buy_again(popular),
-    }
-    if texts := data.texts:
+    makers: dict[str, Callable[[], Scorer]] = {"popular": lambda: popular}
+    if asked.protocol == "next-basket":
+        makers["personal top"] = lambda: baselines.buy_again(popular)
+        makers["repeats by time"] = lambda: baselines.repeats_by_time(asked.train, items)
+    elif asked.protocol == "cases":
+        if not asked.test.mask_seen:
+            makers["buy again"] = lambda: baselines.buy_again(popular)
+    else:
+        makers["popular in the last week"] = lambda: week
+        makers["buy again"] = lambda: baselines.buy_again(popular)
+    if (texts := data.texts) and asked.protocol != "next-basket":
         makers["popular texts"] = lambda: baselines.popularity_of_texts(asked.train, texts, items)
     if learned:
         from headwater_models.judging import item_models
@@ -200,19 +250,23 @@ def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bo
         ease = f"EASE ({item_models.EASE_ITEMS:,} most popular)" if items > item_models.EASE_ITEMS else "EASE"
         makers[ease] = lambda: item_models.ease(asked.train, items)
         makers["ALS"] = lambda: item_models.als(asked.train, items, threads=threads)
+        if asked.protocol == "next-basket":
+            makers["TIFU-KNN"] = lambda: item_models.tifu_knn(asked.train, items)
     return {name: Method(make) for name, make in makers.items()}
 
 
 def figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     """What a manifest keeps of an evaluation: method -> question set -> measure -> value."""
+    name = "recall" if results.protocol in BY_LIST else "hit"
     return {
         method: {
-            name: {
+            of: {
                 "targets": quality.targets,
-                f"hit_at_{quality.k}": round(quality.hit.value, 4),
-                f"ndcg_at_{quality.k}": round(quality.ndcg.value, 4),
+                f"{name}_at_{quality.k}": round(found.value, 4),
+                f"ndcg_at_{quality.k}": round(ndcg.value, 4),
             }
-            for name, quality in found.items()
+            for of, quality in sets.items()
+            for found, ndcg in [measures(quality, results.protocol)]
         }
-        for method, found in results.methods.items()
+        for method, sets in results.methods.items()
     }

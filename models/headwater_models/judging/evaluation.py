@@ -70,9 +70,11 @@ class Quality:
 
 
 def question_sets(split: Split) -> dict[str, Cases]:
-    """`all` questions and, unless seen items are masked anyway, those of `discovery`: targets that are new to
-    the user.
+    """`all` questions, and those that stand apart: unless the split names others, or seen items are masked anyway, those of
+    `discovery`, whose targets are new to the user.
     """
+    if split.apart is not None:
+        return {"all": split.test, **split.apart}
     if split.test.mask_seen:
         return {"all": split.test}
     return {"all": split.test, "discovery": discoveries(split.log, split.test)}
@@ -309,7 +311,8 @@ def quality(ranks: I64, lists: I64, asked: Split, cases: Cases, items: int, k: i
     """
     counts, owners = np.bincount(asked.train.items, minlength=items), cases.case_of_target
     each = metrics.by_case(ranks, np.arange(len(ranks) + 1), k)
-    hits, users = each["HR"], cases.users[owners]
+    people = cases.users if cases.people is None else cases.people
+    hits, users = each["HR"], people[owners]
     _, distinct = np.unique(owners * items + cases.targets, return_index=True)
     starts = np.searchsorted(owners[distinct], np.arange(len(cases) + 1))
     whole = metrics.by_case(ranks[distinct], starts, k)
@@ -320,7 +323,7 @@ def quality(ranks: I64, lists: I64, asked: Split, cases: Cases, items: int, k: i
         targets=len(cases.targets),
         hit=_measure(hits, users),
         ndcg=_measure(each["NDCG"], users),
-        lists={name: _measure(values, cases.users) for name, values in whole.items()},
+        lists={name: _measure(values, people) for name, values in whole.items()},
         coverage=metrics.coverage(lists, items),
         novelty=metrics.novelty(lists, counts),
         gini=metrics.gini(lists, items),

@@ -1,4 +1,4 @@
-"""Item models learned from users' items, without order, each a scorer: ItemKNN, EASE, implicit ALS; and SVD."""
+"""Item models learned from users' items, each a scorer: ItemKNN, EASE, implicit ALS, TIFU-KNN for baskets; and SVD."""
 
 from itertools import pairwise
 from typing import Final
@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log
-from headwater_models.judging.protocols import Cases, Scorer, histories
+from headwater_models.judging.protocols import Cases, Scorer, baskets, histories
 
 SHRINKS: Final = (0.0, 10.0, 50.0, 200.0, 1000.0)  # from cosine almost to plain counts of common users
 EASE_ITEMS: Final = 10_000  # a dense matrix of 400 MB
@@ -119,6 +119,72 @@ def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> F32:
     vectors[:, :found] = (axes.T * np.sqrt(values))[:, ::-1]  # the most telling ones first
     lengths: F32 = vectors / np.sqrt((vectors**2).sum(axis=1).mean())
     return lengths
+
+
+def tifu_knn(
+    train: Log,
+    items: int,
+    neighbours: int = 900,
+    size: int = 3,
+    within: float = 0.9,
+    across: float = 0.6,
+    own: float = 0.2,
+) -> Scorer:
+    """TIFU-KNN (Hu et al., SIGIR 2020) with its parameters for Dunnhumby: a user's decayed baskets, and those of the nearest users.
+
+    Baskets are decayed in groups of `size`: by `within` in a group, by `across` from group to group. The user's own baskets
+    weigh `own`, the mean of the `neighbours` nearest users, by Euclidean distance, the rest.
+    """
+    ends = train.starts[1:]
+    everyone = Cases(
+        np.arange(len(ends)),
+        ends,
+        np.zeros_like(ends),
+        np.zeros(len(ends) + 1, np.int64),
+        ends[:0],
+        mask_seen=False,
+    )
+    taken = _by_baskets(train, everyone, slice(0, len(ends)), items, size, within, across)
+    lengths = np.asarray(taken.multiply(taken).sum(axis=1)).ravel()
+
+    def scores(log: Log, cases: Cases, part: slice) -> F32:
+        wanted = _by_baskets(log, cases, part, items, size, within, across)
+        apart = lengths - 2 * (wanted @ taken.T).toarray()  # squared distances, up to the case's own length
+        apart[np.arange(len(apart)), cases.users[part]] = np.inf
+        count = min(neighbours, apart.shape[1] - 1)
+        nearest = (
+            np.argpartition(apart, count - 1, axis=1)[:, :count] if count else np.zeros((len(apart), 0), int)
+        )
+        chosen = sparse.csr_matrix(
+            (
+                np.full(nearest.size, 1 / max(count, 1), dtype=np.float32),
+                (np.repeat(np.arange(len(apart)), count), nearest.ravel()),
+            ),
+            shape=apart.shape,
+        )
+        found: F32 = (own * wanted + (1 - own) * (chosen @ taken)).toarray().astype(np.float32)
+        return found
+
+    return scores
+
+
+def _by_baskets(
+    log: Log, cases: Cases, part: slice, items: int, size: int, within: float, across: float
+) -> sparse.csr_matrix:
+    """(cases, items) the decayed baskets of each case's history. Groups are counted from the newest basket."""
+    begins = baskets(log)
+    owners, rows = histories(log, cases, part)
+    basket = np.searchsorted(begins, rows, side="right") - 1
+    newest, oldest = np.zeros(part.stop - part.start, np.int64), np.full(part.stop - part.start, len(begins))
+    np.maximum.at(newest, owners, basket)
+    np.minimum.at(oldest, owners, basket)
+    pairs, first = np.unique(np.stack([owners, basket, log.items[rows]]), axis=1, return_index=True)
+    since = newest[owners[first]] - basket[first]
+    count = (newest - oldest + 1)[owners[first]]
+    groups = -(-count // size)
+    weight = within ** (since % size) / np.minimum(size, count) * across ** (since // size) / groups
+    shape = (part.stop - part.start, items)
+    return sparse.csr_matrix((weight.astype(np.float32), (pairs[0], pairs[2])), shape=shape)
 
 
 def _seen(log: Log, cases: Cases, part: slice, items: int) -> sparse.csr_matrix:

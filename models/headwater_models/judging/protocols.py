@@ -7,12 +7,14 @@
 - `list-at-split`: one list per user at that moment, from what was known then. All later events are its targets.
 - `prequential`: events are replayed in time order, each predicted before it is learned: counts go on as histories do. A
   seeded sample of the events is asked for.
+- `next-basket`: each user's last basket is asked for at its first event, from all baskets before; the one before last is
+  for validation. A basket is a run of a user's events without a pause of half an hour.
 
 The protocols in time hold back some users' last event before the moment for validation. No items are sampled: every
 ranking is over the whole catalog.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal, get_args
@@ -24,13 +26,15 @@ from headwater_models.data import complete_journey
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log, ends_at, epoch_ms, prefixes
 
-Protocol = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
+Protocol = Literal["leave-one-out", "global-time", "list-at-split", "prequential", "next-basket"]
 At = float | datetime  # the share of events before the split, or its moment
 
 # Datasets whose published figures are not split at nine tenths of the events.
 _USUAL_AT: Final[dict[str, At]] = {"complete-journey": complete_journey.SPLIT}
 _VALIDATION_USERS: Final = 1_000
 _PREQUENTIAL_CASES: Final = 10_000
+# Longer than any pause at a till, and as long as the pause that ends a session elsewhere.
+BASKET_PAUSE_MS: Final = 1_800_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Cases:
     targets: I64  # (targets,) items
     mask_seen: bool  # the history's items are excluded from the ranking
     remembered: int | None = None  # how many newest events of a history are known; None: all
+    people: I64 | None = None  # (cases,) whom each case is about, for intervals; None: its user
 
     def __len__(self) -> int:
         return len(self.users)
@@ -64,6 +69,8 @@ class Split:
     validation: Cases
     test: Cases
     at_ms: int | None = None  # the moment of a split in time
+    # Question sets beside `all`. None: those of discovery, where seen items may come.
+    apart: Mapping[str, Cases] | None = None
 
 
 # Scores (cases of the slice, items), higher is better; -inf: never recommend.
@@ -80,6 +87,8 @@ def split(
     log, rng = dataset.log, np.random.default_rng(seed)
     if protocol == "leave-one-out":
         found = _leave_one_out(log)
+    elif protocol == "next-basket":
+        found = _next_basket(log)
     elif protocol in get_args(Protocol):
         at_ms = _moment(log, _USUAL_AT.get(dataset.name, 0.9) if at is None else at)
         found = _in_time(log, protocol, at_ms, rng)
@@ -88,14 +97,14 @@ def split(
     if not len(found.test):
         raise DatasetError(
             f"{dataset.name} leaves nothing to ask under {protocol}: expected users with three events or more for "
-            "leave-one-out, and events after the split for the protocols in time"
+            "leave-one-out, with two baskets for next-basket, and events after the split for the protocols in time"
         )
     if sample is None and protocol == "prequential":
         sample = _PREQUENTIAL_CASES
     if sample is None or sample >= len(found.test):
         return found
     chosen = np.sort(rng.choice(len(found.test), sample, replace=False))
-    return Split(protocol, log, found.train, found.validation, select(found.test, chosen), found.at_ms)
+    return replace(found, test=select(found.test, chosen))
 
 
 def discoveries(log: Log, cases: Cases) -> Cases:
@@ -144,6 +153,14 @@ def select(cases: Cases, chosen: I64) -> Cases:
     return _asked(cases, chosen, np.diff(cases.target_starts)[chosen], cases.targets[places])
 
 
+def baskets(log: Log, pause_ms: int = BASKET_PAUSE_MS) -> I64:
+    """(baskets,) the rows at which a basket begins, in the order of the log: at a user's first event, and after a pause."""
+    begins = np.ones(len(log.items), dtype=np.bool_)
+    begins[1:] = np.diff(log.at_ms) > pause_ms
+    begins[log.starts[:-1][np.diff(log.starts) > 0]] = True
+    return np.flatnonzero(begins)
+
+
 def _asked(cases: Cases, chosen: I64, counts: I64, targets: I64) -> Cases:
     """The cases `chosen`, each asked for its own `counts` of the `targets`."""
     return replace(
@@ -153,6 +170,7 @@ def _asked(cases: Cases, chosen: I64, counts: I64, targets: I64) -> Cases:
         now_ms=cases.now_ms[chosen],
         target_starts=np.concatenate([[0], np.cumsum(counts)]),
         targets=targets,
+        people=None if cases.people is None else cases.people[chosen],
     )
 
 
@@ -168,6 +186,35 @@ def _leave_one_out(log: Log) -> Split:
         validation=next_events(log, last - 1, mask_seen=True),
         test=next_events(log, last, mask_seen=True),
     )
+
+
+def _next_basket(log: Log) -> Split:
+    begins = baskets(log)
+    owners = log.owners[begins]
+    ends = np.append(begins[1:], len(log.items))
+    several = np.flatnonzero(np.bincount(owners, minlength=len(log.users)) >= 2)
+    last = np.searchsorted(owners, several, side="right") - 1
+    three = owners[np.maximum(last - 2, 0)] == several
+    known = log.starts[1:].copy()
+    known[several] = begins[last]
+    known[several[three]] = begins[last[three] - 1]
+    return Split(
+        "next-basket",
+        log,
+        prefixes(log, known),
+        validation=_of_baskets(log, begins, ends, last[three] - 1),
+        test=_of_baskets(log, begins, ends, last),
+    )
+
+
+def _of_baskets(log: Log, begins: I64, ends: I64, chosen: I64) -> Cases:
+    """The `chosen` (cases,) baskets, each asked for at its first event; an item counts once."""
+    owners, rows = _ranges(begins[chosen], ends[chosen])
+    items = int(log.items.max(initial=0)) + 1
+    pairs = np.unique(owners * items + log.items[rows])
+    starts = np.searchsorted(pairs // items, np.arange(len(chosen) + 1))
+    first = begins[chosen]
+    return Cases(log.owners[first], first, log.at_ms[first], starts, pairs % items, mask_seen=False)
 
 
 def _in_time(log: Log, protocol: str, at_ms: int, rng: np.random.Generator) -> Split:

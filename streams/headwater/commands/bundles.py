@@ -1,10 +1,11 @@
 """`headwater evaluate` and `bundle`: what bundles are worth, and bundles made without training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from headwater.commands.case_data import CASES, CaseOptions
 from headwater.commands.event_data import EVENTS, DataOptions, positive, print_tables
 from headwater.commands.terminal import (
     FLAG,
@@ -18,11 +19,16 @@ from headwater.commands.terminal import (
     stdout,
 )
 
+if TYPE_CHECKING:
+    from headwater_models.data.datasets import Dataset
+    from headwater_models.judging.protocols import Split
+
 
 def evaluate(
     bundle: Path | None = None,
     *,
     events: DataOptions = EVENTS,
+    questions: CaseOptions = CASES,
     with_: Annotated[Path | None, Parameter(name="--with")] = None,
     sample: int | None = None,
     seed: int = 0,
@@ -33,7 +39,7 @@ def evaluate(
     threads: int = 1,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """Compare a bundle with baselines on a dataset, by full ranking of its catalog.
+    """Compare a bundle with baselines on a dataset, or on a file of cases, by full ranking of the catalog.
 
     Example: headwater evaluate my-bundle --data events.csv --protocol leave-one-out
 
@@ -48,9 +54,9 @@ def evaluate(
     seed
         Of the sample.
     k
-        The length of lists; default: 10 for leave-one-out, else 20.
+        The length of lists; default: 10 for leave-one-out, next-basket and cases, else 20.
     baselines
-        Also judge ItemKNN, EASE and ALS. Needs the extra train.
+        Also judge ItemKNN, EASE and ALS, and TIFU-KNN for next-basket. Needs the extra train.
     through_the_stream
         Judge the bundle offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
     graph
@@ -60,8 +66,9 @@ def evaluate(
     json
         Print the figures as JSON.
     """
-    from headwater_models.commands import as_json, compare
+    from headwater_models.commands import as_json, judge
 
+    questions.check(events)
     if through_the_stream and (baselines or with_ is not None):
         option = "--baselines" if baselines else "--with"
         raise UsageError(f"--through-the-stream asks about a bundle alone: leave {option} out")
@@ -73,34 +80,37 @@ def evaluate(
         raise UsageError(
             f"--with {with_}: expected a bundle to go with it, `headwater evaluate BUNDLE --with {with_}`"
         )
-    length, questions, at = positive("--k", k), positive("--sample", sample), events.moment()
+    length, count = positive("--k", k), positive("--sample", sample)
+    data, asked = _asked(events, questions, count, seed)
     if through_the_stream:
         assert bundle is not None
         return _evaluate_through_the_stream(
-            bundle, events, questions, seed, length, threads, graph=graph, json=json
+            bundle, data, asked, seed, length, threads, graph=graph, json=json
         )
-    results = compare(
-        bundle,
-        events.load(),
-        events.protocol_or("list-at-split"),
-        other=with_,
-        at=at,
-        sample=questions,
-        seed=seed,
-        k=length,
-        learned=baselines,
-        threads=threads,
-    )
+    results = judge(bundle, data, asked, other=with_, seed=seed, k=length, learned=baselines, threads=threads)
     if json:
         print(as_json(results).decode())
         return 0
     return print_tables(results)
 
 
+def _asked(
+    events: DataOptions, questions: CaseOptions, sample: int | None, seed: int
+) -> "tuple[Dataset, Split]":
+    """The data, and what is asked of it: the cases of a file, or the questions of a protocol."""
+    from headwater_models.judging.protocols import split
+
+    if questions.cases is not None:
+        return questions.load(events, sample, seed)
+    at = events.moment()
+    data = events.load()
+    return data, split(data, events.protocol_or("list-at-split"), at, sample, seed)
+
+
 def _evaluate_through_the_stream(
     bundle: Path,
-    events: DataOptions,
-    sample: int | None,
+    data: "Dataset",
+    asked: "Split",
     seed: int,
     k: int | None,
     threads: int,
@@ -111,15 +121,12 @@ def _evaluate_through_the_stream(
     from headwater.commands.live_evaluation import TOLERANCE, compare
     from headwater.settings import Settings
     from headwater_models.commands import as_json, progress, usual_k
-    from headwater_models.judging.protocols import split
 
     quiet_aiokafka()
-    protocol, data = events.protocol_or("list-at-split"), events.load()
-    questions = split(data, protocol, events.moment(), sample, seed)
     settings = Settings.load(encoder_threads=threads)
     with progress() as report:
         found = run_async(
-            compare(settings, bundle, data, questions, k or usual_k(protocol), seed, report, graph=graph)
+            compare(settings, bundle, data, asked, k or usual_k(asked.protocol), seed, report, graph=graph)
         )
     if json:
         print(as_json(found.results).decode())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 # Written out for the help, which must not import torch. A test holds it equal to the code.
-ProtocolOption = Literal["leave-one-out", "global-time", "list-at-split", "prequential"]
+ProtocolOption = Literal["leave-one-out", "global-time", "list-at-split", "prequential", "next-basket"]
 
 
 @Parameter(name="*")

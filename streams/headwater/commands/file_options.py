@@ -1,8 +1,10 @@
 """How a file is read, as options of `headwater import`, `train` and `evaluate`."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from headwater.files.events import EventForm
     from headwater.files.items import ItemForm
     from headwater.files.presets import Kind, Opened
+    from headwater.files.table import BadRow
+
+_SHOWN: Final = 5
 
 # Written out for the help, which must not import polars. A test holds them equal to the code.
 TimeOption = Literal["auto", "iso", "seconds", "ms", "us", "ns"]
@@ -139,3 +144,11 @@ class EventOptions(FileOptions):
             usual.dislike_to if self.dislike_to is None else self.dislike_to,
             self.decimal,
         )
+
+
+def tell_bad_rows(bad: "Sequence[BadRow]", counted: str) -> None:
+    """Say the lines of the first bad rows, each with its reason, and how many more there are."""
+    for row in bad[:_SHOWN]:
+        print(f"{counted} {row.line}: {row.reason}", file=sys.stderr)
+    if len(bad) > _SHOWN:
+        print(f"... and {len(bad) - _SHOWN:,} more", file=sys.stderr)

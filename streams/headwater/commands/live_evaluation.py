@@ -122,9 +122,10 @@ async def compare(
     _check(data, k)
     catalog = await asyncio.to_thread(encoded, loaded, data, partial(report, "encoding items"))
     items, length = len(data.item_ids), loaded.log_length
-    whole = evaluate(bundle_scorer(loaded, catalog), asked, items, k)
+    whole = await asyncio.to_thread(evaluate, bundle_scorer(loaded, catalog), asked, items, k)
     sources = {str(source): weight for source, weight in _sources(loaded).items()}
-    offline = evaluate(served(loaded, catalog, k, sources), asked, items, k, remembered=length)
+    as_served = served(loaded, catalog, k, sources)
+    offline = await asyncio.to_thread(evaluate, as_served, asked, items, k, remembered=length)
     sets = question_sets(asked)
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder, EmbeddedBroker(Path(folder)) as broker:
         own = settings.model_copy(

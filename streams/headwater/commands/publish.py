@@ -1,19 +1,17 @@
 """`headwater import catalog` and `import clicks`: publish the rows of a file."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
-from headwater.commands.file_options import EventOptions, FileOptions
+from headwater.commands.file_options import EventOptions, FileOptions, tell_bad_rows
 from headwater.commands.terminal import FLAG, CommandError, run_async, running_settings, say, stderr
 
 if TYPE_CHECKING:
     from headwater.commands.import_files import Prepared, Report
     from headwater.files.items import Items
     from headwater.files.presets import Opened
-    from headwater.files.table import BadRow
     from headwater.settings import Settings
 
 _FILE: Final = FileOptions()
@@ -157,7 +155,7 @@ def _import(
         bad = sorted(bad + report.bad)
         rate = report.published / report.seconds if report.seconds else 0.0
         done = f"published {report.published:,} of {opened.table.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f}/s)"
-    _tell(bad, opened.table.counted)
+    tell_bad_rows(bad, opened.table.counted)
     if rejects is not None:
         import_files.write_rejects(rejects, opened.table, bad)
         say(f"{rejects}: {len(bad):,} bad rows with their reasons")
@@ -194,10 +192,3 @@ def _published(settings: "Settings", prepared: "Prepared", deleted: Sequence[str
             bar.update(task, completed=count)
 
         return run_async(import_files.publish(settings, prepared, done, deleted=deleted))
-
-
-def _tell(bad: "Sequence[BadRow]", counted: str) -> None:
-    for row in bad[:_SHOWN]:
-        print(f"{counted} {row.line}: {row.reason}", file=sys.stderr)
-    if len(bad) > _SHOWN:
-        print(f"... and {len(bad) - _SHOWN:,} more", file=sys.stderr)

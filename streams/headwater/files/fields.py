@@ -44,6 +44,10 @@ CLICKS: Final = Fields(
 TRAINING: Final = Fields(
     "events", (*CLICKS.names, "price", "title"), required=("user_id", "item_id"), open_ended="context."
 )
+# What `headwater evaluate --cases` reads: a history and what came next in each row.
+CASES: Final = Fields(
+    "cases", ("user_id", "history", "target", "times", "at_ms"), required=("history", "target")
+)
 CATALOG: Final = Fields(
     "catalog",
     (

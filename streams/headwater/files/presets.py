@@ -11,7 +11,7 @@ import polars as pl
 
 from headwater.files.contents import ImportFileError
 from headwater.files.delimited import Layout
-from headwater.files.fields import CATALOG, CLICKS, TRAINING, Chosen, Fields, mapping
+from headwater.files.fields import CASES, CATALOG, CLICKS, TRAINING, Chosen, Fields, mapping
 from headwater.files.json_rows import Flatten, Object
 from headwater.files.table import Table, read
 
@@ -19,7 +19,7 @@ PresetName = Literal[
     "movielens", "amazon-reviews", "amazon-items", "retailrocket", "yelp", "lastfm", "shopify", "google-merchant", "segment",
     "ga4", "recbole",
 ]  # fmt: skip
-Kind = Literal["catalog", "clicks", "training"]
+Kind = Literal["catalog", "clicks", "training", "cases"]
 Usual = Mapping[str, Sequence[str]]  # field -> columns that may carry it, the first that is there does
 _LINE: Final = "__line"
 
@@ -76,7 +76,8 @@ def opened(
     shape = shape_of(preset, kind)
     if shape is None:
         table = read(path, layout)
-        return Opened(table, mapping(fields, table.columns, maps))
+        usual_names = _USUAL_OF_CASES if kind == "cases" else None
+        return Opened(table, mapping(fields, table.columns, maps, usual_names))
     table = read(path, layout, shape.flatten)
     headless = shape.headless.get(len(table.columns))
     if headless and not layout.columns and not any(name in headless for name in table.columns):
@@ -100,6 +101,8 @@ def shape_of(preset: PresetName | None, kind: Kind) -> Shape | None:
     """
     if preset is None:
         return None
+    if kind == "cases":
+        raise ImportFileError(f"--preset {preset} is a format of events: leave it out for a file of cases")
     found = PRESETS[preset].catalog if kind == "catalog" else PRESETS[preset].clicks
     if found is None:
         other = "clicks" if kind == "catalog" else "catalog"
@@ -109,7 +112,14 @@ def shape_of(preset: PresetName | None, kind: Kind) -> Shape | None:
     return found
 
 
-_FIELDS: Final[dict[Kind, Fields]] = {"catalog": CATALOG, "clicks": CLICKS, "training": TRAINING}
+_FIELDS: Final[dict[Kind, Fields]] = {
+    "catalog": CATALOG,
+    "clicks": CLICKS,
+    "training": TRAINING,
+    "cases": CASES,
+}
+# Names that such files usually have.
+_USUAL_OF_CASES: Final[Usual] = {"target": ("targets", "next"), "history": ("items", "sequence")}
 
 
 # MovieLens

@@ -27,12 +27,52 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
     assert "hit@2" in terminal.succeeds(*arguments)
 
 
+def test_a_bundle_is_judged_on_a_file_of_cases_and_bad_rows_are_told(terminal: Terminal) -> None:
+    (terminal.folder / "items.csv").write_text(
+        "item_id,title\ntea,Green tea\nmilk,Whole milk\nhose,Garden hose\n"
+    )
+    (terminal.folder / "clicks.csv").write_text("who,item_id,at_ms\n1,tea,1700000000\n1,milk,1700000060\n")
+    rows = [
+        '{"history": ["tea"], "target": "milk"}',
+        '{"history": "", "target": "milk"}',
+        '{"history": ["tea"], "target": "hose"}',
+    ]
+    (terminal.folder / "cases.jsonl").write_text("\n".join(rows))
+    files = (
+        "--cases",
+        "cases.jsonl",
+        "--catalog",
+        "items.csv",
+        "--clicks",
+        "clicks.csv",
+        "--clicks-map",
+        "user_id=who",
+    )
+    refused = terminal.run("evaluate", *files)
+    assert "line 2: history: missing" in refused.stderr
+    assert "1 of 3 rows of cases.jsonl are no cases" in refused.stderr
+    assert (refused.returncode, refused.stdout) == (Exit.FAILED, "")
+    printed = terminal.succeeds("evaluate", *files, "--skip-bad", "--rejects", "bad.jsonl", "--json")
+    found = json.loads(printed)
+    assert (found["protocol"], found["k"]) == ("cases", 10)
+    assert {name: sets["targets"] for name, sets in found["methods"]["starter"].items()} == {
+        "all": 2,
+        "cold": 1,
+    }
+    assert json.loads((terminal.folder / "bad.jsonl").read_text())["line"] == 2
+
+
 def test_a_wrong_option_is_one_sentence(terminal: Terminal) -> None:
     cases = [
         (["evaluate", "--at", "noon"], "--at is noon: expected a share of the events such as 0.9, or a date"),
         (["bundle", "compare"], "no bundle named: expected the folders of those to compare"),
         (["evaluate", "--through-the-stream", "--with", "other"], "leave --with out"),
         (["evaluate", "--k", "0"], "--k is 0: expected a whole number from 1 on"),
+        (
+            ["evaluate", "--catalog", "a.csv"],
+            "--catalog goes with a file of cases: expected --cases FILE with it",
+        ),
+        (["evaluate", "--cases", "a", "--at", "0.5"], "--cases has its own questions: leave --at out"),
     ]
     for sentence, (_, part) in zip(terminal.mistakes(*(words for words, _ in cases)), cases, strict=True):
         assert part in sentence

@@ -11,9 +11,9 @@ from tests.support.checkout import STARTER
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
-from headwater_models.bundles import mean  # noqa: E402 - needs onnx
 from headwater_models.bundles.export import cosines, forgets  # noqa: E402 - needs onnx
 from headwater_models.bundles.mean import make_mean  # noqa: E402 - needs onnx
+from headwater_models.bundles.mean_config import MeanConfig  # noqa: E402 - needs onnx
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def meaned(tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
     return make_mean(STARTER, tmp_path_factory.mktemp("mean") / "bundle", command="a test")
 
 
-def by_hand(items: np.ndarray, actions: list[str], gaps: list[float], config: mean.MeanConfig) -> np.ndarray:
+def by_hand(items: np.ndarray, actions: list[str], gaps: list[float], config: MeanConfig) -> np.ndarray:
     """The decayed mean as its definition says, one event after another."""
     state = np.zeros(items.shape[1])
     for item, action, gap in zip(items, actions, gaps, strict=True):
@@ -36,7 +36,7 @@ def test_mean_is_the_decayed_weighted_mean(meaned: encoder.Encoder) -> None:
     state = meaned.step(
         meaned.initial_state(1), items[None], codes, np.float32([gaps]), np.ones((1, 3), np.float32)
     )
-    expected = by_hand(items, actions, gaps, mean.MeanConfig())
+    expected = by_hand(items, actions, gaps, MeanConfig())
     np.testing.assert_allclose(state[0], expected, atol=1e-5)
     interests, weights = meaned.read(state, np.zeros(1, np.float32))
     np.testing.assert_allclose(interests[0, 0], expected / np.linalg.norm(expected), atol=1e-5)
@@ -58,7 +58,7 @@ def test_mean_over_another_tower_compares_directions(meaned: encoder.Encoder) ->
 
 def test_mean_forgets_and_one_that_keeps_more_does_not(meaned: encoder.Encoder, tmp_path: Path) -> None:
     assert meaned.forgets
-    slow = make_mean(STARTER, tmp_path / "slow", command="a test", config=mean.MeanConfig(keep=0.98))
+    slow = make_mean(STARTER, tmp_path / "slow", command="a test", config=MeanConfig(keep=0.98))
     assert not slow.forgets
     assert not forgets(slow)
 

@@ -14,6 +14,7 @@ from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
 from headwater_models.bundles import mean  # noqa: E402 - needs onnx
 from headwater_models.bundles.export import Parts, write_manifest  # noqa: E402 - needs onnx
 from headwater_models.bundles.language_model import Configured  # noqa: E402 - needs onnx
+from headwater_models.bundles.mean_config import MeanConfig  # noqa: E402 - needs onnx
 from headwater_models.bundles.text_encoder import TextEncoder  # noqa: E402 - needs onnx
 from headwater_models.bundles.text_tower import (  # noqa: E402 - needs onnx
     Head,
@@ -46,7 +47,7 @@ def served(encoder: TextEncoder, head: Head, folder: Path) -> Encoder:
     """A bundle of this tower and the decayed mean."""
     folder.mkdir()
     tower = export_item_tower(encoder, head, folder)
-    mean.write_user_graphs(folder, tower.dim, mean.MeanConfig())
+    mean.write_user_graphs(folder, tower.dim, MeanConfig())
     parts = Parts(
         name="tower",
         summary="",

@@ -10,6 +10,8 @@ from headwater_models.judging.baselines import (
     popularity,
     popularity_now,
     popularity_of_texts,
+    repeat_shares,
+    repeats_by_time,
 )
 from headwater_models.judging.protocols import split
 from tests.unit.models.judging.test_protocols import dataset
@@ -56,3 +58,30 @@ def test_buy_again_ranks_a_users_own_counts_and_fills_with_the_popular() -> None
     assert order[0, :3].tolist() == [0, 1, 4]  # ann: 0 three times, 1 once; then the popular
     assert order[1, :3].tolist() == [1, 4, 0]  # bob: 1 before 4, once each
     assert order[2, :3].tolist() == [0, 1, 4]  # eve is new
+
+
+def test_an_item_that_is_in_the_next_basket_again_and_lately_comes_first() -> None:
+    day = DAY_MS
+    data = dataset(
+        {
+            # 0 is taken in every basket, 1 once, 2 in every other one.
+            "ann": [
+                (0, 0),
+                (1, 1),
+                (0, day),
+                (2, day + 1),
+                (0, 2 * day),
+                (0, 3 * day),
+                (2, 3 * day + 1),
+                (5, 4 * day),
+            ],
+            "bob": [(2, 0), (1, 2 * day), (5, 9 * day)],
+        }
+    )
+    shares = repeat_shares(data.log, ITEMS, prior=0.0001)
+    np.testing.assert_allclose(shares[:3], [3 / 4, 0, 0], atol=1e-3)
+    asked = split(data, "next-basket")
+    found = repeats_by_time(asked.train, ITEMS, half_life_days=1)(asked.log, asked.test, slice(0, 2))
+    assert np.argsort(-found[0], kind="stable")[:3].tolist() == [0, 2, 1]
+    assert np.argsort(-found[1], kind="stable")[:2].tolist() == [1, 2]  # later, and as rarely taken again
+    assert np.isneginf(found[0, 3:]).all()

@@ -1,5 +1,6 @@
 """The pools that a scorer learns from are those that it is given when it serves."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from headwater.index.item_vectors import F32
 from headwater.recall.popularity import PopularItem
 from headwater_models.data.datasets import Dataset
 from headwater_models.data.events import Log
-from headwater_models.judging.candidates import Pooling, trending
+from headwater_models.judging.candidates import Pooling
 from headwater_models.judging.evaluation import encoded
 from headwater_models.judging.protocols import Split, next_events
 from headwater_models.judging.served import Counting
+from headwater_models.judging.trending import Trending
 from tests.support.interests_worker import STARTER
 from tests.unit.paths.test_requests import Asked
 
@@ -105,9 +107,10 @@ async def test_a_scorer_is_given_the_same_of_a_request_as_of_the_question_in_tra
     rows = np.array([len(data.log.items) - 1])
     cases = replace(next_events(data.log, rows, mask_seen=mask_seen), remembered=encoder.log_length)
     asked = Split("prequential", data.log, data.log, cases, cases, 0)
-    (pool,), _ = Pooling(encoder, catalog, asked, POOL)(data.log, cases, slice(0, 1))
+    pooling = Pooling(encoder, catalog, asked, POOL)
+    (pool,), _ = await asyncio.to_thread(pooling, data.log, cases, slice(0, 1))
     now_ms = int(cases.now_ms[0])
-    weights = trending(asked, len(ITEMS))(now_ms, np.arange(len(ITEMS)))
+    weights = Trending.of(asked, len(ITEMS)).weights(now_ms, np.arange(len(ITEMS)))
     popular = [
         PopularItem(key, item_id, float(weight))
         for key, item_id, weight in zip(catalog.keys.tolist(), ITEMS, weights, strict=True)

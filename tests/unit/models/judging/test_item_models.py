@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="scipy is not installed (extra train)")
 
-from headwater_models.judging.item_models import als, ease, item_knn, spectral
+from headwater_models.judging.item_models import als, ease, item_knn, spectral, tifu_knn
 from headwater_models.judging.protocols import split
 from tests.unit.models.judging.test_protocols import dataset
 
@@ -88,3 +88,23 @@ def test_spectral_vectors_tell_the_camps_apart_and_are_of_mean_square_length_one
     np.testing.assert_allclose(vectors[10:], 0, atol=1e-6)
     np.testing.assert_allclose((vectors**2).sum(axis=1).mean(), 1, rtol=1e-5)
     assert not spectral(ASKED.train, 12, 40)[:, 11:].any()
+
+
+def test_tifu_knn_decays_own_baskets_in_groups_and_adds_those_of_the_nearest() -> None:
+    hour = 3_600_000
+    data = dataset(
+        {
+            "ann": [(0, 0), (1, hour), (1, 2 * hour), (2, 3 * hour), (9, 4 * hour)],
+            "bob": [(0, 0), (1, hour), (3, 2 * hour)],
+            "eve": [(8, 0), (8, hour)],
+        }
+    )
+    asked = split(data, "next-basket")
+    part = slice(0, len(asked.test))
+    alone = tifu_knn(asked.train, 10, neighbours=1, size=2, own=1.0)(asked.log, asked.test, part)
+    # Two groups of two baskets: 2 and 1 in the newer one, 1 and 0 in the older one.
+    expected = np.array([0.9 * 0.6, 0.9 + 0.6, 1.0, *[0] * 7]) / 4
+    np.testing.assert_allclose(alone[0], expected, rtol=1e-6)
+    both = tifu_knn(asked.train, 10, neighbours=1, size=2)(asked.log, asked.test, part)
+    assert both[0, 1] > 0.2 * expected[1]  # bob is nearest, and took 1
+    assert both[0, 8] == 0  # eve is not

@@ -7,7 +7,16 @@ import pytest
 
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
-from headwater_models.judging.protocols import Cases, delayed, discoveries, histories, select, split
+from headwater_models.judging.protocols import (
+    BASKET_PAUSE_MS,
+    Cases,
+    baskets,
+    delayed,
+    discoveries,
+    histories,
+    select,
+    split,
+)
 
 
 def dataset(users: dict[str, list[tuple[int, int]]]) -> Dataset:
@@ -119,3 +128,21 @@ def test_a_dataset_that_leaves_nothing_to_ask_is_explained() -> None:
     short = dataset({"ann": [(0, 1), (1, 2)]})
     with pytest.raises(DatasetError, match="nothing to ask under leave-one-out"):
         split(short, "leave-one-out")
+
+
+def test_next_basket_asks_for_the_last_basket_from_all_before() -> None:
+    later = 10 * BASKET_PAUSE_MS
+    shop = dataset(
+        {
+            "ann": [(0, 1), (1, 2), (0, later), (2, 2 * later), (0, 2 * later + 1), (2, 2 * later + 2)],
+            "bob": [(3, 5), (4, later + 5)],
+            "eve": [(5, 5), (6, 5 + BASKET_PAUSE_MS)],  # one basket: nothing came before it
+        }
+    )
+    assert baskets(shop.log).tolist() == [0, 2, 3, 6, 7, 8]
+    found = split(shop, "next-basket")
+    assert asked(found.test) == [(0, 3, 2 * later, [0, 2]), (1, 7, later + 5, [4])]
+    assert asked(found.validation) == [(0, 2, later, [0])]  # bob has nothing before his last but one
+    assert found.train.items.tolist() == [0, 1, 3, 5, 6]
+    with pytest.raises(DatasetError, match="with two baskets for next-basket"):
+        split(THREE, "next-basket")
