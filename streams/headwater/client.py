@@ -61,7 +61,9 @@ from headwater.kafka.connection import PUBLISH_TIMEOUT_S, Connection
 from headwater.kafka.topics import Topics
 from headwater.messages import (
     DEFAULT_DEADLINE_MS,
+    PROBE_PREFIX,
     ActionName,
+    BadMessage,
     Click,
     Item,
     Position,
@@ -72,6 +74,7 @@ from headwater.messages import (
     decode_click,
     decode_item,
     encode,
+    quoted,
 )
 from headwater.run_file import running_system
 from headwater.settings import Settings
@@ -194,6 +197,12 @@ class Client:
         if not isinstance(user_id, str):
             raise wrong("user_id", user_id, "text")
         now_ms = time.time_ns() // 1_000_000
+        if user_id.startswith(PROBE_PREFIX) and action != "forget":
+            raise BadMessage(
+                "bad_field",
+                f"user_id: got {quoted(user_id)}, expected an id that does not begin with {PROBE_PREFIX!r}, as those of the "
+                "freshness probe do",
+            )
         click = Click(
             uuid.uuid4().hex if event_id is None else event_id,
             user_id,

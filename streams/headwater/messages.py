@@ -49,6 +49,9 @@ MAX_SESSION: Final = 100
 MAX_NAMED_ITEMS: Final = 10
 MAX_OFFSET: Final = 2**62
 
+# How the ids of the users begin that a freshness probe makes up. No shop has such users, and the client refuses them.
+PROBE_PREFIX: Final = "~headwater-probe/"
+
 Id = Annotated[str, Meta(min_length=1, description=f"non-empty, at most {MAX_ID_BYTES} bytes of UTF-8")]
 AtMs = Annotated[int, Meta(ge=MIN_AT_MS, le=MAX_AT_MS, description="milliseconds since 1970")]
 Context = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]

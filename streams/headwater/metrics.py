@@ -226,6 +226,26 @@ class Metrics:
         ),
     ]
 
+    # The freshness probe, which counts in no other figure but those of stages, batches and sources
+    probe_click_to_answer_seconds: Annotated[
+        Histogram,
+        About(
+            "From the publishing of a probe's click until the answer that reflects it has been read back.",
+            "High: compare `click_to_applied_seconds` and `request_seconds`. Both low: the broker, or the way to it. Nothing: "
+            "HEADWATER_PROBE_S is not set.",
+        ),
+    ]
+    probe_failures_total: Annotated[
+        Counter,
+        About(
+            "Probes without an answer that reflects their click, by reason: not_stored, not_asked, no_answer, expired, "
+            "rejected, lost, stale, unreadable.",
+            "not_stored, not_asked, unreadable: look at the broker. no_answer, expired: clicks or requests of the partition "
+            "do not move, see `watermark_age_seconds`. lost: `clicks_lost_total`. stale is a bug of ours: report it.",
+            ("reason",),
+        ),
+    ]
+
     # The path of a request
     requests_total: Annotated[
         Counter,

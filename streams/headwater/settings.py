@@ -162,6 +162,12 @@ class Settings(BaseSettings):
         gt=0,
         description="calls a second of one key, or of one address where no keys are set",
     )
+    probe_s: float | None = Field(
+        default=None,
+        ge=0.5,
+        le=3_600,
+        description="seconds from one freshness probe of a clicks partition to the next; none = no probes",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
 

@@ -283,6 +283,7 @@ async def test_a_request_that_waits_when_the_client_closes_is_told(system: Setti
         ("ann", "", None, "item_id"),
         ("ann", "coffee-1", 1_700_000_000, "at_ms: got 1700000000"),
         ("ann", "coffee-\ud800", None, "surrogates"),
+        ("~headwater-probe/0/0", "coffee-1", None, "an id that does not begin with '~headwater-probe/'"),
     ],
 )
 async def test_a_click_that_a_worker_would_refuse_is_refused_before_it_is_sent(

@@ -1,9 +1,13 @@
 """Which partition a key belongs to: Kafka's default partitioner, one key at a time or hundreds at once."""
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from aiokafka.partitioner import murmur2
+
+from headwater.messages import PROBE_PREFIX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,6 +20,17 @@ _M: Final = 0x5BD1E995
 def partition_of(key: bytes, partitions: int) -> int:
     """Where Kafka's default partitioner puts a key among ``partitions``."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+@cache
+def probe_user(partition: int, partitions: int) -> bytes:
+    """The id, as UTF-8, of the user that probes a clicks partition, one of ``partitions``: the first one that lies there.
+
+    Workers of one system agree on it, so that whoever owns the partition keeps this user out of its figures.
+    """
+    ids = (f"{PROBE_PREFIX}{partition}/{number}".encode() for number in count())
+    home = partition % partitions  # so that the search ends for a partition that there is not, too
+    return next(each for each in ids if partition_of(each, partitions) == home)
 
 
 def partitions_of(keys: Sequence[bytes], partitions: int) -> list[int]:

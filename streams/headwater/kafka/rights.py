@@ -82,6 +82,8 @@ def needs(settings: Settings, role: Role) -> dict[str, tuple[Operation, ...]]:
     wanted = {getattr(names, field): operations for field, operations in _NEEDS[role].items()}
     if role == "interests":
         wanted |= dict.fromkeys(settings.reply_topics, (_WRITE,))
+        if settings.probe_s is not None:  # its answers are read back
+            wanted[names.responses] = (_READ, _WRITE)
     if role in ("interests", "catalog"):
         for spec in specs(settings):
             wanted[spec.name] = (*wanted.get(spec.name, ()), *_LOOKED_AT)

@@ -18,7 +18,16 @@ from headwater.kafka.forwarding import Stray, forward
 from headwater.kafka.headers import reply_failed_header
 from headwater.kafka.publish import Outgoing, write_scattered
 from headwater.kafka.topics import Topics
-from headwater.messages import Candidate, ErrorDetail, Reason, Reflects, Response, encode, quoted
+from headwater.messages import (
+    PROBE_PREFIX,
+    Candidate,
+    ErrorDetail,
+    Reason,
+    Reflects,
+    Response,
+    encode,
+    quoted,
+)
 from headwater.metrics import Metrics
 from headwater.paths.accepting import PendingRequest, Rejection, ReplyAddress
 from headwater.paths.observer import Answered, Observer
@@ -253,6 +262,11 @@ def _sent_elsewhere(reply: Reply, topic: str, why: str) -> Reply:
     return Reply(ReplyAddress(topic, headers), reply.response)
 
 
+def _is_of_probe(response: Response) -> bool:
+    """Whether a freshness probe asked: its answers count in no figure but its own."""
+    return response.user_id.startswith(PROBE_PREFIX)
+
+
 class Outbox:
     """Everything that leaves the request path: answers, forwarded strays, dead letters.
 
@@ -302,10 +316,12 @@ class Outbox:
         finally:
             self.in_flight -= len(replies)
         now_ms = self._clock() * 1000.0
-        for pending, _ in replies:
-            self._metrics.request_seconds.observe(max(now_ms - pending.asked_ms, 0.0) / 1000.0)
+        for pending, reply in replies:
+            if not _is_of_probe(reply.response):
+                self._metrics.request_seconds.observe(max(now_ms - pending.asked_ms, 0.0) / 1000.0)
             pending.unanswered.answered()
         if self._observer.is_watched:
+            replies = [each for each in replies if not _is_of_probe(each[1].response)]
             newest = replies[-self._observer.capacity :]
             events = [Answered(reply.response, now_ms - pending.asked_ms) for pending, reply in newest]
             self._observer.tell(events, omitted=len(replies) - len(newest))
@@ -330,6 +346,8 @@ class Outbox:
             written = await asyncio.gather(*(self._write_to(*part) for part in parts.items()))
             sent = list(chain.from_iterable(written))
         for response in sent:
+            if _is_of_probe(response):
+                continue
             self._metrics.requests_total.labels(response.status).inc()
             if response.rung is not None:
                 self._metrics.index_fallbacks_total.labels(response.rung).inc()

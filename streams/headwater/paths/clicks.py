@@ -20,6 +20,7 @@ from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.forwarding import forward
+from headwater.kafka.partitioner import probe_user
 from headwater.kafka.publish import Sent
 from headwater.messages import Click, decode_click
 from headwater.metrics import Metrics
@@ -54,7 +55,7 @@ class Applied(NamedTuple):
     clicks: Clicks
     records: list[ConsumerRecord]
     outcome_counts: I64  # (outcomes,) by `Outcome`
-    counts: Bools  # (clicks,) those that count, for popularity
+    counts: Bools  # (clicks,) those that count, for popularity; none of a probe
     share: F64  # (clicks that count,) how much of each
 
 
@@ -109,6 +110,9 @@ class ClickPath:
                     batch.records, partition, self._profiles.partition_count, self._now_ms()
                 )
                 self._stage["decode"].observe(time.perf_counter() - started)
+                sent_ms = good.sent_ms
+                if (others := self._not_of_probe(partition, good)) is not None:
+                    sent_ms = sent_ms[others]
                 applied, failed = await self._apply(partition, good, batch, slot)
             finally:
                 slot.give_back()
@@ -146,9 +150,7 @@ class ClickPath:
                 self._tell(each)
         self._stage["changelog"].observe(time.perf_counter() - applied_s)
         self._batch_size.observe(len(batch.records))
-        self._metrics.click_to_applied_seconds.observe_all(
-            np.maximum(self._now_ms() - good.sent_ms, 0) / 1000.0
-        )
+        self._metrics.click_to_applied_seconds.observe_all(np.maximum(self._now_ms() - sent_ms, 0) / 1000.0)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000.0)
@@ -235,12 +237,24 @@ class ClickPath:
         self, partition: Partition, batch: ClickBatch, delta: ProfileDelta, generation: int
     ) -> Applied:
         """Write a delta into the columns, all at once, and hand its users to the changelog."""
+        counts, outcome_counts = delta.applied, delta.outcome_counts
+        if (others := self._not_of_probe(partition, batch)) is not None:
+            counts = counts & others
+            outcome_counts = np.bincount(delta.outcome[others], minlength=len(Outcome))
         erased = partition.commit(delta, batch.clicks, batch.event_ids, batch.origins)
         sent = await self._profiles.send(partition, delta.rows[delta.log.n > 0], erased, generation)
-        clicks = batch.clicks.take(delta.applied)
+        clicks = batch.clicks.take(counts)
         user = np.searchsorted(delta.rows, clicks.row)
         share = shares(delta.log, delta.forgotten_ms, user, clicks.item, clicks.at_ms)
-        return Applied(sent, batch.clicks, batch.records, delta.outcome_counts, delta.applied, share)
+        return Applied(sent, batch.clicks, batch.records, outcome_counts, counts, share)
+
+    def _not_of_probe(self, partition: Partition, batch: ClickBatch) -> Bools | None:
+        """(clicks,) those that are not of the partition's freshness probe, which counts for nothing; None: all are."""
+        row = partition.columns.rows.get(probe_user(partition.number, self._profiles.partition_count))
+        if row is None:
+            return None
+        others = batch.clicks.row != row
+        return None if others.all() else others
 
     def _count(self, partition: Partition, applied: Applied) -> None:
         outcomes = applied.outcome_counts

@@ -55,6 +55,7 @@ from headwater.recall.sources import Resources
 from headwater.recall.sources.registry import sources_of
 from headwater.settings import Settings
 from headwater.worker.eraser import Eraser
+from headwater.worker.probe import AnswersTopic, Probe
 from headwater.worker.trends_publisher import TrendsPublisher, read_trend
 
 log = structlog.get_logger(__name__)
@@ -152,6 +153,7 @@ class InterestsRole:
             common.clock.now_s,
         )
         self.group: ConsumerGroup | None = None  # once it is opened
+        self.probe: Probe | None = None  # the same, where HEADWATER_PROBE_S is set
 
     def _serving(self) -> Serving:
         follower = self._follower
@@ -202,6 +204,20 @@ class InterestsRole:
             common.background.start(keep_swept(self.index, common.clock.now_s))
         common.background.start(self._eraser.run())
         stack.push_async_callback(self._trends_publisher.publish_last)
+        if settings.probe_s is not None:
+            answers = AnswersTopic(settings, topics.responses)
+            stack.push_async_callback(answers.stop)
+            self.probe = Probe(
+                common.producer,
+                answers,
+                topics,
+                settings.partitions,
+                settings.probe_s,
+                self._owned,
+                common.metrics,
+                common.clock.now_s,
+            )
+            common.background.start(self.probe.run())
         return group
 
     @property
@@ -213,6 +229,9 @@ class InterestsRole:
     def is_complete(self) -> bool:
         """Whether the state of each partition that it owns has been read. The followed topics are read before it opens."""
         return all(each.gate.is_open for each in self.profiles.partitions.values() if each.owned)
+
+    def _owned(self) -> set[int]:
+        return {each.number for each in self.profiles.partitions.values() if each.owned}
 
     def waits(self, partition: int) -> bool:
         """Whether a clicks partition waits for its state to be read, which has a time limit of its own."""

@@ -16,15 +16,17 @@ from headwater.encoder.features import ACTION_NAMES, item_key
 from headwater.index import Index, IndexUnavailable
 from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
-from headwater.kafka.partitioner import partition_of
+from headwater.kafka.partitioner import partition_of, probe_user
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.profiles.actions import RETRACT
 from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.profiles.hides import in_force, unpacked
+from headwater.profiles.partition import Partition
 from headwater.settings import Settings
 from headwater.worker.membership import Standing, WatchedGroup
+from headwater.worker.probe import ProbeResult
 from headwater.worker.roles import CatalogRole, InterestsRole, Role
 from headwater.worker.watchdog import TO_COMMIT, Progress, Watchdog
 
@@ -85,7 +87,7 @@ class Status:
             "clock_skew_s": self._clock_skew_s(),
             "partitions": {each.number: each.watermark for each in partitions},
             "opening": [each.number for each in partitions if each.owned and not each.gate.is_open],
-            "users": sum(len(each.columns) for each in partitions),
+            "users": sum(self._users_of(each) for each in partitions),
             "items": len(self.interests.vectors) if self.interests is not None else None,
             "graph": self.index.health().graph if self.index is not None else None,
             "lost": {_place(tp): list(gap) for group in self.groups for tp, gap in _gaps(group)},
@@ -120,6 +122,22 @@ class Status:
                     "HEADWATER_BUNDLE in both roles"
                 )
         return None
+
+    def _users_of(self, partition: Partition) -> int:
+        return len(partition.columns) - (self._probe_row(partition) is not None)
+
+    def _pending_of(self, partition: Partition) -> int:
+        row, pending = self._probe_row(partition), partition.columns.pending
+        return int(pending.sum()) - (0 if row is None else int(pending[row]))
+
+    def _probe_row(self, partition: Partition) -> int | None:
+        """The row of the user of the partition's freshness probe, who counts for nothing; None: it has none."""
+        return partition.columns.rows.get(probe_user(partition.number, self._settings.partitions))
+
+    def probes(self) -> list[ProbeResult]:
+        """What the freshness probes of this worker's partitions have found, oldest first; nothing where there are none."""
+        probe = self.interests.probe if self.interests is not None else None
+        return [] if probe is None else probe.snapshot()
 
     def _clock_skew_s(self) -> float | None:
         skew_s = self.clock.skew_s if self.clock is not None else None
@@ -216,8 +234,8 @@ class Status:
                 metrics.clock_skew_seconds.set(self.clock.skew_s)
             if self.interests is not None:
                 partitions = list(self.interests.profiles.partitions.values())
-                metrics.store_users.set(sum(len(each.columns) for each in partitions))
-                metrics.pending_clicks.set(sum(int(each.columns.pending.sum()) for each in partitions))
+                metrics.store_users.set(sum(map(self._users_of, partitions)))
+                metrics.pending_clicks.set(sum(map(self._pending_of, partitions)))
             if self.catalog is not None:
                 metrics.index_away_seconds.set(self.catalog.path.index_away_s)
             await asyncio.sleep(_GAUGES_S)

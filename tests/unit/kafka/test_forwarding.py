@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.forwarding import Stray, forward, forwarded, redirect
 from headwater.kafka.headers import Origin, origin_of
-from headwater.kafka.partitioner import partition_of, partitions_of
+from headwater.kafka.partitioner import partition_of, partitions_of, probe_user
+from headwater.messages import PROBE_PREFIX
 from tests.support.recording_producer import RecordingProducer
 
 # From UtilsTest of Apache Kafka: what every Java producer computes.
@@ -91,3 +92,10 @@ async def test_a_stray_that_its_origin_makes_too_large_is_a_dead_letter() -> Non
     [letter] = await forward(producer, "clicks", strays)  # type: ignore[arg-type]
     assert (letter.record.offset, letter.reason) == (41, "too_large")
     assert [sent.value for sent in producer.records("clicks")] == [b"{}"]
+
+
+@pytest.mark.parametrize("partitions", [1, 4, 97])
+def test_each_partition_has_a_user_of_its_own_to_probe_it(partitions: int) -> None:
+    users = [probe_user(number, partitions) for number in range(partitions)]
+    assert partitions_of(users, partitions) == list(range(partitions))
+    assert all(user.startswith(PROBE_PREFIX.encode()) for user in users)

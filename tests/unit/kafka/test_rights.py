@@ -26,6 +26,9 @@ def test_a_worker_looks_at_all_topics_and_writes_to_the_reply_topics_that_are_se
     names = Topics.named(settings.topic_prefix)
     wanted = rights.needs(settings, "interests")
     assert wanted["elsewhere"] == (Operation.WRITE,)
+    assert Operation.READ not in wanted[names.responses]
+    probing = rights.needs(Settings(probe_s=10), "interests")
+    assert {Operation.READ, Operation.WRITE} <= set(probing[names.responses])
     assert wanted[names.catalog] == (Operation.DESCRIBE, Operation.DESCRIBE_CONFIGS)
     assert names.catalog in rights.needs(settings, "client")
     assert names.profiles not in rights.needs(settings, "client")

@@ -14,6 +14,7 @@ from headwater.encoder.features import ACTION_CODES
 from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.topics import Topics
 from headwater.messages import (
+    PROBE_PREFIX,
     Candidate,
     ErrorDetail,
     FunnelItem,
@@ -300,6 +301,25 @@ async def test_an_answer_whose_topic_is_not_there_goes_to_the_usual_one_and_says
     producer.missing = set()
     await box.send([Reply(elsewhere, large(1))])  # nobody asks again so soon
     assert producer.records("elsewhere") == []
+
+
+async def test_answers_to_a_freshness_probe_are_delivered_and_count_in_no_figure() -> None:
+    observer = Observer()
+    box, producer, metrics = outbox(observer)
+    one = answering.answered(found("popular"), Partition(2, 10, 8), 5, "bundle", 1_000.0)
+    probe = msgspec.structs.replace(one.response, request_id="p1", user_id=f"{PROBE_PREFIX}2/0")
+    with observer.listen() as listener:
+        await box.deliver([(pending(), one), (pending(), Reply(ADDRESS, probe))])
+        told = await listener.next()
+    assert [each.response.request_id for each in told if isinstance(each, Answered)] == ["r1"]
+    written = [decode_response(record.value).request_id for record in producer.records("responses")]
+    assert written == ["r1", "p1"]
+    counted = {
+        sample.name: sample.value for family in metrics.registry.collect() for sample in family.samples
+    }
+    assert counted["headwater_requests_total"] == 1
+    assert counted["headwater_index_fallbacks_total"] == 1
+    assert counted["headwater_request_seconds_count"] == 1
 
 
 async def test_an_answer_whose_topic_fails_goes_to_the_usual_one() -> None:

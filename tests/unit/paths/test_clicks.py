@@ -20,7 +20,7 @@ from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.forwarding import forwarded
 from headwater.kafka.headers import Origin, applied_of, origin_header, origin_of
-from headwater.kafka.partitioner import partition_of
+from headwater.kafka.partitioner import partition_of, probe_user
 from headwater.paths import clicks as clicks_path
 from headwater.paths.observer import ClickApplied
 from headwater.profiles import apply_clicks
@@ -616,6 +616,42 @@ async def test_no_event_is_made_while_nobody_listens(worker: InterestsWorker) ->
     with worker.observer.listen():
         await worker.apply(worker.click("ann", "tea"))
     assert len(made) == 1
+
+
+async def test_a_probe_goes_the_whole_way_and_counts_for_nothing(worker: InterestsWorker) -> None:
+    probe = probe_user(0, 1).decode()
+    with worker.observer.listen() as listener:
+        await worker.apply(
+            worker.click("ann", "coffee"),
+            *(worker.click(probe, "soap", event_id="twice") for _ in range(2)),
+            worker.click("bob", "tea"),
+        )
+        await worker.apply(worker.click(probe, "soap"))
+        assert [each.user_id for each in await listener.next()] == ["ann", "bob"]
+    assert len(worker.log(probe)) == 2
+    assert probe.encode() in worker.producer.latest(worker.topics.profiles)
+    columns = worker.partition().columns
+    assert np.any(columns.state[columns.rows[probe.encode()]])
+    assert worker.partition().watermark == 4
+    assert worker.measured("clicks_total") == 2
+    assert worker.measured("duplicates_total") == 0
+    assert worker.measured("click_to_applied_seconds_count") == 2
+    counted = {key for key, _ in worker.clicks.counts[0].top()}
+    assert counted == {item_key("coffee"), item_key("tea")}
+
+
+async def test_a_probe_counts_for_nothing_in_a_coalesced_batch_either(starter: Encoder) -> None:
+    worker = InterestsWorker(TEXTS, encoder=starter, partitions=2, owned=(0, 1))
+    probes = [probe_user(number, 2).decode() for number in range(2)]
+    users = [next(f"u{n}" for n in range(99) if partition_of(f"u{n}".encode(), 2) == each) for each in (0, 1)]
+    await worker.apply_together(
+        *(worker.click(user, "soap", partition=place) for place, user in enumerate(probes)),
+        *(worker.click(user, "tea", partition=place) for place, user in enumerate(users)),
+    )
+    assert worker.measured("clicks_total") == 2
+    for number in range(2):
+        assert [key for key, _ in worker.clicks.counts[number].top()] == [item_key("tea")]
+    await worker.close()
 
 
 # Times that a publisher made up

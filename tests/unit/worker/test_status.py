@@ -17,6 +17,7 @@ from headwater.index.edge import EdgeIndex
 from headwater.index.vectors_topic import payload_of
 from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import GroupPosition
+from headwater.kafka.partitioner import probe_user
 from headwater.messages import Gap, Item
 from headwater.metrics import Metrics
 from headwater.settings import Settings
@@ -121,10 +122,14 @@ async def test_health_says_by_how_much_the_clock_is_ahead_of_the_brokers(status:
 async def test_health_counts_partitions_users_and_items(status: Status, shop: Shop) -> None:
     await shop.worker.apply(shop.worker.click("ann", "tea"), shop.worker.click("bob", "soap"))
     shop.worker.own(7, is_open=False)
+    probe = probe_user(0, SETTINGS.partitions).decode()  # no user of the shop's
+    await shop.worker.apply(shop.worker.click(probe, "nothing in the catalog"))
     said = status.health()
-    assert said["partitions"] == {0: 1, 7: -1}
+    assert said["partitions"] == {0: 2, 7: -1}
     assert said["opening"] == [7]
     assert (said["users"], said["items"], said["graph"]) == (2, 2, 0)
+    assert status._pending_of(shop.worker.partition()) == 0
+    assert shop.worker.partition().columns.pending.sum() == 1
 
 
 async def test_a_user_is_described_as_people_read_it(status: Status, shop: Shop) -> None:
