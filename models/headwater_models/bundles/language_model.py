@@ -164,6 +164,7 @@ def _opened(
         pad_id=int(pad_id),
         prefix=reading.prefix or "",
         query_prefix=reading.query_prefix or "",
+        alone=_has_dynamic_int8(graph),
     )
     model = pooled(graph, reading.pooling, reading.normalise and not reading.dense, source)
     model = _with_dense(model, reading, source)
@@ -176,7 +177,7 @@ def _opened(
             tokenizer,
             text,
             normalised=reading.normalise,
-            int8=int8 or _has_dynamic_int8(model),
+            int8=text.alone,
             notes=reading.notes,
         )
     )

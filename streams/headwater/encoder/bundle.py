@@ -39,6 +39,8 @@ class TextInput(msgspec.Struct, frozen=True):
     pad_id: int
     prefix: str = ""  # read before each item's text, as in "passage: "
     query_prefix: str = ""  # read before a free-text query, as in "query: "
+    # Each text in a call of its own: int8 activations share one scale in a call, so a text's vector would depend on the others.
+    alone: bool = False
 
 
 class ItemRows(msgspec.Struct, frozen=True):

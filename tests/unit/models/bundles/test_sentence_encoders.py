@@ -14,6 +14,7 @@ needs("onnx", extra="train")
 
 import onnx  # noqa: E402 - after the skip
 import onnx.helper  # noqa: E402 - after the skip
+import onnx.numpy_helper  # noqa: E402 - after the skip
 
 from headwater_models.bundles.language_model import (  # noqa: E402 - needs onnx
     Configured,
@@ -301,3 +302,31 @@ def test_an_exported_encoder_keeps_how_it_is_read(bare: Path, tmp_path: Path) ->
     assert bundle.manifest.normalised
     assert bundle.forgets
     assert "pooling 'cls' by option" in bundle.manifest.origin.notes
+
+
+def test_a_text_has_one_vector_whatever_is_read_beside_it_even_in_int8(bare: Path, tmp_path: Path) -> None:
+    model = network()
+    onnx.save(with_int8_layer(model), tmp_path / "int8.onnx")
+    options = replace(SAID, tokenizer=bare.with_name("tokenizer.json"))
+    encoder = open_language_model(str(tmp_path / "int8.onnx"), options)
+    texts = ["tea", "coffee", "shoes", "garden hose"]
+    alone = np.concatenate([encoder.vectors([text], silent) for text in texts])
+    np.testing.assert_array_equal(encoder.vectors(texts, silent), alone)
+    assert encoder.int8
+
+
+def with_int8_layer(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network with a product in 8 bits behind it, whose scale is that of the largest number in the call."""
+    weight = np.random.default_rng(3).integers(-100, 100, (6, 6)).astype(np.int8)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    model.graph.node[-1].output[0] = "before"
+    make = onnx.helper.make_node
+    model.graph.node.extend(
+        [
+            make("DynamicQuantizeLinear", ["before"], ["stored", "scale", "zero"]),
+            make("MatMulInteger", ["stored", "weight", "zero"], ["whole"]),
+            make("Cast", ["whole"], ["numbers"], to=onnx.TensorProto.FLOAT),
+            make("Mul", ["numbers", "scale"], ["last_hidden_state"]),
+        ]
+    )
+    return model
