@@ -21,14 +21,15 @@ for key in sys.argv[1:]:
 print("\n".join(value))' "$@"
 }
 
-resolve dev pyproject.toml --extra cpu --extra demo --extra train --extra export --extra test --extra check "$@"
+resolve dev pyproject.toml --extra cpu --extra demo --extra mcp --extra train --extra export --extra test --extra check "$@"
 # What a web service installs: the client alone.
 resolve client pyproject.toml --constraints $locks/dev.txt "$@"
 resolve cpu pyproject.toml --extra cpu --constraints $locks/dev.txt "$@"
 resolve gpu pyproject.toml --extra gpu --constraints $locks/dev.txt "$@"
-# Added to cpu.txt or gpu.txt: these packages need no others.
+# Added to cpu.txt or gpu.txt.
 requirements project optional-dependencies broker | resolve broker - --constraints $locks/dev.txt "$@"
 requirements project optional-dependencies demo | resolve demo - --constraints $locks/dev.txt "$@"
+requirements project optional-dependencies mcp | resolve mcp - --constraints $locks/dev.txt "$@"
 requirements build-system requires | resolve build - --constraints $locks/dev.txt "$@"
 # uv itself, for machines without it. Its own version is the one that resolved the rest.
 uv --version | sed -E 's/^uv ([0-9.]+).*/uv==\1/' | resolve uv - --no-config "$@"

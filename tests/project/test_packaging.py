@@ -26,7 +26,7 @@ EXTRAS = {
     "client": [],
     "cpu": ["worker", "cpu"],
     "gpu": ["worker", "gpu"],
-    "dev": ["worker", "cpu", "demo", "train", "export", "test", "check"],
+    "dev": ["worker", "cpu", "demo", "mcp", "train", "export", "test", "check"],
 }
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
@@ -88,6 +88,7 @@ def test_a_lock_is_up_to_date_with_the_project(lock: str, python: str) -> None:
     [
         ("broker", PROJECT["optional-dependencies"]["broker"]),
         ("demo", PROJECT["optional-dependencies"]["demo"]),
+        ("mcp", PROJECT["optional-dependencies"]["mcp"]),
         ("build", PYPROJECT["build-system"]["requires"]),
     ],
 )
@@ -98,7 +99,7 @@ def test_a_small_lock_is_up_to_date_with_the_project(lock: str, wanted: list[str
         assert requirement.specifier.contains(version), f"{requirement} is {version}: run `make lock`"
 
 
-@pytest.mark.parametrize("lock", ["client", "cpu", "gpu", "broker", "demo"])
+@pytest.mark.parametrize("lock", ["client", "cpu", "gpu", "broker", "demo", "mcp"])
 def test_serving_installs_neither_torch_nor_what_training_needs(lock: str) -> None:
     names = {canonicalize_name(requirement.name) for requirement in locked(lock)}
     assert not names & {"torch", "transformers", "optimum", "onnx", "pandas", "pyarrow", "pytest", "ruff"}
@@ -110,7 +111,7 @@ def test_pandas_and_pyarrow_come_with_nothing(lock: str) -> None:
     assert not names & {"pandas", "pyarrow", "sentence-transformers"}
 
 
-@pytest.mark.parametrize("lock", ["client", "cpu", "gpu", "broker", "demo", "build"])
+@pytest.mark.parametrize("lock", ["client", "cpu", "gpu", "broker", "demo", "mcp", "build"])
 def test_what_is_deployed_is_what_was_tested(lock: str) -> None:
     tested = {(one.name, str(one.specifier)) for one in locked("dev")}
     untested = {one.name for one in locked(lock) if (one.name, str(one.specifier)) not in tested}

