@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from rich.console import Console
@@ -287,6 +287,7 @@ def tune_lm(
     steps: int | None = None,
     rank: int | None = None,
     pooling: "Pooling | None" = None,
+    loss: Literal["contrastive", "elsa"] = "contrastive",
     seed: int = 0,
     threads: int = 1,
 ) -> None:
@@ -306,6 +307,7 @@ def tune_lm(
         steps=steps or usual.steps,
         rank=usual.rank if rank is None else rank,
         pooling=pooling,
+        loss=loss,
     )
     with progress() as report:
         tune(model, data, split(data, protocol, at).train, out, config, report)

@@ -125,6 +125,16 @@ def info_nce(views: Tensor, others: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(cosines / temperature, torch.arange(len(views), device=views.device))
 
 
+def elsa(vectors: Tensor, taken: Tensor) -> Tensor:
+    """ELSA (Vančura et al., RecSys 2022): what a user took, predicted from everything else that the user took.
+
+    vectors (items, dim) of length one; taken (users, items) of 0 and 1. The squared distance of the directions of `taken`
+    and of taken @ (A A^T - I), where negative predictions count as zero.
+    """
+    predicted = F.relu(taken @ vectors @ vectors.T - taken)
+    return (F.normalize(predicted, dim=-1) - F.normalize(taken, dim=-1)).square().sum(-1).mean()
+
+
 def distillation(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """KL divergence of the student's softmax from the teacher's over the same items, times temperature^2.
 

@@ -2,16 +2,17 @@
 
 Contrastive, as SimCSE (Gao et al., EMNLP 2021, arXiv:2104.08821): each text of a pair is to find the other among the
 batch. Items with events are paired with what the same user took next to them, items without events with themselves,
-which dropout reads differently each time. By default only small updates of the attention weights are learned (LoRA).
+which dropout reads differently each time. Or whole histories at once, by the loss of ELSA (`elsa.py`). By default only
+small updates of the attention weights are learned (LoRA).
 """
 
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from headwater_models.bundles.text_encoder import Pooling
 from headwater_models.data.datasets import Dataset
 from headwater_models.data.events import Log, of_items
 from headwater_models.progress import Report
-from headwater_models.training import losses
+from headwater_models.training import elsa, losses
 from headwater_models.training.denormals import flushed_denormals
 
 
@@ -39,7 +40,10 @@ class TuneConfig:
     """How a sentence encoder is tuned."""
 
     steps: int = 200
-    batch: int = 48  # pairs
+    loss: Literal["contrastive", "elsa"] = "contrastive"
+    batch: int = 48  # pairs; with elsa, texts of one backward pass
+    users: int = 256  # of a step of elsa
+    texts: int = 192  # of a step of elsa, half of them at random
     rank: int = 8  # of the LoRA updates; 0: all weights are learned
     learning_rate: float = 5e-4  # a tenth of it if all weights are learned
     temperature: float = 0.05
@@ -175,18 +179,15 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, config.steps, pct_start=0.11
     )  # with .1, ten steps divide by zero
+    reader = _Reader(network, tokenizer, longest, reading)
+    steps = _elsa_losses if config.loss == "elsa" else _contrastive_losses
     found = []
-    for step, batch in zip(range(config.steps), pairs(train, of_item, config), strict=False):
-        one, other = (
-            _embedded(network, tokenizer, [texts[n] for n in column], longest, reading) for column in batch.T
-        )
-        loss = losses.info_nce(one, other, config.temperature)
-        optimizer.zero_grad()
-        loss.backward()
+    for step, loss in zip(range(config.steps), steps(reader, texts, train, of_item, config), strict=False):
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
-        found.append(float(loss.detach()))
+        optimizer.zero_grad()
+        found.append(loss)
         report(f"tuning, loss {np.mean(found[-20:]):.3f}", step + 1, config.steps)
     merge(network)
     network.eval().save_pretrained(out)
@@ -195,19 +196,50 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
     return found
 
 
-def _embedded(
-    network: nn.Module, tokenizer: Any, texts: list[str], max_tokens: int, reading: Reading
-) -> Tensor:
-    """Vectors of length one (texts, dim), read as `language_model` exports them."""
-    assert reading.pooling is not None
-    read = [(reading.prefix or "") + (text.lower() if reading.lower_case else text) for text in texts]
-    given = tokenizer(read, truncation=True, max_length=max_tokens, padding=True, return_tensors="pt")
-    vectors = pooled(network(**given).last_hidden_state, given["attention_mask"].float(), reading.pooling)
-    for dense in reading.dense:
-        vectors = vectors @ torch.from_numpy(dense.weight)
-        vectors = vectors if dense.bias is None else vectors + torch.from_numpy(dense.bias)
-        vectors = torch.tanh(vectors) if dense.tanh else vectors
-    return F.normalize(vectors, dim=-1)
+@dataclass(frozen=True)
+class _Reader:
+    """Texts -> vectors of length one (texts, dim), read as `language_model` exports them."""
+
+    network: nn.Module
+    tokenizer: Any
+    max_tokens: int
+    reading: Reading
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        reading = self.reading
+        assert reading.pooling is not None
+        read = [(reading.prefix or "") + text for text in texts]
+        read = [text.lower() for text in read] if reading.lower_case else read
+        given = self.tokenizer(
+            read, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
+        )
+        hidden = self.network(**given).last_hidden_state
+        vectors = pooled(hidden, given["attention_mask"].float(), reading.pooling)
+        for dense in reading.dense:
+            vectors = vectors @ torch.from_numpy(dense.weight)
+            vectors = vectors if dense.bias is None else vectors + torch.from_numpy(dense.bias)
+            vectors = torch.tanh(vectors) if dense.tanh else vectors
+        return F.normalize(vectors, dim=-1)
+
+
+def _contrastive_losses(
+    reader: _Reader, texts: list[str], log: Log, of_item: I64, config: TuneConfig
+) -> Iterator[float]:
+    """The loss of each step, whose gradient is in the weights."""
+    for batch in pairs(log, of_item, config):
+        one, other = (reader([texts[n] for n in column]) for column in batch.T)
+        loss = losses.info_nce(one, other, config.temperature)
+        loss.backward()
+        yield float(loss.detach())
+
+
+def _elsa_losses(
+    reader: _Reader, texts: list[str], log: Log, of_item: I64, config: TuneConfig
+) -> Iterator[float]:
+    """The same, of whole histories. Without dropout: each text is read twice, and must be read the same."""
+    reader.network.eval()
+    for batch in elsa.batches(log, of_item, config.users, config.texts, config.seed):
+        yield elsa.step(reader, [texts[n] for n in batch.texts], batch.taken, config.batch)
 
 
 def pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

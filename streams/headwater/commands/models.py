@@ -148,6 +148,7 @@ def tune(
     steps: int | None = None,
     rank: int | None = None,
     pooling: PoolingOption | None = None,
+    loss: Literal["contrastive", "elsa"] = "contrastive",
     seed: int = 0,
     threads: int = 1,
 ) -> int:
@@ -164,11 +165,13 @@ def tune(
     out
         The folder of the tuned model, for `headwater export --model`.
     steps
-        Batches of pairs; default: 200.
+        Batches; default: 200.
     rank
         Rank of the LoRA updates; default: 8; 0: all weights are trained.
     pooling
         How the vectors of a text's tokens become one; default: as the model's own files say.
+    loss
+        Pairs of items taken one after the other, or whole histories at once, which takes four times as long.
     seed
         Of all random numbers.
     threads
@@ -185,6 +188,7 @@ def tune(
         steps=positive("--steps", steps),
         rank=rank,
         pooling=pooling,
+        loss=loss,
         seed=seed,
         threads=threads,
     )

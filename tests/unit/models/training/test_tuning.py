@@ -82,8 +82,10 @@ def test_pairs_are_of_one_user_close_together_and_of_different_texts() -> None:
         assert np.isin(round_, [1, 2, cycles.ITEMS - 1, cycles.ITEMS - 2]).all()
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_texts_that_are_taken_together_come_to_lie_closer(small: Path, tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize(("loss", "rank"), [("contrastive", 0), ("contrastive", 4), ("elsa", 4)])
+def test_texts_that_are_taken_together_come_to_lie_closer(
+    small: Path, tmp_path: Path, loss: str, rank: int
+) -> None:
     rng = np.random.default_rng(0)
     users, length = 60, 4  # each takes one of two words at a time, the same two as a fifth of the users
     items = (rng.integers(0, 5, (users, 1)) * 2 + rng.integers(0, 2, (users, length))).ravel()
@@ -95,7 +97,7 @@ def test_texts_that_are_taken_together_come_to_lie_closer(small: Path, tmp_path:
         np.arange(len(items)),
     )
     data = replace(cycles.dataset(), texts=WORDS, item_ids=WORDS, log=log)
-    config = TuneConfig(steps=100, batch=8, rank=rank, learning_rate=5e-2, silent=0)
+    config = TuneConfig(steps=100, batch=8, rank=rank, learning_rate=5e-2, silent=0, loss=loss)  # type: ignore[arg-type]
 
     def likeness(folder: Path) -> float:
         read = [f"passage: {word}" for word in WORDS]
