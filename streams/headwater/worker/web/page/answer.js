@@ -135,7 +135,7 @@ function proof(answer, click, at, whatIf, roundMs) {
   $("proof").replaceChildren(h("div", { class: kind }, h("span", { class: "mark", "aria-hidden": "true", text: mark }), h("span", { text: lines.join(" ") })));
 }
 
-const NAMED = { park: "wait for the click", read: "read interests", index: "search", fuse: "fuse", explain: "explain", decode: "decode", publish: "send" };
+const NAMED = { park: "wait for the click", read: "read interests", index: "search", recall: "find and rank", fuse: "fuse", explain: "explain", decode: "decode", publish: "send" };
 
 function stages(now, click, roundMs) {
   const { total, ...parts } = now.answer.timings_ms ?? {};

@@ -127,7 +127,7 @@ export class CatalogMap {
     if (this.points) {
       const { x, y, category } = this.points;
       const ranks = new Map(this.largest.map((place, rank) => [place, rank]));
-      const size = Math.min(4, (x.length > 8000 ? 1.5 : 2.4) * Math.sqrt(this.view.zoom));
+      const size = Math.min(4, (x.length > 8000 ? 1.7 : 2.4) * Math.sqrt(this.view.zoom));
       const layers = new Map([[undefined, []]]);
       for (let place = 0; place < x.length; place++) {
         const rank = ranks.get(category[place]);

@@ -125,8 +125,9 @@ function fill(id, told) {
 }
 
 function partitions(told) {
+  const sorted = [...told].sort((a, b) => clicksFirst(a) - clicksFirst(b) || a.topic.localeCompare(b.topic) || a.partition - b.partition);
   $("partitions").replaceChildren(
-    ...told.map((each) =>
+    ...sorted.map((each) =>
       h("tr", {},
         h("td", { text: each.topic }),
         h("td", { class: "n", text: each.partition }),
@@ -137,6 +138,8 @@ function partitions(told) {
     ),
   );
 }
+
+const clicksFirst = (each) => (each.topic.includes("clicks") ? 0 : 1);
 
 function counts(place, told, none) {
   const rows = Object.entries(told).filter(([, count]) => count > 0);

@@ -4,7 +4,11 @@ import { $, h, isStill, say } from "./dom.js";
 import * as shopper from "./shopper.js";
 
 const STORED = "headwater-tour";
-const WORDS = ["coffee", "tea", "milk", "garden", "shoes", "book", "film"];
+// Words that most shops have something for, in two directions.
+const WORDS = [
+  ["coffee", "chocolate", "milk", "shoes", "book", "film"],
+  ["cat food", "garden", "soap", "shirt", "music", "game"],
+];
 const SETTLE_MS = 900;
 
 const STEPS = [
@@ -24,14 +28,7 @@ const STEPS = [
     at: "search-card",
     title: "Looking for something",
     text: ({ word, found }) => (found ? `I searched for “${word}”. The items found are in the catalog now; any of them can be clicked.` : "The catalog has nothing of what I know to search for. I take an item of the answer instead."),
-    run: async (tour) => {
-      for (const word of WORDS) {
-        $("search").value = word;
-        const told = await shopper.search(word);
-        if (told?.items.length > 0) return Object.assign(tour, { word, found: told.items });
-      }
-      return undefined;
-    },
+    run: (tour) => search(tour, 0),
   },
   {
     at: "answer-card",
@@ -44,8 +41,11 @@ const STEPS = [
     at: "map-card",
     side: "left",
     title: "The interests move",
-    text: () => "The large dot is what the shopper is interested in, and the rings are what is recommended. One more click, and both move.",
-    run: (tour) => shopper.act(item(tour, 1), "click"),
+    text: ({ word }) => `The large dot is what the shopper is interested in, the rings are what is recommended. I bought something else${word ? `, of “${word}”` : ""}, and both moved.`,
+    run: async (tour) => {
+      await search(tour, 1);
+      await shopper.act(item(tour, 0), "purchase");
+    },
   },
   {
     at: "log-card",
@@ -66,6 +66,17 @@ const STEPS = [
     text: () => "Records that cannot be used wait here with their reason, and can be sent again once the cause is mended. The doctor examines the whole system. That is all: now it is your turn.",
   },
 ];
+
+/** Search for the first word that the catalog has something for. */
+async function search(tour, direction) {
+  tour.word = tour.found = null;
+  for (const word of WORDS[direction]) {
+    $("search").value = word;
+    const told = await shopper.search(word);
+    if (told?.items.length > 0) return Object.assign(tour, { word, found: told.items });
+  }
+  return undefined;
+}
 
 /** What was found, else what was recommended. */
 function item({ found }, number) {
