@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         RequestExpired,
         RequestRejected,
     )
-    from headwater.messages import BadMessage, Item, Position, Request, Response, SessionEvent
+    from headwater.messages import BadMessage, Item, Offer, Position, Request, Response, SessionEvent
     from headwater.settings import Settings
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "Item",
     "NoBroker",
     "NotPublished",
+    "Offer",
     "Position",
     "RecallTimeout",
     "Request",
@@ -41,7 +42,8 @@ __all__ = [
 # Imported when asked for: importing one room of the system must not load the Kafka client.
 _MODULES: Final = {
     **dict.fromkeys(
-        ("BadMessage", "Item", "Position", "Request", "Response", "SessionEvent"), "headwater.messages"
+        ("BadMessage", "Item", "Offer", "Position", "Request", "Response", "SessionEvent"),
+        "headwater.messages",
     ),
     "Settings": "headwater.settings",
 }

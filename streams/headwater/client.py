@@ -66,6 +66,7 @@ from headwater.messages import (
     BadMessage,
     Click,
     Item,
+    Offer,
     Position,
     Request,
     Response,
@@ -73,6 +74,7 @@ from headwater.messages import (
     SourceName,
     decode_click,
     decode_item,
+    decode_offer,
     encode,
     quoted,
 )
@@ -232,7 +234,8 @@ class Client:
         """Publish a catalog entry, new or changed, and wait until the broker has stored it.
 
         Args:
-            item: The whole entry. Fields that are left out are emptied.
+            item: The whole entry. Fields that are left out are emptied; for a change of price, availability or attributes
+                alone see :meth:`offer`.
             timeout_s: How long to wait for the acknowledgement, in seconds.
 
         Returns:
@@ -268,6 +271,61 @@ class Client:
         limit_s = limit_of(timeout_s)
         decode_item(None, encoded(Item(item_id)))
         return await self._connected.publish(self._topics.catalog, item_id, None, limit_s)
+
+    async def offer(
+        self,
+        item_id: str,
+        *,
+        price: float | None = None,
+        available: bool | None = None,
+        attributes: Mapping[str, str | float | bool] | None = None,
+        at_ms: int | None = None,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
+    ) -> Position:
+        """Publish a new price, availability or attributes of an item, and wait until the broker has stored it.
+
+        Whatever is left out stays as it is, the text too. See `Offer` for what decides between offers and the item's record.
+
+        Args:
+            item_id: The item. Where it is not in the catalog yet, the offer waits for it.
+            price: 0 or more.
+            available: Whether the item may be recommended.
+            attributes: The attributes that change, by name.
+            at_ms: When it was so, in milliseconds since 1970; by default when the broker stores it.
+            timeout_s: How long to wait for the acknowledgement, in seconds.
+
+        Returns:
+            The position in the offers topic. Answers follow within about a second.
+
+        Raises:
+            BadMessage: an argument is not allowed, or nothing is offered; nothing was sent.
+            NotPublished: no acknowledgement in time; offer it again.
+            ClientError: the client is not connected.
+        """
+        limit_s = limit_of(timeout_s)
+        stated = dict(mapping("attributes", attributes, '{"colour": "red"}') or {})
+        value = encoded(Offer(item_id, price, available, stated, at_ms))
+        decode_offer(None, value, time.time_ns() // 1_000_000)
+        return await self._connected.publish(self._topics.offers, item_id, value, limit_s)
+
+    async def withdraw_offers(self, item_id: str, *, timeout_s: float = PUBLISH_TIMEOUT_S) -> Position:
+        """Take back all offers of an item so far: its own record holds again. Wait until the broker has stored that.
+
+        Args:
+            item_id: The item; it need not exist.
+            timeout_s: How long to wait for the acknowledgement, in seconds.
+
+        Returns:
+            The position in the offers topic. Answers follow within about a second.
+
+        Raises:
+            BadMessage: no item can have this id; nothing was sent.
+            NotPublished: no acknowledgement in time; withdraw them again.
+            ClientError: the client is not connected.
+        """
+        limit_s = limit_of(timeout_s)
+        decode_item(None, encoded(Item(item_id)))
+        return await self._connected.publish(self._topics.offers, item_id, None, limit_s)
 
     # Asking
 

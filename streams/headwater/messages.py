@@ -152,6 +152,10 @@ class Item(Struct, frozen=True):
     """One catalog entry. A null Kafka value deletes the item of the record's key.
 
     ``since_ms`` is when the item came into the assortment; without it, when its first record was published.
+
+    A record replaces the item. What it does not state of price, availability and attributes may come from the item's
+    offers (:class:`Offer`): a null price, no ``available``, an attribute that is not there. An item is available unless
+    its record or an offer says otherwise.
     """
 
     item_id: Id
@@ -160,11 +164,27 @@ class Item(Struct, frozen=True):
     tags: list[str] = []
     category: str = ""
     price: Annotated[float, Meta(ge=0)] | None = None
-    available: bool = True
+    available: bool | msgspec.UnsetType = msgspec.UNSET
     attributes: dict[str, str | float | bool] = {}
     image: str | None = None
     version: Annotated[int, Meta(ge=0, le=2**53)] | None = None
     since_ms: AtMs | None = None
+
+
+class Offer(Struct, frozen=True, omit_defaults=True):
+    """What changes often of an item, without its text. It changes the fields that it states, and leaves all others.
+
+    Of the item's record and its offers, the newest that states a field decides it. An offer is of ``at_ms``, at the latest
+    of its record's timestamp; without ``at_ms`` of that timestamp. An item's record is of its record's timestamp. Of equal
+    times the offer decides, or of two offers the one that was published later. A null Kafka value withdraws the offers of
+    the key's item up to the timestamp of the record.
+    """
+
+    item_id: Id
+    price: Annotated[float, Meta(ge=0)] | None = None
+    available: bool | None = None
+    attributes: dict[str, str | float | bool] = {}
+    at_ms: AtMs | None = None
 
 
 class Position(Struct, frozen=True):
@@ -388,6 +408,22 @@ class ItemVector(Struct, frozen=True):
         return np.frombuffer(self.vector, dtype="<f4")
 
 
+class OfferState(Struct, frozen=True, omit_defaults=True):
+    """What the offers of an item have come to, on the vectors topic: each field with the time of the offer that states it.
+
+    ``revision`` only rises. Offers up to ``withdrawn_ms`` were withdrawn, and do not come back when they arrive late.
+    """
+
+    item_id: Id
+    revision: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    price: Annotated[float, Meta(ge=0)] | None = None
+    price_ms: Annotated[int, Meta(ge=0, le=MAX_AT_MS)] = 0
+    available: bool | None = None
+    available_ms: Annotated[int, Meta(ge=0, le=MAX_AT_MS)] = 0
+    attributes: dict[str, tuple[str | float | bool, Annotated[int, Meta(ge=0, le=MAX_AT_MS)]]] = {}
+    withdrawn_ms: Annotated[int, Meta(ge=0, le=MAX_AT_MS)] = 0
+
+
 class Trend(Struct, frozen=True):
     """Decayed popularity of one clicks partition: ``counts`` holds (item id, weight as of ``at_ms``).
 
@@ -510,9 +546,11 @@ def _decoding(message_type: type[MessageT]) -> Callable[[bytes | None], MessageT
 
 _decode_click = _decoding(Click)
 _decode_item = _decoding(Item)
+_decode_offer = _decoding(Offer)
 _decode_request = _decoding(Request)
 decode_response = _decoding(Response)
 decode_item_vector = _decoding(ItemVector)
+decode_offer_state = _decoding(OfferState)
 decode_trend = _decoding(Trend)
 
 
@@ -586,6 +624,23 @@ def decode_item(key: bytes | None, raw: bytes) -> Item:
     return item
 
 
+def decode_offer(key: bytes | None, raw: bytes, came_ms: int) -> Offer:
+    """A valid offer (a withdrawal has no value and never comes here). ``came_ms``: see :func:`check_at_ms`.
+
+    Raises:
+        BadMessage: with the field, the value seen and the value expected.
+    """
+    offer = _decode_offer(raw)
+    _check_key("item_id", key, _check_id("item_id", offer.item_id))
+    if offer.price is None and offer.available is None and not offer.attributes:
+        raise BadMessage(
+            "bad_field", "offer: got none of price, available and attributes, expected at least one of them"
+        )
+    if offer.at_ms is not None:
+        check_at_ms(offer.at_ms, came_ms)
+    return offer
+
+
 def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Request:
     """A valid request; its filter is checked where it is compiled. ``came_ms``: see :func:`check_at_ms`.
 
@@ -643,7 +698,17 @@ def vector_bytes(vector: "NDArray[np.float32]") -> bytes:
 # What `schemas` prints and the AsyncAPI document describes.
 MESSAGES: Final[Mapping[str, type[Struct]]] = {
     message_type.__name__: message_type
-    for message_type in (Click, Item, Request, Response, ItemVector, Trend, ErasureReceipt)
+    for message_type in (
+        Click,
+        Item,
+        Offer,
+        Request,
+        Response,
+        ItemVector,
+        OfferState,
+        Trend,
+        ErasureReceipt,
+    )
 }
 
 

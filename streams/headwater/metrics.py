@@ -323,6 +323,36 @@ class Metrics:
             ("reason",),
         ),
     ]
+    offers_total: Annotated[
+        Counter,
+        About(
+            "Offers that are laid over their items, or wait for them.",
+            "Zero while offers are published: see `lag` of the offers topic and the catalog worker's log.",
+        ),
+    ]
+    offers_ignored_total: Annotated[
+        Counter,
+        About(
+            "Valid offers that change nothing, by reason: older, repeated, no_item.",
+            "older: a newer offer is known; look at the clocks of publishers that set at_ms. repeated: expected after a "
+            "restart. no_item: forgotten, since the item has not come for a week and others wait too.",
+            ("reason",),
+        ),
+    ]
+    offers_waiting: Annotated[
+        Gauge,
+        About(
+            "Items that have offers and are not in the catalog.",
+            "Growing: a feed of offers has other ids than the catalog, or more items.",
+        ),
+    ]
+    offers_lost_total: Annotated[
+        Counter,
+        About(
+            "Offsets of the offers topic that were deleted before this worker read them.",
+            "Publish the offers again, and see `topics check`: the topic is to be compacted, not deleted.",
+        ),
+    ]
     vectors_repaired_total: Annotated[
         Counter,
         About(
@@ -341,7 +371,7 @@ class Metrics:
     catalog_to_indexed_seconds: Annotated[
         Histogram,
         About(
-            "From a catalog record's timestamp until its item can be found.",
+            "From the timestamp of a catalog record or an offer until answers follow it.",
             "High with `lag`: add catalog workers, or use a GPU. High without: see `index_seconds`.",
         ),
     ]
@@ -362,7 +392,7 @@ class Metrics:
     index_seconds: Annotated[
         Histogram,
         About(
-            "Time of one call of the index: put, search, vectors, items, match.",
+            "Time of one call of the index: put, put_offers, search, vectors, items, match.",
             "search: use simpler filters, wait for the search graph, or move the Qdrant server closer. put: smaller batches.",
             ("call",),
             STAGE,
@@ -382,7 +412,7 @@ class Metrics:
     batch_size: Annotated[
         Histogram,
         About(
-            "Records in one batch of a path: clicks, requests, catalog.",
+            "Records in one batch of a path: clicks, requests, catalog, offers.",
             "Always at HEADWATER_MAX_POLL_RECORDS: there is a backlog. Always 1 at high load: the broker hands "
             "out single records; let publishers linger for a few milliseconds.",
             ("path",),

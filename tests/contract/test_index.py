@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +23,7 @@ from headwater.index import server as index_server
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import And, Filter, FilterError, Range, admitting, parse
 from headwater.index.server import Collection, ServerAddress, ServerIndex
+from headwater.messages import OfferState
 from tests.contract import qdrant_stand_in
 
 DIM = 8
@@ -600,3 +602,66 @@ async def test_two_that_open_a_new_collection_at_once_both_get_it(connect: Conne
         await both[0].drop()
         for each in both:
             await each.close()
+
+
+# -- offers ------------------------------------------------------------------------------------------------------------
+
+
+def state(item_id: str, revision: int, **fields: Any) -> OfferState:
+    return OfferState(item_id, revision, **fields)
+
+
+async def test_offers_change_filters_and_payload_and_neither_vector_nor_version(index: Index) -> None:
+    await index.put(
+        [
+            item("tea", price=5.0, available=True, category="grocery", at_ms=1_000, offset=4),
+            item("soap", price=5.0, available=True, at_ms=1_000, offset=5),
+        ]
+    )
+    cheap = parse({"price": {"lt": 3}})
+    assert await found(index, cheap) == set()
+    on_sale = state("tea", 1, price=2.0, price_ms=2_000, attributes={"stock": (4.0, 2_000)})
+    await index.put_offers([on_sale, state("nobody", 1, price=1.0, price_ms=2_000)])
+    assert await found(index, cheap) == {"tea"}
+    assert await found(index, parse({"attributes.stock": {"gte": 4}})) == {"tea"}
+    assert await found(index, parse({"category": "grocery"})) == {"tea"}
+    sold_out = state("tea", 2, price=2.0, price_ms=2_000, available=False, available_ms=3_000)
+    await index.put_offers([sold_out])
+    assert await found(index) == {"soap"}
+    assert await index.match([item_key("tea"), item_key("soap")], None) == {item_key("soap"): "soap"}
+    assert np.array_equal((await index.vectors([item_key("tea")]))[item_key("tea")], unit(0))
+    held = (await index.items([item_key("tea")]))[item_key("tea")]
+    assert (held["title"], held["category"], held["price"], held["available"]) == (
+        "tea",
+        "grocery",
+        2.0,
+        False,
+    )
+    assert await index.count() == 2
+    assert (await index.put([item("tea", offset=4, at_ms=1_000)])).points == [], "its version is what it was"
+
+
+async def test_an_item_is_put_with_its_offers_by_time(index: Index) -> None:
+    offers = state("tea", 1, available=False, available_ms=2_000)
+    old = item("tea", offset=1, available=True, at_ms=1_000)
+    await index.put([msgspec.structs.replace(old, offers=offers)])
+    assert await found(index) == set()
+    newer = item("tea", offset=2, available=True, at_ms=3_000)
+    await index.put([msgspec.structs.replace(newer, offers=offers)])
+    assert await found(index) == {"tea"}
+    await index.put_offers([state("tea", 2, available=False, available_ms=4_000)])
+    assert await found(index) == set()
+    await index.put([mark("tea", offset=3)])
+    await index.put_offers([state("tea", 3, available=True, available_ms=5_000)])
+    assert await index.items([item_key("tea")]) == {}
+    assert await found(index) == set()
+
+
+async def test_a_late_writers_older_offers_do_not_come_back_to_a_shared_index(connect: Connect) -> None:
+    index = await connect(f"items-test-{uuid.uuid4().hex}")
+    await index.put([item("tea", available=True, at_ms=1_000)])
+    await index.put_offers([state("tea", 5, available=False, available_ms=3_000)])
+    await index.put_offers([state("tea", 4, available=True, available_ms=2_000)])
+    assert await found(index) == set()
+    await index.drop()
+    await index.close()

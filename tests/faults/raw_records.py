@@ -200,9 +200,24 @@ class Fuzz:
         }
         return self._odd(message, item, keep=())
 
+    def offer(self) -> RawRecord:
+        """A record of offers, of an item that is there or not."""
+        item = f"i-{self._seed}-{self.random.randrange(1, 80)}"
+        if self.random.random() < 0.15:
+            return self._odd(None, item, keep=())
+        message: dict[str, Any] = {
+            "item_id": item,
+            "price": self.random.choice((None, 0, 5, 1e300)),
+            "available": self.random.random() < 0.5,
+            "attributes": {f"a{n}": n for n in range(self.random.choice((0, 3, 300)))},
+        }
+        if self.random.random() < 0.5:
+            message["at_ms"] = self.at_ms()
+        return self._odd(message, item, keep=())
+
     def anything(self) -> RawRecord:
         """Of no form, for topics that only workers write."""
-        make = self.random.choice((self.click, self.request, self.change, self._noise))
+        make = self.random.choice((self.click, self.request, self.change, self.offer, self._noise))
         return make()
 
     def _noise(self) -> RawRecord:

@@ -24,6 +24,7 @@ from headwater.messages import (
     BadMessage,
     decode_click,
     decode_item,
+    decode_offer,
     decode_request,
     decode_response,
     sender_of,
@@ -79,6 +80,7 @@ class Fuzzed:
             self.topics.clicks,
             self.topics.requests,
             self.topics.catalog,
+            self.topics.offers,
             self.topics.dead_letters,
             self.topics.responses,
             *self.settings.reply_topics[:1],
@@ -129,6 +131,7 @@ class Fuzzed:
             (names.clicks, fuzz.click, self.settings.partitions),
             (names.requests, fuzz.request, self.settings.partitions),
             (names.catalog, fuzz.change, self.settings.catalog_partitions),
+            (names.offers, fuzz.offer, self.settings.catalog_partitions),
         ]
         for topic, make, partitions in ours * 4:
             records = [make() for _ in range(fuzz.random.choice((1, 3, 30)))]
@@ -201,6 +204,7 @@ class Fuzzed:
             (settings.interests_group, self.topics.clicks),
             (settings.interests_group, self.topics.requests),
             (settings.catalog_group, self.topics.catalog),
+            (settings.catalog_group, self.topics.offers),
         )
         admin = AIOKafkaAdminClient(**settings.kafka_options())
         await admin.start()
@@ -254,7 +258,7 @@ class Fuzzed:
                 except BadMessage:
                     continue  # the fuzzer's own
         wrong: list[tuple[str, Record, list[str]]] = []
-        for topic in (names.clicks, names.requests, names.catalog):
+        for topic in (names.clicks, names.requests, names.catalog, names.offers):
             for record in seen.get(topic, ()):
                 place = (topic, record.partition, record.offset)
                 if place in self.unreadable:
@@ -268,7 +272,8 @@ class Fuzzed:
         untold = self.unreadable - letters.keys()
         assert not untold, f"seed {_SEED}: {sorted(untold)} without a dead letter"
         self.counts["unreadable, told"] = len(self.unreadable)
-        seen.pop(names.clicks, None), seen.pop(names.catalog, None), seen.pop(names.requests, None)
+        for topic in (names.clicks, names.catalog, names.offers, names.requests):
+            seen.pop(topic, None)
 
     def _fate(self, record: Record, letters: list[str], is_forwarded: bool, answers: set[str]) -> str:
         """What became of a record, "not ..." where that is not as it should be."""
@@ -302,6 +307,8 @@ def _is_valid(record: Record, names: Topics) -> bool:
             decode_click(record.key, record.value, 2**62)
         elif record.topic == names.requests:
             decode_request(record.key, record.value, 2**62)
+        elif record.value is not None and record.topic == names.offers:
+            decode_offer(record.key, record.value, 2**62)
         elif record.value is not None:
             decode_item(record.key, record.value)
         else:
@@ -347,7 +354,7 @@ async def _create_topics(settings: Settings) -> None:
                     topic_configs={**spec.config, **anytime, "retention.ms": "-1"},
                 )
                 for spec in topics.specs(settings)
-                if spec.name in (names.clicks, names.requests, names.catalog)
+                if spec.name in (names.clicks, names.requests, names.catalog, names.offers)
             ]
             + [NewTopic(settings.reply_topics[0], 1, 1)]
         )

@@ -70,6 +70,22 @@ async def test_an_item_is_published_and_deleted_by_a_null_value(system: Settings
     assert put.partition == deleted.partition
 
 
+async def test_an_offer_is_published_with_what_it_states_and_withdrawn_by_a_null_value(
+    system: Settings,
+) -> None:
+    offers = Topics.named(system.topic_prefix).offers
+    async with Client(system) as client:
+        made = await client.offer("coffee-1", price=4.0, attributes={"stock": 3})
+        withdrawn = await client.withdraw_offers("coffee-1")
+        with pytest.raises(BadMessage, match="got none of price, available and attributes"):
+            await client.offer("coffee-1")
+    key, value = await last_record(system, offers, made)
+    assert (key, msgspec.json.decode(value or b"")) == (
+        *(b"coffee-1", {"item_id": "coffee-1", "price": 4.0, "attributes": {"stock": 3}}),
+    )
+    assert await last_record(system, offers, withdrawn) == (b"coffee-1", None)
+
+
 async def test_a_request_demands_every_click_of_its_users_partition_that_was_acknowledged(
     system: Settings,
 ) -> None:

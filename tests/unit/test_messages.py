@@ -23,6 +23,8 @@ from headwater.messages import (
     ErrorDetail,
     Item,
     ItemVector,
+    Offer,
+    OfferState,
     Position,
     Reason,
     Reflects,
@@ -33,6 +35,8 @@ from headwater.messages import (
     decode_click,
     decode_item,
     decode_item_vector,
+    decode_offer,
+    decode_offer_state,
     decode_request,
     decode_response,
     decode_trend,
@@ -47,6 +51,7 @@ DAY_MS = 86_400_000
 
 CLICK = {"event_id": "e1", "user_id": "ann", "item_id": "tea", "at_ms": NOW_MS}
 ITEM = {"item_id": "tea"}
+OFFER = {"item_id": "tea", "price": 2.5}
 REQUEST = {"request_id": "r1", "user_id": "ann"}
 
 
@@ -62,7 +67,16 @@ def request(raw: bytes | None, key: bytes | None = None) -> Request:
     return decode_request(key, raw, NOW_MS)
 
 
-DECODERS = {"click": (click, CLICK), "item": (item, ITEM), "request": (request, REQUEST)}
+def offer(raw: bytes, key: bytes | None = None) -> Offer:
+    return decode_offer(key, raw, NOW_MS)
+
+
+DECODERS = {
+    "click": (click, CLICK),
+    "item": (item, ITEM),
+    "offer": (offer, OFFER),
+    "request": (request, REQUEST),
+}
 
 
 def complaint(kind: str, raw: bytes | None, key: bytes | None = None) -> BadMessage:
@@ -98,6 +112,8 @@ SENT = [
         *("tea", "Green tea", "Loose", ["tea", "green"], "grocery", 3.5, False),
         *({"colour": "green", "grams": 100.0, "organic": True}, "https://example.org/tea.png", 4),
     ),
+    Offer("tea", available=False),
+    Offer("tea", 2.5, True, {"colour": "green", "stock": 3.0}, NOW_MS),
     Request("r1", "ann"),
     Request(
         *(
@@ -117,6 +133,7 @@ SENT = [
     Response("r1", "", "rejected", ErrorDetail("bad_field", "limit: got 0, expected `int` >= 1")),
     ItemVector("tea", vector_bytes(np.ones(3, np.float32)), {"item_id": "tea", "price": None}, "b", 0, 5, 4),
     ItemVector("tea", b"", {}, "b", 0, 5),
+    OfferState("tea", 7, 2.5, NOW_MS, False, NOW_MS, {"colour": ("green", NOW_MS)}, NOW_MS - 1),
     Trend(3, NOW_MS, 3600.0, [("tea", 1.5), ("☕", 0.5)]),
     ErasureReceipt(
         event_id="gone", user_sha256="0" * 64, status="begun", partition=3, forgot_ms=NOW_MS, begun_ms=NOW_MS
@@ -140,6 +157,8 @@ def test_what_is_sent_is_read_back_the_same(message: msgspec.Struct) -> None:
     decode: Any = {
         Click: lambda raw: click(raw, b"ann"),
         Item: lambda raw: item(raw, b"tea"),
+        Offer: lambda raw: offer(raw, b"tea"),
+        OfferState: decode_offer_state,
         Request: lambda raw: request(raw, b"ann"),
         Response: decode_response,
         ItemVector: decode_item_vector,
@@ -161,6 +180,9 @@ def test_what_is_sent_is_read_back_the_same(message: msgspec.Struct) -> None:
         ("Request", {**REQUEST, "after": {"partition": 0}}),
         ("Item", {"item_id": ""}),
         ("Item", {**ITEM, "price": -1}),
+        ("Offer", {**OFFER, "price": -1}),
+        ("Offer", {**OFFER, "available": "yes"}),
+        ("Offer", {**OFFER, "at_ms": NOW_MS // 1000}),
     ],
 )
 def test_the_printed_schema_refuses_what_the_decoder_refuses(name: str, bad: dict[str, Any]) -> None:
@@ -249,6 +271,12 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("click", {"context": "none"}, "context", "none", "expected an object"),
     ("item", {"item_id": ""}, "item_id", "got ''", "length >= 1"),
     ("item", {"title": 5}, "title", "got 5", "expected `str`"),
+    ("item", {"available": None}, "available", "got None", "expected `bool`"),
+    ("offer", {"item_id": ""}, "item_id", "got ''", "length >= 1"),
+    ("offer", {"price": -1}, "price", "got -1", ">= 0.0"),
+    ("offer", {"price": None}, "offer", "got none of price", "at least one"),
+    ("offer", {"attributes": {"colour": None}}, "attributes", "got {'colour': None}", "`bool | float | str`"),
+    ("offer", {"at_ms": NOW_MS // 1000}, "at_ms", f"got {NOW_MS // 1000}", "milliseconds"),
     ("item", {"tags": "tea"}, "tags", "got 'tea'", "expected `array`"),
     ("item", {"tags": ["tea", 5]}, "tags[1]", "got 5", "expected `str`"),
     ("item", {"price": -1}, "price", "got -1", ">= 0.0"),
@@ -342,7 +370,7 @@ def test_unknown_extra_fields_are_ignored(kind: str) -> None:
 def test_the_key_has_to_be_that_of_the_message_or_none(kind: str) -> None:
     decode, fields = DECODERS[kind]
     raw = json.dumps(fields).encode()
-    right = b"tea" if kind == "item" else b"ann"
+    right = b"tea" if kind in ("item", "offer") else b"ann"
     assert decode(raw, None) is not None  # type: ignore[operator]
     assert decode(raw, right) is not None  # type: ignore[operator]
     error = complaint(kind, raw, b"bob")

@@ -8,6 +8,7 @@ import numpy as np
 
 from headwater.index import FilledBy, Hit, IndexHealth, Point, Query, Stored
 from headwater.index.filters import And, Filter, Range
+from headwater.messages import OfferState
 from headwater_models.arrays import F32, F64, I64, Bools
 from headwater_models.judging.evaluation import Catalog, best
 
@@ -39,6 +40,10 @@ class ExactIndex:
     async def put(self, points: Sequence[Point]) -> Stored:
         """See `Index.put`. Raises TypeError."""
         raise TypeError(f"got {len(points)} points, expected none: the items are those of a dataset")
+
+    async def put_offers(self, states: Sequence[OfferState]) -> None:
+        """See `Index.put_offers`. Raises TypeError."""
+        raise TypeError(f"got offers of {len(states)} items, expected none: the items are those of a dataset")
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """See `Index.search`; among equal scores the lower item comes first."""

@@ -8,11 +8,12 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.commands.findings import TIMEOUT_S, Finding, System
 from headwater.commands.group_checks import places_of
-from headwater.index.vectors_topic import read_record
+from headwater.index.vectors_topic import OfferRecord, read_record
 from headwater.messages import BadMessage, decode_trend
 
 # Among so many newest records of the trends topic is one of an owner, unless nobody has clicked for a while.
 _NEWEST_TRENDS: Final = 200
+_NEWEST_VECTORS: Final = 200
 
 
 async def roles(system: System) -> AsyncIterator[Finding]:
@@ -24,8 +25,8 @@ async def roles(system: System) -> AsyncIterator[Finding]:
             return
         catalog: set[str] = set()
         for place in await places_of(consumer, topics.vectors):
-            # The newest record may be a delete, which has no bundle.
-            newest = _of_vectors(await _newest(consumer, place, 8))
+            # The newest records may be deletes and offers, which have no bundle.
+            newest = _of_vectors(await _newest(consumer, place, _NEWEST_VECTORS))
             catalog |= {newest} if newest else set()
         interests = _of_trends(await _newest(consumer, TopicPartition(topics.trends, 0), _NEWEST_TRENDS))
     said = ", ".join(sorted(catalog)) or "none so far"
@@ -52,9 +53,11 @@ def _of_vectors(records: Iterable[ConsumerRecord]) -> str | None:
     newest = None
     for record in records:
         try:
-            newest = read_record(record).bundle or newest
+            found = read_record(record)
         except BadMessage:
             continue  # workers count these
+        if not isinstance(found, OfferRecord):
+            newest = found.bundle or newest
     return newest
 
 

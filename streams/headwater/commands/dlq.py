@@ -269,7 +269,7 @@ def _described(settings: "Settings", letter: "Letter", record: "ConsumerRecord")
 def _complaint(settings: "Settings", letter: "Letter", value: bytes | None) -> str:
     """What this version finds wrong with the message itself, empty where nothing is."""
     from headwater.kafka.topics import Topics
-    from headwater.messages import BadMessage, decode_click, decode_item
+    from headwater.messages import BadMessage, decode_click, decode_item, decode_offer
 
     names = Topics.named(settings.topic_prefix)
     try:
@@ -277,6 +277,8 @@ def _complaint(settings: "Settings", letter: "Letter", value: bytes | None) -> s
             decode_click(letter.key, value, int(time.time() * 1000))
         elif letter.place.topic == names.catalog and value is not None:
             decode_item(letter.key, value)
+        elif letter.place.topic == names.offers and value is not None:
+            decode_offer(letter.key, value, int(time.time() * 1000))
     except BadMessage as error:
         return f"{error.reason}: {error}"
     return ""
@@ -437,13 +439,14 @@ def _since_ms(text: str, now_ms: int) -> int:
 
 
 def _topic_names(settings: "Settings") -> dict[str, str]:
-    """Full names by their short ones: clicks, catalog, requests, dead-letters."""
+    """Full names by their short ones: clicks, catalog, offers, requests, dead-letters."""
     from headwater.kafka.topics import Topics
 
     names = Topics.named(settings.topic_prefix)
     return {
         "clicks": names.clicks,
         "catalog": names.catalog,
+        "offers": names.offers,
         "requests": names.requests,
         "dead-letters": names.dead_letters,
     }

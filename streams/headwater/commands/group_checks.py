@@ -38,8 +38,9 @@ def interests(system: System) -> AsyncIterator[Finding]:
 
 
 def catalog(system: System) -> AsyncIterator[Finding]:
-    """The group of the catalog."""
-    return _of_group(system, system.settings.catalog_group, (system.topics.catalog,))
+    """The group of the catalog and its offers."""
+    topics = (system.topics.catalog, system.topics.offers)
+    return _of_group(system, system.settings.catalog_group, topics)
 
 
 async def dead_letters(system: System) -> AsyncIterator[Finding]:
@@ -78,7 +79,12 @@ async def _newest_letters(consumer: Consumer, tp: TopicPartition) -> letters.Let
 async def transactions(system: System) -> AsyncIterator[Finding]:
     """Partitions that an open transaction holds back: nobody is given what was published behind it."""
     written = Consumer(**system.settings.kafka_options(), group_id=None)
-    names = (system.topics.clicks, system.topics.requests, system.topics.catalog)
+    names = (
+        system.topics.clicks,
+        system.topics.requests,
+        system.topics.catalog,
+        system.topics.offers,
+    )
     async with system.consumer() as committed:
         await asyncio.wait_for(written.start(), TIMEOUT_S)
         try:

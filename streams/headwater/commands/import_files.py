@@ -1,4 +1,4 @@
-"""Rows of files into the catalog and clicks topics, with what the worker, and the broker, would not take told by line."""
+"""Rows of files into the catalog, clicks and offers topics, with what the worker, and the broker, would not take told by line."""
 
 import asyncio
 import time
@@ -18,6 +18,7 @@ from headwater.encoder.features import required_text
 from headwater.files.contents import ImportFileError
 from headwater.files.events import Events, message_of
 from headwater.files.items import ItemRow, Items
+from headwater.files.offers import Offers
 from headwater.files.table import BadRow, Table
 from headwater.kafka.publish import Outgoing, Refused, producer_of, write_accepted, write_keyed
 from headwater.kafka.topics import Topics
@@ -27,7 +28,7 @@ from headwater.paths.item_versions import read_whole, reader
 from headwater.settings import Settings
 from headwater_models.data.events import in_order
 
-Kind = Literal["catalog", "clicks"]
+Kind = Literal["catalog", "clicks", "offers"]
 Done = Callable[[int], None]  # called with the number of rows published so far
 
 _CONNECT_TIMEOUT_S: Final = 10.0
@@ -45,15 +46,25 @@ class Report:
     seconds: float = 0.0
 
 
+class Row(NamedTuple):
+    """A record of an item: its line, the item's id, and the message."""
+
+    line: int
+    item_id: str
+    message: bytes
+
+
 class Prepared(NamedTuple):
     """What is to be published, in that order, and the rows that are not.
 
     Attributes:
-        clicks: the message fields, and the line; None for a catalog.
+        clicks: the message fields, and the line; None for a catalog and for offers.
+        items: rows of a catalog or offers.
     """
 
+    kind: Kind
     clicks: pl.DataFrame | None
-    items: Sequence[ItemRow]
+    items: Sequence[Row]
     bad: list[BadRow]
     notes: list[str]
 
@@ -64,7 +75,7 @@ class Prepared(NamedTuple):
 def prepared_clicks(events: Events) -> Prepared:
     """Clicks by time, in file order among equal times; equal times of one user are spread 1 ms apart."""
     rows = events.rows
-    return Prepared(in_order(rows) if len(rows) else rows, (), events.bad, events.notes)
+    return Prepared("clicks", in_order(rows) if len(rows) else rows, (), events.bad, events.notes)
 
 
 def prepared_items(items: Items, folder: Path) -> Prepared:
@@ -75,16 +86,26 @@ def prepared_items(items: Items, folder: Path) -> Prepared:
     """
     manifest = bundle.manifest_of(folder, bundle.manifest_bytes(folder))
     if manifest.item_inputs != "text":
-        return Prepared(None, items.rows, items.bad, items.notes)
-    good, bad = list[ItemRow](), list(items.bad)
+        return Prepared("catalog", None, [_row_of(row) for row in items.rows], items.bad, items.notes)
+    good, bad = list[Row](), list(items.bad)
     for row in items.rows:
         try:
             required_text(row.item, manifest.name)
         except BadMessage as error:
             bad.append(BadRow(row.line, str(error)))
         else:
-            good.append(row)
-    return Prepared(None, good, sorted(bad), items.notes)
+            good.append(_row_of(row))
+    return Prepared("catalog", None, good, sorted(bad), items.notes)
+
+
+def _row_of(row: ItemRow) -> Row:
+    return Row(row.line, row.item.item_id, row.message)
+
+
+def prepared_offers(offers: Offers) -> Prepared:
+    """Offers in file order."""
+    rows = [Row(row.line, row.offer.item_id, row.message) for row in offers.rows]
+    return Prepared("offers", None, rows, offers.bad, offers.notes)
 
 
 def messages(prepared: Prepared, count: int) -> list[bytes]:
@@ -158,7 +179,7 @@ async def publish(
         StopWorker: the broker stopped acknowledging.
     """
     topics = Topics.named(settings.topic_prefix)
-    topic = topics.catalog if prepared.clicks is None else topics.clicks
+    topic: str = getattr(topics, prepared.kind)
     started = time.perf_counter()
     producer = producer_of(settings)
     try:
@@ -186,7 +207,7 @@ def records(prepared: Prepared) -> Iterator[list[Outgoing]]:
     if prepared.clicks is None:
         for start in range(0, len(prepared.items), _CHUNK):
             rows = prepared.items[start : start + _CHUNK]
-            yield [Outgoing(row.item.item_id.encode(), row.message) for row in rows]
+            yield [Outgoing(row.item_id.encode(), row.message) for row in rows]
         return
     for part in prepared.clicks.select(_MESSAGE).iter_slices(_CHUNK):
         yield [Outgoing(row[1].encode(), message_of(row)) for row in part.iter_rows()]

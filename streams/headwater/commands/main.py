@@ -47,6 +47,7 @@ _COMMANDS: Final = (
     (_RUN, "gateway", "run:gateway"),
     (_ASK, "import catalog", "publish:catalog"),
     (_ASK, "import clicks", "publish:clicks"),
+    (_ASK, "import offers", "publish:offers"),
     (_ASK, "click", "ask:click"),
     (_ASK, "ask", "ask:ask"),
     (_ASK, "user", "ask:user"),
@@ -72,7 +73,7 @@ _COMMANDS: Final = (
     (_TRAIN, "bundle lighten", "bundles:lighten"),
 )
 _FAMILIES: Final = {
-    "import": "Publish a file of items or events.",
+    "import": "Publish a file of items, events or offers.",
     "topics": "Create, check or accept the topics.",
     "dlq": "List, show, redrive or purge dead letters.",
     "bundle": "Show, compare, or make bundles without training.",

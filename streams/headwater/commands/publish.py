@@ -1,4 +1,4 @@
-"""`headwater import catalog` and `import clicks`: publish the rows of a file."""
+"""`headwater import catalog`, `import clicks` and `import offers`: publish the rows of a file."""
 
 import time
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from headwater.commands.import_files import Prepared, Report
     from headwater.files.items import Items
     from headwater.files.presets import Opened
+    from headwater.files.values import Type
     from headwater.settings import Settings
 
 _FILE: Final = FileOptions()
@@ -58,10 +59,7 @@ def catalog(
 
     opened = form.opened(file, "catalog")
     items = items_of(opened.table, opened.chosen, form.item_form(list_separator))
-    if items.types:
-        say(
-            f"{file}: {', '.join(f'{name} is {kind}' for name, kind in items.types.items())}; name types with --map FIELD=COLUMN:TYPE"
-        )
+    _say_types(file, items.types)
     emptied = [
         name
         for name in _REPLACED
@@ -69,7 +67,8 @@ def catalog(
     ]
     if emptied:
         say(
-            f"{file}: each row replaces its item, so what the file does not have is emptied: {', '.join(emptied)}"
+            f"{file}: each row replaces its item, so what the file does not have is emptied: {', '.join(emptied)}; to change "
+            "price, availability or attributes alone, use `headwater import offers`"
         )
     prepared = import_files.prepared_items(items, settings.bundle_path)
     deleted: list[str] = []
@@ -113,6 +112,48 @@ def clicks(
     events = events_of(opened.table, opened.chosen, form.event_form(), now_ms=int(time.time() * 1000))
     prepared = import_files.prepared_clicks(events)
     return _import(settings, prepared, file, opened, (), skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
+
+
+def offers(
+    file: Path,
+    *,
+    form: FileOptions = _FILE,
+    skip_bad: Annotated[bool, FLAG] = False,
+    rejects: Path | None = None,
+    dry_run: Annotated[bool, FLAG] = False,
+) -> int:
+    """Publish a file of prices, availability and attributes. The rest of each item stays, its text too.
+
+    Example: headwater import offers prices.csv --map item_id=sku --map available=stock
+
+    Parameters
+    ----------
+    file
+        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
+    form
+        How the file is written. A time of each row (--map at_ms=COLUMN) keeps older offers from newer ones.
+    skip_bad
+        Exit 0 although some rows could not be published.
+    rejects
+        A file for all bad rows as JSON lines: line, reason, row.
+    dry_run
+        Publish nothing, and show the first rows as they would be published.
+    """
+    settings = running_settings()
+    from headwater.commands import import_files
+    from headwater.files.offers import offers_of
+
+    opened = form.opened(file, "offers")
+    found = offers_of(opened.table, opened.chosen, form.item_form(), now_ms=int(time.time() * 1000))
+    _say_types(file, found.types)
+    prepared = import_files.prepared_offers(found)
+    return _import(settings, prepared, file, opened, (), skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
+
+
+def _say_types(file: Path, types: "dict[str, Type]") -> None:
+    if types:
+        kinds = ", ".join(f"{name} is {kind}" for name, kind in types.items())
+        say(f"{file}: {kinds}; name types with --map FIELD=COLUMN:TYPE")
 
 
 def _gone(settings: "Settings", file: Path, items: "Items", will: str) -> list[str]:

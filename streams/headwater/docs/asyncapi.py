@@ -12,7 +12,18 @@ import msgspec
 from headwater import __version__
 from headwater.kafka.headers import CORRELATION_HEADERS, REPLY_PARTITION_HEADER, REPLY_TO_HEADERS
 from headwater.kafka.topics import Topics, specs
-from headwater.messages import MESSAGES, Click, ErasureReceipt, Item, ItemVector, Request, Response, Trend
+from headwater.messages import (
+    MESSAGES,
+    Click,
+    ErasureReceipt,
+    Item,
+    ItemVector,
+    Offer,
+    OfferState,
+    Request,
+    Response,
+    Trend,
+)
 from headwater.settings import Settings
 
 Document = dict[str, Any]
@@ -28,6 +39,11 @@ _USER_KEY: Final[Document] = {
     "description": "the user id. Without a key the record is routed by `user_id`; the partitioner is murmur2",
 }
 _ITEM_KEY: Final[Document] = {"type": "string", "description": "the item id"}
+_OFFERS_KEY: Final[Document] = {
+    "type": "string",
+    "format": "binary",
+    "description": "the byte 0xff, `offers:` and the item id",
+}
 _CORRELATION: Final = {name: {"type": "string", "maxLength": 4096} for name in CORRELATION_HEADERS}
 _REPLY_TO: Final = {
     name: {"type": "string", "description": "the topic of the answer, one of HEADWATER_REPLY_TOPICS"}
@@ -103,6 +119,22 @@ _OF_TOPIC: Final[Mapping[str, _Topic]] = {
                 {"item_id": "c1", "title": "Ground filter coffee", "category": "coffee", "price": 5.9},
             ),
             _Message("ItemDeleted", "A null value takes the item out.", _NOTHING, _ITEM_KEY),
+        ],
+    ),
+    "offers": _Topic(
+        "receive",
+        "What changes often of items: price, availability, attributes. No text, and nothing else is wiped.",
+        [
+            _Message(
+                "Offer",
+                "What is stated changes, everything else stays; the newest by time decides each field.",
+                Offer,
+                _ITEM_KEY,
+                {"item_id": "c1", "price": 4.5, "available": True, "at_ms": _AT_MS},
+            ),
+            _Message(
+                "OffersWithdrawn", "A null value takes back the item's offers so far.", _NOTHING, _ITEM_KEY
+            ),
         ],
     ),
     "requests": _Topic(
@@ -195,6 +227,7 @@ _OF_TOPIC: Final[Mapping[str, _Topic]] = {
         [
             _Message("ItemVector", "The vector of an item.", ItemVector, _ITEM_KEY),
             _Message("ItemVectorDeleted", "A null value: the item is gone.", _NOTHING, _ITEM_KEY),
+            _Message("OfferState", "What the offers of an item have come to.", OfferState, _OFFERS_KEY),
         ],
     ),
     "trends": _Topic(
@@ -283,7 +316,7 @@ def _server(settings: Settings) -> Document:
 
 
 def _operations(topic: str, told: _Topic, settings: Settings) -> Document:
-    group = settings.catalog_group if topic == "catalog" else settings.interests_group
+    group = settings.catalog_group if topic in ("catalog", "offers") else settings.interests_group
     found: Document = {}
     for action in ("send", "receive") if told.action == "own" else (told.action,):
         name = f"{action}{''.join(part.capitalize() for part in topic.split('_'))}"

@@ -57,6 +57,13 @@ CATALOG: Final = Fields(
     required=("item_id",),
     open_ended="attributes.",
 )  # fmt: skip
+# What changes often of an item: no text, and nothing else is wiped.
+OFFERS: Final = Fields(
+    "offers",
+    ("item_id", "price", "available", "at_ms", "attributes"),
+    required=("item_id",),
+    open_ended="attributes.",
+)
 
 
 def mapping(

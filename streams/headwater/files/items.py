@@ -1,7 +1,8 @@
 """Items of a file: which rows are catalog entries that a worker takes, and why the others are none."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from headwater.files.contents import ImportFileError
 from headwater.files.fields import Chosen
@@ -19,13 +20,14 @@ from headwater.files.values import (
     present,
     whole_numbers,
 )
-from headwater.messages import BadMessage, Item, decode_item, encode, quoted
+from headwater.messages import BadMessage, Item, MessageT, decode_item, encode, quoted
 
 _TEXTS = ("title", "description", "category", "image")
 _EXPECTED = {
     "price": "a number, such as 15.00 or 15.00 USD",
     "version": "a whole number",
     "since_ms": EXPECTED,
+    "at_ms": EXPECTED,
     "available": "true or false, in stock or out of stock, or a number of pieces",
     "number": "a number, since most values of the column are",
     "flag": "true or false, since most values of the column are",
@@ -72,7 +74,31 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
     Raises:
         ImportFileError: a time format is none.
     """
-    columns, frame, notes = chosen.columns, table.frame, list[str]()
+    notes = list[str]()
+    found, types = read_fields(table, chosen, form, notes)
+    checked = checked_rows(table, chosen.columns, found, types, _item)
+    rows = [ItemRow(line, item, encode(item)) for line, item in checked.rows]
+    return Items(rows, checked.bad, notes, types, checked.named, checked.nameless)
+
+
+class Checked(NamedTuple, Generic[MessageT]):
+    """Rows that are messages, with their lines, and those that are none; see `Items`."""
+
+    rows: list[tuple[int, MessageT]]
+    bad: list[BadRow]
+    named: set[str]
+    nameless: int
+
+
+def read_fields(
+    table: Table, chosen: Chosen, form: ItemForm, notes: list[str]
+) -> tuple[dict[str, Read], dict[str, Type]]:
+    """The values of each field that has a column, and the types of the attributes. What is told is added to ``notes``.
+
+    Raises:
+        ImportFileError: a time format is none, or a column of attributes has no objects.
+    """
+    columns, frame = chosen.columns, table.frame
     found: dict[str, Read] = {"item_id": ids(frame[columns["item_id"]], notes.append)}
     for name in _TEXTS:
         if name in columns:
@@ -85,9 +111,10 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
         found["price"] = numbers(frame[columns["price"]], form.decimal)
     if "version" in columns:
         found["version"] = whole_numbers(frame[columns["version"]])
-    if "since_ms" in columns:
-        source = frame[columns["since_ms"]]
-        found["since_ms"] = Read(at_ms(source, form.times), present(source))
+    for name in ("since_ms", "at_ms"):
+        if name in columns:
+            source = frame[columns[name]]
+            found[name] = Read(at_ms(source, form.times), present(source))
     if "available" in columns:
         found["available"] = flags(frame[columns["available"]])
     types: dict[str, Type] = {}
@@ -100,23 +127,37 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
             f"column {columns['attributes']}: got {frame[columns['attributes']].dtype}, expected an object for attributes; "
             "map single columns with --map attributes.NAME=COLUMN"
         )
+    return found, types
+
+
+def checked_rows(
+    table: Table,
+    columns: dict[str, str],
+    found: dict[str, Read],
+    types: dict[str, Type],
+    make: Callable[[dict[str, Any], dict[str, str | float | bool]], MessageT | str],
+) -> Checked[MessageT]:
+    """The message that ``make`` makes of each row's fields and attributes, or its reason why they make none."""
     problems = _unfit(found, columns, types)
-    bad, rows, named, nameless = list(table.bad), list[ItemRow](), set[str](), len(table.bad)
+    bad, rows, named, nameless = list(table.bad), list[tuple[int, MessageT]](), set[str](), len(table.bad)
     plain = [name for name in found if name not in types]
     values = zip(
         table.lines,
         problems,
         zip(*(found[name].values.to_list() for name in plain), strict=True),
-        zip(*(found[name].values.to_list() for name in types), strict=True) if types else [()] * len(frame),
+        zip(*(found[name].values.to_list() for name in types), strict=True)
+        if types
+        else [()] * len(table.frame),
         strict=True,
     )
     names = [name.removeprefix("attributes.") for name in types]
     for line, problem, fields, extra in values:
         if problem is None:
             attributes = {name: value for name, value in zip(names, extra, strict=True) if value is not None}
-            row = _checked(dict(zip(plain, fields, strict=True)), attributes)
-            if isinstance(row, Item):
-                rows.append(ItemRow(line, row, encode(row)))
+            stated = {name: value for name, value in zip(plain, fields, strict=True) if value is not None}
+            row = make(stated, attributes)
+            if not isinstance(row, str):
+                rows.append((line, row))
                 continue
             problem = row
         bad.append(BadRow(line, problem))
@@ -124,14 +165,13 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
             named.add(fields[0])
         else:
             nameless += 1
-    return Items(rows, sorted(bad), notes, types, named, nameless)
+    return Checked(rows, sorted(bad), named, nameless)
 
 
-def _checked(fields: dict[str, Any], attributes: dict[str, str | float | bool]) -> Item | str:
+def _item(fields: dict[str, Any], attributes: dict[str, str | float | bool]) -> Item | str:
     """The item that a worker makes of these fields, or why it makes none."""
-    item = Item(**{name: value for name, value in fields.items() if value is not None}, attributes=attributes)
     try:
-        return decode_item(None, encode(item))
+        return decode_item(None, encode(Item(**fields, attributes=attributes)))
     except BadMessage as error:
         return str(error)
 

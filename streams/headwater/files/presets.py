@@ -11,7 +11,7 @@ import polars as pl
 
 from headwater.files.contents import ImportFileError
 from headwater.files.delimited import Layout
-from headwater.files.fields import CASES, CATALOG, CLICKS, TRAINING, Chosen, Fields, mapping
+from headwater.files.fields import CASES, CATALOG, CLICKS, OFFERS, TRAINING, Chosen, Fields, mapping
 from headwater.files.json_rows import Flatten, Object
 from headwater.files.table import Table, read
 
@@ -19,7 +19,7 @@ PresetName = Literal[
     "movielens", "amazon-reviews", "amazon-items", "retailrocket", "yelp", "lastfm", "shopify", "google-merchant", "segment",
     "ga4", "recbole",
 ]  # fmt: skip
-Kind = Literal["catalog", "clicks", "training", "cases"]
+Kind = Literal["catalog", "clicks", "offers", "training", "cases"]
 Usual = Mapping[str, Sequence[str]]  # field -> columns that may carry it, the first that is there does
 _LINE: Final = "__line"
 
@@ -88,13 +88,14 @@ def opened(
     usual = {
         name: columns
         for name, columns in shape.usual.items()
-        if name in fields.names or name.startswith(fields.open_ended)
+        # What a format has of attributes does not change often.
+        if name in fields.names or (name.startswith(fields.open_ended) and kind != "offers")
     }
     return Opened(table, mapping(fields, table.columns, maps, usual))
 
 
 def shape_of(preset: PresetName | None, kind: Kind) -> Shape | None:
-    """The files of a kind in a format; None without a preset.
+    """The files of a kind in a format; None without a preset. Offers are in the files of its catalog.
 
     Raises:
         ImportFileError: the format has no such files.
@@ -103,9 +104,10 @@ def shape_of(preset: PresetName | None, kind: Kind) -> Shape | None:
         return None
     if kind == "cases":
         raise ImportFileError(f"--preset {preset} is a format of events: leave it out for a file of cases")
-    found = PRESETS[preset].catalog if kind == "catalog" else PRESETS[preset].clicks
+    of_items = kind in ("catalog", "offers")
+    found = PRESETS[preset].catalog if of_items else PRESETS[preset].clicks
     if found is None:
-        other = "clicks" if kind == "catalog" else "catalog"
+        other = "clicks" if of_items else "catalog"
         raise ImportFileError(
             f"--preset {preset} is a format of a {other} file: expected `headwater import {other}`"
         )
@@ -115,6 +117,7 @@ def shape_of(preset: PresetName | None, kind: Kind) -> Shape | None:
 _FIELDS: Final[dict[Kind, Fields]] = {
     "catalog": CATALOG,
     "clicks": CLICKS,
+    "offers": OFFERS,
     "training": TRAINING,
     "cases": CASES,
 }

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from headwater import __version__
-from headwater.messages import Click, Item, Position, Request, Response
+from headwater.messages import Click, Item, Offer, Position, Request, Response
 
 Document = dict[str, Any]
 
@@ -73,7 +73,7 @@ _AFTER: Final[Document] = {
 def document() -> Document:
     """OpenAPI 3.1."""
     (_, components) = msgspec.json.schema_components(
-        (Click, Item, Request, Response, Position), ref_template="#/components/schemas/{name}"
+        (Click, Item, Offer, Request, Response, Position), ref_template="#/components/schemas/{name}"
     )
     schemas: Document = dict(components)
     for name, fields in _GIVEN_BY_US.items():
@@ -105,6 +105,19 @@ def document() -> Document:
                 "delete": {
                     "operationId": "deleteItem",
                     "summary": "Take an item out of the catalog.",
+                    "parameters": [_path("item_id")],
+                    "responses": {"200": _stored(), **_refusals("400", "401", "429", "503")},
+                }
+            },
+            "/offers": {
+                "post": _publishing(
+                    "Publish a new price, availability or attributes of an item.", "Offer", "offer"
+                )
+            },
+            "/offers/{item_id}": {
+                "delete": {
+                    "operationId": "withdrawOffers",
+                    "summary": "Take back what was offered of an item so far.",
                     "parameters": [_path("item_id")],
                     "responses": {"200": _stored(), **_refusals("400", "401", "429", "503")},
                 }

@@ -5,6 +5,8 @@
 | POST /clicks | publishes an event of a user |
 | POST /items | publishes a catalog entry |
 | DELETE /items/{item_id} | takes one out |
+| POST /offers | publishes a new price, availability or attributes of an item |
+| DELETE /offers/{item_id} | takes back what was offered so far |
 | POST /recall | asks for items for a user |
 | GET /items/{item_id}/similar | asks for the items nearest to one |
 | GET /openapi.json | describes these |
@@ -57,6 +59,7 @@ def _arguments(method: Callable[..., Any], *without: str) -> frozenset[str]:
 
 _CLICK_FIELDS: Final = _arguments(Client.click)
 _ITEM_FIELDS: Final = frozenset(Item.__struct_fields__)
+_OFFER_FIELDS: Final = _arguments(Client.offer)
 _RECALL_FIELDS: Final = _arguments(Client.recall)
 
 
@@ -77,6 +80,8 @@ class Gateway:
         app.router.add_post("/clicks", self._click)
         app.router.add_post("/items", self._put_item)
         app.router.add_delete("/items/{item_id}", self._delete_item)
+        app.router.add_post("/offers", self._offer)
+        app.router.add_delete("/offers/{item_id}", self._withdraw)
         app.router.add_post("/recall", self._recall)
         app.router.add_get("/items/{item_id}/similar", self._similar)
         app.router.add_get("/openapi.json", self._openapi)
@@ -120,6 +125,15 @@ class Gateway:
 
     async def _delete_item(self, request: web.Request) -> web.Response:
         position = await self._client.delete_item(request.match_info["item_id"], timeout_s=_PUBLISH_S)
+        return _stored(200, position)
+
+    async def _offer(self, request: web.Request) -> web.Response:
+        fields = await _object(request, _OFFER_FIELDS)
+        position = await self._client.offer(**_named("item_id", fields), timeout_s=_PUBLISH_S)
+        return _stored(201, position)
+
+    async def _withdraw(self, request: web.Request) -> web.Response:
+        position = await self._client.withdraw_offers(request.match_info["item_id"], timeout_s=_PUBLISH_S)
         return _stored(200, position)
 
     async def _recall(self, request: web.Request) -> web.Response:

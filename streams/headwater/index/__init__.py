@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwater.index.filters import Filter
+from headwater.messages import OfferState
 
 # Below every version an item can have (signed 64 bits): an item that never carried one.
 NO_VERSION = -(1 << 63)
@@ -37,7 +38,7 @@ class Point(msgspec.Struct, frozen=True):
     """One version of an item, or the mark of its deletion (`vector` None, payload empty).
 
     `version` is the item's own, if its source gives one. None inherits the stored version, so that the catalog's `offset`
-    decides. A mark may carry the version of the item that it deletes.
+    decides. A mark may carry the version of the item that it deletes. `offers` are laid over the payload when the point is stored.
     """
 
     key: int  # `encoder.features.item_key` of the item id
@@ -47,6 +48,7 @@ class Point(msgspec.Struct, frozen=True):
     version: int | None
     partition: int  # of the catalog topic
     offset: int  # in that partition
+    offers: OfferState | None = None
 
 
 class Collision(NamedTuple):
@@ -116,6 +118,17 @@ class Index(Protocol):
         Raises:
             BadVector: before anything is stored.
             IndexUnavailable, IndexRefused, NoRoom: some points may be stored.
+        """
+        ...
+
+    async def put_offers(self, states: Sequence[OfferState]) -> None:
+        """Lay what offers have come to over their items, in place of what was laid over them before.
+
+        Vectors and versions stay. States of items that are not live are ignored: they come with their points. An index
+        that several write to ignores those of a lower revision than it has.
+
+        Raises:
+            IndexUnavailable, IndexRefused, NoRoom: some may be laid.
         """
         ...
 

@@ -25,6 +25,7 @@ import numpy as np
 import qdrant_edge as engine
 from numpy.typing import NDArray
 
+from headwater.encoder.features import item_key
 from headwater.index import (
     Collision,
     FilledBy,
@@ -44,6 +45,8 @@ from headwater.index.deletion_marks import DeletionMarks
 from headwater.index.edge_graph import GraphPolicy, SearchGraph
 from headwater.index.edge_shard import Plan, Shard, Translated, plans_of, require_room
 from headwater.index.filters import Filter, admitting, is_available, size
+from headwater.index.offers import laid_over
+from headwater.messages import OfferState
 from headwater.pacing import Pacer
 
 T = TypeVar("T")
@@ -128,12 +131,32 @@ class EdgeIndex:
         stored = Stored([], [])
         for part in _slices(points, PUT_SLICE):
             require_room(self._folder)
+            part = [each if each.offers is None else _laid(each) for each in part]
             documents = [None if each.vector is None else fields.document(each.payload) for each in part]
             async with self.writing:
                 await self._index_new_numbers(part, documents)
                 self._put_slice(part, documents, stored)
             await asyncio.sleep(0)
         return stored
+
+    async def put_offers(self, states: Sequence[OfferState]) -> None:
+        """As `Index.put_offers`, in slices of `PUT_SLICE` items. The last state of an item counts.
+
+        Raises:
+            NoRoom: see `Index.put_offers`.
+        """
+        newest = {item_key(state.item_id): state for state in states}
+        for part in _slices(list(newest), PUT_SLICE):
+            require_room(self._folder)
+            async with self.writing:
+                changed: dict[int, fields.Document | None] = {}
+                for key, item in self._live(part):
+                    if item.item_id == newest[key].item_id:
+                        changed |= await self._lay(key, item, newest[key])
+                if changed:
+                    self._write(self.shard, changed)
+                    self.graph.note_put(changed, len(changed))
+            await asyncio.sleep(0)
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """As `Index.search`, in slices that weigh `SEARCH_SLICE`; other work runs between the slices."""
@@ -270,6 +293,20 @@ class EdgeIndex:
             self._write(self.shard, changed)
             self.graph.note_put(changed, sum(document is not None for document in changed.values()))
 
+    async def _lay(self, key: int, item: _Item, state: OfferState) -> dict[int, fields.Document]:
+        """Lay offers over a stored item; its new document, where that changes anything."""
+        before = msgspec.msgpack.decode(item.payload)
+        payload = laid_over(before, state)
+        if payload == before:
+            return {}
+        document = fields.document(payload)
+        if not state.attributes.keys() <= (before.get("attributes") or {}).keys():
+            await self._index_numbers(document)
+        self._hidden -= item.is_hidden
+        item.payload, item.is_hidden = msgspec.msgpack.encode(payload), not is_available(payload)
+        self._hidden += item.is_hidden
+        return {key: document}
+
     def _place(self, row: int, vector: NDArray[np.float32] | None) -> int:
         """The row that now holds the vector, or -1 if there is none any more."""
         if vector is None:
@@ -303,24 +340,32 @@ class EdgeIndex:
         """
         for point, document in zip(points, documents, strict=True):
             held = self._items.get(point.key)
-            if document is None or held is not None:
-                continue
-            wanted = self._number_indexes.wanted(document, self.shard.number_fields)
-            exchange = self._number_indexes.rarest_below(document, self.shard.number_fields)
-            if exchange is not None:
-                field, rarest = exchange
-                self.shard.drop_numbers(rarest)
-                wanted = [field]
-            for field in wanted:
-                require_room(self._folder)
-                self.shard.index_numbers(field)
-                await asyncio.sleep(0)
+            if document is not None and held is None:
+                await self._index_numbers(document)
+
+    async def _index_numbers(self, document: fields.Document) -> None:
+        """Count the number fields of a new item, or those that offers bring it, and index what is worth it."""
+        wanted = self._number_indexes.wanted(document, self.shard.number_fields)
+        exchange = self._number_indexes.rarest_below(document, self.shard.number_fields)
+        if exchange is not None:
+            field, rarest = exchange
+            self.shard.drop_numbers(rarest)
+            wanted = [field]
+        for field in wanted:
+            require_room(self._folder)
+            self.shard.index_numbers(field)
+            await asyncio.sleep(0)
 
     def _live(self, keys: Iterable[int]) -> Iterator[tuple[int, _Item]]:
         for key in keys:
             item = self._items.get(key)
             if item is not None:
                 yield key, item
+
+
+def _laid(point: Point) -> Point:
+    """A point whose payload has its offers."""
+    return msgspec.structs.replace(point, payload=laid_over(point.payload, point.offers))
 
 
 def _payload(item: _Item) -> dict[str, Any]:

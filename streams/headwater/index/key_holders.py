@@ -5,11 +5,14 @@ tells; elsewhere the keys of the vectors topic are read.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from aiokafka import ConsumerRecord
 
 from headwater.encoder.features import item_keys
-from headwater.kafka.epochs import CLAIM_KEY
+
+# Claims and offers have keys that begin so, and ids do not: no byte of UTF-8 is 0xff.
+_NO_ITEM: Final = b"\xff"
 
 
 class KeyHolders:
@@ -21,7 +24,7 @@ class KeyHolders:
 
     def put(self, records: Sequence[ConsumerRecord]) -> None:
         """Take in records of one partition, in their order."""
-        named = [record for record in records if record.key and record.key != CLAIM_KEY]
+        named = [record for record in records if record.key and not record.key.startswith(_NO_ITEM)]
         keys = item_keys(record.key for record in named).tolist()
         for key, record in zip(keys, named, strict=True):
             item_id = record.key.decode(errors="replace")

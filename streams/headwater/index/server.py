@@ -5,6 +5,7 @@ A point of the collection is one item, or the mark of its deletion:
     id       the item's key           vector   the item's, `lifted`, or zeros for a mark
     item_id, item {payload}           what `items` gives back
     words, price, number_*            what filters look up (`fields`); a mark has the word for deleted and nothing else
+    revision                          of the offers that are laid over the item, if there are any
     version_high, version_low, offset the item's stamp; the version in two halves, since ranges compare as doubles
     partition                         where in the catalog it came from
     marked_at_s                       of a mark: when it was set, for `sweep`
@@ -17,7 +18,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,7 @@ from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from qdrant_client import AsyncQdrantClient, models
 
+from headwater.encoder.features import item_key
 from headwater.index import (
     Collision,
     FilledBy,
@@ -45,6 +47,7 @@ from headwater.index import (
     newer,
 )
 from headwater.index.filters import Filter
+from headwater.index.offers import laid_over
 from headwater.index.server_calls import LOOK_UP_S, SEARCH_S, Calls
 from headwater.index.server_terms import (
     DELETED,
@@ -52,9 +55,11 @@ from headwater.index.server_terms import (
     is_mark,
     older_than,
     query_request,
+    same_as,
     server_condition,
     server_filter,
 )
+from headwater.messages import OfferState
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +72,8 @@ OLDEST_SERVER = (
 SEARCH_SLICE = 64
 PUT_SLICE = 500
 READ_SLICE = 1000
+_STAMP = ["item_id", "version_high", "version_low", "offset", "partition"]
+_WHOLE = [*_STAMP, "item", "words", "revision"]
 PUT_ROUNDS = 5
 
 # By default gRPC waits up to two minutes before it reconnects, and gives a connection 20 s to come about. A host that
@@ -168,6 +175,19 @@ class ServerIndex:
         except AioRpcError as problem:
             raise IndexRefused(self._calls.refusal(problem)) from problem
         return stored
+
+    async def put_offers(self, states: Sequence[OfferState]) -> None:
+        """As `Index.put_offers`; waits for the server within all tries.
+
+        Raises:
+            IndexUnavailable, IndexRefused: see `Index.put_offers`.
+        """
+        newest = {item_key(state.item_id): state for state in states}
+        try:
+            for part in _slices(list(newest), PUT_SLICE):
+                await self._lay_slice({key: newest[key] for key in part})
+        except AioRpcError as problem:
+            raise IndexRefused(self._calls.refusal(problem)) from problem
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """As `Index.search`, within `SEARCH_S` for each `SEARCH_SLICE` queries."""
@@ -322,8 +342,35 @@ class ServerIndex:
             "is another process putting the same catalog partitions?"
         )
 
+    async def _lay_slice(self, states: Mapping[int, OfferState]) -> None:
+        """Replace payloads that are as they were read, and read again, until none has a lower revision."""
+        for _ in range(PUT_ROUNDS):
+            changes: list[models.UpdateOperation] = []
+            for record in await self._read_patiently(list(states), _WHOLE):
+                held, state = record.payload or {}, states[int(record.id)]
+                if is_mark(record) or held["item_id"] != state.item_id:
+                    continue
+                if held.get("revision", -1) >= state.revision:
+                    continue
+                item = laid_over(held["item"], state)
+                document = fields.document(item)
+                if not state.attributes.keys() <= (held["item"].get("attributes") or {}).keys():
+                    await self._index_numbers(document)
+                payload = {name: held[name] for name in _STAMP} | _searchable(item, document, state)
+                unchanged = models.SetPayload(
+                    payload=payload, filter=same_as(int(record.id), held, state.revision)
+                )
+                changes.append(models.OverwritePayloadOperation(overwrite_payload=unchanged))
+            if not changes:
+                return
+            await self._calls.patient(self._client.batch_update_points, self._collection, changes, wait=True)
+        raise IndexUnavailable(
+            f"the offers of {len(changes)} items of {self._collection} were not stored in {PUT_ROUNDS} rounds; "
+            "is another process putting the same catalog partitions?"
+        )
+
     async def _stamps(self, keys: Iterable[int]) -> dict[int, tuple[str, VersionStamp | None]]:
-        wanted = ["item_id", "version_high", "version_low", "offset"]
+        wanted = _STAMP[:-1]
         stored: dict[int, tuple[str, VersionStamp | None]] = {}
         for record in await self._read_patiently(list(keys), wanted):
             held = record.payload or {}
@@ -336,10 +383,11 @@ class ServerIndex:
         inserts: list[models.PointStruct] = []
         replaces: list[models.UpdateOperation] = []
         for point, stamp in versions:
-            document = fields.document(point.payload) if point.vector is not None else None
+            item = laid_over(point.payload, point.offers)
+            document = fields.document(item) if point.vector is not None else None
             if document is not None and point.key in new:
                 await self._index_numbers(document)
-            struct = self._struct(point, stamp, document)
+            struct = self._struct(point, stamp, item, document)
             if point.key in new:
                 inserts.append(struct)
             else:
@@ -354,7 +402,7 @@ class ServerIndex:
             await self._calls.patient(self._client.batch_update_points, self._collection, replaces, wait=True)
 
     def _struct(
-        self, point: Point, stamp: VersionStamp, document: fields.Document | None
+        self, point: Point, stamp: VersionStamp, item: dict[str, Any], document: fields.Document | None
     ) -> models.PointStruct:
         payload: dict[str, Any] = {
             "item_id": point.item_id,
@@ -366,7 +414,7 @@ class ServerIndex:
         if document is None or point.vector is None:
             payload |= {"words": [DELETED], "marked_at_s": time.time()}
             return models.PointStruct(id=point.key, vector=[0.0] * self._stored_dim, payload=payload)
-        payload |= {"item": point.payload, "words": document.words, **document.numbers}
+        payload |= _searchable(item, document, point.offers)
         [vector] = lifted(point.vector[None], self._radius).tolist()
         return models.PointStruct(id=point.key, vector=vector, payload=payload)
 
@@ -459,6 +507,12 @@ class ServerIndex:
         """The smallest search: whether the server answers."""
         nothing = models.QueryRequest(query=models.NearestQuery(nearest=[0.0] * self._stored_dim), limit=1)
         await self._client.query_batch_points(self._collection, [nothing])
+
+
+def _searchable(item: dict[str, Any], document: fields.Document, state: OfferState | None) -> dict[str, Any]:
+    """What the collection holds of a live item besides its stamp."""
+    revision = {} if state is None else {"revision": state.revision}
+    return {"item": item, "words": document.words, **document.numbers, **revision}
 
 
 def _client(server: ServerAddress) -> AsyncQdrantClient:

@@ -1,7 +1,8 @@
 """Items, queries and filters in the terms of a Qdrant server; `server` says what a point of its collection holds."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from qdrant_client import models
 
@@ -30,6 +31,16 @@ def older_than(item_id: str, stamp: VersionStamp) -> models.Filter:
     ]
     same_item = models.FieldCondition(key="item_id", match=models.MatchValue(value=item_id))
     return models.Filter(must=[same_item, models.Filter(should=less)])
+
+
+def same_as(key: int, held: Mapping[str, Any], revision: int) -> models.Filter:
+    """The condition that an item is as ``held``, its payload, says, with offers of a lower revision."""
+    of_stamp: list[models.Condition] = [
+        models.FieldCondition(key=name, match=models.MatchValue(value=held[name]))
+        for name in ("item_id", "version_high", "version_low", "offset")
+    ]
+    newer = models.FieldCondition(key="revision", range=models.Range(gte=revision))
+    return models.Filter(must=[models.HasIdCondition(has_id=[key]), *of_stamp], must_not=[newer])
 
 
 def query_request(query: Query) -> models.QueryRequest:

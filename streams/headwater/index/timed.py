@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from headwater.index import Hit, Index, IndexHealth, Point, Query, Stored
 from headwater.index.filters import Filter
+from headwater.messages import OfferState
 from headwater.metrics import Metrics
 
 T = TypeVar("T")
@@ -23,12 +24,16 @@ class TimedIndex:
         self.filled_by = index.filled_by
         self._seconds = {
             call: metrics.index_seconds.labels(call)
-            for call in ("put", "search", "vectors", "items", "match")
+            for call in ("put", "put_offers", "search", "vectors", "items", "match")
         }
 
     async def put(self, points: Sequence[Point]) -> Stored:
         """As `Index.put`."""
         return await self._timed("put", self._index.put(points))
+
+    async def put_offers(self, states: Sequence[OfferState]) -> None:
+        """As `Index.put_offers`."""
+        await self._timed("put_offers", self._index.put_offers(states))
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         """As `Index.search`."""

@@ -1,15 +1,15 @@
 """The vectors topic: records to points and back, and the topic followed into an index.
 
-The owner of a catalog partition writes one record per change of an item, and a claim after each batch: its epoch, its
-bundle, and how far it has come in the catalog. Workers that answer requests follow the topic. They keep the vectors that
+The owner of a catalog partition writes one record per change of an item, one for what the item's offers have come to, and
+a claim after each batch: its epoch, its bundle, and how far it has come in the catalog. Workers that answer requests follow the topic. They keep the vectors that
 encoders step on, and fill the index where each worker has its own.
 
 **Order.** Points are ordered by their stamps, not by their arrival. A record of an epoch below one that came before it is
-of an owner that has lost the partition since, so it is passed over.
+of an owner that has lost the partition since, so it is passed over. Of an item's offers the record that came last counts.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -41,7 +41,9 @@ from headwater.messages import (
     BadMessage,
     Item,
     ItemVector,
+    OfferState,
     decode_item_vector,
+    decode_offer_state,
     encode,
     quoted,
     vector_bytes,
@@ -57,6 +59,14 @@ class VectorRecord(NamedTuple):
     point: Point
     bundle: str  # "" of a delete
     epoch: int  # of the owner; -1 where a version of Headwater without epochs wrote it
+
+
+class OfferRecord(NamedTuple):
+    """What the offers of an item have come to; ``state`` None: there are none any more."""
+
+    item_id: str
+    state: OfferState | None
+    epoch: int  # of the owner
 
 
 class OwnersClaim(NamedTuple):
@@ -84,6 +94,8 @@ class _Payload(msgspec.Struct):
     available: bool = True
     attributes: dict[str, str | float | bool | list[str | float | bool]] = {}
     since_ms: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    at_ms: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    available_by_default: bool = False
 
 
 class _Bundle(msgspec.Struct):
@@ -91,9 +103,14 @@ class _Bundle(msgspec.Struct):
 
 
 _BUNDLES: Final = msgspec.json.Decoder(_Bundle)
+_BY_DEFAULT: Final = {"available_by_default": True}
+# Before the id of an item: the key of its offers. No id begins like this, as with `CLAIM_KEY`.
+_OFFERS_KEY: Final = b"\xffoffers:"
+
+Found = VectorRecord | OfferRecord | OwnersClaim
 
 
-def read_record(record: ConsumerRecord) -> VectorRecord | OwnersClaim:
+def read_record(record: ConsumerRecord) -> Found:
     """A record of the vectors topic.
 
     Raises:
@@ -106,6 +123,8 @@ def read_record(record: ConsumerRecord) -> VectorRecord | OwnersClaim:
         raise BadMessage("bad_epoch", f"epoch: got {claim.epoch}, expected at most {MAX_EPOCH}")
     if record.key == CLAIM_KEY:
         return _owners_claim(record, claim)
+    if record.key is not None and record.key.startswith(_OFFERS_KEY):
+        return _offer_record(record, claim)
     epoch = -1 if claim is None else claim.epoch
     if record.value is None:
         return VectorRecord(_delete(record), "", epoch)
@@ -122,11 +141,14 @@ def read_record(record: ConsumerRecord) -> VectorRecord | OwnersClaim:
         payload = msgspec.convert(item.payload, _Payload)
     except msgspec.ValidationError as error:
         raise BadMessage("bad_payload", f"payload: {error}") from None
+    fields = msgspec.structs.asdict(payload)
+    if not payload.available_by_default:  # as few bytes an item in memory as may be
+        del fields["available_by_default"]
     point = Point(
         item_key(item.item_id),
         item.item_id,
         item.array(),
-        msgspec.structs.asdict(payload),
+        fields,
         item.version,
         item.partition,
         item.offset,
@@ -159,6 +181,28 @@ def _owners_claim(record: ConsumerRecord, claim: Claim | None) -> OwnersClaim:
     return OwnersClaim(record.partition, claim.epoch, claim.applied, bundle, claim.topic_id)
 
 
+def _offer_record(record: ConsumerRecord, claim: Claim | None) -> OfferRecord:
+    if claim is None:
+        raise BadMessage("bad_header", "offers of an item without the header of an owner")
+    raw = record.key.removeprefix(_OFFERS_KEY)
+    if not 0 < len(raw) <= MAX_ID_BYTES:
+        raise BadMessage(
+            "bad_field", f"key: got {len(raw)} bytes of an item id, expected 1 to {MAX_ID_BYTES}"
+        )
+    try:
+        item_id = raw.decode()
+    except UnicodeDecodeError:
+        raise BadMessage("bad_utf8", f"key: got {quoted(raw)}, expected UTF-8") from None
+    if record.value is None:
+        return OfferRecord(item_id, None, claim.epoch)
+    state = decode_offer_state(record.value)
+    if state.item_id != item_id:
+        raise BadMessage(
+            "key_mismatch", f"key: got {quoted(record.key)}, expected item_id {quoted(state.item_id)}"
+        )
+    return OfferRecord(item_id, state, claim.epoch)
+
+
 def _check_partition(record: ConsumerRecord, partition: int) -> None:
     if partition != record.partition:
         raise BadMessage(
@@ -168,7 +212,7 @@ def _check_partition(record: ConsumerRecord, partition: int) -> None:
 
 def read_records(
     records: Iterable[ConsumerRecord], skipped: SkippedRecords
-) -> Iterator[tuple[ConsumerRecord, VectorRecord | OwnersClaim]]:
+) -> Iterator[tuple[ConsumerRecord, Found]]:
     """Each record with what `read_record` makes of it. Those that it refuses are skipped."""
     for record in records:
         try:
@@ -197,6 +241,12 @@ def record_of(point: Point, bundle_id: str, timestamp_ms: int, epoch: int) -> Ou
     return Outgoing(key, encode(value), _owner(epoch), timestamp_ms)
 
 
+def offer_record_of(item_id: str, state: OfferState | None, timestamp_ms: int, epoch: int) -> Outgoing:
+    """What the offers of an item have come to, as the owner of ``epoch`` publishes it."""
+    value = None if state is None else encode(state)
+    return Outgoing(_OFFERS_KEY + item_id.encode(), value, _owner(epoch), timestamp_ms)
+
+
 @lru_cache(16)
 def _owner(epoch: int) -> tuple[Header]:
     """The headers that say who wrote a record: the same for all that an owner writes."""
@@ -209,17 +259,23 @@ def claim_of_owner(epoch: int, position: int, bundle_id: str, topic_id: str | No
     return claim_record(claim, msgspec.json.encode(_Bundle(bundle_id)))
 
 
-def payload_of(item: Item, since_ms: int | None) -> dict[str, Any]:
-    """What the index keeps of an item: the filterable fields, and the title for people. ``since_ms``: when it came in."""
+def payload_of(item: Item, since_ms: int | None, at_ms: int | None = None) -> dict[str, Any]:
+    """What the index keeps of an item: the filterable fields, and the title for people.
+
+    ``since_ms`` is when the item came in, ``at_ms`` the time of this record of it, by which its offers are ordered.
+    """
+    states_availability = item.available is not msgspec.UNSET
     return {
         "item_id": item.item_id,
         "title": item.title,
         "category": item.category,
         "tags": item.tags,
         "price": item.price,
-        "available": item.available,
+        "available": item.available if states_availability else True,
         "attributes": item.attributes,
         "since_ms": since_ms,
+        "at_ms": at_ms,
+        **({} if states_availability else _BY_DEFAULT),
     }
 
 
@@ -236,6 +292,14 @@ class Fence:
         highest = max(epoch, self._epochs.get(partition, -1))
         self._epochs[partition] = highest
         return epoch == highest
+
+
+class _Usable(NamedTuple):
+    """What records bring to this index: points, by partition the offset that they vouch for, and offers by item."""
+
+    points: list[tuple[ConsumerRecord, Point]]
+    claims: dict[int, int]
+    offers: dict[str, OfferState | None]
 
 
 class VectorsFollower:
@@ -258,6 +322,7 @@ class VectorsFollower:
         self._seconds, self._on_deleted = metrics.catalog_to_indexed_seconds, on_deleted
         self._skipped, self._fence = SkippedRecords(metrics), Fence()
         self._fills = index.filled_by == "each worker"
+        self._offers: dict[str, OfferState] = {}  # by item id; of items that are not there yet too
         self._bundles: dict[int, str] = {}  # by catalog partition: of the newest record that names one
         self.offsets: dict[int, int] = {}
         """By catalog partition: everything up to this offset is in the index, as its owner says."""
@@ -277,30 +342,65 @@ class VectorsFollower:
         """
         if not records:
             return
-        points, claims = self._usable(records)
+        points, claims, offers = self._usable(records)
+        if self._fills:
+            points = self._with_offers(points, offers)
         for point in await self._stored(points):
             if point.vector is None:
                 self._vectors.remove(point.key)
                 self._on_deleted(point.key)
             else:
                 self._vectors.changed(point.key, point.vector)
-        if self.is_caught_up and points:
-            # The records carry the time of the catalog change they came from.
+        if self._fills and offers:
+            await self._lay(offers)
+        if self.is_caught_up and (points or offers):
+            # The records carry the time of the change they came from.
             ages_ms = time.time() * 1000.0 - np.array([record.timestamp for record in records])
             self._seconds.observe_all(np.maximum(ages_ms, 0.0) / 1000.0)
         self.offsets.update(claims)
 
-    def _usable(
-        self, records: Sequence[ConsumerRecord]
-    ) -> tuple[list[tuple[ConsumerRecord, Point]], dict[int, int]]:
-        """The records with points that belong in this index, and by partition the offset that the records vouch for."""
+    def _with_offers(
+        self, points: Sequence[tuple[ConsumerRecord, Point]], offers: Mapping[str, OfferState | None]
+    ) -> list[tuple[ConsumerRecord, Point]]:
+        """The points with the offers of their items, once new ``offers`` are taken note of."""
+        for item_id, state in offers.items():
+            if state is None:
+                self._offers.pop(item_id, None)
+            else:
+                self._offers[item_id] = state
+        if not self._offers:
+            return list(points)
+        return [
+            (record, msgspec.structs.replace(point, offers=self._offers[point.item_id]))
+            if point.item_id in self._offers
+            else (record, point)
+            for record, point in points
+        ]
+
+    async def _lay(self, offers: Mapping[str, OfferState | None]) -> None:
+        """Raises StopWorker: the disk has no room for them."""
+        try:
+            await self._index.put_offers(
+                [OfferState(item_id, 0) if state is None else state for item_id, state in offers.items()]
+            )
+        except NoRoom as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: NoRoom) -> StopWorker:
+        return StopWorker(f"HEADWATER_DATA_DIR is {self._data_dir}: {error}")
+
+    def _usable(self, records: Sequence[ConsumerRecord]) -> "_Usable":
         points: list[tuple[ConsumerRecord, Point]] = []
         claims: dict[int, int] = {}
+        offers: dict[str, OfferState | None] = {}
         for record, found in read_records(records, self._skipped):
             if not self._fence.admits(record.partition, found.epoch):
                 self._skipped.add(
                     record, "stale_epoch", f"epoch {found.epoch} after a higher one of the partition"
                 )
+                continue
+            if isinstance(found, OfferRecord):
+                offers[found.item_id] = found.state
                 continue
             if found.bundle:
                 self._bundles[record.partition] = found.bundle
@@ -317,7 +417,7 @@ class VectorsFollower:
                 if found.epoch < 0:  # its owner makes no claims: the newest offset has to do
                     known = claims.get(record.partition, self.offsets.get(record.partition, -1))
                     claims[record.partition] = max(known, found.point.offset)
-        return points, claims
+        return _Usable(points, claims, offers)
 
     def _is_sound(self, record: ConsumerRecord, point: Point) -> bool:
         try:
@@ -347,7 +447,7 @@ class VectorsFollower:
         try:
             stored = await self._index.put(given)
         except NoRoom as error:
-            raise StopWorker(f"HEADWATER_DATA_DIR is {self._data_dir}: {error}") from error
+            raise self._no_room(error) from error
         for collision in stored.collisions:
             record = next(record for record, point in points if point is collision.point)
             self._skipped.add(record, "key_collision", str(collision))

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Final, Self
 
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
 from aiokafka.structs import RecordMetadata
 
 from headwater.client_errors import ClientError, NoBroker, NotPublished, RecallTimeout, not_connected
@@ -113,6 +113,12 @@ class Connection:
             raise NotPublished(f"{refused} within {limit_s:g} s (timeout_s); {remedy}", event_id) from error
         except MessageSizeTooLargeError as error:
             raise _too_large(topic, value) from error
+        except UnknownTopicOrPartitionError as error:
+            raise NotPublished(
+                f"the broker at {self._settings.bootstrap_servers} has no topic {topic}: run `headwater topics create`, "
+                f"then publish {what} again",
+                event_id,
+            ) from error
         except KafkaError as error:
             raise NotPublished(f"{refused} ({type(error).__name__}: {error}); {remedy}", event_id) from error
         return Position(written.partition, written.offset)

@@ -32,6 +32,7 @@ REASONS: Final[Mapping[str, str]] = {
     "misrouted": "all workers have the same HEADWATER_PARTITIONS",
     "no_text": "the item has a title, or the bundle is one of item ids",
     "key_collision": "the item gets another id",
+    "no_item": "the items come into the catalog first",
     "bad_vector": "the bundle gives finite vectors for such an item: another bundle, or another text",
     "internal_error": "a version of the workers that mends the bug that their log tells of",
     "corrupt": "nothing: nobody can read it",

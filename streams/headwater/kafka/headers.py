@@ -8,7 +8,7 @@
 | ``kafka_replyPartition`` | requests, echoed on responses | the same as a big-endian int32, as Spring writes it |
 | ``reply_to_failed`` | responses | the topic that did not take the answer and why, UTF-8 |
 | ``headwater-origin`` | clicks, requests | JSON ``[partition, offset, timestamp_ms]`` |
-| ``headwater-redriven`` | clicks, catalog, echoed on dead letters | JSON ``[topic, partition, offset, tries]`` |
+| ``headwater-redriven`` | clicks, catalog, offers, echoed on dead letters | JSON ``[topic, partition, offset, tries]`` |
 | ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
 | ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, epoch]`` |
 | ``headwater-applied`` | profiles, null value | JSON ``[incarnation, offset]`` |

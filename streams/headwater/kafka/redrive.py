@@ -93,12 +93,12 @@ def sort_out(letters: Iterable[Letter], names: Topics, max_tries: int) -> Plan:
     | why not | |
     |---|---|
     | ``cut``, ``unreadable`` | the letter lacks a part of its original |
-    | ``no_use`` | it is of neither the clicks nor the catalog of this system; nobody waits for the answer to a request |
+    | ``no_use`` | it is not of the clicks, catalog or offers of this system; nobody waits for the answer to a request |
     | ``failed_again`` | it has been redriven ``max_tries`` times |
     """
     plan = Plan([], Counter())
     for letter in letters:
-        if letter.place.topic not in (names.clicks, names.catalog):
+        if letter.place.topic not in (names.clicks, names.catalog, names.offers):
             plan.skipped["no_use"] += 1
         elif letter.lacks:
             plan.skipped[letter.lacks] += 1
@@ -140,7 +140,7 @@ def portions(
 
 
 async def plan(settings: Settings, wanted: Wanted, max_tries: int) -> Plan:
-    """What a run would take now. A catalog change is ``superseded`` where its item has got a later one.
+    """What a run would take now. A catalog change or an offer is ``superseded`` where its item has got a later one.
 
     Raises:
         HeadwaterError: a topic is missing.
@@ -149,15 +149,18 @@ async def plan(settings: Settings, wanted: Wanted, max_tries: int) -> Plan:
     names = Topics.named(settings.topic_prefix)
     letters = await read(settings)
     found = sort_out(filter(wanted.takes, letters.open()), names, max_tries)
-    late = await _superseded(settings, [each for each in found.ready if each.place.topic == names.catalog])
+    late = set[Place]()
+    for topic in (names.catalog, names.offers):
+        late |= await _superseded(
+            settings, topic, [each for each in found.ready if each.place.topic == topic]
+        )
     if late:
         found.skipped["superseded"] = len(late)
     return Plan([letter for letter in found.ready if letter.place not in late], found.skipped)
 
 
-async def _superseded(settings: Settings, letters: Sequence[Letter]) -> set[Place]:
-    """The originals behind which the catalog has another record of the same key: as new records they would undo it."""
-    topic = Topics.named(settings.topic_prefix).catalog
+async def _superseded(settings: Settings, topic: str, letters: Sequence[Letter]) -> set[Place]:
+    """The originals behind which their topic has another record of the same key: as new records they would undo it."""
     late: set[Place] = set()
     by_tp: dict[TopicPartition, dict[bytes | None, list[Place]]] = {}
     for letter in letters:

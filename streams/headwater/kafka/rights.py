@@ -52,6 +52,7 @@ _NEEDS: Final[Mapping[Role, Mapping[str, tuple[Operation, ...]]]] = {
     # The bundle of the interests workers is on the trends, and so is what a worker tells the broker's time by.
     "catalog": {
         "catalog": (_READ,),
+        "offers": (_READ,),
         "vectors": (_READ, _WRITE),
         "trends": (_READ, _WRITE),
         "dead_letters": (_WRITE,),
@@ -60,8 +61,15 @@ _NEEDS: Final[Mapping[Role, Mapping[str, tuple[Operation, ...]]]] = {
         "dead_letters": (_READ, _WRITE),
         "clicks": (_WRITE,),
         "catalog": (_READ, _WRITE),
+        "offers": (_READ, _WRITE),
     },
-    "client": {"clicks": (_WRITE,), "requests": (_WRITE,), "responses": (_READ,), "catalog": (_WRITE,)},
+    "client": {
+        "clicks": (_WRITE,),
+        "requests": (_WRITE,),
+        "responses": (_READ,),
+        "catalog": (_WRITE,),
+        "offers": (_WRITE,),
+    },
 }
 
 

@@ -39,6 +39,9 @@ _CHANGELOG_SEGMENT_BYTES = 100 * 1024 * 1024
 _READY_S = 30
 # These change costs, not results. `check` leaves them to the operator.
 _NOT_CHECKED = ("segment.ms", "segment.bytes")
+_MORE_IS_AS_GOOD = (
+    "retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes", "min.compaction.lag.ms",
+)  # fmt: skip
 # What a broker does if it is told nothing. Older brokers and those of others leave such values out.
 _DEFAULTS = {
     "min.insync.replicas": "1",
@@ -56,6 +59,7 @@ class Topics:
 
     clicks: str
     catalog: str
+    offers: str
     requests: str
     responses: str
     profiles: str
@@ -128,7 +132,11 @@ def specs(settings: Settings) -> list[Spec]:
     soon = {"max.compaction.lag.ms": str(COMPACTION_LAG_MS)}
     users, items = settings.partitions, settings.catalog_partitions
     of_users, of_items = "HEADWATER_PARTITIONS", "HEADWATER_CATALOG_PARTITIONS"
-    by_user, by_item = (topics.clicks, topics.requests, topics.profiles), (topics.catalog, topics.vectors)
+    by_user = (topics.clicks, topics.requests, topics.profiles)
+    by_item = (topics.catalog, topics.offers, topics.vectors)
+    # An offer states some fields, so one that compaction takes before it is read is a loss: those of a worker's longest
+    # absence stay.
+    kept_whole = {**kept_tombstones, "min.compaction.lag.ms": str(tombstone_ms(settings))}
     return [
         Spec(topics.clicks, users, {**_deleted_after(clicks_ms), **by_broker}, of_users, by_user),
         Spec(topics.requests, users, {**short, **by_broker}, of_users, by_user),
@@ -136,6 +144,7 @@ def specs(settings: Settings) -> list[Spec]:
         Spec(topics.responses, users, short, of_users),
         Spec(topics.interests, users, {**compact, **soon}, of_users),
         Spec(topics.catalog, items, {**kept_tombstones, **by_broker}, of_items, by_item),
+        Spec(topics.offers, items, {**kept_whole, **by_broker}, of_items, by_item),
         Spec(topics.vectors, items, changelog, of_items, by_item),
         # One record for each clicks partition, all of them read by every worker.
         Spec(topics.trends, 1, {**compact, **by_broker, "segment.ms": str(60 * _MINUTE_MS)}),
@@ -349,7 +358,7 @@ def _alter(settings: Settings, spec: Spec, key: str, value: str) -> str:
 
 def _as_good(key: str, value: str, expected: str) -> bool:
     """An operator may keep data for longer than we ask, never for less time; other values are exact."""
-    if key in ("retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes"):
+    if key in _MORE_IS_AS_GOOD:
         kept = _number(value)
         return kept < 0 or (kept >= int(expected) >= 0)
     if key == "max.compaction.lag.ms":  # sooner is as good

@@ -19,6 +19,7 @@ from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.catalog_changes import Ignored, decoded
 from headwater.paths.catalog_encoding import CatalogEncoding, Encoded
+from headwater.paths.catalog_offers import CatalogOffers
 from headwater.paths.catalog_publishing import SLICE, CatalogPublishing
 from headwater.paths.catalog_repair import CatalogRepair
 from headwater.paths.item_versions import ItemVersions
@@ -54,8 +55,18 @@ class CatalogPath:
         self._writer = VectorsWriter(producer, self._topic, self._skipped, is_member)
         self._encoding = CatalogEncoding(threads, metrics)
         self._publishing = CatalogPublishing(self._writer, dead_letters, metrics, observer)
+        self.offers = CatalogOffers(
+            lambda number: self._partitions.get(number), serving, self._writer, dead_letters, metrics
+        )
         self._repair = CatalogRepair(
-            settings, serving, self._writer, self._publishing, self._apply, self._skipped, metrics
+            settings,
+            serving,
+            self._writer,
+            self._publishing,
+            self._apply,
+            self.offers.apply,
+            self._skipped,
+            metrics,
         )
         self._dead_letters, self._metrics = dead_letters, metrics
         self._background = Background("the catalog path", fail)
@@ -86,6 +97,7 @@ class CatalogPath:
         """A rebalance or stop begins: batches that wait for their partition to open are sent away."""
         for versions in self._partitions.values():
             versions.gate.interrupt()
+            versions.offers.gate.interrupt()
 
     def freeze(self) -> None:
         """Write nothing more of any partition."""
@@ -102,6 +114,18 @@ class CatalogPath:
         """Whether the changes of a partition wait for its versions or for the index, however long that takes."""
         versions = self._partitions.get(partition)
         return versions is not None and versions.waits
+
+    def offers_wait(self, partition: int) -> bool:
+        """Whether the offers of a partition wait for its versions, its catalog or the index, however long that takes."""
+        versions = self._partitions.get(partition)
+        if versions is None:
+            return False
+        return versions.waits or versions.offers.waits_for_room or not versions.offers.gate.is_open
+
+    @property
+    def offers_without_item(self) -> int:
+        """Items that have offers and are not in the catalog."""
+        return sum(len(versions.offers.waiting) for versions in self._partitions.values())
 
     @property
     def index_away_s(self) -> float:

@@ -100,7 +100,7 @@ def decoded(
 def _item_of(record: ConsumerRecord, encoder: Encoder) -> tuple[str, Item | None, str]:
     """The item id of a record, its item (None for a delete) and the item's text. Raises BadMessage."""
     if record.value is None:
-        return _deleted_id(record.key), None, ""
+        return deleted_id(record.key), None, ""
     item = decode_item(record.key, record.value)
     if encoder.item_inputs == "text":
         return item.item_id, item, required_text(item, encoder.id)
@@ -111,7 +111,8 @@ def _item_of(record: ConsumerRecord, encoder: Encoder) -> tuple[str, Item | None
     )
 
 
-def _deleted_id(key: bytes | None) -> str:
+def deleted_id(key: bytes | None) -> str:
+    """The item whose record, or whose offers, a null value deletes. Raises BadMessage."""
     if not key:
         raise BadMessage("null_key", "key: got none, expected the id of the item to delete")
     if len(key) > MAX_ID_BYTES:
@@ -141,6 +142,6 @@ def _since_ms(item: Item | None, before: Change | None, known_ms: int | None, re
 def point_of(change: Change, vector: F32 | None) -> Point:
     """A change with its item's vector, (D,). A delete carries the version it inherited, so that older ones stay out."""
     version = change.stamp.version if change.stamp.version >= 0 else None
-    payload = {} if change.item is None else payload_of(change.item, change.since_ms)
+    payload = {} if change.item is None else payload_of(change.item, change.since_ms, change.record.timestamp)
     record = change.record
     return Point(change.key, change.item_id, vector, payload, version, record.partition, record.offset)

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headwater.index import Point
-from headwater.index.vectors_topic import record_of
+from headwater.index.offers import outliving
+from headwater.index.vectors_topic import offer_record_of, record_of
 from headwater.kafka.dead_letters import DeadLetter, DeadLetters
 from headwater.kafka.publish import Outgoing
+from headwater.messages import OfferState
 from headwater.metrics import Metrics
 from headwater.paths.catalog_changes import Change, point_of
 from headwater.paths.catalog_encoding import Encoded
@@ -45,6 +47,10 @@ class CatalogPublishing:
 
     async def publish(self, versions: ItemVersions, encoded: Encoded, serving: Serving) -> None:
         """Index and write what was encoded. What cannot be written becomes a dead letter."""
+        async with versions.offers.publishing:
+            await self._publish(versions, encoded, serving)
+
+    async def _publish(self, versions: ItemVersions, encoded: Encoded, serving: Serving) -> None:
         finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(encoded.vectors), axis=1)
         fresh = iter(zip(encoded.vectors, finite, strict=True))
         written: list[Written] = []
@@ -67,10 +73,15 @@ class CatalogPublishing:
             written.append(Written(change, point, outgoing))
         refused: dict[int, tuple[str, str]] = {}  # by offset: reason and message
         if serving.index is not None:
-            collisions = await put_or_wait(serving.index, versions, [each.point for each in written])
+            collisions = await put_or_wait(
+                serving.index, versions, versions.with_offers([each.point for each in written])
+            )
             refused = {each.point.offset: ("key_collision", str(each)) for each in collisions}
         kept = [each for each in written if each.point.offset not in refused] if refused else written
-        if unwritten := await self._writer.write(versions, [each.outgoing for each in kept]):
+        outlived = _outlived(versions, [each.change for each in kept])
+        # Before the deletes themselves: offers of an item that is gone would wait for it.
+        offers = [offer_record_of(*each, now_ms, versions.epoch) for each in outlived.items()]
+        if unwritten := await self._writer.write(versions, [*offers, *(each.outgoing for each in kept)]):
             of_record = {id(each.outgoing): each.change for each in kept}
             for each in unwritten:
                 change = of_record[id(each.record)]
@@ -85,6 +96,8 @@ class CatalogPublishing:
             written = [each for each in written if each.point.offset not in refused]
         await self._dead_letters.put(bad)
         versions.add_published([each.point for each in written])
+        for item_id, state in outlived.items():
+            versions.offers.put(item_id, state)
         self._metrics.catalog_items_total.inc(len(written))
         if self._observer.is_watched:
             self._tell([(each.change, each.point) for each in written])
@@ -109,9 +122,25 @@ class CatalogPublishing:
         self, versions: ItemVersions, points: Sequence[tuple[Point, int]], serving: Serving
     ) -> None:
         """Index and write points, each with the time of its catalog change in ms."""
-        for start in range(0, len(points), SLICE):
-            part = points[start : start + SLICE]
-            if serving.index is not None:
-                await put_or_wait(serving.index, versions, [point for point, _ in part])
-            records = [record_of(point, serving.encoder.id, at_ms, versions.epoch) for point, at_ms in part]
-            await self._writer.write(versions, records)
+        async with versions.offers.publishing:
+            for start in range(0, len(points), SLICE):
+                part = points[start : start + SLICE]
+                if serving.index is not None:
+                    await put_or_wait(
+                        serving.index, versions, versions.with_offers([point for point, _ in part])
+                    )
+                records = [
+                    record_of(point, serving.encoder.id, at_ms, versions.epoch) for point, at_ms in part
+                ]
+                await self._writer.write(versions, records)
+
+
+def _outlived(versions: ItemVersions, changes: Sequence[Change]) -> dict[str, OfferState | None]:
+    """What is left of the offers of deleted items, by item, where that is not all of them."""
+    states = versions.offers.states
+    left = {
+        change.item_id: outliving(states[change.item_id], change.record.timestamp)
+        for change in changes
+        if change.item is None and change.item_id in states
+    }
+    return {item_id: state for item_id, state in left.items() if state != states[item_id]}

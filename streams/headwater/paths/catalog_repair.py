@@ -13,12 +13,12 @@ import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
 from headwater.index import NO_VERSION, Point, VersionStamp
-from headwater.index.vectors_topic import VectorRecord, read_records
+from headwater.index.vectors_topic import VectorRecord, offer_record_of, read_records
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
-from headwater.paths.catalog_publishing import CatalogPublishing
+from headwater.paths.catalog_publishing import SLICE, CatalogPublishing
 from headwater.paths.item_versions import ItemVersions, read_versions, read_whole, reader, stamp_of
 from headwater.paths.serving import Serving
 from headwater.paths.shared_index import Records
@@ -46,6 +46,16 @@ class Apply(Protocol):
         ...
 
 
+class ApplyOffers(Protocol):
+    """Lays what is new in records of offers; see `CatalogOffers`."""
+
+    def __call__(
+        self, versions: ItemVersions, records: Sequence[ConsumerRecord], *, buries: bool = True
+    ) -> Awaitable[None]:
+        """Returns once that is written."""
+        ...
+
+
 class CatalogRepair:
     """Opens partitions, and keeps what the vectors topic has of them as their owner knows it."""
 
@@ -56,12 +66,14 @@ class CatalogRepair:
         writer: VectorsWriter,
         publishing: CatalogPublishing,
         apply: Apply,
+        apply_offers: ApplyOffers,
         skipped: SkippedRecords,
         metrics: Metrics,
     ) -> None:
         self._settings, self._topics = settings, Topics.named(settings.topic_prefix)
         self._serving, self._writer, self._publishing = serving, writer, publishing
-        self._apply, self._skipped, self._metrics = apply, skipped, metrics
+        self._apply, self._apply_offers = apply, apply_offers
+        self._skipped, self._metrics = skipped, metrics
 
     async def open(self, assigned: Sequence[ItemVersions]) -> None:
         """Read the versions of partitions that are not open yet; encode again what another bundle encoded."""
@@ -85,6 +97,8 @@ class CatalogRepair:
                     again[versions.partition] = versions
                 else:
                     versions.gate.open()
+                if is_vouched_for:  # encoding again may take hours
+                    versions.offers.gate.open()
             foreign = sorted(number for number in again if known.foreign[number])
             if foreign:
                 log.info("encoding_again", bundle=bundle_id, partitions=foreign)
@@ -102,6 +116,14 @@ class CatalogRepair:
                     async with versions.lock:
                         await self._writer.claim(versions, versions.position, bundle_id)
                 versions.gate.open()
+            # The items first: offers of items that are not there would wait for them.
+            lost = [versions for versions in again.values() if not versions.offers.gate.is_open]
+            if lost:
+                places = {versions.partition: versions for versions in lost}
+                async for run in read_whole(consumer, self._topics.offers, places):
+                    await self._apply_offers(places[run.tp.partition], run.records, buries=False)
+            for versions in lost:
+                versions.offers.gate.open()
 
     async def audit(self, assigned: Sequence[ItemVersions]) -> None:
         """Look every few seconds for what others wrote to the vectors topic, and write again what that overwrote.
@@ -131,6 +153,7 @@ class CatalogRepair:
         Raises: as `audit`.
         """
         await self._writer.read_gaps(consumer, versions, self._serving().encoder.id)
+        await self._repair_offers(versions)
         holes = dict(versions.holes)
         if not holes:
             return
@@ -153,6 +176,24 @@ class CatalogRepair:
             versions.is_refilling = False
         for key in holes:
             versions.holes.pop(key, None)
+        self._metrics.vectors_repaired_total.inc(len(holes))
+
+    async def _repair_offers(self, versions: ItemVersions) -> None:
+        """What the offers of items have come to is known without a look at any topic. Raises as `audit`."""
+        offers = versions.offers
+        if not offers.holes:
+            return
+        async with offers.publishing:
+            holes, now_ms = list(offers.holes), int(time.time() * 1000)
+            log.warning("overwrites_found", partition=versions.partition, offers=len(holes))
+            for start in range(0, len(holes), SLICE):
+                part = holes[start : start + SLICE]
+                records = [
+                    offer_record_of(item_id, offers.states.get(item_id), now_ms, versions.epoch)
+                    for item_id in part
+                ]
+                await self._writer.write(versions, records)
+            offers.holes.difference_update(holes)
         self._metrics.vectors_repaired_total.inc(len(holes))
 
     async def _write_again(

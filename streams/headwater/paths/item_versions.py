@@ -7,17 +7,18 @@ and reads from them at its start which version of each item is the newest.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
+from headwater.encoder.features import item_key
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp
 from headwater.index.deletion_marks import MARKS_KEPT_S, DeletionMarks
-from headwater.index.vectors_topic import Fence, OwnersClaim, VectorRecord, read_records
+from headwater.index.vectors_topic import Fence, OfferRecord, OwnersClaim, VectorRecord, read_records
 from headwater.kafka.batch import Gate
 from headwater.kafka.commit_notes import note_of, vouches_for
 from headwater.kafka.fast_client.commits import committed as commits_of
@@ -28,6 +29,7 @@ from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import start_anew, topic_recreated_error
 from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics
+from headwater.paths.item_offers import ItemOffers
 from headwater.settings import Settings
 
 # Items of each partition that the index is asked for. Of an index that has lost one item in twenty, a hundred show it in
@@ -75,6 +77,9 @@ class ItemVersions:
         self.is_refilling = False
         self.away_since_s: float | None = None
         """Since when a shared index has not taken changes (`time.monotonic`)."""
+        self.writing = asyncio.Lock()
+        """Held while records are written, so that those of one call lie together."""
+        self.offers = ItemOffers(self.is_there)
         self._marks = DeletionMarks(_MARKS_KEPT)
         self._swept_s = 0.0
 
@@ -87,6 +92,21 @@ class ItemVersions:
         """Raises PartitionLost when the partition has been taken away."""
         if not self.is_owned:
             raise PartitionLost
+
+    def is_there(self, item_id: str) -> bool:
+        """Whether an item is live, though another bundle may have encoded it."""
+        key = item_key(item_id)
+        return self.ids.get(key, item_id) == item_id and key in self.since_ms
+
+    def with_offers(self, points: Sequence[Point]) -> Sequence[Point]:
+        """The points with what is laid over their items."""
+        states = self.offers.states
+        if not states:
+            return points
+        return [
+            msgspec.structs.replace(point, offers=states[point.item_id]) if point.item_id in states else point
+            for point in points
+        ]
 
     def stamp(self, key: int, item_id: str) -> VersionStamp | None:
         """The newest version of an item, live or deleted."""
@@ -157,11 +177,13 @@ class ItemVersions:
             for of_live in (self.stamps, self.ids, self.since_ms):
                 of_live.pop(key, None)
             self._marks.put(key, point.item_id, stamp, now_s)
+            self.offers.went(point.item_id)
         else:
             if key not in self.stamps:
                 self._marks.remove(key)
             self.stamps[key], self.ids[key] = stamp, point.item_id
             self.since_ms[key] = point.payload.get("since_ms")
+            self.offers.came(point.item_id)
 
 
 class Known(NamedTuple):
@@ -293,6 +315,8 @@ async def read_versions(
                 # The first claim of an owner says nothing yet: it may have died while it read the catalog again.
                 versions.is_claimed, versions.position = found.position >= 0, found.position
                 versions.topic_id, claimed[partition] = found.topic_id, record
+            elif isinstance(found, OfferRecord):
+                versions.offers.add_read(partition, found, fence)
             elif versions.add_read(record, found, fence):
                 point, bundle = found.point, found.bundle
                 if point.vector is None and point.offset >= ends[partition]:
@@ -332,4 +356,5 @@ async def read_versions(
         keys = indexed[partition]
         versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))
         versions.forget(foreign[partition])
+        versions.offers.sort_out()
     return Known(foreign, highest, {tp.partition for tp in all_commits})

@@ -10,9 +10,9 @@ missing, its collection was made anew or restored from a snapshot, and the parti
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from aiokafka import ConsumerRecord
@@ -22,6 +22,7 @@ from headwater.index import BadVector, Collision, Index, IndexRefused, IndexUnav
 from headwater.index.vectors_topic import Fence, VectorRecord, read_records
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import once_broker_answers
+from headwater.messages import OfferState
 from headwater.paths.item_versions import ItemVersions
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 _RETRY_S: Final = 1.0
 _AUDIT_S: Final = 10.0
 
+T = TypeVar("T")
 Records = AsyncGenerator[Sequence[ConsumerRecord], None]
 
 
@@ -40,16 +42,14 @@ async def put_or_wait(index: Index, versions: ItemVersions, points: Sequence[Poi
         PartitionLost: the partition was taken away meanwhile. Its next owner may have written newer versions.
         StopWorker: the index refused them, and would again.
     """
-    versions.is_putting = True
-    try:
-        while (refused := await _refused(index, versions, points)) is None:
-            await asyncio.sleep(_RETRY_S)
-            versions.require()
-    finally:
-        versions.is_putting = False
-        versions.away_since_s = None
-    versions.require()
-    return refused
+    stored = await _taken(versions, len(points), lambda: index.put(points))
+    return stored.collisions
+
+
+async def lay_or_wait(index: Index, versions: ItemVersions, states: Sequence[OfferState]) -> None:
+    """Lay offers over items of one partition, for as long as it takes. Raises as `put_or_wait`."""
+    if states:
+        await _taken(versions, len(states), lambda: index.put_offers(states))
 
 
 async def keep_filled(
@@ -98,10 +98,27 @@ async def has_audited(index: Index, versions: ItemVersions) -> bool:
         return True
 
 
-async def _refused(index: Index, versions: ItemVersions, points: Sequence[Point]) -> list[Collision] | None:
-    """Which of the points other items keep out; None where the index is away."""
+async def _taken(versions: ItemVersions, items: int, write: Callable[[], Awaitable[T]]) -> T:
+    """What a write to the index returns, once it succeeds."""
+    versions.is_putting = True
     try:
-        stored = await index.put(points)
+        while True:
+            with contextlib.suppress(IndexUnavailable):
+                taken = await _tried(versions, items, write)
+                break
+            await asyncio.sleep(_RETRY_S)
+            versions.require()
+    finally:
+        versions.is_putting = False
+        versions.away_since_s = None
+    versions.require()
+    return taken
+
+
+async def _tried(versions: ItemVersions, items: int, write: Callable[[], Awaitable[T]]) -> T:
+    """Raises IndexUnavailable, which is told the first time."""
+    try:
+        taken = await write()
     except BadVector as error:
         raise StopWorker(f"the index refused a checked vector: {error}") from error
     except IndexRefused as error:
@@ -109,11 +126,11 @@ async def _refused(index: Index, versions: ItemVersions, points: Sequence[Point]
     except IndexUnavailable as error:
         if versions.away_since_s is None:
             versions.away_since_s = time.monotonic()
-            log.warning("catalog_waits_for_index", items=len(points), error=str(error))
-        return None
+            log.warning("catalog_waits_for_index", items=items, error=str(error))
+        raise
     if versions.away_since_s is not None:
         log.warning("catalog_goes_on", seconds=round(time.monotonic() - versions.away_since_s, 1))
-    return stored.collisions
+    return taken
 
 
 async def _refill(
@@ -129,7 +146,8 @@ async def _refill(
                 and isinstance(read, VectorRecord)
                 and read.bundle in ("", bundle_id)
             ]
-            await put_or_wait(index, versions, points)
+            async with versions.offers.publishing:
+                await put_or_wait(index, versions, versions.with_offers(points))
             changes += len(points)
     seconds = round(time.monotonic() - started_s, 1)
     log.warning("index_filled_again", partition=versions.partition, changes=changes, seconds=seconds)

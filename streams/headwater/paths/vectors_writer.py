@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from headwater.index.vectors_topic import OwnersClaim, claim_of_owner, read_records
+from headwater.index.vectors_topic import OfferRecord, OwnersClaim, claim_of_owner, read_records
 from headwater.kafka.epochs import IsMember, next_epoch, pass_over_higher
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.publish import Outgoing, Refused, send_all
@@ -39,11 +39,12 @@ class VectorsWriter:
             PartitionLost: the partition was taken away.
             StopWorker: the broker did not take them.
         """
-        versions.require()
-        sent = await send_all(self._producer, self.topic, versions.partition, records)
-        for written in await sent.settled():
-            versions.mark_written(written.start, written.stop)
-        return sent.refused
+        async with versions.writing:
+            versions.require()
+            sent = await send_all(self._producer, self.topic, versions.partition, records)
+            for written in await sent.settled():
+                versions.mark_written(written.start, written.stop)
+            return sent.refused
 
     async def claim_partition(self, versions: ItemVersions, highest_epoch: int, bundle_id: str) -> None:
         """Take the epoch after the highest one seen, and say so on the topic. Raises as `write` does."""
@@ -57,7 +58,7 @@ class VectorsWriter:
         await self.write(versions, [claim])
 
     async def read_gaps(self, consumer: AIOKafkaConsumer, versions: ItemVersions, bundle_id: str) -> None:
-        """Read what others wrote between our own records, and add the items that it overwrote to ``versions.holes``.
+        """Read what others wrote between our own records, and add the items that it overwrote to the holes of ``versions``.
 
         Our own late copies, which the broker took after all when they had long been sent again, are treated the same.
         Where somebody who owns nothing wrote in a higher epoch than ours, the one above is claimed: readers have passed
@@ -90,6 +91,11 @@ class VectorsWriter:
                         highest = max(highest, found.epoch)
                     if isinstance(found, OwnersClaim):
                         is_claimed = True
+                        continue
+                    if isinstance(found, OfferRecord):
+                        known = versions.offers.states.get(found.item_id)
+                        if found.epoch != versions.epoch or found.state != known:
+                            versions.offers.holes.add(found.item_id)
                         continue
                     point = found.point
                     if found.epoch != versions.epoch or versions.stamp(point.key, point.item_id) != stamp_of(

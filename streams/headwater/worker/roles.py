@@ -3,7 +3,7 @@
 | role | consumes | holds |
 |---|---|---|
 | interests | clicks, requests | users of its partitions, item vectors, and the index where each worker fills its own |
-| catalog | catalog | the newest version of each item of its partitions |
+| catalog | catalog, offers | the newest version of each item of its partitions, and what its offers have come to |
 
 A worker of role `all` has both.
 """
@@ -357,6 +357,8 @@ class CatalogRole:
                 await tail.caught_up.wait()
         group = self.group = FaustGroup(common.settings.catalog_group, common.settings)
         group.handle(common.topics.catalog, self.path.handle)
+        group.handle(common.topics.offers, self.path.offers.handle)
+        self.path.offers.is_behind = partial(self._is_behind, group)
         group.on_assigned(self._assigned)
         group.on_unreadable(common.dead_letters.put_unreadable)
         group.on_lost(self._lost)
@@ -390,6 +392,14 @@ class CatalogRole:
                 if done is not None:
                     await self.path.claim(number, done - 1)
 
+    def _is_behind(self, group: ConsumerGroup, number: int) -> bool:
+        """Whether catalog records of a partition are still to be read."""
+        tp = TopicPartition(self._common.topics.catalog, number)
+        if tp not in group.assignment():
+            return False
+        at = group.position(tp)
+        return at.next_offset is None or at.end is None or at.next_offset < at.end
+
     async def _is_member(self) -> bool:
         return self.group is not None and await self.group.is_member()
 
@@ -400,7 +410,8 @@ class CatalogRole:
         self.path.freeze()
 
     def _lost(self, tp: TopicPartition, gap: Gap, is_new: bool) -> None:
-        tell_lost(tp, gap, is_new, self._common.metrics.catalog_lost_total)
+        metrics, is_offer = self._common.metrics, tp.topic == self._common.topics.offers
+        tell_lost(tp, gap, is_new, metrics.offers_lost_total if is_offer else metrics.catalog_lost_total)
 
 
 def tell_lost(tp: TopicPartition, gap: Gap, is_new: bool, lost_total: Counter) -> None:

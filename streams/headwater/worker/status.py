@@ -197,7 +197,7 @@ class Status:
         of_interests, of_catalog = self._settings.interests_group, self._settings.catalog_group
         topics = {
             of_interests: {names.clicks: users, names.requests: users},
-            of_catalog: {names.catalog: items},
+            of_catalog: {names.catalog: items, names.offers: items},
         }
         return [
             WatchedGroup(group.name, topics[group.name], group.assignment, partial(self._requests, group))
@@ -238,6 +238,7 @@ class Status:
                 metrics.pending_clicks.set(sum(map(self._pending_of, partitions)))
             if self.catalog is not None:
                 metrics.index_away_seconds.set(self.catalog.path.index_away_s)
+                metrics.offers_waiting.set(self.catalog.path.offers_without_item)
             await asyncio.sleep(_GAUGES_S)
 
     def _read(self) -> Iterator[Progress]:
@@ -266,6 +267,8 @@ class Status:
         """Whether a partition waits for something that has a time limit of its own: its state, or the index."""
         if topic == self._topics.catalog:
             return self.catalog is not None and self.catalog.path.waits(number)
+        if topic == self._topics.offers:
+            return self.catalog is not None and self.catalog.path.offers_wait(number)
         return self.interests is not None and self.interests.waits(number)
 
 

@@ -29,7 +29,7 @@ def test_mistakes_are_told_with_what_is_expected(terminal: Terminal) -> None:
         ("dlq", "list", "--since", "yesterday"),
     )
     assert "expected TOPIC/PARTITION/OFFSET" in place
-    assert "expected one of catalog, clicks, dead-letters, requests" in topic
+    assert "expected one of catalog, clicks, dead-letters, offers, requests" in topic
     assert "--rate is 0: expected letters a second" in rate
     assert "--max-tries is 0: expected 1 or more" in tries
     assert "expected a filter (--reason, --topic, --since or --key), or --all" in nothing

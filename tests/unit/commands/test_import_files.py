@@ -15,6 +15,7 @@ from headwater.commands.import_files import (
     messages,
     prepared_clicks,
     prepared_items,
+    prepared_offers,
     publish,
     records,
     write_rejects,
@@ -22,6 +23,7 @@ from headwater.commands.import_files import (
 from headwater.commands.terminal import NoAnswer
 from headwater.files.events import EventForm, events_of
 from headwater.files.items import ItemForm, items_of
+from headwater.files.offers import offers_of
 from headwater.files.presets import opened
 from headwater.kafka import topics
 from headwater.kafka.partitioner import partition_of
@@ -74,6 +76,18 @@ def test_what_is_shown_is_what_is_published(tmp_path: Path) -> None:
     assert messages(prepared, 2) == [record.value for chunk in records(prepared) for record in chunk][:2]
     catalog = items(tmp_path, pl.DataFrame({"item_id": ["a"], "title": ["Tea"]}), Settings())
     assert [msgspec.json.decode(each)["title"] for each in messages(catalog, 5)] == ["Tea"]
+
+
+def test_offers_go_to_their_topic_with_what_the_row_states(tmp_path: Path) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_text("item_id,available\np3,false\np4,\n")
+    offers = offers_of(*opened(path, "offers"), ItemForm(), now_ms=NOW_MS)
+    prepared = prepared_offers(offers)
+    [[record]] = records(prepared)
+    assert (prepared.kind, record.key, record.value) == (
+        *("offers", b"p3", b'{"item_id":"p3","available":false}'),
+    )
+    assert [(row.line, row.reason[:10]) for row in prepared.bad] == [(3, "offer: got")]
 
 
 def test_an_item_without_a_text_is_bad_where_the_bundle_reads_texts(tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ import pytest
 
 from headwater.docs.asyncapi import document
 from headwater.kafka.topics import Topics, specs
-from headwater.messages import MESSAGES, Trend, decode_click, decode_item, decode_request, decode_response
+from headwater.messages import (
+    MESSAGES,
+    Trend,
+    decode_click,
+    decode_item,
+    decode_offer,
+    decode_request,
+    decode_response,
+)
 from headwater.settings import Settings
 from tests.support.checkout import ROOT
 from tests.unit.test_messages import SENT
@@ -108,6 +116,7 @@ def test_the_examples_are_messages_that_a_worker_takes(told: dict[str, Any]) -> 
     decoders: dict[str, Any] = {
         "Click": lambda raw: decode_click(None, raw, 2_000_000_000_000),
         "Item": lambda raw: decode_item(None, raw),
+        "Offer": lambda raw: decode_offer(None, raw, 2_000_000_000_000),
         "Request": lambda raw: decode_request(None, raw, 2_000_000_000_000),
         "Response": decode_response,
     }

@@ -85,7 +85,7 @@ def test_bad_rows_are_told_apart_from_good_ones(tmp_path: Path) -> None:
         "j,x,,yes,,2023-11-14T22:13:20Z,2\n"
     )
     read_items = items(tmp_path, content)
-    assert found(read_items) == [Item("j", "x", since_ms=AT_MS, attributes={"weight": 2.0})]
+    assert found(read_items) == [Item("j", "x", available=True, since_ms=AT_MS, attributes={"weight": 2.0})]
     expected = [
         "item_id: missing, expected an id",
         "price: got 'cheap', expected a number",

@@ -194,6 +194,7 @@ def test_shopify(file: Path) -> None:
             ["cotton", "red"],
             "Shirts",
             9.5,
+            available=True,
             image="http://i",
             attributes={"brand": "Acme"},
         )

@@ -133,6 +133,18 @@ async def test_items_are_put_and_deleted() -> None:
         ]
 
 
+async def test_offers_are_made_and_withdrawn() -> None:
+    async with serving([KEY]) as site:
+        status, told, _ = await site.call("POST", "/offers", {"item_id": "c/1", "available": False})
+        assert (status, told["token"]) == (201, "3-1042")
+        status, _, _ = await site.call("DELETE", "/offers/c%2F1")
+        assert status == 200
+        assert site.client.published == [
+            ("headwater.offers.v1", "c/1", {"item_id": "c/1", "available": False}),
+            ("headwater.offers.v1", "c/1", None),
+        ]
+
+
 async def test_an_answer_reflects_what_was_acknowledged_or_the_position_in_the_header() -> None:
     async with serving([KEY]) as site:
         asked = {"user_id": "ann", "limit": 5, "filter": {"category": "tea"}, "session": [{"item_id": "c9"}]}
@@ -181,6 +193,22 @@ BAD: dict[str, tuple[str, str, object, int, str, str]] = {
         400,
         "bad_field",
         "titel: no such",
+    ),
+    "an offer of nothing": (
+        "POST",
+        "/offers",
+        {"item_id": "c1"},
+        400,
+        "bad_field",
+        "offer: got none of price",
+    ),
+    "attributes that are none": (
+        "POST",
+        "/offers",
+        {"item_id": "c1", "attributes": "red"},
+        400,
+        "bad_field",
+        "attributes: got 'red'",
     ),
     "a number for a name": (
         "POST",

@@ -28,6 +28,7 @@ from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.vectors_topic import (
     Fence,
+    OfferRecord,
     OwnersClaim,
     VectorRecord,
     claim_of_owner,
@@ -96,9 +97,13 @@ class CatalogWorker:
             found = read_record(record)
             if isinstance(found, VectorRecord):
                 versions.add_read(record, found, fence)
+            elif isinstance(found, OfferRecord):
+                versions.offers.add_read(0, found, fence)
+        versions.offers.sort_out()
         versions.vectors_next = len(self.producer.records(self.topics.vectors))
         versions.epoch, versions.position = 1, -1
         versions.gate.open()
+        versions.offers.gate.open()
         self.path._partitions = {0: versions}
 
     def record(self, key: str | bytes | None, value: bytes | None) -> ConsumerRecord:
@@ -136,7 +141,7 @@ class CatalogWorker:
         return [
             record
             for record in self.producer.records(self.topics.vectors)
-            if not isinstance(read_record(record), OwnersClaim)
+            if isinstance(read_record(record), VectorRecord)
         ]
 
     def claimed(self) -> list[int]:
