@@ -163,7 +163,9 @@ def test_the_wheel_has_the_packages_the_bundle_and_the_license(wheel: zipfile.Pa
     assert {
         path for path in in_the_tree("streams/headwater", "models/headwater_models") if path.endswith(".py")
     } <= names
-    assert in_the_tree("streams/headwater/worker/web/page") <= names  # the live page, and what it took from others
+    assert (
+        in_the_tree("streams/headwater/worker/web/page") <= names
+    )  # the live page, and what it took from others
     assert any(name.endswith("page/vendor/uplot/LICENSE.txt") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"headwater", "headwater_models"}

@@ -214,6 +214,9 @@ async def test_what_is_only_tried_is_not_published(visit: Visit, shop: Shop) -> 
     await page.locator("#found [data-action=click]").first.click()
     await expect(page.locator("#proof")).to_contain_text("The log does not have them", timeout=LONG_MS)
     await expect(page.locator("#what-if-events")).to_contain_text("Rye loaf")
+    first = await page.locator("#answer .thing").first.get_attribute("data-item")
+    await page.locator("#answer [data-action=dislike]").first.click()
+    await expect(page.locator(f"#answer [data-item='{first}']")).to_have_count(0, timeout=LONG_MS)
     assert "gus" not in shop.users
     await page.uncheck("#what-if")
     await expect(page.locator("#answer-when")).to_have_text("", timeout=LONG_MS)

@@ -11,7 +11,7 @@ const ACTED = { click: "clicked", view: "viewed", like: "liked", add_to_cart: "p
  *
  * `now` and `before` are {answer, items}; `click` is what was published just before, {partition, offset, event_id, took_ms}, or null;
  * `at` tells an answer as it was, {k, of}, or null. `acts(item_id)` makes the buttons of an item, `over(item_id | null)` hears which
- * item is looked at.
+ * item is looked at. Returns {changes, isProved}: what changed, in words, and whether the answer reflects `click`.
  */
 export function show({ now, before, click, at, whatIf, roundMs, acts, over }) {
   const { answer, items } = now;
@@ -24,9 +24,9 @@ export function show({ now, before, click, at, whatIf, roundMs, acts, over }) {
   $("answer-when").textContent = at ? `as it was after ${at.k} of ${plural(at.of, "event")}` : whatIf ? "what if: nothing of it is stored" : "";
   lacks(now);
   earlier(at ? null : before, now);
-  proof(answer, click, at, whatIf, roundMs);
-  stages(now, at ? null : click, roundMs);
-  return changed(answer, ranks, before);
+  const isProved = proof(answer, click, at, whatIf, roundMs);
+  stages(now, at ? null : click);
+  return { changes: changed(answer, ranks, before), isProved };
 }
 
 /** No answer as yet. */
@@ -133,11 +133,12 @@ function proof(answer, click, at, whatIf, roundMs) {
   if (reflects?.gap) lines.push(`Clicks ${reflects.gap.first} to ${reflects.gap.last} were deleted before they were read.`);
   if (status === "degraded") lines.push(`Degraded: ${rung}.`);
   $("proof").replaceChildren(h("div", { class: kind }, h("span", { class: "mark", "aria-hidden": "true", text: mark }), h("span", { text: lines.join(" ") })));
+  return kind === "proof";
 }
 
 const NAMED = { park: "wait for the click", read: "read interests", index: "search", recall: "find and rank", fuse: "fuse", explain: "explain", decode: "decode", publish: "send" };
 
-function stages(now, click, roundMs) {
+function stages(now, click) {
   const { total, ...parts } = now.answer.timings_ms ?? {};
   const told = Object.entries(parts).filter(([, value]) => value >= 0.005).map(([name, value]) => [NAMED[name] ?? name, value]);
   const inWorker = told.reduce((sum, [, value]) => sum + value, 0);

@@ -9,6 +9,7 @@ import * as log from "./log.js";
 const LIMIT = 8;
 const DIVERSITY = 0.3;
 const RECENT = 8;
+const CALM_MS = 5_000;
 const FOUND = 20;
 const TYPING_MS = 180;
 const replaceFound = roving($("found"));
@@ -18,10 +19,11 @@ let map = null;
 let id = null;
 let user = null; // as the worker describes it; null: it knows nothing of this one
 let now = null; // the answer that is shown, {answer, items, took_ms}
-let session = []; // clicks that are only tried
+let tries = []; // what is only tried, [{item_id, action}]
 let known = {}; // items seen so far, by id
 let asking = null; // the request on its way
 let recent = [];
+let recentAt = 0;
 let isWatched = false;
 let elsewhere = ""; // why nothing of the user can be told here
 
@@ -37,12 +39,11 @@ export function start(catalogMap) {
   $("who-new").addEventListener("click", () => beNew());
   $("who").addEventListener("input", debounced(suggest));
   $("what-if").addEventListener("change", () => {
-    if (!$("what-if").checked && session.length > 0) untry();
+    if (!$("what-if").checked && tries.length > 0) untry();
   });
   $("search-form").addEventListener("submit", (event) => event.preventDefault());
   $("search").addEventListener("input", debounced(() => search($("search").value)));
-  funnel.show(null, {});
-  answers.clear("Pick a shopper above, or be a new one.");
+  nothing("Pick a shopper above, or be a new one.");
   log.show([], () => {});
   $("log").replaceChildren(empty("Nobody is picked."));
 }
@@ -52,8 +53,9 @@ export function sawClicks(clicks) {
   isWatched = true;
   const fresh = clicks.map((each) => each.user_id).reverse();
   const next = [...new Set([...fresh, ...recent])].slice(0, RECENT);
-  if (next.length >= RECENT && recent.length >= RECENT && $("who-recent").matches(":hover, :focus-within")) return;
-  recent = next;
+  // Names that change under the pointer, or every second, cannot be chosen.
+  if (recent.length > 0 && (Date.now() - recentAt < CALM_MS || $("who-recent").matches(":hover, :focus-within"))) return;
+  [recent, recentAt] = [next, Date.now()];
   $("who-recent").replaceChildren(
     ...recent.map((each) => h("button", { type: "button", class: each === id ? "chip on" : "chip", text: each, on: { click: () => look(each) } })),
   );
@@ -77,43 +79,54 @@ export function beNew() {
 export async function look(userId) {
   id = userId;
   $("who").value = userId;
-  [user, now, session] = [null, null, []];
+  [user, now, tries] = [null, null, []];
   $("what-if").checked = false;
   tried();
   await attempt($("who-problem"), async () => {
-    user = await described(userId);
+    await learn();
+    if (id !== userId) return; // somebody else by now
     await ask({});
     say(`You are ${userId}. ${user ? `${number(user.events.length)} events known.` : "Nothing is known of you yet."}`);
   });
+  if (id !== userId) return;
+  if (now === null) nothing("No answer.");
   showLog();
 }
 
 /** Do something to an item: publish it, or only try it, and ask again. */
 export async function act(itemId, action, button = null) {
   if (id === null) await beNew();
-  if ($("what-if").checked && action !== "dislike") {
-    session.push({ item_id: itemId, action });
+  if ($("what-if").checked) {
+    tries.push({ item_id: itemId, action });
     tried();
     return attempt($("answer-problem"), () => ask({}), button);
   }
   return attempt($("answer-problem"), async () => {
-    const started = performance.now();
-    const click = await post("/live/clicks", { user_id: id, item_id: itemId, action });
+    const [started, who] = [performance.now(), id];
+    const click = await post("/live/clicks", { user_id: who, item_id: itemId, action });
+    if (id !== who) return;
     await ask({ click, started });
-    user = await described(id);
+    await learn();
+    if (id !== who) return;
     showLog();
     showMap();
   }, button);
 }
 
+/** What is known of the user by now. */
+async function learn() {
+  const who = id;
+  const [found, why] = await described(who);
+  if (id === who) [user, elsewhere] = [found, why];
+}
+
 async function described(userId) {
-  elsewhere = "";
   try {
-    return await get(`/live/users/${encodeURIComponent(userId)}`);
+    return [await get(`/live/users/${encodeURIComponent(userId)}`), ""];
   } catch (error) {
-    if (error.code === "elsewhere") elsewhere = error.message;
-    else if (error.code !== "unknown_user") throw error;
-    return null;
+    if (error.code === "elsewhere") return [null, error.message];
+    if (error.code === "unknown_user") return [null, ""];
+    throw error;
   }
 }
 
@@ -121,7 +134,12 @@ async function described(userId) {
 async function ask({ click = null, started = performance.now(), at = null }) {
   asking?.abort();
   const mine = (asking = new AbortController());
-  const body = { user_id: id, limit: LIMIT, diversity: DIVERSITY, explain: true, ...(session.length > 0 && at === null ? { session } : {}) };
+  const body = { user_id: id, limit: LIMIT, diversity: DIVERSITY, explain: true };
+  const isTried = tries.length > 0 && at === null;
+  if (isTried) {
+    body.session = tries.filter((each) => each.action !== "dislike");
+    body.exclude = tries.filter((each) => each.action === "dislike").map((each) => each.item_id);
+  }
   if (click) body.after = { partition: click.partition, offset: click.offset };
   if (at !== null) body.until_ms = at.ms;
   const before = now;
@@ -129,20 +147,28 @@ async function ask({ click = null, started = performance.now(), at = null }) {
   const roundMs = performance.now() - started;
   known = { ...known, ...next.items };
   now = next;
-  const changes = answers.show({
+  const { changes, isProved } = answers.show({
     now: next,
-    before: click || session.length > 0 || at ? before : null,
+    before: click || isTried || at ? before : null,
     click,
     at,
-    whatIf: session.length > 0 && at === null,
+    whatIf: isTried,
     roundMs,
     acts,
     over: (itemId) => map.light(itemId),
   });
   funnel.show(next.answer, { ...known });
   showMap(at);
-  if (click) say(`The answer changed. ${changes} It reflects your click.`);
+  if (click) say(`The answer changed. ${changes} ${isProved ? "It reflects your click." : "It does not reflect your click."}`);
   else if (at) say(`As it was after ${at.k} events. ${changes}`);
+  else if (isTried) say(`What if. ${changes}`);
+}
+
+/** There is no answer. */
+function nothing(text) {
+  answers.clear(text);
+  funnel.show(null, {});
+  map.show({ events: [], interests: [], candidates: [] });
 }
 
 function showLog() {
@@ -174,13 +200,13 @@ function acts(itemId) {
 
 function tried() {
   $("what-if-events").replaceChildren(
-    ...session.map((each) => h("span", { class: "chip on", text: known[each.item_id]?.title || each.item_id })),
-    ...(session.length > 0 ? [h("button", { type: "button", class: "chip", text: "Take back", on: { click: untry } })] : []),
+    ...tries.map((each) => h("span", { class: "chip on", text: `${each.action}: ${known[each.item_id]?.title || each.item_id}` })),
+    ...(tries.length > 0 ? [h("button", { type: "button", class: "chip", text: "Take back", on: { click: untry } })] : []),
   );
 }
 
 function untry() {
-  session = [];
+  tries = [];
   tried();
   if (id !== null) attempt($("answer-problem"), () => ask({}));
 }
