@@ -16,6 +16,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from headwater.docs import readmes
 from tests.support.checkout import ROOT
 
 LOCKS = ROOT / "deploy" / "requirements"
@@ -171,16 +172,32 @@ def test_the_wheel_has_the_packages_the_bundle_and_the_license(wheel: zipfile.Pa
     assert {name.split("/")[0].split("-")[0] for name in names} == {"headwater", "headwater_models"}
 
 
+def test_the_wheel_has_the_readmes_and_all_that_they_link_to(wheel: zipfile.Path) -> None:
+    names = set(wheel.root.namelist())
+    for name, path in readmes.files().items():
+        place = (
+            name.partition("/")[2]
+            if name.startswith(readmes.PACKAGES)
+            else f"{readmes.FOLDER_IN_WHEEL}/{name}"
+        )
+        assert place in names, name
+        assert wheel.root.read(place) == path.read_bytes(), name
+    pages = [each for each in wheel.root.infolist() if each.filename.startswith(readmes.FOLDER_IN_WHEEL)]
+    assert sum(each.compress_size for each in pages) < 200_000
+    assert {f"headwater/docs/viewer/{name}" for name in ("api.html", "api.js", "viewer.css")} <= names
+
+
 def test_the_wheel_brings_the_command(wheel: zipfile.Path) -> None:
     (entry_points,) = (name for name in wheel.root.namelist() if name.endswith("entry_points.txt"))
     assert "headwater = headwater.__main__:main" in wheel.root.read(entry_points).decode()
 
 
-def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path) -> None:
+def test_an_unpacked_wheel_finds_its_bundle_and_its_pages(wheel: zipfile.Path, tmp_path: Path) -> None:
     wheel.root.extractall(tmp_path / "site")
     code = (
         "import headwater.settings as s, headwater.encoder.runtime as e; "
-        "path = s.Settings.load().bundle_path; print(path); print(e.load(path).dim)"
+        "path = s.Settings.load().bundle_path; print(path); print(e.load(path).dim); "
+        "import headwater.docs.readmes as r; print(r.files()['deploy/README.md'])"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -192,8 +209,9 @@ def test_an_unpacked_wheel_finds_its_bundle(wheel: zipfile.Path, tmp_path: Path)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    path, dim = done.stdout.split()
+    path, dim, page = done.stdout.split()
     assert Path(path).is_relative_to(tmp_path / "site")
+    assert Path(page).is_relative_to(tmp_path / "site")
     assert int(dim) > 0
 
 

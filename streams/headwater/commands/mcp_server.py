@@ -154,19 +154,27 @@ async def user(user_id: str) -> dict[str, Any]:
 
 async def health() -> dict[str, Any]:
     """Whether the broker and the worker on this machine are well: `broker`, and the worker's own state."""
-    from headwater.client import Client
-
     settings = running_settings()
-    async with Client(settings) as client:
-        await client.check_broker()
+    await _check_broker(settings)
     state: dict[str, Any] = {"broker": settings.bootstrap_servers, "worker": None}
     if (web := running_web(settings)) is not None:
-        _, body = await asyncio.to_thread(http_get, web, "/healthz")
-        try:
-            state["worker"] = msgspec.json.decode(body)
-        except msgspec.DecodeError:
-            raise NoAnswer(f"http://{web} answered something else than the health of a worker") from None
+        state["worker"] = await asyncio.to_thread(_health_of, web)
     return state
+
+
+async def _check_broker(settings: "Settings") -> None:
+    from headwater.client import Client
+
+    async with Client(settings) as client:
+        await client.check_broker()
+
+
+def _health_of(web: str) -> Any:
+    _, body = http_get(web, "/healthz")
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        raise NoAnswer(f"http://{web} answered something else than the health of a worker") from None
 
 
 async def doctor() -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from headwater.messages import (
     Response,
     Trend,
 )
-from headwater.settings import Settings
+from headwater.settings import LOCAL_BROKER, Settings
 
 Document = dict[str, Any]
 
@@ -76,6 +76,7 @@ class _Message(NamedTuple):
     example: Document | None = None
     headers: Mapping[str, Document] = {}
     content_type: str = "application/json"
+    gateway: str = ""  # the route by which the gateway publishes it
 
 
 class _Topic(NamedTuple):
@@ -104,6 +105,7 @@ _OF_TOPIC: Final[Mapping[str, _Topic]] = {
                     "item_id": "c1",
                     "action": "purchase",
                 },
+                gateway="/clicks",
             )
         ],
     ),
@@ -117,6 +119,7 @@ _OF_TOPIC: Final[Mapping[str, _Topic]] = {
                 Item,
                 _ITEM_KEY,
                 {"item_id": "c1", "title": "Ground filter coffee", "category": "coffee", "price": 5.9},
+                gateway="/items",
             ),
             _Message("ItemDeleted", "A null value takes the item out.", _NOTHING, _ITEM_KEY),
         ],
@@ -131,6 +134,7 @@ _OF_TOPIC: Final[Mapping[str, _Topic]] = {
                 Offer,
                 _ITEM_KEY,
                 {"item_id": "c1", "price": 4.5, "available": True, "at_ms": _AT_MS},
+                gateway="/offers",
             ),
             _Message(
                 "OffersWithdrawn", "A null value takes back the item's offers so far.", _NOTHING, _ITEM_KEY
@@ -154,6 +158,7 @@ _OF_TOPIC: Final[Mapping[str, _Topic]] = {
                     "explain": True,
                 },
                 {**_CORRELATION, **_REPLY_TO},
+                gateway="/recall",
             )
         ],
     ),
@@ -245,8 +250,13 @@ _OF_TOPIC: Final[Mapping[str, _Topic]] = {
 }
 
 
-def document(settings: Settings) -> Document:
-    """AsyncAPI 3.0 of the topics as these settings name and make them. Schemas are of JSON Schema draft 7."""
+def document(settings: Settings, *, tells_address: bool = True, has_gateway: bool = False) -> Document:
+    """AsyncAPI 3.0 of the topics as these settings name and make them. Schemas are of JSON Schema draft 7.
+
+    Args:
+        tells_address: with the brokers' addresses. A document that anybody may read is better without them.
+        has_gateway: messages that the gateway publishes name its route, as ``x-gateway``.
+    """
     names, by_name = Topics.named(settings.topic_prefix), {spec.name: spec for spec in specs(settings)}
     channels: Document = {}
     operations: Document = {}
@@ -286,12 +296,16 @@ def document(settings: Settings) -> Document:
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "defaultContentType": "application/json",
-        "servers": {"kafka": _server(settings)},
+        "servers": {"kafka": _server(settings, tells_address=tells_address)},
         "channels": channels,
         "operations": operations,
         "components": {
             "schemas": _schemas(),
-            "messages": {each.name: _message(each) for told in _OF_TOPIC.values() for each in told.messages},
+            "messages": {
+                each.name: _message(each, has_gateway=has_gateway)
+                for told in _OF_TOPIC.values()
+                for each in told.messages
+            },
             "securitySchemes": {
                 "plain": {"type": "plain"},
                 "scramSha256": {"type": "scramSha256"},
@@ -301,14 +315,16 @@ def document(settings: Settings) -> Document:
     }
 
 
-def _server(settings: Settings) -> Document:
+def _server(settings: Settings, *, tells_address: bool) -> Document:
     protocol = settings.kafka_security_protocol
     scheme = {"PLAIN": "plain", "SCRAM-SHA-256": "scramSha256", "SCRAM-SHA-512": "scramSha512"}
     secured = {
         "security": [{"$ref": f"#/components/securitySchemes/{scheme[settings.kafka_sasl_mechanism]}"}]
     }
+    unknown = {"brokers": {"description": "HEADWATER_KAFKA_BOOTSTRAP_SERVERS", "default": LOCAL_BROKER}}
     return {
-        "host": settings.bootstrap_servers,
+        "host": settings.bootstrap_servers if tells_address else "{brokers}",
+        **({} if tells_address else {"variables": unknown}),
         "protocol": "kafka-secure" if protocol.endswith("SSL") else "kafka",
         "description": f"security.protocol={protocol}",
         **(secured if protocol.startswith("SASL") else {}),
@@ -333,7 +349,7 @@ def _operations(topic: str, told: _Topic, settings: Settings) -> Document:
     return found
 
 
-def _message(told: _Message) -> Document:
+def _message(told: _Message, *, has_gateway: bool) -> Document:
     is_struct = isinstance(told.payload, type)
     message: Document = {
         "name": told.name,
@@ -347,6 +363,8 @@ def _message(told: _Message) -> Document:
         message["headers"] = {"type": "object", "properties": dict(told.headers)}
     if told.payload in (Request, Response):
         message["correlationId"] = {"location": "$message.payload#/request_id"}
+    if told.gateway and has_gateway:
+        message["x-gateway"] = told.gateway
     if told.example is not None:
         message["examples"] = [{"name": told.name, "payload": told.example}]
     return message

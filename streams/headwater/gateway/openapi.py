@@ -57,6 +57,13 @@ _PUBLISHED: Final[Document] = {
         "event_id": {"type": "string"},
     },
 }
+# What the page begins with, to be tried.
+_EXAMPLES: Final[Mapping[str, Document]] = {
+    "Click": {"user_id": "ann", "item_id": "c1", "action": "click"},
+    "Item": {"item_id": "c1", "title": "Ground filter coffee", "category": "coffee", "price": 5.9},
+    "Offer": {"item_id": "c1", "price": 4.5},
+    "Request": {"user_id": "ann", "limit": 5},
+}
 _TOKEN_HEADER: Final[Document] = {
     "description": "Where the message is stored. Sent as `Headwater-After`, the answer reflects it.",
     "schema": {"type": "string", "examples": ["3-1042"]},
@@ -179,7 +186,12 @@ def _answer() -> Document:
 def _body(schema: str) -> Document:
     return {
         "required": True,
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        "content": {
+            "application/json": {
+                "schema": {"$ref": f"#/components/schemas/{schema}"},
+                "example": _EXAMPLES[schema],
+            }
+        },
     }
 
 

@@ -3,10 +3,13 @@
 import asyncio
 import ipaddress
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from aiohttp import web
+
 from headwater.client import Client
+from headwater.docs.site import add_docs
 from headwater.gateway.admission import Admission, parsed_keys
 from headwater.gateway.routes import Gateway
 from headwater.settings import Settings, SettingsError
@@ -36,13 +39,22 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with Client(settings) as client:
         admission = Admission(settings.gateway_rate, _MOST_AT_ONCE)
-        door = Door("GATEWAY", Gateway(client, admission, keys).application())
+        door = Door("GATEWAY", application(client, admission, keys, settings))
         await door.start(settings.gateway_host, settings.gateway_port)
         try:
             listening(door.address or "")
             await stopping.wait()
         finally:
             await door.stop()
+
+
+def application(
+    client: Client, admission: Admission, keys: Sequence[str], settings: Settings
+) -> web.Application:
+    """The gateway's routes, and the documentation, which anybody may read."""
+    app = Gateway(client, admission, keys).application()
+    add_docs(app, settings, has_api=True)
+    return app
 
 
 def _is_local(host: str) -> bool:

@@ -10,9 +10,10 @@
 | POST /recall | asks for items for a user |
 | GET /items/{item_id}/similar | asks for the items nearest to one |
 | GET /openapi.json | describes these |
+| GET /docs, /llms.txt, /asyncapi.json | the documentation, see `docs/site.py` |
 | GET /healthz | whether Kafka answers; status 503 where it does not |
 
-Bodies are the messages of the topics, without the ids that the gateway makes. All but the last two want a key, where keys are set,
+Bodies are the messages of the topics, without the ids that the gateway makes. All but the last three want a key, where keys are set,
 and count against the caller's rate.
 """
 
@@ -47,7 +48,8 @@ AFTER_HEADER: Final = "Headwater-After"
 # A web page waits for no longer.
 _PUBLISH_S: Final = 10.0
 _BODY_S: Final = 10.0
-_OPEN: Final = frozenset({"/healthz", "/openapi.json"})
+# Routes that tell nothing of users and items, by how they begin.
+_OPEN: Final = ("/healthz", "/openapi.json", "/asyncapi.json", "/llms.txt", "/docs")
 _RETRY: Final = {"Retry-After": "1"}
 _WRONG_TYPE: Final = "wrong_type"
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -90,7 +92,9 @@ class Gateway:
 
     @web.middleware
     async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _OPEN:
+        # The route that was found, not the path that was sent: of the two only the route decides what is done.
+        resource = request.match_info.route.resource
+        if resource is not None and resource.canonical.startswith(_OPEN):
             return await handler(request)
         caller = request.remote or ""
         if self._keys:

@@ -107,7 +107,7 @@ class Worker:
             log.warning("topic_deviates", **problem._asdict())
         status.deviations = [str(problem) for problem in problems]
         # First, so that /healthz tells how far the start has come.
-        probes = routes.probes(self.metrics, status.health, status.readiness)
+        probes = routes.probes(self.metrics, status.health, status.readiness, settings)
         await probes.start(settings.web_host, settings.web_port)
         self._stack.push_async_callback(probes.stop)
         self.web_address = probes.address

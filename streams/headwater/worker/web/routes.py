@@ -6,6 +6,7 @@
 | probes | /readyz | whether it serves all that it holds; status 503 while it does not |
 | probes | /metrics | Prometheus metrics |
 | probes | / and /page/NAME | the live page, see `live.py` |
+| probes | /docs, /llms.txt, /asyncapi.json | the documentation, see `docs/site.py` |
 | data | /users/{user_id} | the log of a user that this worker holds; 404 otherwise |
 | data | /items?id=A&id=B | the catalog fields of indexed items |
 
@@ -17,7 +18,9 @@ from typing import Any
 
 from aiohttp import web
 
+from headwater.docs.site import add_docs
 from headwater.metrics import CONTENT_TYPE, Metrics
+from headwater.settings import Settings
 from headwater.web_door import Door, as_json, is_bearer
 from headwater.worker.web import guard, static
 
@@ -26,7 +29,7 @@ DescribeUser = Callable[[str], Awaitable[dict[str, Any] | None]]
 DescribeItems = Callable[[list[str]], Awaitable[dict[str, dict[str, Any]]]]
 
 
-def probes(metrics: Metrics, health: Describe, readiness: Describe) -> Door:
+def probes(metrics: Metrics, health: Describe, readiness: Describe, settings: Settings) -> Door:
     """The door for probes. ``ok`` of ``health`` decides the status of /healthz, ``ready`` of ``readiness`` of /readyz."""
 
     async def healthz(_: web.Request) -> web.Response:
@@ -42,6 +45,7 @@ def probes(metrics: Metrics, health: Describe, readiness: Describe) -> Door:
 
     app = web.Application(middlewares=[guard.hardened])
     static.add_page(app)
+    add_docs(app, settings)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)

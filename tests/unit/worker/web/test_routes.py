@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from headwater.metrics import Metrics
+from headwater.settings import Settings
 from headwater.web_door import Door, WebError
 from headwater.worker.web import routes
 
@@ -20,7 +21,9 @@ class Site:
         self.readiness: dict[str, Any] = {"ready": True, "waits_for": []}
         self.asked: list[str] = []
         self.metrics = Metrics()
-        self.probes = routes.probes(self.metrics, lambda: self.health, lambda: self.readiness)
+        self.probes = routes.probes(
+            self.metrics, lambda: self.health, lambda: self.readiness, Settings.load()
+        )
         self.data = routes.data(TOKEN, self.describe, self.describe_items)
 
     async def describe(self, user_id: str) -> dict[str, Any] | None:
