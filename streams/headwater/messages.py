@@ -641,6 +641,20 @@ def decode_offer(key: bytes | None, raw: bytes, came_ms: int) -> Offer:
     return offer
 
 
+def item_of(fields: Mapping[str, Any]) -> Item:
+    """A valid catalog entry of the fields that its JSON holds.
+
+    Raises:
+        BadMessage: with the field, the value seen and the value expected.
+    """
+    try:
+        item = msgspec.convert(fields, Item)
+    except msgspec.ValidationError as error:
+        raise BadMessage("bad_field", _explain(msgspec.json.encode(fields), error)) from None
+    _check_id("item_id", item.item_id)
+    return item
+
+
 def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Request:
     """A valid request; its filter is checked where it is compiled. ``came_ms``: see :func:`check_at_ms`.
 

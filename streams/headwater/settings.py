@@ -153,8 +153,8 @@ class Settings(BaseSettings):
     gateway_port: int = Field(
         default=8080, ge=0, le=65_535, description="of `headwater gateway`; 0 = any free port"
     )
-    gateway_keys: SecretStr | None = Field(
-        default=None,
+    gateway_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
         description="what the gateway asks for, separated by commas; none = it listens on this machine only",
     )
     gateway_rate: float = Field(
@@ -251,21 +251,21 @@ class Settings(BaseSettings):
             raise ValueError("printable ASCII characters, without a line break at the end")
         return value
 
-    @field_validator("admin_token")
+    @field_validator("gateway_keys", mode="before")
     @classmethod
-    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        token = value.get_secret_value() if value is not None else "x" * MIN_TOKEN
-        if len(token) < MIN_TOKEN or not re.fullmatch(r"[!-~]*", token):
-            raise ValueError(f"at least {MIN_TOKEN} printable ASCII characters without spaces")
-        return value
+    def _parted_by_commas(cls, value: object) -> object:
+        return tuple(key.strip() for key in value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("gateway_keys")
+    @field_validator("admin_token", "gateway_keys")
     @classmethod
-    def _each_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        for key in value.get_secret_value().split(",") if value is not None else ():
-            if len(key.strip()) < MIN_TOKEN or not re.fullmatch(r"[!-~]*", key.strip()):
+    def _hard_to_guess(
+        cls, value: SecretStr | tuple[SecretStr, ...] | None
+    ) -> SecretStr | tuple[SecretStr, ...] | None:
+        """What callers bring in a header. An empty part between commas is a mistake, too."""
+        for secret in value if isinstance(value, tuple) else () if value is None else (value,):
+            if not re.fullmatch(rf"[!-~]{{{MIN_TOKEN},}}", secret.get_secret_value()):
                 raise ValueError(
-                    f"keys of at least {MIN_TOKEN} printable ASCII characters without spaces, separated by commas"
+                    f"at least {MIN_TOKEN} printable ASCII characters without spaces{_each(value)}"
                 )
         return value
 
@@ -389,6 +389,10 @@ class Settings(BaseSettings):
                 f"{PREFIX}KAFKA_SSL_KEY_PASSWORD if it has one ({error})"
             ) from error
         return context
+
+
+def _each(value: object) -> str:
+    return " in each key, with commas between them" if isinstance(value, tuple) else ""
 
 
 def config_file(environment: Mapping[str, str]) -> Path | None:

@@ -103,7 +103,9 @@ async def test_a_click_over_http_is_in_the_next_answer_over_http(
 async def test_the_lines_of_the_readme_run_as_printed(shared_system: System, tmp_path: Path) -> None:
     (lines,) = _LINES.findall((ROOT / "streams" / "README.md").read_text())
     with gateway(shared_system, tmp_path / "gateway") as address:
-        for line in lines.strip().splitlines():
+        run = {line: shutil.which(line.partition(" ")[0]) for line in lines.strip().splitlines()}
+        assert {line.partition(" ")[0] for line in run} == {"curl", "node", "php"}
+        for line in (line for line, program in run.items() if program is not None):
             done = await asyncio.to_thread(
                 subprocess.run,
                 ["sh", "-c", line.replace("127.0.0.1:8080", address)],

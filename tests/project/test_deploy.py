@@ -106,7 +106,23 @@ def test_the_schema_would_notice_a_mistake() -> None:
 def test_the_parts_of_the_system_are_there() -> None:
     assert {"kafka", "qdrant", "topics", *WORKERS} <= set(SERVICES)
     behind_a_profile = {name for name, service in SERVICES.items() if service.get("profiles")}
-    assert behind_a_profile == {"kafka-ui", "prometheus", "grafana"}
+    assert behind_a_profile == {"kafka-ui", "prometheus", "grafana", "gateway"}
+
+
+def test_the_gateway_listens_where_its_port_and_its_health_command_look_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = SERVICES["gateway"]
+    keys = "correct-horse-battery,another-long-enough-key"
+    for name, value in service["environment"].items():
+        monkeypatch.setenv(name, interpolated(value, {"HEADWATER_GATEWAY_KEYS": keys}))
+    settings = Settings.load()
+    assert len(settings.gateway_keys) == 2
+    assert (settings.gateway_host, settings.gateway_rate) == ("0.0.0.0", 1000)
+    assert service["ports"] == [f"127.0.0.1:8081:{settings.gateway_port}"]
+    assert f":{settings.gateway_port}/healthz" in service["healthcheck"]["test"][-1]
+    used = [port for each in SERVICES.values() for port in each.get("ports", [])]
+    assert len({port.rpartition(":")[0] for port in used}) == len(used)
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -239,6 +239,28 @@ def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused_without_being_sho
     ) as caught:
         Settings.load(admin_token=token)
     assert token not in str(caught.value)
+    with pytest.raises(
+        SettingsError, match=r"HEADWATER_GATEWAY_KEYS is not shown: expected at least 16 .* in each key"
+    ) as caught:
+        Settings.load(gateway_keys=f"correct-horse-battery,{token}")
+    assert token not in str(caught.value)
+    assert "correct" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"), [("", []), ("a" * 16, ["a" * 16]), (f" {'a' * 16} , {'b' * 20}", ["a" * 16, "b" * 20])]
+)
+def test_keys_are_separated_by_commas(text: str, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWATER_GATEWAY_KEYS", text)
+    found = Settings.load().gateway_keys
+    assert [key.get_secret_value() for key in found] == keys
+    assert "aaa" not in repr(found)
+
+
+@pytest.mark.parametrize("text", [f"{'a' * 16},", f",{'a' * 16}", f"{'a' * 16},,{'b' * 16}", ","])
+def test_an_empty_key_is_a_mistake(text: str) -> None:
+    with pytest.raises(SettingsError, match="expected at least 16"):
+        Settings.load(gateway_keys=text)
 
 
 def test_a_token_is_made_up_only_where_none_is_set() -> None:

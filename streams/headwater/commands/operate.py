@@ -134,6 +134,8 @@ def _shown(value: object) -> str:
 
     if isinstance(value, SecretStr):
         return _HIDDEN
+    if isinstance(value, tuple) and value and isinstance(value[0], SecretStr):
+        return _HIDDEN
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "not set"
     if isinstance(value, bool):

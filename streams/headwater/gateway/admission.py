@@ -3,7 +3,7 @@
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -58,8 +58,3 @@ class Admission:
         if not enough:
             after_s = math.ceil((1.0 - left) / self._rate)
             raise Refused(f"more than {self._rate:g} calls a second: come back in {after_s} s", after_s)
-
-
-def parsed_keys(text: str) -> Sequence[str]:
-    """The keys in a setting, which commas separate."""
-    return [key.strip() for key in text.split(",") if key.strip()]

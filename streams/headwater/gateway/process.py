@@ -10,7 +10,7 @@ from aiohttp import web
 
 from headwater.client import Client
 from headwater.docs.site import add_docs
-from headwater.gateway.admission import Admission, parsed_keys
+from headwater.gateway.admission import Admission
 from headwater.gateway.routes import Gateway
 from headwater.settings import Settings, SettingsError
 from headwater.web_door import Door
@@ -27,7 +27,7 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         NoBroker: no broker lets us in.
         WebError: the address cannot be listened on.
     """
-    keys = parsed_keys(settings.gateway_keys.get_secret_value()) if settings.gateway_keys is not None else []
+    keys = [key.get_secret_value() for key in settings.gateway_keys]
     if not keys and not _is_local(settings.gateway_host):
         raise SettingsError(
             f"HEADWATER_GATEWAY_HOST is {settings.gateway_host}: expected HEADWATER_GATEWAY_KEYS with it, or an address "

@@ -36,7 +36,7 @@ from headwater.client_errors import (
 )
 from headwater.gateway.admission import Admission, Refused
 from headwater.gateway.openapi import document
-from headwater.messages import BadMessage, Item, Position, decode_item
+from headwater.messages import BadMessage, Item, Position, Response, item_of
 from headwater.web_door import as_json, is_bearer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -123,8 +123,7 @@ class Gateway:
         return _stored(201, position, event_id=fields["event_id"])
 
     async def _put_item(self, request: web.Request) -> web.Response:
-        await _object(request, _ITEM_FIELDS)
-        item = decode_item(None, await request.read())
+        item = item_of(await _object(request, _ITEM_FIELDS))
         return _stored(201, await self._client.put_item(item, timeout_s=_PUBLISH_S))
 
     async def _delete_item(self, request: web.Request) -> web.Response:
@@ -149,7 +148,7 @@ class Gateway:
         if fields.get("reads") == "own":
             # The clicks of this gateway: the next call may come to another one.
             raise BadMessage("bad_field", "reads: got 'own', expected 'all' or 'any'")
-        return as_json(await self._client.recall(**_named("user_id", fields)), 200)
+        return as_json(await self._answer(**_named("user_id", fields)), 200)
 
     async def _similar(self, request: web.Request) -> web.Response:
         item_id, limit = request.match_info["item_id"], request.query.get("limit", "20")
@@ -157,10 +156,18 @@ class Gateway:
             raise BadMessage("bad_field", f"limit: got {limit[:80]!r}, expected a number from 1 to 1000")
         # Nobody: so many of them that they are spread over the partitions.
         user_id = request.query.get("user_id") or uuid.uuid4().hex
-        answer = await self._client.recall(
-            user_id, limit=int(limit), items=[item_id], sources={"item": 1.0}, reads="any"
+        answer = await self._answer(
+            user_id=user_id, limit=int(limit), items=[item_id], sources={"item": 1.0}, reads="any"
         )
         return as_json(answer, 200)
+
+    async def _answer(self, **fields: Any) -> Response:
+        """The answer to a request. Where none comes, the broker is asked whether it is there: that is another remedy."""
+        try:
+            return await self._client.recall(**fields)
+        except RecallTimeout:
+            await self._client.check_broker()
+            raise
 
     async def _openapi(self, _: web.Request) -> web.Response:
         return as_json(self._document, 200)

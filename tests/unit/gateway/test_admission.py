@@ -2,7 +2,7 @@
 
 import pytest
 
-from headwater.gateway.admission import Admission, Refused, parsed_keys
+from headwater.gateway.admission import Admission, Refused
 
 
 class Clock:
@@ -69,7 +69,3 @@ def test_callers_are_not_remembered_without_bound() -> None:
     for number in range(12_000):
         calls(admission, f"caller {number}", 1)
     assert len(admission._left) == 10_000
-
-
-def test_keys_are_separated_by_commas() -> None:
-    assert parsed_keys(" one, two ,,") == ["one", "two"]

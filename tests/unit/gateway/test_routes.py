@@ -28,6 +28,7 @@ class Recorded(Client):
         self.published: list[tuple[str, str, dict[str, Any] | None]] = []  # topic, key, value
         self.asked: list[dict[str, Any]] = []
         self.failure: Exception | None = None
+        self.is_broker_away = False
         self.answer_of_worker = ANSWER
         self.waits: asyncio.Event | None = None
         self._connection = cast(Any, self)  # its own connection, by the four methods below
@@ -52,6 +53,8 @@ class Recorded(Client):
         return 3
 
     async def end_of_clicks(self, partition: int) -> int:
+        if self.is_broker_away:
+            raise TimeoutError
         if self.failure is not None:
             raise self.failure
         return 1000
@@ -350,6 +353,19 @@ async def test_a_failure_has_the_status_that_says_what_to_do(name: str) -> None:
         assert ("Retry-After" in headers) is comes_back
         assert said["error"].get("event_id") == getattr(failure, "event_id", None)
         assert ("answer" in said) is isinstance(failure, Response)
+
+
+async def test_an_answer_that_does_not_come_while_the_broker_is_away_is_told_as_that() -> None:
+    async with serving([KEY]) as site:
+        site.client.failure = RecallTimeout("nobody answers")
+        site.client.is_broker_away = True
+        for method, path, body in (
+            ("POST", "/recall", {"user_id": "ann", "reads": "any"}),
+            ("GET", "/items/c1/similar", None),
+        ):
+            status, said, headers = await site.call(method, path, body)
+            assert (status, said["error"]["code"], headers["Retry-After"]) == (503, "unavailable", "1")
+            assert "the broker at localhost:1 does not answer" in said["error"]["message"]
 
 
 async def test_a_flood_is_told_when_to_come_back_and_loses_nothing_that_was_let_in() -> None:
