@@ -86,9 +86,10 @@ async def interests_of(
     log.n[~known] = 0
     cut = _NOBODY if until_ms is None else _left_out(log, until_ms)
     found = _without_interests(columns, rows, known, log, encoder.dim)
-    for index in cut.tolist() if until_ms is not None else ():
-        earlier = [hide for hide in found[index].hides if hide.at_ms <= until_ms[index]]
-        found[index] = found[index]._replace(last_event=b"", hides=earlier)
+    if until_ms is not None:
+        for index in cut.tolist():
+            earlier = [hide for hide in found[index].hides if hide.at_ms <= until_ms[index]]
+            found[index] = found[index]._replace(last_event=b"", hides=earlier)
     if encoder.kind == "windowed":
         return await _by_window(found, log, sessions, now_ms, vectors, encoder, threads)
     initial = encoder.initial_state(1)[0]
