@@ -28,6 +28,7 @@ from headwater_models.judging.comparison import (
     weigh,
 )
 from headwater_models.judging.costs import USERS
+from headwater_models.judging.freshness import Freshness, named
 from headwater_models.judging.protocols import At, Protocol, Split, split
 from headwater_models.progress import Report, progress
 from headwater_models.training.search import Search, best_of
@@ -44,6 +45,7 @@ __all__ = [
     "compare",
     "describe",
     "export_lm",
+    "freshness_table",
     "judge",
     "lighten",
     "make_mean",
@@ -380,6 +382,25 @@ def tables(results: Results) -> Iterator[Table]:
         yield shown
 
 
-def as_json(results: Results | dict[str, Weighed]) -> bytes:
+def freshness_table(found: Freshness) -> Table:
+    """Recall by delay, one delay per line."""
+    shown = Table(
+        "clicks count after",
+        title=f"{found.data}, {found.bundle} as it serves: recall@{found.k}",
+        caption="interval: 95 %, bootstrap over users",
+    )
+    for name, targets in found.questions.items():
+        shown.add_column(f"{name}, {targets:,} targets", justify="right")
+        shown.add_column("interval", justify="right")
+    for delay_ms in next(iter(found.curves.values())):
+        cells = []
+        for curve in found.curves.values():
+            measure = curve[delay_ms]
+            cells += [f"{measure.value:.4f}", f"{measure.low:.4f}-{measure.high:.4f}"]
+        shown.add_row(named(delay_ms), *cells)
+    return shown
+
+
+def as_json(results: Results | Freshness | dict[str, Weighed]) -> bytes:
     """Figures for machines."""
     return msgspec.json.encode(results)

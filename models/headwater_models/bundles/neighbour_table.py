@@ -1,10 +1,11 @@
-"""From events to the table of neighbours of a bundle: which items are taken together in one session.
+"""From events to the table of neighbours of a bundle: which items are taken together in one session, and how they are again.
 
     likeness(i, j) = n_ij / (n_i + n_j - n_ij + shrink)
 
 n counts the sessions with i, with j and with both. It is the Jaccard index (1912), damped as in ItemKNN, so that items
 which share two sessions of two are no close neighbours (item-to-item by co-occurrence: Linden, Smith and York 2003).
-Each item keeps its most alike neighbours.
+Each item keeps its most alike neighbours. Of each the table also says how often a user takes it again, and how its share of
+the last four weeks compares with its usual one; the source `buy-again` weighs repeats by both.
 """
 
 import json
@@ -22,9 +23,9 @@ from headwater.encoder import neighbours
 from headwater.encoder import runtime as encoder
 from headwater.encoder.bundle import NeighbourTable
 from headwater.encoder.features import item_key
-from headwater.encoder.neighbours import MAX_ITEMS, Neighbours
+from headwater.encoder.neighbours import MAX_ITEMS, Neighbours, Repeats
 from headwater.encoder.runtime import Encoder
-from headwater_models.arrays import F32, I64
+from headwater_models.arrays import F32, I64, Bools
 from headwater_models.bundles import export
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
@@ -32,6 +33,9 @@ from headwater_models.judging.protocols import Split
 
 FILE = "neighbours.npz"
 _CHUNK = 1024  # items multiplied with all others at once
+_LATELY_MS = 28 * 86_400_000
+# So many users, or sessions, of the mean item are added to each, so that little is said of what is little known.
+_PRIOR = 5.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
 
     If more items have neighbours than a table holds, those in most sessions stay.
     """
-    taken = _sessions(log, int(config.pause_s * 1000), len(item_ids))
+    begins = _begins(log, int(config.pause_s * 1000))
+    taken = _sessions(log, begins, len(item_ids))
     sessions = np.asarray(taken.sum(axis=0)).ravel()
     found = [
         _nearest(taken, sessions, np.arange(start, min(start + _CHUNK, len(item_ids))), config)
@@ -99,12 +104,41 @@ def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
     of, to = rows[items], rows[others]
     by_row = np.lexsort((to, of))
     starts = np.searchsorted(of[by_row], np.arange(len(known) + 1))
-    return Neighbours(keys[order], starts, to[by_row], likeness[by_row], int(config.pause_s * 1000))
+    return Neighbours(
+        keys[order],
+        starts,
+        to[by_row],
+        likeness[by_row],
+        int(config.pause_s * 1000),
+        _repeats(log, begins, taken, known[order]),
+    )
 
 
-def _sessions(log: Log, pause_ms: int, items: int) -> sparse.csc_matrix:
-    """Sessions by items, 1 where a session has an item. A user's session ends with a pause longer than that."""
-    begins = np.append(True, (np.diff(log.owners) > 0) | (np.diff(log.at_ms) > pause_ms))[: len(log.items)]
+def _repeats(log: Log, begins: Bools, taken: sparse.csc_matrix, chosen: I64) -> Repeats | None:
+    """How the `chosen` items (n,) are taken again, by the entries of sessions x items; None where nothing ever is."""
+    entries = taken.tocoo()
+    session, item, items = entries.row, entries.col.astype(np.int64), taken.shape[1]
+    owned = np.unique(log.owners[begins][session] * items + item)
+    users, sessions = np.bincount(owned % items, minlength=items), np.bincount(item, minlength=items)
+    mean = (sessions.sum() - users.sum()) / max(users.sum(), 1)
+    if mean == 0:
+        return None
+    again = (sessions - users + _PRIOR * mean) / (users + _PRIOR) / mean
+    newest_ms = int(log.at_ms.max())
+    is_late = log.at_ms[begins][session] > newest_ms - _LATELY_MS
+    usual = sessions * is_late.mean()
+    lately = (np.bincount(item[is_late], minlength=items) + _PRIOR) / (usual + _PRIOR)
+    return Repeats(again[chosen].astype(np.float32), lately[chosen].astype(np.float32), newest_ms)
+
+
+def _begins(log: Log, pause_ms: int) -> Bools:
+    """(events,) whether a session begins with an event: a user's first, and one after a longer pause than that."""
+    found: Bools = np.append(True, (np.diff(log.owners) > 0) | (np.diff(log.at_ms) > pause_ms))
+    return found[: len(log.items)]
+
+
+def _sessions(log: Log, begins: Bools, items: int) -> sparse.csc_matrix:
+    """Sessions by items, 1 where a session has an item; `begins` (events,)."""
     session = np.cumsum(begins) - 1
     taken = sparse.csc_matrix(
         (np.ones(len(session), dtype=np.float32), (session, log.items)),

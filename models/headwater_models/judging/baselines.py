@@ -55,8 +55,13 @@ def popularity_now(known: Log, items: int, days: float = math.inf, until_ms: int
     return scores
 
 
-def buy_again(popular: Scorer) -> Scorer:
-    """A user's most frequent items, earlier ones first among equals; then what is popular."""
+def personal_top(popular: Scorer) -> Scorer:
+    """A user's most frequent items, the latest first among equals; then what is popular."""
+    return buy_again(popular, latest=True)
+
+
+def buy_again(popular: Scorer, *, latest: bool = False) -> Scorer:
+    """A user's most frequent items, earlier ones first among equals, or the latest; then what is popular."""
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         found = np.array(popular(log, cases, part))
@@ -69,6 +74,11 @@ def buy_again(popular: Scorer) -> Scorer:
         cases_of, items = np.divmod(pairs, found.shape[1])
         place = first - (np.cumsum(lengths) - lengths)[cases_of]  # in the case's own history
         age = place / (2 * lengths[cases_of])  # below a half: order among equal counts only
+        if latest:
+            last = np.zeros(len(pairs))
+            which = np.searchsorted(pairs, owners * found.shape[1] + log.items[rows])
+            np.maximum.at(last, which, np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[owners])
+            age = -last / (2 * lengths[cases_of])
         found[cases_of, items] = counts - age
         return found
 

@@ -87,7 +87,7 @@ def judge(
 
     A bundle is judged alone, with its neighbours if it has a table, as it is served with buy-again where seen items may
     come, and with its scorer if it has one. With an `other` bundle, their ranks are fused too. `learned` adds ItemKNN, EASE
-    and ALS, and TIFU-KNN for baskets, which need scipy and implicit (extra `train`). `k` defaults to the protocol's usual
+    and ALS, or TIFU-KNN for baskets, which need scipy and implicit (extra `train`). `k` defaults to the protocol's usual
     length.
 
     Raises BundleError, or DatasetError if the data does not fit the bundle.
@@ -231,6 +231,7 @@ def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bo
     makers: dict[str, Callable[[], Scorer]] = {"popular": lambda: popular}
     if asked.protocol == "next-basket":
         makers["personal top"] = lambda: baselines.buy_again(popular)
+        makers["personal top, the latest first"] = lambda: baselines.personal_top(popular)
         makers["repeats by time"] = lambda: baselines.repeats_by_time(asked.train, items)
     elif asked.protocol == "cases":
         if not asked.test.mask_seen:
@@ -243,16 +244,23 @@ def _baselines(asked: Split, data: Dataset, k: int, threads: int, *, learned: bo
     if learned:
         from headwater_models.judging import item_models
 
-        nearest = partial(item_models.item_knn, asked.train, items)
-        makers["ItemKNN"] = lambda: tuned(
-            lambda shrink: nearest(shrink=shrink), item_models.SHRINKS, asked, items, k
-        )
-        ease = f"EASE ({item_models.EASE_ITEMS:,} most popular)" if items > item_models.EASE_ITEMS else "EASE"
-        makers[ease] = lambda: item_models.ease(asked.train, items)
-        makers["ALS"] = lambda: item_models.als(asked.train, items, threads=threads)
         if asked.protocol == "next-basket":
             makers["TIFU-KNN"] = lambda: item_models.tifu_knn(asked.train, items)
+        else:
+            makers |= _item_models(asked, items, k, threads)
     return {name: Method(make) for name, make in makers.items()}
+
+
+def _item_models(asked: Split, items: int, k: int, threads: int) -> dict[str, Callable[[], Scorer]]:
+    from headwater_models.judging import item_models
+
+    nearest = partial(item_models.item_knn, asked.train, items)
+    ease = f"EASE ({item_models.EASE_ITEMS:,} most popular)" if items > item_models.EASE_ITEMS else "EASE"
+    return {
+        "ItemKNN": lambda: tuned(lambda shrink: nearest(shrink=shrink), item_models.SHRINKS, asked, items, k),
+        ease: lambda: item_models.ease(asked.train, items),
+        "ALS": lambda: item_models.als(asked.train, items, threads=threads),
+    }
 
 
 def figures(results: Results) -> dict[str, dict[str, dict[str, float]]]:

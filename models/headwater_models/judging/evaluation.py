@@ -288,7 +288,7 @@ def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:
 
 
 def freshness(
-    scorer: Scorer,
+    late: Callable[[int], Scorer],
     log: Log,
     cases: Cases,
     items: int,
@@ -296,10 +296,13 @@ def freshness(
     delays_ms: Sequence[int],
     done: Done = lambda *_: None,
 ) -> dict[int, Measure]:
-    """Recall at k when events reach the history only after a delay: delay in ms -> recall."""
+    """Recall at k when events reach the history only after a delay: delay in ms -> recall.
+
+    `late` gives the scorer for a delay in ms, in which other things may lag too.
+    """
     found = {}
     for n, delay_ms in enumerate(delays_ms):
-        ranks, _ = ranking(scorer, log, delayed(log, cases, delay_ms), items, k)
+        ranks, _ = ranking(late(delay_ms), log, delayed(log, cases, delay_ms), items, k)
         found[delay_ms] = _measure((ranks <= k).astype(np.float64), cases.users[cases.case_of_target])
         done(n + 1, len(delays_ms))
     return found

@@ -1,6 +1,6 @@
 """The plots of models/RESULTS.md. `python -m headwater_models.judging.plots WHAT FROM...` draws one and prints its numbers.
 
-freshness [BUNDLE]      recall by the delay of clicks on Complete Journey; asks the questions itself
+freshness FILE...       recall by the delay of clicks, a panel for each file of `headwater evaluate --delay --json`
 learning BUNDLE...      validation by epoch, as bundles of `headwater train` tell it
 groups FILE             hits by history length and popularity, from `headwater evaluate --json`
 light FILE...           speed against recall, a panel for each file of `headwater bundle compare --json`
@@ -18,40 +18,26 @@ from matplotlib.figure import Figure
 
 from headwater.encoder import runtime as encoder
 from headwater_models.bundles.export import CURVE
-from headwater_models.data.datasets import load
 from headwater_models.judging.comparison import Results, Weighed
-from headwater_models.judging.evaluation import Group, Measure, bundle_scorer, encoded, freshness
+from headwater_models.judging.evaluation import Group
+from headwater_models.judging.freshness import Freshness, named
 from headwater_models.judging.metrics import DECILES, LENGTHS
-from headwater_models.judging.protocols import discoveries, split
 
-STARTER: Final = Path(__file__).parents[1] / "starter"
 PAGE_FOLDER: Final = Path(__file__).parents[2]  # of RESULTS.md, which shows the plots
-DELAYS_MS: Final = {"0 s": 0, "1 min": 60_000, "1 h": 3_600_000, "1 day": 86_400_000}
 
 
-def starter_freshness(bundle: Path, sample: int = 10_000, k: int = 20) -> dict[str, dict[int, Measure]]:
-    """Recall of a bundle on Complete Journey by the delay of clicks, for all purchases and for discoveries."""
-    data = load("complete-journey")
-    asked = split(data, "prequential", sample=sample)
-    loaded = encoder.load(bundle)
-    scorer = bundle_scorer(loaded, encoded(loaded, data))
-    sets = {"all purchases": asked.test, "first purchases": discoveries(asked.log, asked.test)}
-    return {
-        name: freshness(scorer, asked.log, cases, len(data.item_ids), k, list(DELAYS_MS.values()))
-        for name, cases in sets.items()
-    }
-
-
-def draw_freshness(curves: dict[str, dict[int, Measure]], path: Path) -> None:
-    """Recall over delay, one line per set of targets, with intervals. Equal curves give equal files."""
-    figure, (axes,) = _figure(1)
-    for name, curve in curves.items():
-        values = [measure.value for measure in curve.values()]
-        below = [measure.value - measure.low for measure in curve.values()]
-        above = [measure.high - measure.value for measure in curve.values()]
-        axes.errorbar(list(DELAYS_MS), values, yerr=[below, above], marker="o", capsize=3, label=name)
-    axes.set(xlabel="a click reaches the state after", ylabel="recall@20", ylim=(0, None))
-    axes.legend()
+def draw_freshness(found: Sequence[Freshness], path: Path) -> None:
+    """Recall over delay, one panel for each data, one line per question set, with intervals. Equal curves give equal files."""
+    figure, panels = _figure(len(found))
+    for axes, each in zip(panels, found, strict=True):
+        for name, curve in each.curves.items():
+            values = [measure.value for measure in curve.values()]
+            below = [measure.value - measure.low for measure in curve.values()]
+            above = [measure.high - measure.value for measure in curve.values()]
+            delays = [named(delay_ms) for delay_ms in curve]
+            axes.errorbar(delays, values, yerr=[below, above], marker="o", capsize=3, label=name)
+        axes.set(title=each.data, xlabel="a click counts after", ylabel=f"recall@{each.k}", ylim=(0, None))
+        axes.legend(fontsize="small")
     _save(figure, path)
 
 
@@ -127,14 +113,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _freshness(given: Sequence[Path]) -> None:
-    curves = starter_freshness(given[0] if given else STARTER)
-    draw_freshness(curves, PAGE_FOLDER / "freshness.svg")
-    for name, curve in curves.items():
-        found = ", ".join(
-            f"{delay} {measure.value:.4f} ({measure.low:.4f}-{measure.high:.4f})"
-            for delay, measure in zip(DELAYS_MS, curve.values(), strict=True)
-        )
-        sys.stdout.write(f"{name}: {found}\n")
+    found = [msgspec.json.decode(file.read_bytes(), type=Freshness) for file in given]
+    draw_freshness(found, PAGE_FOLDER / "freshness.svg")
 
 
 def _learning(given: Sequence[Path]) -> None:
@@ -162,6 +142,6 @@ _PLOTS: Final[dict[str, Callable[[Sequence[Path]], None]]] = {
 
 if __name__ == "__main__":
     what, *given = sys.argv[1:] or [""]
-    if what not in _PLOTS or (what != "freshness" and not given):
+    if what not in _PLOTS or not given:
         raise SystemExit(f"{what!r} is no plot, or nothing to draw it from is named:\n{__doc__}")
     _PLOTS[what]([Path(name) for name in given])

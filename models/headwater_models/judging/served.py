@@ -29,6 +29,8 @@ from headwater_models.judging.protocols import Cases, Scorer, histories
 from headwater_models.judging.trending import Trending
 
 INTERESTS: Final[Mapping[str, float]] = MappingProxyType({"interests": 1.0})
+# Those of a request that names none, in whose answers popular items fill up.
+ANY_SOURCE: Final[Mapping[str, float]] = MappingProxyType({})
 # Nothing waits here; only the sum of the work counts.
 _TIMEOUT_S: Final = 86_400.0
 # An item that is marked as new is new at any moment of any data.

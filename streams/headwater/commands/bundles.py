@@ -34,6 +34,7 @@ def evaluate(
     seed: int = 0,
     k: int | None = None,
     baselines: Annotated[bool, FLAG] = False,
+    delay: str | None = None,
     through_the_stream: Annotated[bool, FLAG] = False,
     graph: Annotated[bool, FLAG] = False,
     threads: int = 1,
@@ -56,7 +57,10 @@ def evaluate(
     k
         The length of lists; default: 10 for leave-one-out, next-basket and cases, else 20.
     baselines
-        Also judge ItemKNN, EASE and ALS, and TIFU-KNN for next-basket. Needs the extra train.
+        Also judge ItemKNN, EASE and ALS, or TIFU-KNN for next-basket. Needs the extra train.
+    delay
+        Tell what freshness is worth: recall of the bundle as it serves, if clicks counted only after each of these delays, such
+        as 0s,1m,10m,1h,1d. By the protocol prequential.
     through_the_stream
         Judge the bundle offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
     graph
@@ -81,6 +85,19 @@ def evaluate(
             f"--with {with_}: expected a bundle to go with it, `headwater evaluate BUNDLE --with {with_}`"
         )
     length, count = positive("--k", k), positive("--sample", sample)
+    if delay is not None:
+        if (
+            baselines
+            or with_ is not None
+            or through_the_stream
+            or questions.cases is not None
+            or bundle is None
+        ):
+            raise UsageError(
+                f"--delay {delay}: it is about a bundle alone, by the protocol prequential; leave --baselines, --with, "
+                "--through-the-stream and --cases out"
+            )
+        return _tell_freshness(bundle, events, delay, count, seed, length, threads, json=json)
     data, asked = _asked(events, questions, count, seed)
     if through_the_stream:
         assert bundle is not None
@@ -92,6 +109,32 @@ def evaluate(
         print(as_json(results).decode())
         return 0
     return print_tables(results)
+
+
+def _tell_freshness(
+    bundle: Path,
+    events: DataOptions,
+    delay: str,
+    sample: int | None,
+    seed: int,
+    k: int | None,
+    threads: int,
+    *,
+    json: bool,
+) -> int:
+    from headwater_models import commands
+    from headwater_models.judging.freshness import delays_of, of_bundle
+    from headwater_models.judging.protocols import split
+
+    delays_ms, at = delays_of(delay), events.moment()
+    data = events.load()
+    asked = split(data, events.protocol or "prequential", at, sample, seed)
+    found = of_bundle(bundle, data, asked, delays_ms, k=k, seed=seed, threads=threads)
+    if json:
+        print(commands.as_json(found).decode())
+    else:
+        stdout().print(commands.freshness_table(found))
+    return 0
 
 
 def _asked(

@@ -77,6 +77,52 @@ def test_an_item_counts_once_a_session_and_a_pause_ends_it() -> None:
     assert not len(table_of(log, ITEM_IDS, TableConfig(together=2, pause_s=3600.0)).items)
 
 
+def test_the_table_says_how_often_users_come_back_to_an_item_and_whether_it_is_taken_lately() -> None:
+    day = 24 * HOUR_MS
+    visits = [(0, 1), (0, 1), (0, 1), (0, 2), (2, 3), (2, 3), (2, 3), (1, 2)]  # tea four times, soap three
+    ages = [90, 80, 70, 60, 50, 40, 2, 1]
+    items, at_ms = np.array(visits).ravel(), np.repeat(1_700_000_000_000 - day * np.array(ages), 2)
+    once = np.array([0, 1, 2, 3])  # another user takes each of them once, two months ago
+    log = Log(
+        ["ann", "bob"],
+        np.array([0, 16, 20]),
+        np.concatenate([items, once]),
+        np.full(20, 1),
+        np.concatenate([at_ms, np.full(4, 1_700_000_000_000 - 60 * day)]),
+    )
+    repeats = table_of(log, ITEM_IDS, TableConfig(neighbours=2, together=2, shrink=0.0)).repeats
+    assert repeats is not None
+    table = table_of(log, ITEM_IDS, TableConfig(neighbours=2, together=2, shrink=0.0))
+    names = [ITEM_IDS[[item_key(each) for each in ITEM_IDS].index(key)] for key in table.keys.tolist()]
+    again, lately = (
+        dict(zip(names, column.tolist(), strict=True)) for column in (repeats.again, repeats.lately)
+    )
+    # Of tea and milk the two users have three repeats, of bread four and of soap two: three for two users is the mean.
+    mean = 12 / 8
+    assert again == {
+        name: pytest.approx((times + 5 * mean) / (2 + 5) / mean)
+        for name, times in {"tea": 3, "milk": 3, "bread": 4, "soap": 2}.items()
+    }
+    # Four of twenty entries are late: one with milk, two with bread, one with soap.
+    assert lately == {
+        name: pytest.approx((late + 5) / (times * 4 / 20 + 5))
+        for name, late, times in (("tea", 0, 5), ("milk", 1, 5), ("bread", 2, 6), ("soap", 1, 4))
+    }
+    assert repeats.at_ms == int(log.at_ms.max())
+
+
+def test_items_that_nobody_takes_twice_say_nothing_of_repeats() -> None:
+    users = 6
+    log = Log(
+        [f"user-{n}" for n in range(users)],
+        np.arange(users + 1) * 2,
+        np.tile([0, 1], users),
+        np.full(2 * users, 1),
+        np.tile([0, 1_000], users),
+    )
+    assert table_of(log, ITEM_IDS, PAIRS).repeats is None
+
+
 def test_an_item_keeps_those_of_its_neighbours_that_are_most_alike() -> None:
     sessions = [(0, 1), (0, 1), (0, 1), (0, 2), (0, 2), (2, 3), (2, 3), (2, 3)]
     items = np.array(sessions).ravel()

@@ -7,6 +7,7 @@ import numpy as np
 from headwater_models.judging.baselines import (
     DAY_MS,
     buy_again,
+    personal_top,
     popularity,
     popularity_now,
     popularity_of_texts,
@@ -58,6 +59,13 @@ def test_buy_again_ranks_a_users_own_counts_and_fills_with_the_popular() -> None
     assert order[0, :3].tolist() == [0, 1, 4]  # ann: 0 three times, 1 once; then the popular
     assert order[1, :3].tolist() == [1, 4, 0]  # bob: 1 before 4, once each
     assert order[2, :3].tolist() == [0, 1, 4]  # eve is new
+
+
+def test_personal_top_prefers_the_latest_of_equally_frequent_items() -> None:
+    data = dataset({"ann": [(3, 0), (0, 1), (1, 2), (1, 3), (0, 4), (2, 5)], "bob": [(4, 0), (4, 1), (4, 2)]})
+    asked = split(data, "leave-one-out")
+    found = personal_top(popularity(asked.train, ITEMS))(asked.log, asked.test, slice(0, 1))
+    assert np.argsort(-found[0], kind="stable")[:4].tolist() == [0, 1, 3, 4]  # 0 was last of the two
 
 
 def test_an_item_that_is_in_the_next_basket_again_and_lately_comes_first() -> None:

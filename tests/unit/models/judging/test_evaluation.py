@@ -160,7 +160,7 @@ def test_what_is_late_is_not_known_yet() -> None:
         return out
 
     asked = split(walk, "prequential", 0.5)
-    found = freshness(one_more, asked.log, asked.test, ITEMS, 1, [0, 1000, 1001])
+    found = freshness(lambda _delay_ms: one_more, asked.log, asked.test, ITEMS, 1, [0, 1000, 1001])
     assert [measure.value for measure in found.values()] == [1, 1, 0]
 
 

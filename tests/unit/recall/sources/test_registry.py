@@ -19,4 +19,4 @@ def test_every_source_can_be_made_of_an_index_alone() -> None:
 
 
 def test_a_request_that_names_no_source_asks_those_with_a_default_weight() -> None:
-    assert DEFAULT_WEIGHTS == {"buy-again": 20.0, "similar": 1.0, "interests": 1.0, "query": 1.0, "item": 1.0}
+    assert DEFAULT_WEIGHTS == {"buy-again": 40.0, "similar": 1.0, "interests": 1.0, "query": 1.0, "item": 1.0}
