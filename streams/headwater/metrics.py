@@ -59,6 +59,11 @@ class Histogram(prometheus_client.Histogram):
         self._count_noted()
         return super()._child_samples()
 
+    def counts(self) -> npt.NDArray[np.float64]:
+        """How many values each bucket has, (buckets,); the last bucket has no upper bound. Not for one with labels."""
+        self._count_noted()
+        return np.array([bucket.get() for bucket in self._buckets])
+
     def _count_noted(self) -> None:
         noted = []
         with suppress(IndexError):  # another thread may count too

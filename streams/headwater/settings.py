@@ -149,6 +149,10 @@ class Settings(BaseSettings):
         default=None,
         description="what `/users/{id}` and `/items` ask for; none = a worker does not serve them",
     )
+    live_open: bool = Field(
+        default=False,
+        description="the live page shows users and takes clicks without the token, where WEB_HOST is of this machine alone",
+    )
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(
         default=8080, ge=0, le=65_535, description="of `headwater gateway`; 0 = any free port"
@@ -340,6 +344,12 @@ class Settings(BaseSettings):
         if self.admin_token is not None:
             return self
         return self.model_copy(update={"admin_token": SecretStr(secrets.token_urlsafe(24))})
+
+    def with_open_page(self) -> Self:
+        """The same with the live page open to this machine, unless a setting says otherwise, or there is a token to ask for."""
+        if "live_open" in self.model_fields_set or self.admin_token is not None:
+            return self
+        return self.model_copy(update={"live_open": True})
 
     def make_data_dir(self) -> None:
         """Make `data_dir`, or find it there. Raises SettingsError if it cannot be made or written to."""

@@ -1,6 +1,7 @@
 """A web server that listens where its settings say, and what all of ours answer with."""
 
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -52,6 +53,14 @@ def as_json(body: Any, status: int, headers: Mapping[str, str] | None = None) ->
     return web.Response(
         body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json"
     )
+
+
+def is_local(host: str) -> bool:
+    """Whether an address to listen on is of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def is_bearer(request: web.Request, token: str) -> bool:

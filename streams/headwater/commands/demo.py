@@ -113,13 +113,17 @@ async def _run(
     settings.model_copy(update={"data_dir": folder}).make_data_dir()
     with EmbeddedBroker(folder) as broker:
         admin_port = settings.admin_port or worker_process.free_port(settings.admin_host)
-        own = settings.with_admin_token().model_copy(
-            update={
-                "data_dir": folder,
-                "kafka_bootstrap_servers": broker.bootstrap_servers,
-                "admin_port": admin_port,
-                **IN_PROCESS,
-            }
+        own = (
+            settings.with_open_page()
+            .with_admin_token()
+            .model_copy(
+                update={
+                    "data_dir": folder,
+                    "kafka_bootstrap_servers": broker.bootstrap_servers,
+                    "admin_port": admin_port,
+                    **IN_PROCESS,
+                }
+            )
         )
         await topics.create(own)
         async with worker_process.running(own) as web:

@@ -2,11 +2,17 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from headwater.commands.terminal import CommandError, UsageError, quiet_aiokafka, run_async, say
+
+if TYPE_CHECKING:
+    from headwater.commands.findings import Finding
+    from headwater.settings import Settings
+    from headwater.worker.live_page import Examine
+    from headwater.worker.roles import Role
 
 
 def demo(
@@ -85,7 +91,9 @@ def up(
     options = {"web_port": web_port, "bundle": bundle, "data_dir": data_dir, "topic_prefix": prefix}
     # First: a wrong setting is told before anything heavy is imported.
     settings = Settings.load(**{name: value for name, value in options.items() if value is not None})
-    settings = settings.with_admin_token()  # other terminals of this user find it in the run file
+    settings = (
+        settings.with_open_page().with_admin_token()
+    )  # other terminals of this user find it in the run file
     is_embedded = not settings.kafka_bootstrap_servers
     if not is_embedded and (keep or kafka_port is not None):
         raise UsageError(
@@ -134,7 +142,7 @@ def up(
 
         async def serving() -> int:
             created.extend(await topics.create(settings))
-            return await serve(settings, "all", alongside)
+            return await serve(settings, "all", alongside, _examining(settings, "all"))
 
         return run_async(serving())
 
@@ -163,7 +171,18 @@ def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
     from headwater.worker.process import serve
 
     configure_logging(settings)
-    return run_async(serve(settings, role))
+    return run_async(serve(settings, role, examine=_examining(settings, role)))
+
+
+def _examining(settings: "Settings", role: "Role") -> "Examine":
+    """What `headwater doctor` would find, for the live page of a worker of that role."""
+
+    async def examine(web: str | None) -> "list[Finding]":
+        from headwater.commands import doctor
+
+        return await doctor.examine(settings, web, ("interests", "catalog") if role == "all" else (role,))
+
+    return examine
 
 
 def gateway(*, host: str | None = None, port: int | None = None) -> int:

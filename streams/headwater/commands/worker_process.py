@@ -159,6 +159,7 @@ def _as_environment(settings: Settings, port: int) -> dict[str, str]:
         "ENCODER_THREADS": settings.encoder_threads,
         "WEB_HOST": settings.web_host,
         "WEB_PORT": port,
+        "LIVE_OPEN": settings.live_open,
         "ADMIN_HOST": settings.admin_host,
         "ADMIN_PORT": settings.admin_port,
         "ADMIN_TOKEN": settings.admin_token.get_secret_value() if settings.admin_token is not None else "",

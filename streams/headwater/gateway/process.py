@@ -1,7 +1,6 @@
 """The gateway as a process: connect, listen, and serve until a signal."""
 
 import asyncio
-import ipaddress
 import signal
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -13,7 +12,7 @@ from headwater.docs.site import add_docs
 from headwater.gateway.admission import Admission
 from headwater.gateway.routes import Gateway
 from headwater.settings import Settings, SettingsError
-from headwater.web_door import Door
+from headwater.web_door import Door, is_local
 
 # What a call may wait for, an answer of a worker included, is bounded by the client.
 _MOST_AT_ONCE: Final = 1_000
@@ -28,7 +27,7 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         WebError: the address cannot be listened on.
     """
     keys = [key.get_secret_value() for key in settings.gateway_keys]
-    if not keys and not _is_local(settings.gateway_host):
+    if not keys and not is_local(settings.gateway_host):
         raise SettingsError(
             f"HEADWATER_GATEWAY_HOST is {settings.gateway_host}: expected HEADWATER_GATEWAY_KEYS with it, or an address "
             "that only this machine reaches, such as 127.0.0.1"
@@ -55,10 +54,3 @@ def application(
     app = Gateway(client, admission, keys).application()
     add_docs(app, settings, has_api=True)
     return app
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

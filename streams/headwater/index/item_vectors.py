@@ -1,7 +1,7 @@
 """The item vectors that user encoders step on: one matrix, keys in a dict, missing ones fetched from the index."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Final
 
 import numpy as np
@@ -39,6 +39,11 @@ class ItemVectors:
 
     def __contains__(self, key: int) -> bool:
         return key in self._rows
+
+    def some_keys(self, count: int) -> list[int]:
+        """At most ``count`` of the keys that are held, from all over them."""
+        step = max(-(-len(self._rows) // max(count, 1)), 1)
+        return list(islice(self._rows, 0, None, step))
 
     @property
     def can_fetch(self) -> bool:

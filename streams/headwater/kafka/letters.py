@@ -193,6 +193,7 @@ class Wanted(Struct, frozen=True):
     topics: Collection[str] = ()  # of the originals
     since_ms: int | None = None  # put there then or later
     key: bytes | None = None  # of the original
+    places: Collection[Place] = ()  # of the originals
 
     def takes(self, letter: Letter) -> bool:
         """Whether the letter passes."""
@@ -201,6 +202,7 @@ class Wanted(Struct, frozen=True):
             and (not self.topics or letter.place.topic in self.topics)
             and (self.since_ms is None or letter.put_ms >= self.since_ms)
             and (self.key is None or letter.key == self.key)
+            and (not self.places or letter.place in self.places)
         )
 
 

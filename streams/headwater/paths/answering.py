@@ -322,8 +322,10 @@ class Outbox:
             pending.unanswered.answered()
         if self._observer.is_watched:
             replies = [each for each in replies if not _is_of_probe(each[1].response)]
-            newest = replies[-self._observer.capacity :]
-            events = [Answered(reply.response, now_ms - pending.asked_ms) for pending, reply in newest]
+            newest = replies[len(replies) - self._observer.allowance(Answered, len(replies)) :]
+            events = [
+                Answered(reply.response, now_ms - pending.asked_ms, now_ms) for pending, reply in newest
+            ]
             self._observer.tell(events, omitted=len(replies) - len(newest))
 
     async def send(self, replies: Sequence[Reply]) -> None:

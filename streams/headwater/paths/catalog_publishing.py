@@ -104,7 +104,8 @@ class CatalogPublishing:
 
     def _tell(self, published: Sequence[tuple[Change, Point]]) -> None:
         """Tell listeners of the newest changes."""
-        newest, now_ms = published[-self._observer.capacity :], time.time() * 1000.0
+        allowed = self._observer.allowance(ItemIndexed, len(published))
+        newest, now_ms = published[len(published) - allowed :], time.time() * 1000.0
         events = [
             ItemIndexed(
                 change.item_id,

@@ -268,9 +268,10 @@ class ClickPath:
         counts.add(clicks.item[counting], clicks.action[counting], clicks.at_ms[counting], applied.share)
 
     def _tell(self, applied: Applied) -> None:
-        """Tell listeners of the newest clicks that count."""
+        """Tell listeners of the newest clicks that count, as many as they may be told."""
         counting = applied.counts.nonzero()[0]
-        newest = counting[-self._observer.capacity :].tolist()
+        allowed = self._observer.allowance(ClickApplied, len(counting))
+        newest = counting[len(counting) - allowed :].tolist()
         now_ms = self._now_ms()
         events = []
         for place in newest:
@@ -286,6 +287,7 @@ class ClickPath:
                     record.partition,
                     record.offset,
                     float(max(now_ms - record.timestamp, 0)),
+                    float(now_ms),
                 )
             )
         self._observer.tell(events, omitted=len(counting) - len(newest))

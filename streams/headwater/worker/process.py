@@ -11,6 +11,7 @@ import structlog
 
 from headwater.errors import StopWorker
 from headwater.settings import Settings, SettingsError
+from headwater.worker.live_page import Examine
 from headwater.worker.roles import Role
 from headwater.worker.worker import ABANDON_S, Worker
 
@@ -27,10 +28,12 @@ _LEFTOVERS_S: Final = 1.0
 Alongside = Callable[[Worker], Coroutine[Any, Any, None]]
 
 
-async def serve(settings: Settings, role: Role, alongside: Alongside | None = None) -> int:
+async def serve(
+    settings: Settings, role: Role, alongside: Alongside | None = None, examine: Examine | None = None
+) -> int:
     """Run a worker until SIGTERM or SIGINT, or until it has to stop. Returns the exit code: 0 or 1.
 
-    ``alongside`` runs from the start of the worker to its stop. What it raises stops the worker.
+    ``alongside`` runs from the start of the worker to its stop. What it raises stops the worker. ``examine``: see `Worker`.
 
     Raises:
         Whatever :meth:`Worker.start` raises.
@@ -40,7 +43,7 @@ async def serve(settings: Settings, role: Role, alongside: Alongside | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
-    worker = Worker(settings, role)
+    worker = Worker(settings, role, examine)
     # A broker may keep a worker waiting at its start for as long as it likes, so a signal or a failure ends that too.
     starting = asyncio.ensure_future(worker.start())
     stop = asyncio.ensure_future(stopping.wait())

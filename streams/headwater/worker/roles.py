@@ -11,12 +11,13 @@ A worker of role `all` has both.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError
@@ -34,6 +35,7 @@ from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.epochs import next_epoch
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.faust_group import FaustGroup
+from headwater.kafka.partitioner import partition_of
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import Background
 from headwater.kafka.tail import Tail
@@ -47,6 +49,7 @@ from headwater.paths.observer import Observer
 from headwater.paths.requests import RequestPath
 from headwater.paths.serving import Serving
 from headwater.profiles.clicks_log import ACCEPT_LOG
+from headwater.profiles.interests import UserInterests, WhatIfEvents, interests_of
 from headwater.profiles.store import ProfileLayout, Profiles
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import Counts, Trends
@@ -65,6 +68,8 @@ Role = Literal["all", "interests", "catalog"]
 # Reading the vectors of a million items takes a minute. A topic that cannot be read fails by itself long before this.
 _FOLLOWED_WITHIN_S: Final = 900.0
 _CLAIM_S: Final = 1.0
+# A person looks at a user's interests.
+_FETCHED_WITHIN_S: Final = 2.0
 _SWEEP_S: Final = 3_600.0
 
 
@@ -219,6 +224,32 @@ class InterestsRole:
             )
             common.background.start(self.probe.run())
         return group
+
+    async def interests(self, user: bytes, now_ms: int) -> UserInterests | None:
+        """What a user of this worker is interested in at a moment; None where it does not have the user.
+
+        Raises:
+            IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
+        """
+        partition = self.profiles.partition(partition_of(user, self._common.settings.partitions))
+        if partition is None or user not in partition.columns.rows:
+            return None
+        (found,) = await interests_of(
+            partition.columns,
+            [user],
+            [WhatIfEvents([], [], [])],
+            np.array([now_ms], dtype=np.int64),
+            self.vectors,
+            self._common.encoder,
+            self._request_threads,
+            fetch_s=_FETCHED_WITHIN_S,
+        )
+        return found
+
+    @property
+    def catalog(self) -> Mapping[int, int]:
+        """The offset that the index has reached in each catalog partition."""
+        return self._follower.offsets
 
     @property
     def other_bundles(self) -> set[str]:

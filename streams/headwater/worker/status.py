@@ -53,6 +53,7 @@ class Status:
         self.index: Index | None = None
         self.interests: InterestsRole | None = None
         self.catalog: CatalogRole | None = None
+        self.watchdog: Watchdog | None = None
         self._group_problem: str | None = None
         self._held_back = HeldBack()
 
@@ -151,6 +152,35 @@ class Status:
     def tell_of_groups(self, problem: str | None) -> None:
         """Take note of why a group of this worker does not move; None: all do."""
         self._group_problem = problem
+
+    def figures(self) -> dict[str, Any]:
+        """How far each partition has come, and how much this worker holds; for the live page."""
+        partitions = list(self.interests.profiles.partitions.values()) if self.interests is not None else []
+        # An empty partition has no progress yet.
+        places = {
+            (self._topics.clicks, each.number): (each.watermark, 0) for each in partitions if each.owned
+        }
+        for each in self._read():
+            place = (each.topic, each.partition)
+            watermark, _ = places.get(place, (each.done - 1, 0))
+            places[place] = (watermark, max(each.lag, 0))
+        return {
+            "partitions": [
+                {
+                    "topic": topic,
+                    "partition": number,
+                    "watermark": watermark,
+                    "lag": lag,
+                    "still_s": round(self.watchdog.still_s(topic, number), 1)
+                    if self.watchdog is not None
+                    else 0.0,
+                }
+                for (topic, number), (watermark, lag) in places.items()
+            ],
+            "users": sum(len(each.columns) for each in partitions),
+            "items": len(self.interests.vectors) if self.interests is not None else None,
+            "pending": sum(int(each.columns.pending.sum()) for each in partitions),
+        }
 
     async def describe_user(self, user_id: str) -> dict[str, Any] | None:
         """The log of a user as people read it, without retractions; None where this worker does not have the user."""
@@ -333,6 +363,7 @@ def _described(event: Event, payload: Mapping[str, Any] | None) -> dict[str, Any
     return {
         "item_id": known.get("item_id"),
         "title": known.get("title"),
+        "category": known.get("category"),
         "at_ms": event.at_ms,
         "action": ACTION_NAMES.get(event.action, f"action {event.action}"),
         "pending": payload is None,

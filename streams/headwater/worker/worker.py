@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -27,11 +27,15 @@ from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.observer import Observer
 from headwater.settings import Settings
+from headwater.web_door import is_local
 from headwater.worker import membership
+from headwater.worker.live_page import Examine, live_page
 from headwater.worker.roles import CatalogRole, Common, InterestsRole, Role
 from headwater.worker.status import Status, keep_counting_items
 from headwater.worker.watchdog import Watchdog, ask_every_broker, time_the_loop
 from headwater.worker.web import routes
+from headwater.worker.web.guard import Guard
+from headwater.worker.web.live import add_live
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +52,13 @@ class Worker:
     """One worker of a role. ``start`` returns once it consumes; ``status.ready`` is set once its state is complete.
 
     ``background`` takes work that runs beside it; what such work raises stops the worker.
+
+    Args:
+        examine: looks at the whole system for the live page, which else does without.
     """
 
-    def __init__(self, settings: Settings, role: Role) -> None:
-        self._settings, self._role = settings, role
+    def __init__(self, settings: Settings, role: Role, examine: Examine | None = None) -> None:
+        self._settings, self._role, self._examine = settings, role, examine
         self._stack = contextlib.AsyncExitStack()
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.background = Background("the background", self.fail)
@@ -107,12 +114,17 @@ class Worker:
             log.warning("topic_deviates", **problem._asdict())
         status.deviations = [str(problem) for problem in problems]
         # First, so that /healthz tells how far the start has come.
-        probes = routes.probes(self.metrics, status.health, status.readiness, settings)
+        examine = self._examined if self._examine is not None else None
+        page = live_page(settings, status, self.metrics, self.observer, encoder, examine)
+        self._stack.push_async_callback(page.close)
+        token = settings.admin_token.get_secret_value() if settings.admin_token is not None else None
+        guard = Guard(token, settings.live_open and is_local(settings.web_host))
+        add_page = partial(add_live, door_guard=guard, parts=page.parts)
+        probes = routes.probes(self.metrics, status.health, status.readiness, settings, add_page)
         await probes.start(settings.web_host, settings.web_port)
         self._stack.push_async_callback(probes.stop)
         self.web_address = probes.address
-        if settings.admin_token is not None:
-            token = settings.admin_token.get_secret_value()
+        if token is not None:
             data = routes.data(token, status.describe_user, status.describe_items)
             await data.start(settings.admin_host, settings.admin_port)
             self._stack.push_async_callback(data.stop)
@@ -158,7 +170,9 @@ class Worker:
             group.failed.add_done_callback(lambda failed: self.fail(failed.result()))
             self._stack.push_async_callback(group.stop)
             await group.join()
-        watchdog = Watchdog(status.progress, self.fail, partial(ask_every_broker, producer.client))
+        watchdog = status.watchdog = Watchdog(
+            status.progress, self.fail, partial(ask_every_broker, producer.client)
+        )
         watchdog.start()
         self._stack.push_async_callback(watchdog.stop)
         self.metrics.worker.info(
@@ -174,6 +188,10 @@ class Worker:
         self.background.start(membership.watch(settings, status.watched_groups(), status.tell_of_groups))
         if index is not None:
             self.background.start(keep_counting_items(self.metrics, index))
+
+    async def _examined(self) -> Sequence[tuple[str, bool, str]]:
+        assert self._examine is not None
+        return await self._examine(self.web_address)
 
     async def _announce_ready(self, started_s: float) -> None:
         while not self.status.is_complete:  # noqa: ASYNC110 - it is a sum of many states, not one event

@@ -210,7 +210,7 @@ async def test_those_who_watch_are_told_acknowledged_answers() -> None:
     ]
     with observer.listen() as listener:
         await box.deliver(replies)
-        assert await listener.next() == [Answered(reply.response, 250.0) for _, reply in replies[1:]]
+        assert await listener.next() == [Answered(reply.response, 250.0, 1_250.0) for _, reply in replies[1:]]
         assert listener.dropped == 1
 
 

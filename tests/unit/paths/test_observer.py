@@ -2,7 +2,7 @@
 
 import asyncio
 
-from headwater.paths.observer import ClickApplied, Observer
+from headwater.paths.observer import Answered, ClickApplied, Observer
 
 
 def clicked(number: int) -> ClickApplied:
@@ -58,3 +58,25 @@ async def test_a_worker_is_watched_only_while_somebody_listens() -> None:
     with observer.listen() as listener:
         observer.tell([clicked(2)])
         assert await listener.next() == [clicked(2)]
+
+
+def test_a_full_load_may_tell_as_much_as_a_display_can_show() -> None:
+    now_s = 0.0
+    observer = Observer(capacity=100, per_s=10.0, clock=lambda: now_s)
+    assert observer.allowance(ClickApplied, 70) == 70
+    assert observer.allowance(ClickApplied, 70) == 30
+    assert observer.allowance(ClickApplied, 70) == 0
+    assert observer.allowance(Answered, 5) == 5  # clicks take nothing from answers
+    now_s = 2.0
+    assert observer.allowance(ClickApplied, 70) == 20
+    now_s = 1000.0
+    assert observer.allowance(ClickApplied, 700) == 100
+
+
+async def test_what_has_come_can_be_taken_without_waiting() -> None:
+    observer = Observer()
+    with observer.listen() as listener:
+        assert listener.take() == []
+        observer.tell([clicked(1)])
+        assert listener.take() == [clicked(1)]
+        assert listener.take() == []

@@ -16,7 +16,7 @@ Bodies are JSON; times are milliseconds since 1970. An error is ``{"error": {"co
 | GET /live/users/{user_id} | one user, see below; 404 ``unknown_user``, or ``elsewhere`` where another worker has the partition |
 | POST /live/clicks | ``{user_id, item_id, action?, event_id?, at_ms?}`` -> 201 ``{partition, offset, token, event_id, took_ms}`` |
 | POST /live/recall | the fields of a `Request` without ``request_id`` -> ``{answer, items: {id: item}, took_ms}`` |
-| GET /live/letters | ``{open, redriven, groups: [{reason, topic, letters, failed_again, oldest_ms, newest_ms, message, place}]}`` |
+| GET /live/letters | ``{open, redriven, groups: [{reason, topic, letters, failed_again, oldest_ms, newest_ms, message, remedy, place}]}`` |
 | GET /live/letters/list?reason=R&topic=T&limit=N | ``{letters: [{place, put_ms, reason, message, lacks, tries, key, value_bytes}]}``, newest first |
 | GET /live/letters/show?place=T/P/O | ``{place, put_ms, reason, message, lacks, tries, key, headers: [[name, text]], text, hex, value_bytes}`` |
 | POST /live/letters/redrive | ``{reasons?, topics?, place?, rate?, dry_run?}`` -> ``{redriven, skipped: {code: n}, refused: {place: why}, dry_run}`` |
@@ -36,7 +36,7 @@ styles and connections of this origin only, no inline ones and no `eval`. An `Ev
 | event | when | data |
 |---|---|---|
 | hello | first | ``{interval_ms, viewers, let_in}`` |
-| figures | once a second | ``{at_ms, clicks_per_s, answers_per_s, items_per_s, click_to_applied_ms{p50, p99}, answer_ms{p50, p99}, click_to_answer_ms{p50, p99, n}, partitions: [{topic, partition, watermark, lag, still_s}], rungs{rung: n}, statuses{status: n}, dead_letters{reason: n}, users, items, pending, viewers}``; p50 and p99 are null where nothing came; counts are since the worker's start |
+| figures | once a second | ``{at_ms, clicks_per_s, answers_per_s, items_per_s, click_to_applied_ms{p50, p99}, answer_ms{p50, p99}, click_to_answer_ms{p50, p99, n}, probe_ms{p50, p99}, probe_failures{reason: n}, partitions: [{topic, partition, watermark, lag, still_s}], rungs{rung: n}, statuses{status: n}, dead_letters{reason: n}, users, items, pending, viewers}``; p50 and p99 are null where nothing came; counts are since the worker's start |
 | clicks | with figures, for those let in | ``[{user_id, item_id, action, event_id, at_ms, partition, offset, lag_ms}]``, a sample, oldest first |
 | answers | the same | ``[{request_id, user_id, status, rung, took_ms, items: [item_id], reflects}]``, a sample |
 | items | the same | ``[{item_id, title, is_removed, lag_ms}]``, a sample |
@@ -45,9 +45,361 @@ styles and connections of this origin only, no inline ones and no `eval`. An `Ev
 **The map** is ``{bundle, items, shown, spread: [share of x, share of y], ids: [], titles: [], categories: [name], category: [place in categories],
 x: [], y: []}``, at most 20,000 points: the first two principal components of the item vectors. Its axes stay as long as the bundle and the worker live.
 
+**Quantiles** are of the last ten seconds. `click_to_answer_ms` is from a click's record to the first answer that reflects it, without the
+time in which the click was applied and nobody asked, of a sample of at most 200 clicks a second; `probe_ms` is that of the freshness probe, where `HEADWATER_PROBE_S` is set.
+
 **One user** is ``{user_id, partition, watermark, events: [{item_id, title, category, at_ms, action, pending, x, y}], interests: [{x, y, weight}],
 pending, last_event_id, counters, hidden}``; events are oldest first.
 
 **An answer as it was at t** is a recall with ``until_ms: t``: events of the user after t do not count, and ``now`` is t. Its ``funnel`` is described
 at `headwater.messages.Funnel`.
 """
+
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+from aiohttp import web
+
+from headwater.client_errors import ClientError, RecallTimeout
+from headwater.errors import HeadwaterError
+from headwater.kafka.letters import Place, Wanted
+from headwater.messages import BadMessage, Response
+from headwater.web_door import as_json
+from headwater.worker.web import guard, static
+from headwater.worker.web.guard import Guard, Handler
+from headwater.worker.web.viewers import Viewers
+
+_MOST_ITEMS: Final = 1_000
+_MOST_USERS: Final = 100
+_MOST_FOUND: Final = 100
+_MOST_LETTERS: Final = 500
+_DEFAULT_RATE: Final = 100.0
+_MAX_RATE: Final = 100_000.0
+_MAX_TEXT: Final = 500
+
+
+class LiveError(HeadwaterError):
+    """A refusal of the page's back, with its status and a code for the page."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Map(Protocol):
+    """The catalog. Methods may raise LiveError."""
+
+    async def packed(self) -> tuple[bytes, bytes, str]:
+        """The map as JSON, the same compressed with gzip, and its ETag."""
+        ...
+
+    async def items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Items by id, as far as they are known."""
+        ...
+
+    async def search(self, text: str, limit: int) -> list[dict[str, Any]]:
+        """The best first."""
+        ...
+
+
+class Users(Protocol):
+    """The users of this worker. Methods may raise LiveError."""
+
+    async def named(self, start: str, limit: int) -> list[dict[str, Any]]:
+        """Those whose id begins so, the last active first."""
+        ...
+
+    async def described(self, user_id: str) -> dict[str, Any]:
+        """One user."""
+        ...
+
+
+class Asks(Protocol):
+    """Publishes and asks."""
+
+    async def click(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Publish an event. Raises BadMessage, ClientError."""
+        ...
+
+    async def recall(self, fields: Mapping[str, Any]) -> tuple[Response, float]:
+        """An answer, and the ms that it took. Raises BadMessage, ClientError."""
+        ...
+
+
+class Desk(Protocol):
+    """Works on dead letters. Methods raise HeadwaterError where the broker is away."""
+
+    async def summary(self) -> dict[str, Any]:
+        """How many there are, and of what."""
+        ...
+
+    async def listed(self, wanted: Wanted, limit: int) -> list[dict[str, Any]]:
+        """The newest first."""
+        ...
+
+    async def shown(self, place: Place) -> dict[str, Any] | None:
+        """One of them."""
+        ...
+
+    async def redriven(self, wanted: Wanted, rate: float, dry_run: bool) -> dict[str, Any]:
+        """Publish them again."""
+        ...
+
+    async def purged(self, wanted: Wanted, dry_run: bool) -> int:
+        """Take them out."""
+        ...
+
+
+class Parts(NamedTuple):
+    """What a server has for the page; a part that is None is refused, with the sentence that ``missing`` has for its name."""
+
+    about: Callable[[], dict[str, Any]]
+    viewers: Viewers | None = None
+    state: Callable[[], dict[str, Any]] | None = None
+    map: Map | None = None
+    users: Users | None = None
+    asks: Asks | None = None
+    letters: Desk | None = None
+    doctor: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    missing: Mapping[str, str] = {}
+
+
+def add_live(app: web.Application, door_guard: Guard, parts: Parts) -> None:
+    """Serve the page and everything behind it. The application needs `guard.hardened` among its middlewares."""
+    routes = _Routes(door_guard, parts)
+    static.add_page(app)
+    app.router.add_get("/live/about", routes.told(routes.about))
+    app.router.add_get("/live/events", routes.told(routes.events))
+    for path, get in (
+        ("/live/state", routes.state),
+        ("/live/catalog.json", routes.catalog),
+        ("/live/search", routes.search),
+        ("/live/items", routes.items),
+        ("/live/users", routes.users),
+        ("/live/users/{user_id}", routes.user),
+        ("/live/letters", routes.letters),
+        ("/live/letters/list", routes.letter_list),
+        ("/live/letters/show", routes.letter),
+        ("/live/doctor", routes.doctor),
+    ):
+        app.router.add_get(path, routes.told(routes.guarded(get)))
+    for path, post in (
+        ("/live/clicks", routes.click),
+        ("/live/recall", routes.recall),
+        ("/live/letters/redrive", routes.redrive),
+        ("/live/letters/purge", routes.purge),
+    ):
+        app.router.add_post(path, routes.told(routes.guarded(post)))
+    if parts.viewers is not None:
+        viewers = parts.viewers
+
+        async def close(_: web.Application) -> None:
+            await viewers.close()
+
+        app.on_shutdown.append(close)
+
+
+class _Routes:
+    def __init__(self, door_guard: Guard, parts: Parts) -> None:
+        self._guard, self._parts = door_guard, parts
+
+    def told(self, handler: Handler) -> Handler:
+        """The handler, whose refusals are one sentence as JSON."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except LiveError as error:
+                return guard.error(error.status, error.code, str(error))
+            except BadMessage as error:
+                return guard.error(400, error.reason, str(error))
+            except RecallTimeout as error:
+                return guard.error(504, "no_answer", str(error))
+            except ClientError as error:
+                return guard.error(503, "unavailable", str(error))
+            except HeadwaterError as error:
+                return guard.error(503, "refused", str(error))
+
+        return handle
+
+    def guarded(self, handler: Handler) -> Handler:
+        """The handler, for callers that are let in alone."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if not self._guard.lets_in(request):
+                return self._guard.refusal()
+            if request.method == "POST" and (complaint := guard.complaint_about_post(request)) is not None:
+                return complaint
+            response = await handler(request)
+            if not response.prepared:
+                response.headers.setdefault("Cache-Control", "no-store")
+            return response
+
+        return handle
+
+    async def about(self, request: web.Request) -> web.StreamResponse:
+        said = self._parts.about()
+        names = ("viewers", "state", "map", "users", "asks", "letters", "doctor")
+        may = {name: getattr(self._parts, name) is not None for name in names}
+        return as_json(
+            {
+                **said,
+                "may": may,
+                "missing": self._parts.missing,
+                "let_in": self._guard.lets_in(request),
+                "loopback": self._guard.is_open,
+            },
+            200,
+            {"Cache-Control": "no-store"},
+        )
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        viewers: Viewers = self._part("viewers", self._parts.viewers)
+        return await viewers.serve(request, self._guard.lets_in(request))
+
+    async def state(self, _: web.Request) -> web.StreamResponse:
+        return as_json(self._part("state", self._parts.state)(), 200)
+
+    async def catalog(self, request: web.Request) -> web.StreamResponse:
+        body, gzipped, etag = await self._part("map", self._parts.map).packed()
+        headers = {"ETag": f'"{etag}"', "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
+        if any(each.value == etag for each in request.if_none_match or ()):
+            return web.Response(status=304, headers=headers)
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            body, headers = gzipped, {**headers, "Content-Encoding": "gzip"}
+        return web.Response(body=body, headers=headers, content_type="application/json")
+
+    async def search(self, request: web.Request) -> web.StreamResponse:
+        text, limit = request.query.get("q", "")[:_MAX_TEXT], _limit(request, _MOST_FOUND, 20)
+        return as_json({"items": await self._part("map", self._parts.map).search(text, limit)}, 200)
+
+    async def items(self, request: web.Request) -> web.StreamResponse:
+        item_ids = request.query.getall("id", [])[:_MOST_ITEMS]
+        return as_json({"items": await self._part("map", self._parts.map).items(item_ids)}, 200)
+
+    async def users(self, request: web.Request) -> web.StreamResponse:
+        start, limit = request.query.get("q", "")[:_MAX_TEXT], _limit(request, _MOST_USERS, 20)
+        return as_json({"users": await self._part("users", self._parts.users).named(start, limit)}, 200)
+
+    async def user(self, request: web.Request) -> web.StreamResponse:
+        users = self._part("users", self._parts.users)
+        return as_json(await users.described(request.match_info["user_id"]), 200)
+
+    async def click(self, request: web.Request) -> web.StreamResponse:
+        asks = self._part("asks", self._parts.asks)
+        return as_json(await asks.click(await _object(request)), 201)
+
+    async def recall(self, request: web.Request) -> web.StreamResponse:
+        asks = self._part("asks", self._parts.asks)
+        answer, took_ms = await asks.recall(await _object(request))
+        ids = [item.item_id for item in answer.items]
+        ids += [reason.item_id for item in answer.items for reason in item.because]
+        ids += [item.item_id for stage in answer.funnel or () for item in stage.items]
+        items: Mapping[str, Any] = {}
+        if self._parts.map is not None:
+            with contextlib.suppress(LiveError):  # titles are no part of the answer
+                items = await self._parts.map.items([*dict.fromkeys(ids)][:_MOST_ITEMS])
+        return as_json({"answer": answer, "items": items, "took_ms": took_ms}, 200)
+
+    async def letters(self, _: web.Request) -> web.StreamResponse:
+        return as_json(await self._part("letters", self._parts.letters).summary(), 200)
+
+    async def letter_list(self, request: web.Request) -> web.StreamResponse:
+        desk = self._part("letters", self._parts.letters)
+        wanted = Wanted(
+            reasons=tuple(request.query.getall("reason", [])), topics=tuple(request.query.getall("topic", []))
+        )
+        return as_json({"letters": await desk.listed(wanted, _limit(request, _MOST_LETTERS, 100))}, 200)
+
+    async def letter(self, request: web.Request) -> web.StreamResponse:
+        desk = self._part("letters", self._parts.letters)
+        found = await desk.shown(_place(request.query.get("place", "")))
+        if found is None:
+            raise LiveError(404, "no_such_letter", "there is no such dead letter any more")
+        return as_json(found, 200)
+
+    async def redrive(self, request: web.Request) -> web.StreamResponse:
+        desk = self._part("letters", self._parts.letters)
+        fields = await _object(request)
+        wanted, rate = _wanted(fields), fields.get("rate", _DEFAULT_RATE)
+        if not isinstance(rate, int | float) or not 0.0 < rate <= _MAX_RATE:
+            raise BadMessage(
+                "bad_field",
+                f"rate: got {rate!r:.80}, expected letters a second, more than 0 and at most {_MAX_RATE:g}",
+            )
+        done = await desk.redriven(wanted, float(rate), _is_dry(fields))
+        return as_json({**done, "dry_run": _is_dry(fields)}, 200)
+
+    async def purge(self, request: web.Request) -> web.StreamResponse:
+        desk = self._part("letters", self._parts.letters)
+        fields = await _object(request)
+        purged = await desk.purged(_wanted(fields), _is_dry(fields))
+        return as_json({"purged": purged, "dry_run": _is_dry(fields)}, 200)
+
+    async def doctor(self, _: web.Request) -> web.StreamResponse:
+        return as_json(await self._part("doctor", self._parts.doctor)(), 200)
+
+    def _part(self, name: str, part: Any) -> Any:
+        if part is None:
+            why = self._parts.missing.get(name, "this server does not have it")
+            raise LiveError(404, "not_here", f"{name}: {why}")
+        return part
+
+
+async def _object(request: web.Request) -> dict[str, Any]:
+    """The fields of a body. Raises BadMessage."""
+    try:
+        fields = msgspec.json.decode(await request.read())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage("bad_json", f"the body is no JSON: {error}") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise LiveError(413, "too_large", "the body is too large, expected less than a megabyte") from None
+    if not isinstance(fields, dict):
+        raise BadMessage("bad_json", f"the body is a {type(fields).__name__}, expected an object")
+    return fields
+
+
+def _limit(request: web.Request, most: int, usual: int) -> int:
+    text = request.query.get("limit", str(usual))
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= most):
+        raise BadMessage("bad_field", f"limit: got {text[:80]!r}, expected a number from 1 to {most}")
+    return int(text)
+
+
+def _place(text: str) -> Place:
+    try:
+        return Place.parse(text)
+    except ValueError:
+        raise BadMessage(
+            "bad_field", f"place: got {text[:80]!r}, expected TOPIC/PARTITION/OFFSET, such as clicks/2/1041"
+        ) from None
+
+
+def _wanted(fields: Mapping[str, Any]) -> Wanted:
+    """The filter of a call that changes something: nobody means all letters by leaving it out. Raises BadMessage."""
+    names = ("reasons", "topics", "place", "rate", "dry_run")
+    if unknown := sorted(fields.keys() - set(names)):
+        raise BadMessage("bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(names)}")
+    reasons, topics = (_texts(fields, name) for name in ("reasons", "topics"))
+    place = fields.get("place")
+    if not (reasons or topics or place):
+        raise BadMessage("bad_field", "reasons, topics, place: all missing, expected one of them at least")
+    if place is not None and not isinstance(place, str):
+        raise BadMessage("bad_field", "place: expected text, TOPIC/PARTITION/OFFSET")
+    return Wanted(reasons=reasons, topics=topics, places=(_place(place),) if place else ())
+
+
+def _texts(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    given = fields.get(name, [])
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise BadMessage("bad_field", f"{name}: expected a list of texts")
+    return tuple(given)
+
+
+def _is_dry(fields: Mapping[str, Any]) -> bool:
+    is_dry = fields.get("dry_run", False)
+    if not isinstance(is_dry, bool):
+        raise BadMessage("bad_field", "dry_run: expected true or false")
+    return is_dry

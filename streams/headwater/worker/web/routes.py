@@ -5,7 +5,7 @@
 | probes | /healthz | the worker's state as JSON; status 503 if it is not well |
 | probes | /readyz | whether it serves all that it holds; status 503 while it does not |
 | probes | /metrics | Prometheus metrics |
-| probes | / and /page/NAME | the live page, see `live.py` |
+| probes | /, /page/NAME and /live/... | the live page and what is behind it, see `live.py` |
 | probes | /docs, /llms.txt, /asyncapi.json | the documentation, see `docs/site.py` |
 | data | /users/{user_id} | the log of a user that this worker holds; 404 otherwise |
 | data | /items?id=A&id=B | the catalog fields of indexed items |
@@ -29,8 +29,17 @@ DescribeUser = Callable[[str], Awaitable[dict[str, Any] | None]]
 DescribeItems = Callable[[list[str]], Awaitable[dict[str, dict[str, Any]]]]
 
 
-def probes(metrics: Metrics, health: Describe, readiness: Describe, settings: Settings) -> Door:
-    """The door for probes. ``ok`` of ``health`` decides the status of /healthz, ``ready`` of ``readiness`` of /readyz."""
+def probes(
+    metrics: Metrics,
+    health: Describe,
+    readiness: Describe,
+    settings: Settings,
+    add_page: Callable[[web.Application], None] = static.add_page,
+) -> Door:
+    """The door for probes. ``ok`` of ``health`` decides the status of /healthz, ``ready`` of ``readiness`` of /readyz.
+
+    ``add_page`` adds the routes of the live page.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         state = health()
@@ -44,7 +53,7 @@ def probes(metrics: Metrics, health: Describe, readiness: Describe, settings: Se
         return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application(middlewares=[guard.hardened])
-    static.add_page(app)
+    add_page(app)
     add_docs(app, settings)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
