@@ -26,7 +26,7 @@ class PretendingWorker:
 
     made: "PretendingWorker"
 
-    def __init__(self, settings: Settings, role: str) -> None:
+    def __init__(self, settings: Settings, role: str, examine: object = None) -> None:
         type(self).made = self
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.background = Background("the background", self.fail)
