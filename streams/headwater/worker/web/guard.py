@@ -74,14 +74,15 @@ def complaint_about_post(request: web.Request) -> web.Response | None:
 
 @web.middleware
 async def hardened(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every answer carries the policy; a stream sends its headers itself."""
+    """Every answer carries the policy, unless it has one of its own; a stream sends its headers itself."""
     try:
         response = await handler(request)
     except web.HTTPException as refused:
         refused.headers.update(HEADERS)
         raise
     if not response.prepared:
-        response.headers.update(HEADERS)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
     return response
 
 
