@@ -59,10 +59,10 @@ async def test_what_deviates_with_the_topics_is_told_at_the_start_and_by_the_wor
     )
 
 
-async def test_users_data_is_off_unless_asked_for(
+async def test_users_data_is_off_unless_asked_for_and_probes_are_none_of_its_figures(
     own_topics: Settings, new_worker: Callable[..., WorkerProcess]
 ) -> None:
-    worker = new_worker("interests", admin_token="")
+    worker = new_worker("interests", admin_token="", probe_s=0.5)
     await asyncio.to_thread(worker.start)
     assert json.loads(worker._get("/readyz"))["ready"] is True
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -71,6 +71,19 @@ async def test_users_data_is_off_unless_asked_for(
         assert answer.code == 404
     with pytest.raises(urllib.error.URLError, match="refused"):
         worker._get("/users/ann", worker._admin_port)
+
+    # Another worker of its own would take this test's time again.
+    def probed() -> bool:
+        return worker.metric("headwater_probe_click_to_answer_seconds_count") >= 2 * own_topics.partitions
+
+    await asyncio.to_thread(worker.wait_until, "each partition is probed twice", probed)
+    figures = worker.metrics()
+    assert not [name for name in figures if name.startswith("headwater_probe_failures_total")]
+    assert not [name for name in figures if name.startswith("headwater_requests_total")]
+    for name in ("clicks_total", "duplicates_total", "store_users", "click_to_applied_seconds_count"):
+        assert figures[f"headwater_{name}"] == 0, name
+    assert figures["headwater_request_seconds_count"] == 0
+    assert worker.health()["users"] == 0
 
 
 async def test_a_group_that_does_not_take_the_worker_ends_it(

@@ -1,5 +1,5 @@
 // The gateway's routes from /openapi.json, each with a form that sends it.
-import { asText, bodyField, el, field, fieldTable, keyField, resolved, shown, trial } from "./schema.js";
+import { asText, bodyField, el, field, fieldTable, keyField, prose, resolved, shown, trial } from "./schema.js";
 
 function operation(path, method, told, whole, key) {
   const given = told.requestBody?.content["application/json"];
@@ -22,7 +22,7 @@ function operation(path, method, told, whole, key) {
     return { method: method.toUpperCase(), path: asked ? `${target}?${asked}` : target, headers, body: body?.input.value };
   };
   const answers = Object.entries(told.responses).map(([status, each]) => el("tr", {},
-    el("th", { scope: "row" }, status), el("td", {}, each.description)));
+    el("th", { scope: "row" }, status), el("td", {}, ...prose(each.description))));
   return el("details", {},
     el("summary", {}, el("span", { class: "method" }, method), " ", el("span", { class: "path" }, path), ` ${told.summary}`),
     told.description ? el("p", {}, told.description) : null,

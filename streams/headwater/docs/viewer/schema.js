@@ -11,6 +11,11 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
+// Text with `code` in it.
+export function prose(text) {
+  return text.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));
+}
+
 export function resolved(node, whole) {
   let found = node;
   for (let steps = 0; found && found.$ref && steps < 20; steps += 1) {
@@ -34,6 +39,11 @@ function typeOf(schema, whole) {
   return schema.type ?? "any";
 }
 
+function meaning(schema) {
+  const either = schema.anyOf ?? schema.oneOf ?? [];
+  return schema.description ?? either.map((each) => each.description).find(Boolean);
+}
+
 function bounds(schema) {
   const names = { minimum: "≥", maximum: "≤", minLength: "length ≥", maxLength: "length ≤", maxItems: "items ≤" };
   return Object.entries(names).filter(([name]) => name in schema).map(([name, sign]) => `${sign} ${schema[name]}`).join(", ");
@@ -45,9 +55,9 @@ export function fieldTable(schema, whole) {
   const rows = Object.entries(shown.properties ?? {}).map(([name, field]) => el("tr", {},
     el("th", { scope: "row" }, el("code", {}, name), required.has(name) ? " *" : ""),
     el("td", { class: "type" }, typeOf(field, whole)),
-    el("td", {}, [field.description, bounds(field), "default" in field && field.default !== null
-      ? `default ${JSON.stringify(field.default)}` : ""].filter(Boolean).join("; "))));
-  if (rows.length === 0) return el("p", { class: "dim" }, shown.description ?? typeOf(shown, whole));
+    el("td", {}, ...prose([meaning(field), bounds(field), "default" in field && field.default !== null
+      ? `default ${JSON.stringify(field.default)}` : ""].filter(Boolean).join("; ")))));
+  if (rows.length === 0) return el("p", { class: "dim" }, ...prose(shown.description ?? typeOf(shown, whole)));
   const head = el("tr", {}, ...["field (* needed)", "type", "meaning"].map((each) => el("th", { scope: "col" }, each)));
   return el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows));
 }
@@ -124,7 +134,7 @@ export async function shown(path, view) {
     const answer = await fetch(new URL(path, document.baseURI), { credentials: "omit" });
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const whole = await answer.json();
-    document.getElementById("top").append(el("p", {}, whole.info.description, " ", el("a", { href: path }, "The document")));
+    document.getElementById("top").append(el("p", {}, ...prose(whole.info.description), " ", el("a", { href: path }, "The document")));
     content.replaceChildren(...view(whole));
     content.removeAttribute("aria-live");
   } catch (error) {

@@ -1,5 +1,5 @@
 // The topics from /asyncapi.json. Beside a gateway, what it can publish has a form that sends it there.
-import { asText, bodyField, el, fieldTable, keyField, resolved, shown, trial } from "./schema.js";
+import { asText, bodyField, el, fieldTable, keyField, prose, resolved, shown, trial } from "./schema.js";
 
 // Made by the gateway, or of no use in a first try.
 const LEFT_OUT = ["request_id", "event_id", "at_ms", "after"];
@@ -8,7 +8,7 @@ function message(told, whole, key) {
   const example = told.examples?.[0]?.payload;
   const headers = told.headers ? [el("h3", {}, "Headers"), fieldTable(told.headers, whole)] : [];
   const parts = [el("p", {}, told.summary),
-    el("p", { class: "dim" }, `Key: ${told.bindings.kafka.key.description ?? told.bindings.kafka.key.type}; ${told.contentType}`),
+    el("p", { class: "dim" }, ...prose(`Key: ${told.bindings.kafka.key.description ?? told.bindings.kafka.key.type}; ${told.contentType}`)),
     el("h3", {}, "Fields"), fieldTable(told.payload, whole), ...headers];
   if (example) parts.push(el("h3", {}, "Example"), el("pre", { tabindex: "0" }, asText(example)));
   if (key && told["x-gateway"]) {
