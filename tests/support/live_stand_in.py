@@ -1,21 +1,25 @@
-"""The back of the live page as the page sees it: a made-up shop with the routes and shapes of `worker/web/live.py`.
+"""A made-up shop behind the live page's real routes: catalog, users, answers by nearness, dead letters.
 
 `python -m tests.support.live_stand_in PORT` serves it, for work on the page without a worker.
 """
 
-import asyncio
-import json
+import contextlib
+import gzip
 import math
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
-from headwater.worker.web import guard, static
+from headwater.kafka.letters import Place, Wanted
+from headwater.messages import Response
+from headwater.worker.web import guard, live
+from headwater.worker.web.viewers import Second, Viewers
 
 Json = dict[str, Any]
 
@@ -52,10 +56,7 @@ class Shop:
     users: dict[str, list[Json]] = field(default_factory=dict)
     ends: list[int] = field(default_factory=lambda: [1041, 977, 1203, 1110])
     letters: list[Json] = field(default_factory=list)
-    streams_served: int = 0
-    is_away: bool = False  # the stream is refused
     token: str | None = None  # what callers have to bring; None: nothing
-    drop: asyncio.Event = field(default_factory=asyncio.Event)  # ends the streams that are open
 
     def __post_init__(self) -> None:
         random_ = random.Random(7)
@@ -200,7 +201,7 @@ class Shop:
             for rank, item in enumerate(kept, 1)
         ]
         partition = len(user_id) % 4
-        answer: Json = {
+        return {
             "request_id": "r-1",
             "user_id": user_id,
             "status": "ok",
@@ -214,16 +215,10 @@ class Shop:
                 "last_event_at_ms": events[-1]["at_ms"] if events else None,
             },
             "model": "starter",
-            "catalog": {"0": 311, "1": 290},
+            "catalog": {0: 311, 1: 290},
             "timings_ms": {"park": 4.1, "read": 1.2, "index": 2.3, "fuse": 0.6, "explain": 0.4, "total": 9.1},
             "why": {},
             "funnel": funnel_of(source, near, gone, kept),
-        }
-        named = {item["item_id"] for item in items} | seen | {item["item_id"] for item in near}
-        return {
-            "answer": answer,
-            "items": {i: self.items[i] for i in named if i in self.items},
-            "took_ms": 11.6,
         }
 
 
@@ -261,50 +256,13 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _answer(body: Any, status: int = 200) -> web.Response:
-    return web.json_response(body, status=status)
+class _Map:
+    def __init__(self, shop: Shop) -> None:
+        self._items = shop.items
 
-
-def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
-    """The shop behind the routes, with the policy of the real ones."""
-
-    @web.middleware
-    async def checked(request: web.Request, handler: guard.Handler) -> web.StreamResponse:
-        is_open = request.path in ("/", "/live/about", "/live/events") or request.path.startswith("/page/")
-        guarded = guard.Guard(shop.token, shop.token is None)
-        return await handler(request) if is_open or guarded.lets_in(request) else guarded.refusal()
-
-    async def about(request: web.Request) -> web.Response:
-        return _answer(
-            {
-                "role": "all",
-                "version": "0.1.0",
-                "bundle": "starter",
-                "partitions": 4,
-                "may": ["see", "click", "redrive"],
-                "let_in": guard.Guard(shop.token, shop.token is None).lets_in(request),
-                "loopback": True,
-                "actions": ["click", "view", "like", "add_to_cart", "purchase", "dislike", "hide"],
-                "sources": ["interests", "query", "item", "popular", "buy-again", "similar", "new"],
-                "missing": {},
-            }
-        )
-
-    async def state(_: web.Request) -> web.Response:
-        health = {
-            "ok": True,
-            "role": "all",
-            "users": len(shop.users),
-            "items": len(shop.items),
-            "opening": [],
-        }
-        bundle = {"id": "starter", "dim": 256, "log_length": 50, "item_inputs": "text"}
-        ready = {"ready": True, "waits_for": []}
-        return _answer({"health": health, "ready": ready, "catalog": {"0": 311, "1": 290}, "bundle": bundle})
-
-    async def catalog(_: web.Request) -> web.Response:
-        items, names = list(shop.items.values()), sorted({item["category"] for item in shop.items.values()})
-        return _answer(
+    async def packed(self) -> tuple[bytes, bytes, str]:
+        items, names = list(self._items.values()), sorted({item["category"] for item in self._items.values()})
+        body = msgspec.json.encode(
             {
                 "bundle": "starter",
                 "items": len(items),
@@ -318,80 +276,156 @@ def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
                 "y": [round(item["y"], 4) for item in items],
             }
         )
+        return body, gzip.compress(body, 1), "e-1"
 
-    async def search(request: web.Request) -> web.Response:
-        words, limit = request.query.get("q", "").lower().split(), int(request.query.get("limit", 20))
-        found = [
-            item
-            for item in shop.items.values()
-            if all(word in f"{item['title']} {item['category']}".lower() for word in words)
+    async def items(self, item_ids: Sequence[str]) -> dict[str, Json]:
+        return {item_id: self._items[item_id] for item_id in item_ids if item_id in self._items}
+
+    async def search(self, text: str, limit: int) -> list[Json]:
+        words = text.lower().split()
+        told = {
+            item_id: f"{item['title']} {item['category']}".lower() for item_id, item in self._items.items()
+        }
+        return [self._items[each] for each, text in told.items() if all(word in text for word in words)][
+            :limit
         ]
-        return _answer({"items": found[:limit]})
 
-    async def users(request: web.Request) -> web.Response:
-        start = request.query.get("q", "")
-        return _answer(
-            {
-                "users": [
-                    {"user_id": user_id, "events": len(events), "last_at_ms": events[-1]["at_ms"]}
-                    for user_id, events in shop.users.items()
-                    if user_id.startswith(start) and events
-                ][:20]
-            }
-        )
 
-    async def user(request: web.Request) -> web.Response:
-        found = shop.user(request.match_info["user_id"])
-        return guard.error(404, "unknown_user", "no such user") if found is None else _answer(found)
+class _Users:
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
 
-    def posted(answer: Callable[[Json], Json], status: int = 200) -> Callable[[web.Request], Any]:
-        async def handle(request: web.Request) -> web.Response:
-            return guard.complaint_about_post(request) or _answer(answer(await request.json()), status)
+    async def named(self, start: str, limit: int) -> list[Json]:
+        return [
+            {"user_id": user_id, "events": len(events), "last_at_ms": events[-1]["at_ms"]}
+            for user_id, events in self._shop.users.items()
+            if user_id.startswith(start)
+        ][:limit]
 
-        return handle
+    async def described(self, user_id: str) -> Json:
+        found = self._shop.user(user_id)
+        if found is None:
+            raise live.LiveError(404, "unknown_user", f"{user_id}: no such user")
+        return found
 
-    async def letters(_: web.Request) -> web.Response:
+
+class _Asks:
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+
+    async def click(self, fields: Mapping[str, Any]) -> Json:
+        return self._shop.click(dict(fields))
+
+    async def recall(self, fields: Mapping[str, Any]) -> tuple[Response, float]:
+        return msgspec.convert(self._shop.recall(dict(fields)), Response), 11.6
+
+
+class _Desk:
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+
+    async def summary(self) -> Json:
         groups: dict[str, Json] = {}
-        for letter in shop.letters:
+        for letter in self._shop.letters:
             group = groups.setdefault(
                 letter["reason"],
                 {
-                    "reason": letter["reason"],
+                    **{name: letter[name] for name in ("reason", "message", "place")},
+                    "remedy": "mend the producer",
                     "topic": "headwater.clicks.v1",
                     "letters": 0,
                     "failed_again": 0,
                     "oldest_ms": letter["put_ms"],
                     "newest_ms": letter["put_ms"],
-                    "message": letter["message"],
-                    "place": letter["place"],
                 },
             )
             group["letters"] += 1
-        return _answer({"open": len(shop.letters), "redriven": 0, "groups": list(groups.values())})
+        return {"open": len(self._shop.letters), "redriven": 0, "groups": list(groups.values())}
 
-    async def listed(request: web.Request) -> web.Response:
-        reason = request.query.get("reason")
-        return _answer({"letters": [each for each in shop.letters if reason in (None, each["reason"])]})
-
-    async def shown(request: web.Request) -> web.Response:
-        found = next(each for each in shop.letters if each["place"] == request.query["place"])
-        text = '{"event_id": "e-1", "user_id": "ann", "item_id": "c1", "action": "clik"}'
-        headers = [["reason", found["reason"]], ["topic", "headwater.clicks.v1"]]
-        return _answer({**found, "headers": headers, "text": text, "hex": text.encode().hex(" ")})
-
-    def redrive(body: Json) -> Json:
-        chosen = [
-            each
-            for each in shop.letters
-            if each["reason"] in body.get("reasons", [each["reason"]])
-            and body.get("place") in (None, each["place"])
+    def _chosen(self, wanted: Wanted) -> list[Json]:
+        places = [str(place) for place in wanted.places]
+        return [
+            letter
+            for letter in self._shop.letters
+            if letter["reason"] in (wanted.reasons or [letter["reason"]])
+            and letter["place"] in (places or [letter["place"]])
         ]
-        if not body.get("dry_run"):
-            shop.letters = [each for each in shop.letters if each not in chosen]
-        counted = {"dry_run": bool(body.get("dry_run"))}
-        return {"redriven": len(chosen), "purged": len(chosen), "skipped": {}, "refused": {}, **counted}
 
-    async def doctor(_: web.Request) -> web.Response:
+    def _taken_out(self, wanted: Wanted, dry_run: bool) -> int:
+        chosen = self._chosen(wanted)
+        if not dry_run:
+            self._shop.letters = [letter for letter in self._shop.letters if letter not in chosen]
+        return len(chosen)
+
+    async def listed(self, wanted: Wanted, limit: int) -> list[Json]:
+        return self._chosen(wanted)[:limit]
+
+    async def shown(self, place: Place) -> Json | None:
+        letter = next((each for each in self._shop.letters if each["place"] == str(place)), None)
+        text = '{"event_id": "e-1", "user_id": "ann", "item_id": "c1", "action": "clik"}'
+        headers = [["reason", "bad_field"], ["topic", "headwater.clicks.v1"]]
+        return letter and {**letter, "headers": headers, "text": text, "hex": text.encode().hex(" ")}
+
+    async def redriven(self, wanted: Wanted, rate: float, dry_run: bool) -> Json:
+        return {"redriven": self._taken_out(wanted, dry_run), "skipped": {}, "refused": {}}
+
+    async def purged(self, wanted: Wanted, dry_run: bool) -> int:
+        return self._taken_out(wanted, dry_run)
+
+
+def _seconds(shop: Shop) -> Callable[[], Second]:
+    """A lively shop: waves of clicks, answers within the promise, and some purchases of the made-up users."""
+    random_, tick = random.Random(3), 0
+
+    def second() -> Second:
+        nonlocal tick
+        tick += 1
+        wave, p50 = 1 + 0.25 * math.sin(tick / 9), random_.uniform(7, 13)
+        partitions = [
+            {
+                "topic": "headwater.clicks.v1",
+                "partition": number,
+                "watermark": end,
+                "lag": random_.choice([0, 0, 0, 3, 12]),
+                "still_s": 0.1,
+            }
+            for number, end in enumerate(shop.ends)
+        ]
+        figures: Json = {
+            "at_ms": _now_ms(),
+            "clicks_per_s": round(820 * wave * random_.uniform(0.9, 1.1), 1),
+            "answers_per_s": round(96 * wave * random_.uniform(0.85, 1.15), 1),
+            "items_per_s": 0.0,
+            "click_to_applied_ms": {"p50": 3.1, "p99": 9.4},
+            "answer_ms": {"p50": p50 - 4, "p99": 2 * p50},
+            "click_to_answer_ms": {"p50": p50, "p99": p50 * random_.uniform(2, 3.2), "n": 90},
+            "probe_ms": {"p50": p50 + 4, "p99": 3 * p50},
+            "probe_failures": {},
+            "partitions": partitions,
+            "rungs": {"restoring": 2},
+            "statuses": {"ok": 5120 + 96 * tick, "degraded": 2},
+            "dead_letters": {"bad_field": 2, "bad_json": 2},
+            "users": len(shop.users),
+            "items": len(shop.items),
+            "pending": 0,
+        }
+        clicks = [
+            {**log[-1], "user_id": user_id, "partition": 0, "offset": 1, "lag_ms": 3.0}
+            for user_id, log in random_.sample(sorted(shop.users.items()), 3)
+        ]
+        return Second(figures, {"clicks": clicks})
+
+    return second
+
+
+def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
+    """The shop behind the routes of a worker, with their policy."""
+
+    @contextlib.contextmanager
+    def watch() -> Iterator[Callable[[], Second]]:
+        yield _seconds(shop)
+
+    async def doctor() -> Json:
         findings = [
             {"ok": True, "what": "broker", "seen": "answers on 127.0.0.1:9092"},
             {
@@ -401,94 +435,32 @@ def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
             },
             {"ok": False, "what": "lag", "seen": "clicks-2 is 4,210 behind: start one more worker"},
         ]
-        return _answer({"findings": findings, "at_ms": _now_ms()})
+        return {"findings": findings, "at_ms": _now_ms()}
 
-    async def events(request: web.Request) -> web.StreamResponse:
-        if shop.is_away:
-            return guard.error(503, "starting", "the worker starts")
-        shop.streams_served += 1
-        stream = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", **guard.HEADERS}
-        )
-        await stream.prepare(request)
-        random_, rungs = random.Random(3), {"restoring": 2}
+    def state() -> Json:
+        health = {
+            "ok": True,
+            "role": "all",
+            "users": len(shop.users),
+            "items": len(shop.items),
+            "opening": [],
+        }
+        bundle = {"id": "starter", "dim": 256, "log_length": 50, "item_inputs": "text"}
+        ready = {"ready": True, "waits_for": []}
+        return {"health": health, "ready": ready, "catalog": {"0": 311, "1": 290}, "bundle": bundle}
 
-        async def send(name: str, body: Any) -> None:
-            await stream.write(f"event: {name}\ndata: {json.dumps(body)}\n\n".encode())
-
-        await send("hello", {"interval_ms": int(interval_s * 1000), "viewers": 1, "let_in": True})
-        tick = 0
-        while not shop.drop.is_set():
-            tick += 1
-            wave = 1 + 0.25 * math.sin(tick / 9)
-            p50 = random_.uniform(7, 13)
-            await send(
-                "figures",
-                {
-                    "at_ms": _now_ms(),
-                    "clicks_per_s": round(820 * wave * random_.uniform(0.9, 1.1), 1),
-                    "answers_per_s": round(96 * wave * random_.uniform(0.85, 1.15), 1),
-                    "items_per_s": 0.0,
-                    "click_to_applied_ms": {"p50": 3.1, "p99": 9.4},
-                    "answer_ms": {"p50": p50 - 4, "p99": 2 * p50},
-                    "click_to_answer_ms": {"p50": p50, "p99": p50 * random_.uniform(2, 3.2), "n": 90},
-                    "partitions": [
-                        {
-                            "topic": "headwater.clicks.v1",
-                            "partition": number,
-                            "watermark": end,
-                            "lag": random_.choice([0, 0, 0, 3, 12]),
-                            "still_s": 0.1,
-                        }
-                        for number, end in enumerate(shop.ends)
-                    ],
-                    "rungs": rungs,
-                    "statuses": {"ok": 5120 + 96 * tick, "degraded": 2},
-                    "dead_letters": {"bad_field": 2, "bad_json": 2},
-                    "users": len(shop.users),
-                    "items": len(shop.items),
-                    "pending": 0,
-                    "viewers": 1,
-                },
-            )
-            clicked = [
-                {
-                    "user_id": user_id,
-                    "item_id": log[-1]["item_id"],
-                    "action": "purchase",
-                    "event_id": "e",
-                    "at_ms": _now_ms(),
-                    "partition": 0,
-                    "offset": 1,
-                    "lag_ms": 3.0,
-                }
-                for user_id, log in random_.sample(sorted(shop.users.items()), 3)
-                if log
-            ]
-            await send("clicks", clicked)
-            try:
-                await asyncio.wait_for(shop.drop.wait(), interval_s)
-            except TimeoutError:
-                continue
-        return stream
-
-    app = web.Application(middlewares=[guard.hardened, checked])
-    static.add_page(app)
-    app.router.add_get("/live/about", about)
-    app.router.add_get("/live/state", state)
-    app.router.add_get("/live/events", events)
-    app.router.add_get("/live/catalog.json", catalog)
-    app.router.add_get("/live/search", search)
-    app.router.add_get("/live/users", users)
-    app.router.add_get("/live/users/{user_id}", user)
-    app.router.add_post("/live/clicks", posted(shop.click, 201))
-    app.router.add_post("/live/recall", posted(shop.recall))
-    app.router.add_get("/live/letters", letters)
-    app.router.add_get("/live/letters/list", listed)
-    app.router.add_get("/live/letters/show", shown)
-    app.router.add_post("/live/letters/redrive", posted(redrive))
-    app.router.add_post("/live/letters/purge", posted(redrive))
-    app.router.add_get("/live/doctor", doctor)
+    parts = live.Parts(
+        about=lambda: {"role": "all", "version": "0.1.0", "bundle": "starter", "partitions": 4},
+        viewers=Viewers(watch, interval_s=interval_s),
+        state=state,
+        map=_Map(shop),
+        users=_Users(shop),
+        asks=_Asks(shop),
+        letters=_Desk(shop),
+        doctor=doctor,
+    )
+    app = web.Application(middlewares=[guard.hardened])
+    live.add_live(app, guard.Guard(shop.token, is_open=shop.token is None), parts)
     return app
 
 

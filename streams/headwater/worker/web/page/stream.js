@@ -8,9 +8,9 @@ const KEPT_S = 180;
 const PROMISE_MS = 50;
 const SHORTEST_S = 45;
 const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
-const NONE = { click_to_answer_ms: {}, click_to_applied_ms: {}, answer_ms: {}, partitions: [], rungs: {}, dead_letters: {} };
+const NONE = { click_to_answer_ms: {}, probe_ms: {}, probe_failures: {}, click_to_applied_ms: {}, answer_ms: {}, partitions: [], rungs: {}, dead_letters: {} };
 const times = [];
-const rows = { clicks: [], answers: [], p50: [], p99: [] };
+const rows = { clicks: [], answers: [], p50: [], p99: [], probe: [] };
 let charts = [];
 let latest = null;
 const last = { p50: null, p99: null };
@@ -32,6 +32,7 @@ export function figures(told) {
   rows.clicks.push(each.clicks_per_s);
   rows.answers.push(each.answers_per_s);
   rows.p50.push(each.click_to_answer_ms.p50 ?? null);
+  rows.probe.push(each.probe_ms.p50 ?? null);
   rows.p99.push(each.click_to_answer_ms.p99 ?? null);
   while (times[0] < each.at_ms / 1000 - KEPT_S) {
     times.shift();
@@ -60,6 +61,7 @@ export function redraw() {
       { label: "p50", stroke: colour("accent"), spanGaps: true },
       { label: "p99", stroke: `${colour("accent")}8c`, spanGaps: true },
       { label: "promise", stroke: colour("faint"), dash: [5, 5], width: 1 },
+      { label: "probe", stroke: colour("soft"), spanGaps: true, dash: [1, 3] },
     ], (_, low, high) => [0, Math.max(PROMISE_MS * 1.3, (high ?? 0) * 1.1)]),
   ];
   draw();
@@ -67,11 +69,13 @@ export function redraw() {
 
 function draw() {
   charts[0].setData([times, rows.clicks, rows.answers]);
-  charts[1].setData([times, rows.p50, rows.p99, times.map(() => PROMISE_MS)]);
+  charts[1].setData([times, rows.p50, rows.p99, times.map(() => PROMISE_MS), rows.probe]);
+  $("key-probe").hidden = rows.probe.every((each) => each === null);
   if (latest === null) return;
   tiles(latest);
   partitions(latest.partitions);
-  counts($("rungs"), latest.rungs, "Nothing: every answer was whole.");
+  const probes = Object.entries(latest.probe_failures).map(([reason, count]) => [`freshness probe: ${reason}`, count]);
+  counts($("rungs"), { ...latest.rungs, ...Object.fromEntries(probes) }, "Nothing: every answer was whole.");
   counts($("letters-count"), latest.dead_letters, "None.");
 }
 
@@ -103,7 +107,7 @@ function tiles(now) {
   const lag = now?.partitions.reduce((sum, each) => sum + Math.max(each.lag ?? 0, 0), 0);
   const letters = now && Object.values(now.dead_letters).reduce((sum, each) => sum + each, 0);
   const answered = now?.click_to_answer_ms.n;
-  const seen = answered ? `${number(answered)} in the last second` : now ? "none in the last second" : "";
+  const seen = answered ? `${number(answered)} in the last ten seconds` : now ? "none in the last ten seconds" : "";
   fill("tiles", [
     ["Clicks", number(now?.clicks_per_s), "/s", now && `${ms(now.click_to_applied_ms.p50)} until applied`],
     ["Answers", number(now?.answers_per_s), "/s", now && `${ms(now.answer_ms.p50)} each`],

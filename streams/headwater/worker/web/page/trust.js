@@ -45,6 +45,7 @@ function group(each) {
       ),
     ),
     h("p", { class: "note", text: each.message }),
+    each.remedy ? h("p", { class: "note", text: `What mends it: ${each.remedy}` }) : null,
     inside,
   );
 }
