@@ -4,6 +4,7 @@ import importlib.util
 import tempfile
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ from headwater_models.bundles.text_encoder import (
     UnfitModel,
     append,
     checked,
+    gives_one_per_text,
     pooled,
     unit_length,
 )
@@ -102,12 +104,17 @@ def _of_folder(folder: Path, name: str, configured: Configured) -> TextEncoder:
     if not tokenizer_file.is_file():
         raise ModelMissing(f"{folder} has no tokenizer.json: save the model with a fast tokenizer")
     reading = reading_of(folder).overruled(configured)
-    if reading.pooling is None:
+    graph = _ready(folder)
+    if graph is not None and gives_one_per_text(graph):
+        notes = tuple(note for note in reading.notes if not note.startswith("pooling"))
+        reading = replace(reading, pooling=None, notes=(*notes, "pooled by the network itself"))
+    elif reading.pooling is None:
         raise UnfitModel(
             f"{folder} has no modules.json and no 1_Pooling/config.json, so nothing says how token vectors become one: name "
             "it, --pooling mean|cls|lasttoken|... (the model's card says which)"
         )
-    graph = _network(folder, configured.int8)
+    graph = _exported(folder) if graph is None else graph
+    graph = _quantised(graph) if configured.int8 else graph
     return _opened(name, graph, tokenizer_file, reading, configured.int8, str(folder))
 
 
@@ -123,11 +130,8 @@ def _bare(file: Path, configured: Configured) -> TextEncoder:
         longest = int(tokenizer.truncation["max_length"])
         reading = Reading(max_tokens=longest, notes=(f"max tokens {longest} by {tokenizer_file.name}",))
     reading = reading.overruled(configured)
-    try:
-        graph = onnx.load(file)
-        per_text = any(len(port.type.tensor_type.shape.dim) == 2 for port in graph.graph.output)
-    except Exception as error:  # protobuf's and onnx's errors have no common class
-        raise UnfitModel(f"{file} is no ONNX model ({type(error).__name__}): copy it again") from error
+    graph = _loaded(file)
+    per_text = gives_one_per_text(graph)
     options = {
         "--pooling mean|cls|lasttoken|...": reading.pooling is None and not per_text,
         "--prefix TEXT, before an item ('' for none)": reading.prefix is None,
@@ -215,12 +219,16 @@ def _with_dense(model: onnx.ModelProto, reading: Reading, source: str) -> onnx.M
     return model
 
 
-def _network(folder: Path, int8: bool) -> onnx.ModelProto:
-    """The network's graph: a ready one in the folder, or exported through optimum."""
-    for ready in (folder / "onnx" / "model.onnx", folder / "model.onnx"):
-        if ready.is_file():
-            graph = onnx.load(ready)
-            return _quantised(graph) if int8 else graph
+def _ready(folder: Path) -> onnx.ModelProto | None:
+    """The folder's own ONNX file, if it has one."""
+    for file in (folder / "onnx" / "model.onnx", folder / "model.onnx"):
+        if file.is_file():
+            return _loaded(file)
+    return None
+
+
+def _exported(folder: Path) -> onnx.ModelProto:
+    """The network's graph, made by optimum."""
     try:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
@@ -243,8 +251,17 @@ def _network(folder: Path, int8: bool) -> onnx.ModelProto:
             raise UnfitModel(
                 f"optimum cannot export {folder}: {lines[0][:300]}; export it to ONNX another way and name the file"
             ) from error
-        graph = onnx.load(Path(scratch) / "model.onnx")
-        return _quantised(graph) if int8 else graph
+        return onnx.load(Path(scratch) / "model.onnx")
+
+
+def _loaded(file: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(file)
+    except Exception as error:  # protobuf's and onnx's errors have no common class
+        raise UnfitModel(f"{file} is no ONNX model ({type(error).__name__}): copy it again") from error
+    if not model.graph.output:
+        raise UnfitModel(f"{file} is no ONNX model (it has no outputs): copy it again")
+    return model
 
 
 def _quantised(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -27,6 +27,8 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 POOLED = "pooled"
 # Longest text of the check that a graph runs: attention over more tokens takes gigabytes.
 _LONGEST_CHECKED = 1024
+# protobuf's limit is 2 GiB; the rest is for the nodes and the head.
+_MOST_BYTES = 1_900_000_000
 
 
 class UnfitModel(HeadwaterError):
@@ -113,6 +115,12 @@ def static_encoder(
     return TextEncoder(name, table.shape[1], model, tokenizer, text, notes=notes)
 
 
+def gives_one_per_text(model: onnx.ModelProto) -> bool:
+    """Whether a graph's outputs are vectors of texts only, so that nothing is left to pool."""
+    ranks = {len(port.type.tensor_type.shape.dim) for port in model.graph.output}
+    return 2 in ranks and 3 not in ranks
+
+
 def pooled(model: onnx.ModelProto, pooling: Pooling | None, normalise: bool, source: str) -> onnx.ModelProto:
     """A sentence encoder's graph with one output, `pooled` f32[items, dim], and inputs of our names and types.
 
@@ -122,8 +130,13 @@ def pooled(model: onnx.ModelProto, pooling: Pooling | None, normalise: bool, sou
         normalise: whether vectors get length one.
         source: for messages.
 
-    Raises UnfitModel: an operator set or an input that we cannot serve, or no output of the right shape.
+    Raises UnfitModel: an operator set or an input that we cannot serve, no output of the right shape, or too many weights.
     """
+    if (held := sum(len(part.raw_data) for part in model.graph.initializer)) > _MOST_BYTES:
+        raise UnfitModel(
+            f"{source} has {held / 1e9:.1f} GB of weights, expected less than {_MOST_BYTES / 1e9:.1f}, what one ONNX file "
+            "holds: take a smaller model, or an ONNX file with its weights in 8 bits"
+        )
     model = _served_opset(model, source)
     graph = model.graph
     ports = {port.name: len(port.type.tensor_type.shape.dim) for port in graph.output}

@@ -4,6 +4,7 @@
 item graph of a bundle. The head after WhitenRec (Zhang et al. 2024, arXiv:2402.17535).
 """
 
+import importlib.metadata
 import math
 import tempfile
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from headwater.encoder.bundle import Graphs, ItemRows, Origin, TextInput, manifest_bytes, manifest_of
@@ -268,7 +270,7 @@ def write_bundle(encoder: TextEncoder, source: str, out: Path, command: str, sec
             command=command,
             seed=None,
             seconds=round(seconds, 1),
-            versions=versions("onnx", "onnxruntime", "tokenizers"),
+            versions=_versions(),
             figures={},
             notes=list(encoder.notes),
         )
@@ -287,6 +289,13 @@ def write_bundle(encoder: TextEncoder, source: str, out: Path, command: str, sec
             ),
         )
         return move_bundle(folder, out)
+
+
+def _versions() -> dict[str, str]:
+    """Of what takes part in an export, as far as it is installed."""
+    names = ("onnx", "tokenizers", "torch", "transformers", "optimum")
+    found = {found.name for found in importlib.metadata.distributions()}
+    return {**versions(*(name for name in names if name in found)), "onnxruntime": ort.__version__}
 
 
 def _head_graph(head: Head) -> tuple[str, dict[str, object]]:

@@ -205,6 +205,67 @@ def test_an_old_network_with_other_inputs_is_lifted_to_what_workers_run(tmp_path
     np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
 
 
+def test_a_network_that_gives_a_vector_per_text_needs_no_pooling(bare: Path, tmp_path: Path) -> None:
+    model = network()
+    model.graph.node.append(
+        onnx.helper.make_node("ReduceSum", ["last_hidden_state", "first"], ["sentence_embedding"], keepdims=0)
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "first"))
+    model.graph.output[0].CopyFrom(
+        onnx.helper.make_tensor_value_info("sentence_embedding", onnx.TensorProto.FLOAT, ["items", 6])
+    )
+    onnx.save(model, tmp_path / "whole.onnx")
+    options = Configured(prefix="", query_prefix="", max_tokens=9, tokenizer=bare.with_name("tokenizer.json"))
+    wanted = tokens_of(open_language_model(str(tmp_path / "whole.onnx"), options), "tea").sum(0)
+    found = open_language_model(str(tmp_path / "whole.onnx"), options).vectors(["tea"], silent)[0]
+    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted), atol=1e-5)
+    assert "leave out --pooling" in refused(tmp_path / "whole.onnx", replace(options, pooling="mean"))
+    onnx.save(model, folder(tmp_path / "model") / "model.onnx")
+    assert "pooled by the network itself" in open_language_model(str(tmp_path / "model")).notes
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionError("no route"), "the Hugging Face hub cannot be reached (ConnectionError)"),
+        (TimeoutError(), "the Hugging Face hub cannot be reached (TimeoutError)"),
+        (type("RepositoryNotFoundError", (Exception,), {})(), "has none of that name, or a private one"),
+    ],
+)
+def test_why_the_hub_gave_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (extra export)")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    assert message in refused(Path("owner/model"), Configured())
+
+
+def test_texts_that_are_none_have_no_vectors(bare: Path) -> None:
+    encoder = open_language_model(str(bare), SAID)
+    assert encoder.vectors([], silent).shape == (0, 6)
+    assert np.isfinite(encoder.vectors(["", "??"], silent)).all()
+
+
+def test_longer_texts_than_the_network_takes_are_refused(bare: Path, tmp_path: Path) -> None:
+    model = network()
+    # Places beyond the fourth have no row.
+    model.graph.node.append(onnx.helper.make_node("Cast", ["place"], ["row"], to=onnx.TensorProto.INT64))
+    model.graph.node.append(onnx.helper.make_node("Gather", ["places", "row"], ["of_place"]))
+    next(node for node in model.graph.node if node.output[0] == "last_hidden_state").output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "of_place"], ["last_hidden_state"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((5, 6), dtype=np.float32), "places"))
+    onnx.save(model, tmp_path / "short.onnx")
+    options = replace(SAID, tokenizer=bare.with_name("tokenizer.json"))
+    message = refused(tmp_path / "short.onnx", options)
+    assert "cannot read a text of 16 tokens" in message
+    assert "--max-tokens" in message
+    assert open_language_model(str(tmp_path / "short.onnx"), replace(options, max_tokens=4)).dim == 6
+
+
 def refused(model: Path, said: Configured = SAID) -> str:
     with pytest.raises((UnfitModel, ModelMissing)) as caught:
         open_language_model(str(model), said)

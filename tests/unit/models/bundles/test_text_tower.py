@@ -56,6 +56,8 @@ def served(encoder: TextEncoder, head: Head, folder: Path) -> Encoder:
         normalised=tower.normalised,
         text=tower.text,
         rows=tower.rows,
+        probe_item_ids=["item-0"],
+        probe_texts=TEXTS[:1],
         graphs=Graphs(item=tower.graph, step="step.onnx", read="read.onnx"),
         tolerance=tower.tolerance,
         origin=Origin("", None, "", None, 0.0, {}, {}),
@@ -114,6 +116,7 @@ def test_a_residual_meets_neither_a_foreign_item_of_its_id_nor_its_own_item_unde
     )
     by_text, hose = bundle.encode_items(["coffee beans", "garden hose"])
     assert np.abs(own - by_text).max() > 0.01
+    np.testing.assert_allclose(bundle.manifest.probe.vectors[0], own, rtol=1e-4)  # a load tries a residual
     np.testing.assert_array_equal(foreign, hose)
     np.testing.assert_array_equal(stranger, by_text)
 
