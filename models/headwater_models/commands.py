@@ -271,7 +271,7 @@ def export_lm(
     make_place(out)
     with progress() as report:
         report(f"exporting {model}", 0, 1)
-        opened = open_text_encoder(model, configured)
+        opened = open_text_encoder(model, configured, report)
         bundle = write_bundle(opened, model, out, command, time.monotonic() - started)
         report(f"exporting {model}", 1, 1)
     for note in opened.notes:

@@ -9,6 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 Report = Callable[[str, int, int], None]  # report("encoding items", done, total)
 
 
+def silent(_what: str, _done: int, _total: int) -> None:
+    """A Report that tells nobody."""
+
+
 class _Bars:
     """Progress bars by name."""
 

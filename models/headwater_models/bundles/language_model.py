@@ -115,7 +115,7 @@ def _of_folder(folder: Path, name: str, configured: Configured) -> TextEncoder:
         )
     graph = _exported(folder) if graph is None else graph
     graph = _quantised(graph) if configured.int8 else graph
-    return _opened(name, graph, tokenizer_file, reading, configured.int8, str(folder))
+    return _made(name, graph, tokenizer_file, reading, configured.int8, str(folder))
 
 
 def _bare(file: Path, configured: Configured) -> TextEncoder:
@@ -144,10 +144,10 @@ def _bare(file: Path, configured: Configured) -> TextEncoder:
         )
     if configured.int8:
         graph = _quantised(graph)
-    return _opened(file.stem, graph, tokenizer_file, reading, configured.int8, str(file))
+    return _made(file.stem, graph, tokenizer_file, reading, configured.int8, str(file))
 
 
-def _opened(
+def _made(
     name: str, graph: onnx.ModelProto, tokenizer_file: Path, reading: Reading, int8: bool, source: str
 ) -> TextEncoder:
     tokenizer = _tokenizer(tokenizer_file)

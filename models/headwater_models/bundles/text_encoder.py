@@ -60,7 +60,7 @@ class TextEncoder:
     def _read(self, texts: Sequence[str], prefix: str, report: Report, threads: int = 1) -> F32:
         distinct = list(dict.fromkeys(texts))
         place = {text: n for n, text in enumerate(distinct)}
-        reader = TextGraph(_session(self.graph, threads), self.tokenizer, self.text)
+        reader = TextGraph(opened(self.graph, threads), self.tokenizer, self.text)
         what = f"{self.name} reads texts"
         report(what, 0, len(distinct))
         found = reader.vectors(
@@ -178,7 +178,7 @@ def checked(encoder: TextEncoder) -> TextEncoder:
 
     Raises UnfitModel: the tokenizer knows more tokens than the model, or the model takes no text of that length.
     """
-    session = _session(encoder.graph, 1)
+    session = opened(encoder.graph)
     names = {given.name for given in session.get_inputs()}
     highest = max(encoder.tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
@@ -376,7 +376,8 @@ def _rename_input(graph: onnx.GraphProto, old: str, new: str) -> None:
                 node.input[place] = new
 
 
-def _session(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
+def opened(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
+    """A session of ONNX Runtime on the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

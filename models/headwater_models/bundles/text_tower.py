@@ -7,15 +7,14 @@ item graph of a bundle. The head after WhitenRec (Zhang et al. 2024, arXiv:2402.
 import importlib.metadata
 import math
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from tokenizers import Tokenizer
 
-from headwater.encoder.bundle import Graphs, ItemRows, Origin, TextInput, manifest_bytes, manifest_of
+from headwater.encoder.bundle import Graphs, ItemRows, Origin, TextInput
 from headwater.encoder.features import item_text_key
 from headwater.encoder.runtime import Encoder
 from headwater_models.arrays import F32, F64, I64, U64
@@ -23,19 +22,17 @@ from headwater_models.bundles import mean
 from headwater_models.bundles.export import Parts, move_bundle, versions, write_manifest
 from headwater_models.bundles.language_model import AS_CONFIGURED, Configured, open_language_model
 from headwater_models.bundles.mean_config import MeanConfig
+from headwater_models.bundles.static_text import STATIC, distilled, of_starter
 from headwater_models.bundles.text_encoder import (
     POOLED,
     UNIT_CONSTANTS,
     TextEncoder,
     UnfitModel,
     append,
-    checked,
-    static_encoder,
     unit_length,
 )
+from headwater_models.progress import Report, silent
 
-STATIC = "static"
-_STARTER = Path(__file__).parents[1] / "starter"
 # A direction whose variance is below this share of the mean one is noise of single precision.
 _NOISE = 1e-9
 
@@ -183,45 +180,23 @@ def _oas(covariance: F64, count: int) -> float:
     return 1.0 if below <= 0 else min(1.0, above / below)
 
 
-def open_text_encoder(name: str = STATIC, configured: Configured = AS_CONFIGURED) -> TextEncoder:
-    """The text encoder of a name: `static`, or a model.
+def open_text_encoder(
+    name: str = STATIC, configured: Configured = AS_CONFIGURED, report: Report = silent
+) -> TextEncoder:
+    """The text encoder of a name: `static`, a model, or `static:MODEL`.
 
-    `static` are the token vectors of the shipped starter. A model is a folder, an installed package, a name on the Hugging
-    Face hub, an ONNX file with its tokenizer beside it, or a jar or zip that holds both: see `language_model.py`.
+    `static` are the token vectors of the shipped starter, `static:MODEL` those of a model: in its languages, and a hundred
+    times as fast. A model is a folder, an installed package, a name on the Hugging Face hub, an ONNX file with its tokenizer
+    beside it, or a jar or zip that holds both: see `language_model.py`.
 
     Raises ModelMissing: no such model. UnfitModel: one that cannot be served as it is.
     """
     if name == STATIC:
-        return _static(configured)
+        return of_starter(configured)
+    if name.startswith(f"{STATIC}:"):
+        teacher = open_language_model(name.removeprefix(f"{STATIC}:"), configured)
+        return distilled(teacher, replace(configured, pooling=None, tokenizer=None, int8=False), report)
     return open_language_model(name, configured)
-
-
-def _static(configured: Configured) -> TextEncoder:
-    """The token table of the shipped starter."""
-    manifest = manifest_of(_STARTER, manifest_bytes(_STARTER))
-    if manifest.text is None:
-        raise UnfitModel(f"{_STARTER} reads no text: install headwater again")
-    tokenizer = Tokenizer.from_file(str(_STARTER / manifest.text.tokenizer))
-    tokens = tokenizer.get_vocab_size(with_added_tokens=True)
-    graph = onnx.load(_STARTER / manifest.graphs.item).graph
-    of_tokens = [part for part in graph.initializer if len(part.dims) == 2 and part.dims[0] == tokens]
-    found = {part.dims[1]: onnx.numpy_helper.to_array(part) for part in of_tokens}
-    if len(found) != 2 or 1 not in found:
-        raise UnfitModel(
-            f"{_STARTER} has no table of token vectors with a scale each: install headwater again"
-        )
-    scales = found.pop(1)
-    (table,) = found.values()
-    text = TextInput(
-        "tokenizer.json",
-        configured.max_tokens or manifest.text.max_tokens,
-        special_tokens=manifest.text.special_tokens,
-        pad_id=manifest.text.pad_id,
-        prefix=configured.prefix or "",
-        query_prefix=configured.query_prefix or "",
-    )
-    note = f"token vectors of {manifest.name}, texts cut at {text.max_tokens} tokens"
-    return checked(static_encoder(STATIC, table, scales, tokenizer, text, (note,)))
 
 
 def export_item_tower(encoder: TextEncoder, head: Head, folder: Path) -> ItemTower:

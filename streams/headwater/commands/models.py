@@ -221,7 +221,7 @@ def export(
     ----------
     model
         A folder, an installed package, a name on the Hugging Face hub, an ONNX file, or a jar or zip that holds one;
-        `static`: the token vectors of the shipped starter.
+        `static`: the token vectors of the shipped starter; `static:MODEL`: those of a model.
     out
         The folder of the new bundle.
     pooling

@@ -23,6 +23,7 @@ from headwater_models.bundles.language_model import (  # noqa: E402 - needs onnx
 )
 from headwater_models.bundles.text_encoder import POOLINGS, TextEncoder, UnfitModel  # noqa: E402 - needs onnx
 from headwater_models.commands import export_lm  # noqa: E402 - needs onnx
+from headwater_models.progress import silent  # noqa: E402 - after the skip
 from tests.support.text_encoders import (  # noqa: E402 - needs onnx
     WORDS,
     embedding,
@@ -33,10 +34,6 @@ from tests.support.text_encoders import (  # noqa: E402 - needs onnx
 
 SAID = Configured(pooling="mean", prefix="", query_prefix="", max_tokens=16)
 MODULES = "sentence_transformers.models."
-
-
-def silent(_what: str, _done: int, _total: int) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Item towers over text compute what their head says, and give a residual to the item it was trained for alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from headwater_models.bundles import mean  # noqa: E402 - needs onnx
 from headwater_models.bundles.export import Parts, write_manifest  # noqa: E402 - needs onnx
 from headwater_models.bundles.language_model import Configured  # noqa: E402 - needs onnx
 from headwater_models.bundles.mean_config import MeanConfig  # noqa: E402 - needs onnx
-from headwater_models.bundles.text_encoder import TextEncoder  # noqa: E402 - needs onnx
+from headwater_models.bundles.text_encoder import TextEncoder, UnfitModel  # noqa: E402 - needs onnx
 from headwater_models.bundles.text_tower import (  # noqa: E402 - needs onnx
     Head,
     export_item_tower,
@@ -23,15 +24,12 @@ from headwater_models.bundles.text_tower import (  # noqa: E402 - needs onnx
     residual_keys,
     whitened,
 )
+from headwater_models.progress import silent  # noqa: E402 - after the skip
 from tests.support.text_encoders import save  # noqa: E402 - needs onnx
 
 TEXTS = ["coffee beans", "tea", "garden hose", "shoes", "coffee"]
 READ = Configured(pooling="mean", prefix="passage: ", query_prefix="query: ", max_tokens=16)
 RNG = np.random.default_rng(1)
-
-
-def silent(_what: str, _done: int, _total: int) -> None:
-    pass
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -179,3 +177,19 @@ def test_the_static_encoder_reads_as_the_shipped_starter_does(starter_texts: lis
 @pytest.fixture
 def starter_texts() -> list[str]:
     return ["Ground coffee, 12 oz", "Espresso beans, dark roast", "Garden hose"]
+
+
+def test_a_sentence_encoder_is_distilled_into_the_vectors_of_its_tokens(tmp_path: Path) -> None:
+    model = str(save(tmp_path / "tiny"))
+    static = open_text_encoder(f"static:{model}", READ)
+    assert static.name == "static-model"
+    assert (static.text.prefix, static.text.special_tokens) == ("passage: ", False)
+    coffee, both, tea, nothing = static.queries(["coffee", "coffee tea", "tea", ""], silent)
+    # Each text is the mean of its tokens behind the query's own: 2 (q + c) + 2 (q + t) = 3 (q + c + t) + q.
+    asked = static.queries([""], silent)[0]
+    np.testing.assert_allclose(2 * coffee + 2 * tea, 3 * both + asked, atol=1e-3)
+    np.testing.assert_array_equal(nothing, asked)
+    with pytest.raises(UnfitModel, match="--int8 goes with a sentence encoder"):
+        open_text_encoder("static", replace(READ, pooling=None, int8=True))
+    with pytest.raises(UnfitModel, match="--pooling cls goes with a sentence encoder"):
+        open_text_encoder("static", replace(READ, pooling="cls"))
