@@ -184,7 +184,7 @@ def test_the_wheel_has_the_readmes_and_all_that_they_link_to(wheel: zipfile.Path
         assert wheel.root.read(place) == path.read_bytes(), name
     pages = [each for each in wheel.root.infolist() if each.filename.startswith(readmes.FOLDER_IN_WHEEL)]
     assert sum(each.compress_size for each in pages) < 200_000
-    assert {f"headwater/docs/viewer/{name}" for name in ("api.html", "api.js", "viewer.css")} <= names
+    assert {f"headwater/docs/viewer/{name}" for name in ("viewer.html", "api.js", "viewer.css")} <= names
 
 
 def test_the_wheel_brings_the_command(wheel: zipfile.Path) -> None:

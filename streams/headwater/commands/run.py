@@ -209,7 +209,10 @@ def gateway(*, host: str | None = None, port: int | None = None) -> int:
     quiet_aiokafka()
 
     def listening(address: str) -> None:
-        say(f"gateway: http://{address}, described by http://{address}/openapi.json; Ctrl-C stops it")
+        say(
+            f"gateway: http://{address}, described by http://{address}/openapi.json, to be tried on http://{address}/docs/api; "
+            "Ctrl-C stops it"
+        )
 
     run_async(serve(settings, listening))
     return 0

@@ -42,7 +42,7 @@ _PLOT: Final[Mapping[str, str]] = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
     "Content-Type": "image/svg+xml",
 }
-_MODULES: Final = ("viewer.css", "api.js", "topics.js", "schema.js")
+_MODULES: Final = ("viewer.css", "viewer.js", "api.js", "topics.js", "schema.js")
 
 
 def add_docs(app: web.Application, settings: Settings, *, has_api: bool = False) -> None:
@@ -78,9 +78,10 @@ def add_docs(app: web.Application, settings: Settings, *, has_api: bool = False)
     app.router.add_get("/llms.txt", show_llms)
     for path in ("/docs", "/docs/"):
         app.router.add_get(path, index)
-    pages = {"topics": "topics.html", **({"api": "api.html"} if has_api else {})}
-    for name, file in {**pages, **{each: each for each in _MODULES}}.items():
-        app.router.add_get(f"/docs/{name}", _serving(_VIEWER / file))
+    for name in ("topics", "api") if has_api else ("topics",):
+        app.router.add_get(f"/docs/{name}", _serving(_VIEWER / "viewer.html"))
+    for name in _MODULES:
+        app.router.add_get(f"/docs/{name}", _serving(_VIEWER / name))
     app.router.add_get("/docs/{name:.+}", page)
 
 
