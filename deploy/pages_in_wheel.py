@@ -10,7 +10,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class PagesInWheel(BuildHookInterface):  # type: ignore[type-arg, misc]
+class PagesInWheel(BuildHookInterface):
     """Called by hatchling for each wheel."""
 
     PLUGIN_NAME = "custom"

@@ -88,28 +88,21 @@ class AnswersTopic:
     """Reads the responses topic only while a probe waits for its answer."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
-        self._topic = topic
-        self._consumer = Consumer(
-            **settings.kafka_options(),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="latest",
-            fetch_max_wait_ms=_FETCH_WAIT_MS,
-        )
+        self._settings, self._topic = settings, topic
+        self._consumer: Consumer | None = None  # once the broker has let it in
         self._tps: list[TopicPartition] = []
-        self._is_started = False
 
     async def listen(self, partition: int) -> Header:
         """See :class:`Answers`."""
-        if not self._tps:
-            await self._open()
+        consumer = self._consumer or await self._open()
         tp = self._tps[partition % len(self._tps)]
-        self._consumer.seek(tp, (await self._consumer.end_offsets([tp]))[tp])
-        self._consumer.resume(tp)
+        consumer.seek(tp, (await consumer.end_offsets([tp]))[tp])
+        consumer.resume(tp)
         return reply_partition_header(tp.partition)
 
     async def answer(self, request_id: str) -> Response:
         """See :class:`Answers`."""
+        assert self._consumer is not None
         mine = request_id.encode()
         while True:
             for records in (await self._consumer.getmany(timeout_ms=_POLL_MS)).values():
@@ -120,25 +113,37 @@ class AnswersTopic:
 
     def pause(self) -> None:
         """See :class:`Answers`."""
-        self._consumer.pause(*self._tps)
+        if self._consumer is not None:
+            self._consumer.pause(*self._tps)
 
     async def stop(self) -> None:
         """Close the client."""
-        if self._is_started:
+        if self._consumer is not None:
             await self._consumer.stop()
 
-    async def _open(self) -> None:
-        if not self._is_started:
-            await self._consumer.start()
-            self._is_started = True
-        # Naming one partition makes the client learn of all.
-        self._consumer.assign([TopicPartition(self._topic, 0)])
-        while not (numbers := self._consumer.partitions_for_topic(self._topic)):  # noqa: ASYNC110 - no event says so
-            await asyncio.sleep(_METADATA_S)
-        tps = [TopicPartition(self._topic, number) for number in sorted(numbers)]
-        self._consumer.assign(tps)
-        self._consumer.pause(*tps)
-        self._tps = tps
+    async def _open(self) -> Consumer:
+        """A client that knows all partitions and reads none. One that the broker does not let in is closed again."""
+        consumer = Consumer(
+            **self._settings.kafka_options(),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="latest",
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
+        )
+        try:
+            await consumer.start()
+            # Naming one partition makes the client learn of all.
+            consumer.assign([TopicPartition(self._topic, 0)])
+            while not (numbers := consumer.partitions_for_topic(self._topic)):  # noqa: ASYNC110 - no event says so
+                await asyncio.sleep(_METADATA_S)
+        except BaseException:
+            await consumer.stop()
+            raise
+        self._tps = [TopicPartition(self._topic, number) for number in sorted(numbers)]
+        consumer.assign(self._tps)
+        consumer.pause(*self._tps)
+        self._consumer = consumer
+        return consumer
 
 
 class Probe:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from headwater.kafka.headers import Header
 from headwater.kafka.partitioner import partition_of, probe_user
@@ -22,8 +22,9 @@ from headwater.messages import (
     decode_request,
 )
 from headwater.metrics import Metrics
+from headwater.settings import Settings
 from headwater.worker import probe as probe_module
-from headwater.worker.probe import Probe
+from headwater.worker.probe import AnswersTopic, Probe
 from tests.support.recording_producer import RecordingProducer
 
 TOPICS = Topics.named("test.")
@@ -182,6 +183,15 @@ async def test_a_partition_that_has_left_meanwhile_is_no_failure_of_this_worker(
     await probed.probe.probe(3)
     assert probed.failures == []
     assert probed.counted() == (0, {})
+
+
+async def test_answers_are_asked_for_again_once_the_broker_is_there() -> None:
+    answers = AnswersTopic(Settings(kafka_bootstrap_servers="127.0.0.1:1"), TOPICS.responses)
+    for _ in range(2):
+        with pytest.raises(KafkaError):
+            await answers.listen(0)
+    answers.pause()
+    await answers.stop()
 
 
 async def test_a_worker_probes_the_partitions_that_it_owns_and_no_other(
