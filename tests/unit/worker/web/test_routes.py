@@ -126,6 +126,15 @@ async def test_the_door_for_probes_tells_of_no_user_and_no_item(site: Site, path
     assert site.asked == []
 
 
+async def test_the_documentation_is_served_to_everybody_and_a_plot_keeps_its_styles(site: Site) -> None:
+    for path in ("/docs/streams/README.md", "/docs/topics", "/asyncapi.json", "/llms.txt"):
+        status, headers, _ = await site.get(path, authorization=None)
+        assert (status, "default-src 'none'" in headers["Content-Security-Policy"]) == (200, True), path
+    _, headers, _ = await site.get("/docs/models/light.svg", authorization=None)
+    assert headers["Content-Security-Policy"].endswith("style-src 'unsafe-inline'; sandbox")
+    assert (await site.get("/docs/api"))[0] == 404
+
+
 async def test_a_worker_that_does_not_serve_all_it_holds_is_alive_and_not_ready(site: Site) -> None:
     assert (await site.get("/readyz"))[0] == 200
     site.readiness = {"ready": False, "waits_for": ["the state of its partitions"]}
