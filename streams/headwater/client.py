@@ -257,7 +257,8 @@ class Client:
         """Take an item out of the catalog, and wait until the broker has stored that.
 
         Args:
-            item_id: The item; it need not exist.
+            item_id: The item; it need not exist. One with versions comes back with a version that is at least as high:
+                workers leave a lower one out, count it in ``catalog_ignored_total`` and log it.
             timeout_s: How long to wait for the acknowledgement, in seconds.
 
         Returns:

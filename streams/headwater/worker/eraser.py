@@ -86,6 +86,8 @@ class Eraser:
     ) -> None:
         self._settings, self._producer, self._metrics = settings, producer, metrics
         self._topics = Topics.named(settings.topic_prefix)
+        # Of these the keys are items, whose ids may be those of users.
+        self._of_items = frozenset({self._topics.catalog.encode(), self._topics.offers.encode()})
         self._close_segment = close_segment
         self._open: dict[bytes, ErasureReceipt] = {}  # by the key of the receipt
         self._closings: set[_Closing] = set()
@@ -173,7 +175,7 @@ class Eraser:
         """Write a tombstone over each dead letter of the users (hashes); the number of letters by user."""
         taken: Counter[str] = Counter()
         async for records in self._all_of(self._topics.dead_letters):
-            found = await asyncio.to_thread(_letters_of, users, records, self._topics.catalog)
+            found = await asyncio.to_thread(_letters_of, users, records, self._of_items)
             taken.update(user for user, _ in found)
             tombstones = [Outgoing(key, None, _ERASED) for key in dict.fromkeys(key for _, key in found)]
             await write_all(self._producer, self._topics.dead_letters, 0, tombstones)
@@ -272,23 +274,23 @@ def _bound_ms(config: Mapping[str, str], has_tombstones: bool) -> int | None:
 
 
 def _letters_of(
-    users: Collection[str], letters: Iterable[ConsumerRecord], catalog: str
+    users: Collection[str], letters: Iterable[ConsumerRecord], of_items: Collection[bytes]
 ) -> list[tuple[str, bytes]]:
     """(user's hash, key of the letter) for each dead letter of one of the users."""
     return [
         (user, letter.key)
         for letter in letters
         if letter.key is not None and letter.headers
-        for user in {hashed(name) for name in _named_in(letter, catalog)} & set(users)
+        for user in {hashed(name) for name in _named_in(letter, of_items)} & set(users)
     ]
 
 
-def _named_in(letter: ConsumerRecord, catalog: str) -> Iterator[str]:
+def _named_in(letter: ConsumerRecord, of_items: Collection[bytes]) -> Iterator[str]:
     """The users that a dead letter names: by its original's key or headers, or by its message.
 
     Where there is no telling what a text is, any quoted one may be a user.
     """
-    if (found := header(letter.headers, "topic")) is not None and found[1] == catalog.encode():
+    if (found := header(letter.headers, "topic")) is not None and found[1] in of_items:
         return
     # Letters of versions without that header have the original's key themselves.
     original = header(letter.headers, LETTER_KEY_HEADER) or ("", letter.key)

@@ -24,6 +24,7 @@ from headwater.worker.eraser import Eraser, gone_by_ms, hashed
 
 DAY_MS = 86_400_000
 NAMES = Topics.named("headwater.")
+OF_ITEMS = {NAMES.catalog.encode(), NAMES.offers.encode()}
 
 
 def letter(
@@ -37,9 +38,7 @@ def letter(
 
 def found(letter: ConsumerRecord, *users: str) -> list[str]:
     names = {hashed(user): user for user in users}
-    return [
-        names[user] for user, key in eraser._letters_of(names, [letter], NAMES.catalog) if key == letter.key
-    ]
+    return [names[user] for user, key in eraser._letters_of(names, [letter], OF_ITEMS) if key == letter.key]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +71,7 @@ def test_a_dead_letter_whose_original_had_the_user_in_a_header_is_found(sent: by
         (b"bob", b'{"user_id": "bob", "item_id": "ann"}', NAMES.clicks),  # an item of that name
         (b"anna", b"{", NAMES.clicks),
         (b"ann", b'{"item_id": "ann"}', NAMES.catalog),
+        (b"ann", b'{"item_id": "ann"}', NAMES.offers),
         (b"\xff", b"\xff", NAMES.clicks),
         (None, None, NAMES.clicks),
     ],
@@ -86,7 +86,7 @@ def test_letters_of_earlier_versions_have_the_users_key_themselves() -> None:
 
 def test_what_is_taken_out_already_is_not_taken_out_again() -> None:
     gone = ConsumerRecord(NAMES.dead_letters, 0, 0, 0, 0, b"ann", None, None, 0, 0, ())
-    assert eraser._letters_of({hashed("ann")}, [gone], NAMES.catalog) == []
+    assert eraser._letters_of({hashed("ann")}, [gone], OF_ITEMS) == []
 
 
 def as_created(**settings: float) -> dict[str, dict[str, str]]:
