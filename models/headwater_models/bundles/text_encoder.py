@@ -1,5 +1,6 @@
 """A text encoder as one ONNX graph from tokens to a vector, beside its tokenizer: what item towers are built on."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -157,15 +158,19 @@ def pooled(model: onnx.ModelProto, pooling: Pooling | None, normalise: bool, sou
         chosen = "sentence_embedding" if "sentence_embedding" in per_text else per_text[0]
     else:
         chosen = "last_hidden_state" if "last_hidden_state" in per_token else per_token[0]
-    dim = next(port for port in graph.output if port.name == chosen).type.tensor_type.shape.dim[-1].dim_value
+    given = next(port for port in graph.output if port.name == chosen).type.tensor_type
+    dim = given.shape.dim[-1].dim_value
     if not dim:
         raise UnfitModel(
             f"{source}: the output {chosen} does not say how many numbers a vector has: export the model with a fixed width"
         )
     vectors = chosen
+    if given.elem_type != onnx.TensorProto.FLOAT:
+        vectors = "single_precision"
+        append(model, f"{vectors} = Cast <to = 1> ({chosen})")
     if pooling is not None:
+        append(model, _POOLS[pooling].format(hidden=vectors), **_POOL_CONSTANTS)
         vectors = "pool_vectors"
-        append(model, _POOLS[pooling].format(hidden=chosen), **_POOL_CONSTANTS)
     last = unit_length(vectors, POOLED) if normalise else f"{POOLED} = Identity({vectors})"
     append(model, last, **UNIT_CONSTANTS)
     del graph.output[:]
@@ -178,7 +183,10 @@ def checked(encoder: TextEncoder) -> TextEncoder:
 
     Raises UnfitModel: the tokenizer knows more tokens than the model, or the model takes no text of that length.
     """
-    session = opened(encoder.graph)
+    try:
+        session = opened(encoder.graph)
+    except Exception as error:  # ONNX Runtime's exceptions have no common class below Exception
+        raise UnfitModel(f"ONNX Runtime cannot load {encoder.name}: {_first_line(error)}") from error
     names = {given.name for given in session.get_inputs()}
     highest = max(encoder.tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
 
@@ -190,7 +198,7 @@ def checked(encoder: TextEncoder) -> TextEncoder:
 
     try:
         found = run(0, 2)
-    except Exception as error:  # ONNX Runtime's exceptions have no common class below Exception
+    except Exception as error:
         raise UnfitModel(f"{encoder.name} cannot read a text of two tokens: {_first_line(error)}") from error
     if not np.isfinite(found).all():
         raise UnfitModel(
@@ -199,7 +207,10 @@ def checked(encoder: TextEncoder) -> TextEncoder:
     try:
         run(highest, 2)
     except Exception as error:
-        raise _too_many_tokens(encoder.name, highest + 1, "fewer rows in its embedding") from error
+        # ONNX Runtime: "idx=31 must be within the inclusive range [-12,11]"
+        rows = re.search(r"inclusive range \[-(\d+),", str(error))
+        has = f"{int(rows[1]):,}" if rows else "fewer"
+        raise _too_many_tokens(encoder.name, highest + 1, f"{has} rows in its embedding") from error
     longest = min(encoder.text.max_tokens, _LONGEST_CHECKED)
     try:
         run(0, longest)

@@ -169,6 +169,9 @@ def test_a_jar_holds_network_and_tokenizer(bare: Path, tmp_path: Path) -> None:
     encoder = open_language_model(str(jar), SAID)
     expected = open_language_model(str(bare), SAID).vectors(["coffee"], silent)
     np.testing.assert_array_equal(encoder.vectors(["coffee"], silent), expected)
+    with zipfile.ZipFile(tmp_path / "half.jar", "w") as packed:
+        packed.write(bare, "tiny.onnx")
+    assert "holds 1 ONNX files and 0 tokenizers" in refused(tmp_path / "half.jar")
     with zipfile.ZipFile(jar, "a") as packed:
         packed.write(bare, "another.onnx")
     with pytest.raises(ModelMissing, match="holds 2 ONNX files and 1 tokenizers, expected one of each"):
@@ -239,6 +242,21 @@ def test_why_the_hub_gave_nothing_is_said(
 
     monkeypatch.setattr(hub, "snapshot_download", fail)
     assert message in refused(Path("owner/model"), Configured())
+
+
+def test_a_network_in_half_precision_is_pooled_in_single(bare: Path, tmp_path: Path) -> None:
+    model = network()
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(
+        onnx.helper.make_node("Cast", ["before"], ["last_hidden_state"], to=onnx.TensorProto.FLOAT16)
+    )
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, tmp_path / "half.onnx")
+    options = replace(SAID, tokenizer=bare.with_name("tokenizer.json"))
+    found = open_language_model(str(tmp_path / "half.onnx"), options).vectors(["coffee"], silent)
+    np.testing.assert_allclose(
+        found, open_language_model(str(bare), SAID).vectors(["coffee"], silent), atol=2e-3
+    )
 
 
 def test_texts_that_are_none_have_no_vectors(bare: Path) -> None:
@@ -314,7 +332,7 @@ def test_a_configuration_that_cannot_be_followed_is_named(
 def test_a_tokenizer_that_does_not_fit_is_refused(bare: Path, tmp_path: Path) -> None:
     word_tokenizer([*WORDS, *(f"word{n}" for n in range(20))]).save(str(tmp_path / "larger.json"))
     message = refused(bare, replace(SAID, tokenizer=tmp_path / "larger.json"))
-    assert "the tokenizer knows 32 tokens" in message
+    assert "the tokenizer knows 32 tokens and the model has 12 rows in its embedding" in message
     (tmp_path / "broken.json").write_text("{}")
     assert "cannot read the tokenizer" in refused(bare, replace(SAID, tokenizer=tmp_path / "broken.json"))
     assert "there is no tokenizer" in refused(bare, replace(SAID, tokenizer=tmp_path / "absent.json"))
