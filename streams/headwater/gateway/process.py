@@ -10,6 +10,7 @@ from aiohttp import web
 from headwater.client import Client
 from headwater.docs.site import add_docs
 from headwater.gateway.admission import Admission
+from headwater.gateway.live import add_live_page
 from headwater.gateway.routes import Gateway
 from headwater.settings import Settings, SettingsError
 from headwater.web_door import Door, is_local
@@ -50,7 +51,8 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
 def application(
     client: Client, admission: Admission, keys: Sequence[str], settings: Settings
 ) -> web.Application:
-    """The gateway's routes, and the documentation, which anybody may read."""
+    """The gateway's routes, the documentation, which anybody may read, and the live page."""
     app = Gateway(client, admission, keys).application()
     add_docs(app, settings, has_api=True)
+    add_live_page(app, settings)
     return app

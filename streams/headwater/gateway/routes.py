@@ -48,8 +48,8 @@ AFTER_HEADER: Final = "Headwater-After"
 # A web page waits for no longer.
 _PUBLISH_S: Final = 10.0
 _BODY_S: Final = 10.0
-# Routes that tell nothing of users and items, by how they begin.
-_OPEN: Final = ("/healthz", "/openapi.json", "/asyncapi.json", "/llms.txt", "/docs")
+# Routes that tell nothing of users and items, or let callers in by themselves (the live page), by how they begin.
+_OPEN: Final = ("/healthz", "/openapi.json", "/asyncapi.json", "/llms.txt", "/docs", "/page/", "/live/")
 _RETRY: Final = {"Retry-After": "1"}
 _WRONG_TYPE: Final = "wrong_type"
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -94,7 +94,7 @@ class Gateway:
     async def _let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         # The route that was found, not the path that was sent: of the two only the route decides what is done.
         resource = request.match_info.route.resource
-        if resource is not None and resource.canonical.startswith(_OPEN):
+        if resource is not None and (resource.canonical == "/" or resource.canonical.startswith(_OPEN)):
             return await handler(request)
         caller = request.remote or ""
         if self._keys:

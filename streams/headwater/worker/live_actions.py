@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,7 +20,6 @@ from msgspec import Struct
 from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka import letters
 from headwater.kafka.connection import Connection
-from headwater.kafka.dead_letters import REASONS
 from headwater.kafka.letters import Letter, Letters, Place, Wanted
 from headwater.kafka.topics import Topics
 from headwater.messages import (
@@ -143,10 +143,20 @@ def _raw(fields: Mapping[str, Any], kind: type[Struct], own: Mapping[str, Any]) 
 
 
 class LetterDesk:
-    """Dead letters: listed, shown, published again, taken out. One change at a time."""
+    """Dead letters: listed, shown, published again, taken out. One change at a time.
 
-    def __init__(self, settings: Settings, redrive: Redriving | None) -> None:
-        self._settings, self._redrive = settings, redrive
+    Args:
+        redrive: publishes letters again; None: this server cannot.
+        remedies: what mends each reason, by its code.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redrive: Redriving | None = None,
+        remedies: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._settings, self._redrive, self._remedies = settings, redrive, remedies
         self._topic = Topics.named(settings.topic_prefix).dead_letters
         self._reading, self._changing = asyncio.Lock(), asyncio.Lock()
         self._read: Letters | None = None
@@ -165,7 +175,7 @@ class LetterDesk:
                 "oldest_ms": each.oldest_ms,
                 "newest_ms": each.newest_ms,
                 "message": each.newest.message,
-                "remedy": REASONS.get(each.reason, ""),
+                "remedy": self._remedies.get(each.reason, ""),
                 "place": str(each.newest.place),
             }
             for each in letters.groups(waiting)

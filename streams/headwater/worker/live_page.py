@@ -12,6 +12,7 @@ import numpy as np
 from headwater import __version__
 from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
+from headwater.kafka.dead_letters import REASONS
 from headwater.kafka.letters import Wanted
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.redrive import Redrive, plan
@@ -88,7 +89,7 @@ def live_page(
         map=None if is_catalog else here,
         users=None if is_catalog else here,
         asks=asking,
-        letters=LetterDesk(settings, _redriving(settings)),
+        letters=LetterDesk(settings, _redriving(settings), REASONS),
         doctor=None if examine is None else _Examined(examine),
         missing={
             **({"map": _NOT_HERE, "users": _NOT_HERE} if is_catalog else {}),
