@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from tests.support.live_stand_in import Shop, application
 
@@ -81,13 +81,12 @@ class Visit:
         self.page, self.complaints, self.asked = page, list[str](), list[str]()
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
-        page.on(
-            "console",
-            # Chromium logs each answer of 404, such as that of a user who is new.
-            lambda told: (
-                told.type == "error" and "404" not in told.text and self.complaints.append(told.text)
-            ),
-        )
+        page.on("console", self._heard)
+
+    def _heard(self, told: ConsoleMessage) -> None:
+        # Chromium logs each answer of 404, such as that of a user who is new.
+        if told.type == "error" and "404" not in told.text:
+            self.complaints.append(told.text)
 
     async def violations(self) -> list[str]:
         found: list[str] = await self.page.evaluate("window.violations")

@@ -10,7 +10,10 @@ import * as tour from "./tour.js";
 import * as trust from "./trust.js";
 
 const REDRAWN_MS = 10_000;
+const RETOLD_MS = 5_000;
 let drawnAt = 0;
+let trustedAt = 0;
+let isDrawing = false;
 let about = null;
 let isFilled = false;
 let timer = 0;
@@ -26,6 +29,7 @@ theme.start(() => {
   map.redraw();
 });
 watchSections();
+watchTrust();
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token($("token").value.trim());
@@ -59,6 +63,7 @@ async function fill(isAsked = false) {
     if (isAsked) $("token").focus();
     return;
   }
+  trustedAt = Date.now();
   trust.refresh(about);
   if (!isFilled) {
     isFilled = true;
@@ -69,11 +74,15 @@ async function fill(isAsked = false) {
 }
 
 async function drawn() {
-  drawnAt = Date.now();
+  if (isDrawing) return;
+  isDrawing = true;
   try {
     map.load(await get("/live/catalog.json"));
   } catch (error) {
     $("map-note").textContent = error.message;
+  } finally {
+    isDrawing = false;
+    drawnAt = Date.now();
   }
 }
 
@@ -104,6 +113,16 @@ function connection({ state, reason, retryMs }) {
   tell();
   $("away").hidden = false;
   timer = setInterval(tell, 500);
+}
+
+/** The trust part tells of now when it comes into view. What somebody has opened there stays. */
+function watchTrust() {
+  const watch = new IntersectionObserver(([entry]) => {
+    if (!entry.isIntersecting || !isFilled || Date.now() - trustedAt < RETOLD_MS) return;
+    trustedAt = Date.now();
+    trust.refresh(about);
+  });
+  watch.observe($("trust"));
 }
 
 /** The part that is read now is marked in the navigation. */

@@ -39,7 +39,8 @@ export class CatalogMap {
     this.legend();
     const part = catalog.shown < catalog.items ? `${number(catalog.shown)} of ${number(catalog.items)} items` : `${number(catalog.items)} items`;
     const spread = Math.round(100 * ((catalog.spread?.[0] ?? 0) + (catalog.spread?.[1] ?? 0)));
-    $("map-note").textContent = `${part}; near each other means alike in meaning. Two of many dimensions, which hold ${spread} % of the differences.`;
+    if (catalog.items === 0) $("map-note").textContent = "The catalog is empty as yet.";
+    else $("map-note").textContent = `${part}; near each other means alike in meaning. Two of many dimensions, which hold ${spread} % of the differences.`;
     this.draw();
   }
 

@@ -1,7 +1,7 @@
 /** Part 1: what the worker does, second by second. */
 
 import uPlot from "./vendor/uplot/uPlot.esm.js";
-import { $, colour, empty, h, ms, number } from "./dom.js";
+import { $, colour, empty, h, ms, number, plural } from "./dom.js";
 
 const KEPT_S = 180;
 // What the figures of the project aim for: tests/bench/FIGURES.md, "click to answer".
@@ -107,7 +107,7 @@ function tiles(now) {
   const lag = now?.partitions.reduce((sum, each) => sum + Math.max(each.lag ?? 0, 0), 0);
   const letters = now && Object.values(now.dead_letters).reduce((sum, each) => sum + each, 0);
   const answered = now?.click_to_answer_ms.n;
-  const seen = answered ? `${number(answered)} in the last ten seconds` : now ? "none in the last ten seconds" : "";
+  const seen = answered ? `${plural(answered, "click")} in 10 s` : now ? "no click in 10 s" : "";
   fill("tiles", [
     ["Clicks", number(now?.clicks_per_s), "/s", now && `${ms(now.click_to_applied_ms.p50)} until applied`],
     ["Answers", number(now?.answers_per_s), "/s", now && `${ms(now.answer_ms.p50)} each`],

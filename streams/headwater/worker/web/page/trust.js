@@ -14,7 +14,8 @@ export function start() {
 
 /** Read again what may have changed. */
 export async function refresh(about) {
-  await Promise.all([letters(), facts(about)]);
+  const isRead = $("letters").querySelector("details") !== null;
+  await Promise.all([isRead ? null : letters(), facts(about)]);
 }
 
 async function letters(button = null) {
@@ -129,7 +130,7 @@ function confirmed(title, text, yes) {
 }
 
 async function facts(about) {
-  const state = await attempt($("facts"), () => get("/live/state"));
+  const state = await get("/live/state").catch((error) => $("facts").replaceChildren(h("dt", { text: "state" }), h("dd", { text: error.message })));
   if (!state) return;
   const { health, ready, catalog, bundle } = state;
   const rows = [
