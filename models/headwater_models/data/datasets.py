@@ -66,12 +66,12 @@ def load(name: str, path: Path | None = None, maps: Sequence[str] = ()) -> Datas
     return _BUILT_IN[name](path)
 
 
-def from_events(found: Opened, form: EventForm | None = None) -> Dataset:
+def from_events(found: Opened, form: EventForm | None = None, *, lone: bool = False) -> Dataset:
     """The events of a file: user_id, item_id and, if present, at_ms, action, rating, price and title.
 
     Rows are left out and counted: those that `headwater import` refuses, with the first line of each kind; then actions that
-    are no positive event, prices that are no number (only in files with prices), and a user's only event. The title becomes
-    the item's text.
+    are no positive event, prices that are no number (only in files with prices), and a user's only event, unless `lone` ones
+    count too. The title becomes the item's text.
 
     Raises DatasetError (no rows, or none left) or ImportFileError (the form does not fit the file).
     """
@@ -92,7 +92,7 @@ def from_events(found: Opened, form: EventForm | None = None) -> Dataset:
     checks = {
         f"action is none of {', '.join(POSITIVE_ACTIONS)}": pl.col("action").is_in(POSITIVE_ACTIONS),
         "price is no number": pl.col("price").is_not_null() if "price" in columns else pl.lit(True),
-        "the user's only event": pl.len().over("user_id") > 1,
+        "the user's only event": (pl.len().over("user_id") > 1) | lone,
     }
     for reason, keep in checks.items():
         kept = rows.filter(keep)

@@ -133,10 +133,8 @@ class CaseOptions:
         return list({row.item.item_id: row.item for row in found.rows}.values())
 
     def _clicks(self) -> "Dataset":
-        from dataclasses import replace
-
         assert self.clicks is not None
-        return replace(DataOptions(map_=self.clicks_map), data=str(self.clicks)).load()
+        return DataOptions(map_=self.clicks_map, data=str(self.clicks)).load(lone=True)
 
 
 CASES: Final = CaseOptions()

@@ -65,8 +65,8 @@ class DataOptions(EventOptions):
                 f"--at is {self.at}: expected a share of the events such as 0.9, or a date"
             ) from None
 
-    def load(self) -> "Dataset":
-        """The data. Prints what was read differently or left out.
+    def load(self, *, lone: bool = False) -> "Dataset":
+        """The data. Prints what was read differently or left out. Of files, with users of one event if `lone`.
 
         Raises:
             UsageError: --map for built-in data.
@@ -75,7 +75,7 @@ class DataOptions(EventOptions):
         from headwater_models.data.datasets import from_events, is_file, load
 
         if is_file(self.data) and self.path is None:
-            found = from_events(self.opened(Path(self.data), "training"), self.event_form())
+            found = from_events(self.opened(Path(self.data), "training"), self.event_form(), lone=lone)
         elif self.map_:
             raise UsageError(
                 f"--map {self.map_[0]}: {self.data} is built in, so its columns are known; leave --map out"

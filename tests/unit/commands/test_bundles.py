@@ -31,7 +31,7 @@ def test_a_bundle_is_judged_on_a_file_of_cases_and_bad_rows_are_told(terminal: T
     (terminal.folder / "items.csv").write_text(
         "item_id,title\ntea,Green tea\nmilk,Whole milk\nhose,Garden hose\n"
     )
-    (terminal.folder / "clicks.csv").write_text("who,item_id,at_ms\n1,tea,1700000000\n1,milk,1700000060\n")
+    (terminal.folder / "clicks.csv").write_text("who,item_id,at_ms\n1,tea,1700000000\n2,milk,1700000060\n")
     rows = [
         '{"history": ["tea"], "target": "milk"}',
         '{"history": "", "target": "milk"}',

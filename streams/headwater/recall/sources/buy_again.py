@@ -19,7 +19,7 @@ SEASON: Final = 0.4
 SEASON_HALF_LIFE_MS: Final = 28 * 86_400_000
 # The weight of each level, and of an event that so many others came after: a power for each costs more than all else.
 _OF_LEVEL: Final = [weight(level) for level in range(MAX_LEVEL + 1)]
-_OF_AGE: Final = [weight(ONE - age) for age in range(1_024)]
+_OF_AGE: Final = [weight(ONE - age) for age in range(512)]
 
 
 class BuyAgain(KeySource):
@@ -45,14 +45,16 @@ class BuyAgain(KeySource):
     rung = "no-repeats"
 
     def __init__(self, table: Neighbours | None = None) -> None:
-        self._table = table if table is not None and table.repeats is not None else None
-        if table is not None and table.repeats is not None:
+        self._table: Neighbours | None = None
+        if table is not None and table.repeats is not None and len(table.keys):
+            self._table = table
             self._loyalty = LOYALTY * np.log(table.repeats.again)
             self._season = SEASON * np.log(table.repeats.lately)
             self._season_ms = table.repeats.at_ms
 
     @classmethod
     def made_of(cls, given: Resources) -> Self:
+        """With the table of the bundle, if it has one."""
         return cls(given.neighbours)
 
     def keys(self, ask: Ask) -> Mapping[int, float]:
@@ -65,7 +67,7 @@ class BuyAgain(KeySource):
         weights = {key: _OF_LEVEL[level] * faded for key, level in ask.counters}
         last_ms: dict[int, int] = {}
         for age, (key, at_ms, _) in zip(range(count - 1, -1, -1), events, strict=True):
-            own = _OF_AGE[age] if age < len(_OF_AGE) else 0.0
+            own = _OF_AGE[age] if age < len(_OF_AGE) else weight(ONE - age)
             weights[key] = weights.get(key, 0.0) + own
             last_ms[key] = at_ms
         rested = [key for key in weights if key not in last_ms or ask.now_ms - last_ms[key] >= REST_MS]
