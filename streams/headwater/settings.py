@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     partitions: int = Field(
         default=4, ge=1, le=10_000, description="of clicks, requests, responses and profiles"
     )
-    catalog_partitions: int = Field(default=4, ge=1, le=10_000, description="of catalog and vectors")
+    catalog_partitions: int = Field(default=4, ge=1, le=10_000, description="of catalog, offers and vectors")
     replication_factor: int = Field(default=1, ge=1, le=32)
     clicks_retention_days: float = Field(default=7.0, gt=0)
     reply_topics: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -13,7 +13,7 @@ from headwater.messages import BadMessage, decode_trend
 
 # Among so many newest records of the trends topic is one of an owner, unless nobody has clicked for a while.
 _NEWEST_TRENDS: Final = 200
-_NEWEST_VECTORS: Final = 200
+_NEWEST_VECTORS: Final = (8, 1_000, 10_000)
 
 
 async def roles(system: System) -> AsyncIterator[Finding]:
@@ -26,8 +26,10 @@ async def roles(system: System) -> AsyncIterator[Finding]:
         catalog: set[str] = set()
         for place in await places_of(consumer, topics.vectors):
             # The newest records may be deletes and offers, which have no bundle.
-            newest = _of_vectors(await _newest(consumer, place, _NEWEST_VECTORS))
-            catalog |= {newest} if newest else set()
+            for count in _NEWEST_VECTORS:
+                if newest := _of_vectors(await _newest(consumer, place, count)):
+                    catalog.add(newest)
+                    break
         interests = _of_trends(await _newest(consumer, TopicPartition(topics.trends, 0), _NEWEST_TRENDS))
     said = ", ".join(sorted(catalog)) or "none so far"
     seen = (

@@ -53,8 +53,8 @@ async def _of_topics(system: System) -> AsyncIterator[Finding]:
         yield Finding(
             "topics",
             True,
-            f"all there; clicks, requests and profiles have {settings.partitions} partitions each, catalog and "
-            f"vectors {settings.catalog_partitions}",
+            f"all there; clicks, requests and profiles have {settings.partitions} partitions each, catalog, offers "
+            f"and vectors {settings.catalog_partitions}",
         )
 
 

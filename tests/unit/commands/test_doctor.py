@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from headwater.commands import bundle_checks, doctor, group_checks
 from headwater.commands.findings import Check, Finding, System, run
 from headwater.errors import HeadwaterError
-from headwater.index.vectors_topic import claim_of_owner
+from headwater.index.vectors_topic import claim_of_owner, offer_record_of
 from headwater.kafka import topics
 from headwater.kafka.topics import Topics
 from headwater.messages import Trend, encode
@@ -102,6 +102,12 @@ async def test_roles_with_different_bundles_are_found(
             await producer.send_and_wait(
                 names.vectors, claim.value, claim.key, partition, headers=list(claim.headers)
             )
+            for number in range(20):  # offers name no bundle, and come in great numbers
+                offers = offer_record_of(f"item {number}", None, 0, 1)
+                await producer.send(
+                    names.vectors, offers.value, offers.key, partition, headers=list(offers.headers)
+                )
+        await producer.flush()
         if interests is not None:
             await producer.send_and_wait(names.trends, encode(Trend(0, 0, 100.0, [], bundle=interests)), b"0")
     (found,) = [each async for each in bundle_checks.roles(System(settings, None))]
