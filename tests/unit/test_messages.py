@@ -225,6 +225,14 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("request", {"deadline_ms": 0}, "deadline_ms", "got 0", ">= 1"),
     ("request", {"deadline_ms": 90_000}, "deadline_ms", "got 90000", f"<= {MAX_DEADLINE_MS}"),
     ("request", {"at_ms": NOW_MS // 1000}, "at_ms", f"got {NOW_MS // 1000}", "milliseconds"),
+    ("request", {"until_ms": 5}, "until_ms", "got 5", "milliseconds"),
+    (
+        "request",
+        {"until_ms": NOW_MS, "explain": False},
+        "until_ms",
+        "got it without explain",
+        "explain: true",
+    ),
     (
         "request",
         {"at_ms": NOW_MS + 3650 * DAY_MS},

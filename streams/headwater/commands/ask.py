@@ -107,6 +107,7 @@ def ask(
     sources: Annotated[list[str], MANY] = [],  # noqa: B006 - cyclopts never changes it
     diversity: float = 0.0,
     at: str | None = None,
+    until: str | None = None,
     after: str | None = None,
     after_event_id: str | None = None,
     no_wait: Annotated[bool, FLAG] = False,
@@ -144,6 +145,8 @@ def ask(
         0 (best first) to 1 (as different as possible).
     at
         Answer as if it were then: a date and time (without a zone: UTC), or milliseconds since 1970.
+    until
+        The answer as it was then: later events of the user do not count. A time as in --at.
     after
         P:O, a position in the clicks topic that the answer has to reflect, as `headwater click` prints it.
     after_event_id
@@ -171,6 +174,7 @@ def ask(
         "sources": dict(_source(each) for each in sources),
         "diversity": diversity,
         "at_ms": moment_ms("--at", at) if at is not None else None,
+        "until_ms": moment_ms("--until", until) if until is not None else None,
         "after_event_id": after_event_id,
         "deadline_ms": deadline_ms,
         "explain": explain,
@@ -182,7 +186,7 @@ def ask(
         print(encode(response).decode())
         return 0
     if response.items:
-        now_ms = fields["at_ms"] or int(time.time() * 1000)
+        now_ms = fields["at_ms"] or fields["until_ms"] or int(time.time() * 1000)
         found = answer_words.rows(response, titles_of(settings, answer_words.named(response)), now_ms)
         stdout().print(_answer_table(found, explain=explain))
     for shortcoming in answer_words.shortcomings(Request("", user, **fields), response):

@@ -160,7 +160,6 @@ class LetterDesk:
         self._topic = Topics.named(settings.topic_prefix).dead_letters
         self._reading, self._changing = asyncio.Lock(), asyncio.Lock()
         self._read: Letters | None = None
-        self._read_s = 0.0
 
     async def summary(self) -> dict[str, Any]:
         """How many there are, and of what. Raises HeadwaterError."""
@@ -222,11 +221,16 @@ class LetterDesk:
                 self._read = None
 
     async def _letters(self) -> Letters:
+        """All of them, kept for a moment: they take half a kilobyte each."""
         async with self._reading:
-            if self._read is None or time.monotonic() - self._read_s > _KEPT_S:
-                self._read = await _kafka(letters.read(self._settings))
-                self._read_s = time.monotonic()
+            if self._read is None:
+                self._read = found = await _kafka(letters.read(self._settings))
+                asyncio.get_running_loop().call_later(_KEPT_S, self._forget, found)
             return self._read
+
+    def _forget(self, found: Letters) -> None:
+        if self._read is found:
+            self._read = None
 
 
 async def _kafka(work: Awaitable[Result]) -> Result:

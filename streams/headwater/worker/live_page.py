@@ -14,7 +14,7 @@ from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
 from headwater.kafka.dead_letters import REASONS
 from headwater.kafka.letters import Wanted
-from headwater.kafka.partitioner import partition_of
+from headwater.kafka.partitioner import partition_of, probe_user
 from headwater.kafka.redrive import Redrive, plan
 from headwater.messages import ACTIONS
 from headwater.metrics import Metrics
@@ -155,7 +155,8 @@ class _Here:
                 rows = np.array(await asyncio.to_thread(_beginning, users, begins), dtype=np.int64)
             else:
                 rows = np.flatnonzero(columns.n)
-            rows = rows[columns.n[rows] > 0]
+            probe = columns.rows.get(probe_user(partition.number, self._settings.partitions), -1)
+            rows = rows[(columns.n[rows] > 0) & (rows != probe)]
             at_ms = columns.state_at_ms[rows]
             newest = np.argsort(-at_ms, kind="stable")[:limit]
             found += [

@@ -177,9 +177,9 @@ class Status:
                 }
                 for (topic, number), (watermark, lag) in places.items()
             ],
-            "users": sum(len(each.columns) for each in partitions),
+            "users": sum(map(self._users_of, partitions)),
             "items": len(self.interests.vectors) if self.interests is not None else None,
-            "pending": sum(int(each.columns.pending.sum()) for each in partitions),
+            "pending": sum(map(self._pending_of, partitions)),
         }
 
     async def describe_user(self, user_id: str) -> dict[str, Any] | None:

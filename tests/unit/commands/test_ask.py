@@ -23,6 +23,7 @@ def test_a_wrong_option_is_one_sentence_and_nothing_is_asked(terminal: Terminal)
         (["--sources", "trends=1"], "--sources is trends=1: expected NAME=WEIGHT"),
         (["--sources", "new=much"], "--sources is new=much: expected NAME=WEIGHT"),
         (["--at", "noon"], "--at is noon: expected a date and time such as"),
+        (["--until", "noon"], "--until is noon: expected a date and time such as"),
     ]
     told = terminal.mistakes(*(["ask", "ann", *options] for options, _ in cases))
     for sentence, (_, part) in zip(told, cases, strict=True):

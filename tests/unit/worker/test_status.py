@@ -132,6 +132,23 @@ async def test_health_counts_partitions_users_and_items(status: Status, shop: Sh
     assert shop.worker.partition().columns.pending.sum() == 1
 
 
+async def test_figures_tell_how_far_each_partition_is_also_an_empty_one(status: Status, shop: Shop) -> None:
+    clicks, catalog = TopicPartition("test.clicks.v1", 0), TopicPartition("test.catalog.v1", 3)
+    shop.group = Group(clicks, catalog)
+    probe = probe_user(0, SETTINGS.partitions).decode()
+    await shop.worker.apply(shop.worker.click("ann", "tea"), shop.worker.click("bob", "nothing"))
+    await shop.worker.apply(shop.worker.click(probe, "nothing"))
+    empty = {"topic": clicks.topic, "partition": 0, "watermark": 2, "lag": 0, "still_s": 0.0}
+    assert status.figures()["partitions"] == [empty], "nothing is known of the ends yet"
+    shop.group.next_offsets, shop.group.ends = {clicks: 3, catalog: 5}, {clicks: 10, catalog: 5}
+    said = status.figures()
+    assert said["partitions"] == [
+        {**empty, "lag": 7},
+        {"topic": catalog.topic, "partition": 3, "watermark": 4, "lag": 0, "still_s": 0.0},
+    ]
+    assert (said["users"], said["items"], said["pending"]) == (2, 2, 1)
+
+
 async def test_a_user_is_described_as_people_read_it(status: Status, shop: Shop) -> None:
     await shop.worker.apply(
         shop.worker.click("ann", "tea", action="purchase", event_id="first"),

@@ -1,7 +1,8 @@
 """Those who look at the live page: one stream of server-sent events each, at most fifty, none of which can hold a worker up.
 
 What all get is made once a second while there is somebody, and nothing is made while there is nobody. Each viewer has a short
-queue. One that does not read is dropped when its queue is full, and the oldest makes room for the fifty-first.
+queue. One that does not read is dropped when its queue is full, and the oldest makes room for the fifty-first; those who are
+not let in go first.
 """
 
 import asyncio
@@ -97,7 +98,10 @@ class Viewers:
         viewer = _Viewer(is_let_in)
         self._viewers.append(viewer)
         if len(self._viewers) > self._most:
-            self._viewers.pop(0).leave("full")
+            # Strangers, who see figures alone, take nobody's place who is let in.
+            leaving = next((each for each in self._viewers if not each.is_let_in), self._viewers[0])
+            self._viewers.remove(leaving)
+            leaving.leave("full")
         if self._telling is None:
             self._telling = asyncio.create_task(self._tell())
             self._telling.add_done_callback(_complain)

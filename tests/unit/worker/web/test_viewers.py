@@ -121,6 +121,15 @@ async def test_the_oldest_makes_room_for_a_viewer_too_many(stage: Stage) -> None
         await until(second, "figures")
 
 
+async def test_strangers_take_nobodys_place_who_is_let_in(stage: Stage) -> None:
+    async with watching(stage) as first, watching(stage, "") as stranger, watching(stage) as third:
+        assert (await until(stranger, "bye"))["reason"] == "full"
+        async with watching(stage, "") as another:
+            assert (await until(another, "bye"))["reason"] == "full"
+        await until(first, "clicks")
+        await until(third, "clicks")
+
+
 async def test_a_viewer_that_does_not_read_is_dropped_and_the_others_go_on(stage: Stage) -> None:
     stage.size = 400_000
     async with watching(stage), watching(stage, "") as other:
