@@ -164,6 +164,11 @@ def test_a_bundle_gives_its_table_back_and_says_what_it_is_made_of(bundle: Path)
     np.testing.assert_array_equal(read.starts, table.starts)
     np.testing.assert_array_equal(read.items, table.items)
     np.testing.assert_allclose(read.likeness, table.likeness, rtol=0.016)
+    assert read.repeats is not None
+    assert table.repeats is not None
+    np.testing.assert_allclose(read.repeats.again, table.repeats.again, rtol=0.026)
+    np.testing.assert_allclose(read.repeats.lately, table.repeats.lately, rtol=0.026)
+    assert read.repeats.at_ms == table.repeats.at_ms
     said = encoder.manifest.neighbours
     assert said is not None
     assert (said.items, said.pairs, said.pause_s) == (len(table.keys), len(table.items), 60.0)
@@ -201,6 +206,19 @@ def test_a_damaged_table_is_refused(bundle: Path) -> None:
         load(bundle)
 
 
+WHOLE = {"keys": [1, 2], "counts": [1, 1], "steps": [1, 0], "likeness": [0, 0]}
+
+
+def test_a_table_of_an_earlier_version_says_nothing_of_repeats(tmp_path: Path) -> None:
+    np.savez(tmp_path / FILE, **{name: np.array(values, dtype=np.uint16) for name, values in WHOLE.items()})
+    manifest = msgspec.json.decode((STARTER / "bundle.json").read_bytes(), type=Manifest)
+    read = neighbours.read(
+        tmp_path, msgspec.structs.replace(manifest, neighbours=NeighbourTable(FILE, 60.0, 2, 2))
+    )
+    assert read is not None
+    assert (read.items.tolist(), read.repeats) == ([1, 0], None)
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
@@ -208,8 +226,10 @@ def test_a_damaged_table_is_refused(bundle: Path) -> None:
         {"keys": [1, 2], "counts": [5, 1], "steps": [1], "likeness": [0]},
         {"keys": [1, 2], "counts": [1, 1], "steps": [1, 2], "likeness": [0, 0]},
         {"keys": [2, 1], "counts": [1, 1], "steps": [1, 0], "likeness": [0, 0]},
+        {**WHOLE, "again": [128, 128], "lately": [128, 128]},
+        {**WHOLE, "again": [128], "lately": [128, 128], "repeats_at_ms": [0]},
     ],
-    ids=["incomplete", "too short", "beyond its items", "out of order"],
+    ids=["incomplete", "too short", "beyond its items", "out of order", "without a time", "too few repeats"],
 )
 def test_a_file_that_is_no_table_is_refused_with_the_remedy(
     tmp_path: Path, arrays: dict[str, list[int]]
