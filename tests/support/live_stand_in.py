@@ -57,6 +57,7 @@ class Shop:
     ends: list[int] = field(default_factory=lambda: [1041, 977, 1203, 1110])
     letters: list[Json] = field(default_factory=list)
     token: str | None = None  # what callers have to bring; None: nothing
+    is_gateway: bool = False  # it has clicks, answers and dead letters alone
 
     def __post_init__(self) -> None:
         random_ = random.Random(7)
@@ -459,6 +460,9 @@ def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
         letters=_Desk(shop),
         doctor=doctor,
     )
+    if shop.is_gateway:
+        why = dict.fromkeys(("viewers", "state", "map", "users", "doctor"), "a gateway has only Kafka")
+        parts = parts._replace(viewers=None, state=None, map=None, users=None, doctor=None, missing=why)
     app = web.Application(middlewares=[guard.hardened])
     live.add_live(app, guard.Guard(shop.token, is_open=shop.token is None), parts)
     return app

@@ -312,3 +312,20 @@ async def test_without_the_token_it_asks_for_it_and_keeps_it_out_of_the_address(
     await expect(page.locator("#connection")).to_have_text("live", timeout=LONG_MS)
     await expect(page.locator("#token-form")).to_be_hidden()
     assert shop.token not in page.url
+
+
+async def test_at_a_gateway_it_says_what_is_not_there_and_the_rest_works(
+    visit: Visit, shop: Shop, site: Site
+) -> None:
+    page = visit.page
+    await site.stop()
+    shop.is_gateway = True
+    await site.start()
+    await page.reload()
+    for part in ("#stream", "#map-note", "#facts"):
+        await expect(page.locator(part)).to_contain_text("a gateway has only Kafka", timeout=LONG_MS)
+    await become(page, "household-2")
+    await expect(page.locator("#log")).to_contain_text("a gateway has only Kafka", timeout=LONG_MS)
+    await page.locator("#answer [data-action=click]").first.click()
+    await expect(page.locator("#proof .proof")).to_contain_text("Proved", timeout=LONG_MS)
+    await expect(page.locator("#letters .group")).to_have_count(2)

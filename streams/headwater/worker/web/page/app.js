@@ -95,13 +95,14 @@ function grown(items) {
 /** One line in the head, and a banner while the worker is away. */
 function connection({ state, reason, retryMs }) {
   clearInterval(timer);
-  const words = { connecting: "connecting", live: "live", away: "away", resting: "resting" };
+  const words = { connecting: "connecting", live: "live", away: "away", resting: "resting", none: "no stream" };
   $("connection").dataset.state = state;
   if ($("connection-text").textContent !== words[state]) $("connection-text").textContent = words[state];
-  if (state === "live") {
+  if (state === "live" || state === "none") {
     $("away").hidden = true;
     fill();
   }
+  if (state === "none") stream.none(reason);
   if (state !== "away") return;
   stream.interrupted();
   if ($("away").hidden) say(`The worker is away: ${reason}.`);

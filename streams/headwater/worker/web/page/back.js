@@ -72,7 +72,8 @@ export const post = (path, body, signal = undefined) =>
 
 /**
  * Read the stream for as long as the page lives. `onEvent(name, data)` gets what comes, `onState({state, reason, retryMs})` how
- * the connection is: `connecting`, `live`, `away` (with the time to the next try) or `resting` (nobody looks).
+ * the connection is: `connecting`, `live`, `away` (with the time to the next try), `resting` (nobody looks) or `none` (a gateway has
+ * no stream; with its reason).
  */
 export function follow(onEvent, onState) {
   let pauseMs = FIRST_PAUSE_MS;
@@ -88,6 +89,7 @@ export function follow(onEvent, onState) {
       }
       const end = await once();
       if (end.rest) continue;
+      if (end.none) return onState({ state: "none", reason: end.none });
       const retryMs = end.retryMs ?? Math.round(pauseMs * (0.75 + Math.random() / 2));
       pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
       onState({ state: "away", reason: end.reason, retryMs });
@@ -110,6 +112,7 @@ export function follow(onEvent, onState) {
     let bye = null;
     try {
       const response = await fetch("/live/events", { headers: headers({ Accept: "text/event-stream" }), signal: control.signal });
+      if (response.status === 404) return { none: (await response.json()).error.message };
       if (!response.ok) return { reason: `the worker answered ${response.status}` };
       for await (const [name, data] of parsed(response.body, heard)) {
         if (name === "hello") {

@@ -19,7 +19,7 @@ const last = { p50: null, p99: null };
 export function start() {
   tiles(null);
   $("partitions").append(h("tr", {}, h("td", { colspan: 5 }, empty("Nothing yet."))));
-  new ResizeObserver(() => charts.forEach((chart) => chart.setSize(sizeOf(chart.root.parentElement)))).observe($("chart-rate"));
+  new ResizeObserver(() => charts.forEach((chart) => chart.root.isConnected && chart.setSize(sizeOf(chart.root.parentElement)))).observe($("chart-rate"));
   redraw();
 }
 
@@ -49,8 +49,16 @@ export function interrupted() {
   Object.values(rows).forEach((row) => row.push(null));
 }
 
+/** There is no stream here, for that reason. */
+export function none(reason) {
+  const [heading, ...rest] = $("stream").children;
+  rest.forEach((each) => each.remove());
+  heading.after(empty(reason));
+}
+
 /** All charts again, in the colours of now. */
 export function redraw() {
+  if (!$("chart-rate")) return;
   charts.forEach((chart) => chart.destroy());
   charts = [
     chart("chart-rate", [
