@@ -17,6 +17,7 @@ from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
+from headwater.client_errors import ClientError, RecallTimeout
 from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka import letters
 from headwater.kafka.connection import Connection
@@ -94,10 +95,7 @@ class Asking:
         limit_s = request.deadline_ms / 1000.0 + _MARGIN_S
         async with self._connected() as connection:
             if request.after is None and request.after_event_id is None:
-                partition = await connection.partition_of(connection.topics.clicks, request.user_id)
-                end = await connection.end_of_clicks(partition)
-                after = Position(partition, end - 1) if end > 0 else None
-                request = msgspec.structs.replace(request, after=after)
+                request = msgspec.structs.replace(request, after=await _end(connection, request, limit_s))
             response = await connection.ask(request, encode(request), limit_s, limit_s)
         return response, round((time.perf_counter() - started) * 1000.0, 2)
 
@@ -118,18 +116,44 @@ class Asking:
         if self._closing is not None:
             self._closing.cancel()
         self._calls += 1
+        is_broken = False
         try:
             yield connection
+        except KafkaError as error:
+            is_broken = True
+            raise ClientError(
+                f"the broker at {self._settings.bootstrap_servers} refused or is away ({type(error).__name__}: {error}); "
+                "look at it, and at the rights of this worker's user"
+            ) from error
+        except ClientError as error:
+            is_broken = not isinstance(error, RecallTimeout)
+            raise
         finally:
             self._calls -= 1
             if self._calls == 0:
-                self._closing = asyncio.get_running_loop().call_later(_IDLE_S, self._close_later)
+                # One that has failed may fail for good: the next call opens another.
+                self._closing = asyncio.get_running_loop().call_later(
+                    0.0 if is_broken else _IDLE_S, self._close_later
+                )
 
     def _close_later(self) -> None:
         if self._calls == 0:
             task = asyncio.get_running_loop().create_task(self.close())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+
+async def _end(connection: Connection, request: Request, limit_s: float) -> Position | None:
+    """The last click of the user's partition; None without any. Raises KafkaError, RecallTimeout."""
+    try:
+        async with asyncio.timeout(limit_s):
+            partition = await connection.partition_of(connection.topics.clicks, request.user_id)
+            end = await connection.end_of_clicks(partition)
+    except TimeoutError as error:
+        raise RecallTimeout(
+            f"the broker did not tell within {limit_s:g} s where the clicks end; look at it"
+        ) from error
+    return Position(partition, end - 1) if end > 0 else None
 
 
 def _raw(fields: Mapping[str, Any], kind: type[Struct], own: Mapping[str, Any]) -> bytes:
