@@ -99,7 +99,8 @@ def judge(
         if bundle is not None:
             one = encoder.load(bundle, threads=threads)
             catalog = encoded(one, data, partial(report, f"encoding items of {one.name}"))
-            judged |= _of_bundle(one, one.name, data, catalog, asked, k)
+            own = _of_bundle(one, one.name, data, catalog, asked, k)
+            judged |= own
             if asked.protocol == "cases":
                 judged |= _of_tower(one, catalog)
             if other is not None:
@@ -108,7 +109,7 @@ def judge(
                 seen_by_two = encoded(two, data, partial(report, f"encoding items of {name}"))
                 others = _of_bundle(two, name, data, seen_by_two, asked, k)
                 # Each as it is served: the last method of a bundle.
-                both = [[*judged.values()][-1], [*others.values()][-1]]
+                both = [[*own.values()][-1], [*others.values()][-1]]
                 known = min(one.log_length, two.log_length) if not asked.test.mask_seen else None
                 judged |= others
                 judged[f"{one.name} + {name}"] = Method(
