@@ -91,9 +91,13 @@ class CatalogOffers:
     async def apply(
         self, versions: ItemVersions, records: Sequence[ConsumerRecord], *, buries: bool = True
     ) -> None:
-        """Lay what is new in the records. Bad ones become dead letters where ``buries`` says so. Raises as `handle`."""
+        """Lay what is new in the records. Raises as `handle`.
+
+        ``buries``: bad ones become dead letters; not where they have been put there before, and no item is waited for.
+        """
         for start in range(0, len(records), _SLICE):
-            await self._make_room(versions)
+            if buries:
+                await self._make_room(versions)
             async with versions.offers.publishing:
                 versions.require()
                 decided = decide(records[start : start + _SLICE], versions)

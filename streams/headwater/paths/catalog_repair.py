@@ -115,14 +115,15 @@ class CatalogRepair:
                 if known.foreign[versions.partition]:
                     async with versions.lock:
                         await self._writer.claim(versions, versions.position, bundle_id)
-                versions.gate.open()
             # The items first: offers of items that are not there would wait for them.
-            lost = [versions for versions in again.values() if not versions.offers.gate.is_open]
+            lost = {
+                number: versions for number, versions in again.items() if not versions.offers.gate.is_open
+            }
             if lost:
-                places = {versions.partition: versions for versions in lost}
-                async for run in read_whole(consumer, self._topics.offers, places):
-                    await self._apply_offers(places[run.tp.partition], run.records, buries=False)
-            for versions in lost:
+                async for run in read_whole(consumer, self._topics.offers, lost):
+                    await self._apply_offers(lost[run.tp.partition], run.records, buries=False)
+            for versions in again.values():
+                versions.gate.open()
                 versions.offers.gate.open()
 
     async def audit(self, assigned: Sequence[ItemVersions]) -> None:

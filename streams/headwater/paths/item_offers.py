@@ -47,6 +47,8 @@ class ItemOffers:
 
     def add_read(self, partition: int, found: OfferRecord, fence: Fence) -> None:
         """Take in a record of the vectors topic, in the order of the topic. See `sort_out`."""
+        if self.gate.is_open:
+            return  # they are read again with their items, and have been changed since the first time
         if not fence.admits(partition, found.epoch):
             self.holes.add(found.item_id)
             return

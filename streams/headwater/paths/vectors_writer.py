@@ -48,8 +48,10 @@ class VectorsWriter:
 
     async def claim_partition(self, versions: ItemVersions, highest_epoch: int, bundle_id: str) -> None:
         """Take the epoch after the highest one seen, and say so on the topic. Raises as `write` does."""
-        versions.epoch = next_epoch(highest_epoch, 0)
-        await self.claim(versions, versions.position, bundle_id)
+        # What is on its way has the epoch before, and would be passed over behind the claim.
+        async with versions.offers.publishing:
+            versions.epoch = next_epoch(highest_epoch, 0)
+            await self.claim(versions, versions.position, bundle_id)
 
     async def claim(self, versions: ItemVersions, position: int, bundle_id: str) -> None:
         """Say that everything in the catalog up to ``position`` is in the topic. Raises as `write` does."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaConnectionError
 
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
@@ -331,6 +332,30 @@ async def test_a_change_of_an_item_and_its_offers_do_not_overtake_each_other(
     assert (await held(worker))[:2] == (4.0, False)
 
 
+async def test_offers_on_their_way_are_not_behind_the_claim_of_a_higher_epoch(
+    worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers pass over what an owner writes in an epoch below one that it has claimed."""
+    await worker.apply(worker.item(TEA, price=3.5))
+    versions = worker.path._partitions[0]
+    assert worker.index is not None
+    lay, claims = worker.index.put_offers, list[asyncio.Task[None]]()
+
+    async def slow(states: Any) -> None:
+        claiming = worker.path._writer.claim_partition(versions, 5, worker.encoder.id)
+        claims.append(asyncio.ensure_future(claiming))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await lay(states)
+
+    monkeypatch.setattr(worker.index, "put_offers", slow)
+    await apply(worker, offer(worker, TEA, price=2.0))
+    await claims[0]
+    epochs = [read_record(record).epoch for record in worker.producer.records(worker.topics.vectors)]
+    assert epochs == sorted(epochs)
+    assert epochs[-1] == 6
+
+
 @pytest.mark.parametrize(("is_claimed", "known"), [(False, False), (True, True)])
 async def test_where_nothing_vouches_for_the_vectors_topic_all_offers_are_read_again(
     worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch, is_claimed: bool, known: bool
@@ -339,9 +364,15 @@ async def test_where_nothing_vouches_for_the_vectors_topic_all_offers_are_read_a
     versions.is_claimed = is_claimed
     tea, sale = worker.item(TEA, price=3.5), offer(worker, TEA, price=2.0)
 
+    faults = [KafkaConnectionError("the broker goes away")]
+
     class All(Written):
         def _records(self, tp: Any) -> Any:
-            return [sale] if tp.topic == worker.topics.offers else super()._records(tp)
+            if tp.topic != worker.topics.offers:
+                return super()._records(tp)
+            if faults:
+                raise faults.pop()
+            return [sale]
 
     @contextlib.asynccontextmanager
     async def written(*_: object) -> AsyncIterator[Written]:
@@ -353,8 +384,13 @@ async def test_where_nothing_vouches_for_the_vectors_topic_all_offers_are_read_a
     monkeypatch.setattr(catalog_repair, "reader", written)
     monkeypatch.setattr(catalog_repair, "read_versions", read)
     worker.path._partitions = {0: versions}
+    if not known:
+        with pytest.raises(KafkaConnectionError):
+            await worker.path._repair.open([versions])
+        assert not versions.gate.is_open, "or nobody would read the offers at the next try"
     await worker.path._repair.open([versions])
     assert versions.offers.gate.is_open
+    assert versions.gate.is_open
     assert (TEA in versions.offers.states) is not known
     if not known:
         assert (await held(worker))[0] == 2.0
