@@ -47,6 +47,7 @@ from headwater_models.commands import Report, Results
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
 from headwater_models.judging import metrics
+from headwater_models.judging.comparison import BY_LIST, measures
 from headwater_models.judging.evaluation import (
     Catalog,
     bundle_scorer,
@@ -152,8 +153,11 @@ async def compare(
     ]
     apart = {}
     for name in sets:
-        apart[f"{name}: hit@{k}"] = streamed[name].hit.value - offline[name].hit.value
-        apart[f"{name}: NDCG@{k}"] = streamed[name].ndcg.value - offline[name].ndcg.value
+        both = (measures(each[name], asked.protocol) for each in (streamed, offline))
+        for measure, mine, expected in zip(
+            ("recall" if asked.protocol in BY_LIST else "hit", "NDCG"), *both, strict=True
+        ):
+            apart[f"{name}: {measure}@{k}"] = mine.value - expected.value
     return Compared(
         Results(
             data.name, data.fingerprint, data.dropped, notes, asked.protocol, asked.at_ms, seed, k, methods
