@@ -87,7 +87,7 @@ async function redrive(filter, name) {
   const problem = $("letters-problem");
   const tried = await attempt(problem, () => post("/live/letters/redrive", { ...filter, dry_run: true }));
   if (!tried) return;
-  const question = `${plural(tried.redriven, "letter")} go back to their topic, at most ${REDRIVE_RATE} a second, each with a mark so that it counts once. Mend the cause first: those that fail again come back here.${told(tried)}`;
+  const question = `${plural(tried.redriven, "letter goes back to its topic", "letters go back to their topic")}, at most ${REDRIVE_RATE} a second, with a mark so that each counts once. Mend the cause first: those that fail again come back here.${told(tried)}`;
   if (!(await confirmed(`Redrive ${name}?`, question, "Redrive"))) return;
   const done = await attempt(problem, () => post("/live/letters/redrive", { ...filter, rate: REDRIVE_RATE }));
   if (!done) return;
@@ -99,7 +99,7 @@ async function purge(filter, name) {
   const problem = $("letters-problem");
   const tried = await attempt(problem, () => post("/live/letters/purge", { ...filter, dry_run: true }));
   if (!tried) return;
-  if (!(await confirmed(`Purge ${name}?`, `${plural(tried.purged, "letter")} are taken out for good.`, "Purge"))) return;
+  if (!(await confirmed(`Purge ${name}?`, `${plural(tried.purged, "letter is", "letters are")} taken out for good.`, "Purge"))) return;
   const done = await attempt(problem, () => post("/live/letters/purge", filter));
   if (!done) return;
   await letters();
