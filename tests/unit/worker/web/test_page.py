@@ -166,7 +166,9 @@ async def test_html_in_titles_and_ids_is_text(visit: Visit, shop: Shop) -> None:
     await page.click("#letters-again")
     await page.locator("#letters .group", has_text=HOSTILE).get_by_text("Show").click()
     await page.locator("#letters details summary").first.click()
-    await expect(page.locator("#letters pre")).to_be_visible()
+    await expect(page.locator("#letters pre").first).to_be_visible()
+    await page.get_by_text("Its bytes").click()
+    await expect(page.locator("#letters pre").last).to_contain_text("7b 22 65")
     # From the stream too.
     await expect(page.locator("#who-recent", has_text=HOSTILE)).to_be_visible(timeout=LONG_MS)
     assert await page.evaluate("window.hacked") is None

@@ -74,6 +74,7 @@ function letter(each) {
     inside.append(
       h("p", { class: "note", text: told.message }),
       h("pre", { tabindex: 0, "aria-label": "The record", text: told.text || told.hex || "(no value)" }),
+      told.text && told.hex ? h("details", {}, h("summary", { text: "Its bytes" }), h("pre", { tabindex: 0, "aria-label": "The bytes of the record", text: told.hex })) : "",
       h("dl", { class: "facts" }, h("dt", { text: "key" }), h("dd", { text: told.key ?? "none" }), ...(told.headers ?? []).flatMap(([name, text]) => [h("dt", { text: name }), h("dd", { text })])),
       told.lacks
         ? h("p", { class: "note", text: `It cannot go back: ${told.lacks}.` })
