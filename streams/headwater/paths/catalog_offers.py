@@ -179,35 +179,46 @@ class CatalogOffers:
 
 def decide(records: Sequence[ConsumerRecord], versions: ItemVersions) -> Decided:
     """What the offers of items come to with the records of a batch, in their order."""
-    laid: dict[str, Laid] = {}
-    bad: list[DeadLetter] = []
-    ignored: Counter[str] = Counter()
-    offers, new = versions.offers, 0  # items that wait from now on
+    decided = Decided({}, [], Counter())
+    new = 0  # items that wait from now on
     for record in records:
-        came_ms = min(max(record.timestamp, 0), MAX_AT_MS)
         try:
-            item_id, offer = _offer_of(record, came_ms)
-            before = laid[item_id].state if item_id in laid else offers.states.get(item_id)
-            is_there = versions.is_there(item_id)
-            if before is None and not is_there:
-                _check_place(versions, item_id, new)
+            new += _add(record, decided, versions, new)
         except BadMessage as error:
-            bad.append(DeadLetter(record, error.reason, str(error)))
-            continue
-        if offer is not None:
-            at_ms = came_ms if offer.at_ms is None else min(offer.at_ms, came_ms)
-            after = offered(before, offer, at_ms, record.offset)
-        elif before is not None or is_there:
-            after = withdrawn(before, item_id, came_ms, record.offset)
-        else:
-            after = None
-        if after is None:
-            ignored["repeated" if _is_repeat(before, offer, came_ms) else "older"] += 1
-            continue
-        new += before is None and not is_there
-        sources = laid[item_id].records if item_id in laid else []
-        laid[item_id] = Laid(after, [*sources, record])
-    return Decided(laid, bad, ignored)
+            decided.bad.append(DeadLetter(record, error.reason, str(error)))
+        except Exception as error:
+            log.exception(
+                "offer_failed", topic=record.topic, partition=record.partition, offset=record.offset
+            )
+            message = f"{type(error).__name__}: {error}"
+            decided.bad.append(DeadLetter(record, "internal_error", message))
+    return decided
+
+
+def _add(record: ConsumerRecord, decided: Decided, versions: ItemVersions, new: int) -> bool:
+    """Add a record to what its item's offers come to. Returns whether they begin to wait for the item, beside ``new`` others.
+
+    Raises:
+        BadMessage: the record cannot be used.
+    """
+    came_ms = min(max(record.timestamp, 0), MAX_AT_MS)
+    item_id, offer = _offer_of(record, came_ms)
+    earlier = decided.laid.get(item_id)
+    before = earlier.state if earlier is not None else versions.offers.states.get(item_id)
+    is_there = versions.is_there(item_id)
+    if before is None and not is_there:
+        _check_place(versions, item_id, new)
+    after = None
+    if offer is not None:
+        at_ms = came_ms if offer.at_ms is None else min(offer.at_ms, came_ms)
+        after = offered(before, offer, at_ms, record.offset)
+    elif before is not None or is_there:
+        after = withdrawn(before, item_id, came_ms, record.offset)
+    if after is None:
+        decided.ignored["repeated" if _is_repeat(before, offer, came_ms) else "older"] += 1
+        return False
+    decided.laid[item_id] = Laid(after, [*(earlier.records if earlier is not None else ()), record])
+    return before is None and not is_there
 
 
 def _offer_of(record: ConsumerRecord, came_ms: int) -> tuple[str, Offer | None]:

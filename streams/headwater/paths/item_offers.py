@@ -14,7 +14,7 @@ from headwater.messages import OfferState
 
 # Items of each partition that may have offers without being there: 30 MB.
 _ROOM: Final = 100_000
-# Who has waited for longer makes room for others.
+# Items that have not come for longer lose their offers when there is no more room.
 _WAITS_MS: Final = 7 * 86_400_000
 
 

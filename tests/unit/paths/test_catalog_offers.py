@@ -20,7 +20,7 @@ from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.vectors_topic import OfferRecord, VectorsFollower, offer_record_of, read_record
 from headwater.kafka.batch import Batch
-from headwater.messages import OfferState
+from headwater.messages import Offer, OfferState
 from headwater.paths import catalog_offers, catalog_repair, item_offers
 from headwater.paths.item_versions import ItemVersions, Known
 from tests.support.interests_worker import STARTER, until
@@ -243,6 +243,22 @@ async def test_a_bad_offer_is_a_dead_letter_and_the_others_are_laid(
     await worker.apply(worker.item(TEA, price=3.5))
     await apply(worker, raw(worker, key, value), offer(worker, TEA, price=2.0))
     assert worker.reasons() == [reason]
+    assert (await held(worker))[0] == 2.0
+
+
+async def test_an_offer_that_our_own_code_fails_on_is_a_dead_letter_and_the_others_are_laid(
+    worker: CatalogWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = catalog_offers.offered
+
+    def offered(state: OfferState | None, offer: Offer, at_ms: int, revision: int) -> OfferState | None:
+        assert offer.price != 13.0, "a bug"
+        return real(state, offer, at_ms, revision)
+
+    monkeypatch.setattr(catalog_offers, "offered", offered)
+    await worker.apply(worker.item(TEA, price=3.5))
+    await apply(worker, offer(worker, TEA, price=13.0), offer(worker, TEA, price=2.0))
+    assert worker.reasons() == ["internal_error"]
     assert (await held(worker))[0] == 2.0
 
 
