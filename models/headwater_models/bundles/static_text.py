@@ -54,7 +54,9 @@ def of_starter(configured: Configured) -> TextEncoder:
     (table,) = found.values()
     text = _reading(manifest.text, configured, manifest.text.max_tokens)
     note = f"token vectors of {manifest.name}, texts cut at {text.max_tokens} tokens"
-    return checked(static_encoder(STATIC, table, scales, tokenizer, text, (note,)))
+    (fading,) = (part for part in graph.initializer if part.name == "token_fading")
+    fade_tokens = -1 / float(onnx.numpy_helper.to_array(fading))
+    return checked(static_encoder(STATIC, table, scales, tokenizer, text, (note,), fade_tokens=fade_tokens))
 
 
 def distilled(teacher: TextEncoder, configured: Configured, report: Report) -> TextEncoder:

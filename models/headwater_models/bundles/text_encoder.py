@@ -1,5 +1,6 @@
 """A text encoder as one ONNX graph from tokens to a vector, beside its tokenizer: what item towers are built on."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,13 +75,21 @@ class TextEncoder:
 
 
 def static_encoder(
-    name: str, table: F32, scales: F32, tokenizer: Tokenizer, text: TextInput, notes: tuple[str, ...] = ()
+    name: str,
+    table: F32,
+    scales: F32,
+    tokenizer: Tokenizer,
+    text: TextInput,
+    notes: tuple[str, ...] = (),
+    *,
+    fade_tokens: float = math.inf,
 ) -> TextEncoder:
     """The mean of token vectors: a gather and a sum.
 
     Args:
         table: int8 or float (vocabulary, dim).
         scales: (vocabulary, 1) by which each token's row is multiplied.
+        fade_tokens: a token counts e times less than the one that stands so many places before it.
 
     Raises UnfitModel: the tokenizer knows more tokens than the table has rows.
     """
@@ -98,7 +107,11 @@ def static_encoder(
             scale_stored = Gather(token_scales, input_ids)
             scale_columns = Cast <to = 1> (scale_stored)
             scale = Squeeze(scale_columns, last_axis)
-            weighed = Mul(real, scale)
+            places = CumSum(real, token_axis)
+            log_fading = Mul(places, token_fading)
+            fading = Exp(log_fading)
+            faded = Mul(real, fading)
+            weighed = Mul(faded, scale)
             share = Div(weighed, divisor)
             share_row = Unsqueeze(share, token_axis)
             token_stored = Gather(token_table, input_ids)
@@ -109,6 +122,7 @@ def static_encoder(
         """,
         token_table=table,
         token_scales=scales,
+        token_fading=np.float32(-1 / fade_tokens),
         token_axis=np.array([1]),
         last_axis=np.array([-1]),
         one=np.float32(1),

@@ -35,7 +35,7 @@ def save_tower(tower: StaticTower, path: Path) -> None:
 
 
 class StatefulEncoder(Protocol):
-    """A user encoder with a state: the starter's, or one of `headwater_models.networks`."""
+    """A user encoder with a state: that of the bundle of groceries, or one of `headwater_models.networks`."""
 
     dim: int
     state_size: int

@@ -1,4 +1,4 @@
-"""The starter's item tower: token vectors gathered and averaged, whitened, then a small MLP. No language model at run time.
+"""The item tower of the bundle of groceries: token vectors averaged, whitened, then a small MLP. No language model at run time.
 
 Token vectors are distilled from a sentence encoder (`distillation.py`). Whitening and head after WhitenRec (Zhang et al.
 2024, arXiv:2402.17535). The last dimension of an item's vector is its popularity. The user encoder's interest has a

@@ -1,4 +1,4 @@
-"""A sentence encoder distilled into a table of token vectors: the start of the static tower.
+"""A sentence encoder distilled into a table of token vectors.
 
 After Model2Vec and its Tokenlearn (github.com/MinishLab): encode each token alone, reduce by PCA, then fit the table
 so that the weighted mean of a text's tokens is the teacher's vector of the text.
@@ -39,10 +39,10 @@ class SentenceTeacher:
             self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"], report
         )
 
-    def encode_tokens(self, count: int, report: Callable[[int, int], None]) -> F32:
-        """Each token of the vocabulary as a text of its own: f32 (count, teacher dim)."""
+    def encode_tokens(self, tokens: Sequence[int], report: Callable[[int, int], None]) -> F32:
+        """Tokens of the vocabulary, each as a text of its own: f32 (tokens, teacher dim)."""
         first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return self._encode_ids([[first, token, last] for token in range(count)], report, batch=256)
+        return self._encode_ids([[first, token, last] for token in tokens], report, batch=256)
 
     def _encode_ids(self, ids: list[list[int]], report: Callable[[int, int], None], batch: int = 64) -> F32:
         # Batches of similar length need little padding.

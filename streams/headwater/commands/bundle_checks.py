@@ -1,4 +1,4 @@
-"""The check of the doctor that compares the roles: vectors and interests of different bundles do not compare."""
+"""The checks of the doctor that look at bundles: one for all roles, and one that reads the catalog's texts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -8,12 +8,18 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.commands.findings import TIMEOUT_S, Finding, System
 from headwater.commands.group_checks import places_of
+from headwater.encoder.features import required_text
+from headwater.encoder.runtime import Encoder, load
 from headwater.index.vectors_topic import OfferRecord, read_record
-from headwater.messages import BadMessage, decode_trend
+from headwater.messages import BadMessage, decode_item, decode_trend
 
 # Among so many newest records of the trends topic is one of an owner, unless nobody has clicked for a while.
 _NEWEST_TRENDS: Final = 200
 _NEWEST_VECTORS: Final = (8, 1_000, 10_000)
+# Texts that the bundle is tried on, of each catalog partition: enough for a share, read in a moment.
+_NEWEST_ITEMS: Final = 100
+# A catalog with some foreign titles is fine.
+_UNREADABLE_SHARE: Final = 0.02
 
 
 async def roles(system: System) -> AsyncIterator[Finding]:
@@ -37,6 +43,56 @@ async def roles(system: System) -> AsyncIterator[Finding]:
     )
     ok = len(catalog) <= 1 and (not interests or not catalog or catalog == {interests})
     yield Finding("bundles", ok, seen if ok else f"{seen}: give both roles the same HEADWATER_BUNDLE")
+
+
+async def texts(system: System) -> AsyncIterator[Finding]:
+    """Whether the bundle can read the texts of the catalog, as far as its newest items tell."""
+    async with system.consumer() as consumer:
+        if system.topics.catalog not in await asyncio.wait_for(consumer.topics(), TIMEOUT_S):
+            return
+        records = [
+            record
+            for place in await places_of(consumer, system.topics.catalog)
+            for record in await _newest(consumer, place, _NEWEST_ITEMS)
+        ]
+    settings = system.settings
+    encoder = await asyncio.to_thread(load, settings.bundle_path, device=settings.device)
+    found = await asyncio.to_thread(_read, encoder, records)
+    if found is not None:
+        yield found
+
+
+def _read(encoder: Encoder, records: Iterable[ConsumerRecord]) -> Finding | None:
+    """What the bundle makes of the texts of catalog records; None if there are none, or it reads no texts."""
+    if encoder.item_inputs != "text":
+        return None
+    texts: dict[str, str] = {}
+    for record in records:
+        if record.value is None:
+            continue
+        try:
+            item = decode_item(record.key, record.value)
+            texts[item.item_id] = required_text(item, encoder.id)
+        except BadMessage:
+            continue  # a dead letter, of which another check tells
+    if not texts:
+        return None
+    read = encoder.read_items(list(texts.values()), list(texts))
+    seen = (
+        f"of the texts of the newest {len(texts)} items, bundle {encoder.id} does not know {read.unknown.mean():.1%} of the "
+        "tokens"
+    )
+    unreadable = read.unreadable
+    if len(unreadable) <= _UNREADABLE_SHARE * len(texts):
+        return Finding("texts", True, seen)
+    first = list(texts)[int(unreadable[0])]
+    return Finding(
+        "texts",
+        False,
+        f"{seen}, and cannot read {len(unreadable)} items, such as {first!r}: these are found by the spelling of their texts "
+        "alone; make a bundle with an encoder of their language, `headwater export --model MODEL --out my-bundle` (such as "
+        "intfloat/multilingual-e5-small, or BAAI/bge-small-zh-v1.5 for Chinese), and set HEADWATER_BUNDLE to it",
+    )
 
 
 async def _newest(consumer: AIOKafkaConsumer, tp: TopicPartition, count: int) -> list[ConsumerRecord]:

@@ -26,7 +26,7 @@ from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.messages import Click, Item, Response, encode
-from headwater.settings import Settings
+from headwater.settings import GROCERIES_BUNDLE, Settings
 from headwater_models.data import complete_journey
 
 _LIVE_MS: Final = 2 * 86_400_000
@@ -118,6 +118,7 @@ async def _run(
             .with_admin_token()
             .model_copy(
                 update={
+                    "bundle": settings.bundle or GROCERIES_BUNDLE,
                     "data_dir": folder,
                     "kafka_bootstrap_servers": broker.bootstrap_servers,
                     "admin_port": admin_port,

@@ -130,6 +130,7 @@ CHECKS: Final = (
     Check("dead letters", group_checks.dead_letters),
     Check("bundle", _of_bundle, needs_broker=False),
     Check("bundles", bundle_checks.roles),
+    Check("texts", bundle_checks.texts),
     Check("index", _of_index, needs_broker=False),
     Check("worker", _of_worker, needs_broker=False),
 )

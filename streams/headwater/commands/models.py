@@ -11,6 +11,7 @@ from headwater.commands.terminal import FLAG, MANY, UsageError, command_line, de
 # Written out for the help, which must not import torch. Tests hold them equal to the registries.
 ModelOption = Literal[
     "starter",
+    "groceries",
     "bert4rec",
     "gru4rec",
     "lru",
@@ -30,7 +31,8 @@ PoolingOption = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens
 
 # The options of `train` that only some kinds of model take.
 _GOES_WITH: Final = {
-    "starter": {"--steps"},
+    "starter": set(),
+    "groceries": {"--steps"},
     "table": {"--bundle"},
     "scorer": {"--bundle", "--epochs", "--set", "--search", "--study"},
     "item ids": {"--epochs", "--set", "--search", "--study", "--teacher", "--nested", "--resume"},
@@ -57,15 +59,16 @@ def train(
 ) -> int:
     """Train a model, export it as a bundle, and print its figures.
 
-    Needs the extra train; starter also needs the extra export.
+    Needs the extra train; starter and groceries also need the extra export.
 
     Example: headwater train gru4rec --data events.csv --map user_id=customer --out my-bundle
 
     Parameters
     ----------
     model
-        starter: item texts, on Complete Journey. deepfm, dlrm, nfm: the order of a bundle's candidates. similar: a table of
-        items taken together, added to a bundle. The others: item ids, on any data.
+        starter: the bundle for any catalog, from a sentence encoder alone, without data. groceries: the bundle of the demo,
+        texts and ids of Complete Journey. deepfm, dlrm, nfm: the order of a bundle's candidates. similar: a table of items
+        taken together, added to a bundle. The others: item ids, on any data.
     out
         The folder of the new bundle.
     bundle
@@ -73,14 +76,14 @@ def train(
     seed
         Of all random numbers.
     epochs
-        The most epochs; default: the recipe's. For all but starter and similar.
+        The most epochs; default: the recipe's. For all but starter, groceries and similar.
     steps
-        Training steps of starter; default: those of the shipped bundle.
+        Training steps of groceries; default: those of the shipped bundle.
     set_
         field=value of the recipe, such as fit.loss=gbce or encoder.dim=32; repeatable. Recipes are in
-        headwater_models/training/recipes.py. For all but starter and similar.
+        headwater_models/training/recipes.py. For all but starter, groceries and similar.
     search
-        Search the recipe's space by validation, and train with the best values. For all but starter and similar.
+        Search the recipe's space by validation, and train with the best values. For all but starter, groceries and similar.
     trials
         Variants in all, including those that the study already has.
     study
@@ -95,13 +98,15 @@ def train(
         Threads of torch. More than one pays only on idle cores, since the threads mostly wait for each other.
     """
     from headwater_models.commands import (
+        train_groceries,
         train_scorer,
         train_sequence,
         train_similar,
         train_starter,
     )
 
-    kinds = {"starter": "starter", "similar": "table", **dict.fromkeys(("deepfm", "dlrm", "nfm"), "scorer")}
+    kinds = {"starter": "starter", "groceries": "groceries", "similar": "table"}
+    kinds |= dict.fromkeys(("deepfm", "dlrm", "nfm"), "scorer")
     kind = kinds.get(model, "item ids")
     given = {
         "--steps": steps,
@@ -120,7 +125,10 @@ def train(
     if study is not None and search is None:
         raise UsageError(f"--study {study}: expected --search with it, which says how to search")
     if kind == "starter":
-        print(train_starter(out, steps=steps, seed=seed, threads=threads, command=command_line()).id)
+        print(train_starter(out, threads=threads, command=command_line()).id)
+        return 0
+    if kind == "groceries":
+        print(train_groceries(out, steps=steps, seed=seed, threads=threads, command=command_line()).id)
         return 0
     chosen, moment = events.protocol_or("global-time"), events.moment()
     training: dict[str, Any] = {"at": moment, "threads": threads, "command": command_line()}

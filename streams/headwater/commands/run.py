@@ -24,6 +24,7 @@ def demo(
 ) -> int:
     """Everything on embedded parts and real data, then live clicks and answers until Ctrl-C.
 
+    The encoders are those of the bundle `groceries`, which knows these products; HEADWATER_BUNDLE names others.
     The first line is the address of the live page. It opens in a browser by itself where there is a display.
 
     Example: headwater demo --once --json

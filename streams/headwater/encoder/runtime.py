@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -32,11 +32,24 @@ from headwater.encoder.bundle import (
 )
 from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key, item_text_key
 from headwater.encoder.neighbours import Neighbours, read
+from headwater.encoder.readable import MOST_UNKNOWN, spelled
 from headwater.encoder.text_graph import TextGraph, no_rows
 
 Floats = NDArray[np.float32]
 Device = Literal["cpu", "cuda", "auto"]
 log = logging.getLogger(__name__)
+
+
+class ReadItems(NamedTuple):
+    """Items as a bundle reads them: their vectors, and how much of their texts it does not know."""
+
+    vectors: Floats  # (N, D)
+    unknown: Floats  # (N,) the share of unknown tokens; 0 for bundles of item ids, and for items known by id
+
+    @property
+    def unreadable(self) -> NDArray[np.int64]:
+        """Places of the items whose vectors come from the spelling of their texts, since most tokens are unknown."""
+        return np.flatnonzero(self.unknown > MOST_UNKNOWN)
 
 
 class Encoder:
@@ -89,17 +102,27 @@ class Encoder:
         Raises:
             ValueError: an `item_id` bundle got no ids.
         """
+        return self.read_items(texts, item_ids).vectors
+
+    def read_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> ReadItems:
+        """As :meth:`encode_items`, with the share of unknown tokens in each text.
+
+        Raises:
+            ValueError: an `item_id` bundle got no ids.
+        """
         if self.item_inputs == "item_id" and item_ids is None:
             raise ValueError(f"bundle {self.id} encodes item ids, got texts only: pass item_ids")
         count = len(texts) if item_ids is None else len(item_ids)
         rows = self._rows(item_ids, texts, count)
         if self._text is not None:
-            tokens = self._text.tokens(texts, self._text.text.prefix)
-            return self._text.vectors(tokens, rows, self.dim)
+            prefix = self._text.text.prefix
+            tokens = self._text.tokens(texts, prefix)
+            unknown = np.where(rows == 0, self._text.unknown_shares(tokens, prefix), np.float32(0))
+            return self._spelled(texts, ReadItems(self._text.vectors(tokens, rows, self.dim), unknown))
         vectors = np.empty((count, self.dim), dtype=np.float32)
         for chunk in _chunks(np.arange(count), 4096):
             (vectors[chunk],) = self._item.run(["vectors"], {"item_row": rows[chunk]})
-        return vectors
+        return ReadItems(vectors, np.zeros(count, dtype=np.float32))
 
     def encode_queries(self, texts: Sequence[str]) -> Floats:
         """Vectors (N, D) of N free texts that a user searches with, to compare with items'.
@@ -107,9 +130,18 @@ class Encoder:
         Raises:
             ValueError: the bundle encodes item ids.
         """
-        tokens = self.tokens(texts, self.manifest.text.query_prefix if self.manifest.text else "")
+        prefix = self.manifest.text.query_prefix if self.manifest.text else ""
+        tokens = self.tokens(texts, prefix)
         assert self._text is not None
-        return self._text.vectors(tokens, no_rows(len(texts)), self.dim)
+        vectors = self._text.vectors(tokens, no_rows(len(texts)), self.dim)
+        return self._spelled(texts, ReadItems(vectors, self._text.unknown_shares(tokens, prefix))).vectors
+
+    def _spelled(self, texts: Sequence[str], read: ReadItems) -> ReadItems:
+        """With vectors of their spelling, as long as the graph's own, for texts that the graph cannot tell apart."""
+        for place in read.unreadable.tolist():
+            length = 1.0 if self.manifest.normalised else float(np.linalg.norm(read.vectors[place]))
+            read.vectors[place] = length * spelled(texts[place], self.dim)
+        return read
 
     def tokens(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
         """Token ids of each text behind the prefix, cut to the bundle's length, unpadded.

@@ -1,6 +1,7 @@
 """A text encoder's tokenizer and graph: texts in, one vector each out, in batches that waste little on padding."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnxruntime as ort
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from headwater.encoder.bundle import TextInput
+from headwater.encoder.readable import Reading
 
 Floats = NDArray[np.float32]
 # Tokens of a call, padding included. On a CPU its activations must stay inside the cache: MiniLM reads 405 short texts a
@@ -30,6 +32,15 @@ class TextGraph:
         self._budget = _TOKENS_PER_ACCELERATED_CALL if accelerated else _TOKENS_PER_CALL
         if text.alone:
             self._budget = 1
+
+    @cached_property
+    def _reading(self) -> Reading:
+        """What the vocabulary can read. Counted at first use, since it takes a moment."""
+        return Reading(self._tokenizer)
+
+    def unknown_shares(self, tokens: Sequence[Sequence[int]], prefix: str = "") -> Floats:
+        """(N,) the share of unknown tokens in each of N texts, as :meth:`tokens` gave them for this prefix."""
+        return self._reading.unknown_shares(tokens, *self.tokens([""], prefix))
 
     def tokens(self, texts: Sequence[str], prefix: str = "") -> list[list[int]]:
         """Token ids of each text behind the prefix, cut to the longest text of the manifest, unpadded."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import structlog
 
-from headwater.encoder.runtime import Encoder
+from headwater.encoder.runtime import Encoder, ReadItems
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.metrics import Metrics
 from headwater.paths.catalog_changes import F32, Change
@@ -32,6 +32,8 @@ class CatalogEncoding:
 
     def __init__(self, threads: Executor, metrics: Metrics) -> None:
         self._threads, self._seconds = threads, metrics.encoder_seconds.labels("item")
+        self._unknown, self._unreadable = metrics.unknown_token_share, metrics.unreadable_items_total
+        self._warned = False
 
     async def encoded(self, encoder: Encoder, changes: Sequence[Change]) -> Encoded:
         """Changes, in their order, with the vectors of their items; the changes that the encoder fails on alone are bad."""
@@ -61,12 +63,33 @@ class CatalogEncoding:
         """The vectors of the items among the changes, (items, D), from the encoder's thread."""
         items = [change for change in changes if change.item is not None]
 
-        def run() -> F32:
+        def run() -> ReadItems:
             started = time.perf_counter()
-            vectors = encoder.encode_items([item.text for item in items], [item.item_id for item in items])
+            read = encoder.read_items([item.text for item in items], [item.item_id for item in items])
             self._seconds.observe(time.perf_counter() - started)
-            return vectors
+            return read
 
         if not items:
             return np.zeros((0, encoder.dim), dtype=np.float32)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        read = await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        self._note(encoder, items, read)
+        return read.vectors
+
+    def _note(self, encoder: Encoder, items: Sequence[Change], read: ReadItems) -> None:
+        """Count what the bundle cannot read, and warn of it at the first time."""
+        for share in read.unknown.tolist():
+            self._unknown.observe(share)
+        unreadable = read.unreadable
+        self._unreadable.inc(len(unreadable))
+        if len(unreadable) and not self._warned:
+            self._warned = True
+            first = int(unreadable[0])
+            log.warning(
+                "texts_unreadable",
+                bundle=encoder.id,
+                items=len(items),
+                unreadable=len(unreadable),
+                first_item=items[first].item_id,
+                unknown_tokens=f"{read.unknown[first]:.0%}",
+                remedy="take a bundle with a text encoder of the catalog's language: `headwater doctor` says how",
+            )

@@ -21,7 +21,7 @@ def test_a_bundle_is_judged_on_a_file_of_events(terminal: Terminal) -> None:
     assert found["protocol"] == "leave-one-out"
     assert found["dropped"] == {"such as line 26: user_id: missing, expected an id": 1}
     counted = {"popular", "popular in the last week", "popular texts", "buy again"}
-    assert set(found["methods"]) == {"starter", "starter: similar", "starter and similar", *counted}
+    assert set(found["methods"]) == {"starter", *counted}
     quality = found["methods"]["starter"]["all"]
     assert (quality["targets"], quality["hit"]["value"]) == (6, 1.0)  # three of four drinks are seen
     assert "hit@2" in terminal.succeeds(*arguments)

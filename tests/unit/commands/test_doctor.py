@@ -14,7 +14,7 @@ from headwater.errors import HeadwaterError
 from headwater.index.vectors_topic import claim_of_owner, offer_record_of
 from headwater.kafka import topics
 from headwater.kafka.topics import Topics
-from headwater.messages import Trend, encode
+from headwater.messages import Item, Trend, encode
 from headwater.settings import Settings
 
 NOWHERE = System(Settings(kafka_bootstrap_servers="127.0.0.1:1"), None)
@@ -114,6 +114,26 @@ async def test_roles_with_different_bundles_are_found(
     assert (found.what, found.ok) == ("bundles", ok)
     assert all(bundle in found.seen for bundle in catalog)
     assert ("give both roles the same HEADWATER_BUNDLE" in found.seen) != ok
+
+
+@pytest.mark.parametrize(
+    ("titles", "ok"),
+    [(["Green tea", "Ground coffee"], True), (["绿茶", "咖啡豆", "Ground coffee"], False), ([], None)],
+)
+async def test_texts_that_the_bundle_cannot_read_are_told_with_the_remedy(
+    settings: Settings, titles: list[str], ok: bool | None
+) -> None:
+    await topics.create(settings)
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        catalog = Topics.named(settings.topic_prefix).catalog
+        for number, title in enumerate(titles):
+            item = Item(f"item-{number}", title=title)
+            await producer.send_and_wait(catalog, encode(item), item.item_id.encode())
+    found = [each async for each in bundle_checks.texts(System(settings, None))]
+    assert [each.ok for each in found] == ([] if ok is None else [ok])
+    if ok is False:
+        assert "cannot read 2 items, such as" in found[0].seen
+        assert "headwater export --model" in found[0].seen
 
 
 def test_every_check_has_a_name() -> None:

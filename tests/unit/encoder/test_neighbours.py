@@ -21,7 +21,7 @@ from headwater_models.bundles.neighbour_table import FILE, TableConfig, make, ta
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
 from headwater_models.judging.protocols import split
-from tests.support.checkout import STARTER
+from tests.support.checkout import GROCERIES
 
 HOUR_MS = 3_600_000
 PAIRS = TableConfig(neighbours=2, together=2, shrink=1.0, pause_s=60.0)
@@ -151,7 +151,7 @@ def bundle(tmp_path: Path) -> Path:
     out = tmp_path / "bundle"
     data = shop()
     out.mkdir()
-    make(STARTER, data, split(data, "global-time", 0.9), out, "a test", PAIRS)
+    make(GROCERIES, data, split(data, "global-time", 0.9), out, "a test", PAIRS)
     return out
 
 
@@ -188,7 +188,7 @@ def test_what_comes_after_the_split_is_not_in_it(bundle: Path) -> None:
     changed = replace(data, log=replace(log, items=np.where(later, 4, log.items)))
     out = bundle.with_name("other")
     out.mkdir()
-    make(STARTER, changed, split(changed, "global-time", 0.9), out, "a test", PAIRS)
+    make(GROCERIES, changed, split(changed, "global-time", 0.9), out, "a test", PAIRS)
     assert (out / FILE).read_bytes() == (bundle / FILE).read_bytes()
 
 
@@ -197,7 +197,7 @@ def test_events_that_share_no_session_are_refused(tmp_path: Path) -> None:
     apart = replace(data.log, at_ms=data.log.at_ms[0] + np.arange(len(data.log.items)) * HOUR_MS)
     data = replace(data, log=apart)
     with pytest.raises(DatasetError, match="no two items that share 2 sessions"):
-        make(STARTER, data, split(data, "global-time", 0.9), tmp_path / "bundle", "a test", PAIRS)
+        make(GROCERIES, data, split(data, "global-time", 0.9), tmp_path / "bundle", "a test", PAIRS)
 
 
 def test_a_damaged_table_is_refused(bundle: Path) -> None:
@@ -211,7 +211,7 @@ WHOLE = {"keys": [1, 2], "counts": [1, 1], "steps": [1, 0], "likeness": [0, 0]}
 
 def test_a_table_of_an_earlier_version_says_nothing_of_repeats(tmp_path: Path) -> None:
     np.savez(tmp_path / FILE, **{name: np.array(values, dtype=np.uint16) for name, values in WHOLE.items()})
-    manifest = msgspec.json.decode((STARTER / "bundle.json").read_bytes(), type=Manifest)
+    manifest = msgspec.json.decode((GROCERIES / "bundle.json").read_bytes(), type=Manifest)
     read = neighbours.read(
         tmp_path, msgspec.structs.replace(manifest, neighbours=NeighbourTable(FILE, 60.0, 2, 2))
     )
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_table_is_refused_with_the_remedy(
     tmp_path: Path, arrays: dict[str, list[int]]
 ) -> None:
     np.savez(tmp_path / FILE, **{name: np.array(values, dtype=np.uint16) for name, values in arrays.items()})
-    manifest = msgspec.json.decode((STARTER / "bundle.json").read_bytes(), type=Manifest)
+    manifest = msgspec.json.decode((GROCERIES / "bundle.json").read_bytes(), type=Manifest)
     manifest = msgspec.structs.replace(manifest, neighbours=NeighbourTable(FILE, 60.0, 2, 2))
     with pytest.raises(BundleError, match="headwater train similar"):
         neighbours.read(tmp_path, manifest)
@@ -243,9 +243,9 @@ def test_a_file_that_is_no_table_is_refused_with_the_remedy(
 
 def test_the_command_puts_a_table_into_a_bundle_in_its_place_and_says_what_it_finds(bundle: Path) -> None:
     results = commands.train_similar(bundle, shop(), "global-time", bundle, at=0.5, command="once more")
-    assert results.methods.keys() >= {"starter", "starter: similar", "starter and similar"}
+    assert results.methods.keys() >= {"groceries", "groceries: similar", "groceries and similar"}
     # Tea is asked for after milk, with what was had in the ranking: half of all purchases end a basket.
-    assert results.methods["starter: similar"]["all"].hit.value > 0.4
+    assert results.methods["groceries: similar"]["all"].hit.value > 0.4
     origin = load(bundle).manifest.origin
     assert origin.figures.keys() == results.methods.keys()
     assert sum(note.startswith("neighbours: ") for note in origin.notes) == 1

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
-from headwater.encoder.runtime import Encoder
+from headwater.encoder.runtime import Encoder, ReadItems
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import Index, IndexRefused, IndexUnavailable, Point, Query, Stored, vectors_topic
 from headwater.index.edge import EdgeIndex
@@ -391,6 +391,27 @@ async def test_what_comes_again_after_a_restart_is_counted_and_not_told(worker: 
     assert (ignored(worker, "repeated"), logged) == (2, [])
 
 
+async def test_texts_that_the_bundle_cannot_read_are_counted_and_told_once(worker: CatalogWorker) -> None:
+    with capture_logs() as logged:
+        await worker.apply(worker.item(TEA), worker.item(COFFEE, title="咖啡豆", category=""))
+        await worker.apply(worker.item("shoes", title="跑步鞋", category=""))
+    (line,) = logged
+    assert (line["event"], line["first_item"], line["items"], line["unreadable"]) == (
+        "texts_unreadable",
+        COFFEE,
+        2,
+        1,
+    )
+    assert line["unknown_tokens"] == "100%"
+    assert worker.metrics.unreadable_items_total._value.get() == 2
+    assert b"headwater_unknown_token_share_sum 2.0" in worker.metrics.exposition()
+    records = [read_record(record) for record in worker.vectors()]
+    _, coffee, shoes = (each.point.vector for each in records if isinstance(each, VectorRecord))
+    assert coffee is not None
+    assert shoes is not None
+    assert abs(float(coffee @ shoes)) < 0.5, "nor are they alike"
+
+
 # Two items with one key
 
 
@@ -675,12 +696,12 @@ class Broken:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def encode_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Any:
+    def read_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> ReadItems:
         if "poison" in texts:
             raise ArithmeticError("this text breaks the encoder")
-        vectors = self._encoder.encode_items(texts, item_ids)
-        vectors[[text == "not a number" for text in texts]] = np.nan
-        return vectors
+        read = self._encoder.read_items(texts, item_ids)
+        read.vectors[[text == "not a number" for text in texts]] = np.nan
+        return read
 
 
 async def test_a_vector_that_is_not_finite_reaches_neither_index_nor_topic(starter: Encoder) -> None:

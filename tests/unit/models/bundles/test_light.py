@@ -19,7 +19,7 @@ from headwater_models.bundles.light import lighten  # noqa: E402 - needs onnx
 from headwater_models.judging.costs import measured  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.training.sequence_loop import Model  # noqa: E402 - needs torch
-from tests.support.checkout import STARTER  # noqa: E402 - after the skip
+from tests.support.checkout import GROCERIES  # noqa: E402 - after the skip
 
 IDS = [f"item-{n}" for n in range(200)]
 ORIGIN = Origin("nothing", None, "a test", 0, 0.0, {}, {})
@@ -83,17 +83,17 @@ def test_int8_moves_no_number_further_than_half_a_step(whole: Encoder, tmp_path:
 def test_an_int8_answer_does_not_depend_on_who_else_asks(
     whole: Encoder, tmp_path: Path, shipped: bool
 ) -> None:
-    source = STARTER if shipped else whole.path
+    source = GROCERIES if shipped else whole.path
     light = lighten(source, tmp_path / "light", int8=True, dim=None, prune=0, command="a test")
     items = np.random.default_rng(1).normal(size=(4, LENGTH, light.dim)).astype(np.float32)
     loud = np.concatenate([items[:1], 100 * items[1:]])
     np.testing.assert_allclose(interests(light, loud)[0], interests(light, items[:1])[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["starter", *ARCHITECTURES])
+@pytest.mark.parametrize("model", ["groceries", *ARCHITECTURES])
 def test_half_precision_changes_little_however_long_the_gaps_are(tmp_path: Path, model: str) -> None:
-    shipped = model == "starter"
-    source = load(STARTER) if shipped else untrained(tmp_path / "whole", model)
+    shipped = model == "groceries"
+    source = load(GROCERIES) if shipped else untrained(tmp_path / "whole", model)
     light = lighten(source.path, tmp_path / "light", fp16=True, command="a test")
     assert light.name == f"{source.name}-fp16"
     known = list(source.manifest.probe.item_ids) if shipped else IDS
@@ -130,17 +130,17 @@ def test_pruning_takes_the_hidden_units_that_say_least(whole: Encoder, tmp_path:
 
 
 def test_all_of_it_together_on_texts(tmp_path: Path) -> None:
-    starter = load(STARTER)
-    light = lighten(starter.path, tmp_path / "light", int8=True, dim=32, prune=0, command="a test")
-    assert light.name == "starter-dim32-int8"
-    assert light.manifest.radius == starter.manifest.radius
-    items = starter.encode_items(["Ground coffee"] * LENGTH)
+    groceries = load(GROCERIES)
+    light = lighten(groceries.path, tmp_path / "light", int8=True, dim=32, prune=0, command="a test")
+    assert light.name == "groceries-dim32-int8"
+    assert light.manifest.radius == groceries.manifest.radius
+    items = groceries.encode_items(["Ground coffee"] * LENGTH)
     np.testing.assert_allclose(light.encode_items(["Ground coffee"]), items[:1, :32], atol=0.1)
     padded = np.where(np.arange(64) < 32, items, 0)[None]
     found = interests(light, items[None, :, :32])
-    np.testing.assert_allclose(found, interests(starter, padded)[..., :32], atol=0.2)
+    np.testing.assert_allclose(found, interests(groceries, padded)[..., :32], atol=0.2)
     with pytest.raises(ExportError, match="no feed-forward"):
-        lighten(starter.path, tmp_path / "pruned", int8=False, dim=None, prune=0.5, command="a test")
+        lighten(groceries.path, tmp_path / "pruned", int8=False, dim=None, prune=0.5, command="a test")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_all_of_it_together_on_texts(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_done_is_said(tmp_path: Path, asked: dict[str, object], said: str) -> None:
     with pytest.raises(ExportError, match=said):
-        lighten(STARTER, tmp_path / "light", command="a test", **asked)  # type: ignore[arg-type]
+        lighten(GROCERIES, tmp_path / "light", command="a test", **asked)  # type: ignore[arg-type]
 
 
 def test_a_bundle_cannot_be_written_over_something_else(whole: Encoder, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_bundle_cannot_be_written_over_something_else(whole: Encoder, tmp_path
 
 
 def test_costs_are_of_what_a_bundle_has(whole: Encoder) -> None:
-    windowed, recurrent = measured([whole, load(STARTER)], 1000, rounds=3)
+    windowed, recurrent = measured([whole, load(GROCERIES)], 1000, rounds=3)
     assert windowed.click_us is None
     for us in (windowed.answer_us, windowed.search_us, recurrent.click_us, recurrent.answer_us):
         assert us is not None

@@ -7,7 +7,7 @@ import pytest
 
 from headwater.encoder import runtime as encoder
 from headwater.encoder.features import ACTION_CODES
-from tests.support.checkout import STARTER
+from tests.support.checkout import GROCERIES
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra train)")
 
@@ -18,7 +18,7 @@ from headwater_models.bundles.mean_config import MeanConfig  # noqa: E402 - need
 
 @pytest.fixture(scope="module")
 def meaned(tmp_path_factory: pytest.TempPathFactory) -> encoder.Encoder:
-    return make_mean(STARTER, tmp_path_factory.mktemp("mean") / "bundle", command="a test")
+    return make_mean(GROCERIES, tmp_path_factory.mktemp("mean") / "bundle", command="a test")
 
 
 def by_hand(items: np.ndarray, actions: list[str], gaps: list[float], config: MeanConfig) -> np.ndarray:
@@ -52,13 +52,13 @@ def test_mean_has_no_interest_in_anything_before_the_first_event(meaned: encoder
 def test_mean_over_another_tower_compares_directions(meaned: encoder.Encoder) -> None:
     vectors = meaned.encode_items(["Coffee", "Garden hose", ""])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    original = encoder.load(STARTER).encode_items(["Coffee", "Garden hose", ""])
+    original = encoder.load(GROCERIES).encode_items(["Coffee", "Garden hose", ""])
     np.testing.assert_allclose(cosines(vectors, original), 1, atol=1e-6)
 
 
 def test_mean_forgets_and_one_that_keeps_more_does_not(meaned: encoder.Encoder, tmp_path: Path) -> None:
     assert meaned.forgets
-    slow = make_mean(STARTER, tmp_path / "slow", command="a test", config=MeanConfig(keep=0.98))
+    slow = make_mean(GROCERIES, tmp_path / "slow", command="a test", config=MeanConfig(keep=0.98))
     assert not slow.forgets
     assert not forgets(slow)
 

@@ -171,7 +171,7 @@ def test_the_static_encoder_reads_as_the_shipped_starter_does(starter_texts: lis
     found = open_text_encoder().vectors(starter_texts, silent)
     unit = found / np.linalg.norm(found, axis=1, keepdims=True)
     coffee, espresso, hose = unit
-    assert coffee @ espresso > 0.2 > coffee @ hose
+    assert coffee @ espresso > coffee @ hose + 0.1
 
 
 @pytest.fixture

@@ -12,22 +12,22 @@ from headwater.encoder.bundle import ItemRows, Origin, TextInput  # noqa: E402 -
 from headwater.encoder.features import item_key  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
 from headwater_models.bundles import export, torch_export  # noqa: E402 - after the skip
-from headwater_models.networks.starter_encoder import StarterEncoder, StarterEncoderConfig  # noqa: E402 - needs torch
+from headwater_models.networks.groceries_encoder import GroceriesEncoder, GroceriesEncoderConfig  # noqa: E402 - needs torch
 from headwater_models.networks.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
-from tests.support.checkout import STARTER  # noqa: E402 - after the skip
+from tests.support.checkout import GROCERIES  # noqa: E402 - after the skip
 
 VOCABULARY = 30_522
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple[StaticTower, StarterEncoder]:
+def parts() -> tuple[StaticTower, GroceriesEncoder]:
     """Untrained modules with every weight in play."""
     torch.manual_seed(0)
     table = np.random.default_rng(0).normal(size=(VOCABULARY, 32)).astype(np.float32)
     tower = StaticTower(
         StaticTowerConfig(token_dim=32, hidden=16, rows=3, residual_dim=4), table, Whitening.of(table)
     )
-    encoder = StarterEncoder(StarterEncoderConfig(state=128, hidden=32))
+    encoder = GroceriesEncoder(GroceriesEncoderConfig(state=128, hidden=32))
     for module in (tower, encoder):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -35,12 +35,14 @@ def parts() -> tuple[StaticTower, StarterEncoder]:
 
 
 @pytest.fixture(scope="module")
-def exported(parts: tuple[StaticTower, StarterEncoder], tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+def exported(
+    parts: tuple[StaticTower, GroceriesEncoder], tmp_path_factory: pytest.TempPathFactory
+) -> Encoder:
     tower, encoder = parts
     folder = tmp_path_factory.mktemp("bundle")
     torch_export.save_tower(tower, folder / "item.onnx")
     torch_export.save_recurrent(encoder, folder)
-    (folder / "tokenizer.json").write_bytes((STARTER / "tokenizer.json").read_bytes())
+    (folder / "tokenizer.json").write_bytes((GROCERIES / "tokenizer.json").read_bytes())
     keys = np.sort(np.array([item_key(name) for name in ("a", "b", "c")], dtype="<u8"))
     keys.tofile(folder / "items.u64")
     origin = Origin("nothing", None, "a test", 0, 0.0, {}, {})
@@ -58,20 +60,20 @@ def exported(parts: tuple[StaticTower, StarterEncoder], tmp_path_factory: pytest
     )
 
 
-def test_onnx_agrees_with_torch(exported: Encoder, parts: tuple[StaticTower, StarterEncoder]) -> None:
+def test_onnx_agrees_with_torch(exported: Encoder, parts: tuple[StaticTower, GroceriesEncoder]) -> None:
     tower, encoder = parts
     torch_export.check_tower(exported, tower, ["Ground coffee", "", "a much longer text about garden tools"])
     torch_export.check_recurrent(exported, encoder)
 
 
 def test_a_difference_between_onnx_and_torch_is_an_error(exported: Encoder) -> None:
-    other = StarterEncoder(StarterEncoderConfig(state=128, hidden=32)).eval()
+    other = GroceriesEncoder(GroceriesEncoderConfig(state=128, hidden=32)).eval()
     with pytest.raises(AssertionError, match="differ by"):
         torch_export.check_recurrent(exported, other)
 
 
 def test_a_known_item_has_its_own_numbers_and_an_unknown_one_none(
-    exported: Encoder, parts: tuple[StaticTower, StarterEncoder]
+    exported: Encoder, parts: tuple[StaticTower, GroceriesEncoder]
 ) -> None:
     texts = ["Ground coffee"] * 4
     vectors = exported.encode_items(texts, ["a", "b", "c", "unknown"])

@@ -6,7 +6,7 @@ import pytest
 from headwater.encoder.runtime import load
 from headwater_models.data.datasets import Dataset
 from headwater_models.judging.comparison import compare, figures, usual_k, weigh
-from tests.support.checkout import STARTER
+from tests.support.checkout import GROCERIES
 from tests.unit.models.judging.test_protocols import HALF, THREE
 
 TEXTS = ["ground coffee", "espresso", "garden hose", "green tea", "sprinkler", "coffee beans"]
@@ -15,7 +15,7 @@ WITH_TEXTS = Dataset("made up", THREE.item_ids[: len(TEXTS)], TEXTS, THREE.log, 
 
 @pytest.fixture(scope="module")
 def name() -> str:
-    return load(STARTER).name
+    return load(GROCERIES).name
 
 
 def test_baselines_alone_need_no_bundle() -> None:
@@ -26,7 +26,7 @@ def test_baselines_alone_need_no_bundle() -> None:
 
 
 def test_a_bundle_with_neighbours_is_judged_alone_and_with_each_source_it_is_served_with(name: str) -> None:
-    found = compare(STARTER, WITH_TEXTS, "global-time", at=HALF)
+    found = compare(GROCERIES, WITH_TEXTS, "global-time", at=HALF)
     assert set(found.methods) >= {
         name,
         f"{name}: new",
@@ -40,14 +40,14 @@ def test_a_bundle_with_neighbours_is_judged_alone_and_with_each_source_it_is_ser
 
 
 def test_where_seen_items_are_masked_nothing_is_bought_again(name: str) -> None:
-    found = compare(STARTER, WITH_TEXTS, "leave-one-out")
+    found = compare(GROCERIES, WITH_TEXTS, "leave-one-out")
     assert f"{name}: buy again" not in found.methods
     assert name in found.methods
 
 
 def test_two_bundles_of_one_name_stay_apart_and_their_ranks_are_fused(name: str) -> None:
-    found = compare(STARTER, WITH_TEXTS, "leave-one-out", other=STARTER)
-    other = load(STARTER).id
+    found = compare(GROCERIES, WITH_TEXTS, "leave-one-out", other=GROCERIES)
+    other = load(GROCERIES).id
     fused = [method for method in found.methods if " + " in method]
     assert fused == [f"{name} + {other}"]
     same = (found.methods[f"{name} and similar"]["all"], found.methods[f"{other} and similar"]["all"])
@@ -61,7 +61,7 @@ def test_figures_of_a_manifest_are_rounded_and_named_for_their_k() -> None:
 
 
 def test_bundles_are_weighed_by_their_folders() -> None:
-    (folder, weighed), *others = weigh([STARTER], WITH_TEXTS, "leave-one-out").items()
-    assert (folder, others) == (str(STARTER), [])
+    (folder, weighed), *others = weigh([GROCERIES], WITH_TEXTS, "leave-one-out").items()
+    assert (folder, others) == (str(GROCERIES), [])
     assert 0 <= weighed.ndcg.value <= weighed.hit.value <= 1
     assert np.isfinite(weighed.cost.answer_us).all()

@@ -23,7 +23,7 @@ from headwater_models.judging.evaluation import (
     tuned,
 )
 from headwater_models.judging.protocols import Cases, Scorer, Split, split
-from tests.support.checkout import STARTER
+from tests.support.checkout import GROCERIES
 from tests.unit.models.judging.test_protocols import dataset
 
 ITEMS = 50
@@ -231,7 +231,7 @@ def test_a_bundle_of_texts_needs_texts() -> None:
 
 
 def test_the_shipped_bundle_scores_what_its_graphs_compute() -> None:
-    encoder = load(STARTER, device="cpu")
+    encoder = load(GROCERIES, device="cpu")
     data, asked = small(["Ground coffee", "Coffee filters", "Garden hose", "Tea"])
     found = scored(encoder, data, asked)
     vectors = encoder.encode_items(data.texts or [], data.item_ids)

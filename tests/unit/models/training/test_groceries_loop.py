@@ -7,10 +7,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 
 from headwater.encoder.features import ACTION_CODES, gaps_s  # noqa: E402 - after the skip
 from headwater_models.data.events import Log  # noqa: E402 - after the skip
-from headwater_models.networks.starter_encoder import StarterEncoder, StarterEncoderConfig  # noqa: E402 - needs torch
+from headwater_models.networks.groceries_encoder import GroceriesEncoder, GroceriesEncoderConfig  # noqa: E402 - needs torch
 from headwater_models.networks.static_tower import StaticTower, StaticTowerConfig, Whitening  # noqa: E402 - needs torch
-from headwater_models.training.losses import first_purchases, next_purchases, same_geometry  # noqa: E402 - needs torch
-from headwater_models.training.starter_loop import (  # noqa: E402 - needs torch
+from headwater_models.training.groceries_loop import (  # noqa: E402 - needs torch
     DAY_MS,
     Examples,
     Texts,
@@ -18,6 +17,7 @@ from headwater_models.training.starter_loop import (  # noqa: E402 - needs torch
     start_from_popularity,
     train,
 )
+from headwater_models.training.losses import first_purchases, next_purchases, same_geometry  # noqa: E402 - needs torch
 
 THEMES, PER_THEME, USERS = 5, 8, 60
 ITEMS = THEMES * PER_THEME
@@ -44,7 +44,7 @@ def small_config(**changes: object) -> TrainingConfig:
     return TrainingConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def trained(config: TrainingConfig) -> tuple[StaticTower, StarterEncoder, Texts, np.ndarray]:
+def trained(config: TrainingConfig) -> tuple[StaticTower, GroceriesEncoder, Texts, np.ndarray]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     table = rng.normal(size=(ITEMS, 16)).astype(np.float32)  # an item's text is one token that tells nothing
@@ -55,7 +55,7 @@ def trained(config: TrainingConfig) -> tuple[StaticTower, StarterEncoder, Texts,
     tower = StaticTower(
         StaticTowerConfig(token_dim=16, hidden=16, rows=ITEMS, residual_dim=8), table, Whitening.of(table)
     )
-    encoder = StarterEncoder(StarterEncoderConfig(hidden=32))
+    encoder = GroceriesEncoder(GroceriesEncoderConfig(hidden=32))
     log = themed_log()
     start_from_popularity(tower, texts, rows, np.bincount(log.items, minlength=ITEMS))
     train(tower, encoder, texts, rows, np.arange(ITEMS - 5), Examples(log, UNTIL_MS, config), lambda *_: None)
@@ -101,7 +101,7 @@ def test_examples_never_look_past_their_moment() -> None:
 
 
 def test_no_decay_exceeds_its_bound() -> None:
-    encoder = StarterEncoder(StarterEncoderConfig())
+    encoder = GroceriesEncoder(GroceriesEncoderConfig())
     with torch.no_grad():
         encoder.keep.fill_(50.0)
         state = torch.ones(1, encoder.config.state)

@@ -1,4 +1,4 @@
-"""The starter's user encoder: a diagonal linear recurrence in time, read by a small MLP at request time.
+"""The user encoder of the bundle of groceries: a diagonal linear recurrence in time, read by a small MLP at request time.
 
 After LRURec (Yue et al., WSDM 2024, arXiv:2310.02367), with real decays: each channel forgets at its own rate per
 event and per second. No channel keeps more than `keep_max` per event, so after L events older ones leave no trace
@@ -17,8 +17,8 @@ from headwater_models.data.events import POSITIVE_ACTIONS
 
 
 @dataclass(frozen=True)
-class StarterEncoderConfig:
-    """Sizes of the starter's user encoder."""
+class GroceriesEncoderConfig:
+    """Sizes of the user encoder of the bundle of groceries."""
 
     dim: int = 64
     state: int = 128
@@ -28,10 +28,10 @@ class StarterEncoderConfig:
     dropout: float = 0.2
 
 
-class StarterEncoder(nn.Module):
+class GroceriesEncoder(nn.Module):
     """Recurrent; state (S,); the last dimension of a user vector weighs popularity."""
 
-    def __init__(self, config: StarterEncoderConfig) -> None:
+    def __init__(self, config: GroceriesEncoderConfig) -> None:
         super().__init__()
         self.dim, self.state_size = config.dim, config.state
         self.config = config

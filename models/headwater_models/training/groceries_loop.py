@@ -1,4 +1,4 @@
-"""The starter's training: tower and user encoder together, on what households bought next.
+"""The training of the bundle of groceries: tower and user encoder together, on what households bought next.
 
 An example is a household at a moment: the newest L events before it, the gap since the last one, and as right answers
 all purchases of the next four weeks. Serving does the same: one list from what is known now.
@@ -14,7 +14,7 @@ from torch import Tensor
 from headwater.encoder.features import ACTION_CODES, MAX_GAP_S, gaps_s
 from headwater_models.arrays import F32, I64
 from headwater_models.data.events import POSITIVE_ACTIONS, Log, newest
-from headwater_models.networks.starter_encoder import StarterEncoder
+from headwater_models.networks.groceries_encoder import GroceriesEncoder
 from headwater_models.networks.static_tower import StaticTower
 from headwater_models.training.denormals import flushed_denormals
 from headwater_models.training.losses import first_purchases, next_purchases, same_geometry
@@ -24,7 +24,7 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the starter is trained."""
+    """How the bundle of groceries is trained."""
 
     steps: int = 1500
     batch: int = 128
@@ -59,7 +59,7 @@ class Texts:
 
 
 @dataclass
-class StarterBatch:
+class GroceriesBatch:
     """Examples of one step.
 
     Pairs such as (target_users, targets) are flat, (pairs,) each; users are rows of the batch.
@@ -101,7 +101,7 @@ class Examples:
         self._weights = np.cumsum(weight / weight.sum())
         self._owners = owners
 
-    def draw(self) -> StarterBatch:
+    def draw(self) -> GroceriesBatch:
         """`config.batch` moments: events (users, L) and the pairs of right, new and known items (pairs,)."""
         config, log = self.config, self.log
         rows = self._rows[
@@ -130,7 +130,7 @@ class Examples:
         targets = np.concatenate([log.items[a:b] for a, b in zip(ends, stops, strict=True)])
         known = [np.unique(log.items[log.starts[o] : end]) for o, end in zip(owners, ends, strict=True)]
         new = [np.setdiff1d(log.items[a:b], own) for a, b, own in zip(ends, stops, known, strict=True)]
-        return StarterBatch(
+        return GroceriesBatch(
             items=log.items[places],
             actions=log.actions[places] * (mask > 0),
             gaps_s=gaps_s(times) * mask,
@@ -166,7 +166,7 @@ def start_from_popularity(tower: StaticTower, texts: Texts, item_rows: I64, coun
 @flushed_denormals()
 def train(
     tower: StaticTower,
-    encoder: StarterEncoder,
+    encoder: GroceriesEncoder,
     texts: Texts,
     item_rows: I64,
     frequent: I64,
@@ -237,7 +237,7 @@ def _vectors(tower: StaticTower, texts: Texts, item_rows: I64, items: I64) -> Te
 
 
 def _themes(
-    tower: StaticTower, encoder: StarterEncoder, white: Tensor, teacher: Tensor, rng: np.random.Generator
+    tower: StaticTower, encoder: GroceriesEncoder, white: Tensor, teacher: Tensor, rng: np.random.Generator
 ) -> Tensor:
     """Loss over invented users with one theme each: after three texts they want others of the same meaning.
 
