@@ -223,7 +223,7 @@ def schema(message: str | None = None, *, asyncapi: Annotated[bool, FLAG] = Fals
     Parameters
     ----------
     message
-        Click, Item, Request, Response, ItemVector, Trend or ErasureReceipt.
+        Click, Item, Offer, Request, Response, ItemVector, OfferState, Trend or ErasureReceipt.
     asyncapi
         Print AsyncAPI 3: topics as the settings name and make them, messages, keys and headers.
     """

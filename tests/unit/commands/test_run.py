@@ -129,7 +129,7 @@ def test_up_takes_its_ports_folder_and_prefix_and_keeps_what_it_is_asked_to(
     options = ("--data-dir", "kept", "--prefix", "shop", "--kafka-port", str(unused_port))
     with running_up(terminal, *options, "--keep") as said:
         assert (
-            f"embedded broker (saved every few seconds) on 127.0.0.1:{unused_port}, 10 topics created" in said
+            f"embedded broker (saved every few seconds) on 127.0.0.1:{unused_port}, 11 topics created" in said
         )
         terminal.succeeds("click", "ann", "c1")
     with running_up(terminal, *options, "--keep") as said:
