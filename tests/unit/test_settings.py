@@ -272,3 +272,10 @@ def test_a_token_is_made_up_only_where_none_is_set() -> None:
     given = Settings.load(admin_token="x" * 16)
     assert given.with_admin_token() == given
     assert "x" * 16 not in repr(given)
+
+
+def test_the_live_page_is_opened_to_this_machine_unless_somebody_has_said_otherwise() -> None:
+    assert Settings.load().live_open is False
+    assert Settings.load().with_open_page().live_open is True
+    assert Settings.load(live_open=False).with_open_page().live_open is False
+    assert Settings.load(admin_token="correct-horse-battery").with_open_page().live_open is False
