@@ -16,6 +16,7 @@ from headwater.encoder import runtime as encoder
 from headwater.encoder.bundle import Manifest
 from headwater.encoder.runtime import Encoder
 from headwater_models.data.datasets import Dataset
+from headwater_models.data.statistics import statistics_of
 from headwater_models.judging.comparison import (
     BY_LIST,
     Results,
@@ -34,6 +35,8 @@ from headwater_models.progress import Report, progress
 from headwater_models.training.search import Search, best_of
 
 if TYPE_CHECKING:
+    from headwater.files.events import Events
+    from headwater.files.items import Items
     from headwater_models.bundles.text_encoder import Pooling
     from headwater_models.training.recipes import AnyRecipe, Space
 
@@ -50,10 +53,12 @@ __all__ = [
     "lighten",
     "make_mean",
     "progress",
+    "require_torch",
     "tables",
     "train_groceries",
     "train_scorer",
     "train_sequence",
+    "train_shop",
     "train_similar",
     "train_starter",
     "tune_lm",
@@ -144,7 +149,7 @@ def train_sequence(
     torch.set_num_threads(threads)
     if not resume:
         checkpoint_of(out).unlink(missing_ok=True)
-    chosen = recipes.recipe(model, data.name)
+    chosen = recipes.recipe(model, statistics_of(data))
     chosen = recipes.varied(chosen, recipes.settings(chosen, settings))
     chosen = recipes.varied(
         chosen,
@@ -160,6 +165,60 @@ def train_sequence(
             chosen = _best(search, model, chosen, recipes.ENCODER_SPACE, over, judge, report)
         make(model, data, asked, chosen, out, command, report, taught)
     return _judged(out, data, protocol, at=at, threads=threads)
+
+
+def require_torch() -> None:
+    """Raises ModuleNotFoundError without torch, before any file is read."""
+    import torch  # noqa: F401 - only whether it is there
+
+
+def train_shop(
+    items: "Items",
+    events: "Events",
+    files: Sequence[Path],
+    out: Path,
+    *,
+    text_encoder: str = "static",
+    user_encoder: str | None = None,
+    at: At | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    settings: Sequence[str] = (),
+    resume: bool = False,
+    threads: int = 1,
+    say: Callable[[str], None] = print,
+    command: str = "headwater train shop",
+) -> Results:
+    """A shop's catalog and clicks -> bundle -> figures. Needs torch (extra `train`).
+
+    Args:
+        files: the catalog and the clicks
+        text_encoder: see `headwater_models.bundles.text_tower.open_text_encoder`
+        user_encoder: None: by the statistics of the data
+        settings: values of recipe fields, such as "fit.loss=gbce"
+        say: takes what a person has to know, one sentence at a time
+
+    Raises DatasetError, RecipeError, ModelMissing, UnfitModel, FitError or ExportError.
+    """
+    import torch
+
+    from headwater_models import train_shop as shop
+    from headwater_models.bundles.export import make_place
+    from headwater_models.bundles.text_tower import open_text_encoder
+    from headwater_models.data.shop import shop_of
+
+    torch.set_num_threads(threads)
+    make_place(out)
+    if not resume:
+        for checkpoint in shop.checkpoints(out):
+            checkpoint.unlink(missing_ok=True)
+    data, said = shop_of(items, events, files)
+    chosen = shop.plan(data, user_encoder, epochs, seed, settings)
+    for line in (*said, str(chosen.statistics), *chosen.why):
+        say(line)
+    texts = open_text_encoder(text_encoder) if chosen.statistics.has_texts else None
+    with progress() as report:
+        return shop.make(data, texts, chosen, out, at, command, report)
 
 
 def train_scorer(

@@ -14,12 +14,13 @@ import torch
 from headwater.encoder.bundle import Origin
 from headwater.encoder.runtime import Encoder
 from headwater_models.bundles import export, sequence_bundle
+from headwater_models.bundles.sequence_bundle import Named
 from headwater_models.data.datasets import Dataset
 from headwater_models.judging.protocols import Split
 from headwater_models.networks import ARCHITECTURES
 from headwater_models.progress import Report
 from headwater_models.training.recipes import Recipe
-from headwater_models.training.sequence_loop import Model, Progress, fit
+from headwater_models.training.sequence_loop import IdModel, Model, Progress, fit, measure_worth
 from headwater_models.training.teacher import BundleTeacher
 
 
@@ -46,24 +47,26 @@ def make(
         trained,
         data.item_ids,
         recipe.fit.length,
-        name=f"{model}-{Path(data.name).stem}",
-        summary=f"{model} over the item ids of {data.name}",
-        origin=Origin(
-            data=f"{data.name}, {asked.protocol}: {len(asked.train.items):,} events of {len(asked.train.users):,} users",
-            data_sha256=data.fingerprint,
-            command=command,
-            seed=recipe.fit.seed,
-            seconds=round(time.monotonic() - started, 1),
-            versions=export.versions("torch", "onnx", "numpy"),
-            figures={},
-            notes=[
-                f"configuration: {json.dumps(asdict(recipe))}",
-                f"best of {progress.epoch} epochs: {progress.best_epoch}, validation NDCG@10 {progress.best:.4f}",
-                f"{export.CURVE}{json.dumps(progress.curve)}",
-                *([f"taught by {teacher.encoder.id}"] if teacher else []),
-                *(f"left out, {reason}: {rows:,}" for reason, rows in data.dropped.items()),
-                *data.notes,
-            ],
+        Named(
+            f"{model}-{Path(data.name).stem}",
+            f"{model} over the item ids of {data.name}",
+            Origin(
+                data=f"{data.name}, {asked.protocol}: {len(asked.train.items):,} events of {len(asked.train.users):,} users",
+                data_sha256=data.fingerprint,
+                command=command,
+                seed=recipe.fit.seed,
+                seconds=round(time.monotonic() - started, 1),
+                versions=export.versions("torch", "onnx", "numpy"),
+                figures={},
+                notes=[
+                    f"configuration: {json.dumps(asdict(recipe))}",
+                    f"best of {progress.epoch} epochs: {progress.best_epoch}, validation NDCG@10 {progress.best:.4f}",
+                    f"{export.CURVE}{json.dumps(progress.curve)}",
+                    *([f"taught by {teacher.encoder.id}"] if teacher else []),
+                    *(f"left out, {reason}: {rows:,}" for reason, rows in data.dropped.items()),
+                    *data.notes,
+                ],
+            ),
         ),
     )
     checkpoint_of(out).unlink()
@@ -95,7 +98,8 @@ def _trained(
 ) -> tuple[Model, Progress]:
     torch.manual_seed(recipe.fit.seed)
     _, network = ARCHITECTURES[model]
-    trained = Model(len(data.item_ids), network(recipe.encoder), recipe.temperature)
+    trained = IdModel(len(data.item_ids), network(recipe.encoder), recipe.temperature)
+    measure_worth(trained.encoder, asked.train)
     return trained, fit(trained, asked, recipe.fit, checkpoint, report, teacher)
 
 

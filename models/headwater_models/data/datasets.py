@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ import polars as pl
 
 from headwater.encoder.features import item_text
 from headwater.errors import HeadwaterError
-from headwater.files.events import MADE_UP_GAP_MS, MADE_UP_MS, NO_TIMES, EventForm, events_of
+from headwater.files.events import MADE_UP_GAP_MS, MADE_UP_MS, NO_TIMES, EventForm, Events, events_of
 from headwater.files.presets import Opened, opened
 from headwater.files.table import BadRow
 from headwater.files.values import numbers, present
@@ -47,6 +48,9 @@ class Dataset:
     fingerprint: str  # SHA-256 over the files it came from
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows left out
     notes: list[str] = field(default_factory=list)  # how the data was changed when read
+    usual_at: float | datetime = (
+        0.9  # the split in time of its published figures: a share of the events, or a moment
+    )
 
 
 def is_file(name: str) -> bool:
@@ -129,6 +133,11 @@ def from_events(found: Opened, form: EventForm | None = None, *, lone: bool = Fa
     )
 
 
+def read_events(found: Opened, form: EventForm) -> Events:
+    """The events of a file, as `headwater import clicks` takes them. Raises ImportFileError: the form does not fit it."""
+    return events_of(found.table, found.chosen, form, now_ms=time.time_ns() // 1_000_000)
+
+
 def _by_kind(bad: Sequence[BadRow], counted: str) -> dict[str, int]:
     """The number of bad rows of each kind, told by the first of them."""
     kinds: dict[str, list[str]] = {}
@@ -149,6 +158,7 @@ def _complete_journey(path: Path | None) -> Dataset:
         log=log_of(purchases, item_ids),
         fingerprint=complete_journey.fingerprint(path),
         notes=["the items of a basket share a second: in an order of chance, one millisecond apart"],
+        usual_at=complete_journey.SPLIT,
     )
 
 

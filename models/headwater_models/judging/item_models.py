@@ -113,6 +113,8 @@ def spectral(train: Log, items: int, dim: int, prior: float = 5.0) -> F32:
     of_users, of_items = (np.asarray(seen.sum(axis)).ravel() + prior for axis in (1, 0))
     seen = sparse.diags(of_users**-0.5) @ seen @ sparse.diags(of_items**-0.5)
     found = min(dim, min(seen.shape) - 1)
+    if found < 1:  # one user, or one item, has no directions
+        return np.zeros((items, dim), dtype=np.float32)
     start = np.random.default_rng(0).random(min(seen.shape))
     _, values, axes = svds(seen, k=found, v0=start, tol=1e-2)
     vectors = np.zeros((items, dim), dtype=np.float32)

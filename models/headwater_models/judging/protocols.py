@@ -22,15 +22,12 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from headwater_models.arrays import F32, I64, Bools
-from headwater_models.data import complete_journey
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log, ends_at, epoch_ms, prefixes
 
 Protocol = Literal["leave-one-out", "global-time", "list-at-split", "prequential", "next-basket"]
 At = float | datetime  # the share of events before the split, or its moment
 
-# Datasets whose published figures are not split at nine tenths of the events.
-_USUAL_AT: Final[dict[str, At]] = {"complete-journey": complete_journey.SPLIT}
 _VALIDATION_USERS: Final = 1_000
 _PREQUENTIAL_CASES: Final = 10_000
 # Longer than any pause at a till, and as long as the pause that ends a session elsewhere.
@@ -90,7 +87,7 @@ def split(
     elif protocol == "next-basket":
         found = _next_basket(log)
     elif protocol in get_args(Protocol):
-        at_ms = _moment(log, _USUAL_AT.get(dataset.name, 0.9) if at is None else at)
+        at_ms = _moment(log, dataset.usual_at if at is None else at)
         found = _in_time(log, protocol, at_ms, rng)
     else:
         raise DatasetError(f"{protocol} is no protocol: expected one of {', '.join(get_args(Protocol))}")

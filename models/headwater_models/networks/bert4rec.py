@@ -34,7 +34,8 @@ class BERT4Rec(WindowedEncoder):
         """Vectors (users, T, dim) at each event. Of events that `hidden` (users, T) marks, only the time is seen."""
         items = torch.where(hidden[..., None], self.unknown, events.items)
         seen = events._replace(items=items, actions=events.actions.masked_fill(hidden, 0))
-        vectors: Tensor = self.trunk(self.inputs(seen), events.mask[:, None, None] > 0)
+        worth = self.inputs.worth(events.actions).masked_fill(hidden, 0.0)[:, None, None]
+        vectors: Tensor = self.trunk(self.inputs(seen), events.mask[:, None, None] > 0, worth)
         return vectors
 
     def predictions(self, events: Events) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,8 @@ class GRU4Rec(RecurrentEncoder):
 
     def run(self, state: Tensor, events: Events) -> tuple[Tensor, Tensor]:
         """Outputs (users, T, hidden) after each event, and the states (users, hidden) after all."""
-        x, _ = self.gru(self.inputs(events), state[None])
+        x = self.inputs(events) * self.inputs.worth(events.actions).exp()[..., None]
+        x, _ = self.gru(x, state[None])
         return x, torch.where(events.mask.amax(1, keepdim=True) > 0, at_last(x, events.mask), state)
 
     def outputs(self, state: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class LRURec(RecurrentEncoder):
     def run(self, state: Tensor, events: Events) -> tuple[Tensor, Tensor]:
         """Outputs (users, T, dim) after each event, and the states (users, S) after all."""
         *channels, output = state.split([self.config.width] * self.config.blocks + [self.config.dim], dim=1)
-        x = self.inputs(events)
+        x = self._read(events)
         states = []
         for block, before in zip(self.blocks, channels, strict=True):
             x, after = block(x, before, events.gaps_s, events.mask)
@@ -63,7 +63,7 @@ class LRURec(RecurrentEncoder):
         costs one step.
         """
         *channels, output = state.split([self.config.width] * self.config.blocks + [self.config.dim], dim=1)
-        x = self.inputs(Events(items, actions, gaps_s, mask))
+        x = self._read(Events(items, actions, gaps_s, mask))
         states = []
         *before_last, last = self.blocks
         for block, before in zip(before_last, channels[:-1], strict=True):
@@ -73,6 +73,11 @@ class LRURec(RecurrentEncoder):
         x_last, after = last.fold(x, channels[-1], gaps_s, mask)
         output = torch.where(mask.amax(1, keepdim=True) > 0, x_last, output)
         return torch.cat([*states, after, output], dim=1)
+
+    def _read(self, events: Events) -> Tensor:
+        """Events -> (users, T, dim), each as long as its action is worth."""
+        out: Tensor = self.inputs(events) * self.inputs.worth(events.actions).exp()[..., None]
+        return out
 
     def outputs(self, state: Tensor) -> Tensor:
         """The last output that the state holds: (users, S) -> (users, dim)."""

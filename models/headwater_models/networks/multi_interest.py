@@ -44,7 +44,8 @@ class MultiInterest(WindowedEncoder):
         back = (places[:, None] - places).clamp(min=0)[..., None] * F.softplus(
             self.slope
         )  # (T, T, interests)
-        scores = self.heads(torch.tanh(self.into(x)))[:, None] - back  # (users, T, T, interests)
+        own = self.heads(torch.tanh(self.into(x))) + self.inputs.worth(events.actions)[..., None]
+        scores = own[:, None] - back  # (users, T, T, interests)
         scores = scores.masked_fill((places[:, None] < places)[..., None], -1e4)
         mixed = torch.einsum("utsk,usd->utkd", scores.softmax(2), x)
         out = self.norm(mixed + self.out(self.dropout(F.gelu(mixed))))

@@ -37,7 +37,8 @@ class NARM(WindowedEncoder):
 
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
         """User vectors after each event, (users, T, 1, dim), read `gaps_to_next_s` (users, T) later."""
-        states, _ = self.gru(self.inputs(events))  # (users, T, hidden)
+        worth = self.inputs.worth(events.actions).exp()
+        states, _ = self.gru(self.inputs(events) * worth[..., None])  # (users, T, hidden)
         fits = torch.sigmoid(self.asked(states)[:, :, None] + self.seen(states)[:, None])
         weights = self.weight(fits)[..., 0].tril()  # (users, T, T): of the states up to each
         purpose = weights @ states
@@ -51,7 +52,8 @@ class NARM(WindowedEncoder):
         """Interests (users, 1, dim) and weights (users, 1). Only the last state attends: `forward`, where each state does, needs
         T times the memory.
         """
-        states, _ = self.gru(self.inputs(Events(items, actions, gaps_s, mask)))
+        worth = self.inputs.worth(actions).exp()
+        states, _ = self.gru(self.inputs(Events(items, actions, gaps_s, mask)) * worth[..., None])
         last = at_last(states, mask)  # (users, hidden)
         fits = torch.sigmoid(self.asked(last)[:, None] + self.seen(states))
         weights = self.weight(fits)[..., 0] * mask  # (users, T)

@@ -35,7 +35,8 @@ class SASRec(WindowedEncoder):
     def forward(self, events: Events, gaps_to_next_s: Tensor) -> Tensor:
         """User vectors after each event, (users, T, 1, dim), read `gaps_to_next_s` (users, T) later."""
         places = torch.arange(events.mask.shape[1], device=events.mask.device)
-        x = self.trunk(self.inputs(events), places[:, None] >= places)
+        worth = self.inputs.worth(events.actions)[:, None, None]
+        x = self.trunk(self.inputs(events), places[:, None] >= places, worth)
         vectors: Tensor = x + self.elapsed(gaps_to_next_s)
         return vectors[:, :, None]
 
@@ -49,11 +50,15 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """(users, T, dim) -> (users, T, dim); `visible` (..., T, T): which positions each position attends to."""
+    def forward(self, x: Tensor, visible: Tensor, worth: Tensor) -> Tensor:
+        """(users, T, dim) -> (users, T, dim).
+
+        `visible` (..., T, T): which positions each position attends to; `worth` (users, 1, 1, T) is added to the scores of
+        attention: an event of twice the worth gets twice the weight of its equal.
+        """
         x = x + self.positions[: x.shape[1]]
         # -1e4 and not -inf: a row that sees nothing must not become NaN.
-        hidden = torch.where(visible, 0.0, -1e4)
+        hidden = torch.where(visible, 0.0, -1e4) + worth
         for block in self.blocks:
             x = block(x, hidden)
         out: Tensor = self.norm(x)

@@ -5,8 +5,10 @@ share one space: the score of an item is its dot product with a user vector. Pad
 events. In shapes, T is the number of events and K the number of interests.
 """
 
+import math
 from abc import abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from types import MappingProxyType
+from typing import ClassVar, Final, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -137,8 +139,15 @@ class WindowedEncoder(UserEncoder):
         return self.window(*events, gap_to_now_s)[0]
 
 
+# What an action is worth where the data does not tell; a click is the measure.
+WORTH: Final = MappingProxyType({"view": 0.5, "click": 1.0, "like": 1.5, "add_to_cart": 2.0, "purchase": 3.0})
+
+
 class Inputs(nn.Module):
-    """Encodes an event: its item's vector, plus learned offsets for its action and its gap."""
+    """Encodes an event: its item's vector, plus learned offsets for its action and its gap, and what its action is worth.
+
+    The worth is learned for actions that the data has, relative to its most frequent one; others keep `WORTH`.
+    """
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -147,6 +156,16 @@ class Inputs(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.action.weight)
+        self.log_worth = nn.Parameter(torch.zeros(len(self.action.weight)))
+        with torch.no_grad():
+            for name, value in WORTH.items():
+                self.log_worth[ACTION_CODES[name]] = math.log(value)
+        self.usual: Tensor
+        self.register_buffer("usual", torch.tensor(ACTION_CODES["click"]))
+
+    def worth(self, actions: Tensor) -> Tensor:
+        """The log of what each event counts, 0 for the usual action: action codes (users, T) -> (users, T)."""
+        return self.log_worth[actions] - self.log_worth[self.usual]
 
     def forward(self, events: Events) -> Tensor:
         """Events -> input vectors (users, T, dim)."""

@@ -1,4 +1,4 @@
-"""Recipes: the sizes and the training of each model, by dataset where one size does not fit all."""
+"""Recipes: the sizes and the training of each model, by the statistics of the data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,11 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import msgspec
 
 from headwater.errors import HeadwaterError
+from headwater_models.bundles.neighbour_table import TableConfig
+from headwater_models.data.statistics import Statistics
 from headwater_models.networks import ARCHITECTURES, SCORERS
 from headwater_models.networks.sasrec import SASRecConfig
+from headwater_models.networks.text_head import TextHeadConfig
 from headwater_models.training.sequence_loop import FitConfig
 
 
@@ -24,6 +27,7 @@ class Recipe:
     encoder: Any  # the config of one of ARCHITECTURES
     fit: FitConfig = field(default_factory=FitConfig)
     temperature: float = 0.0  # above 0, scores are cosines divided by it; 0: dot products
+    head: TextHeadConfig | None = None  # of a model over texts; None: a model over item ids
 
 
 @dataclass(frozen=True)
@@ -53,41 +57,18 @@ class ScorerRecipe:
     fit: ScorerFit = field(default_factory=ScorerFit)
 
 
-# 54,542 items: a few thousand sampled per step, with logQ correction, cost a third of the full softmax.
-_MANY_ITEMS: dict[str, Any] = {
-    "length": 50,
-    "epochs": 12,
-    "patience": 2,
-    "learning_rate": 2e-3,
-    "loss": "sampled",
-    "negatives": 3000,
-    "average": 0.99,
+# Where the encoders differ on short histories: a recurrent unit and a causal attention gain from more epochs.
+_SPARSE_FIT: dict[str, dict[str, Any]] = {
+    "gru4rec": {"epochs": 15},
+    "lru": {"epochs": 15},
+    "narm": {"epochs": 15},
+    "sasrec": {"epochs": 15, "patience": 3},
 }
-# Long histories over few films, 97,000 events: an epoch is short, and much dropout only slows it down.
-_FEW_ITEMS: dict[str, Any] = {
-    "length": 200,
-    "epochs": 60,
-    "patience": 8,
-    "learning_rate": 2e-3,
-    "average": 0.99,
-    "start": "svd",
-}
-
-# By dataset, or by model and dataset: encoder sizes and training.
-SIZES: dict[str | tuple[str, str], dict[str, Any]] = {
-    "ml-100k": {"dropout": 0.3},
-}
-TEMPERATURES: dict[tuple[str, str], float] = {
-    (model, "beauty"): 0.07 for model in ("gru4rec", "lru", "multi-interest", "narm", "sasrec")
-}
-FITS: dict[str | tuple[str, str], dict[str, Any]] = {
-    "beauty": _MANY_ITEMS,
-    "complete-journey": _MANY_ITEMS,
-    "ml-100k": _FEW_ITEMS,
-    **{(model, "beauty"): {"epochs": 15, "start": "svd"} for model in ("gru4rec", "lru", "narm")},
-    ("multi-interest", "beauty"): {"start": "svd"},
-    ("sasrec", "beauty"): {"epochs": 15, "patience": 3, "start": "svd"},
-}
+# Cosines are no help to BERT4Rec, whose hidden events have no item.
+_BY_COSINE = ("gru4rec", "lru", "multi-interest", "narm", "sasrec")
+# An optimiser's step reads so many events. With fewer steps an epoch, a mean of the weights over a hundred lags behind.
+_POSITIONS = 1024
+_STEPS_TO_AVERAGE = 50
 
 # What `headwater train MODEL --search` tries: part.field -> values.
 Space = Mapping[str, Sequence[Any]]
@@ -156,14 +137,52 @@ def _read(recipe: Recipe | ScorerRecipe, name: str, text: str) -> Any:
     return value
 
 
-def recipe(model: str, data: str) -> Recipe:
-    """The default of a model on a dataset; other datasets get the general one."""
+def model_for(data: Statistics) -> str:
+    """The user encoder for data with these statistics: what found most in `models/RESULTS.md` on data of that kind."""
+    return "narm" if data.is_dense else "sasrec"
+
+
+def table_for(data: Statistics) -> TableConfig:
+    """How neighbours are counted: the rarer an item, the fewer sessions two have to share, and the less they are damped."""
+    per_item = data.events / max(data.taken, 1)
+    usual = TableConfig()
+    if per_item >= 50:
+        return usual
+    together, shrink = (2, 20.0) if per_item >= 15 else (1, 10.0)
+    return replace(usual, together=together, shrink=shrink)
+
+
+def recipe(model: str, data: Statistics, *, texts: bool = False) -> Recipe:
+    """The default of a model on data with these statistics; with `texts`, of a model over the items' texts.
+
+    | data | what follows |
+    |---|---|
+    | many items (`has_many_items`) | the softmax is over 3,000 drawn items, with logQ correction: a third of the cost |
+    | short histories (`is_sparse`), by ids | item vectors start from users x items, scores are cosines, dropout .5 |
+    | long histories over few items (`is_dense`) | windows of 200 events, vectors start from users x items, dropout .3 |
+    | texts | vectors start from users x items as far as the texts can say them, scores are cosines, dropout .3 |
+    """
     config, _ = ARCHITECTURES[model]
-    fit = FitConfig(**FITS.get(data, {}) | FITS.get((model, data), {}))
-    sizes = SIZES.get(data, {}) | SIZES.get((model, data), {})
+    fit = FitConfig(
+        length=200 if data.is_dense else 50,
+        epochs=60 if data.is_dense else 12 if data.has_many_items else 30,
+        patience=8 if data.is_dense else 2 if data.has_many_items else 4,
+        positions=_POSITIONS,
+        learning_rate=2e-3,
+        loss="sampled" if data.has_many_items else "softmax",
+        negatives=3000,
+        average=0.99 if data.events / _POSITIONS >= _STEPS_TO_AVERAGE else 0.9,
+    )
+    # Vectors of texts are long from the start: dot products would begin far from any answer, and did not recover.
+    cosines = texts or (data.is_sparse and model in _BY_COSINE)
+    starts_known = data.is_dense or cosines
+    fit = replace(fit, start="svd" if starts_known else "chance")
+    if data.is_sparse and data.has_many_items:
+        fit = replace(fit, **_SPARSE_FIT.get(model, {}))
+    sizes: dict[str, Any] = {"dropout": 0.3} if data.is_dense or texts else {}
     if issubclass(config, SASRecConfig):
-        sizes = {**sizes, "length": fit.length}
-    return Recipe(config(**sizes), fit, TEMPERATURES.get((model, data), 0.0))
+        sizes["length"] = fit.length
+    return Recipe(config(**sizes), fit, 0.07 if cosines else 0.0, TextHeadConfig() if texts else None)
 
 
 def scorer_recipe(model: str) -> ScorerRecipe:

@@ -1,10 +1,11 @@
-"""The training loop of encoders over item ids: batches, loss, validation, early stopping, checkpoints.
+"""The training loop of encoders over items, by id or by text: batches, loss, validation, early stopping, checkpoints.
 
 Each epoch draws its randomness from (seed, epoch) alone and ends with a checkpoint, so a training that was killed
 continues to the same weights.
 """
 
 import hashlib
+from abc import abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from headwater.encoder.features import clamp_gap_s
 from headwater.errors import HeadwaterError
-from headwater_models.arrays import F32
+from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log
 from headwater_models.judging.evaluation import ranking
 from headwater_models.judging.item_models import spectral
 from headwater_models.judging.metrics import by_case
 from headwater_models.judging.protocols import Cases, Scorer, Split, select
 from headwater_models.networks import Events, UserEncoder
+from headwater_models.networks.text_head import TextHead
+from headwater_models.networks.user_encoder import Inputs
 from headwater_models.progress import Report
 from headwater_models.training import losses
 from headwater_models.training.denormals import flushed_denormals
@@ -60,35 +63,99 @@ class FitConfig:
         int, ...
     ] = ()  # numbers of first dimensions that must serve alone too; each batch draws one
     teaching: float = 1.0  # weight of the teacher's loss, if there is a teacher
-    judged: int = 10_000  # validation cases after each epoch, always the same
+    judged: int = (
+        10_000  # validation cases after each epoch, always the same; 0: none, and the last epoch is kept
+    )
     seed: int = 0
 
 
 class Model(nn.Module):
-    """A vector per item, and the encoder that reads and answers in the same space."""
+    """A vector per item, and the encoder that reads and answers in the same space. `IdModel` and `TextModel` say how."""
 
-    def __init__(self, items: int, encoder: UserEncoder, temperature: float = 0.0) -> None:
+    def __init__(self, items: int, encoder: UserEncoder, temperature: float) -> None:
         super().__init__()
         encoder.temperature = temperature
+        self.items = items
         self.cosine = temperature > 0  # then item vectors have length one
-        self.table = nn.Embedding(items, encoder.dim)
-        # Small, so that a few events outweigh the random start.
-        nn.init.normal_(self.table.weight, std=0.02)
         self.encoder = encoder
+
+    @abstractmethod
+    def of_items(self, rows: Tensor | None) -> Tensor:
+        """Vectors (..., dim) of rows (...) of the catalog, (items, dim) of all without any; not yet of length one."""
+
+    @abstractmethod
+    def start_from(self, vectors: F32) -> None:
+        """Begin near these item vectors (items, dim)."""
+
+    @abstractmethod
+    def settle(self, counts: I64) -> None:
+        """After training, give items without any of the events (items,) the vector that they are served with."""
 
     def vectors(self, rows: Tensor | None = None, width: int | None = None) -> Tensor:
         """Item vectors (rows, dim) as they are read and scored; of the whole catalog if `rows` is None.
 
         With `width`, dimensions from `width` on are zero.
         """
-        found = self.table.weight if rows is None else self.table(rows)
-        found = narrowed(found, width)
+        found = narrowed(self.of_items(rows), width)
         return F.normalize(found, dim=-1) if self.cosine else found
 
     def events(self, batch: Batch, width: int | None = None) -> Events:
         """A batch (windows, T) with its items as vectors (windows, T, dim)."""
         items = self.vectors(torch.from_numpy(batch.items), width)
         return Events(items, *(torch.from_numpy(part) for part in (batch.actions, batch.gaps_s, batch.mask)))
+
+
+class IdModel(Model):
+    """Items by id: a table of vectors."""
+
+    def __init__(self, items: int, encoder: UserEncoder, temperature: float = 0.0) -> None:
+        super().__init__(items, encoder, temperature)
+        self.table = nn.Embedding(items, encoder.dim)
+        # Small, so that a few events outweigh the random start.
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def of_items(self, rows: Tensor | None) -> Tensor:
+        """Rows of the table: (...) -> (..., dim), (items, dim) of all without any."""
+        found: Tensor = self.table.weight if rows is None else self.table(rows)
+        return found
+
+    def start_from(self, vectors: F32) -> None:
+        """Added to the table's own start, which keeps equal vectors apart: (items, dim)."""
+        with torch.no_grad():
+            self.table.weight += torch.from_numpy(vectors)
+
+    def settle(self, counts: I64) -> None:
+        """An item without events (items,) gets the mean of those with events, not its random start."""
+        with torch.no_grad():
+            seen = torch.from_numpy(counts > 0)
+            self.table.weight[~seen] = self.table.weight[seen].mean(0)
+
+
+class TextModel(Model):
+    """Items by text: see `networks.text_head`."""
+
+    def __init__(self, head: TextHead, encoder: UserEncoder, temperature: float = 0.0) -> None:
+        super().__init__(len(head.white), encoder, temperature)
+        self.head = head
+
+    def of_items(self, rows: Tensor | None) -> Tensor:
+        """What the head makes of the texts, with the residuals: (...) -> (..., dim), (items, dim) of all without any."""
+        found: Tensor = self.head(rows)
+        return found
+
+    def start_from(self, vectors: F32) -> None:
+        """As far as the texts can say them, (items, dim); residuals take the rest."""
+        self.head.start_from(vectors)
+
+    def settle(self, counts: I64) -> None:
+        """Nothing to do: an item without events (items,) has the vector of its text."""
+
+
+def measure_worth(encoder: UserEncoder, log: Log) -> None:
+    """Let what actions are worth be relative to the one that a log has most of."""
+    for part in encoder.modules():
+        if isinstance(part, Inputs) and len(log.actions):
+            part.usual.fill_(int(np.bincount(log.actions).argmax()))
 
 
 @dataclass
@@ -125,10 +192,7 @@ def fit(
     best: dict[str, Any] = {}
     progress = Progress()
     if config.start == "svd" and not checkpoint.exists():
-        with torch.no_grad():
-            model.table.weight += torch.from_numpy(
-                spectral(split.train, model.table.num_embeddings, model.encoder.dim)
-            )
+        model.start_from(spectral(split.train, model.items, model.encoder.dim))
     settled = _settled(model, split, config, teacher)
     if checkpoint.exists():
         found = torch.load(checkpoint, weights_only=True)
@@ -143,13 +207,13 @@ def fit(
         best, progress = found["best"], Progress(**found["progress"])
     if np.diff(split.train.starts).max(initial=0) < 2:
         raise FitError("nothing to learn: expected users with two events or more to train on")
-    if not len(split.validation):
+    if config.judged and not len(split.validation):
         raise FitError(
             "nothing to validate on: training needs at least ten users with two events before the split"
         )
     chosen = np.random.default_rng(0).permutation(len(split.validation))[: config.judged]
     judged = select(split.validation, np.sort(chosen))
-    counts = np.bincount(split.train.items, minlength=model.table.num_embeddings)
+    counts = np.bincount(split.train.items, minlength=model.items)
     # The sampled softmax draws popular items more often and corrects for it; the other losses need uniform draws.
     chances = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))
     while progress.epoch < config.epochs and progress.epoch - progress.best_epoch < config.patience:
@@ -157,12 +221,14 @@ def fit(
         loss = _epoch(model, mean, optimizer, split.train, chances, config, progress.epoch, report, teacher)
         averaged = mean.module
         assert isinstance(averaged, Model)
-        quality = validation_ndcg(averaged, split.log, judged, config.length)
+        quality = validation_ndcg(averaged, split.log, judged, config.length) if config.judged else 0.0
         progress.curve.append((loss, quality))
-        if quality > progress.best:
+        if quality > progress.best or not config.judged:
             progress.best, progress.best_epoch = quality, progress.epoch
             best = {name: value.clone() for name, value in averaged.state_dict().items()}
         said = f"best validation NDCG@10, {progress.best:.4f} after epoch {progress.best_epoch}"
+        if not config.judged:
+            said = "epochs over all events"
         report(said, progress.epoch, config.epochs)
         partial = checkpoint.with_suffix(".partial")
         torch.save(
@@ -178,9 +244,7 @@ def fit(
         )
         partial.replace(checkpoint)
     model.load_state_dict(best)
-    with torch.no_grad():  # an item without events gets the mean of those with events, not its random start
-        seen = torch.from_numpy(counts > 0)
-        model.table.weight[~seen] = model.table.weight[seen].mean(0)
+    model.settle(counts)
     model.eval()
     return progress
 
@@ -281,7 +345,7 @@ def _loss(
     sampled = sampled.masked_fill(hits, -torch.inf)
     if config.loss == "bpr":
         return losses.bpr(right, sampled)
-    return losses.gbce(right, sampled, model.table.num_embeddings)
+    return losses.gbce(right, sampled, model.items)
 
 
 def _drawn(chances: Tensor, config: FitConfig) -> tuple[Tensor, Tensor]:
@@ -305,8 +369,8 @@ def _taught(
     mask = (np.arange(ends.max()) < ends[:, None]).astype(np.float32)
     known = Batch(batch.items[:, read], batch.actions[:, read], batch.gaps_s[:, read], mask)
     now = np.zeros(len(ends), dtype=np.float32)
-    few = model.table.num_embeddings <= config.negatives
-    drawn = torch.arange(model.table.num_embeddings) if few else _drawn(chances, config)[0]
+    few = model.items <= config.negatives
+    drawn = torch.arange(model.items) if few else _drawn(chances, config)[0]
     answers = model.encoder.answer(model.events(known), torch.from_numpy(now))
     students = (answers @ model.vectors(drawn).T).amax(1)
     return losses.distillation(students, torch.from_numpy(teacher.scores(known, now, drawn.numpy())), 1.0)
@@ -335,7 +399,7 @@ def _check(model: Model, config: FitConfig, teacher: BundleTeacher | None) -> No
 def validation_ndcg(model: Model, log: Log, cases: Cases, length: int) -> float:
     """NDCG@10 by full ranking, the mean over the cases."""
     model.eval()
-    ranks, _ = ranking(scorer_of(model, length), log, cases, model.table.num_embeddings, 10)
+    ranks, _ = ranking(scorer_of(model, length), log, cases, model.items, 10)
     return float(by_case(ranks, cases.target_starts, 10)["NDCG"].mean())
 
 

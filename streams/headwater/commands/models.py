@@ -7,9 +7,11 @@ from cyclopts import Parameter
 
 from headwater.commands.event_data import EVENTS, DataOptions, positive, print_tables
 from headwater.commands.terminal import FLAG, MANY, UsageError, command_line, default_bundle
+from headwater.commands.train_shop import SHOP, ShopOptions, next_steps, train_shop
 
 # Written out for the help, which must not import torch. Tests hold them equal to the registries.
 ModelOption = Literal[
+    "shop",
     "starter",
     "groceries",
     "bert4rec",
@@ -31,6 +33,7 @@ PoolingOption = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens
 
 # The options of `train` that only some kinds of model take.
 _GOES_WITH: Final = {
+    "shop": {"--epochs", "--set", "--resume"},
     "starter": set(),
     "groceries": {"--steps"},
     "table": {"--bundle"},
@@ -43,6 +46,7 @@ def train(
     model: ModelOption,
     *,
     out: Path,
+    shop: ShopOptions = SHOP,
     events: DataOptions = EVENTS,
     bundle: Path | None = None,
     seed: int = 0,
@@ -61,12 +65,12 @@ def train(
 
     Needs the extra train; starter and groceries also need the extra export.
 
-    Example: headwater train gru4rec --data events.csv --map user_id=customer --out my-bundle
+    Example: headwater train shop --catalog items.csv --clicks clicks.csv --out my-bundle
 
     Parameters
     ----------
     model
-        starter: the bundle for any catalog, from a sentence encoder alone, without data. groceries: the bundle of the demo,
+        shop: a bundle from your catalog and clicks, all chosen by their statistics. starter: the bundle for any catalog, from a sentence encoder alone, without data. groceries: the bundle of the demo,
         texts and ids of Complete Journey. deepfm, dlrm, nfm: the order of a bundle's candidates. similar: a table of items
         taken together, added to a bundle. The others: item ids, on any data.
     out
@@ -105,7 +109,7 @@ def train(
         train_starter,
     )
 
-    kinds = {"starter": "starter", "groceries": "groceries", "similar": "table"}
+    kinds = {"shop": "shop", "starter": "starter", "groceries": "groceries", "similar": "table"}
     kinds |= dict.fromkeys(("deepfm", "dlrm", "nfm"), "scorer")
     kind = kinds.get(model, "item ids")
     given = {
@@ -122,8 +126,29 @@ def train(
     for option, value in given.items():
         if value and option not in _GOES_WITH[kind]:
             raise UsageError(f"{option} does not go with {model}: leave it out")
+    for option in shop.given if kind != "shop" else ():
+        raise UsageError(f"{option} goes with `headwater train shop` only: leave it out")
     if study is not None and search is None:
         raise UsageError(f"--study {study}: expected --search with it, which says how to search")
+    if kind == "shop":
+        if events.data != EVENTS.data or events.path is not None or events.protocol is not None:
+            raise UsageError(
+                "train shop takes --catalog and --clicks: leave --data, --path and --protocol out"
+            )
+        figures = train_shop(
+            shop,
+            events,
+            out,
+            at=events.moment(),
+            seed=seed,
+            epochs=positive("--epochs", epochs),
+            settings=set_,
+            resume=resume,
+            threads=threads,
+        )
+        print_tables(figures)
+        print(next_steps(shop, out))
+        return 0
     if kind == "starter":
         print(train_starter(out, threads=threads, command=command_line()).id)
         return 0

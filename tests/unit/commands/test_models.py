@@ -21,7 +21,7 @@ def test_the_choices_are_those_of_the_code() -> None:
     assert get_args(TimeOption) == get_args(TimeUnit)
     assert get_args(DecimalOption) == get_args(Decimal)
     assert get_args(PresetOption) == get_args(PresetName)
-    assert set(get_args(ModelOption)) == {"starter", "groceries", "similar", *ARCHITECTURES, *SCORERS}
+    assert set(get_args(ModelOption)) == {"shop", "starter", "groceries", "similar", *ARCHITECTURES, *SCORERS}
 
 
 def test_a_wrong_option_is_one_sentence(terminal: Terminal) -> None:

@@ -20,13 +20,14 @@ from headwater_models.bundles import neighbour_table, sequence_bundle, torch_exp
 from headwater_models.bundles.export import ExportError  # noqa: E402 - needs onnx
 from headwater_models.bundles.light import lighten  # noqa: E402 - needs onnx
 from headwater_models.bundles.neighbour_table import TableConfig  # noqa: E402 - needs scipy
+from headwater_models.bundles.sequence_bundle import Named  # noqa: E402 - needs torch
 from headwater_models.data.datasets import Dataset  # noqa: E402 - after the skip
 from headwater_models.data.events import Log  # noqa: E402 - after the skip
 from headwater_models.judging.protocols import split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
 from headwater_models.train_scorer import known_before, prepare  # noqa: E402 - needs torch
 from headwater_models.training.recipes import ScorerFit  # noqa: E402 - needs torch
-from headwater_models.training.sequence_loop import FitError, Model  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import FitError, IdModel  # noqa: E402 - needs torch
 
 torch.set_num_threads(1)
 ITEMS = 60
@@ -55,10 +56,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that has learned nothing."""
     torch.manual_seed(0)
     config, network = ARCHITECTURES["gru4rec"]
-    model = Model(ITEMS, network(config(dim=8, hidden=8)))
+    model = IdModel(ITEMS, network(config(dim=8, hidden=8)))
     out = tmp_path_factory.mktemp("base") / "bundle"
     origin = Origin("habits", None, "a test", 0, 0.0, {}, {})
-    sequence_bundle.write(out, model, habits().item_ids, 20, "base", "", origin)
+    sequence_bundle.write(out, model, habits().item_ids, 20, Named("base", "", origin))
     return out
 
 

@@ -11,18 +11,8 @@ needs("onnxscript", extra="train")
 
 from headwater.encoder.runtime import load  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch
-from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
-from headwater_models.training.recipes import recipe  # noqa: E402 - needs torch
 from tests.support import cycles  # noqa: E402 - after the skip
 from tests.support.checkout import STARTER  # noqa: E402 - after the skip
-
-
-@pytest.mark.parametrize("model", sorted(ARCHITECTURES))
-@pytest.mark.parametrize("data", ["beauty", "ml-100k", "complete-journey", "somebody-elses"])
-def test_every_model_has_a_recipe_for_all_data_that_its_windows_fit(model: str, data: str) -> None:
-    chosen = recipe(model, data)
-    assert getattr(chosen.encoder, "length", chosen.fit.length) == chosen.fit.length
-    ARCHITECTURES[model][1](chosen.encoder)
 
 
 def test_a_bundle_comes_with_its_figures_and_says_where_it_is_from(tmp_path: Path) -> None:

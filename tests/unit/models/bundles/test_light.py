@@ -16,9 +16,10 @@ from headwater.encoder.runtime import Encoder, fold, load  # noqa: E402 - after 
 from headwater_models.bundles import sequence_bundle  # noqa: E402 - needs torch
 from headwater_models.bundles.export import ExportError  # noqa: E402 - needs onnx
 from headwater_models.bundles.light import lighten  # noqa: E402 - needs onnx
+from headwater_models.bundles.sequence_bundle import Named  # noqa: E402 - needs torch
 from headwater_models.judging.costs import measured  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
-from headwater_models.training.sequence_loop import Model  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import IdModel  # noqa: E402 - needs torch
 from tests.support.checkout import GROCERIES  # noqa: E402 - after the skip
 
 IDS = [f"item-{n}" for n in range(200)]
@@ -31,8 +32,8 @@ def untrained(out: Path, name: str) -> Encoder:
     config, network = ARCHITECTURES[name]
     sizes = {"dim": DIM, "length": LENGTH, "dropout": 0.0}
     sizes = {field.name: sizes[field.name] for field in fields(config) if field.name in sizes}
-    model = Model(len(IDS), network(config(**sizes)))
-    return sequence_bundle.write(out, model, IDS, LENGTH, name, "", ORIGIN)
+    model = IdModel(len(IDS), network(config(**sizes)))
+    return sequence_bundle.write(out, model, IDS, LENGTH, Named(name, "", ORIGIN))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     """An untrained bundle with every weight in play, but for a part of the feed-forward."""
     torch.manual_seed(0)
     config, network = ARCHITECTURES["sasrec"]
-    model = Model(len(IDS), network(config(dim=DIM, length=LENGTH, blocks=1, dropout=0.0)))
+    model = IdModel(len(IDS), network(config(dim=DIM, length=LENGTH, blocks=1, dropout=0.0)))
     with torch.no_grad():
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -48,7 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
             if name.endswith("feed_forward"):
                 module.out.weight[:, :USELESS] = 0
     out = tmp_path_factory.mktemp("whole") / "bundle"
-    return sequence_bundle.write(out, model, IDS, LENGTH, "sasrec", "", ORIGIN)
+    return sequence_bundle.write(out, model, IDS, LENGTH, Named("sasrec", "", ORIGIN))
 
 
 def interests(bundle: Encoder, items: np.ndarray, gap_s: float = 1.0) -> np.ndarray:

@@ -12,8 +12,9 @@ needs("onnxscript", extra="train")
 
 from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
 from headwater_models.bundles import sequence_bundle  # noqa: E402 - needs torch
+from headwater_models.bundles.sequence_bundle import Named  # noqa: E402 - needs torch
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
-from headwater_models.training.sequence_loop import Model  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import IdModel  # noqa: E402 - needs torch
 
 IDS = ["tea", "coffee", "hose", "decaf", "beans", "milk", "cups"]
 ORIGIN = Origin("made up", None, "a test", 0, 0.0, {}, {})
@@ -24,8 +25,8 @@ def test_items_are_found_by_id_and_all_vectors_of_a_model_that_scores_by_cosine_
 ) -> None:
     torch.manual_seed(0)
     config, network = ARCHITECTURES["gru4rec"]
-    model = Model(len(IDS), network(config(dim=8, hidden=8, dropout=0.0)), temperature=0.1)
-    bundle = sequence_bundle.write(tmp_path / "bundle", model, IDS, 5, "gru4rec", "", ORIGIN)
+    model = IdModel(len(IDS), network(config(dim=8, hidden=8, dropout=0.0)), temperature=0.1)
+    bundle = sequence_bundle.write(tmp_path / "bundle", model, IDS, 5, Named("gru4rec", "", ORIGIN))
     vectors = bundle.encode_items([], [*reversed(IDS), "unheard of"])
     np.testing.assert_allclose(vectors[:-1], model.vectors().detach().numpy()[::-1], atol=1e-6)
     mean = vectors[:-1].mean(0)

@@ -15,9 +15,10 @@ from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
 from headwater.encoder.features import MAX_GAP_S  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder  # noqa: E402 - after the skip
 from headwater_models.bundles import sequence_bundle  # noqa: E402 - needs torch
+from headwater_models.bundles.sequence_bundle import Named  # noqa: E402 - needs torch
 from headwater_models.judging.protocols import split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES, Events  # noqa: E402 - needs torch
-from headwater_models.training.sequence_loop import FitConfig, Model, fit  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import FitConfig, IdModel, fit  # noqa: E402 - needs torch
 from tests.support import cycles  # noqa: E402 - after the skip
 
 torch.set_num_threads(1)  # threads of tiny products wait for each other, and on busy cores for long
@@ -31,14 +32,14 @@ SIZES = {
     "sasrec": {"length": LENGTH},
     "bert4rec": {"length": LENGTH, "hidden": 0.3},
 }
-Trained = tuple[Model, Encoder, float]
+Trained = tuple[IdModel, Encoder, float]
 
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
     config, network = ARCHITECTURES[request.param]
-    model = Model(cycles.ITEMS, network(config(dim=16, dropout=0.1, **SIZES[request.param])))
+    model = IdModel(cycles.ITEMS, network(config(dim=16, dropout=0.1, **SIZES[request.param])))
     folder = tmp_path_factory.mktemp(request.param)
     data = cycles.dataset()
     fit_config = FitConfig(length=LENGTH, epochs=20, patience=20, positions=64, learning_rate=0.01)
@@ -47,7 +48,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for parameter in model.parameters():  # what training left near zero has to be in play too
             parameter += 0.1 * torch.randn_like(parameter)
     origin = Origin("cycles", None, "a test", 0, 0.0, {}, {})
-    bundle = sequence_bundle.write(folder / "bundle", model, data.item_ids, LENGTH, request.param, "", origin)
+    bundle = sequence_bundle.write(
+        folder / "bundle", model, data.item_ids, LENGTH, Named(request.param, "", origin)
+    )
     return model, bundle, progress.best
 
 

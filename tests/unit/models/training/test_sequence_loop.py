@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 from headwater_models.judging.protocols import select, split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
 from headwater_models.training import sequence_loop  # noqa: E402 - needs torch
-from headwater_models.training.sequence_loop import FitConfig, FitError, Model, fit, masked  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import FitConfig, FitError, IdModel, fit, masked  # noqa: E402 - needs torch
 from headwater_models.training.sequences import Augmentation, epoch  # noqa: E402 - after the skip
 from tests.support import cycles  # noqa: E402 - after the skip
 
@@ -27,10 +27,10 @@ class Killed(Exception):
     pass
 
 
-def model() -> Model:
+def model() -> IdModel:
     torch.manual_seed(0)
     config, network = ARCHITECTURES["lru"]
-    return Model(cycles.ITEMS, network(config(dim=8, width=8, dropout=0.1)))
+    return IdModel(cycles.ITEMS, network(config(dim=8, width=8, dropout=0.1)))
 
 
 def quietly(what: str, done: int, of: int) -> None:
@@ -75,7 +75,7 @@ def test_training_stops_without_progress_and_keeps_the_best_epoch(
     qualities = iter([0.1, 0.3, 0.2, 0.3])
     kept = []
 
-    def judged(model: Model, *_: object) -> float:
+    def judged(model: IdModel, *_: object) -> float:
         kept.append(model.table.weight.clone())
         return next(qualities)
 
@@ -95,7 +95,7 @@ def test_every_loss_learns_the_circle(tmp_path: Path, loss: str) -> None:
 
 def test_an_item_without_an_event_is_like_the_average_one(tmp_path: Path) -> None:
     trained = model()
-    never = Model(cycles.ITEMS + 2, trained.encoder)
+    never = IdModel(cycles.ITEMS + 2, trained.encoder)
     fit(never, SPLIT, replace(CONFIG, epochs=1), tmp_path / "checkpoint", quietly)
     rows = never.table.weight.detach()
     assert torch.equal(rows[-1], rows[-2])
@@ -139,7 +139,7 @@ def test_a_contrast_brings_two_readings_of_a_history_closer(tmp_path: Path) -> N
 
 def test_windowed_encoders_contrast_histories_longer_than_they_read(tmp_path: Path) -> None:
     config, network = ARCHITECTURES["sasrec"]
-    trained = Model(cycles.ITEMS, network(config(dim=8, length=4, dropout=0.1)))
+    trained = IdModel(cycles.ITEMS, network(config(dim=8, length=4, dropout=0.1)))
     shorter = replace(CONFIG, length=4, epochs=1, contrast=0.1)
     assert max(np.diff(SPLIT.train.starts)) > 4
     assert fit(trained, SPLIT, shorter, tmp_path / "checkpoint", quietly).epoch == 1
@@ -174,7 +174,7 @@ def test_a_nested_width_that_is_none_is_an_error(tmp_path: Path, width: int) -> 
 def test_scores_at_a_temperature_are_cosines_over_it() -> None:
     torch.manual_seed(0)
     config, network = ARCHITECTURES["lru"]
-    trained = Model(cycles.ITEMS, network(config(dim=8, width=8)), temperature=0.1).eval()
+    trained = IdModel(cycles.ITEMS, network(config(dim=8, width=8)), temperature=0.1).eval()
     batch = next(epoch(SPLIT.train, 6, 64, Augmentation(), (0, 1)))
     with torch.no_grad():
         answers = trained.encoder.answer(trained.events(batch), torch.zeros(len(batch.items)))

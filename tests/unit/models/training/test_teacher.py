@@ -13,9 +13,10 @@ needs("onnxscript", extra="train")
 
 from headwater.encoder.bundle import Origin  # noqa: E402 - after the skip
 from headwater_models.bundles import sequence_bundle  # noqa: E402 - needs torch
+from headwater_models.bundles.sequence_bundle import Named  # noqa: E402 - needs torch
 from headwater_models.judging.protocols import split  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES  # noqa: E402 - needs torch
-from headwater_models.training.sequence_loop import FitConfig, FitError, Model, fit, validation_ndcg  # noqa: E402 - needs torch
+from headwater_models.training.sequence_loop import FitConfig, FitError, IdModel, fit, validation_ndcg  # noqa: E402 - needs torch
 from headwater_models.training.teacher import BundleTeacher  # noqa: E402 - after the skip
 from tests.support import cycles  # noqa: E402 - after the skip
 
@@ -23,11 +24,11 @@ SPLIT = split(cycles.dataset(), "leave-one-out")
 CONFIG = FitConfig(length=6, epochs=12, patience=12, positions=64, learning_rate=0.01, average=0.5)
 
 
-def model(kind: str) -> Model:
+def model(kind: str) -> IdModel:
     torch.manual_seed(0)
     config, network = ARCHITECTURES[kind]
     sizes = {"length": 6, "blocks": 1} if kind == "sasrec" else {"width": 16}
-    return Model(cycles.ITEMS, network(config(dim=16, dropout=0.1, **sizes)))
+    return IdModel(cycles.ITEMS, network(config(dim=16, dropout=0.1, **sizes)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> BundleTeacher:
     fit(trained, SPLIT, CONFIG, folder / "checkpoint", lambda *_: None)
     data = cycles.dataset()
     origin = Origin("cycles", None, "a test", 0, 0.0, {}, {})
-    bundle = sequence_bundle.write(folder / "bundle", trained, data.item_ids, 6, "sasrec", "", origin)
+    bundle = sequence_bundle.write(folder / "bundle", trained, data.item_ids, 6, Named("sasrec", "", origin))
     return BundleTeacher.of(bundle, data)
 
 

@@ -1,0 +1,104 @@
+"""A shop's two files as one data set: the catalog with its texts, and what users did with it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+
+from headwater.encoder.features import item_text
+from headwater.files.events import Events
+from headwater_models.data.datasets import Dataset, DatasetError
+from headwater_models.data.events import POSITIVE_ACTIONS, in_order, log_of
+
+if TYPE_CHECKING:
+    from headwater.files.items import Items
+
+_SHOWN = 5
+
+
+class Shop(NamedTuple):
+    """The data set of a shop, and what a person has to know of how it was made."""
+
+    data: Dataset
+    said: list[str]
+
+
+def shop_of(items: "Items", events: Events, files: Sequence[Path]) -> Shop:
+    """Catalog and events of a shop. `files`: the catalog and the clicks.
+
+    Items with a text come first. Of the events, those on items of the catalog that are positive stay, of users with two or
+    more. An item that stands in several rows counts as its last one, as a worker takes it.
+
+    Raises DatasetError: no items, no events to learn from, or events on one item only.
+    """
+    catalog, clicks = files
+    if not items.rows:
+        raise DatasetError(f"{catalog} has no item that can be used: correct the file or --map")
+    texts = {
+        row.item.item_id: item_text(
+            row.item.title, row.item.description, row.item.category, row.item.tags, row.item.attributes
+        )
+        for row in items.rows
+    }
+    said = []
+    if repeated := len(items.rows) - len(texts):
+        said.append(f"{catalog}: {repeated:,} rows name an item again; its last row counts")
+    named = [item_id for item_id, text in texts.items() if text.strip(" .")]
+    bare = [item_id for item_id, text in texts.items() if not text.strip(" .")]
+    if bare:
+        said.append(
+            f"{catalog}: {len(bare):,} of {len(texts):,} items have no text{_such_as(bare)}; a bundle that reads texts "
+            "cannot recommend them"
+        )
+    item_ids = pl.Series(named + bare, dtype=pl.String)
+    rows, dropped = events.rows, dict[str, int]()
+    known = rows["item_id"].is_in(item_ids.implode())
+    if not known.all():
+        strange = rows.filter(~known)
+        ids = strange["item_id"].unique(maintain_order=True).to_list()
+        said.append(
+            f"{clicks}: {len(strange):,} of {len(rows):,} events ({len(strange) / len(rows):.1%}) are on {len(ids):,} items "
+            f"that are not in the catalog{_such_as(ids)}; nothing is learned from them, and a worker counts such clicks as "
+            "soon as it is given the item"
+        )
+        dropped["the item is not in the catalog"] = len(strange)
+        rows = rows.filter(known)
+    checks = {
+        f"action is none of {', '.join(POSITIVE_ACTIONS)}": pl.col("action").is_in(POSITIVE_ACTIONS),
+        "the user's only event": pl.len().over("user_id") > 1,
+    }
+    for reason, keep in checks.items():
+        kept = rows.filter(keep)
+        if left_out := rows.height - kept.height:
+            dropped[reason] = left_out
+            said.append(f"{clicks}: {left_out:,} events are left out: {reason}")
+        rows = kept
+    if not rows.height:
+        why = "; ".join(f"{reason}: {count:,}" for reason, count in dropped.items()) or "it has none"
+        raise DatasetError(
+            f"nothing is left of the {len(events.rows):,} events of {clicks} ({why}): expected events of users with two or "
+            f"more, on items of {catalog}; see which column is the item's id (--map item_id=COLUMN)"
+        )
+    if rows["item_id"].n_unique() < 2:
+        raise DatasetError(
+            f"all events of {clicks} that are left are on one item, {rows['item_id'][0]}: expected two items or more, since "
+            "there is nothing to choose between"
+        )
+    ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
+    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))
+    data = Dataset(
+        clicks.name,
+        item_ids.to_list(),
+        [texts[item_id] for item_id in named],
+        log_of(ordered, item_ids),
+        digest.hexdigest(),
+        dropped,
+        list(events.notes),
+    )
+    return Shop(data, said)
+
+
+def _such_as(ids: Sequence[str]) -> str:
+    return f", such as {', '.join(ids[:_SHOWN])}"

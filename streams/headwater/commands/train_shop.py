@@ -1,0 +1,126 @@
+"""`headwater train shop`: a shop's catalog and clicks, read as `headwater import` reads them, to a bundle of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from headwater.commands.file_options import EventOptions, PresetOption
+from headwater.commands.terminal import MANY, UsageError, command_line, say
+
+if TYPE_CHECKING:
+    from headwater.files.presets import Opened
+    from headwater.files.table import BadRow
+    from headwater_models.commands import Results
+
+# Written out for the help, which must not import torch. A test holds it equal to the registry.
+EncoderOption = Literal["bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ShopOptions:
+    """The files of a shop, and what may be chosen.
+
+    Parameters
+    ----------
+    catalog
+        For shop: the file of items, as `headwater import catalog` takes it.
+    catalog_map
+        FIELD=COLUMN or FIELD=COLUMN:TYPE of the catalog; repeatable.
+    clicks
+        For shop: the file of events, as `headwater import clicks` takes it; times may be missing. The other options of
+        files are for both.
+    clicks_map
+        FIELD=COLUMN of the clicks; repeatable. --map says the same.
+    catalog_preset
+        The known format of the catalog, where it is not that of --preset.
+    list_separator
+        Between tags of the catalog.
+    text_encoder
+        For shop: what reads the items' texts: static, or a sentence encoder as `headwater export` takes it.
+    user_encoder
+        For shop: the model of users; default: by the statistics of the data.
+    """
+
+    catalog: Path | None = None
+    catalog_map: Annotated[list[str], MANY] = field(default_factory=list)
+    clicks: Path | None = None
+    clicks_map: Annotated[list[str], MANY] = field(default_factory=list)
+    catalog_preset: PresetOption | None = None
+    list_separator: str = "auto"
+    text_encoder: str = "static"
+    user_encoder: EncoderOption | None = None
+
+    @property
+    def given(self) -> dict[str, object]:
+        """The options that say something, by name."""
+        usual = ShopOptions()
+        pairs = {name: (getattr(self, name), getattr(usual, name)) for name in self.__dataclass_fields__}
+        return {
+            f"--{name.replace('_', '-')}": value for name, (value, known) in pairs.items() if value != known
+        }
+
+
+SHOP = ShopOptions()
+
+
+def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: Any) -> "Results":
+    """Read both files, say what is left out and what is chosen, and train.
+
+    Raises UsageError, or what `headwater_models.commands.train_shop` raises.
+    """
+    if shop.catalog is None or shop.clicks is None:
+        missing = "--catalog" if shop.catalog is None else "--clicks"
+        raise UsageError(
+            f"{missing} is missing: expected `headwater train shop --catalog items.csv --clicks clicks.csv --out {out}`"
+        )
+    from headwater.files.items import items_of
+    from headwater.files.presets import PRESETS
+    from headwater_models.commands import require_torch
+    from headwater_models.commands import train_shop as train
+    from headwater_models.data.datasets import read_events
+
+    require_torch()
+    preset = shop.catalog_preset
+    if preset is None and events.preset is not None and PRESETS[events.preset].catalog is not None:
+        preset = events.preset
+    catalog_form = replace(events, preset=preset, map_=shop.catalog_map)
+    opened = catalog_form.opened(shop.catalog, "catalog")
+    items = items_of(opened.table, opened.chosen, catalog_form.item_form(shop.list_separator))
+    _tell(shop.catalog, opened, items.bad, items.notes)
+    opened = replace(events, map_=[*events.map_, *shop.clicks_map]).opened(shop.clicks, "training")
+    clicks = read_events(opened, events.event_form())
+    _tell(shop.clicks, opened, clicks.bad, clicks.notes)
+    return train(
+        items,
+        clicks,
+        (shop.catalog, shop.clicks),
+        out,
+        text_encoder=shop.text_encoder,
+        user_encoder=shop.user_encoder,
+        say=say,
+        command=command_line(),
+        **training,
+    )
+
+
+def next_steps(shop: ShopOptions, out: Path) -> str:
+    """What to do with the bundle."""
+    return (
+        f"{out} is ready. Serve it: HEADWATER_BUNDLE={out} headwater up\n"
+        f"then, in a second terminal: headwater import catalog {shop.catalog}; headwater import clicks {shop.clicks}; "
+        "headwater ask USER\n"
+        f"what is in it: headwater bundle show {out}"
+    )
+
+
+def _tell(file: Path, opened: "Opened", bad: "Sequence[BadRow]", notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"{file}: {note}")
+    for row in bad[:5]:
+        say(f"{file}: {opened.table.counted} {row.line} is left out: {row.reason}")
+    if len(bad) > 5:
+        say(f"{file}: and {len(bad) - 5:,} more of {opened.table.rows:,} rows are left out")

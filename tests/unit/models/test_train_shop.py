@@ -1,0 +1,146 @@
+"""`headwater train shop` from two files to a bundle that reads the shop's texts."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from tests.support.extras import needs
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra train)")
+needs("onnxscript", extra="train")
+
+from headwater.commands.event_data import DataOptions  # noqa: E402 - after the skip
+from headwater.commands.models import train  # noqa: E402 - after the skip
+from headwater.commands.train_shop import ShopOptions  # noqa: E402 - after the skip
+from headwater.encoder.runtime import Encoder, load  # noqa: E402 - after the skip
+from headwater_models.data.datasets import Dataset  # noqa: E402 - after the skip
+from headwater_models.data.events import Log  # noqa: E402 - after the skip
+from headwater_models.data.statistics import statistics_of  # noqa: E402 - after the skip
+from headwater_models.judging.evaluation import encoded  # noqa: E402 - after the skip
+from headwater_models.judging.protocols import Cases  # noqa: E402 - after the skip
+from headwater_models.judging.served import served  # noqa: E402 - after the skip
+
+# Kinds of goods, each with words of its own.
+THEMES = {
+    "coffee": "espresso beans roast", "garden": "flower seeds soil", "bicycle": "wheel chain pedal",
+    "kitchen": "pan knife spoon", "music": "guitar string tuner", "baby": "diaper bottle toy",
+    "office": "paper pen folder", "fishing": "rod hook line", "camping": "tent stove lantern",
+    "beauty": "lipstick cream perfume",
+}  # fmt: skip
+EACH = 12  # items of a theme
+
+
+class Made(NamedTuple):
+    """What the command left, and what it said."""
+
+    bundle: Encoder
+    output: str
+    errors: str
+    folder: Path
+
+
+def items() -> list[tuple[str, str]]:
+    return [
+        (f"{theme}-{n}", f"{theme} {THEMES[theme].split()[n % 3]} number {n}")
+        for theme in THEMES
+        for n in range(EACH)
+    ]
+
+
+def taken(rng: np.random.Generator, themes: list[str], count: int) -> list[str]:
+    """Items of these themes in a random order, as many of each, none twice."""
+    own = [f"{theme}-{n}" for theme in themes for n in rng.permutation(EACH)[: count // len(themes)]]
+    return [own[place] for place in rng.permutation(len(own))]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("shop")
+    rng = np.random.default_rng(0)
+    with (folder / "items.csv").open("w") as file:
+        csv.writer(file).writerows([("sku", "title"), *items(), ("bare", "")])
+    with (folder / "clicks.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(("customer", "sku", "at_ms", "action"))
+        for user in range(160):
+            themes = list(rng.permutation(list(THEMES))[: 1 + user % 2])
+            start = 1_700_000_000_000 + int(rng.integers(30 * 86_400_000))
+            for place, item in enumerate(taken(rng, themes, 8)):
+                writer.writerow((f"user-{user}", item, start + 60_000 * place, "click"))
+        writer.writerow(("user-1", "gone", 1_700_000_000_000, "click"))
+        writer.writerow(("user-2", "coffee-1", "yesterday", "click"))
+    from contextlib import redirect_stderr, redirect_stdout
+    from io import StringIO
+
+    output, errors = StringIO(), StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        code = train(
+            "shop",
+            out=folder / "bundle",
+            shop=ShopOptions(folder / "items.csv", ["item_id=sku"], folder / "clicks.csv"),
+            events=DataOptions(map_=["item_id=sku", "user_id=customer"]),
+            epochs=6,
+            set_=["encoder.blocks=1"],  # half the graph to export
+        )
+    assert code == 0
+    return Made(load(folder / "bundle"), output.getvalue(), errors.getvalue(), folder)
+
+
+def test_it_says_what_it_leaves_out_what_it_found_and_what_to_do_next(made: Made) -> None:
+    for said in (
+        "1 of 121 items have no text, such as bare",
+        "1 of 1,281 events (0.1%) are on 1 items that are not in the catalog, such as gone",
+        "line 1283 is left out: at_ms: got 'yesterday'",
+        "user encoder sasrec: short histories",
+    ):
+        assert said in " ".join(made.errors.split()), said
+    assert "HEADWATER_BUNDLE=" in made.output
+    assert "popular" in made.output  # the baselines
+    assert sorted(path.name for path in made.folder.iterdir()) == ["bundle", "clicks.csv", "items.csv"]
+
+
+def test_the_bundle_has_figures_neighbours_and_residuals_that_no_other_text_meets(made: Made) -> None:
+    manifest = made.bundle.manifest
+    assert manifest.item_inputs == "text"
+    assert manifest.origin.figures
+    assert made.bundle.neighbours is not None
+    title = dict(items())["coffee-1"]
+    own, foreign = made.bundle.encode_items([title, title], ["coffee-1", "sku-1"])
+    assert np.abs(own - foreign).max() > 1e-2
+    other = made.bundle.encode_items([f"{title} new"] * 2, ["coffee-1", "sku-1"])
+    np.testing.assert_allclose(other[0], other[1], atol=1e-6)
+
+
+def test_users_with_two_favourite_themes_see_both_among_the_first_ten(made: Made) -> None:
+    ids, texts = zip(*items(), strict=True)
+    rng = np.random.default_rng(1)
+    pairs = [list(rng.permutation(list(THEMES))[:2]) for _ in range(60)]
+    place = {item_id: n for n, item_id in enumerate(ids)}
+    rows = np.array([[place[item] for item in taken(rng, pair, 10)] for pair in pairs])
+    at_ms = 1_700_000_000_000 + 60_000 * np.arange(10)
+    starts = np.arange(0, 10 * len(pairs) + 1, 10)
+    users = np.arange(len(pairs))
+    log = Log(
+        [f"new-{n}" for n in users], starts, rows.ravel(), np.ones(rows.size, int), np.tile(at_ms, len(pairs))
+    )
+    now = np.full(len(pairs), at_ms[-1] + 60_000)
+    cases = Cases(users, starts[1:], now, np.arange(len(pairs) + 1), rows[:, 0], mask_seen=True)
+    data = Dataset("new", list(ids), list(texts), log, "")
+    scores = served(made.bundle, encoded(made.bundle, data), 10)(log, cases, slice(0, len(pairs)))
+    both = 0
+    for pair, own in zip(pairs, scores, strict=True):
+        shown = {ids[item].partition("-")[0] for item in np.flatnonzero(np.isfinite(own))}
+        both += set(pair) <= shown
+    assert both >= 0.9 * len(pairs)
+
+
+def test_statistics_tell_texts_that_say_nothing_from_texts_that_do() -> None:
+    log = Log(["a", "b"], np.array([0, 2, 4]), np.array([0, 1, 1, 1]), np.array([1, 1, 5, 5]), np.arange(4))
+    found = statistics_of(Dataset("two", ["x", "y"], ["same", "same"], log, ""))
+    assert (found.events, found.users, found.items, found.repeats) == (4, 2, 2, 0.25)
+    assert not found.has_texts
+    assert statistics_of(Dataset("two", ["x", "y"], ["one", "other"], log, "")).has_texts
+    assert not statistics_of(Dataset("two", ["x", "y"], None, log, "")).has_texts
