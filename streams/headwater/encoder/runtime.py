@@ -48,7 +48,7 @@ class ReadItems(NamedTuple):
 
     @property
     def unreadable(self) -> NDArray[np.int64]:
-        """Places of the items whose vectors come from the spelling of their texts, since most tokens are unknown."""
+        """(M,) places of the items whose vectors come from the spelling of their texts, since most tokens are unknown."""
         return np.flatnonzero(self.unknown > MOST_UNKNOWN)
 
 
