@@ -132,17 +132,35 @@ def make(
     best = learned.progress.best_epoch
     recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
     every = replace(asked, protocol="all events", train=data.log)
+    together = helps(results)
+    report("with neighbours" if together else "without neighbours, which would find less", 1, 1)
     final = _trained(data, every, vectors, recipe, chosen.model, checkpoints(out)[1], report)
     notes = [
         f"learned from all events for {best} epochs; the figures are of the same plan up to a split: {chosen.protocol}",
         f"validation NDCG@10 {learned.progress.best:.4f} after {best} of {learned.progress.epoch} epochs",
         f"{export.CURVE}{json.dumps(learned.progress.curve)}",
     ]
-    _written(out, data, every, texts, final, chosen, command, started, notes, report)
+    _written(out, data, every, texts, final, chosen, command, started, notes, report, together=together)
     export.with_figures(out, figures(results))
     for checkpoint in checkpoints(out):
         checkpoint.unlink(missing_ok=True)
     return results
+
+
+def helps(results: Results) -> bool:
+    """Whether the bundle finds more with its table of neighbours than alone, by the NDCG of what is new to the user.
+
+    The source `similar` has one weight for all bundles. Where items have few events its list is poor, and takes places from
+    better ones.
+    """
+    ndcg = {
+        name: (found.get("discovery") or found["all"]).ndcg.value
+        for name, found in results.methods.items()
+        if name.startswith("shop-")
+    }
+    alone = [value for name, value in ndcg.items() if ":" not in name and " and " not in name]
+    together = [value for name, value in ndcg.items() if name.endswith(" and similar")]
+    return bool(together) and together[0] >= alone[0]
 
 
 def checkpoints(out: Path) -> tuple[Path, Path]:
@@ -202,8 +220,10 @@ def _written(
     started: float,
     notes: list[str],
     report: Report,
+    *,
+    together: bool = True,
 ) -> Encoder:
-    """Export a trained model, and give it a table of neighbours of the training events."""
+    """Export a trained model, and give it a table of neighbours of the training events if `together`."""
     report("exporting", 0, 1)
     model, length = trained.model, chosen.recipe.fit.length
     with torch.inference_mode():
@@ -243,7 +263,8 @@ def _written(
         items = list(zip(data.item_ids, data.texts, strict=True))
         sequence_bundle.write_text(out, model, texts, trained.white, items, length, named, served)
     try:
-        neighbour_table.make(out, data, asked, out, command, chosen.table)
+        if together:
+            neighbour_table.make(out, data, asked, out, command, chosen.table)
     except DatasetError as none:  # without a table the bundle serves as well, with one source less
         report(f"no table of neighbours, {none}", 1, 1)
     report("exporting", 1, 1)

@@ -18,7 +18,9 @@ from headwater_models.networks.user_encoder import WindowedEncoder
 
 # Cosines of items around their mean: two of one theme lie above, nearly all pairs at random below.
 LIKE: Final = 0.3
-# A theme has this share of the events' weight at least, newer events weighing more: half while so many others came since.
+# A further theme has two events at least, and this share of the events' weight, newer ones weighing more: half while so many
+# others came since.
+LEAST_EVENTS: Final = 2
 LEAST_SHARE: Final = 0.2
 HALF_LIFE_EVENTS: Final = 20.0
 
@@ -79,17 +81,17 @@ class Themes(WindowedEncoder):
         share = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)
         is_near = (alike > LIKE).to(items.dtype) * mask[:, None]
         seed = (places == last).to(items.dtype)  # (users, T), 1 at the event that a theme is around
-        left, near, has_share = mask, [], []
+        left, near, is_large = mask, [], []
         for _ in range(self.interests):
             own = (seed[:, None] @ alike)[:, 0] * mask - (1 - mask)  # likeness of each event to the seed
             taken = (seed[:, None] @ is_near)[:, 0] * left
             near.append(own)
-            has_share.append((taken * share).sum(1))
+            is_large.append(((taken * share).sum(1) >= LEAST_SHARE) & (taken.sum(1) >= LEAST_EVENTS))
             left = left * (1 - taken)
             support = (is_near @ (left * share)[:, :, None])[..., 0] * left - (1 - left)
             seed = (places == support.argmax(1, keepdim=True)).to(items.dtype)
         # Each event goes to the theme that it is most like, of those that there are.
-        is_theme = torch.stack(has_share, dim=1) >= LEAST_SHARE
+        is_theme = torch.stack(is_large, dim=1)
         is_theme = torch.cat([torch.ones_like(is_theme[:, :1]), is_theme[:, 1:]], dim=1)
         closeness = torch.stack(near, dim=1).masked_fill(~is_theme[:, :, None], -2.0)
         nearest = closeness.argmax(1)  # (users, T)

@@ -106,7 +106,11 @@ def test_the_bundle_has_figures_neighbours_and_residuals_that_no_other_text_meet
     manifest = made.bundle.manifest
     assert manifest.item_inputs == "text"
     assert manifest.origin.figures
-    assert made.bundle.neighbours is not None
+    alone, together = (
+        manifest.origin.figures[f"shop-clicks{also}"]["discovery"]["ndcg_at_20"]
+        for also in ("", " and similar")
+    )
+    assert (made.bundle.neighbours is not None) == (together >= alone)
     title = dict(items())["coffee-1"]
     own, foreign = made.bundle.encode_items([title, title], ["coffee-1", "sku-1"])
     assert np.abs(own - foreign).max() > 1e-2
