@@ -149,9 +149,7 @@ def tune(model: str, data: Dataset, train: Log, out: Path, config: TuneConfig, r
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise TuneError(f"{out} is not empty and holds no model: name a new folder, or the model to replace")
     if data.texts is None:
-        raise TuneError(
-            f"{data.name} has no texts of items: expected a column title in the file of events"
-        )
+        raise TuneError(f"{data.name} has no texts of items: expected a column title in the file of events")
     texts = sorted(set(data.texts))
     place = {text: n for n, text in enumerate(texts)}
     of_item = np.array([place[text] for text in data.texts])
