@@ -383,7 +383,9 @@ def test_dashboard_and_alerts_ask_only_for_what_is_exposed(expression: str) -> N
 
 @pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: definition.name)
 def test_every_metric_is_on_the_dashboard(definition: Any) -> None:
-    assert any(re.search(rf"\b{definition.exposed_name}(_bucket|_sum|_info)?\{{", text) for text in expressions())
+    assert any(
+        re.search(rf"\b{definition.exposed_name}(_bucket|_sum|_info)?\{{", text) for text in expressions()
+    )
 
 
 def test_panels_do_not_overlap() -> None:
