@@ -2,7 +2,8 @@
 
     likeness(i, j) = n_ij / (n_i + n_j - n_ij + shrink)
 
-n counts the sessions with i, with j and with both. It is the Jaccard index (1912), damped as in ItemKNN, so that items
+n counts the sessions with i, with j and with both; with a ``reach``, n_ij is the sum of 1/d over the times that they come d
+events apart, up to the number of those sessions. It is the Jaccard index (1912), damped as in ItemKNN, so that items
 which share two sessions of two are no close neighbours (item-to-item by co-occurrence: Linden, Smith and York 2003).
 Each item keeps its most alike neighbours. Of each the table also says how often a user takes it again, and how its share of
 the last four weeks compares with its usual one; the source `buy-again` weighs repeats by both.
@@ -46,6 +47,9 @@ class TableConfig:
     together: int = 3  # sessions that two neighbours have to share
     shrink: float = 50.0
     pause_s: float = 1800.0  # the usual end of a visit on the web; at a till it tells baskets apart
+    # Above 0, only items that come at most so many events apart are together, the more the nearer: for data without times,
+    # in which all that a user ever did is one session.
+    reach: int = 0
 
 
 def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, config: TableConfig) -> Encoder:
@@ -87,8 +91,9 @@ def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
     begins = _begins(log, int(config.pause_s * 1000))
     taken = _sessions(log, begins, len(item_ids))
     sessions = np.asarray(taken.sum(axis=0)).ravel()
+    near = _nearness(log, begins, len(item_ids), config.reach) if config.reach else None
     found = [
-        _nearest(taken, sessions, np.arange(start, min(start + _CHUNK, len(item_ids))), config)
+        _nearest(taken, near, sessions, np.arange(start, min(start + _CHUNK, len(item_ids))), config)
         for start in range(0, len(item_ids), _CHUNK)
     ]
     items, others, likeness = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -148,14 +153,34 @@ def _sessions(log: Log, begins: Bools, items: int) -> sparse.csc_matrix:
     return taken
 
 
+def _nearness(log: Log, begins: Bools, items: int, reach: int) -> sparse.csr_matrix:
+    """(items, items) the sum of 1/d over all pairs of events that are d events apart in one session, d up to `reach`."""
+    session = np.cumsum(begins)
+    total = sparse.csr_matrix((items, items), dtype=np.float32)
+    for apart in range(1, reach + 1):
+        is_one = session[apart:] == session[:-apart]
+        first, second = log.items[:-apart][is_one], log.items[apart:][is_one]
+        weights = np.full(len(first), 1 / apart, dtype=np.float32)
+        pairs = sparse.csr_matrix((weights, (first, second)), shape=(items, items))
+        total = total + pairs + pairs.T
+    return total
+
+
 def _nearest(
-    taken: sparse.csc_matrix, sessions: F32, items: I64, config: TableConfig
+    taken: sparse.csc_matrix,
+    near: sparse.csr_matrix | None,
+    sessions: F32,
+    items: I64,
+    config: TableConfig,
 ) -> tuple[I64, I64, F32]:
     """Pairs of some items with all others, as (item, neighbour, likeness), each (pairs,)."""
     common = (taken[:, items].T @ taken).tocoo()
     own, other, both = items[common.row], common.col.astype(np.int64), common.data
     pairs = (own != other) & (both >= config.together)
     own, other, both = own[pairs], other[pairs], both[pairs]
+    if near is not None:
+        both = np.minimum(np.asarray(near[own, other], dtype=np.float32).ravel(), both)
+        own, other, both = own[both > 0], other[both > 0], both[both > 0]
     likeness = both / (sessions[own] + sessions[other] - both + np.float32(config.shrink))
     best = np.lexsort((-likeness, own))
     place = np.arange(len(best)) - np.searchsorted(own[best], own[best])

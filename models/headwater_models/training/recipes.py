@@ -143,13 +143,16 @@ def model_for(data: Statistics) -> str:
 
 
 def table_for(data: Statistics) -> TableConfig:
-    """How neighbours are counted: the rarer an item, the fewer sessions two have to share, and the less they are damped."""
+    """How neighbours are counted: the rarer an item, the fewer sessions two have to share, and the less they are damped.
+
+    Without times nothing tells a session from a user's whole history, so only what comes close together counts.
+    """
     per_item = data.events / max(data.taken, 1)
     usual = TableConfig()
     if per_item >= 50:
         return usual
     together, shrink = (2, 20.0) if per_item >= 15 else (1, 10.0)
-    return replace(usual, together=together, shrink=shrink)
+    return replace(usual, together=together, shrink=shrink, reach=0 if data.has_times else 5)
 
 
 def recipe(model: str, data: Statistics, *, texts: bool = False) -> Recipe:

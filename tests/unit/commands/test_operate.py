@@ -137,7 +137,7 @@ def test_topics_are_created_once(embedded_broker: str, topic_prefix: str, tmp_pa
     terminal = Terminal(
         tmp_path, HEADWATER_KAFKA_BOOTSTRAP_SERVERS=embedded_broker, HEADWATER_TOPIC_PREFIX=topic_prefix
     )
-    assert terminal.succeeds("topics", "create").count(f"created {topic_prefix}") == 10
+    assert terminal.succeeds("topics", "create").count(f"created {topic_prefix}") == 11
     assert terminal.succeeds("topics", "create") == "nothing to create\n"
     assert terminal.succeeds("topics", "check") == "all topics are as they have to be\n"
 

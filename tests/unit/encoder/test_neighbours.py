@@ -77,6 +77,22 @@ def test_an_item_counts_once_a_session_and_a_pause_ends_it() -> None:
     assert not len(table_of(log, ITEM_IDS, TableConfig(together=2, pause_s=3600.0)).items)
 
 
+def test_within_reach_what_comes_closer_together_is_more_alike() -> None:
+    """Without times all that a user did is one session: tea, milk, bread, soap and rope, one after the other."""
+    log = Log(
+        ["ann", "bob"], np.array([0, 5, 10]), np.array([0, 1, 2, 3, 4] * 2), np.full(10, 1), np.arange(10)
+    )
+    near = named(table_of(log, ITEM_IDS, TableConfig(neighbours=4, together=2, shrink=2.0, reach=2)))
+    assert near["tea"] == {
+        "milk": pytest.approx(2 / (2 + 2 - 2 + 2)),
+        "bread": pytest.approx(1 / (2 + 2 - 1 + 2)),
+    }
+    assert near["bread"].keys() == {"tea", "milk", "soap", "rope"}
+    often = Log(["ann"], np.array([0, 6]), np.array([0, 1] * 3), np.full(6, 1), np.arange(6))
+    alike = named(table_of(often, ITEM_IDS, TableConfig(together=1, shrink=0.0, reach=2)))["tea"]["milk"]
+    assert alike == 1.0, "one session, however often they meet in it"
+
+
 def test_the_table_says_how_often_users_come_back_to_an_item_and_whether_it_is_taken_lately() -> None:
     day = 24 * HOUR_MS
     visits = [(0, 1), (0, 1), (0, 1), (0, 2), (2, 3), (2, 3), (2, 3), (1, 2)]  # tea four times, soap three

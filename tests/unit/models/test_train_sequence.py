@@ -12,7 +12,7 @@ needs("onnxscript", extra="train")
 from headwater.encoder.runtime import load  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch
 from tests.support import cycles  # noqa: E402 - after the skip
-from tests.support.checkout import STARTER  # noqa: E402 - after the skip
+from tests.support.checkout import GROCERIES  # noqa: E402 - after the skip
 
 
 def test_a_bundle_comes_with_its_figures_and_says_where_it_is_from(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_bundle_comes_with_its_figures_and_says_where_it_is_from(tmp_path: Pat
 
 
 def test_the_shipped_bundle_is_read_as_it_was() -> None:
-    starter = load(STARTER)
-    assert starter.id == "starter-c8c4742f3021"
-    figures = starter.manifest.origin.figures["starter"]["discovery"]
+    groceries = load(GROCERIES)
+    assert groceries.id == "groceries-e1e48705aa80"
+    figures = groceries.manifest.origin.figures["groceries"]["discovery"]
     assert figures == {"targets": 5_075.0, "hit_at_20": 0.0298, "ndcg_at_20": 0.0112}

@@ -1,5 +1,7 @@
 """Fields of a recipe set by name, as the command line does."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed (extra train)")
@@ -59,6 +61,8 @@ def test_data_of_a_kind_get_the_recipe_that_was_best_on_it() -> None:
 
 def test_the_rarer_the_items_the_fewer_sessions_make_neighbours() -> None:
     assert [table_for(data).together for data in (DENSE, BROAD, SMALL)] == [3, 2, 1]
+    timeless = replace(SMALL, has_times=False)
+    assert (table_for(SMALL).reach, table_for(timeless).reach) == (0, 5)
     assert {model_for(data) for data in (DENSE, SPARSE, BROAD, SMALL)} <= set(ARCHITECTURES)
 
 
