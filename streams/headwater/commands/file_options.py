@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from headwater.commands.terminal import MANY, say
+from headwater.commands.terminal import FLAG, MANY, say
 
 if TYPE_CHECKING:
     from headwater.files.events import EventForm
@@ -144,6 +144,26 @@ class EventOptions(FileOptions):
             usual.dislike_to if self.dislike_to is None else self.dislike_to,
             self.decimal,
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ImportOptions:
+    """What an import does with the rows of a file.
+
+    Parameters
+    ----------
+    skip_bad
+        Exit 0 although some rows could not be published.
+    rejects
+        A file for all bad rows as JSON lines: line, reason, row.
+    dry_run
+        Publish nothing, and show the first rows as they would be published.
+    """
+
+    skip_bad: Annotated[bool, FLAG] = False
+    rejects: Path | None = None
+    dry_run: Annotated[bool, FLAG] = False
 
 
 def tell_bad_rows(bad: "Sequence[BadRow]", counted: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
-from headwater.commands.file_options import EventOptions, FileOptions, tell_bad_rows
+from headwater.commands.file_options import EventOptions, FileOptions, ImportOptions, tell_bad_rows
 from headwater.commands.terminal import FLAG, CommandError, run_async, running_settings, say, stderr
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FILE: Final = FileOptions()
 _EVENTS: Final = EventOptions()
+_IMPORT: Final = ImportOptions()
 _SHOWN: Final = 5
 # What a record of an item holds, and what it empties where a file does not have it.
 _REPLACED: Final = ("title", "description", "tags", "category", "price", "image", "attributes")
@@ -28,9 +29,7 @@ def catalog(
     form: FileOptions = _FILE,
     list_separator: str = "auto",
     full: Annotated[bool, FLAG] = False,
-    skip_bad: Annotated[bool, FLAG] = False,
-    rejects: Path | None = None,
-    dry_run: Annotated[bool, FLAG] = False,
+    how: ImportOptions = _IMPORT,
 ) -> int:
     """Publish a file of items. Each row replaces its item.
 
@@ -46,12 +45,8 @@ def catalog(
         Between tags.
     full
         The file is the whole catalog: also delete the items that it no longer has.
-    skip_bad
-        Exit 0 although some rows could not be published.
-    rejects
-        A file for all bad rows as JSON lines: line, reason, row.
-    dry_run
-        Publish nothing, and show the first rows as they would be published.
+    how
+        What is done with the rows.
     """
     settings = running_settings()
     from headwater.commands import import_files
@@ -73,19 +68,15 @@ def catalog(
     prepared = import_files.prepared_items(items, settings.bundle_path)
     deleted: list[str] = []
     if full and len(prepared):
-        deleted = _gone(settings, file, items, "would be" if dry_run else "are")
-    return _import(
-        settings, prepared, file, opened, deleted, skip_bad=skip_bad, rejects=rejects, dry_run=dry_run
-    )
+        deleted = _gone(settings, file, items, "would be" if how.dry_run else "are")
+    return _import(settings, prepared, file, opened, deleted, how)
 
 
 def clicks(
     file: Path,
     *,
     form: EventOptions = _EVENTS,
-    skip_bad: Annotated[bool, FLAG] = False,
-    rejects: Path | None = None,
-    dry_run: Annotated[bool, FLAG] = False,
+    how: ImportOptions = _IMPORT,
 ) -> int:
     """Publish a file of events. A second import of the same rows, in any order, changes nothing.
 
@@ -97,12 +88,8 @@ def clicks(
         CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
     form
         How the file is written.
-    skip_bad
-        Exit 0 although some rows could not be published.
-    rejects
-        A file for all bad rows as JSON lines: line, reason, row.
-    dry_run
-        Publish nothing, and show the first rows as they would be published.
+    how
+        What is done with the rows.
     """
     settings = running_settings()
     from headwater.commands import import_files
@@ -111,16 +98,14 @@ def clicks(
     opened = form.opened(file, "clicks")
     events = events_of(opened.table, opened.chosen, form.event_form(), now_ms=int(time.time() * 1000))
     prepared = import_files.prepared_clicks(events)
-    return _import(settings, prepared, file, opened, (), skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
+    return _import(settings, prepared, file, opened, (), how)
 
 
 def offers(
     file: Path,
     *,
     form: FileOptions = _FILE,
-    skip_bad: Annotated[bool, FLAG] = False,
-    rejects: Path | None = None,
-    dry_run: Annotated[bool, FLAG] = False,
+    how: ImportOptions = _IMPORT,
 ) -> int:
     """Publish a file of prices, availability and attributes. The rest of each item stays, its text too.
 
@@ -132,12 +117,8 @@ def offers(
         CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
     form
         How the file is written. A time of each row (--map at_ms=COLUMN) keeps older offers from newer ones.
-    skip_bad
-        Exit 0 although some rows could not be published.
-    rejects
-        A file for all bad rows as JSON lines: line, reason, row.
-    dry_run
-        Publish nothing, and show the first rows as they would be published.
+    how
+        What is done with the rows.
     """
     settings = running_settings()
     from headwater.commands import import_files
@@ -147,7 +128,7 @@ def offers(
     found = offers_of(opened.table, opened.chosen, form.item_form(), now_ms=int(time.time() * 1000))
     _say_types(file, found.types)
     prepared = import_files.prepared_offers(found)
-    return _import(settings, prepared, file, opened, (), skip_bad=skip_bad, rejects=rejects, dry_run=dry_run)
+    return _import(settings, prepared, file, opened, (), how)
 
 
 def _say_types(file: Path, types: "dict[str, Type]") -> None:
@@ -177,17 +158,14 @@ def _import(
     file: Path,
     opened: "Opened",
     deleted: Sequence[str],
-    *,
-    skip_bad: bool,
-    rejects: Path | None,
-    dry_run: bool,
+    how: ImportOptions,
 ) -> int:
     from headwater.commands import import_files
 
     for note in prepared.notes:
         say(f"{file}: {note}")
     bad = list(prepared.bad)
-    if dry_run:
+    if how.dry_run:
         for message in import_files.messages(prepared, _SHOWN):
             print(message.decode())
         done = f"would publish {len(prepared):,} of {opened.table.rows:,} rows"
@@ -197,14 +175,14 @@ def _import(
         rate = report.published / report.seconds if report.seconds else 0.0
         done = f"published {report.published:,} of {opened.table.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f}/s)"
     tell_bad_rows(bad, opened.table.counted)
-    if rejects is not None:
-        import_files.write_rejects(rejects, opened.table, bad)
-        say(f"{rejects}: {len(bad):,} bad rows with their reasons")
+    if how.rejects is not None:
+        import_files.write_rejects(how.rejects, opened.table, bad)
+        say(f"{how.rejects}: {len(bad):,} bad rows with their reasons")
     if not len(prepared):
         raise CommandError(f"no row of {file} can be published: correct the file or --map")
     print(done)
-    if bad and not skip_bad:
-        verb = "would not be" if dry_run else "were not"
+    if bad and not how.skip_bad:
+        verb = "would not be" if how.dry_run else "were not"
         raise CommandError(
             f"{len(bad):,} rows of {file} {verb} published: correct them (--rejects FILE has them all), or accept it with "
             "--skip-bad"
