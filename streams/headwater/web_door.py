@@ -11,6 +11,7 @@ from aiohttp import web
 from headwater.errors import HeadwaterError
 
 _SCHEME: Final = "Bearer "
+_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class WebError(HeadwaterError):
@@ -68,3 +69,14 @@ def is_bearer(request: web.Request, token: str) -> bool:
     given = request.headers.get("Authorization", "")
     brought = given.removeprefix(_SCHEME).encode(errors="surrogateescape")
     return given.startswith(_SCHEME) and hmac.compare_digest(brought, token.encode())
+
+
+def host_of(request: web.Request) -> str:
+    """The name by which a request came, without the port, in lower case."""
+    host = request.host.lower()
+    return host if host.endswith("]") else host.rpartition(":")[0] or host
+
+
+def came_locally(request: web.Request) -> bool:
+    """Whether a request names this machine: a page in a browser may resolve a name of its own to it."""
+    return host_of(request) in _LOCAL_NAMES

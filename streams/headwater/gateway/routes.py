@@ -37,7 +37,7 @@ from headwater.client_errors import (
 from headwater.gateway.admission import Admission, Refused
 from headwater.gateway.openapi import document
 from headwater.messages import BadMessage, Item, Position, Response, item_of
-from headwater.web_door import as_json, is_bearer
+from headwater.web_door import as_json, came_locally, host_of, is_bearer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -52,7 +52,6 @@ _BODY_S: Final = 10.0
 _OPEN: Final = ("/healthz", "/openapi.json", "/asyncapi.json", "/llms.txt", "/docs", "/page/", "/live/")
 _RETRY: Final = {"Retry-After": "1"}
 _WRONG_TYPE: Final = "wrong_type"
-_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def _arguments(method: Callable[..., Any], *without: str) -> frozenset[str]:
@@ -107,10 +106,9 @@ class Gateway:
                     {"WWW-Authenticate": "Bearer"},
                 )
             caller = f"key {places[0]}"
-        elif _host(request) not in _LOCAL_NAMES:
-            # A page in a browser may resolve a name of its own to this machine.
+        elif not came_locally(request):
             return _error(
-                403, "forbidden", f"host {_host(request)!r}: expected localhost, since no keys are set"
+                403, "forbidden", f"host {host_of(request)!r}: expected localhost, since no keys are set"
             )
         with self._admission.admitted(caller):
             return await handler(request)
@@ -264,9 +262,3 @@ def _named(field: str, fields: dict[str, Any]) -> dict[str, Any]:
     if field not in fields:
         raise BadMessage("bad_field", f"{field}: missing, expected a value")
     return fields
-
-
-def _host(request: web.Request) -> str:
-    """The name by which the request came, without the port."""
-    host = request.host
-    return host if host.endswith("]") else host.rpartition(":")[0] or host

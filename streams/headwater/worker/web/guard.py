@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from headwater.web_door import as_json, is_bearer
+from headwater.web_door import as_json, came_locally, is_bearer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -23,7 +23,6 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Guard:
@@ -42,7 +41,7 @@ class Guard:
         if self._token is not None and is_bearer(request, self._token):
             return True
         # A page of another site may resolve a name of its own to this machine.
-        return self.is_open and host_of(request) in _LOCAL_NAMES
+        return self.is_open and came_locally(request)
 
     def refusal(self) -> web.Response:
         """The answer to a caller that is not let in."""
@@ -84,12 +83,6 @@ async def hardened(request: web.Request, handler: Handler) -> web.StreamResponse
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
     return response
-
-
-def host_of(request: web.Request) -> str:
-    """The name by which the request came, without the port, in lower case."""
-    host = request.host.lower()
-    return host if host.endswith("]") else host.rpartition(":")[0] or host
 
 
 def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
