@@ -22,6 +22,7 @@ from headwater.commands.terminal import (
     stdout,
     within_timeout,
 )
+from headwater.kafka.letter_text import decoded, hex_lines, indented
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
@@ -36,7 +37,6 @@ Result = TypeVar("Result")
 _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _AGE: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _SHOWN_BYTES: Final = 256
-_BYTES_A_LINE: Final = 16
 _SHOWN_CHARS: Final = 4_000
 _EXAMPLE_CHARS: Final = 100
 _MAX_RATE: Final = 2_000.0
@@ -256,11 +256,11 @@ def _described(settings: "Settings", letter: "Letter", record: "ConsumerRecord")
         if (to := letter.redriven_to) is None
         else f"{letter.place.topic}/{to.partition}/{to.offset}",
         "redriven_ms": None if to is None else to.redriven_ms,
-        "key": _decoded(letter.key),
+        "key": decoded(letter.key),
         "key_base64": _base64(letter.key),
-        "headers": [[name, _decoded(held), _base64(held)] for name, held in original_headers(record.headers)],
-        "letter_headers": [[name, _decoded(held)] for name, held in record.headers],
-        "text": _decoded(value),
+        "headers": [[name, decoded(held), _base64(held)] for name, held in original_headers(record.headers)],
+        "letter_headers": [[name, decoded(held)] for name, held in record.headers],
+        "text": decoded(value),
         "value_base64": _base64(value),
         "now": "" if to is not None else _complaint(settings, letter, value),
     }
@@ -309,7 +309,7 @@ def _print_letter(fields: Mapping[str, Any], value: bytes | None) -> None:
     line("value", f"{len(value):,} bytes")
     for text in _pretty(value)[:_SHOWN_CHARS].splitlines():
         console.print(_plain(text), highlight=False)
-    for text in _hex_lines(value[:_SHOWN_BYTES]):
+    for text in hex_lines(value[:_SHOWN_BYTES]):
         console.print(_plain(text), highlight=False)
     if len(value) > _SHOWN_BYTES:
         say(f"the first {_SHOWN_BYTES} of {len(value):,} bytes; --json has all")
@@ -508,32 +508,14 @@ def _plain(text: str) -> "Text":
     return Text("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
 
 
-def _decoded(value: bytes | None) -> str | None:
-    return None if value is None else value.decode(errors="backslashreplace")
-
-
 def _base64(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()
 
 
 def _pretty(value: bytes) -> str:
     """JSON with a field a line, and anything else as text."""
-    import msgspec
-
-    try:
-        return msgspec.json.format(value).decode()
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return _decoded(value) or ""
-
-
-def _hex_lines(value: bytes) -> list[str]:
-    """Sixteen bytes a line: their place, hexadecimal, and text where they are ASCII."""
-    lines = []
-    for start in range(0, len(value), _BYTES_A_LINE):
-        part = value[start : start + _BYTES_A_LINE]
-        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        lines.append(f"{start:06x}  {part.hex(' '):<{3 * _BYTES_A_LINE}} {text}")
-    return lines
+    formatted = indented(value)
+    return decoded(value) or "" if formatted is None else formatted
 
 
 def _print_json(value: object) -> None:

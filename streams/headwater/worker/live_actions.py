@@ -21,6 +21,7 @@ from headwater.client_errors import ClientError, RecallTimeout
 from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka import letters
 from headwater.kafka.connection import Connection
+from headwater.kafka.letter_text import decoded, hex_lines, indented
 from headwater.kafka.letters import Letter, Letters, Place, Wanted
 from headwater.kafka.topics import Topics
 from headwater.messages import (
@@ -42,7 +43,6 @@ _MARGIN_S: Final = 3.0
 _KEPT_S: Final = 2.0
 _SHOWN_BYTES: Final = 4_096
 _MOST_LISTED: Final = 500
-_BYTES_A_LINE: Final = 16
 
 Result = TypeVar("Result")
 # Publishes what passes a filter again, at so many letters a second; or only says what it would do.
@@ -277,7 +277,7 @@ def _listed(letter: Letter) -> dict[str, Any]:
         "message": letter.message,
         "lacks": letter.lacks,
         "tries": letter.tries,
-        "key": _text(letter.key),
+        "key": decoded(letter.key),
         "value_bytes": letter.value_bytes,
     }
 
@@ -285,17 +285,8 @@ def _listed(letter: Letter) -> dict[str, Any]:
 def _content(record: ConsumerRecord) -> dict[str, Any]:
     value = record.value
     cut = (value or b"")[:_SHOWN_BYTES]
-    headers = [[name, _text(held)] for name, held in letters.original_headers(record.headers)]
-    try:
-        text = msgspec.json.format(value or b"").decode()[: 2 * _SHOWN_BYTES]
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        text = _text(cut) or ""
-    lines = [
-        f"{start:06x}  {cut[start : start + _BYTES_A_LINE].hex(' ')}"
-        for start in range(0, len(cut), _BYTES_A_LINE)
-    ]
+    headers = [[name, decoded(held)] for name, held in letters.original_headers(record.headers)]
+    formatted = indented(value or b"")
+    text = decoded(cut) or "" if formatted is None else formatted[: 2 * _SHOWN_BYTES]
+    lines = hex_lines(cut, with_ascii=False)
     return {"headers": headers, "text": None if value is None else text, "hex": "\n".join(lines)}
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode(errors="backslashreplace")

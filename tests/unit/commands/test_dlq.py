@@ -10,6 +10,7 @@ from headwater.commands import dlq
 from headwater.commands.terminal import UsageError
 from headwater.kafka.dead_letters import REASONS
 from headwater.kafka.headers import dead_letter_headers
+from headwater.kafka.letter_text import hex_lines
 from headwater.kafka.letters import Letters, Wanted, letter_of
 from headwater.settings import Settings
 from tests.support.checkout import ROOT
@@ -71,7 +72,7 @@ def test_a_time_is_an_age_or_a_date() -> None:
 
 def test_bytes_of_strangers_cannot_steer_a_terminal() -> None:
     assert dlq._plain("a\x1b[31m[red]\tb").plain == "a\\x1b[31m[red]\\tb"
-    assert dlq._hex_lines(b"A\x1b" + bytes(15)) == [
+    assert hex_lines(b"A\x1b" + bytes(15)) == [
         "000000  41 1b 00 00 00 00 00 00 00 00 00 00 00 00 00 00  A...............",
         "000010  00                                               .",
     ]
