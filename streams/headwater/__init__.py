@@ -39,7 +39,7 @@ __all__ = [
     "Settings",
 ]
 
-# Imported when asked for: importing one room of the system must not load the Kafka client.
+# Imported when asked for: importing one part of the system must not load the Kafka client.
 _MODULES: Final = {
     **dict.fromkeys(
         ("BadMessage", "Item", "Offer", "Position", "Request", "Response", "SessionEvent"),

@@ -13,6 +13,7 @@ import pytest
 
 import headwater
 from tests.support.checkout import ROOT
+from tests.support.file_map import LAYERS
 
 HEAVY = ("torch", "transformers", "optimum", "sentence_transformers")
 
@@ -135,33 +136,19 @@ def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
 
 
 def test_recall_knows_nothing_of_faust_kafka_or_an_engine() -> None:
-    loaded = loaded_by(*(name for name in HEADWATER if room_of(name) == "recall"))
+    loaded = loaded_by(*(name for name in HEADWATER if layer_of(name) == "recall"))
     assert not loaded & {"aiokafka", "faust", "mode", "qdrant_client", "qdrant_edge", "onnxruntime"}
 
 
-# The house: a module imports its own room and the rooms below it. Top floor first.
-FLOORS = (
-    "commands",
-    "gateway",
-    "worker",
-    "docs",
-    "paths",
-    "recall",
-    "profiles",
-    "index",
-    "kafka",
-    "files",
-    "encoder",
-    "hall",
-)
-# A door in the hall: what programs outside import. It stands on kafka/ and may be imported by the terminal and the gateway alone.
-DOORS = {"headwater", "headwater.client"}
-# In these rooms no file imports another one of the room: each is a thing of its own.
+# What programs outside import. It stands on kafka/, and only the command line and the gateway import it.
+CLIENT = {"headwater", "headwater.client"}
+SOURCES = ROOT / "streams" / "headwater" / "recall" / "sources"
+# No file of these imports another one of them.
 APART = {
     "headwater.paths": {"clicks", "catalog", "requests"},
-    "headwater.recall.sources": {"buy_again", "interests", "new_items", "popular", "query", "similar"},
+    "headwater.recall.sources": {path.stem for path in SOURCES.glob("*.py")} - {"__init__", "registry"},
 }
-# What other packages may be imported by, directly, and from which rooms they may be reached at all.
+# What other packages may be imported by, directly, and from which layers they may be reached at all.
 DIRECTLY = {
     "faust": {"headwater.kafka.faust_group"},
     "mode": {"headwater.kafka.faust_group"},
@@ -172,8 +159,8 @@ REACHED_FROM = {
     "qdrant_client": {"commands", "worker", "index"},
     "qdrant_edge": {"commands", "worker", "index"},
     "onnxruntime": {"commands", "worker", "paths", "profiles", "recall", "encoder"},
-    "aiohttp": {"commands", "gateway", "worker", "docs", "hall"},
-    "prometheus_client": {"commands", "worker", "paths", "recall", "profiles", "index", "kafka", "hall"},
+    "aiohttp": {"commands", "gateway", "worker", "docs", ""},
+    "prometheus_client": {"commands", "worker", "paths", "recall", "profiles", "index", "kafka", ""},
     "cyclopts": {"commands"},
     "polars": {"commands", "files"},
 }
@@ -218,12 +205,12 @@ MODELS = sources_of(ROOT / "models" / "headwater_models")
 MODULES = {**HEADWATER, **MODELS}
 
 
-def room_of(module: str) -> str:
-    """The room of a module of headwater; what lies in no folder is in the hall, but for the way to the commands."""
+def layer_of(module: str) -> str:
+    """The folder of a module of headwater; "" at the top level, but for the console script."""
     if module == "headwater.__main__":
         return "commands"
     first = module.split(".")[1:2]
-    return first[0] if first and (ROOT / "streams" / "headwater" / first[0]).is_dir() else "hall"
+    return first[0] if first and (ROOT / "streams" / "headwater" / first[0]).is_dir() else ""
 
 
 @cache
@@ -257,18 +244,21 @@ def reached_by(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
-@pytest.mark.parametrize("module", [name for name in HEADWATER if name not in DOORS])
-def test_a_room_reaches_only_rooms_below_it(module: str) -> None:
-    floor = FLOORS.index(room_of(module))
+@pytest.mark.parametrize("module", [name for name in HEADWATER if name not in CLIENT])
+def test_a_layer_reaches_only_layers_below_it(module: str) -> None:
+    layers = list(LAYERS)
+    own = layers.index(layer_of(module))
     for name in reached_by(module):
         if name in HEADWATER and name != "headwater":
-            assert name not in DOORS or room_of(module) in ("commands", "gateway"), f"{module} reaches {name}"
-            assert FLOORS.index(room_of(name)) >= floor, f"{module} reaches {name}, which is above it"
+            assert name not in CLIENT or layer_of(module) in ("commands", "gateway"), (
+                f"{module} reaches {name}"
+            )
+            assert layers.index(layer_of(name)) >= own, f"{module} reaches {name}, which is above it"
 
 
-def test_the_client_reaches_no_room_but_kafka() -> None:
-    rooms = {room_of(name) for name in reached_by("headwater.client") if name in HEADWATER}
-    assert rooms <= {"kafka", "hall"}
+def test_the_client_reaches_no_layer_but_kafka() -> None:
+    layers = {layer_of(name) for name in reached_by("headwater.client") if name in HEADWATER}
+    assert layers <= {"kafka", ""}
 
 
 # The base install: what a program with a client of ours has to carry. cramjam is found by aiokafka where it is there.
@@ -311,11 +301,11 @@ def test_a_package_is_imported_where_the_table_says(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", REACHED_FROM)
-def test_a_package_is_reached_from_the_rooms_of_the_table(package: str) -> None:
-    assert {room_of(name) for name in HEADWATER if package in reached_by(name)} <= REACHED_FROM[package]
+def test_a_package_is_reached_from_the_layers_of_the_table(package: str) -> None:
+    assert {layer_of(name) for name in HEADWATER if package in reached_by(name)} <= REACHED_FROM[package]
 
 
-@pytest.mark.parametrize("module", [name for name in HEADWATER if room_of(name) != "commands"])
+@pytest.mark.parametrize("module", [name for name in HEADWATER if layer_of(name) != "commands"])
 def test_serving_does_not_reach_training(module: str) -> None:
     assert not [name for name in reached_by(module) if name.partition(".")[0] == "headwater_models"]
 

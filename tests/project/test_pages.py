@@ -1,12 +1,16 @@
-"""What the pages say of the tree is true: links and anchors lead somewhere, and the file map of models/ is complete."""
+"""What the pages say is true: links lead somewhere, commands and options exist, and the file map of models/ is complete."""
 
 import re
 
 import pytest
 
+from headwater.commands.main import app
+from headwater.docs import readmes
 from tests.support.checkout import ROOT
 
-PAGES = ("models/README.md", "models/RESULTS.md", "tests/bench/README.md", "tests/bench/FIGURES.md")
+PAGES = sorted(name for name in readmes.files() if name.endswith(".md"))
+# In code, in a terminal, or as an indented line; the other is Python's `from headwater import Client`.
+COMMAND = re.compile(r"(?:`|\$ |bin/|^ *)headwater (?!import [A-Z])([a-z][^`\n]*)", re.MULTILINE)
 
 
 def text_of(page: str) -> str:
@@ -29,6 +33,17 @@ def test_links_lead_somewhere(page: str) -> None:
         assert file.exists(), f"{page}: {target}"
         if anchor:
             assert anchor in anchors(str(file.relative_to(ROOT))), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_options_exist(page: str) -> None:
+    for line in COMMAND.findall(text_of(page)):
+        path, apps, _ = app.parse_commands(line.split())
+        assert path, f"{page}: headwater {line}"
+        has_options = apps[-1].default_command is not None  # `headwater import` has commands only
+        arguments = apps[-1].assemble_argument_collection() if has_options else []
+        options = {name for argument in arguments for name in argument.names}
+        assert set(re.findall(r"--[a-z][a-z0-9-]+", line)) <= options, f"{page}: headwater {line}"
 
 
 def test_every_file_of_training_is_on_the_file_map() -> None:

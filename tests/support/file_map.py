@@ -1,4 +1,4 @@
-"""The map of files in streams/README.md, made from the first line of each file: `python -m tests.support.file_map`."""
+"""The map of files in streams/headwater/README.md, made from the first line of each file: `python -m tests.support.file_map`."""
 
 import ast
 import re
@@ -9,46 +9,46 @@ from typing import Final
 
 from tests.support.checkout import ROOT
 
-README: Final = ROOT / "streams" / "README.md"
 _PACKAGE: Final = ROOT / "streams" / "headwater"
+README: Final = _PACKAGE / "README.md"
 _MAP: Final = re.compile(
     r"(?<=<!-- files: made from their first lines by tests/support/file_map.py -->\n).*?(?=<!-- end -->)",
     re.S,
 )
-# From the top floor down, as a visitor meets them.
-_ROOMS: Final = {
-    "": "What everyone may import",
-    "commands": "The terminal",
-    "gateway": "HTTP for those who do not speak Kafka",
-    "worker": "One process",
-    "docs": "What it says of itself",
-    "paths": "The three paths",
-    "recall": "Candidates",
-    "profiles": "Users",
-    "index": "Items by vector",
-    "kafka": "Everything that knows Kafka",
-    "files": "Files of shops",
-    "encoder": "Bundles",
+# The folders by layer, each with its heading. A layer imports only what stands below it (tests/project/test_imports.py).
+LAYERS: Final = {
+    "commands": "The command line",
+    "gateway": "The HTTP gateway",
+    "worker": "The worker process",
+    "docs": "Documentation over HTTP",
+    "paths": "Paths: clicks, catalog, requests",
+    "recall": "Recall: candidates for a user",
+    "profiles": "Profiles of users",
+    "index": "The index of items",
+    "kafka": "Kafka",
+    "files": "Files of events, items and offers",
+    "encoder": "Encoders and their bundles",
+    "": "The top level",
 }
 
 
 def first_line(path: Path) -> str:
     """The first paragraph of a file's docstring, on one line."""
-    told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(told.split("\n\n")[0].split())
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
 
 
 def table() -> str:
-    """The map in Markdown, one table for each room."""
+    """The map in Markdown, one table for each layer."""
     return "\n".join(_lines())
 
 
 def _lines() -> Iterator[str]:
-    for room, title in _ROOMS.items():
-        folder = _PACKAGE / room
-        paths = sorted(folder.rglob("*.py") if room else folder.glob("*.py"))
+    for layer, title in LAYERS.items():
+        folder = _PACKAGE / layer
+        paths = sorted(folder.rglob("*.py") if layer else folder.glob("*.py"))
         files = [path for path in paths if first_line(path)]
-        yield f"\n### {title}: `{room or 'headwater'}/`\n"
+        yield f"\n### {title}: `{layer or 'headwater'}/`\n"
         yield "| file | what it holds |\n|---|---|"
         for path in files:
             name = path.relative_to(folder).as_posix()
@@ -57,7 +57,7 @@ def _lines() -> Iterator[str]:
 
 
 def is_current() -> bool:
-    """Whether the README has the map as the files tell it."""
+    """Whether the README has the map that the files give."""
     found = _MAP.search(README.read_text(encoding="utf-8"))
     return found is not None and found[0] == table() + "\n"
 

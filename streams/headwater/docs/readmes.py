@@ -14,6 +14,7 @@ from typing import Final
 PAGES: Final = (
     "README.md",
     "streams/README.md",
+    "streams/headwater/README.md",
     "models/README.md",
     "models/RESULTS.md",
     "deploy/README.md",
