@@ -1,4 +1,4 @@
-"""Python's door to Headwater: publish clicks and items, ask, and read the answers.
+"""The Python client: publish clicks, items and offers, ask for items, and read the answers.
 
     from headwater import Client
 

@@ -17,10 +17,10 @@ from headwater.commands.terminal import (
     NoAnswer,
     Rejected,
     UsageError,
-    data_door,
+    admin_endpoint,
     http_get,
     moment_ms,
-    required_data_door,
+    required_admin_endpoint,
     run_async,
     running_settings,
     say,
@@ -229,11 +229,11 @@ def _answer_table(found: Sequence[answer_words.Row], *, explain: bool) -> "Table
 def titles_of(settings: "Settings", item_ids: Sequence[str]) -> dict[str, str]:
     """Titles by item id, as far as a worker on this machine tells them."""
     titles: dict[str, str] = {}
-    if (door := data_door(settings)) is None:
+    if (endpoint := admin_endpoint(settings)) is None:
         return titles
     for query in _queries(item_ids):
         try:
-            status, body = http_get(door.address, f"/items?{query}", door.token)
+            status, body = http_get(endpoint.address, f"/items?{query}", endpoint.token)
         except NoAnswer:
             break
         if status != 200:
@@ -333,11 +333,11 @@ def described_user(settings: "Settings", user: str) -> bytes:
     Raises:
         CommandError: no such worker is known or answers, it refuses the token, or it does not have the user.
     """
-    door = required_data_door(settings)
-    status, body = http_get(door.address, f"/users/{quote(user, safe='')}", door.token)
+    endpoint = required_admin_endpoint(settings)
+    status, body = http_get(endpoint.address, f"/users/{quote(user, safe='')}", endpoint.token)
     if status == 401:
         raise CommandError(
-            f"the worker at {door.address} refused the token: expected HEADWATER_ADMIN_TOKEN to be the one that it was "
+            f"the worker at {endpoint.address} refused the token: expected HEADWATER_ADMIN_TOKEN to be the one that it was "
             "started with"
         )
     if status != 200:

@@ -196,40 +196,40 @@ def running_web(settings: "Settings") -> str | None:
     return f"127.0.0.1:{settings.web_port}" if settings.web_port else None
 
 
-class DataDoor(NamedTuple):
-    """Where a worker tells of users and items, and the token that it asks for."""
+class AdminEndpoint(NamedTuple):
+    """Where a worker serves data of users and items, and the token that it asks for."""
 
     address: str  # host:port
     token: str
 
     def __repr__(self) -> str:
-        return f"DataDoor({self.address})"
+        return f"AdminEndpoint({self.address})"
 
 
-def data_door(settings: "Settings") -> DataDoor | None:
-    """The door to the data of the running worker; None where it is not known."""
+def admin_endpoint(settings: "Settings") -> AdminEndpoint | None:
+    """The endpoint of the running worker; None if it is not known."""
     from headwater import run_file
 
     run = run_file.read(settings)
     if run is not None and run.admin and run.admin_token:
-        return DataDoor(run.admin.removeprefix("http://"), run.admin_token)
+        return AdminEndpoint(run.admin.removeprefix("http://"), run.admin_token)
     if settings.admin_port and settings.admin_token is not None:
-        return DataDoor(f"127.0.0.1:{settings.admin_port}", settings.admin_token.get_secret_value())
+        return AdminEndpoint(f"127.0.0.1:{settings.admin_port}", settings.admin_token.get_secret_value())
     return None
 
 
-def required_data_door(settings: "Settings") -> DataDoor:
-    """The door to the data of the running worker.
+def required_admin_endpoint(settings: "Settings") -> AdminEndpoint:
+    """The endpoint of the running worker.
 
     Raises:
-        NoAnswer: no worker that tells of users is known on this machine.
+        NoAnswer: no worker that serves users' data is known on this machine.
     """
-    if (door := data_door(settings)) is None:
+    if (endpoint := admin_endpoint(settings)) is None:
         raise NoAnswer(
-            "no running worker that tells of users is known here: start one with `headwater up`, or set "
+            "no running worker that serves users' data is known here: start one with `headwater up`, or set "
             "HEADWATER_ADMIN_PORT and HEADWATER_ADMIN_TOKEN to those of a worker on this machine"
         )
-    return door
+    return endpoint
 
 
 def http_get(address: str, path: str, token: str | None = None) -> tuple[int, bytes]:

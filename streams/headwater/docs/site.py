@@ -18,7 +18,7 @@ from aiohttp import web
 
 from headwater.docs import asyncapi, readmes
 from headwater.settings import Settings
-from headwater.web_door import as_json
+from headwater.web_server import as_json
 
 _VIEWER: Final = Path(__file__).parent / "viewer"
 _TEXT: Final = "text/plain; charset=utf-8"

@@ -7,7 +7,7 @@ from aiohttp import web
 from headwater import __version__
 from headwater.messages import ACTIONS, SourceName
 from headwater.settings import Settings
-from headwater.web_door import is_local
+from headwater.web_server import is_local
 from headwater.worker.live_actions import Asking, LetterDesk
 from headwater.worker.web import guard
 from headwater.worker.web.guard import Guard

@@ -13,7 +13,7 @@ from headwater.gateway.admission import Admission
 from headwater.gateway.live import add_live_page
 from headwater.gateway.routes import Gateway
 from headwater.settings import Settings, SettingsError
-from headwater.web_door import Door, is_local
+from headwater.web_server import WebServer, is_local
 
 # What a call may wait for, an answer of a worker included, is bounded by the client.
 _MOST_AT_ONCE: Final = 1_000
@@ -39,13 +39,13 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, stopping.set)
     async with Client(settings) as client:
         admission = Admission(settings.gateway_rate, _MOST_AT_ONCE)
-        door = Door("GATEWAY", application(client, admission, keys, settings))
-        await door.start(settings.gateway_host, settings.gateway_port)
+        server = WebServer("GATEWAY", application(client, admission, keys, settings))
+        await server.start(settings.gateway_host, settings.gateway_port)
         try:
-            listening(door.address or "")
+            listening(server.address or "")
             await stopping.wait()
         finally:
-            await door.stop()
+            await server.stop()
 
 
 def application(

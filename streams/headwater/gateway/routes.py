@@ -37,7 +37,7 @@ from headwater.client_errors import (
 from headwater.gateway.admission import Admission, Refused
 from headwater.gateway.openapi import document
 from headwater.messages import BadMessage, Item, Position, Response, item_of
-from headwater.web_door import as_json, came_locally, host_of, is_bearer
+from headwater.web_server import as_json, came_locally, host_of, is_bearer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -27,7 +27,7 @@ from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.observer import Observer
 from headwater.settings import Settings
-from headwater.web_door import is_local
+from headwater.web_server import is_local
 from headwater.worker import membership
 from headwater.worker.live_page import Examine, live_page
 from headwater.worker.roles import CatalogRole, Common, InterestsRole, Role

@@ -37,7 +37,9 @@ def test_a_retraction_has_to_name_its_event(terminal: Terminal) -> None:
 
 def test_a_user_is_looked_up_at_a_worker_of_this_machine_only(terminal: Terminal) -> None:
     sentence = terminal.fails("user", "ann", code=Exit.UNREACHABLE)
-    assert "no running worker that tells of users is known here: start one with `headwater up`" in sentence
+    assert (
+        "no running worker that serves users' data is known here: start one with `headwater up`" in sentence
+    )
 
 
 def test_ask_waits_for_the_last_click_from_another_terminal(beside_up: Terminal) -> None:

@@ -15,7 +15,7 @@ from headwater.commands.terminal import (
     command_line,
     exit_code_of,
     http_get,
-    required_data_door,
+    required_admin_endpoint,
 )
 from headwater.errors import HeadwaterError
 from headwater.kafka import topics
@@ -49,12 +49,12 @@ def test_a_worker_that_does_not_answer_is_told_with_its_address(unused_port: int
 
 def test_the_worker_is_the_one_on_the_port_that_is_set() -> None:
     token = "x" * 16
-    door = required_data_door(Settings(admin_port=4711, admin_token=token))  # type: ignore[arg-type]
-    assert door == ("127.0.0.1:4711", token)
-    assert token not in repr(door)
+    endpoint = required_admin_endpoint(Settings(admin_port=4711, admin_token=token))  # type: ignore[arg-type]
+    assert endpoint == ("127.0.0.1:4711", token)
+    assert token not in repr(endpoint)
     for unknown in (Settings(), Settings(admin_port=4711), Settings(admin_token=token)):  # type: ignore[arg-type]
-        with pytest.raises(NoAnswer, match="no running worker that tells of users is known here"):
-            required_data_door(unknown)
+        with pytest.raises(NoAnswer, match="no running worker that serves users' data is known here"):
+            required_admin_endpoint(unknown)
 
 
 def test_the_command_line_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:

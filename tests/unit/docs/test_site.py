@@ -13,7 +13,7 @@ from aiohttp import web
 
 from headwater.docs import readmes, site
 from headwater.settings import Settings
-from headwater.web_door import Door
+from headwater.web_server import WebServer
 from tests.support.checkout import ROOT
 
 
@@ -31,11 +31,11 @@ class Reader:
 async def reader() -> AsyncIterator[Reader]:
     app = web.Application()
     site.add_docs(app, Settings.load(kafka_bootstrap_servers="inner:9092"), has_api=True)
-    door = Door("WEB", app)
-    await door.start("127.0.0.1", 0)
+    server = WebServer("WEB", app)
+    await server.start("127.0.0.1", 0)
     async with aiohttp.ClientSession() as session:
-        yield Reader(session, door.address or "")
-    await door.stop()
+        yield Reader(session, server.address or "")
+    await server.stop()
 
 
 async def test_every_page_is_plain_text_as_it_lies_in_the_repository(reader: Reader) -> None:

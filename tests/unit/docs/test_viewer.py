@@ -10,7 +10,7 @@ from playwright.async_api import async_playwright, expect
 from headwater.gateway.admission import Admission
 from headwater.gateway.process import application
 from headwater.settings import Settings
-from headwater.web_door import Door
+from headwater.web_server import WebServer
 from tests.unit.gateway.test_routes import KEY, Recorded
 
 CHROMIUM: Final = os.environ.get("HEADWATER_TEST_CHROMIUM") or next(
@@ -24,8 +24,8 @@ LONG_MS: Final = 30_000
 )
 async def test_a_request_is_sent_from_both_pages_and_the_key_stays_in_its_field() -> None:
     client = Recorded()
-    door = Door("GATEWAY", application(client, Admission(1e6, 100), [KEY], Settings.load()))
-    await door.start("127.0.0.1", 0)
+    server = WebServer("GATEWAY", application(client, Admission(1e6, 100), [KEY], Settings.load()))
+    await server.start("127.0.0.1", 0)
     complaints: list[str] = []
     async with async_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # which refuses to run as root
@@ -38,7 +38,7 @@ async def test_a_request_is_sent_from_both_pages_and_the_key_stays_in_its_field(
             lambda told: told.type == "error" and "401" not in told.text and complaints.append(told.text),
         )
         try:
-            await page.goto(f"http://{door.address}/docs/api")
+            await page.goto(f"http://{server.address}/docs/api")
             route = page.locator("details", has_text="post /clicks").first
             await route.locator("summary").first.click()
             await route.get_by_role("button", name="Send").click()
@@ -50,7 +50,7 @@ async def test_a_request_is_sent_from_both_pages_and_the_key_stays_in_its_field(
             assert "headwater-position: 3-1042" in said
             assert "Authorization: Bearer KEY" in said
             assert KEY not in said
-            await page.goto(f"http://{door.address}/docs/topics")
+            await page.goto(f"http://{server.address}/docs/topics")
             assert await page.input_value("#key") == "", "nothing is kept"
             assert await page.locator("h2").count() >= 10
             await page.fill("#key", KEY)
@@ -62,7 +62,7 @@ async def test_a_request_is_sent_from_both_pages_and_the_key_stays_in_its_field(
             assert stored == [0, 0, ""]
         finally:
             await browser.close()
-            await door.stop()
+            await server.stop()
     assert [topic for topic, _, _ in client.published] == ["headwater.clicks.v1"]
     assert client.asked[0]["user_id"] == "ann"
     assert complaints == []

@@ -11,7 +11,7 @@ from headwater.client import Client
 from headwater.gateway.admission import Admission
 from headwater.gateway.process import application
 from headwater.settings import Settings
-from headwater.web_door import Door
+from headwater.web_server import WebServer
 
 KEY, TOKEN = "correct-horse-battery", "another-horse-battery"
 
@@ -33,11 +33,11 @@ class Site:
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", admin_token=SecretStr(TOKEN))
-    door = Door("GATEWAY", application(Client(settings), Admission(100.0, 10), [KEY], settings))
-    await door.start("127.0.0.1", 0)
+    server = WebServer("GATEWAY", application(Client(settings), Admission(100.0, 10), [KEY], settings))
+    await server.start("127.0.0.1", 0)
     async with aiohttp.ClientSession() as session:
-        yield Site(str(door.address), session)
-    await door.stop()
+        yield Site(str(server.address), session)
+    await server.stop()
 
 
 async def test_the_page_is_there_for_everybody_with_its_policy(site: Site) -> None:

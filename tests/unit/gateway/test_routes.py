@@ -14,7 +14,7 @@ from headwater.client import Client, ClientError, NotPublished, RecallTimeout
 from headwater.gateway.admission import Admission
 from headwater.gateway.routes import MAX_BODY_BYTES, Gateway
 from headwater.messages import Candidate, ErrorDetail, Position, Response
-from headwater.web_door import Door
+from headwater.web_server import WebServer
 
 KEY = "correct-horse-battery"
 ANSWER = Response("r1", "ann", "ok", items=[Candidate("c2", 0.5, "interests")])
@@ -87,13 +87,13 @@ class Site:
 @asynccontextmanager
 async def serving(keys: list[str], rate: float = 1e6, at_once: int = 100) -> AsyncIterator[Site]:
     client = Recorded()
-    door = Door("GATEWAY", Gateway(client, Admission(rate, at_once), keys).application())
-    await door.start("127.0.0.1", 0)
+    server = WebServer("GATEWAY", Gateway(client, Admission(rate, at_once), keys).application())
+    await server.start("127.0.0.1", 0)
     try:
         async with aiohttp.ClientSession() as session:
-            yield Site(client, door.address or "", session)
+            yield Site(client, server.address or "", session)
     finally:
-        await door.stop()
+        await server.stop()
 
 
 async def test_a_click_is_published_and_its_position_is_told_as_a_token() -> None:

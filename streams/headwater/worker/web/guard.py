@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from headwater.web_door import as_json, came_locally, is_bearer
+from headwater.web_server import as_json, came_locally, is_bearer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -66,7 +66,7 @@ from headwater.client_errors import ClientError, RecallTimeout
 from headwater.errors import HeadwaterError
 from headwater.kafka.letters import Place, Wanted
 from headwater.messages import BadMessage, Response
-from headwater.web_door import as_json
+from headwater.web_server import as_json
 from headwater.worker.web import guard, static
 from headwater.worker.web.guard import Guard, Handler
 from headwater.worker.web.viewers import Viewers

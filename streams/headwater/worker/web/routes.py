@@ -1,6 +1,6 @@
-"""What a worker says of itself over HTTP, behind two doors on loopback by default.
+"""A worker over HTTP: one server for probes and the live page, one for users' data. Both listen on loopback by default.
 
-| door | route | says |
+| server | route | answers with |
 |---|---|---|
 | probes | /healthz | the worker's state as JSON; status 503 if it is not well |
 | probes | /readyz | whether it serves all that it holds; status 503 while it does not |
@@ -10,7 +10,7 @@
 | data | /users/{user_id} | the log of a user that this worker holds; 404 otherwise |
 | data | /items?id=A&id=B | the catalog fields of indexed items |
 
-The door to data has an address of its own, is closed unless there is a token, and lets nobody in without it.
+The server for data has an address of its own. It runs only where a token is set, and asks for that.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,7 +21,7 @@ from aiohttp import web
 from headwater.docs.site import add_docs
 from headwater.metrics import CONTENT_TYPE, Metrics
 from headwater.settings import Settings
-from headwater.web_door import Door, as_json, is_bearer
+from headwater.web_server import WebServer, as_json, is_bearer
 from headwater.worker.web import guard, static
 
 Describe = Callable[[], dict[str, Any]]
@@ -35,8 +35,8 @@ def probes(
     readiness: Describe,
     settings: Settings,
     add_page: Callable[[web.Application], None] = static.add_page,
-) -> Door:
-    """The door for probes. ``ok`` of ``health`` decides the status of /healthz, ``ready`` of ``readiness`` of /readyz.
+) -> WebServer:
+    """The server for probes. ``ok`` of ``health`` decides the status of /healthz, ``ready`` of ``readiness`` of /readyz.
 
     ``add_page`` adds the routes of the live page.
     """
@@ -58,11 +58,11 @@ def probes(
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)
-    return Door("WEB", app)
+    return WebServer("WEB", app)
 
 
-def data(token: str, describe_user: DescribeUser, describe_items: DescribeItems) -> Door:
-    """The door to what is known of users and items, for those who bring ``token``; for all others the status is 401."""
+def data(token: str, describe_user: DescribeUser, describe_items: DescribeItems) -> WebServer:
+    """The server for data of users and items. Requests without ``token`` get the status 401."""
 
     @web.middleware
     async def checked(
@@ -89,4 +89,4 @@ def data(token: str, describe_user: DescribeUser, describe_items: DescribeItems)
     app = web.Application(middlewares=[checked])
     app.router.add_get("/users/{user_id}", user)
     app.router.add_get("/items", items)
-    return Door("ADMIN", app)
+    return WebServer("ADMIN", app)

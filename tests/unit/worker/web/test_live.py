@@ -13,7 +13,7 @@ from headwater.client_errors import NotPublished, RecallTimeout
 from headwater.errors import HeadwaterError
 from headwater.kafka.letters import Place, Wanted
 from headwater.messages import BadMessage, Candidate, FunnelItem, FunnelStage, Reason, Response
-from headwater.web_door import Door
+from headwater.web_server import WebServer
 from headwater.worker.web import guard
 from headwater.worker.web.guard import Guard
 from headwater.worker.web.live import LiveError, Parts, add_live
@@ -106,7 +106,7 @@ class Site:
         )._replace(**without)
         app = web.Application(middlewares=[guard.hardened], client_max_size=10_000)
         add_live(app, Guard(token, is_open), parts)
-        self.door = Door("WEB", app)
+        self.server = WebServer("WEB", app)
 
     async def call(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
@@ -115,7 +115,7 @@ class Site:
             aiohttp.ClientSession() as session,
             session.request(
                 method,
-                f"http://{self.door.address}{path}",
+                f"http://{self.server.address}{path}",
                 data=body if isinstance(body, bytes) or body is None else msgspec.json.encode(body),
                 headers={
                     **({"Content-Type": "application/json"} if body is not None else {}),
@@ -127,11 +127,11 @@ class Site:
             return response.status, msgspec.json.decode(raw) if raw else None, response.headers
 
     async def __aenter__(self) -> "Site":
-        await self.door.start("127.0.0.1", 0)
+        await self.server.start("127.0.0.1", 0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.door.stop()
+        await self.server.stop()
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ async def test_a_page_of_another_site_can_post_nothing(
 
 
 async def test_the_page_itself_may_post(site: Site) -> None:
-    own = {"Origin": f"http://{site.door.address}", "Sec-Fetch-Site": "same-origin"}
+    own = {"Origin": f"http://{site.server.address}", "Sec-Fetch-Site": "same-origin"}
     status, said, _ = await site.call("POST", "/live/clicks", {"user_id": "ann", "item_id": "t1"}, own)
     assert (status, said) == (201, {"token": "3-7"})
     assert site.back.asked == [("click", {"user_id": "ann", "item_id": "t1"})]

@@ -9,7 +9,7 @@ import pytest
 
 from headwater.metrics import Metrics
 from headwater.settings import Settings
-from headwater.web_door import Door, WebError
+from headwater.web_server import WebError, WebServer
 from headwater.worker.web import routes
 
 TOKEN = "correct horse battery".replace(" ", "-")
@@ -34,11 +34,11 @@ class Site:
         return {item_id: {"title": "Green tea"} for item_id in item_ids if item_id != "nothing"}
 
     async def get(
-        self, path: str, door: Door | None = None, authorization: str | None = f"Bearer {TOKEN}"
+        self, path: str, server: WebServer | None = None, authorization: str | None = f"Bearer {TOKEN}"
     ) -> tuple[int, Mapping[str, str], str]:
         headers = {} if authorization is None else {"Authorization": authorization}
         data = path.startswith(("/users", "/items"))
-        address = (door or (self.data if data else self.probes)).address
+        address = (server or (self.data if data else self.probes)).address
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"http://{address}{path}", headers=headers) as response,
@@ -49,11 +49,11 @@ class Site:
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     site = Site()
-    for door in (site.probes, site.data):
-        await door.start("127.0.0.1", 0)
+    for server in (site.probes, site.data):
+        await server.start("127.0.0.1", 0)
     yield site
-    for door in (site.probes, site.data):
-        await door.stop()
+    for server in (site.probes, site.data):
+        await server.stop()
 
 
 async def test_a_healthy_worker_says_so(site: Site) -> None:

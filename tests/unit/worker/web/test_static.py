@@ -7,12 +7,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from headwater.web_door import Door
+from headwater.web_server import WebServer
 from headwater.worker.web import guard, static
 
 
 @pytest.fixture
-async def door(tmp_path: Path) -> AsyncIterator[Door]:
+async def server(tmp_path: Path) -> AsyncIterator[WebServer]:
     folder = tmp_path / "page"
     (folder / "vendor").mkdir(parents=True)
     (folder / "index.html").write_text("<p>here</p>")
@@ -22,23 +22,25 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     (folder / "way-out.txt").symlink_to(tmp_path / "secret.txt")
     app = web.Application(middlewares=[guard.hardened])
     static.add_page(app, folder)
-    door = Door("WEB", app)
-    await door.start("127.0.0.1", 0)
-    yield door
-    await door.stop()
+    server = WebServer("WEB", app)
+    await server.start("127.0.0.1", 0)
+    yield server
+    await server.stop()
 
 
-async def got(door: Door, path: str, headers: Mapping[str, str] | None = None) -> aiohttp.ClientResponse:
+async def got(
+    server: WebServer, path: str, headers: Mapping[str, str] | None = None
+) -> aiohttp.ClientResponse:
     async with (
         aiohttp.ClientSession() as session,
-        session.get(f"http://{door.address}{path}", headers=headers) as response,
+        session.get(f"http://{server.address}{path}", headers=headers) as response,
     ):
         await response.read()
         return response
 
 
-async def test_the_page_is_at_the_root_with_its_type_and_policy(door: Door) -> None:
-    response = await got(door, "/")
+async def test_the_page_is_at_the_root_with_its_type_and_policy(server: WebServer) -> None:
+    response = await got(server, "/")
     assert (response.status, await response.text()) == (200, "<p>here</p>")
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     policy = response.headers["Content-Security-Policy"]
@@ -47,10 +49,10 @@ async def test_the_page_is_at_the_root_with_its_type_and_policy(door: Door) -> N
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_a_script_has_its_type_and_is_sent_again_only_when_it_changed(door: Door) -> None:
-    response = await got(door, "/page/vendor/chart.mjs")
+async def test_a_script_has_its_type_and_is_sent_again_only_when_it_changed(server: WebServer) -> None:
+    response = await got(server, "/page/vendor/chart.mjs")
     assert response.headers["Content-Type"] == "text/javascript; charset=utf-8"
-    again = await got(door, "/page/vendor/chart.mjs", {"If-None-Match": response.headers["ETag"]})
+    again = await got(server, "/page/vendor/chart.mjs", {"If-None-Match": response.headers["ETag"]})
     assert again.status == 304
 
 
@@ -67,8 +69,8 @@ async def test_a_script_has_its_type_and_is_sent_again_only_when_it_changed(door
         "/page/a%00.js",
     ],
 )
-async def test_what_is_no_file_of_the_page_is_not_found(door: Door, path: str) -> None:
-    response = await got(door, path)
+async def test_what_is_no_file_of_the_page_is_not_found(server: WebServer, path: str) -> None:
+    response = await got(server, path)
     assert response.status == 404
     assert "Content-Security-Policy" in response.headers
     assert "beside it" not in await response.text()

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from headwater.web_door import Door
+from headwater.web_server import WebServer
 from headwater.worker.web.viewers import Second, Viewers
 
 SOON_S = 20.0
@@ -26,7 +26,7 @@ class Stage:
         app = web.Application()
         app.router.add_get("/events", self.serve)
         app.on_shutdown.append(self.close)
-        self.door = Door("WEB", app)
+        self.server = WebServer("WEB", app)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         return await self.viewers.serve(request, "in" in request.query)
@@ -51,16 +51,16 @@ class Stage:
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     stage = Stage(most=2)
-    await stage.door.start("127.0.0.1", 0)
+    await stage.server.start("127.0.0.1", 0)
     yield stage
-    await stage.door.stop()
+    await stage.server.stop()
 
 
 @contextlib.asynccontextmanager
 async def watching(stage: Stage, query: str = "?in") -> AsyncIterator[aiohttp.StreamReader]:
     async with (
         aiohttp.ClientSession(read_bufsize=1024) as session,
-        session.get(f"http://{stage.door.address}/events{query}") as response,
+        session.get(f"http://{stage.server.address}/events{query}") as response,
     ):
         assert response.headers["Content-Type"].startswith("text/event-stream")
         yield response.content
@@ -141,6 +141,6 @@ async def test_a_viewer_that_does_not_read_is_dropped_and_the_others_go_on(stage
 async def test_viewers_are_told_that_the_worker_stops(stage: Stage) -> None:
     async with watching(stage) as stream:
         await until(stream, "figures")
-        stopping = asyncio.ensure_future(stage.door.stop())
+        stopping = asyncio.ensure_future(stage.server.stop())
         assert await until(stream, "bye") == {"reason": "stopping", "retry_ms": 3_000}
         await stopping

@@ -1,4 +1,4 @@
-"""A web server that listens where its settings say, and what all of ours answer with."""
+"""The web server that workers and the gateway use, and what they share: JSON answers, tokens, local addresses."""
 
 import hmac
 import ipaddress
@@ -18,8 +18,8 @@ class WebError(HeadwaterError):
     """The web server cannot listen: one sentence with the remedy."""
 
 
-class Door:
-    """A server with some routes. ``setting`` is what its address is set by: HEADWATER_``setting``_HOST and _PORT."""
+class WebServer:
+    """A server of an app's routes. HEADWATER_``setting``_HOST and _PORT set its address; errors name them."""
 
     def __init__(self, setting: str, app: web.Application) -> None:
         self._setting, self._app = setting, app
@@ -57,7 +57,7 @@ def as_json(body: Any, status: int, headers: Mapping[str, str] | None = None) ->
 
 
 def is_local(host: str) -> bool:
-    """Whether an address to listen on is of this machine alone."""
+    """Whether only this machine can reach an address to listen on."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -65,18 +65,18 @@ def is_local(host: str) -> bool:
 
 
 def is_bearer(request: web.Request, token: str) -> bool:
-    """Whether the request brings the token, compared in a time that does not tell how much of it is right."""
+    """Whether the request has the token, compared in constant time."""
     given = request.headers.get("Authorization", "")
     brought = given.removeprefix(_SCHEME).encode(errors="surrogateescape")
     return given.startswith(_SCHEME) and hmac.compare_digest(brought, token.encode())
 
 
 def host_of(request: web.Request) -> str:
-    """The name by which a request came, without the port, in lower case."""
+    """The host name of a request, without the port, in lower case."""
     host = request.host.lower()
     return host if host.endswith("]") else host.rpartition(":")[0] or host
 
 
 def came_locally(request: web.Request) -> bool:
-    """Whether a request names this machine: a page in a browser may resolve a name of its own to it."""
+    """Whether the Host header names this machine. A foreign page's own name may resolve to it too (DNS rebinding)."""
     return host_of(request) in _LOCAL_NAMES
