@@ -30,6 +30,7 @@ from tests.bench import (
     recovery,
     requests,
     soak,
+    window,
 )
 from tests.bench.page import PAGE, publish, write_page
 from tests.bench.processes import BenchError
@@ -46,6 +47,7 @@ MEASURES: dict[str, Callable[[System], Awaitable[None]]] = {
     "gateway": gateway.measure,
     "clicks": clicks.measure,
     "others": others.measure,
+    "window": window.measure,
     "requests": requests.measure,
     "served": requests.measure_server,
     "load": load.measure,

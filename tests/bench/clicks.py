@@ -108,9 +108,11 @@ async def _apply(system: System) -> tuple[float, dict[str, Any]]:
     return per_s, {**found, "cpu_s": cpu_s}
 
 
-async def again(system: System, running: Worker, number: int) -> float:
-    """Clicks a second of the same clicks, as later events; ``number`` counts the times, from 1."""
-    ids, scale = [item.item_id for item in system.items], system.scale
+async def again(system: System, running: Worker) -> float:
+    """Clicks a second of the same clicks, as later events. So many times at most: they must not be of the future."""
+    system.clicked_again += 1
+    ids, scale, number = [item.item_id for item in system.items], system.scale, system.clicked_again
+    assert number * scale.clicks * _AGAIN_SPACING_MS < 1000 * _UNTIL_S_AGO
     records = dataset.clicks(
         ids,
         scale.users,

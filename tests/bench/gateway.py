@@ -40,7 +40,7 @@ async def measure(system: System) -> None:
         aiohttp.ClientSession() as http,
     ):
         await running.wait_graph()
-        address = await _address_of(gateway, system.folder)
+        address = await address_of(gateway, system.folder)
 
         async def by_client(user: str) -> None:
             await client.recall(user, limit=20, reads="any")
@@ -86,7 +86,8 @@ async def measure(system: System) -> None:
     )
 
 
-async def _address_of(gateway: Process, folder: Path) -> str:
+async def address_of(gateway: Process, folder: Path) -> str:
+    """http://host:port of a gateway that starts. Raises BenchError."""
     until_s = time.monotonic() + _START_S
     while time.monotonic() < until_s:
         gateway.require_running()

@@ -41,10 +41,10 @@ async def measure(system: System) -> None:
     problems = [await asyncio.to_thread(_install, _home(system, other), other) for other in _OTHERS]
     async with worker("interests", system.folder, system.environment) as running:
         await running.wait_graph()
-        before = await clicks.again(system, running, 1)
-        for number, (other, problem) in enumerate(zip(_OTHERS, problems, strict=True), 2):
+        before = await clicks.again(system, running)
+        for other, problem in zip(_OTHERS, problems, strict=True):
             found = problem or await _rate_of(system, other)
-            after = await clicks.again(system, running, number)
+            after = await clicks.again(system, running)
             system.report.add(_beside(other, found, before, after))
             before = after
 

@@ -73,6 +73,7 @@ class System:
     items: list[Item] = field(default_factory=list)
     filled: bool = False  # the catalog is encoded
     clicked: bool = False  # the clicks are applied
+    clicked_again: int = 0  # times, see `clicks.again`
 
     @property
     def topics(self) -> Topics:

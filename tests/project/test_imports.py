@@ -154,13 +154,23 @@ DIRECTLY = {
     "mode": {"headwater.kafka.faust_group"},
 }
 REACHED_FROM = {
-    "faust": {"commands", "worker", "kafka"},
-    "mode": {"commands", "worker", "kafka"},
+    "faust": {"commands", "gateway", "worker", "kafka"},  # a gateway redrives dead letters
+    "mode": {"commands", "gateway", "worker", "kafka"},
     "qdrant_client": {"commands", "worker", "index"},
     "qdrant_edge": {"commands", "worker", "index"},
     "onnxruntime": {"commands", "worker", "paths", "profiles", "recall", "encoder"},
     "aiohttp": {"commands", "gateway", "worker", "docs", ""},
-    "prometheus_client": {"commands", "worker", "paths", "recall", "profiles", "index", "kafka", ""},
+    "prometheus_client": {
+        "commands",
+        "gateway",
+        "worker",
+        "paths",
+        "recall",
+        "profiles",
+        "index",
+        "kafka",
+        "",
+    },
     "cyclopts": {"commands"},
     "polars": {"commands", "files"},
 }

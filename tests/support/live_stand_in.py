@@ -16,8 +16,10 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from headwater.docs.site import add_docs
 from headwater.kafka.letters import Place, Wanted
 from headwater.messages import Response
+from headwater.settings import Settings
 from headwater.worker.web import guard, live
 from headwater.worker.web.viewers import Second, Viewers
 
@@ -150,10 +152,11 @@ class Shop:
         x, y = (sum(w * event[axis] for w, event in zip(weights, steps, strict=True)) for axis in "xy")
         return [{"x": x / sum(weights), "y": y / sum(weights), "weight": 1.0}]
 
-    def user(self, user_id: str) -> Json | None:
+    def user(self, user_id: str, until_ms: int | None = None) -> Json | None:
         events = self.users.get(user_id)
         if not events:
             return None
+        events = [event for event in events if until_ms is None or event["at_ms"] <= until_ms]
         return {
             "user_id": user_id,
             "partition": len(user_id) % 4,
@@ -161,7 +164,7 @@ class Shop:
             "events": events[-50:],
             "interests": self.interests(events),
             "pending": 0,
-            "last_event_id": events[-1]["event_id"],
+            "last_event_id": events[-1]["event_id"] if events else None,
             "counters": 3,
             "hidden": sum(event["action"] == "dislike" for event in events),
         }
@@ -303,8 +306,8 @@ class _Users:
             if user_id.startswith(start)
         ][:limit]
 
-    async def described(self, user_id: str) -> Json:
-        found = self._shop.user(user_id)
+    async def described(self, user_id: str, until_ms: int | None = None) -> Json:
+        found = self._shop.user(user_id, until_ms)
         if found is None:
             raise live.LiveError(404, "unknown_user", f"{user_id}: no such user")
         return found
@@ -331,7 +334,8 @@ class _Desk:
             group = groups.setdefault(
                 letter["reason"],
                 {
-                    **{name: letter[name] for name in ("reason", "message", "place")},
+                    "reason": letter["reason"],
+                    "newest": {name: letter[name] for name in ("place", "message")},
                     "remedy": "mend the producer",
                     "topic": "headwater.clicks.v1",
                     "letters": 0,
@@ -367,8 +371,11 @@ class _Desk:
         headers = [["reason", "bad_field"], ["topic", "headwater.clicks.v1"]]
         return letter and {**letter, "headers": headers, "text": text, "hex": text.encode().hex(" ")}
 
-    async def redriven(self, wanted: Wanted, rate: float, dry_run: bool) -> Json:
+    async def redriven(self, wanted: Wanted, rate: float, max_tries: int, dry_run: bool) -> Json:
         return {"redriven": self._taken_out(wanted, dry_run), "skipped": {}, "refused": {}}
+
+    def under_way(self) -> Json | None:
+        return None
 
     async def purged(self, wanted: Wanted, dry_run: bool) -> int:
         return self._taken_out(wanted, dry_run)
@@ -462,9 +469,12 @@ def application(shop: Shop, interval_s: float = 1.0) -> web.Application:
     )
     if shop.is_gateway:
         why = dict.fromkeys(("viewers", "state", "map", "users", "doctor"), "a gateway has only Kafka")
+        about = {"role": "gateway", "version": "0.1.0", "bundle": "", "partitions": 4, "api": "/docs/api"}
         parts = parts._replace(viewers=None, state=None, map=None, users=None, doctor=None, missing=why)
+        parts = parts._replace(about=lambda: about)
     app = web.Application(middlewares=[guard.hardened])
     live.add_live(app, guard.Guard(shop.token, is_open=shop.token is None), parts)
+    add_docs(app, Settings(), has_api=shop.is_gateway)
     return app
 
 

@@ -145,7 +145,7 @@ def show_all(
             {
                 "letters": sum(group.letters for group in waiting),
                 "redriven": redriven,
-                "groups": [_group_fields(group) for group in waiting],
+                "groups": [found.group_fields(group) for group in waiting],
             }
         )
         return 0
@@ -158,21 +158,9 @@ def show_all(
     return 0
 
 
-def _group_fields(group: "Group") -> dict[str, Any]:
-    return {
-        "reason": group.reason,
-        "topic": group.topic,
-        "letters": group.letters,
-        "failed_again": group.failed_again,
-        "oldest_ms": group.oldest_ms,
-        "newest_ms": group.newest_ms,
-        "newest": {"place": str(group.newest.place), "message": group.newest.message},
-    }
-
-
 def _print_groups(waiting: "Sequence[Group]") -> None:
     """A paragraph for each group: a table of all this is too wide for a terminal."""
-    from headwater.kafka.dead_letters import REASONS
+    from headwater.kafka.letters import group_fields
 
     for group in waiting:
         again = f", {group.failed_again:,} of them failed again" if group.failed_again else ""
@@ -180,7 +168,7 @@ def _print_groups(waiting: "Sequence[Group]") -> None:
             f"{group.reason}: {_letters(group.letters)} of {group.topic}{again}, {_when(group.oldest_ms)} to "
             f"{_when(group.newest_ms)}",
             f"    newest: {group.newest.message[:_EXAMPLE_CHARS]}",
-            f"    remedy: {REASONS.get(group.reason, 'see the message')}",
+            f"    remedy: {group_fields(group)['remedy'] or 'see the message'}",
         )
         for line in lines:
             stdout().print(_plain(line), highlight=False)
@@ -240,23 +228,17 @@ def _there(seen: "tuple[Letter, ConsumerRecord] | None", place: "Place") -> "tup
 
 
 def _described(settings: "Settings", letter: "Letter", record: "ConsumerRecord") -> dict[str, Any]:
-    from headwater.kafka.letters import original_headers
+    from headwater.kafka.letters import letter_fields, original_headers
 
     value = record.value
     return {
-        "place": str(letter.place),
+        **letter_fields(letter),
         "letter": f"{record.topic}/{record.partition}/{record.offset}",
         "put": _when(letter.put_ms),
-        "put_ms": letter.put_ms,
-        "reason": letter.reason,
-        "message": letter.message,
-        "lacks": letter.lacks,
-        "tries": letter.tries,
         "redriven_to": None
         if (to := letter.redriven_to) is None
         else f"{letter.place.topic}/{to.partition}/{to.offset}",
         "redriven_ms": None if to is None else to.redriven_ms,
-        "key": decoded(letter.key),
         "key_base64": _base64(letter.key),
         "headers": [[name, decoded(held), _base64(held)] for name, held in original_headers(record.headers)],
         "letter_headers": [[name, decoded(held)] for name, held in record.headers],
@@ -345,28 +327,18 @@ def redrive(
     settings = running_settings()
     wanted = which.wanted(settings)
     from headwater.kafka import letters as found
-    from headwater.kafka.redrive import Outcome, Redrive, plan
+    from headwater.kafka import redrive as redriving
     from headwater.worker.logging_setup import configure_logging
 
     configure_logging(settings.model_copy(update={"log_level": "warning"}))
 
     async def running() -> "Outcome":
         _check_reasons(wanted, await found.read(settings))
-        if dry_run:
-            would = await plan(settings, wanted, max_tries)
-            return Outcome(len(would.ready), would.skipped, ())
-        return await Redrive(settings, wanted, rate, max_tries, _progress()).run()
+        return await redriving.run(settings, wanted, rate, max_tries, _progress(), dry_run=dry_run)
 
     outcome = _reached(settings, running())
     if json:
-        _print_json(
-            {
-                "redriven": outcome.redriven,
-                "dry_run": dry_run,
-                "skipped": dict(outcome.skipped),
-                "refused": {str(each.place): each.reason for each in outcome.refused},
-            }
-        )
+        _print_json({**outcome.fields(), "dry_run": dry_run})
     else:
         done = "would be redriven" if dry_run else "redriven"
         print(f"{_letters(outcome.redriven)} {done}")

@@ -109,6 +109,9 @@ def _llms(files: Mapping[str, Path], *, has_api: bool) -> str:
     lines += [f"- [{title}](/docs/{name}): {sentence}" for name, (title, sentence) in told.items()]
     lines += ["", "## Interfaces", ""]
     lines.append("- [Topics](/asyncapi.json): AsyncAPI 3 of the Kafka topics and their messages.")
+    lines.append(
+        "- [Live page](/): what a worker does, a shopper, an answer and its reasons, dead letters; for people."
+    )
     if has_api:
         lines.append("- [HTTP](/openapi.json): OpenAPI 3.1 of the gateway.")
     return "\n".join([*lines, ""])

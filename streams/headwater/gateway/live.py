@@ -31,6 +31,7 @@ def add_live_page(app: web.Application, settings: Settings) -> None:
             "partitions": settings.partitions,
             "actions": list(ACTIONS),
             "sources": dict.fromkeys(get_args(SourceName)),
+            "api": "/docs/api",
         },
         asks=asking,
         letters=LetterDesk(settings),

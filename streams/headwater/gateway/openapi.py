@@ -18,6 +18,7 @@ _GIVEN_BY_US: Final[Mapping[str, Sequence[str]]] = {
 _REFUSALS: Final[Mapping[str, str]] = {
     "400": "A field is not allowed: the sentence names it, what was sent, and what is expected.",
     "401": "The header `Authorization: Bearer KEY` is missing, or the key is wrong.",
+    "408": "The body did not come within 10 s.",
     "413": "The body is larger than 1 MB.",
     "415": "The body is not `application/json`.",
     "429": "Too often, or too many at once. `Retry-After` says when to come back; nothing was published.",
@@ -164,7 +165,7 @@ def _publishing(summary: str, schema: str, operation: str) -> Document:
         "summary": summary,
         "description": "Answers once the broker has stored it.",
         "requestBody": _body(schema),
-        "responses": {"201": _stored(), **_refusals("400", "401", "413", "415", "429", "503")},
+        "responses": {"201": _stored(), **_refusals("400", "401", "408", "413", "415", "429", "503")},
     }
 
 

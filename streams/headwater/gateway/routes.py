@@ -17,7 +17,6 @@ Bodies are the messages of the topics, without the ids that the gateway makes. A
 and count against the caller's rate.
 """
 
-import asyncio
 import inspect
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -27,17 +26,20 @@ import msgspec
 from aiohttp import web
 
 from headwater.client import Client
-from headwater.client_errors import (
-    ClientError,
-    NotPublished,
-    RecallTimeout,
-    RequestExpired,
-    RequestRejected,
-)
+from headwater.client_errors import ClientError, RecallTimeout, RequestExpired, RequestRejected
 from headwater.gateway.admission import Admission, Refused
 from headwater.gateway.openapi import document
 from headwater.messages import BadMessage, Item, Position, Response, item_of
-from headwater.web_server import as_json, came_locally, host_of, is_bearer
+from headwater.web_server import (
+    RETRY,
+    as_json,
+    came_locally,
+    host_of,
+    is_bearer,
+    json_object,
+    refusal_of,
+    refused,
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -47,11 +49,8 @@ POSITION_HEADER: Final = "Headwater-Position"
 AFTER_HEADER: Final = "Headwater-After"
 # A web page waits for no longer.
 _PUBLISH_S: Final = 10.0
-_BODY_S: Final = 10.0
 # Routes that tell nothing of users and items, or let callers in by themselves (the live page), by how they begin.
 _OPEN: Final = ("/healthz", "/openapi.json", "/asyncapi.json", "/llms.txt", "/docs", "/page/", "/live/")
-_RETRY: Final = {"Retry-After": "1"}
-_WRONG_TYPE: Final = "wrong_type"
 
 
 def _arguments(method: Callable[..., Any], *without: str) -> frozenset[str]:
@@ -99,7 +98,7 @@ class Gateway:
         if self._keys:
             places = [place for place, key in enumerate(self._keys) if is_bearer(request, key)]
             if not places:
-                return _error(
+                return refused(
                     401,
                     "unauthorized",
                     "expected the header Authorization: Bearer KEY, with one of HEADWATER_GATEWAY_KEYS",
@@ -107,9 +106,8 @@ class Gateway:
                 )
             caller = f"key {places[0]}"
         elif not came_locally(request):
-            return _error(
-                403, "forbidden", f"host {host_of(request)!r}: expected localhost, since no keys are set"
-            )
+            sentence = f"host {host_of(request)!r}: expected localhost, since no keys are set, and no page of another site"
+            return refused(403, "forbidden", sentence)
         with self._admission.admitted(caller):
             return await handler(request)
 
@@ -180,50 +178,28 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     """Every refusal is one sentence as JSON, with the status that says what to do about it."""
     try:
         return await handler(request)
-    except BadMessage as error:
-        return _error(415 if error.reason == _WRONG_TYPE else 400, error.reason, str(error))
     except msgspec.ValidationError as error:
-        return _error(400, "bad_field", f"after: {error}")
+        return refused(400, "bad_field", f"after: {error}")
     except Refused as error:
-        return _error(429, "too_many_calls", str(error), {"Retry-After": str(error.after_s)})
-    except NotPublished as error:
-        return _error(503, "not_published", str(error), _RETRY, event_id=error.event_id)
+        return refused(429, "too_many_calls", str(error), {"Retry-After": str(error.after_s)})
     except RequestRejected as error:
         return _rejected(error)
     except RequestExpired as error:
-        return _error(504, "expired", str(error), answer=error.response)
-    except RecallTimeout as error:
-        return _error(504, "no_answer", str(error))
-    except TimeoutError:
-        return _error(408, "too_slow", f"the body did not come within {_BODY_S:g} s", {"Connection": "close"})
-    except ClientError as error:
-        return _error(503, "unavailable", str(error), _RETRY)
-    except web.HTTPRequestEntityTooLarge:
-        return _error(413, "too_large", f"the body has more than {MAX_BODY_BYTES} bytes, expected fewer")
+        return refused(504, "expired", str(error), answer=error.response)
+    except (BadMessage, ClientError) as error:
+        return refusal_of(error)
     except web.HTTPNotFound:
-        return _error(404, "no_such_route", f"{request.path[:80]}: expected a route of /openapi.json")
+        return refused(404, "no_such_route", f"{request.path[:80]}: expected a route of /openapi.json")
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        return _error(405, "wrong_method", f"{request.method}: expected {allowed}", {"Allow": allowed})
+        return refused(405, "wrong_method", f"{request.method}: expected {allowed}", {"Allow": allowed})
 
 
 def _rejected(error: RequestRejected) -> web.Response:
     reason = error.response.error.code if error.response.error else "rejected"
     if reason == "overloaded":
-        return _error(503, reason, str(error), _RETRY, answer=error.response)
-    return _error(400, reason, str(error), answer=error.response)
-
-
-def _error(
-    status: int,
-    code: str,
-    message: str,
-    headers: Mapping[str, str] | None = None,
-    event_id: str | None = None,
-    answer: msgspec.Struct | None = None,
-) -> web.Response:
-    error = {"code": code, "message": message} | ({} if event_id is None else {"event_id": event_id})
-    return as_json({"error": error} | ({} if answer is None else {"answer": answer}), status, headers)
+        return refused(503, reason, str(error), RETRY, answer=error.response)
+    return refused(400, reason, str(error), answer=error.response)
 
 
 def _stored(status: int, position: Position, **more: str) -> web.Response:
@@ -231,25 +207,9 @@ def _stored(status: int, position: Position, **more: str) -> web.Response:
     return as_json(body, status, {POSITION_HEADER: str(position)})
 
 
-async def _body(request: web.Request) -> bytes:
-    # A form or plain text is what a page of another site may send without asking; JSON it may not.
-    if request.content_type != "application/json":
-        raise BadMessage(
-            _WRONG_TYPE, f"Content-Type: got {request.content_type[:80]}, expected application/json"
-        )
-    async with asyncio.timeout(_BODY_S):
-        return await request.read()
-
-
 async def _object(request: web.Request, allowed: frozenset[str]) -> dict[str, Any]:
     """The fields of a body. Raises BadMessage."""
-    raw = await _body(request)
-    try:
-        fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage("bad_json", f"the body is no JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise BadMessage("bad_json", f"the body is a {type(fields).__name__}, expected an object")
+    fields = await json_object(request)
     if unknown := sorted(fields.keys() - allowed):
         raise BadMessage(
             "bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(sorted(allowed))}"

@@ -7,12 +7,13 @@ the header ``redriven-to`` and no value marks it as redriven: the record is on i
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from aiokafka import ConsumerRecord, TopicPartition
 from msgspec import Struct
 
 from headwater.errors import HeadwaterError
+from headwater.kafka.dead_letters import REASONS
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.headers import (
     HEADERS_LEFT_OUT,
@@ -28,6 +29,7 @@ from headwater.kafka.headers import (
     redriven_to_header,
     redriven_to_of,
 )
+from headwater.kafka.letter_text import decoded
 from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.kafka.read_to_end import Run, read_to_end
 from headwater.kafka.topics import Topics
@@ -230,6 +232,34 @@ def groups(letters: Iterable[Letter]) -> list[Group]:
         failed_again = sum(letter.tries > 0 for letter in mine)
         found.append(Group(reason, topic, len(mine), failed_again, oldest_ms, newest.put_ms, newest))
     return sorted(found, key=lambda group: (-group.letters, group.reason, group.topic))
+
+
+def group_fields(group: Group) -> dict[str, Any]:
+    """A group as JSON, on a terminal and on a page. ``remedy`` is what mends the reason, empty for one that is not known."""
+    return {
+        "reason": group.reason,
+        "topic": group.topic,
+        "letters": group.letters,
+        "failed_again": group.failed_again,
+        "oldest_ms": group.oldest_ms,
+        "newest_ms": group.newest_ms,
+        "remedy": REASONS.get(group.reason, ""),
+        "newest": {"place": str(group.newest.place), "message": group.newest.message},
+    }
+
+
+def letter_fields(letter: Letter) -> dict[str, Any]:
+    """A letter without its content as JSON, on a terminal and on a page."""
+    return {
+        "place": str(letter.place),
+        "put_ms": letter.put_ms,
+        "reason": letter.reason,
+        "message": letter.message,
+        "lacks": letter.lacks,
+        "tries": letter.tries,
+        "key": decoded(letter.key),
+        "value_bytes": letter.value_bytes,
+    }
 
 
 def reasons(letters: Iterable[Letter]) -> Counter[str]:

@@ -79,6 +79,14 @@ class Outcome(NamedTuple):
     skipped: Mapping[str, int]  # by code; see `sort_out`
     refused: Sequence[Refused]
 
+    def fields(self) -> dict[str, Any]:
+        """As JSON, on a terminal and on a page."""
+        return {
+            "redriven": self.redriven,
+            "skipped": dict(self.skipped),
+            "refused": {str(each.place): each.reason for each in self.refused},
+        }
+
 
 class Plan(NamedTuple):
     """The letters that a run takes, and how many others match its filter, by the reason why it does not take them."""
@@ -157,6 +165,26 @@ async def plan(settings: Settings, wanted: Wanted, max_tries: int) -> Plan:
     if late:
         found.skipped["superseded"] = len(late)
     return Plan([letter for letter in found.ready if letter.place not in late], found.skipped)
+
+
+async def run(
+    settings: Settings,
+    wanted: Wanted,
+    rate: float,
+    max_tries: int,
+    told: Callable[[int], None] = lambda _: None,
+    *,
+    dry_run: bool = False,
+) -> Outcome:
+    """Redrive what passes the filter, or only say what would be.
+
+    Raises:
+        HeadwaterError, KafkaError: see `plan` and `Redrive.run`.
+    """
+    if dry_run:
+        would = await plan(settings, wanted, max_tries)
+        return Outcome(len(would.ready), would.skipped, ())
+    return await Redrive(settings, wanted, rate, max_tries, told).run()
 
 
 async def _superseded(settings: Settings, topic: str, letters: Sequence[Letter]) -> set[Place]:

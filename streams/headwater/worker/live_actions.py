@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -22,7 +21,7 @@ from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka import letters
 from headwater.kafka.connection import Connection
 from headwater.kafka.letter_text import decoded, hex_lines, indented
-from headwater.kafka.letters import Letter, Letters, Place, Wanted
+from headwater.kafka.letters import Letters, Place, Wanted
 from headwater.kafka.topics import Topics
 from headwater.messages import (
     BadMessage,
@@ -44,9 +43,11 @@ _KEPT_S: Final = 2.0
 _SHOWN_BYTES: Final = 4_096
 _MOST_LISTED: Final = 500
 
+
 Result = TypeVar("Result")
-# Publishes what passes a filter again, at so many letters a second; or only says what it would do.
-Redriving = Callable[[Wanted, float, bool], Awaitable[Mapping[str, Any]]]
+# Publishes what passes a filter again, at so many letters a second, but for what failed again so often; or only says what it
+# would do. It calls back with how many are redriven by then.
+Redriving = Callable[[Wanted, float, int, bool, Callable[[int], None]], Awaitable[Mapping[str, Any]]]
 
 
 class Asking:
@@ -166,49 +167,54 @@ def _raw(fields: Mapping[str, Any], kind: type[Struct], own: Mapping[str, Any]) 
     return msgspec.json.encode({**fields, **own})
 
 
+def redriving(settings: Settings) -> Redriving:
+    """Redriving by this process. Faust is loaded by the first call: a gateway needs it for nothing else."""
+
+    async def run(
+        wanted: Wanted, rate: float, max_tries: int, dry_run: bool, told: Callable[[int], None]
+    ) -> Mapping[str, Any]:
+        redrive = await asyncio.to_thread(_redrive_module)
+        done = await redrive.run(settings, wanted, rate, max_tries, told, dry_run=dry_run)
+        return dict(done.fields())
+
+    return run
+
+
+def _redrive_module() -> Any:
+    from headwater.kafka import redrive
+
+    return redrive
+
+
 class LetterDesk:
     """Dead letters: listed, shown, published again, taken out. One change at a time.
 
     Args:
-        redrive: publishes letters again; None: this server cannot.
-        remedies: what mends each reason, by its code.
+        redrive: publishes letters again; None: this process does.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        redrive: Redriving | None = None,
-        remedies: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        self._settings, self._redrive, self._remedies = settings, redrive, remedies
+    def __init__(self, settings: Settings, redrive: Redriving | None = None) -> None:
+        self._settings, self._redrive = settings, redrive or redriving(settings)
         self._topic = Topics.named(settings.topic_prefix).dead_letters
         self._reading, self._changing = asyncio.Lock(), asyncio.Lock()
         self._read: Letters | None = None
+        self._redriven: int | None = None  # so far, by the redrive that is under way
 
     async def summary(self) -> dict[str, Any]:
         """How many there are, and of what. Raises HeadwaterError."""
         found = await self._letters()
         waiting = found.open()
-        groups = [
-            {
-                "reason": each.reason,
-                "topic": each.topic,
-                "letters": each.letters,
-                "failed_again": each.failed_again,
-                "oldest_ms": each.oldest_ms,
-                "newest_ms": each.newest_ms,
-                "message": each.newest.message,
-                "remedy": self._remedies.get(each.reason, ""),
-                "place": str(each.newest.place),
-            }
-            for each in letters.groups(waiting)
-        ]
+        groups = [letters.group_fields(each) for each in letters.groups(waiting)]
         return {"open": len(waiting), "redriven": len(found.redriven()), "groups": groups}
+
+    def under_way(self) -> dict[str, Any] | None:
+        """How far the redrive is that runs now: ``{redriven}``; None: none does."""
+        return None if self._redriven is None else {"redriven": self._redriven}
 
     async def listed(self, wanted: Wanted, limit: int) -> list[dict[str, Any]]:
         """The newest of those that wait. Raises HeadwaterError."""
         waiting = [each for each in (await self._letters()).open() if wanted.takes(each)]
-        return [_listed(each) for each in waiting[::-1][: min(limit, _MOST_LISTED)]]
+        return [letters.letter_fields(each) for each in waiting[::-1][: min(limit, _MOST_LISTED)]]
 
     async def shown(self, place: Place) -> dict[str, Any] | None:
         """One letter with its content; None: there is none. Raises HeadwaterError."""
@@ -216,14 +222,19 @@ class LetterDesk:
         if letter is None:
             return None
         record = await _kafka(letters.record_of(self._settings, letter))
-        return None if record is None else {**_listed(letter), **_content(record)}
+        return None if record is None else {**letters.letter_fields(letter), **_content(record)}
 
-    async def redriven(self, wanted: Wanted, rate: float, dry_run: bool) -> dict[str, Any]:
+    async def redriven(self, wanted: Wanted, rate: float, max_tries: int, dry_run: bool) -> dict[str, Any]:
         """Publish letters again, each exactly once. Raises HeadwaterError."""
-        if self._redrive is None:
-            raise HeadwaterError("redriving: this server cannot; use `headwater dlq redrive`")
         async with self._change():
-            return dict(await _kafka(self._redrive(wanted, rate, dry_run)))
+            self._redriven = None if dry_run else 0
+            try:
+                return dict(await _kafka(self._redrive(wanted, rate, max_tries, dry_run, self._tell)))
+            finally:
+                self._redriven = None
+
+    def _tell(self, redriven: int) -> None:
+        self._redriven = redriven
 
     async def purged(self, wanted: Wanted, dry_run: bool) -> int:
         """Take letters out for good; how many. Raises HeadwaterError."""
@@ -267,19 +278,6 @@ async def _kafka(work: Awaitable[Result]) -> Result:
         ) from error
     except StopWorker as error:
         raise HeadwaterError(str(error)) from error
-
-
-def _listed(letter: Letter) -> dict[str, Any]:
-    return {
-        "place": str(letter.place),
-        "put_ms": letter.put_ms,
-        "reason": letter.reason,
-        "message": letter.message,
-        "lacks": letter.lacks,
-        "tries": letter.tries,
-        "key": decoded(letter.key),
-        "value_bytes": letter.value_bytes,
-    }
 
 
 def _content(record: ConsumerRecord) -> dict[str, Any]:

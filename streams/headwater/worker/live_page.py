@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -12,17 +12,14 @@ import numpy as np
 from headwater import __version__
 from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
-from headwater.kafka.dead_letters import REASONS
-from headwater.kafka.letters import Wanted
 from headwater.kafka.partitioner import partition_of, probe_user
-from headwater.kafka.redrive import Redrive, plan
 from headwater.messages import ACTIONS
 from headwater.metrics import Metrics
 from headwater.paths.observer import Observer
 from headwater.recall.sources.registry import REGISTRY
 from headwater.settings import Settings
 from headwater.worker.catalog_map import CatalogMap
-from headwater.worker.live_actions import Asking, LetterDesk, Redriving
+from headwater.worker.live_actions import Asking, LetterDesk
 from headwater.worker.live_figures import Figures, shown
 from headwater.worker.roles import InterestsRole
 from headwater.worker.status import Status
@@ -35,7 +32,6 @@ Finding = tuple[str, bool, str]
 Examine = Callable[[str | None], Awaitable[Sequence[Finding]]]
 
 _EXAMINED_S: Final = 10.0
-_MAX_TRIES: Final = 1
 _NOT_HERE: Final = "a worker of role catalog does not have it; ask one of role interests or all"
 _STARTING: Final = "this worker is still starting"
 
@@ -89,7 +85,7 @@ def live_page(
         map=None if is_catalog else here,
         users=None if is_catalog else here,
         asks=asking,
-        letters=LetterDesk(settings, _redriving(settings), REASONS),
+        letters=LetterDesk(settings),
         doctor=None if examine is None else _Examined(examine),
         missing={
             **({"map": _NOT_HERE, "users": _NOT_HERE} if is_catalog else {}),
@@ -169,7 +165,7 @@ class _Here:
             for at_ms, user, events in found[:limit]
         ]
 
-    async def described(self, user_id: str) -> dict[str, Any]:
+    async def described(self, user_id: str, until_ms: int | None = None) -> dict[str, Any]:
         """See `headwater.worker.web.live.Users`."""
         role, user = self._role(), user_id.encode(errors="replace")
         described = await self._status.describe_user(user_id)
@@ -180,13 +176,16 @@ class _Here:
                 message = f"user {user_id[:80]!r} is of partition {number}, which another worker has"
                 raise LiveError(404, "elsewhere", message)
             raise LiveError(404, "unknown_user", f"user {user_id[:80]!r} has no events yet")
+        if until_ms is not None:
+            described["events"] = [each for each in described["events"] if each["at_ms"] <= until_ms]
+        now_ms = time.time_ns() // 1_000_000 if until_ms is None else until_ms
         with _refusing():
             known = [event["item_id"] for event in described["events"] if event["item_id"] is not None]
             items = await self._catalog_map().items([*dict.fromkeys(known)])
             for event in described["events"]:
                 item = items.get(event["item_id"], {})
                 event["x"], event["y"] = item.get("x"), item.get("y")
-            found = await role.interests(user, time.time_ns() // 1_000_000)
+            found = await role.interests(user, now_ms, until_ms)
             interests = []
             if found is not None and len(found.interests):
                 places = await self._catalog_map().places(found.interests)
@@ -219,21 +218,6 @@ def _refusing() -> Iterator[None]:
         yield
     except (IndexUnavailable, TimeoutError) as error:
         raise LiveError(503, "index_away", f"the index does not answer ({error})") from error
-
-
-def _redriving(settings: Settings) -> Redriving:
-    async def redrive(wanted: Wanted, rate: float, dry_run: bool) -> Mapping[str, Any]:
-        if dry_run:
-            would = await plan(settings, wanted, _MAX_TRIES)
-            return {"redriven": len(would.ready), "skipped": dict(would.skipped), "refused": {}}
-        outcome = await Redrive(settings, wanted, rate, _MAX_TRIES).run()
-        return {
-            "redriven": outcome.redriven,
-            "skipped": dict(outcome.skipped),
-            "refused": {str(each.place): each.reason for each in outcome.refused},
-        }
-
-    return redrive
 
 
 class _Examined:

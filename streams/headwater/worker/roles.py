@@ -225,8 +225,11 @@ class InterestsRole:
             common.background.start(self.probe.run())
         return group
 
-    async def interests(self, user: bytes, now_ms: int) -> UserInterests | None:
+    async def interests(self, user: bytes, now_ms: int, until_ms: int | None = None) -> UserInterests | None:
         """What a user of this worker is interested in at a moment; None where it does not have the user.
+
+        Args:
+            until_ms: events of the user's log after it do not count; None: all do.
 
         Raises:
             IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
@@ -243,6 +246,7 @@ class InterestsRole:
             self._common.encoder,
             self._request_threads,
             fetch_s=_FETCHED_WITHIN_S,
+            until_ms=None if until_ms is None else np.array([until_ms], dtype=np.int64),
         )
         return found
 

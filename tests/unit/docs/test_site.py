@@ -65,7 +65,8 @@ async def test_programs_that_read_find_every_page_in_llms_txt(reader: Reader) ->
     _, text, _ = await reader.get("/llms.txt")
     assert text.startswith("# Headwater\n\n> ")
     links = dict(re.findall(r"^- \[([^\]]+)\]\(([^)]+)\): \S", text, re.M))
-    assert len(links) == len(readmes.PAGES) + 2
+    assert len(links) == len(readmes.PAGES) + 3
+    assert links.pop("Live page") == "/"
     for link in set(links.values()) - {"/openapi.json"}:  # which is the gateway's own
         assert (await reader.get(link))[0] == 200, link
 

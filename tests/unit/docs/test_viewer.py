@@ -1,35 +1,27 @@
 """The pages to try, in a browser, on a gateway over a client that publishes nothing."""
 
-import os
-import shutil
 from typing import Final
 
-import pytest
 from playwright.async_api import async_playwright, expect
 
 from headwater.gateway.admission import Admission
 from headwater.gateway.process import application
 from headwater.settings import Settings
 from headwater.web_server import WebServer
+from tests.support.chromium import CHROMIUM, arguments, needs_chromium
 from tests.unit.gateway.test_routes import KEY, Recorded
 
-CHROMIUM: Final = os.environ.get("HEADWATER_TEST_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 LONG_MS: Final = 30_000
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="needs Chromium (apt install chromium), or HEADWATER_TEST_CHROMIUM"
-)
+@needs_chromium
 async def test_a_request_is_sent_from_both_pages_and_the_key_stays_in_its_field() -> None:
     client = Recorded()
     server = WebServer("GATEWAY", application(client, Admission(1e6, 100), [KEY], Settings.load()))
     await server.start("127.0.0.1", 0)
     complaints: list[str] = []
     async with async_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # which refuses to run as root
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments())
         page = await browser.new_page()
         page.set_default_timeout(LONG_MS)
         page.on("pageerror", lambda error: complaints.append(str(error)))

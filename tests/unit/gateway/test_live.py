@@ -52,6 +52,8 @@ async def test_what_a_gateway_does_not_have_is_said_with_where_it_is(site: Site)
     assert '"role":"gateway"' in body
     assert '"asks":true' in body
     assert '"viewers":false' in body
+    assert '"letters":true' in body
+    assert '"api":"/docs/api"' in body
     for path in ("/live/events", "/live/catalog.json", "/live/users/ann", "/live/state", "/live/doctor"):
         status, body, _ = await site.call("GET", path, TOKEN)
         assert status == 404

@@ -1,6 +1,7 @@
 """What the live page does through Kafka, over a connection that does what the test says."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -172,16 +173,20 @@ async def test_a_broker_that_is_away_is_one_sentence(monkeypatch: pytest.MonkeyP
 async def test_only_one_change_is_made_at_a_time() -> None:
     go_on = asyncio.Event()
 
-    async def redrive(_: Wanted, rate: float, dry_run: bool) -> dict[str, Any]:
+    async def redrive(
+        _: Wanted, rate: float, max_tries: int, dry_run: bool, told: Callable[[int], None]
+    ) -> dict[str, Any]:
+        told(7)
         await go_on.wait()
         return {"redriven": 1}
 
     desk = LetterDesk(SETTINGS, redrive)
-    first = asyncio.ensure_future(desk.redriven(Wanted(), 5.0, False))
+    assert desk.under_way() is None
+    first = asyncio.ensure_future(desk.redriven(Wanted(), 5.0, 1, False))
     await asyncio.sleep(0)
     with pytest.raises(HeadwaterError, match="under way"):
         await desk.purged(Wanted(), True)
+    assert desk.under_way() == {"redriven": 7}
     go_on.set()
     assert await first == {"redriven": 1}
-    with pytest.raises(HeadwaterError, match="headwater dlq redrive"):
-        await LetterDesk(SETTINGS).redriven(Wanted(), 5.0, False)
+    assert desk.under_way() is None

@@ -39,6 +39,6 @@ shown("../openapi.json", (whole) => {
     Object.entries(methods).map(([method, told]) => operation(path, method, told, whole, key.input)));
   const schemas = Object.keys(whole.components.schemas).map((name) => el("details", {},
     el("summary", {}, name), fieldTable(resolved({ $ref: `#/components/schemas/${name}` }, whole), whole)));
-  return [el("nav", {}, el("a", { href: "topics" }, "The topics"), " ", el("a", { href: "../llms.txt" }, "All pages")),
+  return [el("nav", {}, el("a", { href: "topics" }, "The topics"), " ", el("a", { href: "../" }, "The live page"), " ", el("a", { href: "../llms.txt" }, "All pages")),
     key.view, el("h2", {}, "Routes"), ...operations, el("h2", {}, "Messages"), ...schemas];
 });

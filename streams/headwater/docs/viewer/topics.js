@@ -34,7 +34,7 @@ function channel(name, told, whole, key) {
 shown("../asyncapi.json", (whole) => {
   const hasGateway = Object.values(whole.components.messages).some((each) => each["x-gateway"]);
   const key = hasGateway ? keyField() : null;
-  const links = [hasGateway ? el("a", { href: "api" }, "The gateway's routes") : null, " ", el("a", { href: "../llms.txt" }, "All pages")];
+  const links = [hasGateway ? el("a", { href: "api" }, "The gateway's routes") : null, " ", el("a", { href: "../" }, "The live page"), " ", el("a", { href: "../llms.txt" }, "All pages")];
   return [el("nav", {}, ...links.filter(Boolean)), key?.view ?? el("p", {}, "On a gateway (headwater gateway), this page can publish messages."),
     ...Object.entries(whole.channels).map(([name, told]) => channel(name, told, whole, key?.input))];
 });

@@ -2,11 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from headwater.web_server import as_json, came_locally, is_bearer
+from headwater.web_server import came_locally, is_bearer, is_of_other_site, refused
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -40,7 +39,6 @@ class Guard:
         """Whether the caller may see users and items, and publish."""
         if self._token is not None and is_bearer(request, self._token):
             return True
-        # A page of another site may resolve a name of its own to this machine.
         return self.is_open and came_locally(request)
 
     def refusal(self) -> web.Response:
@@ -52,23 +50,16 @@ class Guard:
         )
         if self.is_open:
             expected += ", or localhost as the host"
-        return error(401, "unauthorized", expected, {"WWW-Authenticate": "Bearer"})
+        return refused(401, "unauthorized", expected, {"WWW-Authenticate": "Bearer"})
 
 
-def complaint_about_post(request: web.Request) -> web.Response | None:
-    """The refusal of a POST that a page of another site could have sent; None: it may be handled."""
-    if request.content_type != "application/json":
-        seen = request.content_type[:80]
-        return error(415, "wrong_type", f"Content-Type: got {seen}, expected application/json")
-    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "same-origin")
-    if (origin is not None and urlsplit(origin).netloc != request.host) or site not in (
-        "same-origin",
-        "none",
-    ):
-        return error(
-            403, "other_origin", f"Origin: got {str(origin)[:80]!r}, expected this server's own page"
-        )
-    return None
+def complaint_about(request: web.Request) -> web.Response | None:
+    """The refusal of what a page of another site has sent; None: it may be handled."""
+    origin = request.headers.get("Origin")
+    is_foreign = origin is not None and origin.partition("://")[2] != request.host
+    if not (is_foreign or is_of_other_site(request)):
+        return None
+    return refused(403, "other_origin", f"Origin: got {str(origin)[:80]!r}, expected this server's own page")
 
 
 @web.middleware
@@ -76,15 +67,10 @@ async def hardened(request: web.Request, handler: Handler) -> web.StreamResponse
     """Every answer carries the policy, unless it has one of its own; a stream sends its headers itself."""
     try:
         response = await handler(request)
-    except web.HTTPException as refused:
-        refused.headers.update(HEADERS)
+    except web.HTTPException as error:
+        error.headers.update(HEADERS)
         raise
     if not response.prepared:
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
     return response
-
-
-def error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    """A refusal: one sentence as JSON."""
-    return as_json({"error": {"code": code, "message": message}}, status, headers)

@@ -13,13 +13,14 @@ Bodies are JSON; times are milliseconds since 1970. An error is ``{"error": {"co
 | GET /live/search?q=TEXT&limit=N | ``{items: [item]}``: the item of that id, titles with the words, then what is like the text |
 | GET /live/items?id=A&id=B | ``{items: {id: item}}``, unknown ones left out |
 | GET /live/users?q=START&limit=N | ``{users: [{user_id, events, last_at_ms}]}``: ids that begin so, of this worker, the last active first |
-| GET /live/users/{user_id} | one user, see below; 404 ``unknown_user``, or ``elsewhere`` where another worker has the partition |
+| GET /live/users/{user_id}?until_ms=T | one user, see below, now or as they were then; 404 ``unknown_user``, or ``elsewhere`` where another worker has the partition |
 | POST /live/clicks | ``{user_id, item_id, action?, event_id?, at_ms?}`` -> 201 ``{partition, offset, token, event_id, took_ms}`` |
 | POST /live/recall | the fields of a `Request` without ``request_id`` -> ``{answer, items: {id: item}, took_ms}`` |
-| GET /live/letters | ``{open, redriven, groups: [{reason, topic, letters, failed_again, oldest_ms, newest_ms, message, remedy, place}]}`` |
+| GET /live/letters | ``{open, redriven, groups: [{reason, topic, letters, failed_again, oldest_ms, newest_ms, remedy, newest{place, message}}]}`` |
 | GET /live/letters/list?reason=R&topic=T&limit=N | ``{letters: [{place, put_ms, reason, message, lacks, tries, key, value_bytes}]}``, newest first |
 | GET /live/letters/show?place=T/P/O | ``{place, put_ms, reason, message, lacks, tries, key, headers: [[name, text]], text, hex, value_bytes}`` |
-| POST /live/letters/redrive | ``{reasons?, topics?, place?, rate?, dry_run?}`` -> ``{redriven, skipped: {code: n}, refused: {place: why}, dry_run}`` |
+| POST /live/letters/redrive | ``{reasons?, topics?, place?, rate?, max_tries?, dry_run?}`` -> ``{redriven, skipped: {code: n}, refused: {place: why}, dry_run}``; goes on if the caller leaves |
+| GET /live/letters/under_way | ``{under_way: {redriven} or null}``: how far the redrive is that runs now |
 | POST /live/letters/purge | ``{reasons?, topics?, place?, dry_run?}`` -> ``{purged, dry_run}`` |
 | GET /live/doctor | ``{findings: [{ok, what, seen}], at_ms}``; takes seconds, and is kept for ten of them |
 
@@ -28,7 +29,7 @@ An ``item`` is ``{item_id, title, category, price, available, x, y}``, as far as
 **Who is let in.** `about` tells by ``let_in`` whether this caller is, and by ``loopback`` whether a token is needed. The page, `about` and the
 figures of `events` are for everybody who reaches the address. All else wants ``Authorization: Bearer HEADWATER_ADMIN_TOKEN``. Where
 ``HEADWATER_LIVE_OPEN`` is set (`up` and `demo` set it) and the server listens on this machine alone, no token is needed; the Host header must
-then be a local name. A POST has to be ``Content-Type: application/json`` and of the same origin. The policy of every answer allows scripts,
+then be a local name. No call may come from a page of another site, and a POST has to be ``Content-Type: application/json``. The policy of every answer allows scripts,
 styles and connections of this origin only, no inline ones and no `eval`. An `EventSource` sends no header: with a token, read `events` by `fetch`.
 
 **The stream** has these events, their data JSON in one line:
@@ -59,14 +60,13 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-import msgspec
 from aiohttp import web
 
-from headwater.client_errors import ClientError, RecallTimeout
+from headwater.client_errors import ClientError
 from headwater.errors import HeadwaterError
 from headwater.kafka.letters import Place, Wanted
-from headwater.messages import BadMessage, Response
-from headwater.web_server import as_json
+from headwater.messages import MAX_AT_MS, BadMessage, Response
+from headwater.web_server import as_json, json_object, refusal_of, refused
 from headwater.worker.web import guard, static
 from headwater.worker.web.guard import Guard, Handler
 from headwater.worker.web.viewers import Viewers
@@ -76,7 +76,8 @@ _MOST_USERS: Final = 100
 _MOST_FOUND: Final = 100
 _MOST_LETTERS: Final = 500
 _DEFAULT_RATE: Final = 100.0
-_MAX_RATE: Final = 100_000.0
+_MAX_RATE: Final = 2_000.0
+_MAX_TRIES: Final = 1_000
 _MAX_TEXT: Final = 500
 
 
@@ -111,8 +112,8 @@ class Users(Protocol):
         """Those whose id begins so, the last active first."""
         ...
 
-    async def described(self, user_id: str) -> dict[str, Any]:
-        """One user."""
+    async def described(self, user_id: str, until_ms: int | None = None) -> dict[str, Any]:
+        """One user; without the events after ``until_ms``, and with the interests of then."""
         ...
 
 
@@ -143,8 +144,12 @@ class Desk(Protocol):
         """One of them."""
         ...
 
-    async def redriven(self, wanted: Wanted, rate: float, dry_run: bool) -> dict[str, Any]:
+    async def redriven(self, wanted: Wanted, rate: float, max_tries: int, dry_run: bool) -> dict[str, Any]:
         """Publish them again."""
+        ...
+
+    def under_way(self) -> dict[str, Any] | None:
+        """How far the redrive is that runs now."""
         ...
 
     async def purged(self, wanted: Wanted, dry_run: bool) -> int:
@@ -182,6 +187,7 @@ def add_live(app: web.Application, door_guard: Guard, parts: Parts) -> None:
         ("/live/letters", routes.letters),
         ("/live/letters/list", routes.letter_list),
         ("/live/letters/show", routes.letter),
+        ("/live/letters/under_way", routes.letters_under_way),
         ("/live/doctor", routes.doctor),
     ):
         app.router.add_get(path, routes.told(routes.guarded(get)))
@@ -212,15 +218,11 @@ class _Routes:
             try:
                 return await handler(request)
             except LiveError as error:
-                return guard.error(error.status, error.code, str(error))
-            except BadMessage as error:
-                return guard.error(400, error.reason, str(error))
-            except RecallTimeout as error:
-                return guard.error(504, "no_answer", str(error))
-            except ClientError as error:
-                return guard.error(503, "unavailable", str(error))
+                return refused(error.status, error.code, str(error))
+            except (BadMessage, ClientError) as error:
+                return refusal_of(error)
             except HeadwaterError as error:
-                return guard.error(503, "refused", str(error))
+                return refused(503, "refused", str(error))
 
         return handle
 
@@ -228,10 +230,10 @@ class _Routes:
         """The handler, for callers that are let in alone."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
+            if (complaint := guard.complaint_about(request)) is not None:
+                return complaint
             if not self._guard.lets_in(request):
                 return self._guard.refusal()
-            if request.method == "POST" and (complaint := guard.complaint_about_post(request)) is not None:
-                return complaint
             response = await handler(request)
             if not response.prepared:
                 response.headers.setdefault("Cache-Control", "no-store")
@@ -284,16 +286,18 @@ class _Routes:
         return as_json({"users": await self._part("users", self._parts.users).named(start, limit)}, 200)
 
     async def user(self, request: web.Request) -> web.StreamResponse:
-        users = self._part("users", self._parts.users)
-        return as_json(await users.described(request.match_info["user_id"]), 200)
+        users: Users = self._part("users", self._parts.users)
+        until = request.query.get("until_ms")
+        until_ms = None if until is None else _number(until, "until_ms", MAX_AT_MS)
+        return as_json(await users.described(request.match_info["user_id"], until_ms), 200)
 
     async def click(self, request: web.Request) -> web.StreamResponse:
         asks = self._part("asks", self._parts.asks)
-        return as_json(await asks.click(await _object(request)), 201)
+        return as_json(await asks.click(await json_object(request)), 201)
 
     async def recall(self, request: web.Request) -> web.StreamResponse:
         asks = self._part("asks", self._parts.asks)
-        answer, took_ms = await asks.recall(await _object(request))
+        answer, took_ms = await asks.recall(await json_object(request))
         ids = [item.item_id for item in answer.items]
         ids += [reason.item_id for item in answer.items for reason in item.because]
         ids += [item.item_id for stage in answer.funnel or () for item in stage.items]
@@ -320,21 +324,29 @@ class _Routes:
             raise LiveError(404, "no_such_letter", "there is no such dead letter any more")
         return as_json(found, 200)
 
+    async def letters_under_way(self, _: web.Request) -> web.StreamResponse:
+        return as_json({"under_way": self._part("letters", self._parts.letters).under_way()}, 200)
+
     async def redrive(self, request: web.Request) -> web.StreamResponse:
         desk = self._part("letters", self._parts.letters)
-        fields = await _object(request)
+        fields = await json_object(request)
         wanted, rate = _wanted(fields), fields.get("rate", _DEFAULT_RATE)
         if not isinstance(rate, int | float) or not 0.0 < rate <= _MAX_RATE:
             raise BadMessage(
                 "bad_field",
                 f"rate: got {rate!r:.80}, expected letters a second, more than 0 and at most {_MAX_RATE:g}",
             )
-        done = await desk.redriven(wanted, float(rate), _is_dry(fields))
+        tries = fields.get("max_tries", 1)
+        if not isinstance(tries, int) or not 1 <= tries <= _MAX_TRIES:
+            raise BadMessage(
+                "bad_field", f"max_tries: got {tries!r:.80}, expected a number from 1 to {_MAX_TRIES}"
+            )
+        done = await desk.redriven(wanted, float(rate), tries, _is_dry(fields))
         return as_json({**done, "dry_run": _is_dry(fields)}, 200)
 
     async def purge(self, request: web.Request) -> web.StreamResponse:
         desk = self._part("letters", self._parts.letters)
-        fields = await _object(request)
+        fields = await json_object(request)
         purged = await desk.purged(_wanted(fields), _is_dry(fields))
         return as_json({"purged": purged, "dry_run": _is_dry(fields)}, 200)
 
@@ -348,23 +360,13 @@ class _Routes:
         return part
 
 
-async def _object(request: web.Request) -> dict[str, Any]:
-    """The fields of a body. Raises BadMessage."""
-    try:
-        fields = msgspec.json.decode(await request.read())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage("bad_json", f"the body is no JSON: {error}") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise LiveError(413, "too_large", "the body is too large, expected less than a megabyte") from None
-    if not isinstance(fields, dict):
-        raise BadMessage("bad_json", f"the body is a {type(fields).__name__}, expected an object")
-    return fields
-
-
 def _limit(request: web.Request, most: int, usual: int) -> int:
-    text = request.query.get("limit", str(usual))
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= most):
-        raise BadMessage("bad_field", f"limit: got {text[:80]!r}, expected a number from 1 to {most}")
+    return _number(request.query.get("limit", str(usual)), "limit", most)
+
+
+def _number(text: str, name: str, most: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and 0 < int(text) <= most):
+        raise BadMessage("bad_field", f"{name}: got {text[:80]!r}, expected a number from 1 to {most}")
     return int(text)
 
 
@@ -379,7 +381,7 @@ def _place(text: str) -> Place:
 
 def _wanted(fields: Mapping[str, Any]) -> Wanted:
     """The filter of a call that changes something: nobody means all letters by leaving it out. Raises BadMessage."""
-    names = ("reasons", "topics", "place", "rate", "dry_run")
+    names = ("reasons", "topics", "place", "rate", "max_tries", "dry_run")
     if unknown := sorted(fields.keys() - set(names)):
         raise BadMessage("bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(names)}")
     reasons, topics = (_texts(fields, name) for name in ("reasons", "topics"))

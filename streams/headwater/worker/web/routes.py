@@ -21,7 +21,7 @@ from aiohttp import web
 from headwater.docs.site import add_docs
 from headwater.metrics import CONTENT_TYPE, Metrics
 from headwater.settings import Settings
-from headwater.web_server import WebServer, as_json, is_bearer
+from headwater.web_server import WebServer, as_json, is_bearer, refused
 from headwater.worker.web import guard, static
 
 Describe = Callable[[], dict[str, Any]]
@@ -69,18 +69,15 @@ def data(token: str, describe_user: DescribeUser, describe_items: DescribeItems)
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         if not is_bearer(request, token):
-            refused = as_json(
-                {"error": "expected the header Authorization: Bearer HEADWATER_ADMIN_TOKEN"}, 401
-            )
-            refused.headers["WWW-Authenticate"] = "Bearer"
-            return refused
+            expected = "expected the header Authorization: Bearer HEADWATER_ADMIN_TOKEN"
+            return refused(401, "unauthorized", expected, {"WWW-Authenticate": "Bearer"})
         return await handler(request)
 
     async def user(request: web.Request) -> web.Response:
         user_id = request.match_info["user_id"]
         found = await describe_user(user_id)
         if found is None:
-            return as_json({"error": f"user {user_id!r} is not known to this worker"}, 404)
+            return refused(404, "unknown_user", f"user {user_id[:80]!r} is not known to this worker")
         return as_json(found, 200)
 
     async def items(request: web.Request) -> web.Response:

@@ -1,11 +1,12 @@
 """The files of the live page, as they lie in `page/`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
-from headwater.worker.web import guard
+from headwater.web_server import refused
 
 FOLDER: Final = Path(__file__).parent / "page"
 # What a browser has to be told, whatever the machine's own table says. Nothing else is served.
@@ -25,26 +26,27 @@ TYPES: Final = {
 
 
 def add_page(app: web.Application, folder: Path = FOLDER) -> None:
-    """Serve ``folder``: its `index.html` at `/`, all of it under `/page/`."""
-    root = folder.resolve()
+    """Serve ``folder`` as it is now: its `index.html` at `/`, all of it under `/page/`."""
+    files = _files(folder.resolve())
 
     async def index(_: web.Request) -> web.StreamResponse:
-        return served(root, "index.html")
+        return _served(files, "index.html")
 
     async def file(request: web.Request) -> web.StreamResponse:
-        return served(root, request.match_info["name"])
+        return _served(files, request.match_info["name"])
 
     app.router.add_get("/", index)
     app.router.add_get("/page/{name:.+}", file)
 
 
-def served(root: Path, name: str) -> web.StreamResponse:
-    """One file of a folder, or a 404 for what is not in it or of no known type.
+def _files(root: Path) -> dict[str, Path]:
+    """The files of known types by their names; no path is ever made of what a caller sends."""
+    found = (path for path in root.rglob("*") if path.suffix in TYPES and path.is_file())
+    return {path.relative_to(root).as_posix(): path for path in found if path.resolve().is_relative_to(root)}
 
-    It is asked for again each time, and sent again only where it has changed: `FileResponse` has its ETag.
-    """
-    path = (root / name).resolve() if "\0" not in name else root
-    kind = TYPES.get(path.suffix)
-    if kind is None or not path.is_relative_to(root) or not path.is_file():
-        return guard.error(404, "no_such_file", f"{name[:80]}: expected a file of the page")
-    return web.FileResponse(path, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
+
+def _served(files: Mapping[str, Path], name: str) -> web.StreamResponse:
+    """One file, or a 404. It is asked for again each time, and sent again only where it has changed: by its ETag."""
+    if (path := files.get(name)) is None:
+        return refused(404, "no_such_file", f"{name[:80]}: expected a file of the page")
+    return web.FileResponse(path, headers={"Content-Type": TYPES[path.suffix], "Cache-Control": "no-cache"})

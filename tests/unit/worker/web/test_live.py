@@ -55,8 +55,8 @@ class Back:
         self._note("named", start, limit)
         return [{"user_id": "ann"}]
 
-    async def described(self, user_id: str) -> dict[str, Any]:
-        self._note("described", user_id)
+    async def described(self, user_id: str, until_ms: int | None = None) -> dict[str, Any]:
+        self._note("described", user_id, until_ms)
         if user_id == "nobody":
             raise LiveError(404, "unknown_user", "user 'nobody' has no events yet")
         return {"user_id": user_id}
@@ -79,9 +79,12 @@ class Back:
     async def shown(self, place: Place) -> dict[str, Any] | None:
         return {"place": str(place)} if place.offset < 100 else None
 
-    async def redriven(self, wanted: Wanted, rate: float, dry_run: bool) -> dict[str, Any]:
-        self._note("redriven", wanted, rate, dry_run)
+    async def redriven(self, wanted: Wanted, rate: float, max_tries: int, dry_run: bool) -> dict[str, Any]:
+        self._note("redriven", wanted, rate, max_tries, dry_run)
         return {"redriven": 2}
+
+    def under_way(self) -> dict[str, Any] | None:
+        return {"redriven": 1}
 
     async def purged(self, wanted: Wanted, dry_run: bool) -> int:
         self._note("purged", wanted, dry_run)
@@ -152,6 +155,7 @@ GUARDED = [
     ("GET", "/live/letters"),
     ("GET", "/live/letters/list"),
     ("GET", "/live/letters/show?place=c/1/2"),
+    ("GET", "/live/letters/under_way"),
     ("POST", "/live/letters/redrive"),
     ("POST", "/live/letters/purge"),
     ("GET", "/live/doctor"),
@@ -212,6 +216,7 @@ async def test_a_name_that_was_resolved_to_this_machine_is_refused(site: Site, h
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[evil"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
@@ -222,6 +227,20 @@ async def test_a_page_of_another_site_can_post_nothing(
 ) -> None:
     assert (await site.call("POST", path, {"user_id": "ann"}, headers))[0] == status
     assert site.back.asked == []
+
+
+@pytest.mark.parametrize("site_of_page", ["cross-site", "same-site"])
+async def test_nothing_is_done_for_a_page_of_another_site_that_only_loads_an_address(
+    site: Site, site_of_page: str
+) -> None:
+    """It could not read the answer; but the doctor, a search or all dead letters are work for the worker."""
+    sent = {"Sec-Fetch-Site": site_of_page}
+    for method, path in GUARDED:
+        status, said, _ = await site.call(method, path, {} if method == "POST" else None, sent)
+        assert (status, said["error"]["code"]) == (403, "other_origin")
+    assert site.back.asked == []
+    assert (await site.call("GET", "/live/about", headers=sent))[1]["let_in"] is False
+    assert (await site.call("GET", "/live/users", headers={"Sec-Fetch-Site": "none"}))[0] == 200
 
 
 async def test_the_page_itself_may_post(site: Site) -> None:
@@ -261,7 +280,7 @@ async def test_what_a_server_does_not_have_is_refused_with_its_reason() -> None:
     ("error", "status", "code"),
     [
         (BadMessage("bad_field", "user_id: missing"), 400, "bad_field"),
-        (NotPublished("the broker is away"), 503, "unavailable"),
+        (NotPublished("the broker is away"), 503, "not_published"),
         (RecallTimeout("no answer"), 504, "no_answer"),
         (HeadwaterError("another redrive is under way"), 503, "refused"),
         (LiveError(503, "index_away", "the index does not answer"), 503, "index_away"),
@@ -275,7 +294,9 @@ async def test_every_failure_is_one_sentence(
     assert (answered, said) == (status, {"error": {"code": code, "message": str(error)}})
 
 
-@pytest.mark.parametrize("body", [b"no json", b"[1]", b"\xff", b'{"a": ' * 5000])
+@pytest.mark.parametrize(
+    "body", [b"no json", b"[1]", b"\xff", b'{"a": ' * 5000, b"9" * 9000, b'{"a": ' + b"9" * 9000 + b"}"]
+)
 async def test_a_body_that_is_no_object_is_refused(site: Site, body: bytes) -> None:
     status, said, _ = await site.call("POST", "/live/clicks", body)
     assert status in (400, 413)
@@ -291,7 +312,8 @@ async def test_letters_are_chosen_by_a_filter_and_never_all_by_leaving_it_out(si
     fields = {"reasons": ["bad_json"], "place": "clicks.v1/2/7", "rate": 5, "dry_run": True}
     assert (await site.call("POST", "/live/letters/redrive", fields))[1] == {"redriven": 2, "dry_run": True}
     wanted = Wanted(reasons=("bad_json",), places=(Place("clicks.v1", 2, 7),))
-    assert site.back.asked == [("redriven", wanted, 5.0, True)]
+    assert site.back.asked == [("redriven", wanted, 5.0, 1, True)]
+    assert (await site.call("GET", "/live/letters/under_way"))[1] == {"under_way": {"redriven": 1}}
     assert (await site.call("POST", "/live/letters/purge", {"topics": ["c"]}))[1] == {
         "purged": 3,
         "dry_run": False,
@@ -307,6 +329,7 @@ async def test_letters_are_chosen_by_a_filter_and_never_all_by_leaving_it_out(si
         {"place": "nowhere"},
         {"reasons": ["a"], "rate": 0},
         {"reasons": ["a"], "rate": "fast"},
+        {"reasons": ["a"], "max_tries": 0},
         {"reasons": ["a"], "dry_run": "yes"},
         {"reason": ["a"]},
     ],
@@ -324,6 +347,9 @@ async def test_a_limit_is_a_number_within_its_bounds(site: Site, limit: str) -> 
 
 async def test_a_user_is_found_under_any_id_and_a_letter_by_its_place(site: Site) -> None:
     assert (await site.call("GET", "/live/users/caf%C3%A9%2F1"))[1] == {"user_id": "café/1"}
+    assert (await site.call("GET", "/live/users/ann?until_ms=1700000000000"))[1] == {"user_id": "ann"}
+    assert site.back.asked[-1] == ("described", "ann", 1_700_000_000_000)
+    assert (await site.call("GET", "/live/users/ann?until_ms=then"))[0] == 400
     assert (await site.call("GET", "/live/users/nobody"))[0] == 404
     assert (await site.call("GET", "/live/letters/show?place=c/1/2"))[1] == {"place": "c/1/2"}
     assert (await site.call("GET", "/live/letters/show?place=c/1/200"))[0] == 404

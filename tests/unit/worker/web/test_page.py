@@ -1,8 +1,6 @@
 """The live page in a browser, on a made-up shop."""
 
-import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -11,19 +9,15 @@ import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
+from tests.support.chromium import CHROMIUM, arguments, needs_chromium
 from tests.support.live_stand_in import Shop, application
 
-CHROMIUM: Final = os.environ.get("HEADWATER_TEST_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 # A machine with other work may be slow; nothing here is about speed.
 LONG_MS: Final = 30_000
 HOSTILE: Final = '<img src=x onerror="window.hacked=1"><b>Bold</b>'
 
 pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="needs Chromium (apt install chromium), or HEADWATER_TEST_CHROMIUM"
-    ),
+    needs_chromium,
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
@@ -31,9 +25,7 @@ pytestmark = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        # Its sandbox refuses to run as root.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments())
         yield launched
         await launched.close()
 

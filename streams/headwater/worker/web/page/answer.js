@@ -1,6 +1,7 @@
 /** Part 2, an answer: its items and how they moved, why they are there, what it reflects, and where the time went. */
 
 import { $, h, isStill, ms, number, plural, roving } from "./dom.js";
+import { lack, rung } from "./words.js";
 
 const replaceAnswer = roving($("answer"));
 
@@ -81,8 +82,8 @@ function changed(answer, ranks, before) {
 }
 
 function lacks(now) {
-  const why = Object.entries(now.answer.why ?? {}).map(([source, code]) => `${source}: ${code}`);
-  $("lacks").textContent = why.length > 0 ? `Sources that brought nothing, or less: ${why.join("; ")}.` : "";
+  const why = Object.entries(now.answer.why ?? {}).map(([source, code]) => `${source}: ${lack(code)}`);
+  $("lacks").textContent = why.length > 0 ? `Sources that brought nothing, or too little. ${why.join("; ")}.` : "";
 }
 
 function earlier(before, now) {
@@ -103,7 +104,7 @@ function earlier(before, now) {
 }
 
 function proof(answer, click, at, whatIf, roundMs) {
-  const { reflects, status, rung, error } = answer;
+  const { reflects, status, rung: missing, error } = answer;
   const lines = [];
   let kind = "proof plain";
   let mark = "•";
@@ -131,7 +132,7 @@ function proof(answer, click, at, whatIf, roundMs) {
   }
   if (reflects?.pending) lines.push(`${plural(reflects.pending, "event")} wait for their item.`);
   if (reflects?.gap) lines.push(`Clicks ${reflects.gap.first} to ${reflects.gap.last} were deleted before they were read.`);
-  if (status === "degraded") lines.push(`Degraded: ${rung}.`);
+  if (status === "degraded") lines.push(`Degraded (${missing}): ${rung(missing)}.`);
   $("proof").replaceChildren(h("div", { class: kind }, h("span", { class: "mark", "aria-hidden": "true", text: mark }), h("span", { text: lines.join(" ") })));
   return kind === "proof";
 }

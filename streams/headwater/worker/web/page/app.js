@@ -42,6 +42,7 @@ function heard(name, data) {
   if (name === "figures") {
     stream.figures(data);
     grown(data.items);
+    missed();
   } else if (name === "clicks") shopper.sawClicks(data);
 }
 
@@ -57,7 +58,9 @@ async function fill(isAsked = false) {
   problem.hidden = about.let_in || !isAsked;
   problem.textContent = "That is not the token of this worker.";
   const missing = Object.entries(about.missing ?? {});
-  $("foot").textContent = `Headwater ${about.version}, bundle ${about.bundle}. Everything on this page comes from this worker; it asks nobody else for anything.${missing.map(([part, why]) => ` No ${part}: ${why}.`).join("")}`;
+  const bundle = about.bundle ? `, bundle ${about.bundle}` : "";
+  $("foot").textContent = `Headwater ${about.version}${bundle}. Everything on this page comes from this ${about.role === "gateway" ? "gateway" : "worker"}; it asks nobody else for anything.${missing.map(([part, why]) => ` No ${part}: ${why}.`).join("")}`;
+  $("api").hidden = !about.api;
   if (!about.let_in) {
     isFilled = false;
     if (isAsked) $("token").focus();
@@ -84,6 +87,11 @@ async function drawn() {
     isDrawing = false;
     drawnAt = Date.now();
   }
+}
+
+/** A worker that was still starting is asked again for its map. */
+function missed() {
+  if (isFilled && !map.points && about.may.map && Date.now() - drawnAt > RETOLD_MS) drawn();
 }
 
 /** The map is drawn again when the catalog has become another one, such as while it is being published. */

@@ -37,9 +37,9 @@ function headers(more = {}) {
   return known ? { Authorization: `Bearer ${known}`, ...more } : more;
 }
 
-async function call(path, options = {}) {
+async function call(path, options = {}, isLong = false) {
   let response;
-  const signals = [AbortSignal.timeout(TIMEOUT_MS), ...(options.signal ? [options.signal] : [])];
+  const signals = [...(isLong ? [] : [AbortSignal.timeout(TIMEOUT_MS)]), ...(options.signal ? [options.signal] : [])];
   try {
     response = await fetch(path, { ...options, headers: headers(options.headers), signal: AbortSignal.any(signals) });
   } catch (error) {
@@ -67,8 +67,8 @@ export const get = (path, query = {}, signal = undefined) => {
   return call(search ? `${path}?${search}` : path, { signal });
 };
 
-export const post = (path, body, signal = undefined) =>
-  call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+export const post = (path, body, { signal = undefined, isLong = false } = {}) =>
+  call(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal }, isLong);
 
 /**
  * Read the stream for as long as the page lives. `onEvent(name, data)` gets what comes, `onState({state, reason, retryMs})` how

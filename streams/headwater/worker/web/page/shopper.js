@@ -20,7 +20,7 @@ let id = null;
 let user = null; // as the worker describes it; null: it knows nothing of this one
 let now = null; // the answer that is shown, {answer, items, took_ms}
 let tries = []; // what is only tried, [{item_id, action}]
-let known = {}; // items seen so far, by id
+const known = Object.create(null); // items seen so far, by id; an id may be any word, also one that objects have
 let asking = null; // the request on its way
 let recent = [];
 let recentAt = 0;
@@ -109,7 +109,7 @@ export async function act(itemId, action, button = null) {
     await learn();
     if (id !== who) return;
     showLog();
-    showMap();
+    showMap(user);
   }, button);
 }
 
@@ -120,9 +120,10 @@ async function learn() {
   if (id === who) [user, elsewhere] = [found, why];
 }
 
-async function described(userId) {
+/** What the worker knows of a user, now or as it was then, and why it can tell nothing. */
+async function described(userId, untilMs = undefined) {
   try {
-    return [await get(`/live/users/${encodeURIComponent(userId)}`), ""];
+    return [await get(`/live/users/${encodeURIComponent(userId)}`, { until_ms: untilMs }), ""];
   } catch (error) {
     if (error.code === "elsewhere" || error.code === "not_here") return [null, error.message];
     if (error.code === "unknown_user") return [null, ""];
@@ -143,9 +144,10 @@ async function ask({ click = null, started = performance.now(), at = null }) {
   if (click) body.after = { partition: click.partition, offset: click.offset };
   if (at !== null) body.until_ms = at.ms;
   const before = now;
-  const next = await post("/live/recall", body, mine.signal);
+  const then = at === null ? null : described(id, at.ms).catch(() => [null, ""]);
+  const next = await post("/live/recall", body, { signal: mine.signal });
   const roundMs = performance.now() - started;
-  known = { ...known, ...next.items };
+  learned(next.items);
   now = next;
   const { changes, isProved } = answers.show({
     now: next,
@@ -157,8 +159,10 @@ async function ask({ click = null, started = performance.now(), at = null }) {
     acts,
     over: (itemId) => map.light(itemId),
   });
-  funnel.show(next.answer, { ...known });
-  showMap(at);
+  funnel.show(next.answer, known);
+  const [asThen] = (await then) ?? [null];
+  if (asking !== mine) return;
+  showMap(at === null ? user : { events: (user?.events ?? []).slice(0, at.k), interests: asThen?.interests });
   if (click) say(`The answer changed. ${changes} ${isProved ? "It reflects your click." : "It does not reflect your click."}`);
   else if (at) say(`As it was after ${at.k} events. ${changes}`);
   else if (isTried) say(`What if. ${changes}`);
@@ -181,14 +185,17 @@ function showLog() {
   if (elsewhere) $("log").replaceChildren(empty(elsewhere));
 }
 
-function showMap(at = null) {
-  const events = user?.events ?? [];
+/** The map with a user's events and interests, and the answer that is shown. */
+function showMap(of) {
   map.show({
-    events: at ? events.slice(0, at.k) : events,
-    // Those of now are not those of then.
-    interests: at ? [] : user?.interests ?? [],
+    events: of?.events ?? [],
+    interests: of?.interests ?? [],
     candidates: (now?.answer.items ?? []).map((each) => known[each.item_id] ?? each),
   });
+}
+
+function learned(items) {
+  for (const [itemId, item] of Object.entries(items)) known[itemId] = item;
 }
 
 function acts(itemId) {
@@ -221,7 +228,7 @@ export async function search(words) {
 
 /** Show items beside the answer, with what can be done to them. */
 export function showFound(items) {
-  for (const item of items) known[item.item_id] = { ...known[item.item_id], ...item };
+  learned(Object.fromEntries(items.map((item) => [item.item_id, { ...known[item.item_id], ...item }])));
   if (items.length === 0) return replaceFound(h("li", { class: "empty", text: "Nothing found." }));
   replaceFound(...items.map((item) =>
     h("li", { class: "thing", data: { item: item.item_id }, on: { mouseenter: () => map.light(item.item_id), mouseleave: () => map.light(null), focusin: () => map.light(item.item_id), focusout: () => map.light(null) } },

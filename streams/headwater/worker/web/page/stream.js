@@ -2,6 +2,7 @@
 
 import uPlot from "./vendor/uplot/uPlot.esm.js";
 import { $, colour, empty, h, ms, number, plural } from "./dom.js";
+import { rung } from "./words.js";
 
 const KEPT_S = 180;
 // What the figures of the project aim for: tests/bench/FIGURES.md, "click to answer".
@@ -83,7 +84,8 @@ function draw() {
   tiles(latest);
   partitions(latest.partitions);
   const probes = Object.entries(latest.probe_failures).map(([reason, count]) => [`freshness probe: ${reason}`, count]);
-  counts($("rungs"), { ...latest.rungs, ...Object.fromEntries(probes) }, "Nothing: every answer was whole.");
+  const rungs = Object.entries(latest.rungs).map(([code, count]) => [`${code}: ${rung(code)}`, count]);
+  counts($("rungs"), Object.fromEntries([...rungs, ...probes]), "Nothing: every answer was whole.");
   counts($("letters-count"), latest.dead_letters, "None.");
 }
 

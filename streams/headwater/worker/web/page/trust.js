@@ -4,7 +4,11 @@ import { $, ago, attempt, empty, h, number, plural, say } from "./dom.js";
 import { get, post } from "./back.js";
 
 const LISTED = 10;
-const REDRIVE_RATE = 100; // letters a second
+const TOLD_MS = 1_000;
+const SKIPPED = {
+  cut: "were too large to be kept whole", unreadable: "are of records that nobody could read", no_use: "are of neither clicks nor catalog",
+  failed_again: "failed again before; redrive them one by one", superseded: "are of items that got a later change",
+};
 
 export function start() {
   $("letters-again").addEventListener("click", (event) => letters(event.currentTarget));
@@ -45,7 +49,7 @@ function group(each) {
         button("Purge", "quiet", () => purge(filter, name)),
       ),
     ),
-    h("p", { class: "note", text: each.message }),
+    h("p", { class: "note", text: `The newest: ${each.newest.message}` }),
     each.remedy ? h("p", { class: "note", text: `What mends it: ${each.remedy}` }) : null,
     inside,
   );
@@ -78,7 +82,7 @@ function letter(each) {
       h("dl", { class: "facts" }, h("dt", { text: "key" }), h("dd", { text: told.key ?? "none" }), ...(told.headers ?? []).flatMap(([name, text]) => [h("dt", { text: name }), h("dd", { text })])),
       told.lacks
         ? h("p", { class: "note", text: `It cannot go back: ${told.lacks}.` })
-        : h("div", { class: "row" }, h("button", { type: "button", text: "Redrive this one", on: { click: () => redrive({ place: each.place }, each.place) } })),
+        : h("div", { class: "row" }, h("button", { type: "button", text: "Redrive this one", on: { click: () => redrive({ place: each.place, max_tries: each.tries + 1 }, each.place) } })),
     );
   });
   return details;
@@ -88,9 +92,15 @@ async function redrive(filter, name) {
   const problem = $("letters-problem");
   const tried = await attempt(problem, () => post("/live/letters/redrive", { ...filter, dry_run: true }));
   if (!tried) return;
-  const question = `${plural(tried.redriven, "letter goes back to its topic", "letters go back to their topic")}, at most ${REDRIVE_RATE} a second, with a mark so that each counts once. Mend the cause first: those that fail again come back here.${told(tried)}`;
-  if (!(await confirmed(`Redrive ${name}?`, question, "Redrive"))) return;
-  const done = await attempt(problem, () => post("/live/letters/redrive", { ...filter, rate: REDRIVE_RATE }));
+  if (tried.redriven === 0) return report(`Nothing can go back.${told(tried)}`);
+  const question = `${plural(tried.redriven, "letter goes back to its topic", "letters go back to their topic")}, with a mark so that each counts once. Mend the cause first: those that fail again come back here.${told(tried)}`;
+  if (!(await confirmed(`Redrive ${name}?`, question, "Redrive", true))) return;
+  const watching = setInterval(async () => {
+    const { under_way: now } = await get("/live/letters/under_way").catch(() => ({}));
+    if (now) problem.replaceChildren(h("p", { class: "note", text: `${number(now.redriven)} of ${plural(tried.redriven, "letter")} went back so far. It goes on if this page is closed.` }));
+  }, TOLD_MS);
+  const done = await attempt(problem, () => post("/live/letters/redrive", { ...filter, rate: Number($("rate").value) }, { isLong: true }));
+  clearInterval(watching);
   if (!done) return;
   await letters();
   report(`${plural(done.redriven, "letter")} went back.${told(done)}`);
@@ -101,14 +111,14 @@ async function purge(filter, name) {
   const tried = await attempt(problem, () => post("/live/letters/purge", { ...filter, dry_run: true }));
   if (!tried) return;
   if (!(await confirmed(`Purge ${name}?`, `${plural(tried.purged, "letter is", "letters are")} taken out for good.`, "Purge"))) return;
-  const done = await attempt(problem, () => post("/live/letters/purge", filter));
+  const done = await attempt(problem, () => post("/live/letters/purge", filter, { isLong: true }));
   if (!done) return;
   await letters();
   report(`${plural(done.purged, "letter")} taken out.`);
 }
 
 function told({ skipped = {}, refused = {} }) {
-  const parts = Object.entries(skipped).map(([code, count]) => `${number(count)} skipped (${code})`);
+  const parts = Object.entries(skipped).map(([code, count]) => `${number(count)} stay: they ${SKIPPED[code] ?? code}`);
   const [first] = Object.entries(refused);
   if (first) parts.push(`${plural(Object.keys(refused).length, "letter")} refused, such as ${first[0]}: ${first[1]}`);
   return parts.length > 0 ? ` ${parts.join("; ")}.` : "";
@@ -119,9 +129,11 @@ function report(sentence) {
   say(sentence);
 }
 
-/** Ask before something that cannot be taken back. */
-function confirmed(title, text, yes) {
+/** Ask before something that cannot be taken back; with `hasRate`, also how fast. */
+function confirmed(title, text, yes, hasRate = false) {
   const dialog = $("confirm");
+  $("confirm-rate").hidden = !hasRate;
+  $("rate").disabled = !hasRate;
   $("confirm-title").textContent = title;
   $("confirm-text").textContent = text;
   $("confirm-yes").textContent = yes;
