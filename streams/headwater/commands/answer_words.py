@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-from headwater.messages import Candidate, FunnelStage, Reason, Reflects, Request, Response
+from headwater.messages import Candidate, FunnelStage, Position, Reason, Reflects, Request, Response
 
 # What the user did, as "because you ... Green tea". A test holds the keys equal to the actions that can be a reason.
 DID: Final[Mapping[str, str]] = {
@@ -176,7 +176,10 @@ def _reason(item: Candidate, titles: Mapping[str, str], now_ms: int) -> str:
 
 def _reflected(reflects: Reflects) -> Iterator[str]:
     events = f"{reflects.events} {'event' if reflects.events == 1 else 'events'}"
-    yield f"reflects {events} up to {reflects.partition}:{reflects.offset}"
+    if reflects.offset < 0:
+        yield f"reflects nothing of partition {reflects.partition} yet"
+    else:
+        yield f"reflects {events} up to {Position(reflects.partition, reflects.offset)}"
     if reflects.last_event_id:
         yield f"last event {reflects.last_event_id}"
     if reflects.pending:

@@ -69,13 +69,13 @@ def click(
     user
         The user's id.
     item
-        The item's id; left out for forget.
+        The item's id; left out for retract and forget.
     action
         What the user did. retract takes an event back, forget erases the user.
     at_ms
         When it happened, in milliseconds since 1970; default: now.
     event_id
-        Default: a new one. For retract: the id of the event to take back.
+        The event's id; default: a new one. For retract: the event to take back.
     """
     if action == "retract" and event_id is None:
         raise UsageError("--action retract: expected --event-id with it, the id of the event to take back")
@@ -90,7 +90,7 @@ def click(
                 raise UsageError(str(error)) from error
 
     position = run_async(clicking())
-    print(f"{position.partition}:{position.offset}")
+    print(position)
     return 0
 
 
@@ -130,31 +130,31 @@ def ask(
     filter_
         JSON over the catalog's fields, such as '{"category": "garden", "price": {"lt": 20}}'.
     exclude
-        An item that must not come; repeatable.
+        An item to leave out; repeatable.
     include_seen
-        Items the user has seen may come again.
+        Also answer with items that the user has seen.
     query
-        Free text.
+        Free text to search for.
     item
-        An item that others shall be like; repeatable. With --sources item=1 nothing else counts.
+        Also find items similar to this one; repeatable. With --sources item=1, only those.
     session
-        ITEM or ITEM:ACTION, an event as if it had just happened, which is not stored; repeatable.
+        ITEM or ITEM:ACTION: an event that counts for this answer and is not stored; repeatable.
     sources
-        NAME=WEIGHT, where items come from; repeatable. Default: the worker's weights.
+        NAME=WEIGHT: a source to ask, such as new=1; repeatable. Default: the worker's sources and weights.
     diversity
         0 (best first) to 1 (as different as possible).
     at
-        Answer as if it were then: a date and time (without a zone: UTC), or milliseconds since 1970.
+        Answer as if it were now this time: a date and time (without a zone: UTC), or milliseconds since 1970.
     until
-        The answer as it was then: later events of the user do not count. A time as in --at.
+        Answer as it was at this time: later events of the user do not count. Written as for --at.
     after
-        P:O, a position in the clicks topic that the answer has to reflect, as `headwater click` prints it.
+        A position in the clicks topic that the answer must reflect, as `headwater click` prints it.
     after_event_id
-        Instead, the id of an event that it has to reflect.
+        Instead of --after: the id of an event that the answer must reflect.
     no_wait
         Do not wait for clicks that are published and not yet applied.
     deadline_ms
-        How long the worker may take.
+        How many milliseconds the worker may take.
     explain
         Give a reason for each item.
     json
@@ -262,7 +262,7 @@ def _position(token: str) -> Position:
         return Position.parse(token)
     except BadMessage:
         raise UsageError(
-            f"--after is {token}: expected partition:offset, as `headwater click` prints it"
+            f"--after is {token}: expected partition-offset, such as 3-1042, as `headwater click` prints it"
         ) from None
 
 
@@ -301,7 +301,7 @@ def _source(text: str) -> tuple[str, float]:
 
 
 def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
-    """Show what is known of a user: events, pending ones, the watermark of the partition.
+    """Show what a worker on this machine knows of a user: events, pending items, watermark.
 
     Example: headwater user ann
 

@@ -53,18 +53,18 @@ def evaluate(
     sample
         The number of questions, drawn by the seed; default: all, 10,000 for prequential.
     seed
-        Of the sample.
+        Seed of the sample.
     k
-        The length of lists; default: 10 for leave-one-out, next-basket and cases, else 20.
+        Length of the lists; default: 10 for leave-one-out, next-basket and cases, else 20.
     baselines
         Also judge ItemKNN, EASE and ALS, or TIFU-KNN for next-basket. Needs the extra train.
     delay
-        Tell what freshness is worth: recall of the bundle as it serves, if clicks counted only after each of these delays, such
-        as 0s,1m,10m,1h,1d. By the protocol prequential.
+        Report what freshness is worth: recall as served if clicks counted only after each of these delays, such as
+        0s,1m,10m,1h,1d. By the protocol prequential.
     through_the_stream
         Judge the bundle offline and by asking a worker on an embedded broker; exit 0 only if both agree to 1e-3.
     graph
-        With --through-the-stream: search a graph, as for large catalogs, instead of all items.
+        With --through-the-stream: search a graph instead of all items, as large catalogs do.
     threads
         Threads of the encoder.
     json
@@ -280,9 +280,9 @@ def lighten(
     bundle
         The bundle to lighten; default: the one in force (`headwater settings`).
     int8
-        Tables and matrices in 8 bits, with a scale for each row or column.
+        Quantize tables and matrices to 8 bits, with a scale for each row or column.
     fp16
-        Weights and arithmetic in half precision. CPUs compute in single precision anyway; a GPU may be faster.
+        Keep weights in half precision. CPUs compute in single precision anyway; a GPU may be faster.
     dim
         Keep only the first N dimensions, for bundles of `headwater train --nested`.
     prune

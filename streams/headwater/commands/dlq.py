@@ -58,13 +58,13 @@ class LetterFilter:
     Parameters
     ----------
     reason
-        Only those of this reason; repeatable.
+        Only dead letters with this reason; repeatable.
     topic
-        Only those of records of this topic, such as clicks or headwater.clicks.v1; repeatable.
+        Only dead letters from this topic, such as clicks or headwater.clicks.v1; repeatable.
     since
-        Only those of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
+        Only dead letters of the last 30m, 12h or 2d, or since a date and time (without a zone: UTC).
     key
-        Only those of records with this key: a user's id, or an item's.
+        Only dead letters with this key: the id of a user or an item.
     """
 
     reason: Annotated[list[str], MANY] = field(default_factory=list)
@@ -98,7 +98,7 @@ class ChangeFilter(LetterFilter):
     Parameters
     ----------
     all_
-        All of them, instead of a filter.
+        All dead letters, instead of a filter.
     """
 
     all_: Annotated[bool, Parameter(name="--all"), FLAG] = False
@@ -122,7 +122,7 @@ def show_all(
     which: LetterFilter = _ANY,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """List the dead letters that wait, by reason and topic, with what mends each.
+    """Count the open dead letters by reason and topic, with the remedy of each reason.
 
     Example: headwater dlq list --topic clicks --since 2d
 
@@ -305,7 +305,7 @@ def redrive(
     dry_run: Annotated[bool, FLAG] = False,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """Publish dead letters again once their cause is mended, each exactly once.
+    """Publish dead letters again, each exactly once, after their cause is mended.
 
     The record goes to the topic it came from, as a new one, and its letter is marked in the same transaction. So a second
     run, or one after a crash, leaves it out. A letter that fails again comes back with its number of tries.
@@ -315,11 +315,11 @@ def redrive(
     Parameters
     ----------
     rate
-        Letters a second, at most.
+        Dead letters a second, at most.
     max_tries
-        Leave out letters that have been redriven so often already and failed again.
+        Leave out dead letters that failed again after this many redrives.
     dry_run
-        Say what would be done.
+        Print what would be done, and do nothing.
     json
         Print a JSON object.
     """
@@ -371,7 +371,7 @@ def purge(
     Parameters
     ----------
     dry_run
-        Say what would be done.
+        Print what would be done, and do nothing.
     json
         Print a JSON object.
     """

@@ -39,7 +39,7 @@ PresetOption = Literal[
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FileOptions:
-    """How a file is written; what is not said is found out.
+    """How a file is written; what is left out is detected.
 
     Parameters
     ----------
@@ -49,23 +49,23 @@ class FileOptions:
     preset
         A known format: its columns, actions and ratings. --map still overrides.
     encoding
-        Such as utf-16 or latin-1.
+        Encoding of the text, such as utf-16 or latin-1.
     separator
-        Between values: a character, ::, tab or space.
+        What stands between values: a character, ::, tab or space.
     quote
         The quoting character, or none.
     columns
-        Names for the columns of a file without a header, with commas between.
+        Names of the columns, with commas between, for a file without a header.
     member
-        Which file of a zip archive.
+        Which file of a zip archive to read.
     decimal
         The decimal mark of numbers.
     time
-        What numbers mean as times. Text is read as ISO or another common date format.
+        Unit of times that are numbers. Text is read as ISO or another common date format.
     time_format
-        Of all times, such as '%d.%m.%Y %H:%M'.
+        Format of all times, such as '%d.%m.%Y %H:%M'.
     timezone
-        Of times that name none, such as Europe/Berlin.
+        Zone of times that name none, such as Europe/Berlin.
     """
 
     map_: Annotated[list[str], Parameter(name="--map"), MANY] = field(default_factory=list)
@@ -118,12 +118,12 @@ class EventOptions(FileOptions):
     Parameters
     ----------
     action
-        NAME=ACTION for a name of the file, such as addtocart=add_to_cart; repeatable. The action ignore leaves rows out, and
-        the name * means all others.
+        NAME=ACTION: what a name in the file means, such as addtocart=add_to_cart; repeatable. The action ignore leaves rows
+        out; the name * stands for all others.
     like_from
-        Ratings (--map rating=COLUMN) from here on are a like.
+        Ratings (--map rating=COLUMN) of at least this are a like.
     dislike_to
-        Ratings up to here are a dislike.
+        Ratings of at most this are a dislike.
     """
 
     action: Annotated[list[str], MANY] = field(default_factory=list)

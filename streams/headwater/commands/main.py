@@ -107,6 +107,7 @@ def _command_line() -> App:
             group=None if family else group,
             sort_key=place,
             help_epilogue="",
+            help_format="markdown",
         )
     app.register_install_completion_command(group=_OPTIONS)
     for flag in ("--help", "--version"):

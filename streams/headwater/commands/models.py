@@ -70,17 +70,17 @@ def train(
     Parameters
     ----------
     model
-        shop: a bundle from your catalog and clicks, all chosen by their statistics. starter: the bundle for any catalog, from a sentence encoder alone, without data. groceries: the bundle of the demo,
-        texts and ids of Complete Journey. deepfm, dlrm, nfm: the order of a bundle's candidates. similar: a table of items
-        taken together, added to a bundle. The others: item ids, on any data.
+        shop: a bundle from your catalog and clicks, chosen by their statistics. starter: the shipped bundle for any catalog,
+        without data. groceries: the demo's bundle, from Complete Journey. deepfm, dlrm, nfm: scores for the candidates of a
+        bundle. similar: a table of items taken together, added to a bundle. The others: user encoders over item ids.
     out
         The folder of the new bundle.
     bundle
         For deepfm, dlrm, nfm and similar: the bundle to extend. Default: the one in force (`headwater settings`).
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     epochs
-        The most epochs; default: the recipe's. For all but starter, groceries and similar.
+        Epochs at most; default: the recipe's. For all but starter, groceries and similar.
     steps
         Training steps of groceries; default: those of the shipped bundle.
     set_
@@ -198,7 +198,7 @@ def tune(
     out
         The folder of the tuned model, for `headwater export --model`.
     steps
-        Batches; default: 200.
+        Training steps; default: 200.
     rank
         Rank of the LoRA updates; default: 8; 0: all weights are trained.
     pooling
@@ -206,7 +206,7 @@ def tune(
     loss
         Pairs of items taken one after the other, or whole histories at once, which takes four times as long.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     threads
         Threads of torch.
     """
@@ -260,15 +260,15 @@ def export(
     pooling
         How the vectors of a text's tokens become one.
     prefix
-        Read before each item's text.
+        Text before each item's text.
     query_prefix
-        Read before each free-text query.
+        Text before each free-text query.
     max_tokens
-        Longer texts are cut.
+        Tokens of a text at most; longer texts are cut.
     tokenizer
         The tokenizer.json of an ONNX file; default: beside it.
     int8
-        Weights and activations in 8 bits, per channel.
+        Quantize weights and activations to 8 bits, per channel.
     """
     from headwater_models.commands import export_lm
 

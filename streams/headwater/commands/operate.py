@@ -27,17 +27,17 @@ _RESOLVED: Final = {"kafka_bootstrap_servers": "bootstrap_servers", "bundle": "b
 
 
 def doctor(*, role: Literal["all", "interests", "catalog", "operator", "client"] = "all") -> int:
-    """Look at the whole system; say what is wrong and what to do.
+    """Check the whole system: say what is wrong, and what to do.
 
-    Examined are broker, topics, co-partitioning, rights, groups, lag, dead letters, bundle, index and worker.
+    It looks at broker, topics, co-partitioning, rights, groups, lag, dead letters, bundle, index and worker.
 
     Example: headwater doctor
 
     Parameters
     ----------
     role
-        What the Kafka user of these settings is to have the rights for: a worker of one role, of both (all), an operator who
-        redrives and purges dead letters, or a client that publishes and asks.
+        Whose rights the Kafka user must have: those of a worker of one role or of both (all), of an operator who redrives and
+        purges dead letters, or of a client that publishes and asks.
     """
     settings = running_settings()
     from headwater.commands.doctor import examine
@@ -155,7 +155,7 @@ def create() -> int:
     from headwater.kafka import topics
 
     async def creating() -> "tuple[list[str], list[Problem]]":
-        # A silent broker is told at once; creating may take long.
+        # A silent broker is reported at once; creating may take long.
         await within_timeout(topics.check(settings), settings)
         return await topics.create(settings), await topics.check(settings)
 
@@ -168,7 +168,7 @@ def create() -> int:
 
 
 def check() -> int:
-    """Compare the topics with what they have to be, and say what to do.
+    """Compare the topics with what they should be, and say what to do.
 
     Example: headwater topics check
     """
@@ -177,15 +177,15 @@ def check() -> int:
 
     problems = run_async(within_timeout(topics.check(settings), settings))
     if not problems:
-        print("all topics are as they have to be")
+        print("all topics are as they should be")
     return _report(problems)
 
 
 def accept() -> int:
-    """Accept the clicks topic as it is now, after it was made again or restored, or lost its end. Stop the workers first.
+    """Accept a clicks topic that was re-created, restored, or has lost its end. Stop the workers first.
 
-    Workers refuse to start where their users rest on another clicks topic than the one there is. Then every user is
-    kept, and the clicks of the topic as it is now are applied; those that are known already count once.
+    Workers refuse to start on another clicks topic than the one that their users come from. After this command every
+    user is kept, and the clicks of the topic are applied; those that a user's log has already count once.
 
     Example: headwater topics accept
     """
@@ -223,9 +223,9 @@ def schema(message: str | None = None, *, asyncapi: Annotated[bool, FLAG] = Fals
     Parameters
     ----------
     message
-        Click, Item, Offer, Request, Response, ItemVector, OfferState, Trend or ErasureReceipt.
+        One of Click, Item, Offer, Request, Response, ItemVector, OfferState, Trend, ErasureReceipt.
     asyncapi
-        Print AsyncAPI 3: topics as the settings name and make them, messages, keys and headers.
+        Print the topics, their messages, keys and headers as AsyncAPI 3, with names and configuration from the settings.
     """
     import msgspec
 

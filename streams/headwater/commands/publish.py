@@ -38,11 +38,11 @@ def catalog(
     Parameters
     ----------
     file
-        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
+        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip, zstd or zip.
     form
         How the file is written.
     list_separator
-        Between tags.
+        What stands between tags.
     full
         The file is the whole catalog: also delete the items that it no longer has.
     how
@@ -85,7 +85,7 @@ def clicks(
     Parameters
     ----------
     file
-        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
+        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip, zstd or zip.
     form
         How the file is written.
     how
@@ -114,7 +114,7 @@ def offers(
     Parameters
     ----------
     file
-        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip or zip.
+        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip, zstd or zip.
     form
         How the file is written. A time of each row (--map at_ms=COLUMN) keeps older offers from newer ones.
     how

@@ -22,10 +22,10 @@ def demo(
     events: str = "300000",
     open_page: Annotated[bool, Parameter(name="--open")] = True,
 ) -> int:
-    """Everything on embedded parts and real data, then live clicks and answers until Ctrl-C.
+    """Show the whole system on real data, with an embedded broker and index: a history, then live clicks and answers.
 
-    The encoders are those of the bundle `groceries`, which knows these products; HEADWATER_BUNDLE names others.
-    The first line is the address of the live page. It opens in a browser by itself where there is a display.
+    It serves the bundle `groceries`, which was trained on these products; HEADWATER_BUNDLE names another. The first line
+    is the address of the live page.
 
     Example: headwater demo --once --json
 
@@ -38,7 +38,7 @@ def demo(
     events
         How many of the last purchases to publish as history, or `all` (1.47 million).
     open_page
-        Open the live page; not with --once.
+        Open the live page in a browser, where there is a display; not with --once.
     """
     from headwater.settings import Settings
 
@@ -62,27 +62,27 @@ def up(
     prefix: str | None = None,
     open_page: Annotated[bool, Parameter(name="--open")] = True,
 ) -> int:
-    """A broker (embedded unless one is configured), the topics, and one worker of all roles.
+    """Start everything: a broker (embedded unless one is configured), the topics, and one worker of both roles.
 
-    The embedded broker holds everything in memory: a stop forgets catalog, clicks and users, unless --keep is given.
+    The embedded broker is in memory: without --keep, a stop forgets catalog, clicks and users.
 
     Example: headwater up --keep
 
     Parameters
     ----------
     keep
-        Save what the embedded broker holds in the data folder, and go on from there at the next start. It rewrites all of
-        it every few seconds, so this is for trying things out; a kill loses the last seconds.
+        Save the embedded broker's content in the data folder every few seconds, and load it at the next start. A kill loses
+        the last seconds.
     kafka_port
-        Of the embedded broker; default: 9092, or any free port if that is taken.
+        Port of the embedded broker; default: 9092, or any free port if that is taken.
     web_port
-        Of the live page, /healthz, /readyz and /metrics; default: HEADWATER_WEB_PORT, else any free port.
+        Port of the live page, /healthz, /readyz and /metrics; default: HEADWATER_WEB_PORT, else any free port.
     bundle
-        The encoders' folder; default: HEADWATER_BUNDLE, else the shipped starter.
+        Folder of the bundle; default: HEADWATER_BUNDLE, else the shipped starter.
     data_dir
-        Default: HEADWATER_DATA_DIR, else .headwater in the current folder.
+        Folder of local data; default: HEADWATER_DATA_DIR, else .headwater in the current folder.
     prefix
-        Of topics and consumer groups; default: HEADWATER_TOPIC_PREFIX, else "headwater.".
+        Prefix of topics and consumer groups; default: HEADWATER_TOPIC_PREFIX, else "headwater.".
     open_page
         Open the live page in a browser, where there is a display.
     """
@@ -90,11 +90,10 @@ def up(
     from headwater.settings import Settings
 
     options = {"web_port": web_port, "bundle": bundle, "data_dir": data_dir, "topic_prefix": prefix}
-    # First: a wrong setting is told before anything heavy is imported.
+    # First: a wrong setting is reported before anything heavy is imported.
     settings = Settings.load(**{name: value for name, value in options.items() if value is not None})
-    settings = (
-        settings.with_open_page().with_admin_token()
-    )  # other terminals of this user find it in the run file
+    # Other terminals of this user find the token in the run file.
+    settings = settings.with_open_page().with_admin_token()
     is_embedded = not settings.kafka_bootstrap_servers
     if not is_embedded and (keep or kafka_port is not None):
         raise UsageError(
@@ -149,7 +148,7 @@ def up(
 
 
 def worker(*, role: Literal["all", "interests", "catalog"] = "all") -> int:
-    """One worker against a configured broker; SIGTERM drains and stops it.
+    """Start one worker on a configured broker; SIGTERM drains and stops it.
 
     Example: headwater worker --role interests
 
@@ -187,16 +186,16 @@ def _examining(settings: "Settings", role: "Role") -> "Examine":
 
 
 def gateway(*, host: str | None = None, port: int | None = None) -> int:
-    """HTTP for programs that do not speak Kafka: clicks, items and answers as JSON.
+    """Serve HTTP to programs that do not speak Kafka: clicks, items and answers as JSON.
 
     Example: headwater gateway --port 8080
 
     Parameters
     ----------
     host
-        Where it listens; default: HEADWATER_GATEWAY_HOST, else 127.0.0.1. Other addresses need HEADWATER_GATEWAY_KEYS.
+        Address to listen on; default: HEADWATER_GATEWAY_HOST, else 127.0.0.1. Other addresses need HEADWATER_GATEWAY_KEYS.
     port
-        Default: HEADWATER_GATEWAY_PORT, else 8080; 0 for any free one.
+        Port to listen on; default: HEADWATER_GATEWAY_PORT, else 8080; 0: any free one.
     """
     from headwater.run_file import running_system
     from headwater.settings import Settings

@@ -38,11 +38,11 @@ class ShopOptions:
     catalog_preset
         The known format of the catalog, where it is not that of --preset.
     list_separator
-        Between tags of the catalog.
+        What stands between tags of the catalog.
     text_encoder
-        For shop: what reads the items' texts: static, or a sentence encoder as `headwater export` takes it.
+        For shop: the encoder of item texts: static, or a sentence encoder as `headwater export` takes it.
     user_encoder
-        For shop: the model of users; default: by the statistics of the data.
+        For shop: the user encoder; default: chosen by the statistics of the data.
     """
 
     catalog: Path | None = None

@@ -134,5 +134,10 @@ def test_a_funnel_is_two_lines_of_counts() -> None:
 def test_the_proof_is_one_line() -> None:
     response = answer(reflects=Reflects(2, 7, 3, 1, "e-7"), timings_ms={"total": 4.26})
     assert proof(response) == (
-        "ok, reflects 3 events up to 2:7, last event e-7, 1 pending (no vector of the item yet), 4.3 ms in the worker"
+        "ok, reflects 3 events up to 2-7, last event e-7, 1 pending (no vector of the item yet), 4.3 ms in the worker"
     )
+
+
+def test_before_the_first_click_is_read_an_answer_reflects_nothing_of_its_partition() -> None:
+    response = answer(reflects=Reflects(2, -1, 0, 0, ""), timings_ms={})
+    assert "reflects nothing of partition 2 yet" in proof(response)

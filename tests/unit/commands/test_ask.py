@@ -12,7 +12,7 @@ from tests.support.terminal import Terminal
 
 def test_a_wrong_option_is_one_sentence_and_nothing_is_asked(terminal: Terminal) -> None:
     cases = [
-        (["--after", "3"], "--after is 3: expected partition:offset"),
+        (["--after", "3"], "--after is 3: expected partition-offset"),
         (
             ["--after", "3:1", "--after-event-id", "e"],
             "--after and --after-event-id: expected one of the two",
@@ -43,7 +43,7 @@ def test_a_user_is_looked_up_at_a_worker_of_this_machine_only(terminal: Terminal
 
 
 def test_ask_waits_for_the_last_click_from_another_terminal(beside_up: Terminal) -> None:
-    partition, offset = map(int, beside_up.succeeds("click", "ann", "c1", "--action", "purchase").split(":"))
+    partition, offset = map(int, beside_up.succeeds("click", "ann", "c1", "--action", "purchase").split("-"))
     answer = json.loads(beside_up.succeeds("ask", "ann", "--json"))
     jsonschema.validate(answer, schemas()["Response"])
     assert answer["status"] == "ok"

@@ -57,8 +57,9 @@ def test_help_lists_every_command_in_its_group_and_imports_nothing_heavy() -> No
             assert f"│ {name} " in printed[start:stop], f"{name} is not listed under {group}"
 
 
-def test_the_help_of_each_command_has_an_example_of_it() -> None:
+def test_the_help_of_each_command_has_an_example_of_it_and_no_breaks_within_sentences() -> None:
     printed = printed_by(
+        "import os; os.environ['COLUMNS'] = '1000'",
         "from headwater.commands.main import main",
         f"for words in {LEAVES!r}:",
         "    print('<<' + ' '.join(words))",
@@ -69,6 +70,7 @@ def test_the_help_of_each_command_has_an_example_of_it() -> None:
     assert set(helps) == {" ".join(words) for words in LEAVES}
     for command, text in helps.items():
         assert f"headwater {command}" in text.partition("Example: ")[2], command
+    assert "every few seconds, and load it at the next start. A kill loses" in helps["up"]
 
 
 def test_help_tells_what_the_exit_codes_mean(terminal: Terminal) -> None:

@@ -139,7 +139,7 @@ def test_topics_are_created_once(embedded_broker: str, topic_prefix: str, tmp_pa
     )
     assert terminal.succeeds("topics", "create").count(f"created {topic_prefix}") == 11
     assert terminal.succeeds("topics", "create") == "nothing to create\n"
-    assert terminal.succeeds("topics", "check") == "all topics are as they have to be\n"
+    assert terminal.succeeds("topics", "check") == "all topics are as they should be\n"
 
 
 def test_the_doctor_finds_a_running_system_well(beside_up: Terminal) -> None:
