@@ -360,7 +360,7 @@ class Client:
             filter: Conditions on catalog fields, such as ``{"category": "garden", "price": {"lt": 20}}``.
             exclude: Item ids to leave out, at most 1000.
             exclude_seen: Leave out what the user has clicked, bought or hidden.
-            diversity: From 0 (by likeness alone) to 1 (as varied as possible).
+            diversity: From 0 (by score alone) to 1 (as varied as possible).
             query: Text that items should match, at most 2000 characters.
             items: Item ids whose nearest items are wanted, at most 10; ``sources={"item": 1}`` asks for these alone.
             session: What-if events that count for this answer and are stored nowhere, at most 100.

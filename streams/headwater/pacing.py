@@ -1,4 +1,4 @@
-"""Work on the event loop in turns, so that clicks, heartbeats and cheap requests never wait long for dear work."""
+"""Work on the event loop in turns, so that clicks, heartbeats and cheap requests never wait long for costly work."""
 
 import asyncio
 import time

@@ -16,7 +16,7 @@ class Scale(NamedTuple):
     backlog: int
     erased: int
     fuzz_s: float
-    dear: int
+    costly: int
     clicks_per_s: int
 
 
@@ -32,7 +32,7 @@ _FULL: Final = Scale(
     backlog=400_000,
     erased=400,
     fuzz_s=600.0,
-    dear=10_000,
+    costly=10_000,
     clicks_per_s=1_000,
 )
 _SHORT: Final = Scale(
@@ -47,7 +47,7 @@ _SHORT: Final = Scale(
     backlog=30_000,
     erased=20,
     fuzz_s=8.0,
-    dear=200,
+    costly=200,
     clicks_per_s=200,
 )
 

@@ -195,7 +195,7 @@ SHARED_WITH_MODELS = {
     "headwater.profiles.counters",
     "headwater.recall.fusion",
     "headwater.recall.gathering",
-    "headwater.recall.likeness",
+    "headwater.recall.similarity",
     "headwater.recall.pipeline",
     "headwater.recall.popularity",
     "headwater.recall.rescoring",

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from headwater.recall.likeness import unit
+from headwater.recall.similarity import unit
 from headwater_models.arrays import F32, Bools
 from headwater_models.bundles.mean_config import MeanConfig
 from headwater_models.data.events import Log, newest

@@ -233,7 +233,7 @@ class EdgeIndex:
         plans = plans_of(queries, droppable, share if share <= MOST_HIDDEN else None, translated)
         answers = self.shard.search(plans)
         found = [self._hits(plan, scored) for plan, scored in zip(plans, answers, strict=True)]
-        # Where more were hidden than was reckoned with, there may be others behind them.
+        # Where more were hidden than expected, there may be others behind them.
         short = [
             n
             for n, (plan, scored, hits) in enumerate(zip(plans, answers, found, strict=True))

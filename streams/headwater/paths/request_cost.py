@@ -1,4 +1,4 @@
-"""What a request costs: microseconds of the event loop, reckoned from its fields before any work is done. Pure.
+"""What a request costs: microseconds of the event loop, estimated from its fields before any work is done. Pure.
 
 The figures are processor time on one core of a small machine, with 20,000 items in the edge index and four interests a user.
 They need not be exact: they refuse what is out of all proportion, and cut batches into parts of about the same work.

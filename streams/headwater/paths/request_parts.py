@@ -10,7 +10,7 @@ T = TypeVar("T")
 # What one part costs, in microseconds of the event loop, unless one request alone costs more. A hundred usual requests.
 PART_US: Final = 100_000.0
 # A part that costs more waits its turn.
-DEAR_US: Final = 20_000.0
+COSTLY_US: Final = 20_000.0
 # So many answers are made and sent together: a few milliseconds of work, also where they are mere refusals.
 MOST_AT_ONCE: Final = 256
 

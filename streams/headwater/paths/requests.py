@@ -46,7 +46,7 @@ from headwater.paths.answering import (
 from headwater.paths.asking import ask_of, lacks_vectors
 from headwater.paths.culprit import Culprit, halved
 from headwater.paths.parking import Parking, may_answer
-from headwater.paths.request_parts import DEAR_US, MOST_AT_ONCE, cut, parts_of
+from headwater.paths.request_parts import COSTLY_US, MOST_AT_ONCE, cut, parts_of
 from headwater.paths.serving import Serving
 from headwater.profiles.interests import UserInterests, interests_of
 from headwater.profiles.partition import Partition
@@ -59,8 +59,8 @@ log = structlog.get_logger(__name__)
 _ANSWER_MS: Final = 20.0
 # The share of the time left that fetching missing vectors may take, so that recall has its own.
 _FETCH_SHARE: Final = 0.3
-# So many dear parts are worked on at a time: one on the loop, one in the encoder's thread or on its way to the broker.
-_DEAR_AT_ONCE: Final = 2
+# So many costly parts are worked on at a time: one on the loop, one in the encoder's thread or on its way to the broker.
+_COSTLY_AT_ONCE: Final = 2
 # Requests that cost more than this are answered before the next batch is taken. The backlog waits in the broker.
 _MOST_IN_HAND_US: Final = 2_000_000.0
 
@@ -99,7 +99,7 @@ class RequestPath:
         self._responses = Topics.named(settings.topic_prefix).responses
         self._acceptance = Acceptance(settings.partitions, self._responses, settings.reply_topics, clock)
         self._parking = Parking(self._answer_later, metrics, clock, settings.max_parked)
-        self._dear = asyncio.Semaphore(_DEAR_AT_ONCE)
+        self._costly = asyncio.Semaphore(_COSTLY_AT_ONCE)
         self._in_hand_us = 0.0  # what the requests in hand cost
         self._decode_seconds, self._read_seconds, self._index_seconds = (
             metrics.request_stage_seconds.labels(stage) for stage in ("decode", "read", "index")
@@ -191,12 +191,12 @@ class RequestPath:
         serving: Serving,
         release: Callable[[], None],
     ) -> None:
-        """Answer requests in parts of bounded work, one after the other. Dear parts of all partitions take turns."""
+        """Answer requests in parts of bounded work, one after the other. Costly parts of all partitions take turns."""
         left_us = sum(each.cost_us for each in pending)
         try:
             for part in parts_of(pending, self._now_ms):
                 part_us = sum(each.cost_us for each in part)
-                async with self._dear if part_us > DEAR_US else contextlib.nullcontext():
+                async with self._costly if part_us > COSTLY_US else contextlib.nullcontext():
                     await self._answer_group(part, partition, serving, release)
                 self._in_hand_us -= part_us
                 left_us -= part_us

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from headwater.recall.fusion import Fused
-from headwater.recall.likeness import unit
+from headwater.recall.similarity import unit
 from headwater.recall.sources import F32, Ask
 
 HALF_LIFE_MS: Final = 30 * 86_400_000

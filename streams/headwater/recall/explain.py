@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import ACTION_NAMES
 from headwater.recall.fusion import Fused
-from headwater.recall.likeness import unit
+from headwater.recall.similarity import unit
 from headwater.recall.sources import F32, Ask, PositiveEvent
 
 # A reader takes in three reasons; the rest would be noise of the same item bought twice.

@@ -14,7 +14,7 @@ from headwater.recall.sources import Ask
 
 # What a page shows of a stage without scrolling. Seven sources and nine stages make an answer some 10 kB larger.
 SAMPLE: Final = 12
-# Each ranking is told as far as here, so that the second asking of a request of 1,000 items is not as dear as the first.
+# Each ranking is told as far as here, so that the second asking of a request of 1,000 items is not as costly as the first.
 REACH: Final = 100
 
 Why = Callable[[int], str]  # by item key, the code of why it was taken out

@@ -53,7 +53,7 @@ def diversify(
     """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
     Args:
-        vectors: (items, D), zeros where an item has none; likeness is the cosine.
+        vectors: (items, D), zeros where an item has none; similarity is the cosine.
         diversity: 0 keeps the ranking; 1 looks only at how unlike an item is to those chosen before it.
 
     Returns:
@@ -69,14 +69,14 @@ def diversify(
     scores = np.array([item.score for item in items])
     span = float(scores.max() - scores.min())
     relevance = (1 - diversity) * ((scores - scores.min()) / span if span > 0 else np.ones(len(items)))
-    likeness = np.zeros(len(items))
+    similarity = np.zeros(len(items))
     value = np.empty(len(items))
     chosen: list[int] = []
     while len(chosen) < min(limit, len(items)):
-        np.multiply(likeness, -diversity, out=value)
+        np.multiply(similarity, -diversity, out=value)
         value += relevance
         pick = int(value.argmax())
         chosen.append(pick)
         relevance[pick] = -np.inf
-        np.maximum(likeness, alike[pick], out=likeness)
+        np.maximum(similarity, alike[pick], out=similarity)
     return [items[index] for index in chosen]

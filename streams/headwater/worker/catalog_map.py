@@ -21,7 +21,7 @@ from headwater.index import Index, Query
 from headwater.index.filters import EVERYTHING
 from headwater.index.item_vectors import ItemVectors
 from headwater.pacing import Pacer
-from headwater.recall.likeness import unit
+from headwater.recall.similarity import unit
 
 F32 = NDArray[np.float32]
 

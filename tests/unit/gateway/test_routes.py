@@ -335,7 +335,7 @@ FAILURES: dict[str, tuple[Exception | Response, int, str, bool]] = {
     "no worker": (RecallTimeout("nobody answers"), 504, "no_answer", False),
     "a client that is closed": (ClientError("closed"), 503, "unavailable", True),
     "a click that is not applied": (refused("expired", "after"), 504, "expired", False),
-    "a dear request": (refused("rejected", "too_costly"), 400, "too_costly", False),
+    "a costly request": (refused("rejected", "too_costly"), 400, "too_costly", False),
     "a busy worker": (refused("rejected", "overloaded"), 503, "overloaded", True),
 }
 

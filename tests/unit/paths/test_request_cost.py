@@ -9,7 +9,7 @@ from headwater.messages import Request, SessionEvent
 from headwater.paths.request_cost import MAX_COST_US, complaint, cost_us
 
 VALUES = [f"tag {number}" for number in range(filters.MAX_VALUES)]
-DEAR: dict[str, Any] = {"limit": 1_000, "diversity": 1.0, "explain": True}
+COSTLY: dict[str, Any] = {"limit": 1_000, "diversity": 1.0, "explain": True}
 
 
 def refusal(**fields: Any) -> str | None:
@@ -29,11 +29,11 @@ def test_a_usual_request_costs_little() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        DEAR,
+        COSTLY,
         {"limit": 1_000, "filter": {"category": "tea", "price": {"lt": 5}}},
-        {**DEAR, "exclude": ["c1"] * 1_000, "session": [SessionEvent("c1")] * 100, "filter": {"tags": "a"}},
+        {**COSTLY, "exclude": ["c1"] * 1_000, "session": [SessionEvent("c1")] * 100, "filter": {"tags": "a"}},
         {"filter": wide(16)},
-        {**DEAR, "items": ["c1"] * 10},
+        {**COSTLY, "items": ["c1"] * 10},
     ],
 )
 def test_what_any_single_field_allows_may_be_asked_for(fields: dict[str, Any]) -> None:
@@ -43,11 +43,14 @@ def test_what_any_single_field_allows_may_be_asked_for(fields: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({**DEAR, "filter": wide(16)}, "filter"),
-        ({**DEAR, "session": [SessionEvent("c1")] * 100, "sources": {"new": 1.0, "similar": 1.0}}, "sources"),
+        ({**COSTLY, "filter": wide(16)}, "filter"),
+        (
+            {**COSTLY, "session": [SessionEvent("c1")] * 100, "sources": {"new": 1.0, "similar": 1.0}},
+            "sources",
+        ),
     ],
 )
-def test_a_request_out_of_proportion_is_refused_with_its_dearest_part_and_what_to_do(
+def test_a_request_out_of_proportion_is_refused_with_its_costliest_part_and_what_to_do(
     fields: dict[str, Any], named: str
 ) -> None:
     said = refusal(**fields)

@@ -24,9 +24,9 @@ def test_requests_that_cost_little_stay_together_in_their_order() -> None:
     assert named(parts_of([pending("a"), pending("b"), pending("c")], lambda: 0.0)) == [["a", "b", "c"]]
 
 
-def test_dear_requests_stand_alone_and_after_cheap_ones() -> None:
-    given = [pending("dear", PART_US), pending("a"), pending("dearest", 2 * PART_US), pending("b")]
-    assert named(parts_of(given, lambda: 0.0)) == [["a", "b"], ["dear"], ["dearest"]]
+def test_costly_requests_stand_alone_and_after_cheap_ones() -> None:
+    given = [pending("costly", PART_US), pending("a"), pending("costliest", 2 * PART_US), pending("b")]
+    assert named(parts_of(given, lambda: 0.0)) == [["a", "b"], ["costly"], ["costliest"]]
 
 
 def test_no_part_holds_more_answers_than_are_made_in_a_few_milliseconds() -> None:

@@ -1399,10 +1399,10 @@ async def test_a_request_whose_click_is_gone_again_when_it_is_looked_at_is_left_
 
 # What a batch may take
 
-DEAR = {"limit": 1_000, "diversity": 1.0, "explain": True, "exclude_seen": False}
+COSTLY = {"limit": 1_000, "diversity": 1.0, "explain": True, "exclude_seen": False}
 
 
-async def test_a_batch_of_dear_requests_lets_everything_else_run_between_its_parts(worker: Asked) -> None:
+async def test_a_batch_of_costly_requests_lets_everything_else_run_between_its_parts(worker: Asked) -> None:
     await worker.apply(worker.click("ann", "dark roast"))
     passes = 0
 
@@ -1414,7 +1414,7 @@ async def test_a_batch_of_dear_requests_lets_everything_else_run_between_its_par
 
     counting = asyncio.ensure_future(count())
     names = [f"r{number}" for number in range(40)]
-    await worker.ask(*(worker.request("ann", name, deadline_ms=60_000, **DEAR) for name in names))
+    await worker.ask(*(worker.request("ann", name, deadline_ms=60_000, **COSTLY) for name in names))
     counting.cancel()
     assert {name: response.status for name, response in worker.responses().items()} == dict.fromkeys(
         names, "ok"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from headwater.index import Index
-from headwater.recall.likeness import Wanted, nearest_items
+from headwater.recall.similarity import Wanted, nearest_items
 from headwater.recall.sources import Ask, Named, Resources, SearchSource, Why
 
 

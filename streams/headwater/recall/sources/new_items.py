@@ -10,8 +10,8 @@ from typing import Final, Self
 
 from headwater.index import Index
 from headwater.index.filters import And, Filter, Range
-from headwater.recall.likeness import Wanted, nearest_items
 from headwater.recall.session import current_session
+from headwater.recall.similarity import Wanted, nearest_items
 from headwater.recall.sources import Ask, Named, Resources, SearchSource, Why
 
 # The usual end of a visit.

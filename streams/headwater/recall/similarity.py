@@ -1,4 +1,4 @@
-"""Items in the order of how alike they are to others, by cosine: dot products alone would rank by the norm."""
+"""Items ordered by cosine similarity to other items. Dot products alone would rank by the norm."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -11,13 +11,13 @@ from headwater.index.filters import Filter
 
 F32 = NDArray[np.float32]
 
-# So many times the number wanted is asked for by dot products, to choose by cosines from.
+# The search by dot products asks for this many times the items that are wanted; cosines choose among them.
 CHOICE: Final = 3
 _MAX_CHOICE: Final = 1_000
 
 
 class Wanted(NamedTuple):
-    """What is to be like any of the ``anchors``, which are item keys: at most ``limit`` items, never these themselves."""
+    """A search for at most ``limit`` items similar to any of the ``anchors``, which are item keys; never the anchors themselves."""
 
     anchors: Sequence[int]
     limit: int
@@ -26,7 +26,7 @@ class Wanted(NamedTuple):
 
 
 async def nearest_items(index: Index, wanted: Sequence[Wanted]) -> list[list[tuple[int, str]]]:
-    """For each of ``wanted`` the items, as (key, id), that are most alike to any anchor, best first.
+    """For each of ``wanted`` the items, as (key, id), that are most similar to any anchor, best first.
 
     One search for each anchor whose vector is there, all at once.
 
@@ -49,13 +49,13 @@ async def nearest_items(index: Index, wanted: Sequence[Wanted]) -> list[list[tup
         found[place].update((hit.key, hit.item_id) for hit in hits)
     near = await index.vectors([*{key for items in found for key in items}])
     return [
-        most_alike(items, near, [vectors[key] for key in each.anchors if key in vectors])[: each.limit]
+        most_similar(items, near, [vectors[key] for key in each.anchors if key in vectors])[: each.limit]
         for each, items in zip(wanted, found, strict=True)
     ]
 
 
-def by_likeness(candidates: F32, anchors: F32) -> NDArray[np.int64]:
-    """Places of the candidates (n, D), those first that are most alike, by cosine, to any of the anchors (m, D); m > 0."""
+def by_similarity(candidates: F32, anchors: F32) -> NDArray[np.int64]:
+    """Positions of the candidates (n, D), the most similar to any of the anchors (m, D) first; m > 0."""
     return np.argsort(-(unit(candidates) @ unit(anchors).T).max(axis=1), kind="stable")
 
 
@@ -66,10 +66,10 @@ def unit(vectors: F32) -> F32:
     return found
 
 
-def most_alike(
+def most_similar(
     items: Mapping[int, str], vectors: Mapping[int, F32], anchors: Sequence[F32]
 ) -> list[tuple[int, str]]:
-    """Those of the items that have a vector, the most alike to any of the anchors first.
+    """The items that have a vector, the most similar to any of the anchors first.
 
     Args:
         items: item key -> item id.
@@ -79,5 +79,5 @@ def most_alike(
     live = [key for key in items if key in vectors]
     if not live:
         return []
-    order = by_likeness(np.stack([vectors[key] for key in live]), np.stack(anchors)).tolist()
+    order = by_similarity(np.stack([vectors[key] for key in live]), np.stack(anchors)).tolist()
     return [(live[place], items[live[place]]) for place in order]

@@ -29,7 +29,7 @@ _WAITING: Final = 300
 _ROUNDS: Final = 4
 _SESSION: Final = [{"item_id": f"thing-{number}"} for number in range(100)]
 _MANY_TAGS: Final = {"tags": {"any": [f"tag {number}" for number in range(256)]}}
-DEAREST: Final[Mapping[str, Any]] = {
+COSTLIEST: Final[Mapping[str, Any]] = {
     "limit": 1_000,
     "diversity": 1.0,
     "explain": True,
@@ -38,7 +38,7 @@ DEAREST: Final[Mapping[str, Any]] = {
     "filter": {"or": [{"price": {"gte": number}} for number in range(64)]},
     "deadline_ms": 20_000,
 }
-TOO_DEAR: Final[Mapping[str, Any]] = {**DEAREST, "filter": {"or": [_MANY_TAGS] * 64}}
+TOO_COSTLY: Final[Mapping[str, Any]] = {**COSTLIEST, "filter": {"or": [_MANY_TAGS] * 64}}
 ONE_FILTER: Final[Mapping[str, Any]] = {"limit": 1_000, "filter": {"or": [_MANY_TAGS] * 16}}
 
 
@@ -61,7 +61,7 @@ class Answers:
             self.found[answer.request_id] = answer.error["code"] if answer.error else answer.status
 
 
-async def test_the_dearest_requests_hold_back_neither_the_loop_nor_the_clicks(
+async def test_the_costliest_requests_hold_back_neither_the_loop_nor_the_clicks(
     new_system: Callable[..., System],
 ) -> None:
     system = new_system()
@@ -85,8 +85,8 @@ async def test_the_dearest_requests_hold_back_neither_the_loop_nor_the_clicks(
 
         started_s, asked = time.monotonic(), {}
         async with all_the_time(click, pause_s=0.1):
-            for number in range(SCALE.dear):
-                kind = TOO_DEAR if number % 20 == 7 else ONE_FILTER if number % 20 == 13 else DEAREST
+            for number in range(SCALE.costly):
+                kind = TOO_COSTLY if number % 20 == 7 else ONE_FILTER if number % 20 == 13 else COSTLIEST
                 request_id, user = uuid.uuid4().hex, chosen.choice(users)
                 asked[request_id] = {"request_id": request_id, "user_id": user, **kind}
             await outside.send_all(
@@ -103,7 +103,7 @@ async def test_the_dearest_requests_hold_back_neither_the_loop_nor_the_clicks(
             f"{len(asked)} requests and {clicked} clicks in {time.monotonic() - started_s:.0f} s: {dict(counts)}; the loop "
             f"was late by at most {max(stands):g} s; {worker.memory_mib():.0f} MiB"
         )
-        refused = {request_id for request_id, each in asked.items() if each["filter"] == TOO_DEAR["filter"]}
+        refused = {request_id for request_id, each in asked.items() if each["filter"] == TOO_COSTLY["filter"]}
         assert {answers.found[request_id] for request_id in refused} == {"too_costly"}
         assert counts.keys() <= {"ok", "degraded", "deadline", "too_costly"}
         assert counts["too_costly"] == len(refused)
