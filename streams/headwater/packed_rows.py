@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 # they take some 400 bytes each: three for each record in the columns.
 _LEAST_MERGED: Final = 256
 _MERGED_SHARE: Final = 128
-# Old records are taken out once they are so many.
+# Old records are removed once they are more than one in this many.
 _SWEPT_SHARE: Final = 8
 
 Row = tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The checks of the doctor that look at bundles: one for all roles, and one that reads the catalog's texts."""
+"""The doctor's checks of bundles: that all roles have the same one, and that it can read the catalog's texts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -13,7 +13,7 @@ from headwater.encoder.runtime import Encoder, load
 from headwater.index.vectors_topic import OfferRecord, read_record
 from headwater.messages import BadMessage, decode_item, decode_trend
 
-# Among so many newest records of the trends topic is one of an owner, unless nobody has clicked for a while.
+# An owner's record is among this many newest records of the trends topic, unless nobody has clicked for a while.
 _NEWEST_TRENDS: Final = 200
 _NEWEST_VECTORS: Final = (8, 1_000, 10_000)
 # Texts that the bundle is tried on, of each catalog partition: enough for a share, read in a moment.

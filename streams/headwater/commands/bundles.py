@@ -1,4 +1,4 @@
-"""`headwater evaluate` and `bundle`: what bundles are worth, and bundles made without training."""
+"""`headwater evaluate` and `bundle`: judge bundles, and make them without training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

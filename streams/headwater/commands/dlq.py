@@ -1,4 +1,4 @@
-"""`headwater dlq list`, `show`, `redrive` and `purge`: dead letters looked at, published again, taken out."""
+"""`headwater dlq list`, `show`, `redrive` and `purge`: inspect dead letters, publish them again, remove them."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""What `headwater doctor` is made of: findings, checks that depend on nothing but the system, and the one way to run them."""
+"""The parts of `headwater doctor`: a finding, a check, and how checks are run."""
 
 import asyncio
 import time

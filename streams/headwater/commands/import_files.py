@@ -1,4 +1,4 @@
-"""Rows of files into the catalog, clicks and offers topics, with what the worker, and the broker, would not take told by line."""
+"""Publish rows of files to the topics of catalog, clicks and offers; rows that worker or broker refuse are reported by line."""
 
 import asyncio
 import time

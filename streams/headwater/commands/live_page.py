@@ -1,4 +1,4 @@
-"""The address of the live page: told as soon as it answers, and opened where a person sits before a display."""
+"""The address of the live page: printed as soon as it answers, and opened in a browser where there is a display."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`headwater doctor`, `settings`, `topics`, `metrics` and `schema`: look at a system, and at what it promises."""
+"""`headwater doctor`, `settings`, `topics`, `metrics` and `schema`: inspect a system and its contracts."""
 
 import os
 import sys

@@ -1,1 +1,1 @@
-"""Bundles: exported encoders, checked when they are loaded, run by ONNX Runtime."""
+"""Encoders and their bundles."""

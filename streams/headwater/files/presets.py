@@ -1,4 +1,4 @@
-"""The formats of the trade by name: which columns are which fields, what their actions mean, and what a row is."""
+"""Known file formats by name: which columns are which fields, what their actions mean, and what a row is."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""Who may come in, how often, and how many at once. Pure but for the clock."""
+"""Which calls the gateway admits: API keys, rate limits, calls at a time. Pure but for the clock."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Calling a server that may be away: writes are patient, reads are prompt.
+"""Calls to a server that may be away: writes are retried for long, reads fail soon.
 
 **Circuit breaker.** Clicks and answers wait for reads, so a read has little time. After the first read that runs out of it,
 all reads are refused at once, until the server answers a probe that is repeated in the background.

@@ -2,7 +2,7 @@
 
 An offset means something in one log only, and says nothing of what was skipped on the way to it. So it is committed
 together with the id of its topic, with the leader epoch of what was read, and with the newest offsets that were gone before
-they were read. Whoever goes on from there knows all three.
+they were read. The next owner knows all three.
 """
 
 import time

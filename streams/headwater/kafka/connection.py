@@ -1,4 +1,4 @@
-"""A client's way to its broker: writes that wait their turn, requests and their answers, and where partitions end."""
+"""The client's connection to its broker: writes that wait their turn, requests with their answers, the ends of partitions."""
 
 import asyncio
 from collections.abc import Collection
@@ -228,7 +228,7 @@ class Connection:
             request_timeout_ms=int(PUBLISH_TIMEOUT_S * 1000),
         )
         await self._producer.start()
-        # Else the first message of each waits for it, beyond the reach of whoever closes the client meanwhile.
+        # Else the first message of each waits for it, and closing the client meanwhile could not end that wait.
         await asyncio.gather(*map(self._producer.partitions_for, (self.topics.clicks, self.topics.requests)))
         self._ends = EndOffsets(self._producer.client, self.topics.clicks)
         await self._ends.connect()

@@ -48,7 +48,7 @@ class GroupPosition(NamedTuple):
 class ConsumerGroup(ABC):
     """One member of the group ``name``.
 
-    Order of calls: ``handle`` for each topic, the ``on_...`` callbacks, ``join``, ``stop``. Whoever joins stops.
+    Order of calls: ``handle`` for each topic, the ``on_...`` callbacks, ``join``, ``stop``. The caller of ``join`` also calls ``stop``.
 
     **A batch** is handed to its topic's handler as soon as it is fetched. One per partition is in hand until it is
     released; urgent topics go first. The handler finishes its batch itself. A commit covers finished batches only, in
@@ -147,7 +147,7 @@ class ConsumerGroup(ABC):
 
     @abstractmethod
     async def keep_gap(self, tp: TopicPartition, gap: Gap) -> bool:
-        """As `note_gap`, and commit at once: whoever owns the partition next knows of the gap, whatever happens to this member.
+        """As `note_gap`, and commit at once: the next owner of the partition knows of the gap, whatever happens to this member.
 
         For a partition without a commit, of which nothing is in hand. False: the broker did not take it, for instance in a
         rebalance.

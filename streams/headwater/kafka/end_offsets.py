@@ -1,4 +1,4 @@
-"""Where the partitions of a topic end by now, asked once for everyone who waits.
+"""Where the partitions of a topic end, asked once for everyone who waits.
 
     ends = EndOffsets(client, "headwater.clicks.v1")
     offset = await ends.of(3)  # every record acknowledged before this line has a lower one

@@ -1,4 +1,4 @@
-"""What a group knows of the logs it reads: which ones they are, how far they are what it has read, and what was lost of them.
+"""What a group knows of the logs it reads: which ones they are, how far they go, and what was lost of them.
 
 It is kept beside the committed offsets, so that the next owner of a partition knows it too.
 """

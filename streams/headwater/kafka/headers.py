@@ -17,7 +17,7 @@
 | ``cut_from_bytes`` | dead letters | decimal text |
 | ``key`` | dead letters | the key of the original, any bytes; absent for a null key |
 | ``original.NAME`` | dead letters | the header ``NAME`` of the original, as it was |
-| ``headers_left_out`` | dead letters | decimal text: so many headers of the original are not there, since they were large |
+| ``headers_left_out`` | dead letters | decimal text: how many headers of the original are left out, since they were large |
 | ``redriven-to`` | dead letters, null value | JSON ``[partition, offset, redriven_ms]`` |
 
 Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts.

@@ -1,4 +1,4 @@
-"""Dead letters as they are by now: read from their topic, chosen by a filter, counted by reason, taken out.
+"""Dead letters as they stand: read from their topic, filtered, counted by reason, removed.
 
 Each letter has the key ``topic/partition/offset`` of its original. A tombstone takes it out. A record of that key with
 the header ``redriven-to`` and no value marks it as redriven: the record is on its topic again, and the content is gone.

@@ -26,7 +26,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 def probe_user(partition: int, partitions: int) -> bytes:
     """The id, as UTF-8, of the user that probes a clicks partition, one of ``partitions``: the first one that lies there.
 
-    Workers of one system agree on it, so that whoever owns the partition keeps this user out of its figures.
+    Workers of one system agree on it, so that every owner of the partition keeps this user out of its figures.
     """
     ids = (f"{PROBE_PREFIX}{partition}/{number}".encode() for number in count())
     home = partition % partitions  # so that the search ends for a partition that there is not, too

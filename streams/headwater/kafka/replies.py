@@ -80,7 +80,7 @@ class Replies:
         self._reader = asyncio.create_task(self._read(), name="headwater-answers")
 
     async def close(self) -> None:
-        """Stop reading. Whoever waits goes on waiting: see :meth:`give_up`."""
+        """Stop reading. Calls that wait go on waiting: see :meth:`give_up`."""
         tasks = [task for task in (self._reader, self._widening) if task is not None]
         for task in tasks:
             task.cancel()

@@ -65,7 +65,7 @@ async def once_broker_answers(topic: str, read: Callable[[], Awaitable[T]]) -> T
 class Background:
     """Tasks alongside the batches. What one of them raises ends the worker, by ``fail``; ``where`` says in which part.
 
-    PartitionLost ends a task quietly. Whoever makes a Background stops it.
+    PartitionLost ends a task quietly. The maker of a Background stops it.
     """
 
     def __init__(self, where: str, fail: Callable[[str], None]) -> None:

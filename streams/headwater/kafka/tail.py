@@ -23,7 +23,7 @@ class Tail:
     """Calls ``on_records`` with the records of each partition in order, from the beginning, or from the newest one on.
 
     ``caught_up`` is set once everything that was there at the start has been handed over. What ``on_records`` raises
-    ends the worker by ``fail``, as does a broker that gives nothing for two minutes. Whoever starts a tail stops it.
+    ends the worker by ``fail``, as does a broker that gives nothing for two minutes. The starter of a tail stops it.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Which log a topic's partition is: the topic's id and the epoch of the leader, as the broker knows them.
 
-A topic that is deleted and made again has its name, and may by now be longer than what was read of the former one. Only
+A topic that is deleted and re-created keeps its name, and may be longer than what was read of the former one. Only
 its id tells the two apart. Brokers tell ids since Kafka 2.8 (Metadata v10), which aiokafka does not speak.
 """
 

@@ -1,4 +1,4 @@
-"""Why a broker does not let us in, as a sentence with the remedy.
+"""Why a broker cannot be used, as a sentence with the remedy.
 
 aiokafka logs what each address said, and then raises only that none of them worked. So each is asked once more.
 """

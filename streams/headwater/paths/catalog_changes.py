@@ -1,4 +1,4 @@
-"""What a batch of catalog records changes: the newest change of each item, by the order of versions, and what is none."""
+"""What a batch of catalog records changes: the newest change of each item by version, and the records that change nothing."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What earlier owners of a catalog partition wrote: read at the start, compared every few seconds, and mended.
+"""What earlier owners of a catalog partition wrote: read at the start, checked every few seconds, and repaired.
 
 Items that another bundle encoded are encoded again. What somebody else overwrote on the vectors topic is written again.
 """

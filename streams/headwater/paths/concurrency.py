@@ -1,4 +1,4 @@
-"""A batch's place among the few that are worked on at a time."""
+"""A batch's slot among the few that are worked on at a time."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What the offers of an owned catalog partition have come to, as the vectors topic has it.
+"""The merged offers of each item of an owned catalog partition, as the vectors topic has them.
 
 Offers that come before their item wait for it on the vectors topic, as all do, in a room of a bounded size.
 """

@@ -50,7 +50,7 @@ class Parking:
         leave: called with the requests of one partition that need not wait any longer: their click has come, or their
             time is over.
         clock: the time in seconds since 1970.
-        most: at most so many wait.
+        most: how many may wait.
     """
 
     def __init__(

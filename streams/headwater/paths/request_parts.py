@@ -11,7 +11,7 @@ T = TypeVar("T")
 PART_US: Final = 100_000.0
 # A part that costs more waits its turn.
 COSTLY_US: Final = 20_000.0
-# So many answers are made and sent together: a few milliseconds of work, also where they are mere refusals.
+# This many answers are made and sent together: a few milliseconds of work, also where they are mere refusals.
 MOST_AT_ONCE: Final = 256
 
 

@@ -59,7 +59,7 @@ log = structlog.get_logger(__name__)
 _ANSWER_MS: Final = 20.0
 # The share of the time left that fetching missing vectors may take, so that recall has its own.
 _FETCH_SHARE: Final = 0.3
-# So many costly parts are worked on at a time: one on the loop, one in the encoder's thread or on its way to the broker.
+# How many costly parts are worked on at a time: one on the loop, one in the encoder's thread or on its way to the broker.
 _COSTLY_AT_ONCE: Final = 2
 # Requests that cost more than this are answered before the next batch is taken. The backlog waits in the broker.
 _MOST_IN_HAND_US: Final = 2_000_000.0
@@ -270,7 +270,7 @@ class RequestPath:
         self._encoder_seconds[serving.encoder.kind].observe(read_s)
         needed = [needed_offset(each, partition, applied) for each in pending]
         if max(needed) > partition.watermark:
-            # The changelog has mostly acknowledged these clicks by now. Let its waiters run first: an answer that is
+            # The changelog has mostly acknowledged these clicks. Let its waiters run first: an answer that is
             # found before has to wait for the loop once more.
             await asyncio.sleep(0)
             await asyncio.sleep(0)

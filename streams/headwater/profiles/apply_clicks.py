@@ -19,7 +19,7 @@ from headwater.profiles.hides import keep, packed, unpacked
 from headwater.profiles.runs import before, firsts
 
 # A user who is handled singly costs a tenth of a millisecond, and so does one whose log is folded. The event loop stands
-# meanwhile, so a batch has at most so many of either: more than a coalesced batch has clicks.
+# meanwhile, so a batch has at most this many of either: more than a coalesced batch has clicks.
 MAX_SINGLE_USERS: Final = 1_100
 
 

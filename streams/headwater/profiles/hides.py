@@ -17,7 +17,7 @@ from typing import Final
 from headwater.profiles.actions import HIDES, REPELS, UNHIDES
 from headwater.profiles.event_log import Event
 
-# With 20 bytes each, 2,560 for a user who has hidden so many.
+# With 20 bytes each, 2,560 for a user who has hidden this many.
 DEFAULT_HIDES: Final = 128
 # As an entry of the log in a user's record: item key, event key, and time with the action above it.
 _ENTRY: Final = Struct("<QIHIH")

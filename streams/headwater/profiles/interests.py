@@ -58,7 +58,7 @@ async def interests_of(
 ) -> list[UserInterests]:
     """The interests of R users, each at its own moment. Users need not be known.
 
-    A state is folded again from its log if it is of another bundle, or lacks events whose items have a vector by now.
+    A state is folded again from its log if it is of another bundle, or lacks events whose items have got a vector since.
 
     Args:
         users: (R,) ids as UTF-8.

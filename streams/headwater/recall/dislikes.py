@@ -1,4 +1,4 @@
-"""A dislike pushes away from what is like it, and less so as it ages. Pure.
+"""A dislike lowers what is similar to it, less so as it ages. Pure.
 
 Dislikes enter no state of an encoder; their effect is worked out for each request of the users who have any. An interest
 loses the direction of a disliked item, as by Rocchio (1971), unless the user likes something of that kind. A candidate
@@ -17,7 +17,7 @@ from headwater.recall.sources import F32, Ask
 HALF_LIFE_MS: Final = 30 * 86_400_000
 # After four half-lives a dislike only keeps its own item out.
 _LEAST_STRENGTH: Final = 1 / 16
-# Of the newest dislikes only so many push: each costs a product with every candidate.
+# Only this many of the newest dislikes count: each costs a product with every candidate.
 _MOST: Final = 32
 _LEAST_LEFT: Final = 0.5
 # Half of all pairs of one kind of goods have a cosine above 0.7, with the starter as with the bundle of groceries. Half of

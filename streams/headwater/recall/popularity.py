@@ -3,7 +3,7 @@
 An event of age ``a`` weighs ``w * 2^(-a / half_life)``. Weights are relative to a moving origin of time, so an event costs
 one multiplication and no weight is ever decayed again.
 
-**One user, one voice.** Whoever clicks without end would put an item first for everybody. So an event counts less the more
+**One user, one voice.** A user who clicks without end would put an item first for everybody. So an event counts less the more
 there is of the kind, see :func:`shares`.
 """
 
@@ -33,7 +33,7 @@ _MAX_ITEMS: Final = 200_000
 _REBASE_HALF_LIVES: Final = 8.0
 # Of a user's events about as many count fully in this time as a log holds.
 _FULL_LOG_MS: Final = 86_400_000.0
-# At most so many events wait to be summed up: a few milliseconds of work.
+# At most this many events wait to be summed up: a few milliseconds of work.
 _MAX_WAITING: Final = 20_000
 
 

@@ -1,4 +1,4 @@
-"""Candidates in the order of the bundle's score graph: what it is told about them, and one run for a batch of requests."""
+"""Candidates reordered by the bundle's score graph: their features, and one run for a batch of requests."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence

@@ -50,7 +50,7 @@ class Axes(NamedTuple):
 
 
 def axes_of(vectors: F32, items: int) -> Axes:
-    """The axes of a sample of vectors (n, D), n > 0, of a catalog of so many ``items``.
+    """The axes of a sample of vectors (n, D), n > 0, of a catalog with this many ``items``.
 
     Each points to where its largest component is positive, so the same vectors always give the same picture.
     """

@@ -1,4 +1,4 @@
-"""Erasure to its end: a forgotten user's dead letters are taken out, and a receipt on a topic says what goes when.
+"""Completes an erasure: removes the user's dead letters, and publishes a receipt that says when nothing is left.
 
 A `forget` takes the user's state from the worker and the changelog at once. Before it is committed, a receipt is begun,
 so that a worker which dies leaves it to the next owner of the partition. Receipts name a user by a hash of the id.

@@ -14,7 +14,7 @@ from headwater.paths.observer import Answered, ClickApplied, ItemIndexed, Observ
 
 F64 = NDArray[np.float64]
 
-# Quantiles are of so many seconds: of one second they would jump at a low load.
+# Quantiles are over this many seconds: over one second they would jump at a low load.
 WINDOW_S: Final = 10
 # Of one kind, in one second of the stream.
 MOST_SHOWN: Final = 20

@@ -1,4 +1,4 @@
-"""What a worker has for the live page: its parts, made of what the worker holds. Nothing here runs while nobody looks."""
+"""The live page of a worker, put together from the worker's parts. Nothing here runs without a viewer."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What a worker says of itself: its health, how far each partition has come, one user described, and gauges."""
+"""A worker's report of itself: health, the progress of each partition, one user described, gauges."""
 
 import asyncio
 import contextlib

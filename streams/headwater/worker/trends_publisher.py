@@ -1,5 +1,4 @@
-"""The trends topic: what is popular in each clicks partition of this worker is published every two seconds where it has
-changed, and what others published is read within bounds."""
+"""Publishes what is popular in each clicks partition of this worker to the trends topic, and reads what others publish."""
 
 import asyncio
 import time

@@ -23,7 +23,7 @@ _BUSY_SHARE: Final = 0.4
 _MAX_PAUSE_S: Final = 0.03
 # A fetch of more records is worth its fixed cost, and with a backlog there is nothing to wait for.
 _SMALL_FETCH: Final = 500
-# Most clicks and requests are handled in so many turns of the loop, and on an idle machine in that time.
+# Most clicks and requests are handled within this many turns of the loop, and on an idle machine within this time.
 _TURNS: Final = 10
 _TURNS_S: Final = 0.008
 
@@ -109,7 +109,7 @@ class FetchPacer:
         self._last_s, self._last_worked_s = now_s(), worked_s()
 
     def pause_s(self, records: int) -> float:
-        """Seconds to wait after a fetch that brought so many records. Call it once after each fetch."""
+        """Seconds to wait after a fetch that brought this many records. Call it once after each fetch."""
         now_s, worked_s = self._now_s(), self._worked_s()
         took_s, busy_s = now_s - self._last_s, worked_s - self._last_worked_s
         self._last_s, self._last_worked_s = now_s, worked_s

@@ -14,7 +14,7 @@ GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
 
 # Sixteen times Kafka's default bound of a packed batch. Clicks pack to a fifth or a tenth of their size.
 MAX_UNPACKED_BYTES: Final = 16 * 1024 * 1024
-# Where an operator allows larger batches, they may unpack to so many times their size.
+# Where an operator allows larger batches, they may unpack to this many times their size.
 _MAX_RATIO: Final = 8
 # What nearly all small batches unpack to at most.
 _SMALL_BYTES: Final = 64 * 1024

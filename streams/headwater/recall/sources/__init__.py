@@ -81,7 +81,7 @@ class Ask(NamedTuple):
         exclude_seen: items that the user has seen are among these.
         weights: of the sources, by name, as the request gives them; empty: each has its default weight.
         explain: the answer gives reasons.
-        pool: each source is asked for at least so many items, for a scorer to choose from; 0: the answer is not scored.
+        pool: how many items each source is asked for at least, for a scorer to choose from; 0: the answer is not scored.
     """
 
     limit: int = 20
@@ -201,7 +201,7 @@ class Source(ABC):
 class KeySource(Source):
     """Names items by their keys. Pure."""
 
-    # Of the items it names, so many times the number wanted are looked up where no filter is set; None: all of them.
+    # Without a filter, this many times the wanted number of the items that it names are looked up; None: all of them.
     looked_up: ClassVar[int | None] = None
 
     @abstractmethod

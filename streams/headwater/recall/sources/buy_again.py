@@ -17,7 +17,7 @@ LOYALTY: Final = 0.35
 SEASON: Final = 0.4
 # A season is over some weeks later, and was not there some weeks before.
 SEASON_HALF_LIFE_MS: Final = 28 * 86_400_000
-# The weight of each level, and of an event that so many others came after: a power for each costs more than all else.
+# The weight of each level, and of an event by how many others came after it: a power for each costs more than all else.
 _OF_LEVEL: Final = [weight(level) for level in range(MAX_LEVEL + 1)]
 _OF_AGE: Final = [weight(ONE - age) for age in range(512)]
 

@@ -1,4 +1,4 @@
-"""The live page's back: what happens as a stream, one user, the catalog as a map, answers as funnels, and what needs a hand.
+"""The routes behind the live page: a stream of events, one user, the map of the catalog, answers with funnels, dead letters.
 
 Bodies are JSON; times are milliseconds since 1970. An error is ``{"error": {"code", "message"}}`` with its status. ``x`` and
 ``y`` are places on the map, -1 to 1; an item or an interest that has none has null there.

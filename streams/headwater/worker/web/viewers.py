@@ -1,4 +1,4 @@
-"""Those who look at the live page: one stream of server-sent events each, at most fifty, none of which can hold a worker up.
+"""Viewers of the live page: one stream of server-sent events each, at most fifty, none of which can delay the worker.
 
 What all get is made once a second while there is somebody, and nothing is made while there is nobody. Each viewer has a short
 queue. One that does not read is dropped when its queue is full, and the oldest makes room for the fifty-first; those who are
