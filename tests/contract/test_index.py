@@ -22,7 +22,8 @@ from headwater.index import BadVector, Index, Point, Query
 from headwater.index import server as index_server
 from headwater.index.edge import EdgeIndex
 from headwater.index.filters import And, Filter, FilterError, Range, admitting, parse
-from headwater.index.server import Collection, ServerAddress, ServerIndex
+from headwater.index.server import ServerAddress, ServerIndex
+from headwater.index.server_collection import Collection
 from headwater.messages import OfferState
 from tests.contract import qdrant_stand_in
 
@@ -70,7 +71,7 @@ async def opened(kind: str, path: Path) -> AsyncIterator[Index]:
             patch.setattr(index_server, "LOOK_UP_S", 60.0)
             patch.setattr(index_server, "SEARCH_S", 60.0)
             yield index
-        await index.drop()
+        await index.collection.drop()
         await index.close()
 
 
@@ -572,7 +573,7 @@ async def test_server_keeps_items_and_marks_over_a_new_connection(connect: Conne
         with pytest.raises(ValueError, match=r"expected vectors of 9 \+ 1 dimensions"):
             await connect(collection, dim=DIM + 1)
     finally:
-        await first.drop()
+        await first.collection.drop()
         await first.close()
 
 
@@ -582,13 +583,13 @@ async def test_alias_names_the_live_collection_and_moves_in_one_step(connect: Co
     try:
         await old.put([item("in the old one")])
         await new.put([item("in the new one")])
-        assert await old.live(alias) == await new.live(alias) == f"items-{alias}-1"
-        await new.make_live(alias)
-        assert await old.live(alias) == f"items-{alias}-2"
-        assert await old.live(f"{alias}-unknown") is None
+        assert await old.collection.live(alias) == await new.collection.live(alias) == f"items-{alias}-1"
+        await new.collection.make_live(alias)
+        assert await old.collection.live(alias) == f"items-{alias}-2"
+        assert await old.collection.live(f"{alias}-unknown") is None
     finally:
         for each in (old, new):
-            await each.drop()
+            await each.collection.drop()
             await each.close()
 
 
@@ -599,7 +600,7 @@ async def test_two_that_open_a_new_collection_at_once_both_get_it(connect: Conne
         await both[0].put([item("a")])
         assert await found(both[1]) == {"a"}
     finally:
-        await both[0].drop()
+        await both[0].collection.drop()
         for each in both:
             await each.close()
 
@@ -663,5 +664,5 @@ async def test_a_late_writers_older_offers_do_not_come_back_to_a_shared_index(co
     await index.put_offers([state("tea", 5, available=False, available_ms=3_000)])
     await index.put_offers([state("tea", 4, available=True, available_ms=2_000)])
     assert await found(index) == set()
-    await index.drop()
+    await index.collection.drop()
     await index.close()

@@ -20,7 +20,8 @@ from aiokafka.structs import RecordMetadata
 from headwater.encoder import runtime as encoders
 from headwater.encoder.features import item_key
 from headwater.index import Point
-from headwater.index.server import Collection, ServerAddress, ServerIndex
+from headwater.index.server import ServerAddress, ServerIndex
+from headwater.index.server_collection import Collection
 from headwater.settings import Settings
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
@@ -312,7 +313,7 @@ async def test_a_collection_made_anew_is_filled_again_and_a_key_that_is_taken_no
                 return len(points) == 4 and await holds(index, points)
 
             await outside.until("all are there", are_there)
-            await index.drop()
+            await index.collection.drop()
             async with index_of(stand_in, own_topics):
                 assert await index.count() == 0
             await outside.until("all are there again", are_there)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headwater.index import NoRoom, Query, fields
 from headwater.index.filters import EVERYTHING, Filter
 
-# Candidates that a search through the graph keeps at least: finds 99.7 % of the 20 best of the starter bundle's items.
+# Candidates that a search through the graph keeps at least: finds 99.7 % of the 20 best of the items of `groceries`.
 SEARCH_EF: Final = 128
 _SEARCH: Final = engine.SearchParams(hnsw_ef=SEARCH_EF)
 # The engine writes into mapped files. On a full disk the kernel ends such a process at once (SIGBUS), without a word. So

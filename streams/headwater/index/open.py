@@ -69,7 +69,8 @@ async def _open_edge(settings: Settings, bundle_id: str, dim: int, radius: float
 
 
 async def _open_server(settings: Settings, bundle_id: str, dim: int, radius: float) -> Index:
-    from headwater.index.server import Collection, ServerAddress, ServerIndex
+    from headwater.index.server import ServerAddress, ServerIndex
+    from headwater.index.server_collection import Collection
 
     assert settings.qdrant_url is not None
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None

@@ -15,7 +15,6 @@ absent. A stored one is replaced only while it is older. The stamps are then rea
 """
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +48,7 @@ from headwater.index import (
 from headwater.index.filters import Filter
 from headwater.index.offers import laid_over
 from headwater.index.server_calls import LOOK_UP_S, SEARCH_S, Calls
+from headwater.index.server_collection import Collection, ServerCollection
 from headwater.index.server_terms import (
     DELETED,
     condition_on_items,
@@ -62,11 +62,6 @@ from headwater.index.server_terms import (
 from headwater.messages import OfferState
 
 log = structlog.get_logger(__name__)
-
-OLDEST_SERVER = (
-    1,
-    18,
-)  # has insert-only and conditional upserts, which an older server ignores without a word
 
 # A batch of 64 queries takes a server some 40 ms; 500 points of 64 dimensions are about 300 KB.
 SEARCH_SLICE = 64
@@ -100,24 +95,6 @@ class ServerAddress(NamedTuple):
     tries: int = 3
 
 
-class Collection(NamedTuple):
-    """Where one bundle's items are kept.
-
-    Attributes:
-        dim: numbers in a vector.
-        radius: see `lifted`. Vectors stored with another radius are found too, only less surely.
-        alias: pointed at the collection unless it points elsewhere already; None: there is none.
-        shards, replicas: of a new collection; None leaves them to the server.
-    """
-
-    name: str
-    dim: int
-    radius: float = 0.0
-    alias: str | None = "items"
-    shards: int | None = None
-    replicas: int | None = None
-
-
 class ServerIndex:
     """`connect` it, and close it. Every call ends within its time limit, if need be with IndexUnavailable (`server_calls`)."""
 
@@ -126,7 +103,6 @@ class ServerIndex:
 
     def __init__(self, client: AsyncQdrantClient, server: ServerAddress, collection: Collection) -> None:
         self._client = client
-        self._url = server.url
         self._collection = collection.name
         self._dim = collection.dim
         self._stored_dim = collection.dim + 1  # see `lifted`
@@ -134,9 +110,7 @@ class ServerIndex:
         self._calls = Calls(
             f"Qdrant at {server.url}", self._look, timeout_s=server.timeout_s, tries=server.tries
         )
-        self._indexed_fields: set[str] = set()
-        self._unused_fields: set[str] = set()  # those of them that no item had at the last sweep
-        self._number_indexes = fields.NumberIndexes()
+        self.collection = ServerCollection(client, self._calls, collection)
 
     @classmethod
     async def connect(cls, server: ServerAddress, collection: Collection) -> "ServerIndex":
@@ -149,10 +123,7 @@ class ServerIndex:
         client = _client(server)
         index = cls(client, server, collection)
         try:
-            await index._check_server()
-            await index._open_collection(collection.shards, collection.replicas)
-            if collection.alias is not None and await index.live(collection.alias) is None:
-                await index.make_live(collection.alias)
+            await index.collection.open()
         except AioRpcError as problem:
             await client.close()
             raise IndexUnavailable(index._calls.refusal(problem)) from None
@@ -255,32 +226,8 @@ class ServerIndex:
         await self._calls.close()
         await self._client.close()
 
-    async def make_live(self, alias: str) -> None:
-        """Point the alias at this collection, in one step with taking it from another.
-
-        Raises:
-            IndexUnavailable: the server does not answer.
-        """
-        create = models.CreateAlias(collection_name=self._collection, alias_name=alias)
-        changes: list[models.AliasOperations] = [models.CreateAliasOperation(create_alias=create)]
-        if await self.live(alias) is not None:
-            delete = models.DeleteAlias(alias_name=alias)
-            changes.insert(0, models.DeleteAliasOperation(delete_alias=delete))
-        await self._calls.patient(self._client.update_collection_aliases, changes)
-
-    async def live(self, alias: str) -> str | None:
-        """The collection that the alias names, or None. Raises IndexUnavailable."""
-        aliases = (await self._calls.patient(self._client.get_aliases)).aliases
-        return next((each.collection_name for each in aliases if each.alias_name == alias), None)
-
-    async def drop(self) -> None:
-        """Delete the collection, of a bundle that is no longer served. Raises IndexUnavailable."""
-        await self._calls.patient(self._client.delete_collection, self._collection)
-
     async def sweep(self, before_s: float) -> None:
-        """As `Index.sweep`: the marks are points of the collection, and are deleted there.
-
-        Indexes of numbers that no item has, now and at the sweep before, make room for others.
+        """As `Index.sweep`: the marks are points of the collection. Unused indexes of numbers go too.
 
         Raises:
             IndexUnavailable: the server does not answer, or refuses.
@@ -290,26 +237,9 @@ class ServerIndex:
         selector = models.FilterSelector(filter=marks)
         try:
             await self._calls.patient(self._client.delete, self._collection, selector, wait=True)
-            await self._sweep_number_indexes()
+            await self.collection.sweep_number_indexes()
         except AioRpcError as problem:
             raise IndexUnavailable(self._calls.refusal(problem)) from problem
-
-    async def _sweep_number_indexes(self) -> None:
-        """The index of a new name comes before its first item, so one look is not enough. Other workers sweep too."""
-        info = await self._calls.patient(self._client.get_collection, self._collection)
-        self._indexed_fields = _number_fields(info)
-        unused = set()
-        for field in self._indexed_fields - {"price"}:
-            any_number = models.FieldCondition(key=field, range=models.Range(gte=-sys.float_info.max))
-            having = models.Filter(must=[any_number])
-            found = await self._calls.patient(self._client.count, self._collection, having, exact=True)
-            if found.count == 0:
-                unused.add(field)
-        gone = unused & self._unused_fields
-        for field in gone:
-            await self._calls.patient(self._client.delete_payload_index, self._collection, field, wait=True)
-            self._indexed_fields.discard(field)
-        self._unused_fields = unused - gone
 
     # -- putting -----------------------------------------------------------------------------------------------------
 
@@ -355,7 +285,7 @@ class ServerIndex:
                 item = laid_over(held["item"], state)
                 document = fields.document(item)
                 if not state.attributes.keys() <= (held["item"].get("attributes") or {}).keys():
-                    await self._index_numbers(document)
+                    await self.collection.index_numbers(document)
                 payload = {name: held[name] for name in _STAMP} | _searchable(item, document, state)
                 unchanged = models.SetPayload(
                     payload=payload, filter=same_as(int(record.id), held, state.revision)
@@ -386,7 +316,7 @@ class ServerIndex:
             item = laid_over(point.payload, point.offers)
             document = fields.document(item) if point.vector is not None else None
             if document is not None and point.key in new:
-                await self._index_numbers(document)
+                await self.collection.index_numbers(document)
             struct = self._struct(point, stamp, item, document)
             if point.key in new:
                 inserts.append(struct)
@@ -417,65 +347,6 @@ class ServerIndex:
         payload |= _searchable(item, document, point.offers)
         [vector] = lifted(point.vector[None], self._radius).tolist()
         return models.PointStruct(id=point.key, vector=vector, payload=payload)
-
-    async def _index_numbers(self, document: fields.Document) -> None:
-        """Give the numbers of a new item's attributes an index. A rarer one does not go for it, as this worker sees a part
-        of the items; `sweep` takes those away that no item has.
-        """
-        for field in self._number_indexes.wanted(document, self._indexed_fields - {"price"}):
-            await self._create_index(field, models.PayloadSchemaType.FLOAT)
-
-    # -- the collection ----------------------------------------------------------------------------------------------
-
-    async def _check_server(self) -> None:
-        version = (await self._calls.patient(self._client.info)).version
-        major, minor = (int(part) for part in version.split(".")[:2])
-        if (major, minor) < OLDEST_SERVER:
-            oldest = ".".join(map(str, OLDEST_SERVER))
-            raise ValueError(
-                f"Qdrant at {self._url} is version {version}, expected {oldest} or newer; update the server"
-            )
-
-    async def _open_collection(self, shards: int | None, replicas: int | None) -> None:
-        if not await self._calls.patient(self._client.collection_exists, self._collection):
-            try:
-                await self._create_collection(shards, replicas)
-            except AioRpcError:
-                # Another worker may have been first.
-                if not await self._calls.patient(self._client.collection_exists, self._collection):
-                    raise
-        info = await self._calls.patient(self._client.get_collection, self._collection)
-        vectors = info.config.params.vectors
-        if not isinstance(vectors, models.VectorParams) or (vectors.size, vectors.distance) != (
-            self._stored_dim,
-            models.Distance.DOT,
-        ):
-            raise ValueError(
-                f"collection {self._collection!r} at {self._url} holds {vectors}, expected vectors of {self._dim} + 1 "
-                "dimensions compared by dot product; use another bundle name, or delete it and import the catalog again"
-            )
-        self._indexed_fields = _number_fields(info)
-        if "words" not in info.payload_schema:
-            await self._create_index("words", models.PayloadSchemaType.KEYWORD)
-        if "price" not in info.payload_schema:
-            await self._create_index("price", models.PayloadSchemaType.FLOAT)
-
-    async def _create_collection(self, shards: int | None, replicas: int | None) -> None:
-        await self._calls.patient(
-            self._client.create_collection,
-            self._collection,
-            vectors_config=models.VectorParams(size=self._stored_dim, distance=models.Distance.DOT),
-            # In KB of vectors per segment. The default, 20,000, leaves 80,000 items of 64 dimensions unindexed.
-            optimizers_config=models.OptimizersConfigDiff(indexing_threshold=2000),
-            hnsw_config=models.HnswConfigDiff(m=16, ef_construct=100, full_scan_threshold=1000),
-            shard_number=shards,
-            replication_factor=replicas,
-        )
-
-    async def _create_index(self, field: str, kind: models.PayloadSchemaType) -> None:
-        await self._calls.patient(self._client.create_payload_index, self._collection, field, kind, wait=True)
-        if kind is models.PayloadSchemaType.FLOAT:
-            self._indexed_fields.add(field)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -534,8 +405,3 @@ def _client(server: ServerAddress) -> AsyncQdrantClient:
 
 def _slices(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def _number_fields(info: models.CollectionInfo) -> set[str]:
-    """The fields of numbers that have an index."""
-    return {field for field in info.payload_schema if field == "price" or field.startswith("number_")}

@@ -53,7 +53,7 @@ class Calls:
     def __init__(
         self, server: str, look: Callable[[], Awaitable[object]], *, timeout_s: float, tries: int
     ) -> None:
-        self._server, self._look = server, look
+        self.server, self._look = server, look
         self._timeout_s, self._tries = timeout_s, tries
         self._reads: set[asyncio.Future[Any]] = set()
         self._looking: asyncio.Task[None] | None = None  # while the server is away
@@ -72,7 +72,7 @@ class Calls:
         remedy = "check HEADWATER_QDRANT_URL and HEADWATER_QDRANT_API_KEY"
         if problem.code() is StatusCode.NOT_FOUND:
             remedy = "start the catalog worker again, which makes the collection anew and fills it from the vectors topic"
-        return f"{self._server} answered {_said(problem)}; {remedy}"
+        return f"{self.server} answered {_said(problem)}; {remedy}"
 
     async def patient(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a call, and repeat it after passing faults. All that we send can be repeated.
@@ -92,14 +92,14 @@ class Calls:
             ):
                 with attempt:
                     if self._is_closed:
-                        raise IndexUnavailable(f"{self._server} is no longer connected: the worker stops")
+                        raise IndexUnavailable(f"{self.server} is no longer connected: the worker stops")
                     async with asyncio.timeout(self._timeout_s):
                         return await call(*args, **kwargs)
         except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
             if not _is_passing(problem):
                 raise
             raise IndexUnavailable(
-                f"{self._server} did not answer in {self._tries} tries of {self._timeout_s} s: {_said(problem)}"
+                f"{self.server} did not answer in {self._tries} tries of {self._timeout_s} s: {_said(problem)}"
             ) from problem
         raise AssertionError("stamina ends with a result or an exception")
 
@@ -113,7 +113,7 @@ class Calls:
             AioRpcError: the call itself was invalid.
         """
         if self._looking is not None:
-            raise IndexUnavailable(f"{self._server} is away, and looked for")
+            raise IndexUnavailable(f"{self.server} is away, and looked for")
         reading = asyncio.ensure_future(self._read(within_s, partial(call, *args, **kwargs)))
         self._reads.add(reading)
         reading.add_done_callback(self._end_read)
@@ -127,7 +127,7 @@ class Calls:
         # The caller may have gone; asyncio would print a traceback of an exception that nobody takes.
         problem = reading.exception()
         if problem is not None and not isinstance(problem, IndexUnavailable):
-            log.error("index_refused_a_read", server=self._server, error=repr(problem))
+            log.error("index_refused_a_read", server=self.server, error=repr(problem))
 
     async def _read(self, within_s: float, call: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -137,11 +137,11 @@ class Calls:
             if _is_our_fault(problem):
                 raise
             if isinstance(problem, TimeoutError):
-                said = f"{self._server} did not answer within {within_s} s"
+                said = f"{self.server} did not answer within {within_s} s"
             else:
                 said = self.refusal(problem) if isinstance(problem, AioRpcError) else str(problem)
             if self._looking is None:
-                log.warning("index_away", server=self._server, error=said, reads="refused until it answers")
+                log.warning("index_away", server=self.server, error=said, reads="refused until it answers")
                 self._looking = asyncio.create_task(self._look_for_it(), name="index-look")
             raise IndexUnavailable(said) from problem
 
@@ -153,7 +153,7 @@ class Calls:
                 await asyncio.sleep(LOOK_S)
         finally:
             self._looking = None
-        log.warning("index_answers_again", server=self._server, seconds=round(time.monotonic() - since_s, 1))
+        log.warning("index_answers_again", server=self.server, seconds=round(time.monotonic() - since_s, 1))
 
     async def _answers(self) -> bool:
         try:
@@ -161,7 +161,7 @@ class Calls:
                 await self._look()
         except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
             if _is_our_fault(problem):
-                log.error("index_refused_a_look", server=self._server, error=repr(problem))
+                log.error("index_refused_a_look", server=self.server, error=repr(problem))
             return False
         return True
 

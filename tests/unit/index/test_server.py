@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from headwater.encoder.features import item_key
 from headwater.index import IndexRefused, IndexUnavailable, Point, Query
 from headwater.index.fields import number_field
-from headwater.index.server import Collection, ServerAddress, ServerIndex
+from headwater.index.server import ServerAddress, ServerIndex
+from headwater.index.server_collection import Collection
 from tests.contract import qdrant_stand_in
 from tests.contract.qdrant_stand_in import StandIn
 
@@ -51,7 +52,7 @@ async def test_collection_is_created_for_small_vectors_with_its_indexes(
     assert request.optimizers_config.indexing_threshold == 2000
     assert request.vectors_config.params.size == DIM + 1
     assert stand_in.indexes == {"words": "FieldTypeKeyword", "price": "FieldTypeFloat"}
-    assert await index.live("items") == "items-test"
+    assert await index.collection.live("items") == "items-test"
 
 
 async def test_numbers_get_an_index_at_once_for_few_names_and_for_more_once_many_items_have_them(
@@ -94,7 +95,7 @@ async def test_another_connection_leaves_the_live_alias_alone(stand_in: StandIn,
     other = await ServerIndex.connect(
         ServerAddress(stand_in.url, grpc_port=stand_in.port), Collection("items-next", DIM)
     )
-    assert await other.live("items") == "items-test"
+    assert await other.collection.live("items") == "items-test"
     await other.close()
 
 
