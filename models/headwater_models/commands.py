@@ -35,6 +35,7 @@ from headwater_models.progress import Report, progress
 from headwater_models.training.search import Search, best_of
 
 if TYPE_CHECKING:
+    from headwater.files.contents import Files
     from headwater.files.events import Events
     from headwater.files.items import Items
     from headwater_models.bundles.text_encoder import Pooling
@@ -175,7 +176,7 @@ def require_torch() -> None:
 def train_shop(
     items: "Items",
     events: "Events",
-    files: Sequence[Path],
+    files: "Sequence[Files]",
     out: Path,
     *,
     text_encoder: str = "static",

@@ -186,6 +186,7 @@ SHARED_WITH_MODELS = {
     "headwater.encoder.runtime",
     "headwater.encoder.text_graph",
     "headwater.files.cases",
+    "headwater.files.contents",
     "headwater.files.events",
     "headwater.files.presets",
     "headwater.files.table",

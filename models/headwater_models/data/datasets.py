@@ -20,9 +20,10 @@ import polars as pl
 
 from headwater.encoder.features import item_text
 from headwater.errors import HeadwaterError
+from headwater.files.contents import named
 from headwater.files.events import MADE_UP_GAP_MS, MADE_UP_MS, NO_TIMES, EventForm, Events, events_of
 from headwater.files.presets import Opened, opened
-from headwater.files.table import BadRow
+from headwater.files.table import BadRow, Table
 from headwater.files.values import numbers, present
 from headwater_models.data import complete_journey
 from headwater_models.data.events import POSITIVE_ACTIONS, Log, in_order, log_of
@@ -54,8 +55,8 @@ class Dataset:
 
 
 def is_file(name: str) -> bool:
-    """Whether the name of a dataset is the path of a file, and not that of a built-in one."""
-    return name not in _BUILT_IN and bool(Path(name).suffix)
+    """Whether the name of a dataset is the path of a file, a folder or a pattern, and not that of a built-in one."""
+    return name not in _BUILT_IN and (bool(Path(name).suffix) or "/" in name or Path(name).is_dir())
 
 
 def load(name: str, path: Path | None = None, maps: Sequence[str] = ()) -> Dataset:
@@ -81,7 +82,7 @@ def from_events(found: Opened, form: EventForm | None = None, *, lone: bool = Fa
     """
     table, columns = found.table, found.chosen.columns
     if not table.rows:
-        raise DatasetError(f"{table.path} has columns but no rows: expected one row an event")
+        raise DatasetError(f"{named(table.paths)} has columns but no rows: expected one row an event")
     also = []
     if "price" in columns:
         price = numbers(table.frame[columns["price"]], (form or EventForm()).decimal)
@@ -91,7 +92,7 @@ def from_events(found: Opened, form: EventForm | None = None, *, lone: bool = Fa
     events = events_of(
         table, found.chosen, form or EventForm(), now_ms=time.time_ns() // 1_000_000, also=also
     )
-    dropped = _by_kind(events.bad, table.counted)
+    dropped = _by_kind(events.bad, table)
     rows = events.rows
     checks = {
         f"action is none of {', '.join(POSITIVE_ACTIONS)}": pl.col("action").is_in(POSITIVE_ACTIONS),
@@ -106,28 +107,30 @@ def from_events(found: Opened, form: EventForm | None = None, *, lone: bool = Fa
     if not rows.height:
         why = "; ".join(f"{reason}: {count:,}" for reason, count in dropped.items())
         raise DatasetError(
-            f"nothing is left of the {table.rows:,} rows of {table.path} ({why}): correct the file or --map"
+            f"nothing is left of the {table.rows:,} rows of {named(table.paths)} ({why}): correct the file or --map"
         )
     if not titles:
         item_ids, texts = rows["item_id"].unique().sort(), None
     else:
-        named = (
+        titled = (
             rows.filter(pl.col("title").str.strip_chars() != "")
             .group_by("item_id", maintain_order=True)
             .agg(pl.first("title"))
             .sort("item_id")
         )
-        bare = rows.select("item_id").unique().join(named, on="item_id", how="anti").sort("item_id")
-        item_ids = pl.concat([named["item_id"], bare["item_id"]])
-        texts = [item_text(title) for title in named["title"]]
+        bare = rows.select("item_id").unique().join(titled, on="item_id", how="anti").sort("item_id")
+        item_ids = pl.concat([titled["item_id"], bare["item_id"]])
+        texts = [item_text(title) for title in titled["title"]]
     ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
-    digest = hashlib.sha256(table.path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in table.paths:
+        digest.update(file.read_bytes())
     return Dataset(
         table.path.name,
         item_ids.to_list(),
         texts,
         log_of(ordered, item_ids),
-        digest,
+        digest.hexdigest(),
         dropped,
         [*table.notes, *events.notes],
     )
@@ -138,12 +141,12 @@ def read_events(found: Opened, form: EventForm) -> Events:
     return events_of(found.table, found.chosen, form, now_ms=time.time_ns() // 1_000_000)
 
 
-def _by_kind(bad: Sequence[BadRow], counted: str) -> dict[str, int]:
+def _by_kind(bad: Sequence[BadRow], table: Table) -> dict[str, int]:
     """The number of bad rows of each kind, told by the first of them."""
     kinds: dict[str, list[str]] = {}
     for row in bad:
         kind = re.sub(r"got .*?, expected", "", row.reason, flags=re.DOTALL)
-        kinds.setdefault(kind, []).append(f"such as {counted} {row.line}: {row.reason}")
+        kinds.setdefault(kind, []).append(f"such as {table.place(row.line)}: {row.reason}")
     return {reasons[0]: len(reasons) for reasons in kinds.values()}
 
 

@@ -1,13 +1,13 @@
-"""A shop's two files as one data set: the catalog with its texts, and what users did with it."""
+"""A shop's files as one data set: the catalog with its texts, and what users did with it."""
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
 from headwater.encoder.features import item_text
+from headwater.files.contents import Files, files_of, named
 from headwater.files.events import Events
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import POSITIVE_ACTIONS, in_order, log_of
@@ -25,15 +25,15 @@ class Shop(NamedTuple):
     said: list[str]
 
 
-def shop_of(items: "Items", events: Events, files: Sequence[Path]) -> Shop:
-    """Catalog and events of a shop. `files`: the catalog and the clicks.
+def shop_of(items: "Items", events: Events, files: Sequence[Files]) -> Shop:
+    """Catalog and events of a shop. `files`: those of the catalog, and those of the clicks.
 
     Items with a text come first. Of the events, those on items of the catalog that are positive stay, of users with two or
     more. An item that stands in several rows counts as its last one, as a worker takes it.
 
     Raises DatasetError: no items, no events to learn from, or events on one item only.
     """
-    catalog, clicks = files
+    catalog, clicks = (named(each) for each in files)
     if not items.rows:
         raise DatasetError(f"{catalog} has no item that can be used: correct the file or --map")
     texts = {
@@ -43,16 +43,14 @@ def shop_of(items: "Items", events: Events, files: Sequence[Path]) -> Shop:
         for row in items.rows
     }
     said = []
-    if repeated := len(items.rows) - len(texts):
-        said.append(f"{catalog}: {repeated:,} rows name an item again; its last row counts")
-    named = [item_id for item_id, text in texts.items() if text.strip(" .")]
+    titled = [item_id for item_id, text in texts.items() if text.strip(" .")]
     bare = [item_id for item_id, text in texts.items() if not text.strip(" .")]
     if bare:
         said.append(
             f"{catalog}: {len(bare):,} of {len(texts):,} items have no text{_such_as(bare)}; a bundle that reads texts "
             "cannot recommend them"
         )
-    item_ids = pl.Series(named + bare, dtype=pl.String)
+    item_ids = pl.Series(titled + bare, dtype=pl.String)
     rows, dropped = events.rows, dict[str, int]()
     known = rows["item_id"].is_in(item_ids.implode())
     if not known.all():
@@ -87,11 +85,14 @@ def shop_of(items: "Items", events: Events, files: Sequence[Path]) -> Shop:
             "there is nothing to choose between"
         )
     ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
-    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files))
+    of_clicks = files_of(files[1])
+    digest = hashlib.sha256()
+    for file in [*files_of(files[0]), *of_clicks]:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     data = Dataset(
-        clicks.name,
+        of_clicks[0].name,
         item_ids.to_list(),
-        [texts[item_id] for item_id in named],
+        [texts[item_id] for item_id in titled],
         log_of(ordered, item_ids),
         digest.hexdigest(),
         dropped,

@@ -89,7 +89,7 @@ class CaseOptions:
         )
         for note in found.notes:
             say(f"{self.cases}: {note}")
-        tell_bad_rows(found.bad, opened.table.counted)
+        tell_bad_rows(found.bad, opened.table)
         if self.rejects is not None:
             from headwater.commands.import_files import write_rejects
 
@@ -127,7 +127,7 @@ class CaseOptions:
         found = items_of(opened.table, opened.chosen, form.item_form())
         for note in found.notes:
             say(f"{self.catalog}: {note}")
-        tell_bad_rows(found.bad, opened.table.counted)
+        tell_bad_rows(found.bad, opened.table)
         if found.bad:
             say(f"{self.catalog}: {len(found.bad):,} rows are no items, and have no text here")
         return list({row.item.item_id: row.item for row in found.rows}.values())

@@ -11,15 +11,16 @@ from cyclopts import Parameter
 from headwater.commands.terminal import FLAG, MANY, say
 
 if TYPE_CHECKING:
+    from headwater.files.contents import Files
     from headwater.files.events import EventForm
     from headwater.files.items import ItemForm
     from headwater.files.presets import Kind, Opened
-    from headwater.files.table import BadRow
+    from headwater.files.table import BadRow, Table
 
 _SHOWN: Final = 5
 
 # Written out for the help, which must not import polars. A test holds them equal to the code.
-TimeOption = Literal["auto", "iso", "seconds", "ms", "us", "ns"]
+TimeOption = Literal["auto", "iso", "seconds", "ms", "us", "ns", "excel"]
 DecimalOption = Literal["auto", ".", ","]
 PresetOption = Literal[
     "movielens",
@@ -33,6 +34,8 @@ PresetOption = Literal[
     "segment",
     "ga4",
     "recbole",
+    "woocommerce",
+    "magento",
 ]
 
 
@@ -61,7 +64,7 @@ class FileOptions:
     decimal
         The decimal mark of numbers.
     time
-        Unit of times that are numbers. Text is read as ISO or another common date format.
+        Unit of times that are numbers; excel: days of a spreadsheet. Text is read as ISO or another common date format.
     time_format
         Format of all times, such as '%d.%m.%Y %H:%M'.
     timezone
@@ -80,19 +83,22 @@ class FileOptions:
     time_format: str | None = None
     timezone: str = "UTC"
 
-    def opened(self, file: Path, kind: "Kind") -> "Opened":
-        """The rows of a file and its mapping. Prints what was found out. Raises ImportFileError."""
+    def opened(self, given: "Files", kind: "Kind") -> "Opened":
+        """The rows of files and their mapping. Prints what was found out. Raises ImportFileError."""
+        from headwater.files.contents import named
         from headwater.files.delimited import Layout
         from headwater.files.presets import opened
 
         columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
         layout = Layout(self.encoding, self.separator, self.quote, columns, self.member)
-        found = opened(file, kind, self.map_, layout, self.preset)
+        found = opened(given, kind, self.map_, layout, self.preset)
+        file = named(given)
         used = found.chosen.columns.values()
         unused = [name for name in found.table.columns if name not in used]
         more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
+        parts = len(found.table.parts)
         say(
-            f"{file}: {found.table.rows:,} rows; {found.chosen}"
+            f"{file}: {found.table.rows:,} rows{f' in {parts:,} files' if parts else ''}; {found.chosen}"
             + (f"; not used: {', '.join(unused[:20])}{more}" if unused else "")
         )
         for note in found.table.notes:
@@ -166,9 +172,9 @@ class ImportOptions:
     dry_run: Annotated[bool, FLAG] = False
 
 
-def tell_bad_rows(bad: "Sequence[BadRow]", counted: str) -> None:
+def tell_bad_rows(bad: "Sequence[BadRow]", table: "Table") -> None:
     """Say the lines of the first bad rows, each with its reason, and how many more there are."""
     for row in bad[:_SHOWN]:
-        print(f"{counted} {row.line}: {row.reason}", file=sys.stderr)
+        print(f"{table.place(row.line)}: {row.reason}", file=sys.stderr)
     if len(bad) > _SHOWN:
         print(f"... and {len(bad) - _SHOWN:,} more", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 import polars as pl
 from aiokafka.errors import KafkaError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from headwater.commands.group_checks import places_of
 from headwater.commands.terminal import NoAnswer
@@ -20,10 +21,14 @@ from headwater.files.events import Events, message_of
 from headwater.files.items import ItemRow, Items
 from headwater.files.offers import Offers
 from headwater.files.table import BadRow, Table
+from headwater.index.vectors_topic import payload_of
+from headwater.kafka import topics
 from headwater.kafka.publish import Outgoing, Refused, producer_of, write_accepted, write_keyed
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
-from headwater.messages import BadMessage, Click
+from headwater.messages import MAX_AT_MS, MAX_OFFSET, BadMessage, Click, Item, ItemVector, OfferState, encode
+from headwater.paths.catalog_offers import MAX_STATE_BYTES
+from headwater.paths.catalog_publishing import MAX_RECORD_BYTES
 from headwater.paths.item_versions import read_whole, reader
 from headwater.settings import Settings
 from headwater_models.data.events import in_order
@@ -34,6 +39,13 @@ Done = Callable[[int], None]  # called with the number of rows published so far
 _CONNECT_TIMEOUT_S: Final = 10.0
 # Encoding a chunk holds the event loop for about 50 ms, and makes about 256 KiB for each of a few partitions.
 _CHUNK: Final = 20_000
+# Of a smaller message, the record with the vector is within the bound too: a vector takes a few kB.
+_LARGE_ITEM_BYTES: Final = MAX_RECORD_BYTES // 2
+_OFFER_FIELDS_BYTES: Final = 120  # price and availability, with their times
+_LOOK_TIMEOUT_S: Final = 3.0
+# What every topic takes that takes records at all; a bound below this is a mistake that `topics check` tells.
+_ANY_TOPIC_BYTES: Final = 65_536
+_KAFKA_BYTES: Final = 1_048_588  # max.message.bytes where nobody sets it
 _MESSAGE: Final = ("event_id", "user_id", "at_ms", "item_id", "action", "context")
 
 
@@ -79,18 +91,20 @@ def prepared_clicks(events: Events) -> Prepared:
 
 
 def prepared_items(items: Items, folder: Path) -> Prepared:
-    """Catalog entries in file order. Those without a text are bad where the bundle in ``folder`` reads texts.
+    """Catalog entries in file order. Those that are too large for a worker, or without a text where the bundle in ``folder``
+    reads texts, are bad.
 
     Raises:
         BundleError: there is no bundle.
     """
     manifest = bundle.manifest_of(folder, bundle.manifest_bytes(folder))
-    if manifest.item_inputs != "text":
-        return Prepared("catalog", None, [_row_of(row) for row in items.rows], items.bad, items.notes)
     good, bad = list[Row](), list(items.bad)
     for row in items.rows:
         try:
-            required_text(row.item, manifest.name)
+            if manifest.item_inputs == "text":
+                required_text(row.item, manifest.name)
+            if len(row.message) > _LARGE_ITEM_BYTES:
+                _check_vector_record(row.item, manifest.dim)
         except BadMessage as error:
             bad.append(BadRow(row.line, str(error)))
         else:
@@ -98,14 +112,40 @@ def prepared_items(items: Items, folder: Path) -> Prepared:
     return Prepared("catalog", None, good, sorted(bad), items.notes)
 
 
+def _check_vector_record(item: Item, dimension: int) -> None:
+    """Raise BadMessage for an item whose record with its vector is larger than a catalog worker writes."""
+    made = ItemVector(
+        item.item_id, bytes(4 * dimension), payload_of(item, 0, 0), "", 2**31 - 1, MAX_OFFSET, item.version
+    )
+    size = len(item.item_id.encode()) + len(encode(made))
+    if size > MAX_RECORD_BYTES:
+        raise BadMessage(
+            "too_large",
+            f"got {size:,} bytes with the item's vector, expected at most {MAX_RECORD_BYTES:,}: shorten title, tags or attributes",
+        )
+
+
 def _row_of(row: ItemRow) -> Row:
     return Row(row.line, row.item.item_id, row.message)
 
 
 def prepared_offers(offers: Offers) -> Prepared:
-    """Offers in file order."""
-    rows = [Row(row.line, row.offer.item_id, row.message) for row in offers.rows]
-    return Prepared("offers", None, rows, offers.bad, offers.notes)
+    """Offers in file order. Those that are too large for a worker are bad."""
+    good, bad = list[Row](), list(offers.bad)
+    for row in offers.rows:
+        size = len(row.message)
+        if size > MAX_STATE_BYTES // 2:
+            stated = {name: (value, MAX_AT_MS) for name, value in row.offer.attributes.items()}
+            size = (
+                len(encode(OfferState(row.offer.item_id, MAX_OFFSET, attributes=stated)))
+                + _OFFER_FIELDS_BYTES
+            )
+        if size > MAX_STATE_BYTES:
+            reason = f"got an offer of {size:,} bytes, expected at most {MAX_STATE_BYTES:,}: shorten its attributes"
+            bad.append(BadRow(row.line, reason))
+        else:
+            good.append(Row(row.line, row.offer.item_id, row.message))
+    return Prepared("offers", None, good, sorted(bad), offers.notes)
 
 
 def messages(prepared: Prepared, count: int) -> list[bytes]:
@@ -116,7 +156,7 @@ def messages(prepared: Prepared, count: int) -> list[bytes]:
 
 
 def write_rejects(path: Path, table: Table, bad: Sequence[BadRow]) -> None:
-    """Write bad rows as JSON lines: line, reason, and the row's values by column where it has any.
+    """Write bad rows as JSON lines: line, reason, and the row's values by column where it has any; of several files the file.
 
     Raises:
         ImportFileError: the file cannot be written.
@@ -124,13 +164,107 @@ def write_rejects(path: Path, table: Table, bad: Sequence[BadRow]) -> None:
     wanted = pl.DataFrame({"__line": [row.line for row in bad]}, schema={"__line": pl.Int64}).unique()
     rows = table.frame.with_columns(table.lines.alias("__line")).join(wanted, on="__line", how="semi")
     values = {row.pop("__line"): row for row in rows.iter_rows(named=True)}
-    found = [{"line": row.line, "reason": row.reason, "row": values.get(row.line)} for row in bad]
+    found = []
+    for row in bad:
+        place = table.place(row.line)
+        where = {"line": place.line} if place.alone else {"file": str(place.path), "line": place.line}
+        found.append({**where, "reason": row.reason, "row": values.get(row.line)})
     try:
         path.write_bytes(b"".join(msgspec.json.encode(each, enc_hook=str) + b"\n" for each in found))
     except OSError as error:
         raise ImportFileError(
             f"cannot write {path} ({error.strerror}): name another file with --rejects"
         ) from error
+
+
+def check_rejects(path: Path, table: Table) -> None:
+    """Refuse a place for bad rows that cannot be written, or that is a file they are read from.
+
+    Raises:
+        ImportFileError: it is such a place.
+    """
+    if path.resolve() in [each.resolve() for each in table.paths]:
+        raise ImportFileError(
+            f"--rejects {path} is the file that is read: name another file for the bad rows"
+        )
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise ImportFileError(
+            f"cannot write {path} ({error.strerror}): name another file with --rejects"
+        ) from error
+
+
+async def without_too_large(settings: Settings, prepared: Prepared, tell: Callable[[str], None]) -> Prepared:
+    """What would be published, without what the topic would not take; such rows are bad.
+
+    The broker is asked for the bound of the topic where a record is larger than any topic's bound should be. One that does not
+    answer in three seconds is taken to have Kafka's default, and this is told.
+    """
+    sizes = _sizes(prepared)
+    if max(sizes, default=0) <= _ANY_TOPIC_BYTES:
+        return prepared
+    topic: str = getattr(Topics.named(settings.topic_prefix), prepared.kind)
+    bound, whose = _KAFKA_BYTES, "Kafka's default"
+    try:
+        configs = await asyncio.wait_for(topics.configs(settings), _LOOK_TIMEOUT_S)
+        bound, whose = int(configs[topic]["max.message.bytes"]), f"max.message.bytes of {topic}"
+    except (topics.TopicsError, TimeoutError, KeyError):
+        tell(
+            f"no broker with {topic} answers, so records are held against Kafka's default of {_KAFKA_BYTES:,} bytes"
+        )
+    wrong = {place: size for place, size in enumerate(sizes) if size > bound}
+    if not wrong:
+        return prepared
+    lines = (
+        [row.line for row in prepared.items] if prepared.clicks is None else prepared.clicks["line"].to_list()
+    )
+    bad = [
+        BadRow(
+            lines[place],
+            f"got a record of {size:,} bytes, expected at most {bound:,}, {whose}: shorten its texts",
+        )
+        for place, size in wrong.items()
+    ]
+    items = [row for place, row in enumerate(prepared.items) if place not in wrong]
+    clicks = prepared.clicks
+    if clicks is not None:
+        clicks = clicks.filter(~pl.int_range(pl.len()).is_in(list(wrong)))
+    return Prepared(prepared.kind, clicks, items, sorted([*prepared.bad, *bad]), prepared.notes)
+
+
+def _sizes(prepared: Prepared) -> list[int]:
+    """(records,) the bytes of a batch of each record alone, which is what a broker measures; exact for those that matter."""
+    if prepared.clicks is None:
+        return [
+            _batch_bytes(row.item_id.encode(), row.message) if len(row.message) > _ANY_TOPIC_BYTES // 2 else 0
+            for row in prepared.items
+        ]
+    rows = prepared.clicks
+    # Ids are short, so only a context makes a click large.
+    contexts = rows.select(pl.col("context").str.len_bytes().fill_null(0)).to_series()
+    if not len(rows) or max(contexts) <= _ANY_TOPIC_BYTES // 2:
+        return []
+    return [
+        _batch_bytes(row[1].encode(), message_of(row)) if length > _ANY_TOPIC_BYTES // 2 else 0
+        for length, row in zip(contexts, rows.select(_MESSAGE).iter_rows(), strict=True)
+    ]
+
+
+def _batch_bytes(key: bytes, value: bytes) -> int:
+    """The size of a record batch with this record alone, as our producer sends it: not packed."""
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=0,
+    )
+    builder.append(0, timestamp=0, key=key, value=value, headers=[])
+    return len(builder.build())
 
 
 async def gone(settings: Settings, kept: Collection[str]) -> list[str]:
@@ -178,8 +312,7 @@ async def publish(
         ImportFileError: no topic.
         StopWorker: the broker stopped acknowledging.
     """
-    topics = Topics.named(settings.topic_prefix)
-    topic: str = getattr(topics, prepared.kind)
+    topic: str = getattr(Topics.named(settings.topic_prefix), prepared.kind)
     started = time.perf_counter()
     producer = producer_of(settings)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from headwater.commands.file_options import EventOptions, FileOptions, ImportOptions, tell_bad_rows
-from headwater.commands.terminal import FLAG, CommandError, run_async, running_settings, say, stderr
+from headwater.commands.terminal import FILES, FLAG, CommandError, run_async, running_settings, say, stderr
 
 if TYPE_CHECKING:
     from headwater.commands.import_files import Prepared, Report
@@ -19,12 +19,13 @@ _FILE: Final = FileOptions()
 _EVENTS: Final = EventOptions()
 _IMPORT: Final = ImportOptions()
 _SHOWN: Final = 5
+_SHOWN_TYPES: Final = 40
 # What a record of an item holds, and what it empties where a file does not have it.
 _REPLACED: Final = ("title", "description", "tags", "category", "price", "image", "attributes")
 
 
 def catalog(
-    file: Path,
+    file: Annotated[list[Path], FILES],
     *,
     form: FileOptions = _FILE,
     list_separator: str = "auto",
@@ -38,7 +39,8 @@ def catalog(
     Parameters
     ----------
     file
-        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip, zstd or zip.
+        CSV or other separated values, Parquet, JSON lines, a JSON array or XML; also packed (gzip, zstd, zip). Several files,
+        a folder or a pattern such as 'days/*.csv' are read as one table.
     form
         How the file is written.
     list_separator
@@ -50,11 +52,13 @@ def catalog(
     """
     settings = running_settings()
     from headwater.commands import import_files
+    from headwater.files.contents import named
     from headwater.files.items import items_of
 
     opened = form.opened(file, "catalog")
     items = items_of(opened.table, opened.chosen, form.item_form(list_separator))
-    _say_types(file, items.types)
+    name = named(file)
+    _say_types(name, items.types)
     emptied = [
         name
         for name in _REPLACED
@@ -62,18 +66,18 @@ def catalog(
     ]
     if emptied:
         say(
-            f"{file}: each row replaces its item, so what the file does not have is emptied: {', '.join(emptied)}; to change "
+            f"{name}: each row replaces its item, so what the file does not have is emptied: {', '.join(emptied)}; to change "
             "price, availability or attributes alone, use `headwater import offers`"
         )
     prepared = import_files.prepared_items(items, settings.bundle_path)
     deleted: list[str] = []
     if full and len(prepared):
-        deleted = _gone(settings, file, items, "would be" if how.dry_run else "are")
-    return _import(settings, prepared, file, opened, deleted, how)
+        deleted = _gone(settings, name, items, "would be" if how.dry_run else "are")
+    return _import(settings, prepared, name, opened, deleted, how)
 
 
 def clicks(
-    file: Path,
+    file: Annotated[list[Path], FILES],
     *,
     form: EventOptions = _EVENTS,
     how: ImportOptions = _IMPORT,
@@ -85,7 +89,8 @@ def clicks(
     Parameters
     ----------
     file
-        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip, zstd or zip.
+        CSV or other separated values, Parquet, JSON lines, a JSON array or XML; also packed (gzip, zstd, zip). Several files,
+        a folder or a pattern such as 'days/*.csv' are read as one table.
     form
         How the file is written.
     how
@@ -93,16 +98,17 @@ def clicks(
     """
     settings = running_settings()
     from headwater.commands import import_files
+    from headwater.files.contents import named
     from headwater.files.events import events_of
 
     opened = form.opened(file, "clicks")
     events = events_of(opened.table, opened.chosen, form.event_form(), now_ms=int(time.time() * 1000))
     prepared = import_files.prepared_clicks(events)
-    return _import(settings, prepared, file, opened, (), how)
+    return _import(settings, prepared, named(file), opened, (), how)
 
 
 def offers(
-    file: Path,
+    file: Annotated[list[Path], FILES],
     *,
     form: FileOptions = _FILE,
     how: ImportOptions = _IMPORT,
@@ -114,7 +120,8 @@ def offers(
     Parameters
     ----------
     file
-        CSV or other separated values, Parquet, JSON lines or a JSON array; also in gzip, zstd or zip.
+        CSV or other separated values, Parquet, JSON lines, a JSON array or XML; also packed (gzip, zstd, zip). Several files,
+        a folder or a pattern such as 'days/*.csv' are read as one table.
     form
         How the file is written. A time of each row (--map at_ms=COLUMN) keeps older offers from newer ones.
     how
@@ -122,22 +129,24 @@ def offers(
     """
     settings = running_settings()
     from headwater.commands import import_files
+    from headwater.files.contents import named
     from headwater.files.offers import offers_of
 
     opened = form.opened(file, "offers")
     found = offers_of(opened.table, opened.chosen, form.item_form(), now_ms=int(time.time() * 1000))
-    _say_types(file, found.types)
+    _say_types(named(file), found.types)
     prepared = import_files.prepared_offers(found)
-    return _import(settings, prepared, file, opened, (), how)
+    return _import(settings, prepared, named(file), opened, (), how)
 
 
-def _say_types(file: Path, types: "dict[str, Type]") -> None:
+def _say_types(file: str, types: "dict[str, Type]") -> None:
     if types:
-        kinds = ", ".join(f"{name} is {kind}" for name, kind in types.items())
-        say(f"{file}: {kinds}; name types with --map FIELD=COLUMN:TYPE")
+        kinds = ", ".join(f"{name} is {kind}" for name, kind in list(types.items())[:_SHOWN_TYPES])
+        more = f" and {len(types) - _SHOWN_TYPES} more" if len(types) > _SHOWN_TYPES else ""
+        say(f"{file}: {kinds}{more}; name types with --map FIELD=COLUMN:TYPE")
 
 
-def _gone(settings: "Settings", file: Path, items: "Items", will: str) -> list[str]:
+def _gone(settings: "Settings", file: str, items: "Items", will: str) -> list[str]:
     """The ids of the items that a full import deletes."""
     from headwater.commands import import_files
 
@@ -155,7 +164,7 @@ def _gone(settings: "Settings", file: Path, items: "Items", will: str) -> list[s
 def _import(
     settings: "Settings",
     prepared: "Prepared",
-    file: Path,
+    file: str,
     opened: "Opened",
     deleted: Sequence[str],
     how: ImportOptions,
@@ -165,7 +174,12 @@ def _import(
     for note in prepared.notes:
         say(f"{file}: {note}")
     bad = list(prepared.bad)
+    if how.rejects is not None:
+        # Before anything is published: what is then refused must have a place.
+        import_files.check_rejects(how.rejects, opened.table)
     if how.dry_run:
+        prepared = run_async(import_files.without_too_large(settings, prepared, say))
+        bad = list(prepared.bad)
         for message in import_files.messages(prepared, _SHOWN):
             print(message.decode())
         done = f"would publish {len(prepared):,} of {opened.table.rows:,} rows"
@@ -174,10 +188,13 @@ def _import(
         bad = sorted(bad + report.bad)
         rate = report.published / report.seconds if report.seconds else 0.0
         done = f"published {report.published:,} of {opened.table.rows:,} rows in {report.seconds:.1f} s ({rate:,.0f}/s)"
-    tell_bad_rows(bad, opened.table.counted)
+    tell_bad_rows(bad, opened.table)
     if how.rejects is not None:
         import_files.write_rejects(how.rejects, opened.table, bad)
         say(f"{how.rejects}: {len(bad):,} bad rows with their reasons")
+    if not opened.table.rows:
+        one = {"clicks": "event", "catalog": "item", "offers": "offer"}[prepared.kind]
+        raise CommandError(f"{file} has columns but no rows: expected a row for each {one}")
     if not len(prepared):
         raise CommandError(f"no row of {file} can be published: correct the file or --map")
     print(done)

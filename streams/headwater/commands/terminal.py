@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MANY: Final = Parameter(negative=(), consume_multiple=False, show_default=False)
 FLAG: Final = Parameter(negative=(), show_default=False)
+# Several values after one name, as a shell makes of days/*.csv.
+FILES: Final = Parameter(negative=(), consume_multiple=True, show_default=False)
 Result = TypeVar("Result")
 
 _BROKER_TIMEOUT_S: Final = 10.0

@@ -1,5 +1,6 @@
 """`headwater train shop`: a shop's catalog and clicks, read as `headwater import` reads them, to a bundle of its own."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from headwater.commands.file_options import EventOptions, PresetOption
-from headwater.commands.terminal import MANY, UsageError, command_line, say
+from headwater.commands.terminal import FILES, MANY, UsageError, command_line, say
 
 if TYPE_CHECKING:
     from headwater.files.presets import Opened
@@ -27,12 +28,12 @@ class ShopOptions:
     Parameters
     ----------
     catalog
-        For shop: the file of items, as `headwater import catalog` takes it.
+        For shop: the file of items, as `headwater import catalog` takes it; several files, a folder or a pattern too.
     catalog_map
         FIELD=COLUMN or FIELD=COLUMN:TYPE of the catalog; repeatable.
     clicks
-        For shop: the file of events, as `headwater import clicks` takes it; times may be missing. The other options of
-        files are for both.
+        For shop: the file of events, as `headwater import clicks` takes it, or several, such as one of each day; times may
+        be missing. The other options of files are for both.
     clicks_map
         FIELD=COLUMN of the clicks; repeatable. --map says the same.
     catalog_preset
@@ -45,9 +46,9 @@ class ShopOptions:
         For shop: the user encoder; default: chosen by the statistics of the data.
     """
 
-    catalog: Path | None = None
+    catalog: Annotated[list[Path] | None, FILES] = None
     catalog_map: Annotated[list[str], MANY] = field(default_factory=list)
-    clicks: Path | None = None
+    clicks: Annotated[list[Path] | None, FILES] = None
     clicks_map: Annotated[list[str], MANY] = field(default_factory=list)
     catalog_preset: PresetOption | None = None
     list_separator: str = "auto"
@@ -72,8 +73,8 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
 
     Raises UsageError, or what `headwater_models.commands.train_shop` raises.
     """
-    if shop.catalog is None or shop.clicks is None:
-        missing = "--catalog" if shop.catalog is None else "--clicks"
+    if not shop.catalog or not shop.clicks:
+        missing = "--catalog" if not shop.catalog else "--clicks"
         raise UsageError(
             f"{missing} is missing: expected `headwater train shop --catalog items.csv --clicks clicks.csv --out {out}`"
         )
@@ -109,18 +110,22 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
 
 def next_steps(shop: ShopOptions, out: Path) -> str:
     """What to do with the bundle."""
+    catalog, clicks = (shlex.join(map(str, files or ())) for files in (shop.catalog, shop.clicks))
     return (
         f"{out} is ready. Serve it: HEADWATER_BUNDLE={out} headwater up\n"
-        f"then, in a second terminal: headwater import catalog {shop.catalog}; headwater import clicks {shop.clicks}; "
+        f"then, in a second terminal: headwater import catalog {catalog}; headwater import clicks {clicks}; "
         "headwater ask USER\n"
         f"what is in it: headwater bundle show {out}"
     )
 
 
-def _tell(file: Path, opened: "Opened", bad: "Sequence[BadRow]", notes: Sequence[str]) -> None:
+def _tell(files: Sequence[Path], opened: "Opened", bad: "Sequence[BadRow]", notes: Sequence[str]) -> None:
+    from headwater.files.contents import named
+
+    file = named(files)
     for note in notes:
         say(f"{file}: {note}")
     for row in bad[:5]:
-        say(f"{file}: {opened.table.counted} {row.line} is left out: {row.reason}")
+        say(f"{file}: {opened.table.place(row.line)} is left out: {row.reason}")
     if len(bad) > 5:
         say(f"{file}: and {len(bad) - 5:,} more of {opened.table.rows:,} rows are left out")

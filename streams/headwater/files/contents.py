@@ -1,8 +1,13 @@
-"""What a file holds: unpacked from gzip, zip or zstd, and decoded to lines of text."""
+"""What a file holds: unpacked from gzip, zip, zstd, bzip2 or xz, and decoded to lines of text."""
 
+import bz2
+import fnmatch
 import io
+import lzma
+import re
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,7 +15,36 @@ import cramjam
 
 from headwater.errors import HeadwaterError
 
-_GZIP, _ZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"PAR1"
+_PARQUET: Final = b"PAR1"
+_ZIPS: Final = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an archive of nothing
+_PACKED: Final[dict[bytes, Callable[[bytes], bytes]]] = {
+    b"\x1f\x8b": lambda raw: bytes(cramjam.gzip.decompress(raw)),
+    b"\x28\xb5\x2f\xfd": lambda raw: bytes(cramjam.zstd.decompress(raw)),
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ\x00": lzma.decompress,
+}
+# A table that was packed twice, such as a gzip in a zip; more is no table.
+_MAX_LAYERS: Final = 3
+# What people take for a table, by how it starts: what it is, and what to do.
+_OTHERS: Final[dict[bytes, tuple[str, str]]] = {
+    b"\xd0\xcf\x11\xe0": ("a spreadsheet", "it saved as CSV"),
+    b"%PDF": ("a PDF document", "the table that it was made from, as CSV"),
+    b"SQLite format 3": ("an SQLite database", "one of its tables exported as CSV"),
+    b"Obj\x01": ("an Avro file", "it exported as Parquet or JSON lines"),
+    b"ORC": ("an ORC file", "it exported as Parquet or JSON lines"),
+    b"ARROW1": ("an Arrow file", "it saved as Parquet"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "the file itself: `git lfs pull` brings it"),
+    b"7z\xbc\xaf": ("a 7z archive", "it unpacked"),
+    b"Rar!": ("a RAR archive", "it unpacked"),
+}
+_WEB_PAGE: Final = re.compile(rb"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
+_SQL: Final = re.compile(
+    rb"\s*(--[^\n]*\n|/\*|\s)*(insert\s+into|create\s+(table|database)|drop\s+table|copy\s+\S+[^\n]*from\s+stdin)\b",
+    re.IGNORECASE,
+)
+_TAR_MARK: Final = slice(257, 262)
+# Files that systems put into archives beside those of people.
+_HIDDEN: Final = ("__MACOSX/*", ".*", "*/.*", "Thumbs.db", "*/Thumbs.db", "desktop.ini", "*/desktop.ini")
 _UTF16: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 # Bytes above 127 that texts in windows-1252 have: letters, quotes, dashes, money, degrees. 0xFE and 0xFF are rather damage.
 _WESTERN: Final = frozenset(range(0x80, 0xFE)) - {0x81, 0x8D, 0x8F, 0x90, 0x9D}
@@ -18,6 +52,54 @@ _WESTERN: Final = frozenset(range(0x80, 0xFE)) - {0x81, 0x8D, 0x8F, 0x90, 0x9D}
 
 class ImportFileError(HeadwaterError):
     """The file or the mapping cannot be used: one sentence with what is there and what is expected."""
+
+
+class EmptyFile(ImportFileError):
+    """A file without any line."""
+
+
+# A file, a folder, or a pattern such as days/*.csv; or several of these.
+Files = Path | Sequence[Path]
+
+
+def files_of(given: Files) -> list[Path]:
+    """The files, in the order of their names where a folder or a pattern stands for them; each once.
+
+    A folder's are those in its folders too, without hidden ones, and those that begin with an underscore as Spark's marks do.
+
+    Raises:
+        ImportFileError: a folder or a pattern without a file.
+    """
+    found: dict[Path, Path] = {}
+    for path in [given] if isinstance(given, Path) else given:
+        inside = [path]
+        if path.is_dir():
+            below = [each for each in sorted(path.rglob("*")) if each.is_file()]
+            inside = [
+                each for each in below if not any(_is_hidden(part) for part in each.relative_to(path).parts)
+            ]
+        elif any(mark in str(path) for mark in "*?[") and not path.exists():
+            root = Path(path.anchor)
+            inside = [each for each in sorted(root.glob(str(path.relative_to(root)))) if each.is_file()]
+        if not inside:
+            what = "a folder" if path.is_dir() else "a pattern"
+            raise ImportFileError(
+                f"{path} is {what} without a file: expected CSV, Parquet, JSON lines or XML files in it"
+            )
+        found.update({each.resolve(): each for each in inside if each.resolve() not in found})
+    return list(found.values())
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def named(given: Files) -> str:
+    """The files in a message: one by its path, and of several the first and the number of the others."""
+    if isinstance(given, Path):
+        return str(given)
+    more = len(given) - 1
+    return str(given[0]) + (f" and {more} more" if more else "")
 
 
 class Text(NamedTuple):
@@ -34,13 +116,13 @@ def is_parquet(raw: bytes) -> bool:
 
 
 def unpacked(path: Path, member: str | None = None) -> bytes:
-    """The bytes of a file; those of the one file in it where it is an archive.
+    """The bytes of a file; those of the one file in it where it is an archive, or is packed.
 
     Args:
         member: which file of a zip archive, by its name or the end of it.
 
     Raises:
-        ImportFileError: no such file, a damaged archive, or several files in it.
+        ImportFileError: no such file, a damaged archive, several files in it, or something that is no table.
     """
     if not path.is_file():
         near = []
@@ -50,28 +132,67 @@ def unpacked(path: Path, member: str | None = None) -> bytes:
         raise ImportFileError(f"{path} is no file: expected a CSV, Parquet or JSON lines file{there}")
     try:
         raw = path.read_bytes()
-        if raw.startswith(_GZIP):
-            return bytes(cramjam.gzip.decompress(raw))
-        if raw.startswith(_ZSTD):
-            return bytes(cramjam.zstd.decompress(raw))
-        if raw.startswith(_ZIP):
-            return _of_archive(path, raw, member)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, cramjam.DecompressionError) as error:
+        for _ in range(_MAX_LAYERS):
+            unpack = next((each for mark, each in _PACKED.items() if raw.startswith(mark)), None)
+            if raw.startswith(_ZIPS):
+                raw = _of_archive(path, raw, member)
+            elif unpack is not None:
+                raw = unpack(raw)
+            else:
+                break
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ImportFileError(
+            f"{path} cannot be read ({reason}): expected a whole file that this user may read"
+        ) from error
+    except (
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        cramjam.DecompressionError,
+        ValueError,
+    ) as error:
         raise ImportFileError(f"{path} cannot be read ({error}): expected a whole file") from error
+    _refuse_others(path, raw)
     return raw
+
+
+def _refuse_others(path: Path, raw: bytes) -> None:
+    """Raise ImportFileError with what a file is that is known, and is no table."""
+    found = next((each for mark, each in _OTHERS.items() if raw.startswith(mark)), None)
+    if raw[_TAR_MARK] == b"ustar":
+        found = ("a tar archive", "one of the files in it, unpacked")
+    elif _WEB_PAGE.match(raw[:200]):
+        found = ("a web page", "the file itself; was the download refused?")
+    elif _SQL.match(raw[:2000]):
+        found = ("SQL statements", "the table exported as CSV")
+    if found is not None:
+        raise ImportFileError(f"{path} cannot be read: got {found[0]}, expected {found[1]}")
 
 
 def _of_archive(path: Path, raw: bytes, member: str | None) -> bytes:
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        names = [info.filename for info in archive.infolist() if not info.is_dir()]
-        if "[Content_Types].xml" in names:
+        infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        if "[Content_Types].xml" in infos or "content.xml" in infos:
             raise ImportFileError(f"{path} cannot be read: got a spreadsheet, expected it saved as CSV")
-        names = [name for name in names if not name.startswith("__MACOSX/")]
+        names = [name for name in infos if not any(fnmatch.fnmatchcase(name, hidden) for hidden in _HIDDEN)]
+        if not names:
+            raise ImportFileError(
+                f"{path} cannot be read: got an archive without a file, expected one with a table"
+            )
         found = [name for name in names if member is None or name == member or name.endswith(f"/{member}")]
         if len(found) != 1:
             asked = f"no one file {member}" if member else f"{len(names)} files"
             raise ImportFileError(f"{path} holds {asked}: name one of {', '.join(names[:20])} with --member")
-        return archive.read(found[0])
+        if infos[found[0]].flag_bits & 1:
+            raise ImportFileError(
+                f"{path} cannot be read: {found[0]} has a password; expected an archive without one"
+            )
+        try:
+            return archive.read(found[0])
+        except NotImplementedError as error:
+            raise ImportFileError(f"{path} cannot be read ({error}): expected it unpacked") from error
 
 
 def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
@@ -96,14 +217,26 @@ def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
                 f"{path} cannot be read as {encoding} ({error.reason} at byte {error.start})"
             ) from None
     raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if b"\x00" in raw[:4096]:
+    start = raw[:4096]
+    # A single one is damage to its line.
+    if sum(byte < 32 and byte not in b"\t\n\r\f\x1a\x1b" for byte in start) > max(4, len(start) // 50):
         raise ImportFileError(
-            f"{path} cannot be read (bytes that are no text): expected CSV, Parquet or JSON lines"
+            f"{path} cannot be read (bytes that are no text): expected CSV, Parquet, JSON lines or XML"
         )
     try:
-        return Text(_split(raw.decode()), {}, "utf-8")
+        text = Text(_split(raw.decode()), {}, "utf-8")
     except UnicodeDecodeError:
-        return _by_line(raw)
+        text = _by_line(raw)
+    return _without_nul(text) if b"\x00" in raw else text
+
+
+def _without_nul(text: Text) -> Text:
+    """A line with a NUL byte is bad: no text has any, and most programs would not show it."""
+    for number, line in enumerate(text.lines, 1):
+        if "\x00" in line:
+            text.bad[number] = "got a NUL byte, expected text"
+            text.lines[number - 1] = ""
+    return text
 
 
 def _utf16_without_mark(raw: bytes) -> str | None:

@@ -23,6 +23,8 @@ _MAX_RECORD_LINES: Final = 2_000
 # The type in a column name of RecBole's atomic files.
 _ATOMIC: Final = re.compile(r":(token|float|token_seq|float_seq)$")
 _UNIT_SEPARATOR: Final = "\x1f"  # stands for a separator of several characters, which polars does not take
+# The first line of Excel's own files, which other programs take for the header.
+_EXCEL: Final = re.compile(r'^"?sep=(?P<separator>.|\\t)"?\s*$', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,24 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
     Raises:
         ImportFileError: a separator or quote that is none, or no header.
     """
-    sample = [line for line in text.lines[:_SAMPLE] if line.strip()]
+    all_lines, notes = text.lines, list[str]()
+    first = next((place for place, line in enumerate(all_lines) if line.strip()), 0)
     separator = SEPARATORS.get(layout.separator, layout.separator)
+    if excel := _EXCEL.match(all_lines[first]):
+        if separator == "auto":
+            separator = SEPARATORS.get(excel["separator"], excel["separator"])
+        first += 1
     if separator == "auto":
-        separator = _separator_of(sample)
+        sample = [line for line in all_lines[first : first + _SAMPLE] if line.strip()]
+        separator = _separator_of([line for line in sample if not line.startswith("#")] or sample)
     if not separator:
         raise ImportFileError("--separator is empty: expected a character, ::, tab or space")
-    lines = pl.DataFrame({"text": pl.Series(text.lines, dtype=pl.String)}).with_row_index("line", offset=1)
-    lines = lines.filter(pl.col("text").str.strip_chars(" \r") != "")
+    comments = 0 if layout.columns else _comments(all_lines[first : first + _SAMPLE], separator)
+    if comments:
+        notes.append(f"{comments} lines before the header begin with # and are left out")
+    first += comments
+    lines = pl.DataFrame({"text": pl.Series(all_lines, dtype=pl.String)}).with_row_index("line", offset=1)
+    lines = lines.filter((pl.col("line") > first) & (pl.col("text").str.strip_chars(" \r") != ""))
     if len(separator) > 1:
         lines = lines.with_columns(pl.col("text").str.replace_all(separator, _UNIT_SEPARATOR, literal=True))
     mark = separator if len(separator) == 1 else _UNIT_SEPARATOR
@@ -66,11 +78,16 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
     if quote not in ("", "none") and (len(quote) != 1 or not quote.isascii()):
         raise ImportFileError(f"--quote {quote}: expected one character, or none")
     form = _Form(mark, "" if quote == "none" else quote)
-    notes = []
+    if form.quote and _escapes(lines["text"], form):
+        notes.append(f"\\{form.quote} stands for {form.quote} in a value")
+        all_lines = [form.unescaped(line) for line in all_lines]
+        lines = lines.with_columns(
+            text=pl.Series([form.unescaped(line) for line in lines["text"]], dtype=pl.String)
+        )
     if not form.quote and lines["text"].str.contains('"', literal=True).any():
         notes.append("quotes are part of the values; --quote '\"' reads them as quoting")
     bad = dict(text.bad)
-    records = _records(lines, text.lines, form, bad)
+    records = _records(lines, all_lines, form, bad)
     header = list(layout.columns)
     if not header:
         if not len(records):
@@ -80,8 +97,28 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
     fitting = records.filter(pl.col("fields") == len(header))
     for line, fields in records.filter(pl.col("fields") != len(header)).select("line", "fields").iter_rows():
         bad[line] = f"got {fields} fields, expected {len(header)}, as the header has"
-    frame = form.frame(fitting["text"], _unique(header))
+    names = _unique(header)
+    for given, name in zip(header, names, strict=True):
+        if given and given != name:
+            notes.append(f"the header has {given} more than once; the later one is called {name}")
+    frame = form.frame(fitting["text"], names)
     return Parsed(frame, fitting["line"].to_list(), bad, notes)
+
+
+def _comments(lines: list[str], separator: str) -> int:
+    """How many lines that begin with # stand before the header. Where the header itself begins so, it has its fields."""
+    count = next((place for place, line in enumerate(lines) if not line.startswith("#")), 0)
+    if not count or _Form(separator, '"').unquoted(lines[count]).count(separator) == 0:
+        return 0
+    fields = lines[count].count(separator)
+    return count if lines[count - 1].count(separator) != fields else count - 1
+
+
+def _escapes(lines: pl.Series, form: "_Form") -> bool:
+    """Whether a quote in a value is written with a backslash before it: lines that are no records are some, read so."""
+    mark = f"\\{form.quote}"
+    torn = lines.filter(lines.str.contains(mark, literal=True) & ~lines.str.contains(form.whole))
+    return bool(torn.str.replace_all(mark, form.quote * 2, literal=True).str.contains(form.whole).any())
 
 
 def _separator_of(sample: list[str]) -> str:
@@ -130,6 +167,11 @@ class _Form:
     def is_whole(self, text: str) -> bool:
         """Whether each field is quoted as a whole, or does not begin with a quote."""
         return self._whole.match(text) is not None
+
+    def unescaped(self, line: str) -> str:
+        """A line that is no record as it stands, with its quotes after a backslash doubled instead."""
+        mark = f"\\{self.quote}"
+        return line.replace(mark, self.quote * 2) if mark in line and not self.is_whole(line) else line
 
     def is_open(self, text: str) -> bool:
         """Whether the last field begins with a quote that is not closed."""

@@ -4,6 +4,8 @@ Rows that are plainly good are told apart in whole columns. Every other row is p
 one list of bounds, that of the messages.
 """
 
+import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -15,7 +17,7 @@ import xxhash
 from headwater.files.contents import ImportFileError
 from headwater.files.fields import Chosen
 from headwater.files.table import BadRow, Table
-from headwater.files.times import EXPECTED, TimeForm, at_ms
+from headwater.files.times import EXPECTED, TimeForm, read_times
 from headwater.files.values import Decimal, ids, numbers, present
 from headwater.messages import (
     ACTIONS,
@@ -30,6 +32,33 @@ from headwater.messages import (
 )
 
 IGNORE: Final = "ignore"
+_LETTERS: Final = re.compile(r"[^a-z0-9]")
+_BY_LETTERS: Final = {_LETTERS.sub("", action): action for action in ACTIONS}
+# What shops call their actions, in part of the name, without blanks and capitals; the first that fits is offered.
+_LIKELY: Final[dict[str, tuple[str, ...]]] = {
+    IGNORE: (
+        "remove",
+        "cancel",
+        "refund",
+        "return",
+        "search",
+        "login",
+        "signup",
+        "pageview",
+        "session",
+        "scroll",
+        "logout",
+    ),
+    "dislike": ("dislike", "unlike", "downvote", "notinterested", "skip"),
+    "hide": ("hide", "block", "dismiss"),
+    "impression": ("impression", "viewitemlist", "listview", "listviewed", "shown", "exposure", "expose"),
+    "add_to_cart": ("cart", "basket", "bag"),
+    "purchase": ("purchas", "buy", "bought", "order", "transaction", "checkout", "sale", "pay", "conversion"),
+    "like": ("like", "fav", "wish", "bookmark", "save", "upvote", "star", "collect"),
+    "view": ("view", "pv", "visit", "detail", "watch", "read", "seen"),
+}
+_SIGNS: Final = {"1": "like", "+1": "like", "-1": "dislike", "0": IGNORE}
+_SHOWN: Final = 10
 _OTHERS: Final = "*"
 _NO_ITEM: Final = ("retract", "forget")
 # Events of files without times: from 2000 on, each user's one minute apart.
@@ -85,9 +114,9 @@ def events_of(
     """
     columns, frame, notes = chosen.columns, table.frame, list[str]()
     users, items = (ids(frame[columns[name]], notes.append) for name in ("user_id", "item_id"))
-    actions = _actions(table, columns, form)
+    actions, unrated = _actions(table, columns, form, notes)
     if "at_ms" in columns:
-        at, shown_at = at_ms(frame[columns["at_ms"]], form.times), present(frame[columns["at_ms"]])
+        at, shown_at = read_times(frame[columns["at_ms"]], form.times)
     else:
         made_up = pl.DataFrame({"user": users.shown}).select(
             MADE_UP_MS + MADE_UP_GAP_MS * pl.int_range(pl.len(), dtype=pl.Int64).over("user")
@@ -110,12 +139,12 @@ def events_of(
         }
     ).with_columns(*(each for each in also))
     ignored = rows["action"] == IGNORE
-    shown = pl.DataFrame({"user": users.shown, "item": items.shown, "at": shown_at})
+    shown = pl.DataFrame({"user": users.shown, "item": items.shown, "at": shown_at, "rating": unrated})
     if count := int(ignored.sum() or 0):
         notes.append(f"{count:,} rows are left out, since their actions are to be ignored")
         keep = ~ignored.fill_null(False)
         rows, shown = rows.filter(keep), shown.filter(keep)
-    plain = rows.select(_is_plain(now_ms + MAX_AHEAD_MS)).to_series()
+    plain = rows.select(_is_plain(now_ms + MAX_AHEAD_MS)).to_series() & shown["rating"].is_null()
     bad = list(table.bad)
     if not plain.all():
         verdicts = {
@@ -147,15 +176,19 @@ def _is_plain(latest_ms: int) -> pl.Expr:
 
 def _problem(row: dict[str, object], shown: tuple[str | None, ...], now_ms: int) -> str | None:
     """Why a row is no event; None where a worker takes it."""
-    user, item, at = shown
+    user, item, at, rating = shown
     action = row["action"]
     for name, value in (("user_id", user), ("item_id", item)):
         if value is None and not (name == "item_id" and action in _NO_ITEM):
             return f"{name}: missing, expected an id"
         if value is not None and row[name] is None:
             return f"{name}: got {value}, a float above 2^53 that has lost digits; expected text or whole numbers"
+    if rating is not None:
+        return f"rating: got {quoted(rating)}, expected a number"
     if row["at_ms"] is None:
         return f"at_ms: {'missing' if at is None else f'got {quoted(at)}'}, expected {EXPECTED}"
+    if isinstance(row["at_ms"], int) and row["at_ms"] > now_ms + MAX_AHEAD_MS:
+        return f"at_ms: got {quoted(at)}, expected at most two days after the time now"
     if action == "retract" and row["event_id"] is None:
         return "event_id: missing, expected the id of the event to retract"
     click = {name: row[name] for name in ("user_id", "at_ms", "action")}
@@ -163,13 +196,47 @@ def _problem(row: dict[str, object], shown: tuple[str | None, ...], now_ms: int)
     try:
         decode_click(None, msgspec.json.encode(message), now_ms)
     except BadMessage as error:
-        if action not in ACTIONS:
-            return f"{error}; name it with --action {action}=click, or leave such rows out with --action {action}={IGNORE}"
+        if isinstance(action, str) and action not in ACTIONS:
+            return (
+                f"{error}; name it with {_option(action, _likely(action))}, or leave such rows out with "
+                f"{_option(action, IGNORE)}"
+            )
         return str(error)
     return None
 
 
-def _actions(table: Table, columns: dict[str, str], form: EventForm) -> pl.Series:
+def _likely(written: str) -> str:
+    """The action that a shop probably means: a hint, since only the shop knows."""
+    if written in _SIGNS:
+        return _SIGNS[written]
+    letters = _LETTERS.sub("", written.lower())
+    found = next(
+        (action for action, names in _LIKELY.items() if any(name in letters for name in names)), None
+    )
+    return found or "click"
+
+
+def _option(written: str, action: str) -> str:
+    pair = shlex.quote(f"{written}={action}")
+    # Else it would be taken for an option itself.
+    return f"--action={pair}" if written.startswith("-") else f"--action {pair}"
+
+
+def _unknown(written: pl.Series) -> list[str]:
+    """What is told of actions of a file that are none: each with its number of rows, and the options that may be meant."""
+    counts = written.filter(~written.is_in([*ACTIONS, IGNORE])).drop_nulls().value_counts(sort=True)
+    if len(counts) < 2:
+        return []  # the rows say it
+    shown = [f"{name} ({count:,})" for name, count in counts.head(_SHOWN).iter_rows()]
+    options = [_option(name, _likely(name)) for name in counts[written.name].head(_SHOWN)]
+    more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+    return [f"{', '.join(shown)}{more} are no actions of ours; perhaps {' '.join(options)}"]
+
+
+def _actions(
+    table: Table, columns: dict[str, str], form: EventForm, notes: list[str]
+) -> tuple[pl.Series, pl.Series]:
+    """(rows,) the action of each row, and as text the rating that is none, null elsewhere."""
     names, others = dict[str, str](), "click"
     for pair in form.actions:
         name, equals, action = pair.rpartition("=")
@@ -178,38 +245,52 @@ def _actions(table: Table, columns: dict[str, str], form: EventForm) -> pl.Serie
                 f"--action {pair}: expected name=action, with one of {', '.join(ACTIONS)}, or {IGNORE}"
             )
         names[name.lower()] = action
-    rating = _by_rating(table, columns, form, names.get(_OTHERS, others))
+    rating, unfit = _by_rating(table, columns, form, names.get(_OTHERS, others), notes)
     if "action" not in columns:
-        return rating
+        return rating, unfit
     written = present(table.frame[columns["action"]]).str.strip_chars()
     kinds = written.unique().drop_nulls().to_list()
     known = {kind: _action_of(kind, names) for kind in kinds}
     found = written.replace_strict(known, default=None, return_dtype=pl.String)
-    return found.zip_with(written.is_not_null(), rating)
+    notes += _unknown(found)
+    return found.zip_with(written.is_not_null(), rating), unfit.set(written.is_not_null(), None)
 
 
 def _action_of(written: str, names: dict[str, str]) -> str:
     if (given := names.get(written.lower())) is not None:
         return given
-    usual = written.lower().replace(" ", "_").replace("-", "_")
-    return usual if usual in ACTIONS else names.get(_OTHERS, written)
+    usual = _BY_LETTERS.get(
+        _LETTERS.sub("", written.lower())
+    )  # Add to Cart, addToCart and addtocart are add_to_cart
+    return usual or names.get(_OTHERS, written)
 
 
-def _by_rating(table: Table, columns: dict[str, str], form: EventForm, usual: str) -> pl.Series:
-    """The action of rows that name none: by the rating, else the usual one."""
+def _by_rating(
+    table: Table, columns: dict[str, str], form: EventForm, usual: str, notes: list[str]
+) -> tuple[pl.Series, pl.Series]:
+    """The action of rows that name none: by the rating, else the usual one; and as text the ratings that are no number."""
     found = pl.Series([usual]).new_from_index(0, len(table.frame))
+    unfit = pl.Series([None], dtype=pl.String).new_from_index(0, len(table.frame))
     if form.like_from is None and form.dislike_to is None:
-        return found
+        if "rating" in columns and "action" not in columns and len(found):
+            rated = numbers(table.frame[columns["rating"]], form.decimal).values.drop_nulls().to_numpy()
+            if len(rated):
+                notes.append(
+                    f"rating: all from {rated.min():g} to {rated.max():g} count as a {usual}; --like-from and --dislike-to "
+                    "say which are a like and a dislike"
+                )
+        return found, unfit
     if "rating" not in columns:
         raise ImportFileError(
             "--like-from and --dislike-to need ratings: name their column with --map rating=COLUMN"
         )
-    rating = numbers(table.frame[columns["rating"]], form.decimal).values
+    read = numbers(table.frame[columns["rating"]], form.decimal)
+    rating, unfit = read.values, read.shown.set(~read.unfit, None)
     for bound, action in ((form.dislike_to, "dislike"), (form.like_from, "like")):
         if bound is not None:
             meets = rating >= bound if action == "like" else rating <= bound
             found = found.set(meets.fill_null(False), action)
-    return found
+    return found, unfit
 
 
 def _context(frame: pl.DataFrame, columns: dict[str, str]) -> pl.Series:

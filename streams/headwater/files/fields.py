@@ -1,17 +1,40 @@
 """Which column is which field of a message, and of which type."""
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, get_args
 
 from headwater.files.contents import ImportFileError
 from headwater.files.values import Type
 
+_SHOWN: Final = 40
+_MAX_NAME: Final = 80
 TYPES: Final[tuple[Type, ...]] = get_args(Type)
 # The types that the fields have themselves.
 _FIXED: Final[dict[str, Type]] = {
     "at_ms": "time", "since_ms": "time", "price": "number", "version": "number", "rating": "number",
     "available": "flag", "tags": "list",
+}  # fmt: skip
+
+
+# What shops call the columns of the fields, each without blanks, hyphens and capitals: a hint, since a file may mean otherwise.
+_LIKELY: Final[dict[str, tuple[str, ...]]] = {
+    "user_id": (
+        "user", "userid", "customer", "customerid", "clientid", "client", "visitorid", "visitor", "memberid", "accountid", "uid",
+        "shopperid", "buyerid", "email", "customeremail", "sessionid", "anonymousid", "userpseudoid", "reviewerid", "householdid",
+    ),
+    "item_id": (
+        "item", "itemid", "product", "productid", "sku", "articleid", "article", "articlenumber", "asin", "parentasin", "movieid",
+        "handle", "productcode", "goodsid", "trackid", "songid", "bookid", "isbn", "ean", "gtin", "variantsku", "businessid", "id",
+    ),
+    "at_ms": (
+        "timestamp", "time", "at", "date", "datetime", "createdat", "eventtime", "eventtimestamp", "ts", "occurredat", "orderdate",
+        "viewedat", "purchasedat", "unixreviewtime", "transactiondate", "day",
+    ),
+    "history": ("items", "sequence", "past"),
+    "target": ("next", "targets", "label"),
 }  # fmt: skip
 
 
@@ -31,7 +54,9 @@ class Chosen(NamedTuple):
     types: dict[str, Type]
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={column}" for name, column in self.columns.items())
+        pairs = [f"{name}={column}" for name, column in self.columns.items()]
+        more = len(pairs) - _SHOWN
+        return ", ".join(pairs[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 CLICKS: Final = Fields(
@@ -92,6 +117,10 @@ def mapping(
     for name, likely in (usual or {}).items():
         if name not in found and (there := [column for column in likely if column in columns]):
             found[name] = there[0]
+    by_letters = {_letters(name): name for name in fields.names}
+    for column in columns:  # User_ID and userId are user_id
+        if (name := by_letters.get(_letters(column), "")) and column not in found.values():
+            found.setdefault(name, column)
     types: dict[str, Type] = {}
     for pair in given:
         name, equals, column = pair.partition("=")
@@ -115,7 +144,7 @@ def mapping(
     if missing := [name for name in fields.required if name not in found]:
         raise ImportFileError(
             f"no column for {', '.join(missing)}: the file has {_listed(columns)}; name it with "
-            f"--map {missing[0]}=COLUMN, or all columns of a file without a header with --columns"
+            f"--map {missing[0]}=COLUMN, or all columns of a file without a header with --columns{_hint(missing, columns)}"
         )
     whole = prefix.removesuffix(".")
     if prefix and whole in found and found[whole] not in columns:
@@ -125,13 +154,31 @@ def mapping(
     return Chosen(found, types)
 
 
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _hint(missing: Sequence[str], columns: Sequence[str]) -> str:
+    """The columns that are likely meant."""
+    by_letters = {_letters(column): column for column in reversed(columns)}
+    likely = [
+        shlex.join(["--map", f"{name}={by_letters[each]}"])
+        for name in missing
+        for each in [next((each for each in _LIKELY.get(name, ()) if each in by_letters), None)]
+        if each is not None
+    ]
+    return f"; perhaps {' '.join(likely)}" if likely else ""
+
+
 def _parts(column: str, columns: Sequence[str]) -> list[str]:
     return [name for name in columns if name.startswith(f"{column}.")]
 
 
 def _listed(columns: Sequence[str]) -> str:
-    more = len(columns) - 40
-    return ", ".join(columns[:40]) + (f" and {more} more" if more > 0 else "")
+    more = len(columns) - _SHOWN
+    # A file that is no table may have a column of any length.
+    shown = [name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..." for name in columns[:_SHOWN]]
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _type(pair: str, name: str, chosen: str, prefix: str) -> Type:

@@ -6,8 +6,9 @@ from typing import Any, Generic, NamedTuple
 
 from headwater.files.contents import ImportFileError
 from headwater.files.fields import Chosen
+from headwater.files.markup import plain
 from headwater.files.table import BadRow, Table
-from headwater.files.times import EXPECTED, TimeForm, at_ms
+from headwater.files.times import EXPECTED, TimeForm, read_times
 from headwater.files.values import (
     Decimal,
     Read,
@@ -18,11 +19,13 @@ from headwater.files.values import (
     lists,
     numbers,
     present,
+    undecided,
     whole_numbers,
 )
 from headwater.messages import BadMessage, Item, MessageT, decode_item, encode, quoted
 
 _TEXTS = ("title", "description", "category", "image")
+_PROSE = ("title", "description", "category")
 _EXPECTED = {
     "price": "a number, such as 15.00 or 15.00 USD",
     "version": "a whole number",
@@ -78,6 +81,8 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
     found, types = read_fields(table, chosen, form, notes)
     checked = checked_rows(table, chosen.columns, found, types, _item)
     rows = [ItemRow(line, item, encode(item)) for line, item in checked.rows]
+    if repeated := len(rows) - len({row.item.item_id for row in rows}):
+        notes.append(f"{repeated:,} rows name an item again; its last row counts")
     return Items(rows, checked.bad, notes, types, checked.named, checked.nameless)
 
 
@@ -96,25 +101,34 @@ def read_fields(
     """The values of each field that has a column, and the types of the attributes. What is told is added to ``notes``.
 
     Raises:
-        ImportFileError: a time format is none, or a column of attributes has no objects.
+        ImportFileError: a time format is none, a column of attributes has no objects, or prices may be read in two ways.
     """
     columns, frame = chosen.columns, table.frame
     found: dict[str, Read] = {"item_id": ids(frame[columns["item_id"]], notes.append)}
     for name in _TEXTS:
         if name in columns:
-            text = present(frame[columns[name]])
+            text, marked = present(frame[columns[name]]), 0
+            if name in _PROSE:
+                text, marked = plain(text)
+            if marked:
+                notes.append(f"{name}: {marked:,} rows are read without their HTML")
             found[name] = Read(text, text)
     if "tags" in columns:
         source = frame[columns["tags"]]
         found["tags"] = Read(lists(source, form.list_separator), present(source))
     if "price" in columns:
-        found["price"] = numbers(frame[columns["price"]], form.decimal)
+        source = frame[columns["price"]]
+        if form.decimal == "auto" and (shown := undecided(source)) is not None:
+            raise ImportFileError(
+                f"prices such as {shown!r} may have decimals or thousands behind their mark: say --decimal . or --decimal ,"
+            )
+        found["price"] = numbers(source, form.decimal)
     if "version" in columns:
         found["version"] = whole_numbers(frame[columns["version"]])
     for name in ("since_ms", "at_ms"):
         if name in columns:
             source = frame[columns[name]]
-            found[name] = Read(at_ms(source, form.times), present(source))
+            found[name] = read_times(source, form.times)
     if "available" in columns:
         found["available"] = flags(frame[columns["available"]])
     types: dict[str, Type] = {}

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -19,6 +20,9 @@ _WRAPPERS: Final = ("$numberLong", "$numberInt", "$numberDouble", "$numberDecima
 _MAX_KEYS: Final = 2_000
 _INT64: Final = range(-(2**63), 2**63)
 _DECODER: Final = msgspec.json.Decoder()
+_SAMPLE: Final = 20
+_BRACKETS: Final = ("", "[", "]", "];", ",")
+_BLANK: Final = re.compile(r"[\s,]*")
 
 
 class Rows(NamedTuple):
@@ -41,26 +45,44 @@ def rows_of(path: Path, text: Text, flatten: Flatten | None = None) -> Rows:
     bad = dict(text.bad)
     values: list[Any]
     first = _decoded(lines[0])
-    if isinstance(first, dict) and (len(lines) > 1 or not _list_in(first)):
+    if isinstance(first, dict) and (len(lines) > 1 or not (_list_in(first) or _of_columns(first))):
         counted: Literal["line", "row"] = "line"
         try:
             values = _DECODER.decode_lines("\n".join(lines))
         except (msgspec.DecodeError, RecursionError):
-            values = [_decoded(line) for line in lines]
+            values = [_decoded_line(line) for line in lines]
     else:
         counted = "row"
         whole = _decoded("\n".join(text.lines))
         if isinstance(whole, dict):
-            whole = _list_in(whole) or [whole]
-        if not isinstance(whole, list):
-            if len(lines) > 1:  # the first of many lines is bad
-                counted, values = "line", [_decoded(line) for line in lines]
-            else:
-                raise ImportFileError(
-                    f"{path} cannot be read ({whole}): expected JSON lines, or an array of objects"
-                )
-        else:
+            whole = _list_in(whole) or _of_columns(whole) or [whole]
+        # An array may begin and end on the lines of its objects.
+        inner = [lines[0].lstrip().removeprefix("["), *lines[1:]]
+        inner[-1] = inner[-1].rstrip().removesuffix("]")
+        pairs = [
+            (number, line)
+            for number, line in zip(numbers, inner, strict=True)
+            if line.strip() not in _BRACKETS
+        ]
+        objects = sum(isinstance(_decoded_line(line), dict) for _, line in pairs[:_SAMPLE])
+        if whole == []:
+            raise ImportFileError(
+                f"{path} cannot be read (it is an empty array): expected an array of objects"
+            )
+        if isinstance(whole, list):
             values, numbers, bad = whole, list(range(1, len(whole) + 1)), {}
+        elif objects and 2 * objects >= len(pairs[:_SAMPLE]):
+            # Lines that are objects, some of them damaged; or an array of such lines that has no end.
+            counted = "line"
+            numbers, values = [number for number, _ in pairs], [_decoded_line(line) for _, line in pairs]
+        else:
+            values = _until_damage(text.lines)
+            numbers, bad = list(range(1, len(values) + 1)), {}
+            if len(values) < 2:  # nothing but the damage
+                reason = whole.reason if isinstance(whole, _Undecoded) else _reason(whole)
+                raise ImportFileError(
+                    f"{path} cannot be read ({reason}): expected JSON lines, or an array of objects"
+                )
     if not any(isinstance(value, dict) for value in values) and values:
         raise ImportFileError(
             f"{path} cannot be read ({_reason(values[0])}): expected JSON lines, or an array of objects"
@@ -88,6 +110,29 @@ def flattened(
 
 class _Undecoded(NamedTuple):
     reason: str
+
+
+def _decoded_line(line: str) -> Any:
+    """The value of a line, also with the comma after it that it has in an array."""
+    return _decoded(line.rstrip().removesuffix(","))
+
+
+def _until_damage(lines: Sequence[str]) -> list[Any]:
+    """The values of an array that is damaged: those before the damage, and the damage as the last one."""
+    text = "\n".join(lines)
+    start = text.find("[") + 1
+    decoder, found = json.JSONDecoder(parse_constant=lambda _: None), list[Any]()
+    while start:
+        start = _BLANK.match(text, start).end()  # type: ignore[union-attr]
+        if text[start : start + 1] in ("]", ""):
+            break
+        try:
+            value, start = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            found.append(_Undecoded(f"not JSON: {error}; what comes after it in the array is not read"))
+            break
+        found.append(value)
+    return found
 
 
 def _decoded(text: str) -> Any:
@@ -124,6 +169,36 @@ def _list_in(value: Object) -> list[Any] | None:
     lists = [part for part in value.values() if isinstance(part, list) and part and isinstance(part[0], dict)]
     scalars = [part for part in value.values() if not isinstance(part, list | dict)]
     return lists[0] if len(lists) == 1 and not scalars else None
+
+
+def _of_columns(value: Object) -> list[Any] | None:
+    """The rows of a table that is written by columns, as pandas writes them: lists of one length, or objects by row."""
+    if (
+        value.keys() >= {"columns", "data"}
+        and isinstance(value["columns"], list)
+        and isinstance(value["data"], list)
+    ):
+        names = [str(name) for name in value["columns"]]
+        return [
+            dict(zip(names, row, strict=True)) if isinstance(row, list) and len(row) == len(names) else row
+            for row in value["data"]
+        ]
+    columns = list(value.values())
+    if len(columns) < 2:
+        return None
+    if all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    if (
+        all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns)
+        and "0" in columns[0]
+    ):
+        return [{name: column[key] for name, column in value.items()} for key in columns[0]]
+    return None
+
+
+def listed(value: Any) -> list[Any]:
+    """A value as a list: itself, nothing for null, or the value alone."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def frame_of(rows: Sequence[Object]) -> pl.DataFrame:

@@ -1,27 +1,44 @@
 """Known file formats by name: which columns are which fields, what their actions mean, and what a row is."""
 
-import html
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import polars as pl
 
-from headwater.files.contents import ImportFileError
+from headwater.files.contents import EmptyFile, Files, ImportFileError, files_of, named
+from headwater.files.data_sets import (
+    GENRES,
+    amazon_item,
+    amazon_ratings,
+    lastfm_catalog,
+    lastfm_tracks,
+    movielens_genres,
+    retailrocket_items,
+)
 from headwater.files.delimited import Layout
+from headwater.files.event_exports import ga4_event, segment_event
 from headwater.files.fields import CASES, CATALOG, CLICKS, OFFERS, TRAINING, Chosen, Fields, mapping
-from headwater.files.json_rows import Flatten, Object
-from headwater.files.table import Table, read
+from headwater.files.json_rows import Flatten
+from headwater.files.shop_exports import (
+    magento,
+    merchant,
+    shopify_export,
+    shopify_orders,
+    shopify_product,
+    shopify_variants,
+    woocommerce,
+)
+from headwater.files.table import LINE, Table, joined, read
 
 PresetName = Literal[
     "movielens", "amazon-reviews", "amazon-items", "retailrocket", "yelp", "lastfm", "shopify", "google-merchant", "segment",
     "ga4", "recbole",
+    "woocommerce", "magento",
 ]  # fmt: skip
 Kind = Literal["catalog", "clicks", "offers", "training", "cases"]
 Usual = Mapping[str, Sequence[str]]  # field -> columns that may carry it, the first that is there does
-_LINE: Final = "__line"
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,8 @@ class Shape:
         headless: the columns of a file without a header, by their number.
         flatten: makes rows of a JSON object.
         arranged: makes rows of the rows, which have their line in the column ``__line``.
+        by_id: such functions for another choice of the item's column, by that column.
+        notes: what a person has to know of such files.
     """
 
     usual: Usual
@@ -40,6 +59,8 @@ class Shape:
     flatten: Flatten | None = None
     arranged: Callable[[pl.DataFrame], pl.DataFrame] | None = None
     list_separator: str = "auto"
+    by_id: Mapping[str, Callable[[pl.DataFrame], pl.DataFrame]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,37 +82,84 @@ class Opened(NamedTuple):
 
 
 def opened(
-    path: Path,
+    given: Files,
     kind: Kind,
     maps: Sequence[str] = (),
     layout: Layout | None = None,
     preset: PresetName | None = None,
 ) -> Opened:
-    """A file with its columns mapped to the fields of a kind of message.
+    """A file, or several as one, with their columns mapped to the fields of a kind of message.
 
     Raises:
-        ImportFileError: the file cannot be read, the mapping does not fit it, or the preset has no such files.
+        ImportFileError: a file cannot be read, the mapping does not fit it, or the preset has no such files.
     """
     layout, fields = layout or Layout(), _FIELDS[kind]
     shape = shape_of(preset, kind)
+    table = _read_all(files_of(given), layout, shape)
     if shape is None:
-        table = read(path, layout)
-        usual_names = _USUAL_OF_CASES if kind == "cases" else None
-        return Opened(table, mapping(fields, table.columns, maps, usual_names))
+        usual = _USUAL_OF_CASES if kind == "cases" else {}
+    else:
+        table = _arranged(table, shape, maps)
+        usual = {
+            name: columns
+            for name, columns in shape.usual.items()
+            # What a format has of attributes does not change often.
+            if name in fields.names or (name.startswith(fields.open_ended) and kind != "offers")
+        }
+    chosen = mapping(fields, table.columns, maps, usual)
+    if shape is None or shape.arranged is None:
+        _refuse_strangers(table, fields, chosen)
+    return Opened(table, chosen)
+
+
+def _read_all(paths: Sequence[Path], layout: Layout, shape: Shape | None) -> Table:
+    """The files as one table. An empty one among others is noted."""
+    if len(paths) == 1:
+        return _read(paths[0], layout, shape)
+    tables, notes = list[Table](), list[str]()
+    for path in paths:
+        try:
+            tables.append(_read(path, layout, shape))
+        except EmptyFile:
+            notes.append(f"{path} is empty")
+    if not tables:
+        raise EmptyFile(f"{named(paths)} cannot be read (they are empty): expected a header and rows")
+    table = joined(tables)
+    return replace(table, notes=[*table.notes, *notes])
+
+
+def _read(path: Path, layout: Layout, shape: Shape | None) -> Table:
+    """A file; one of a format without a header has the format's columns."""
+    if shape is None:
+        return read(path, layout)
     table = read(path, layout, shape.flatten)
     headless = shape.headless.get(len(table.columns))
     if headless and not layout.columns and not any(name in headless for name in table.columns):
-        table = read(path, replace(layout, columns=headless), shape.flatten)
-    if shape.arranged is not None:
-        frame = shape.arranged(table.frame.with_columns(table.lines.alias(_LINE)))
-        table = replace(table, frame=frame.drop(_LINE), lines=frame[_LINE])
-    usual = {
-        name: columns
-        for name, columns in shape.usual.items()
-        # What a format has of attributes does not change often.
-        if name in fields.names or (name.startswith(fields.open_ended) and kind != "offers")
-    }
-    return Opened(table, mapping(fields, table.columns, maps, usual))
+        return read(path, replace(layout, columns=headless), shape.flatten)
+    return table
+
+
+def _arranged(table: Table, shape: Shape, maps: Sequence[str]) -> Table:
+    """The rows as the format means them."""
+    item = next((pair.partition("=")[2] for pair in reversed(maps) if pair.startswith("item_id=")), "")
+    arranged, notes = shape.by_id.get(item, shape.arranged), [*table.notes, *shape.notes]
+    if arranged is None:
+        return replace(table, notes=notes)
+    frame = arranged(table.frame.with_columns(table.lines.alias(LINE)))
+    if len(frame) < len(table.frame):
+        notes.append(f"{len(table.frame):,} rows are put together as {len(frame):,}")
+    return replace(table, frame=frame.drop(LINE), lines=frame[LINE], notes=notes)
+
+
+def _refuse_strangers(table: Table, fields: Fields, chosen: Chosen) -> None:
+    """Raise ImportFileError where one of several files has no column for a field that all need."""
+    for part in table.parts:
+        if missing := [name for name in fields.required if chosen.columns[name] not in part.columns]:
+            column = chosen.columns[missing[0]]
+            raise ImportFileError(
+                f"{part.path} has no column {column}, which other files have for {missing[0]}: it has "
+                f"{', '.join(part.columns[:20])}; give it alone, with --map, or correct its header"
+            )
 
 
 def shape_of(preset: PresetName | None, kind: Kind) -> Shape | None:
@@ -125,206 +193,17 @@ _FIELDS: Final[dict[Kind, Fields]] = {
 _USUAL_OF_CASES: Final[Usual] = {"target": ("targets", "next"), "history": ("items", "sequence")}
 
 
-# MovieLens
-
-_GENRES: Final = (
-    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
-)  # fmt: skip
-
-
-def _movielens_genres(frame: pl.DataFrame) -> pl.DataFrame:
-    """The genres of ML-100K, a column of flags each, as one column; "(no genres listed)" is none."""
-    if _GENRES[1] in frame.columns:
-        named = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in _GENRES[1:]]
-        frame = frame.with_columns(pl.concat_str(named, separator="|", ignore_nulls=True).alias("genres"))
-    if "genres" in frame.columns:
-        frame = frame.with_columns(pl.col("genres").replace("(no genres listed)", None))
-    return frame
-
-
-# Amazon
-
-
-def _amazon_ratings(frame: pl.DataFrame) -> pl.DataFrame:
-    """Files of ratings without a header: those of 2018 have the item first, those of 2014 the user."""
-    if frame.columns[:2] == ["first", "second"]:
-        asin = r"^[0-9A-Z]{10}$"
-        items_first = frame["first"].str.contains(asin).sum() > frame["second"].str.contains(asin).sum()
-        names = ("asin", "reviewerID") if items_first else ("reviewerID", "asin")
-        return frame.rename(dict(zip(("first", "second"), names, strict=True)))
-    return frame
-
-
-_PRICE: Final = re.compile(r"^\s*\$?\s*\d[\d,]*(\.\d+)?\s*$")
-
-
-def _amazon_item(row: Object) -> Iterator[Object]:
-    """Metadata of 2014, 2018 or 2023. A price that is none, such as a range, is missing."""
-    price = row.get("price")
-    categories = row.get("categories") or row.get("category") or []
-    yield {
-        "item_id": row.get("parent_asin") or row.get("asin"),
-        "title": _clean(row.get("title")),
-        "description": " ".join(
-            _strings([row.get("features") or row.get("feature"), row.get("description")])
-        ),
-        "tags": list(dict.fromkeys(_strings(categories))),
-        "category": next(iter(_strings([row.get("main_category") or row.get("main_cat"), categories])), None),
-        "price": price if isinstance(price, int | float) or _PRICE.match(str(price)) else None,
-        "brand": next(iter(_strings([row.get("brand") or row.get("store")])), None),
-        "image": next(iter(_images(row)), None),
-    }
-
-
-def _images(row: Object) -> Iterator[str]:
-    for name in ("imUrl", "imageURLHighRes", "imageURL", "images"):
-        for value in _listed(row.get(name)):
-            found = (value.get("large") or value.get("thumb")) if isinstance(value, dict) else value
-            if isinstance(found, str):
-                yield found
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [part for each in value for part in _strings(each)]
-    return [text] if (text := _clean(value)) else []
-
-
-def _clean(value: Any) -> str | None:
-    """A text without markup and entities."""
-    if not isinstance(value, str):
-        return None
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", value))).strip()
-
-
-# RetailRocket
-
-
-def _retailrocket_items(frame: pl.DataFrame) -> pl.DataFrame:
-    """Properties, one a row with a time, as items: the newest category and availability. The others are hashes."""
-    wanted = frame.filter(pl.col("property").is_in(["categoryid", "available"]))
-    newest = wanted.sort(pl.col("timestamp").cast(pl.Int64, strict=False)).group_by(
-        "itemid", maintain_order=True
-    )
-    return (
-        newest.agg(
-            pl.col("value").filter(pl.col("property") == name).last().alias(name)
-            for name in ("categoryid", "available")
-        )
-        .join(wanted.group_by("itemid").agg(pl.col(_LINE).max()), on="itemid")
-        .sort(_LINE)
-    )
-
-
-# Last.fm
-
-
-def _lastfm_tracks(frame: pl.DataFrame) -> pl.DataFrame:
-    """Listens of the 1K users. A track without an id is known by artist and name."""
-    if "traid" not in frame.columns:
-        return frame
-    return frame.with_columns(
-        pl.coalesce(pl.col("traid").replace("", None), pl.format("{} - {}", "artname", "traname")).alias(
-            "track"
-        )
-    )
-
-
-def _lastfm_catalog(frame: pl.DataFrame) -> pl.DataFrame:
-    found = _lastfm_tracks(frame)
-    return found.unique("track", keep="first", maintain_order=True) if "track" in found.columns else found
-
-
-# Shopify
-
-
-def _shopify_product(row: Object) -> Iterator[Object]:
-    """A product of `products.json`: the lowest price of its variants, available while one of them is."""
-    variants = [each for each in _listed(row.get("variants")) if isinstance(each, dict)]
-    prices = [
-        float(each["price"]) for each in variants if _PRICE.match(str(each.get("price")).removeprefix("-"))
-    ]
-    stocks = [each.get("available", (each.get("inventory_quantity") or 0) > 0) for each in variants]
-    tags = row.get("tags")
-    yield {
-        "item_id": row.get("handle") or row.get("id"),
-        "title": row.get("title"),
-        "description": _clean(row.get("body_html")),
-        "tags": tags
-        if isinstance(tags, list)
-        else [part.strip() for part in str(tags or "").split(",") if part.strip()],
-        "category": row.get("product_type"),
-        "price": min(prices) if prices else None,
-        "available": any(stocks) if stocks else None,
-        "brand": row.get("vendor"),
-        "image": next(
-            (each.get("src") for each in _listed(row.get("images")) if isinstance(each, dict)), None
-        ),
-        "since_ms": row.get("published_at") or row.get("created_at"),
-    }
-
-
-def _shopify_export(frame: pl.DataFrame) -> pl.DataFrame:
-    """The products of an export, which has a row for each variant and picture: of each the first value that is there."""
-    if "Handle" not in frame.columns:
-        return frame
-    rest = [name for name in frame.columns if name not in ("Handle", _LINE)]
-    found = frame.group_by("Handle", maintain_order=True).agg(
-        pl.col(_LINE).min(), *(pl.col(name).drop_nulls().first() for name in rest)
-    )
-    if "Body (HTML)" in rest:
-        body = pl.Series([_clean(text) for text in found["Body (HTML)"]], dtype=pl.String)
-        found = found.with_columns(body.alias("Body (HTML)"))
-    return found
-
-
-# Segment and GA4
-
-
-def _segment_event(row: Object) -> Iterator[Object]:
-    """A track call: its product, or one row for each of its products."""
-    properties = row.get("properties") if isinstance(row.get("properties"), dict) else {}
-    assert isinstance(properties, dict)
-    shared = {
-        "user": row.get("userId") or row.get("user_id") or row.get("anonymousId") or row.get("anonymous_id"),
-        "event": row.get("event") or row.get("type"),
-        "at": row.get("timestamp")
-        or row.get("originalTimestamp")
-        or row.get("sentAt")
-        or row.get("receivedAt"),
-        "id": row.get("messageId") or row.get("message_id"),
-    }
-    products = [each for each in _listed(properties.get("products")) if isinstance(each, dict)]
-    for product in products or [properties]:
-        yield {**shared, "item": product.get("product_id") or product.get("sku") or product.get("id")}
-
-
-def _ga4_event(row: Object) -> Iterator[Object]:
-    """An event of the BigQuery export: a row for each of its items."""
-    shared = {
-        "user": row.get("user_id") or row.get("user_pseudo_id"),
-        "event": row.get("event_name"),
-        "at": row.get("event_timestamp"),
-    }
-    items = [each for each in _listed(row.get("items")) if isinstance(each, dict)]
-    for item in items or [{}]:
-        yield {**shared, "item": item.get("item_id"), "title": item.get("item_name")}
-
-
+# The second names are those of tables of a warehouse.
 _EVENT: Final = {
-    "user_id": ("user",),
-    "item_id": ("item",),
-    "at_ms": ("at",),
-    "action": ("event",),
-    "event_id": ("id",),
-    "title": ("title",),
+    "user_id": ("user", "user_id", "user_pseudo_id", "anonymous_id"),
+    "item_id": ("item", "item_id", "product_id", "items.item_id", "sku"),
+    "at_ms": ("at", "timestamp", "event_timestamp", "original_timestamp", "sent_at", "received_at"),
+    "action": ("event", "event_name"),
+    "event_id": ("id", "message_id"),
+    "title": ("title", "item_name", "name"),
 }
 _ITEM: Final = {"attributes.brand": ("brand",)}
+_PRODUCT: Final = {"item_id": ("item",)}
 
 PRESETS: Final[Mapping[PresetName, Preset]] = {
     "movielens": Preset(
@@ -339,9 +218,9 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
             {"item_id": ("movieId", "MovieID"), "title": ("title", "Title"), "tags": ("genres", "Genres")},
             {
                 3: ("movieId", "title", "genres"),
-                24: ("movieId", "title", "release_date", "video_release_date", "imdb_url", *_GENRES),
+                24: ("movieId", "title", "release_date", "video_release_date", "imdb_url", *GENRES),
             },
-            arranged=_movielens_genres,
+            arranged=movielens_genres,
             list_separator="|",
         ),
         like_from=4,
@@ -354,19 +233,19 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
                 "at_ms": ("unixReviewTime", "timestamp", "reviewTime"), "rating": ("overall", "rating"),
             },
             {4: ("first", "second", "rating", "timestamp")},
-            arranged=_amazon_ratings,
+            arranged=amazon_ratings,
         ),
         like_from=4,
         dislike_to=2,
     ),
-    "amazon-items": Preset(catalog=Shape(_ITEM, flatten=_amazon_item)),
+    "amazon-items": Preset(catalog=Shape(_ITEM, flatten=amazon_item)),
     "retailrocket": Preset(
         Shape(
             {"user_id": ("visitorid",), "item_id": ("itemid",), "at_ms": ("timestamp",), "action": ("event",)},
         ),
         Shape(
             {"item_id": ("itemid",), "category": ("categoryid",), "available": ("available",)},
-            arranged=_retailrocket_items,
+            arranged=retailrocket_items,
         ),
         actions=("view=view", "addtocart=add_to_cart", "transaction=purchase"),
     ),
@@ -397,27 +276,39 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
                 6: ("userid", "timestamp", "artid", "artname", "traid", "traname"),
                 5: ("userid", "artist", "album", "track", "timestamp"),
             },
-            arranged=_lastfm_tracks,
+            arranged=lastfm_tracks,
         ),
         Shape(
             {"item_id": ("track",), "title": ("traname",), "description": ("artname",)},
             {6: ("userid", "timestamp", "artid", "artname", "traid", "traname")},
-            arranged=_lastfm_catalog,
+            arranged=lastfm_catalog,
         ),
     ),
     "shopify": Preset(
-        catalog=Shape(
+        Shape(
+            {"user_id": ("Email",), "item_id": ("Lineitem sku",), "at_ms": ("Created at", "Paid at"), "title": ("Lineitem name",)},
+            arranged=shopify_orders,
+            notes=(
+                "orders name variants by their SKU, and `--preset shopify` names products by their handle: publish the catalog "
+                "with --map item_id='Variant SKU' too",
+            ),
+        ),
+        Shape(
             {
                 "item_id": ("Handle",), "title": ("Title",), "description": ("Body (HTML)",), "tags": ("Tags",),
                 "category": ("Type", "Product Category"), "price": ("Variant Price",),
                 "available": ("Status", "Published"), "image": ("Image Src",),
                 "attributes.brand": ("brand", "Vendor"),
             },
-            flatten=_shopify_product,
-            arranged=_shopify_export,
+            flatten=shopify_product,
+            arranged=shopify_export,
+            by_id={"Variant SKU": shopify_variants},
             list_separator=",",
-        )
+        ),
+        actions=("*=purchase",),
     ),
+    "woocommerce": Preset(catalog=Shape(_PRODUCT, arranged=woocommerce)),
+    "magento": Preset(catalog=Shape(_PRODUCT, arranged=magento)),
     "google-merchant": Preset(
         catalog=Shape(
             {
@@ -426,18 +317,19 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
                 "tags": ("product_type", "product type"), "image": ("image_link", "image link"),
                 **{f"attributes.{name}": (name,) for name in ("brand", "condition", "color", "size", "gender", "material")},
             },
+            arranged=merchant,
             list_separator=">",
         )
     ),
     "segment": Preset(
-        Shape(_EVENT, flatten=_segment_event),
+        Shape(_EVENT, flatten=segment_event),
         actions=(
             "Product Viewed=view", "Product Clicked=click", "Product Added=add_to_cart", "Order Completed=purchase",
             "Product Added to Wishlist=like", "Product List Viewed=impression", "*=ignore",
         ),
     ),
     "ga4": Preset(
-        Shape(_EVENT, flatten=_ga4_event),
+        Shape(_EVENT, flatten=ga4_event),
         actions=(
             "view_item=view", "select_item=click", "add_to_cart=add_to_cart", "purchase=purchase", "add_to_wishlist=like",
             "view_item_list=impression", "*=ignore",

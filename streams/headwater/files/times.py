@@ -7,22 +7,40 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from headwater.files.contents import ImportFileError
-from headwater.messages import MIN_AT_MS
+from headwater.files.values import Read, present
+from headwater.messages import MAX_AT_MS, MIN_AT_MS
 
-TimeUnit = Literal["auto", "iso", "seconds", "ms", "us", "ns"]
+TimeUnit = Literal["auto", "iso", "seconds", "ms", "us", "ns", "excel"]
 _MS_IN: Final = {"seconds": 1_000, "ms": 1}
 _UNITS_IN_MS: Final = {"us": 1_000, "ns": 1_000_000}
-EXPECTED: Final = "a time: ISO, another date format (--time-format), or a number since 1970 (--time)"
+EXPECTED: Final = (
+    "a time: ISO, another date format (--time-format), or a number since 1970 (--time), from 1973 on"
+)
 # Dates as numbers, 20231114 and 20231114221320: as seconds to nanoseconds since 1970 they lie before 1973 or after 2527.
 _DAY_NUMBERS: Final = (19_700_101, 21_001_231)
 _MOMENT_NUMBERS: Final = (19_700_101_000_000, 21_001_231_235_959)
+# Spreadsheets count days from the end of 1899: from 1973 to 2100. As seconds since 1970 they all lie in its first day.
+_EXCEL_DAYS: Final = (26_665.0, 73_415.0)
+_EXCEL_EPOCH: Final = 25_569  # 1970 in these days
+_DAY_MS: Final = 86_400_000
 _SAMPLE: Final = 2_000
+# Zones by name: those of RFC 822, which mails and feeds have, and central Europe's. Others mean different zones to different people.
+_ZONES: Final = {
+    "UTC": "+0000", "GMT": "+0000", "UT": "+0000", "Z": "+0000", "EST": "-0500", "EDT": "-0400", "CST": "-0600", "CDT": "-0500",
+    "MST": "-0700", "MDT": "-0600", "PST": "-0800", "PDT": "-0700", "CET": "+0100", "CEST": "+0200",
+}  # fmt: skip
 # Tried on what is no ISO time. Day and month first come in pairs.
 _FORMATS: Final = (
     "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
     "%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y",
     "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y",
     "%d/%m/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M:%S %p", "%d/%m/%Y %I:%M %p", "%m/%d/%Y %I:%M %p",
+    "%d/%m/%Y, %I:%M:%S %p", "%m/%d/%Y, %I:%M:%S %p", "%d/%m/%Y, %H:%M:%S", "%m/%d/%Y, %H:%M:%S",
+    "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p", "%d.%m.%Y %I:%M:%S %p", "%d.%m.%Y %I:%M %p", "%d.%m.%Y, %H:%M:%S", "%d.%m.%Y, %H:%M",
+    "%d.%m.%y %H:%M:%S", "%d.%m.%y %H:%M", "%d.%m.%y",
+    "%d/%m/%y %H:%M:%S", "%d/%m/%y %H:%M", "%d/%m/%y", "%m/%d/%y %H:%M:%S", "%m/%d/%y %H:%M", "%m/%d/%y",
+    "%d/%m/%y %I:%M:%S %p", "%d/%m/%y %I:%M %p", "%m/%d/%y %I:%M:%S %p", "%m/%d/%y %I:%M %p",
+    "%d-%b-%Y %H:%M:%S", "%d-%b-%y %I.%M.%S%.f %p", "%d-%b-%y",
     "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y",
     "%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y",
     "%a, %d %b %Y %H:%M:%S", "%d %b %Y %H:%M:%S", "%d %b %Y, %H:%M", "%d %b %Y %H:%M", "%d %b %Y", "%d-%b-%Y",
@@ -34,7 +52,10 @@ _ZONED_FORMATS: Final = (
     "%d/%b/%Y:%H:%M:%S %z",
     "%a %b %d %H:%M:%S %z %Y",
     "%d.%m.%Y %H:%M:%S %z",
-)
+    "%Y%m%dT%H%M%S%z",
+    "%Y-%m-%d %H:%M:%S %z", "%Y-%m-%d %H:%M:%S%.f %z", "%Y-%m-%dT%H:%M:%S %z", "%Y-%m-%d %H:%M %z",
+    "%d %b %Y %H:%M:%S %z", "%d.%m.%Y %H:%M %z",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,7 @@ class TimeForm:
     """How times are written.
 
     Attributes:
-        unit: ``auto``: dates are found out, and the median decides the unit of numbers.
+        unit: ``auto``: dates are found out, and the median decides the unit of numbers. ``excel`` is days of a spreadsheet.
         pattern: a format of strftime for all times, instead.
         zone: of times that name none.
     """
@@ -77,7 +98,8 @@ def at_ms(source: pl.Series, form: TimeForm | None = None) -> pl.Series:
         return _of_numbers(source.cast(pl.Int64, strict=False), form)
     if source.dtype.is_float():
         return _of_floats(source.fill_nan(None), form)
-    text = _text(source)
+    text = _text(source).str.replace(r"^\\?/Date\((-?\d+)([+-]\d{4})?\)\\?/$", "${1}")  # ASP.NET's JSON
+    text = text.str.replace(r"^(\d{5}),(\d+)$", "${1}.${2}")  # a spreadsheet's days with a decimal comma
     is_number = text.str.contains(r"^[+-]?\d+(\.\d*)?([eE][+]?\d+)?$").fill_null(False)
     if is_number.all():
         return _of_number_texts(text, form)
@@ -89,6 +111,12 @@ def at_ms(source: pl.Series, form: TimeForm | None = None) -> pl.Series:
     if form.unit != "iso" and is_number.any():
         found = found.zip_with(~is_number, _of_number_texts(numbers, form))
     return found
+
+
+def read_times(source: pl.Series, form: TimeForm) -> Read:
+    """:func:`at_ms` with the times as they were written. What no message may have does not fit: before 1973, or after 2527."""
+    found = at_ms(source, form)
+    return Read(found.set(~found.is_between(MIN_AT_MS, MAX_AT_MS).fill_null(True), None), present(source))
 
 
 def _text(source: pl.Series) -> pl.Series:
@@ -111,6 +139,8 @@ def _of_number_texts(text: pl.Series, form: TimeForm) -> pl.Series:
 def _unit_of(median: float) -> TimeUnit:
     """Seconds stay below 10^11 until the year 5138, and each finer unit a thousand times that."""
     size = abs(median)
+    if _EXCEL_DAYS[0] <= median < _EXCEL_DAYS[1]:
+        return "excel"
     if size < MIN_AT_MS:
         return "seconds"
     if size < MIN_AT_MS * 1e3:
@@ -136,6 +166,8 @@ def _of_numbers(numbers: pl.Series, form: TimeForm) -> pl.Series:
         unit = _unit_of(float(median))
     if unit in _UNITS_IN_MS:
         return numbers // _UNITS_IN_MS[unit]
+    if unit == "excel":
+        return _of_excel(numbers.cast(pl.Float64), form.zone)
     # What overflows is no time of ours, and must not come out as one.
     bounded = numbers.clip(-(2**52), 2**52)
     return bounded * _MS_IN[unit]
@@ -154,8 +186,17 @@ def _of_floats(numbers: pl.Series, form: TimeForm) -> pl.Series:
             return _of_numbers(numbers.clip(-1e15, 1e15).cast(pl.Int64, strict=False), form)
     if unit == "iso":
         return pl.Series([None], dtype=pl.Int64).new_from_index(0, len(numbers))
+    if unit == "excel":
+        return _of_excel(numbers, form.zone)
     scaled = numbers * _MS_IN[unit] if unit in _MS_IN else numbers / _UNITS_IN_MS[unit]
     return scaled.round(0).clip(-(2.0**62), 2.0**62).cast(pl.Int64, strict=False)
+
+
+def _of_excel(days: pl.Series, zone: str) -> pl.Series:
+    """Days since the end of 1899, of the zone. Their fractions are rounded to the millisecond."""
+    days = days.set(~days.is_between(0.0, 2 * _EXCEL_DAYS[1]).fill_null(False), None)
+    moments = ((days - _EXCEL_EPOCH) * _DAY_MS).round(0).cast(pl.Int64).cast(pl.Datetime("ms"))
+    return _epoch_ms(moments, zone)
 
 
 def _of_dates(text: pl.Series, zone: str) -> pl.Series:
@@ -178,15 +219,32 @@ def _of_dates(text: pl.Series, zone: str) -> pl.Series:
         found = found.zip_with(zoned, _epoch_ms(naive, zone))
     left = found.is_null() & text.is_not_null()
     if left.any():
-        rest = text.filter(left)
-        if pattern := _pattern_of(rest.head(_SAMPLE).str.replace(r"(?i) (utc|gmt)$", " +0000")):
-            normal = rest.str.replace(r"(?i) (utc|gmt)$", " +0000")
-            found = found.scatter(left.arg_true(), _by_pattern(normal, pattern, zone))
+        rest = _normal(text.filter(left))
+        if pattern := _pattern_of(rest):
+            found = found.scatter(left.arg_true(), _by_pattern(rest, pattern, zone))
     return found
 
 
-def _pattern_of(sample: pl.Series) -> str | None:
-    """The format that most of the sample has; None where none of them fits any."""
+def _normal(text: pl.Series) -> pl.Series:
+    """Times with the names of zones as offsets, and a.m. as AM."""
+    for name, offset in _ZONES.items():
+        text = (
+            text.str.replace(rf"(?i)[ ]?\b{name}$", f" {offset}")
+            if name != "Z"
+            else text.str.replace(r"(\d)[zZ]$", "${1} +0000")
+        )
+    text = text.str.replace(r"(?i)\b([ap])\.? ?m\.?$", "${1}m").str.replace(r"(\d)([aApP][mM])$", "${1} ${2}")
+    # A date that begins with the year, with an offset or half a day behind its time.
+    return text.str.replace(r"^(\d{4})[/.](\d\d?)[/.](\d\d?) ", "${1}-${2}-${3} ")
+
+
+def _pattern_of(text: pl.Series) -> str | None:
+    """The format that most of the times have; None where none of them fits any.
+
+    Raises:
+        ImportFileError: days and months cannot be told apart.
+    """
+    sample = text.head(_SAMPLE)
     hits = {
         pattern: len(found) - found.null_count()
         for pattern in (*_ZONED_FORMATS, *_FORMATS)
@@ -198,20 +256,28 @@ def _pattern_of(sample: pl.Series) -> str | None:
     for day_first, month_first in (("%d/%m/", "%m/%d/"), ("%d-%m-", "%m-%d-")):
         if best.startswith((day_first, month_first)):
             other = best.replace(day_first, "?").replace(month_first, day_first).replace("?", month_first)
-            same = _by_pattern(sample, best, "UTC").equals(_by_pattern(sample, other, "UTC"))
-            if hits.get(other) == hits[best] and not same:
+            # The first rows may be of the first days of a month only.
+            one, two = (_by_pattern(text, pattern, "UTC") for pattern in (best, other))
+            if one.equals(two):
+                continue
+            if one.null_count() == two.null_count():
+                shown = text.filter(one.ne_missing(two))[0]
                 raise ImportFileError(
-                    f"times such as {sample.drop_nulls()[0]!r} may begin with the day or the month: say "
+                    f"times such as {shown!r} may begin with the day or the month: say "
                     f"--time-format {best!r} or {other!r}"
                 )
+            best = best if one.null_count() < two.null_count() else other
     return best
 
 
 def _by_pattern(text: pl.Series, pattern: str, zone: str) -> pl.Series:
     try:
         if "%H" not in pattern and "%I" not in pattern and "%T" not in pattern and "%s" not in pattern:
-            return _epoch_ms(text.str.to_date(pattern, strict=False).cast(pl.Datetime("us")), zone)
-        return _epoch_ms(text.str.to_datetime(pattern, time_unit="us", strict=False), zone)
+            moments = text.str.to_date(pattern, strict=False).cast(pl.Datetime("us"))
+        else:
+            moments = text.str.to_datetime(pattern, time_unit="us", strict=False)
+        # 24 is no year, but is taken for one.
+        return _epoch_ms(moments.set((moments.dt.year() < 1000).fill_null(False), None), zone)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise ImportFileError(

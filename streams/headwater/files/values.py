@@ -4,6 +4,7 @@ A type is that of most values. What then does not fit is bad by itself, and the 
 """
 
 import ast
+import re
 from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple
 
@@ -18,17 +19,27 @@ Decimal = Literal["auto", ".", ","]
 MISSING: Final = ("", "nan", "null", "none", "<na>", "nat", "\\n", "undefined", "n/a")
 # The largest whole number up to which floats have all.
 _EXACT: Final = 2**53
-_MONEY: Final = r"(?:[A-Za-z]{1,3}\.?|[$€£¥₹₽₩₺฿]|US\$|zł|Kč|元|円)"
+_MONEY: Final = r"(?:[A-Za-z]{1,3}\.?|[Ee]uros?|[Dd]ollars?|[A-Z]{0,2}[$€£¥₹₽₩₺฿₫₴₦]|zł|Kč|元|円)"
 _DIGITS: Final = r"(?:\d[\d.,'’\u00a0\u202f ]*\d|\d|[.,]\d+)"
 _NUMBER: Final = rf"^{_MONEY}?\s*([+-]?{_DIGITS}(?:[eE][+-]?\d+)?)\s*{_MONEY}?$"
+# A price in an export, as dots and commas of the United States write it.
+PRICE: Final = re.compile(r"^\s*\$?\s*\d[\d,]*(\.\d+)?\s*$")
 _YES: Final = (
     "true", "1", "yes", "y", "t", "on", "available", "in stock", "instock", "active", "preorder", "pre order", "backorder",
     "back order", "limited availability", "online only", "enabled", "published",
+    "ja", "j", "wahr", "auf lager", "lieferbar", "verfügbar", "oui", "vrai", "en stock", "sí", "si", "sì", "verdadero", "disponible",
+    "disponibile", "sim", "disponível", "tak",
 )  # fmt: skip
 _NO: Final = (
     "false", "0", "no", "n", "f", "off", "unavailable", "out of stock", "outofstock", "oos", "sold out", "soldout", "inactive",
     "discontinued", "archived", "draft", "disabled", "unpublished", "not available",
+    "nein", "falsch", "ausverkauft", "nicht lieferbar", "nicht verfügbar", "nicht auf lager", "non", "faux", "rupture de stock",
+    "en rupture", "falso", "agotado", "no disponible", "esaurito", "não", "nao", "esgotado", "nee", "nie",
 )  # fmt: skip
+# What flags of attributes are written as. A column of "no" alone may name Norway.
+_FLAG_WORDS: Final = {"true": "false", "yes": "no"}
+# What stands around ids unseen.
+_BLANKS: Final = " \t\r\n\v\f\u00a0\u200b\u2060\u202f\u3000\ufeff"
 _LIST_SEPARATORS: Final = ("|", ";", ",")
 
 
@@ -68,21 +79,28 @@ def present(source: pl.Series) -> pl.Series:
 
 
 def ids(source: pl.Series, note: Callable[[str], None] = lambda _: None) -> Read:
-    """Ids as text. Whole numbers that went through a table of floats, 7.0 for 7, are whole again, and noted.
+    """Ids as text, without the blanks around them. Whole numbers that went through a table of floats, 7.0 for 7, are whole again.
 
-    A float above 2^53 has lost digits, so it does not fit.
+    What was changed is noted. A float above 2^53 has lost digits, so it does not fit.
     """
     text = present(source)
     if source.dtype.is_float():
         return Read(text.set((source.abs() > _EXACT).fill_null(False), None), text)
     if source.dtype != pl.String:
         return Read(text, text)
+    bare = text.str.strip_chars(_BLANKS)
+    if blank := int((bare != text).sum() or 0):
+        note(f"{source.name}: {blank:,} ids are read without the blanks around them")
+        text = bare.set(bare == "", None)
     floats = text.str.contains(r"^-?\d+\.0+$").fill_null(False)
     if floats.any():
         numbers = text.str.contains(r"^-?\d+(\.\d*)?$")
-        if 2 * int(numbers.sum()) > len(text) - text.null_count():
+        whole = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
+        # Another file, or another part of this one, has the same ids as whole numbers.
+        again = whole.filter(floats).unique().is_in(text.filter(~floats).implode())
+        if 2 * int(numbers.sum()) > len(text) - text.null_count() or 2 * int(again.sum()) > len(again):
             note(f"{source.name}: {floats.sum():,} ids written as floats are read as whole numbers")
-            text = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
+            text = whole
     return Read(text, text)
 
 
@@ -97,14 +115,14 @@ def numbers(source: pl.Series, decimal: Decimal = "auto") -> Read:
     plain = shown.cast(pl.Float64, strict=False)
     if decimal != "," and plain.null_count() == shown.null_count():
         return Read(plain.set(~plain.is_finite().fill_null(True), None), shown)
-    digits = shown.str.extract(_NUMBER, 1).str.replace_all(r"['’\u00a0\u202f ]", "")
+    digits = _digits(shown)
     if decimal == "auto":
-        comma = int(digits.str.contains(r"\.\d{3},\d+$|^[+-]?\d*,(\d{1,2}|\d{4,})$").sum())
-        dot = int(digits.str.contains(r",\d{3}\.\d+$|^[+-]?\d*\.(\d{1,2}|\d{4,})$").sum())
+        comma, dot = _decimal_marks(digits)
         decimal = "," if comma > dot else "."
     grouping = "." if decimal == "," else ","
-    # Groups have three digits: 1.5 where a comma is the decimal mark is neither.
-    grouped = rf"^[+-]?\d{{1,3}}(\{grouping}\d{{3}})*(\{decimal}\d*)?$"
+    # Groups have three digits, or two before the last in India: 1.5 where a comma is the decimal mark is neither.
+    groups = rf"(\{grouping}\d{{3}})*|(\{grouping}\d\d)*\{grouping}\d{{3}}"
+    grouped = rf"^[+-]?\d{{1,3}}({groups})(\{decimal}\d*)?$"
     straight = rf"^[+-]?\d*(\{decimal}\d*)?([eE][+-]?\d+)?$"
     fits = digits.str.contains(f"{grouped}|{straight}").fill_null(False)
     digits = (
@@ -113,6 +131,35 @@ def numbers(source: pl.Series, decimal: Decimal = "auto") -> Read:
         .str.replace(decimal, ".", literal=True)
     )
     return Read(digits.cast(pl.Float64, strict=False), shown)
+
+
+def _digits(shown: pl.Series) -> pl.Series:
+    """Numbers without their currencies and the blanks between their digits; 12.- and 12,\u2013 are 12. Null for what is none."""
+    bare = shown.str.replace(r"^(.*\d)[.,](?:-{1,2}|[–—])(\D*)$", "${1}${2}")
+    return bare.str.extract(_NUMBER, 1).str.replace_all(r"['’\u00a0\u202f ]", "")
+
+
+def _decimal_marks(digits: pl.Series) -> tuple[int, int]:
+    """How many numbers show that the decimal mark is a comma, and that it is a dot."""
+    comma = digits.str.contains(r"\.\d{3},\d+$|\.\d{3}\.\d{3}$|^[+-]?\d*,(\d{1,2}|\d{4,})$")
+    dot = digits.str.contains(r",\d{3}\.\d+$|,\d{3},\d{3}$|^[+-]?\d*\.(\d{1,2}|\d{4,})$")
+    return int(comma.sum()), int(dot.sum())
+
+
+def undecided(source: pl.Series) -> str | None:
+    """A number such as 1.299 or 1,299 of a column where no other shows whether its mark is that of decimals or of thousands.
+
+    Dollars and pounds have a dot, so their commas are of thousands.
+    """
+    if source.dtype != pl.String:
+        return None
+    shown = present(source).str.strip_chars()
+    digits = _digits(shown)
+    either = shown.filter(digits.str.contains(r"^[+-]?[1-9]\d{0,2}[.,]\d{3}$").fill_null(False))
+    if not len(either) or any(_decimal_marks(digits)):
+        return None
+    decided = either.str.contains(r"[$£]|USD|GBP|CAD|AUD").all()
+    return None if decided and not either.str.contains(".", literal=True).any() else either[0]
 
 
 def whole_numbers(source: pl.Series) -> Read:
@@ -207,5 +254,9 @@ def _kind_of(source: pl.Series, decimal: Decimal) -> Type:
         decimal == "." and digits.str.contains(",", literal=True).any()
     ):
         return "number"
-    words = values.str.to_lowercase().is_in(["true", "false"])
-    return "flag" if 2 * int(words.sum()) > len(values) else "text"
+    words = values.str.to_lowercase()
+    for yes, no in _FLAG_WORDS.items():
+        count = int(words.is_in([yes, no]).sum())
+        if 2 * count > len(values) and (yes == "true" or words.is_in([yes]).any()):
+            return "flag"
+    return "text"

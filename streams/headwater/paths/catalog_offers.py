@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 # Decoded, laid and written at once: a few milliseconds of the event loop.
 _SLICE: Final = 512
 # What the offers of one item may come to: read at each start, and by each interests worker.
-_MAX_STATE_BYTES: Final = 65_536
+MAX_STATE_BYTES: Final = 65_536
 _RETRY_S: Final = 0.2
 
 
@@ -117,10 +117,10 @@ class CatalogOffers:
             # A sender's time may lie further ahead than the vectors topic allows.
             at_ms = min(each.records[-1].timestamp, now_ms)
             record = offer_record_of(item_id, each.state, at_ms, versions.epoch)
-            if len(record.value or b"") > _MAX_STATE_BYTES:
+            if len(record.value or b"") > MAX_STATE_BYTES:
                 message = (
                     f"the offers of item {item_id!r} come to {len(record.value or b'')} bytes, expected at most "
-                    f"{_MAX_STATE_BYTES}; withdraw them, or let its own record have these attributes"
+                    f"{MAX_STATE_BYTES}; withdraw them, or let its own record have these attributes"
                 )
                 bad += [DeadLetter(one, "too_large", message) for one in each.records]
                 continue

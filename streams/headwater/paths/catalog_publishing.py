@@ -25,7 +25,7 @@ from headwater.paths.vectors_writer import VectorsWriter
 # Written at once. Also texts encoded at once: enough to fill the encoder's batches, few enough to overlap with writing.
 SLICE: Final = 512
 # A little below Kafka's default bound of a record batch, so that a shared index never has what the topic refuses.
-_MAX_RECORD_BYTES: Final = 1_000_000
+MAX_RECORD_BYTES: Final = 1_000_000
 
 
 class Written(NamedTuple):
@@ -66,8 +66,8 @@ class CatalogPublishing:
             at_ms = min(change.record.timestamp, now_ms)
             outgoing = record_of(point, serving.encoder.id, at_ms, versions.epoch)
             size = len(outgoing.key or b"") + len(outgoing.value or b"")
-            if size > _MAX_RECORD_BYTES:
-                message = f"item {change.item_id!r} takes {size} bytes with its vector, expected at most {_MAX_RECORD_BYTES}"
+            if size > MAX_RECORD_BYTES:
+                message = f"item {change.item_id!r} takes {size} bytes with its vector, expected at most {MAX_RECORD_BYTES}"
                 bad.append(DeadLetter(change.record, "too_large", message))
                 continue
             written.append(Written(change, point, outgoing))

@@ -11,6 +11,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from headwater.commands.import_files import (
     ImportFileError,
     Prepared,
+    Row,
+    _sizes,
+    check_rejects,
     gone,
     messages,
     prepared_clicks,
@@ -18,6 +21,7 @@ from headwater.commands.import_files import (
     prepared_offers,
     publish,
     records,
+    without_too_large,
     write_rejects,
 )
 from headwater.commands.terminal import NoAnswer
@@ -111,6 +115,81 @@ def test_rejects_have_line_reason_and_row(tmp_path: Path) -> None:
         },
         {"line": 3, "reason": "got 1 fields, expected 3, as the header has", "row": None},
     ]
+
+
+def test_rejects_of_several_files_name_the_file(tmp_path: Path) -> None:
+    for name in ("1.csv", "2.csv"):
+        (tmp_path / name).write_text("user_id,item_id,at_ms\nann,,1700000000\n")
+    found = opened(tmp_path, "clicks")
+    bad = events_of(*found, EventForm(), now_ms=NOW_MS).bad
+    write_rejects(tmp_path / "bad.jsonl", found.table, bad)
+    rows = [msgspec.json.decode(line) for line in (tmp_path / "bad.jsonl").read_bytes().splitlines()]
+    assert [(row["file"], row["line"]) for row in rows] == [(str(tmp_path / f"{n}.csv"), 2) for n in (1, 2)]
+
+
+def test_a_place_for_rejects_is_refused_before_anything_is_published(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("user_id,item_id,at_ms\nann,x,5\n")
+    table = opened(path, "clicks").table
+    with pytest.raises(ImportFileError, match=r"clicks\.csv is the file that is read"):
+        check_rejects(tmp_path / "." / "clicks.csv", table)
+    with pytest.raises(ImportFileError, match=r"cannot write .* name another file"):
+        check_rejects(tmp_path / "none" / "bad.jsonl", table)
+    assert path.read_text().endswith("ann,x,5\n")
+
+
+async def test_a_dry_run_refuses_what_the_topic_would_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = items(
+        tmp_path, pl.DataFrame({"item_id": ["a", "b"], "title": ["T", "T"], "description": ["d" * 1_048_600, "d" * 99_999]}), Settings()
+    )  # fmt: skip
+    said: list[str] = []
+
+    async def silent(settings: Settings) -> dict[str, dict[str, str]]:
+        raise topics.NoBroker("no broker")
+
+    monkeypatch.setattr(topics, "configs", silent)
+    found = await without_too_large(Settings(), wanted, said.append)
+    assert [row.item_id for row in found.items] == ["b"]
+    assert [row.line for row in found.bad] == [2]
+    assert "bytes, expected at most 1,048,588, Kafka's default: shorten its texts" in found.bad[0].reason
+    assert len(said) == 1
+
+    async def small(settings: Settings) -> dict[str, dict[str, str]]:
+        return {Topics.named(settings.topic_prefix).catalog: {"max.message.bytes": "70000"}}
+
+    monkeypatch.setattr(topics, "configs", small)
+    found = await without_too_large(Settings(), wanted, said.append)
+    assert [row.line for row in found.bad] == [2, 3]
+    assert "expected at most 70,000, max.message.bytes of" in found.bad[1].reason
+    assert len(said) == 1
+    large = clicks(
+        tmp_path,
+        pl.DataFrame({"user_id": ["ann"], "item_id": ["x"], "at_ms": [AT_MS], "context.x": ["c" * 70_000]}),
+    )
+    assert (
+        len(await without_too_large(Settings(), large, said.append)) == 1
+    )  # another topic, which this broker lacks
+    assert len(said) == 2
+
+
+def test_the_size_of_a_record_is_what_a_broker_measures() -> None:
+    # Kafka's own head of a record batch is 61 bytes, and this record has 14 more than its value.
+    row = Row(1, "a", b"x" * 2_000_000)
+    assert _sizes(Prepared("catalog", None, [row], [], [])) == [2_000_075]
+
+
+def test_what_is_too_large_for_a_worker_is_bad(tmp_path: Path) -> None:
+    (bad,) = items(tmp_path, pl.DataFrame({"item_id": ["a"], "title": ["t" * 1_000_000]}), Settings()).bad
+    assert bad.reason.endswith(
+        "with the item's vector, expected at most 1,000,000: shorten title, tags or attributes"
+    )
+    path = tmp_path / "offers.jsonl"
+    path.write_bytes(msgspec.json.encode({"item_id": "a", "attributes": {"x": "y" * 66_000}}))
+    offers = prepared_offers(offers_of(*opened(path, "offers"), ItemForm(), now_ms=NOW_MS))
+    assert len(offers) == 0
+    assert "expected at most 65,536: shorten its attributes" in offers.bad[0].reason
 
 
 # Onto the broker

@@ -19,6 +19,17 @@ def test_a_missing_column_is_named_with_those_that_are_there(terminal: Terminal)
     )
 
 
+def test_files_of_several_days_are_one_import(terminal: Terminal) -> None:
+    (terminal.folder / "1.csv").write_text("user_id,item_id,at_ms\n7.0,10,1700000000\n8.0,,1700000000\n")
+    (terminal.folder / "2.csv").write_text("user_id,item_id,at_ms\n7,a,2023-11-14\n7,10,1700000000\n")
+    done = terminal.run("import", "clicks", "1.csv", "2.csv", "--dry-run", "--skip-bad")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["user_id"] for line in done.stdout.splitlines()[:-1]] == ["7", "7"]
+    assert done.stdout.splitlines()[-1] == "would publish 2 of 4 rows"
+    assert "1.csv line 3: item_id: missing, expected an id" in done.stderr
+    assert "1 rows repeat an event of another row" in done.stderr
+
+
 def test_a_repeated_import_changes_nothing(beside_up: Terminal) -> None:
     path = beside_up.folder / "clicks.csv"
     path.write_text("user_id,item_id,at_ms\neve,c1,2023-11-14 22:13:20\neve,t1,2023-11-14 22:13:20\n")

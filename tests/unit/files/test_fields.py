@@ -46,3 +46,25 @@ def test_usual_columns_are_found_and_what_is_given_wins() -> None:
         "item_id": "sku",
         "title": "label",
     }
+
+
+def test_a_field_is_known_by_its_letters_and_what_shops_call_it_is_a_hint() -> None:
+    assert mapping(CLICKS, ["User_ID", "itemId", "At ms"], []).columns == {
+        "user_id": "User_ID",
+        "item_id": "itemId",
+        "at_ms": "At ms",
+    }
+    assert mapping(CLICKS, ["USER_ID", "user_id", "item_id", "at_ms"], []).columns["user_id"] == "user_id"
+    with pytest.raises(
+        ImportFileError,
+        match=r"perhaps --map user_id=customerId --map item_id=sku --map 'at_ms=Created at'$",
+    ):
+        mapping(CLICKS, ["customerId", "sku", "Created at"], [])
+
+
+def test_a_file_of_many_columns_is_told_in_a_line() -> None:
+    columns = ["item_id", *(f"attributes.{number}" for number in range(198)), "x" * 500]
+    assert str(mapping(CATALOG, columns, [])).endswith("and 159 more")
+    with pytest.raises(ImportFileError, match="and 160 more") as caught:
+        mapping(CATALOG, [*columns[1:], "a"], [])
+    assert len(str(caught.value)) < 1_500

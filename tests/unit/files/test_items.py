@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from headwater.files.contents import ImportFileError
 from headwater.files.fields import CATALOG, mapping
 from headwater.files.items import ItemForm, Items, items_of
 from headwater.files.table import read
@@ -94,7 +95,7 @@ def test_bad_rows_are_told_apart_from_good_ones(tmp_path: Path) -> None:
         "version: got -1, expected `int` >= 0",
         "version: got 9007199254740993, expected `int` <= 9007199254740992",
         "version: got '1.5', expected a whole number",
-        "since_ms: got -2208988800000, expected `int` >= 100000000000",
+        "since_ms: got '1900-01-01', expected a time",
         "since_ms: got 'yesterday', expected a time",
         "attributes.weight: got 'heavy', expected a number, since most values of the column are; "
         "--map attributes.weight=attributes.weight:text takes all as text",
@@ -113,3 +114,25 @@ def test_one_odd_value_leaves_an_attribute_its_type_and_a_named_one_takes_all(tm
     ]
     named = items(tmp_path, content, "attributes.size=size:text")
     assert [item.attributes for item in found(named)] == [{"size": "38"}, {"size": "40"}, {"size": "XL"}]
+
+
+def test_prices_that_may_be_read_in_two_ways_are_asked_for(tmp_path: Path) -> None:
+    content = 'item_id,title,price\na,x,"1,299"\nb,y,"5"\n'
+    with pytest.raises(
+        ImportFileError, match=r"prices such as '1,299' may have decimals or thousands.*--decimal"
+    ):
+        items(tmp_path, content)
+
+
+def test_texts_lose_their_markup_and_an_item_that_comes_again_is_noted(tmp_path: Path) -> None:
+    content = 'item_id,title,description\na,Salt &amp; 5 < 6,"<p>Fine.<br/>Very <b>fine</b></p><style>p {}</style>"\na,b <3 c,\n'
+    read_items = items(tmp_path, content)
+    assert [(item.title, item.description) for item in found(read_items)] == [
+        ("Salt & 5 < 6", "Fine. Very fine"),
+        ("b <3 c", ""),
+    ]
+    assert read_items.notes == [
+        "title: 1 rows are read without their HTML",
+        "description: 1 rows are read without their HTML",
+        "1 rows name an item again; its last row counts",
+    ]

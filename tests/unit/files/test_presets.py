@@ -212,10 +212,88 @@ def test_shopify(file: Path) -> None:
     }  # fmt: skip
     file.write_bytes(msgspec.json.encode({"products": [product]}))
     assert catalog(file, "shopify") == expected
+
+
+SHOPIFY_VARIANTS = (
+    "Handle,Title,Body (HTML),Tags,Option1 Value,Variant SKU,Variant Price,Image Src,Status\n"
+    'tee,Tee,"<p>A ""fine"" tee.</p>\n<ul>\n<li>Cotton &amp; silk</li>\n</ul>","a, b",S,TEE-S,19.00,http://i,active\n'
+    "tee,,,,M,TEE-M,21.00,,\ntee,,,,,,,http://j,\nmug,Mug,,,Default Title,MUG,8.00,,draft\n"
+)
+
+
+def test_shopify_rows_of_a_product_are_one_item_or_one_for_each_variant(file: Path) -> None:
+    tee, mug = catalog(file, "shopify", SHOPIFY_VARIANTS)
+    assert (tee.item_id, tee.description, tee.price) == ("tee", 'A "fine" tee. Cotton & silk', 19)
+    assert (mug.item_id, mug.available) == ("mug", False)
+    found = items_of(*opened(file, "catalog", ["item_id=Variant SKU"], preset="shopify"), ItemForm())
+    assert [(row.item.item_id, row.item.title, row.item.price, row.item.tags) for row in found.rows] == [
+        ("TEE-S", "Tee - S", 19, ["a", "b"]),
+        ("TEE-M", "Tee - M", 21, ["a", "b"]),
+        ("MUG", "Mug", 8, []),
+    ]
+
+
+def test_shopify_orders_are_purchases_of_each_line(file: Path) -> None:
+    orders = (
+        "Name,Email,Paid at,Created at,Lineitem name,Lineitem sku\n"
+        "#1,ann@x.de,2023-11-14 23:13:20 +0100,2023-11-14 23:13:20 +0100,Tee - S,TEE-S\n"
+        "#1,,,,Mug,MUG\n"
+    )
+    assert clicks(file, "shopify", orders) == [
+        ("ann@x.de", "TEE-S", "purchase", AT_MS),
+        ("ann@x.de", "MUG", "purchase", AT_MS),
+    ]
+    assert any(
+        "publish the catalog with --map item_id='Variant SKU'" in note
+        for note in opened(file, "clicks", preset="shopify").table.notes
+    )
+
+
+def test_woocommerce_variations_belong_to_their_product(file: Path) -> None:
+    export = (
+        '\ufeffID,Type,SKU,Name,Published,"Short description",Description,"In stock?","Sale price","Regular price",Categories,Tags,'
+        'Images,Parent,"Attribute 1 name","Attribute 1 value(s)"\n'
+        '12,variable,H,Hoodie,1,Soft.,"<p>Warm\\n &amp; nice</p>",0,,45,"Clothing > Hoodies, Sale",warm,"http://a, http://b",,Color,"Red, Blue"\n'
+        "13,variation,H-R,Hoodie - Red,1,,,1,40,45,,,,id:12,Color,Red\n"
+        "14,variation,H-B,Hoodie - Blue,1,,,0,,1,,,,H,Color,Blue\n"
+        "15,simple,CAP,Cap,-1,,,1,,9,Clothing,,,,,\n"
+    )
+    assert catalog(file, "woocommerce", export) == [
+        Item(
+            "12", "Hoodie", "Soft. Warm & nice", ["Clothing", "Hoodies", "Sale", "warm"], "Clothing > Hoodies", 1.0, True,
+            {"Color": "Red, Blue"}, "http://a",
+        ),
+        Item("15", "Cap", "", ["Clothing"], "Clothing", 9.0, False),
+    ]  # fmt: skip
+
+
+def test_magento_has_one_item_a_product_that_customers_see(file: Path) -> None:
+    export = (
+        "sku,store_view_code,categories,name,description,product_online,visibility,price,special_price,is_in_stock,base_image,"
+        "additional_attributes,configurable_variations\n"
+        'B,,"Default Category/Gear/Bags,Default Category/Sale",Bag,<p>Big</p>,1,"Catalog, Search",0.0,,1,/a.jpg,'
+        '"activity=Gym|Hiking,material=Nylon, soft","sku=B-S,size=S|sku=B-M,size=M"\n'
+        "B,de,,Tasche,,,,,,,,,\n"
+        "B-S,,,Bag S,,1,Not Visible Individually,34.0,,1,,,\nB-M,,,Bag M,,1,Not Visible Individually,39.0,30.0,1,,,\n"
+        'C,,,Cup,,2,"Catalog, Search",5.0,,1,,,\n'
+    )
+    assert catalog(file, "magento", export) == [
+        Item(
+            "B", "Bag", "Big", ["Gear", "Bags", "Sale"], "Gear > Bags", 30.0, True,
+            {"activity": "Gym, Hiking", "material": "Nylon, soft"}, "/a.jpg",
+        ),
+        Item("C", "Cup", price=5.0, available=False),
+    ]  # fmt: skip
+    assert opened(file, "catalog", preset="magento").table.notes == ["5 rows are put together as 2"]
+
+
+def test_a_format_has_no_other_files(file: Path) -> None:
+    file.write_text("id,title\n1,a\n")
     with pytest.raises(
-        ImportFileError, match="shopify is a format of a catalog file: expected `headwater import catalog`"
+        ImportFileError,
+        match="woocommerce is a format of a catalog file: expected `headwater import catalog`",
     ):
-        opened(file, "clicks", preset="shopify")
+        opened(file, "clicks", preset="woocommerce")
 
 
 def test_google_merchant(file: Path) -> None:
@@ -240,6 +318,25 @@ def test_google_merchant(file: Path) -> None:
     ]
 
 
+GOOGLE = 'xmlns:g="http://base.google.com/ns/1.0"'
+ITEM = (
+    "<item><title>Shop title</title><g:title>LG &amp; TV</g:title><g:id>1</g:id><g:description><![CDATA[<p>Big</p>]]></g:description>"
+    "<g:price>15.00 USD</g:price><g:availability>in stock</g:availability><g:image_link>http://i</g:image_link><link>http://l</link>"
+    "<g:shipping><g:price>3 USD</g:price></g:shipping><g:shipping><g:price>4 USD</g:price></g:shipping>"
+    "<g:product_type>TV &gt; Flat</g:product_type><g:product_type>Sale</g:product_type><g:brand>LG</g:brand></item>"
+)
+
+
+def test_google_merchant_as_rss_and_atom(file: Path) -> None:
+    television = Item(
+        "1", "LG & TV", "Big", ["TV", "Flat", "Sale"], "", 15.0, True, {"brand": "LG"}, "http://i"
+    )
+    rss = f'<?xml version="1.0"?>\n<rss version="2.0" {GOOGLE}><channel><title>Shop</title>{ITEM}</channel></rss>'
+    assert catalog(file, "google-merchant", rss) == [television]
+    atom = f'<feed xmlns="http://www.w3.org/2005/Atom" {GOOGLE}><title>S</title>{ITEM.replace("item>", "entry>")}</feed>'
+    assert catalog(file, "google-merchant", atom) == [television]
+
+
 def test_segment(file: Path) -> None:
     shared = {"userId": None, "anonymousId": "anon", "timestamp": AT}
     rows = lines(
@@ -257,6 +354,26 @@ def test_segment(file: Path) -> None:
     ]
 
 
+def test_segment_batches(file: Path) -> None:
+    call = {
+        "type": "track",
+        "userId": "u",
+        "event": "Product Viewed",
+        "properties": {"product_id": "p1"},
+        "messageId": "m1",
+    }
+    batch = {
+        "batch": [call, {"type": "identify", "userId": "u"}],
+        "sentAt": AT,
+        "context": {"library": {"name": "x"}},
+    }
+    file.write_bytes(msgspec.json.encode(batch))
+    assert clicks(file, "segment") == [("u", "p1", "view", AT_MS)]
+    assert clicks(file, "segment", lines(batch, batch)) == [("u", "p1", "view", AT_MS)]
+    table = f"anonymous_id,event,product_id,timestamp\nanon,Product Added,p2,{AT}\n"
+    assert clicks(file, "segment", table) == [("anon", "p2", "add_to_cart", AT_MS)]
+
+
 def test_ga4(file: Path) -> None:
     def event(name: str, *items: str) -> dict[str, object]:
         return {
@@ -271,6 +388,22 @@ def test_ga4(file: Path) -> None:
     assert clicks(file, "ga4", lines(*events)) == expected
     pl.DataFrame(events).write_parquet(file)
     assert clicks(file, "ga4") == expected
+
+
+def test_ga4_parameters_are_columns(file: Path) -> None:
+    event = {
+        "event_name": "view_item", "event_timestamp": f"{AT_MS}000", "user_pseudo_id": "1.2", "items": [],
+        "event_params": [
+            {"key": "ga_session_id", "value": {"int_value": "17"}},
+            {"key": "item_id", "value": {"string_value": "p9", "int_value": None}},
+        ],
+    }  # fmt: skip
+    assert clicks(file, "ga4", lines(event)) == [("1.2", "p9", "view", AT_MS)]
+    found = events_of(
+        *opened(file, "clicks", ["context.session=event_params.ga_session_id"], preset="ga4"),
+        EventForm(actions=PRESETS["ga4"].actions), now_ms=NOW_MS,
+    )  # fmt: skip
+    assert found.rows["context"].to_list() == ['{"session":"17"}']
 
 
 def test_recbole(file: Path) -> None:

@@ -1,6 +1,11 @@
 """Files become tables row by row: what is no row is named by its line, whatever the container, encoding or form."""
 
+import bz2
 import gzip
+import io
+import lzma
+import sqlite3
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -8,9 +13,10 @@ import cramjam
 import polars as pl
 import pytest
 
-from headwater.files.contents import ImportFileError
+from headwater.files.contents import ImportFileError, files_of
 from headwater.files.delimited import Layout
-from headwater.files.table import Table, read
+from headwater.files.table import Table, joined, read
+from headwater.files.times import at_ms
 
 ROWS = [("ann", "x"), ("ben", "y")]
 CSV = "user_id,item_id\nann,x\nben,y\n"
@@ -18,7 +24,8 @@ CSV = "user_id,item_id\nann,x\nben,y\n"
 
 def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Table:
     path = folder / "file"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    encoding = "utf-16" if isinstance(content, str) and 'encoding="utf-16"' in content else "utf-8"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
     return read(path, layout)
 
 
@@ -44,8 +51,22 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         CSV.encode("utf-16-be"),
         gzip.compress(CSV.encode()),
         bytes(cramjam.zstd.compress(CSV.encode())),
+        bz2.compress(CSV.encode()),
+        lzma.compress(CSV.encode()),
+        gzip.compress(CSV[:8].encode()) + gzip.compress(CSV[8:].encode()),
+        "sep=;\r\n" + CSV.replace(",", ";"),
+        '"sep=\t"\n' + CSV.replace(",", "\t"),
+        "# exported, today\n# by hand\n" + CSV.replace(",", ";"),
+        '[{"user_id":"ann","item_id":"x"},\n{"user_id":"ben","item_id":"y"},\n]',
+        '{"user_id":"ann","item_id":"x"},\n{"user_id":"ben","item_id":"y"},\n',
+        '{"user_id":["ann","ben"],"item_id":["x","y"]}',
+        '{"user_id":{"0":"ann","1":"ben"},"item_id":{"0":"x","1":"y"}}',
+        '{"columns":["user_id","item_id"],"data":[["ann","x"],["ben","y"]]}',
+        "<clicks><click><user_id>ann</user_id><item_id>x</item_id></click><click user_id='ben'><item_id>y</item_id></click></clicks>",
+        '<?xml version="1.0" encoding="utf-16"?>'
+        "<a><row><user_id>ann</user_id><item_id>x</item_id></row><row><user_id>ben</user_id><item_id>y</item_id></row></a>",
     ],
-    ids=range(19),
+    ids=range(32),
 )
 def test_a_table_is_read_by_what_the_file_holds(tmp_path: Path, content: str | bytes) -> None:
     found = of(tmp_path, content)
@@ -69,7 +90,8 @@ def test_an_archive_of_one_file_is_that_file_and_one_of_several_is_named(tmp_pat
     path = tmp_path / "data.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("ml/ratings.csv", CSV)
-        archive.writestr("__MACOSX/._ratings.csv", "")
+        for hidden in ("__MACOSX/._ratings.csv", ".DS_Store", "ml/.DS_Store", "Thumbs.db"):
+            archive.writestr(hidden, "")
     assert read(path).frame.rows() == ROWS
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("ml/README", "hello")
@@ -103,6 +125,60 @@ def test_a_file_that_is_no_table_is_one_sentence(tmp_path: Path, content: bytes)
     with pytest.raises(ImportFileError, match="cannot be read") as caught:
         of(tmp_path, content)
     assert "\n" not in str(caught.value)
+
+
+def tar() -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.csv"))
+    return packed.getvalue()
+
+
+def database() -> bytes:
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("create table clicks (id)")
+        return connection.serialize()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (tar(), "a tar archive, expected one of the files in it, unpacked"),
+        (database(), "an SQLite database, expected one of its tables exported as CSV"),
+        (b"%PDF-1.4\n1 0 obj", "a PDF document"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "a spreadsheet, expected it saved as CSV"),
+        (b"<!DOCTYPE html>\n<html><body>404", "a web page, expected the file itself"),
+        (
+            b"-- MySQL dump\n\nINSERT INTO `clicks` VALUES (1);",
+            "SQL statements, expected the table exported as CSV",
+        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"PK\x05\x06" + bytes(18), "an archive without a file"),
+    ],
+)
+def test_what_people_take_for_a_table_is_called_by_its_name(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    with pytest.raises(ImportFileError, match=f"cannot be read: got {what}"):
+        of(tmp_path, content)
+
+
+def test_an_archive_with_a_password_is_one_sentence(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.csv", CSV)
+    raw = bytearray(packed.getvalue())
+    raw[6] |= 1  # as both headers of the file say it
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    with pytest.raises(ImportFileError, match=r"a\.csv has a password"):
+        of(tmp_path, bytes(raw))
+
+
+def test_a_gzip_in_a_zip_is_read(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.csv.gz", gzip.compress(CSV.encode()))
+    assert of(tmp_path, packed.getvalue()).frame.rows() == ROWS
 
 
 def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path) -> None:
@@ -199,3 +275,130 @@ def test_a_bad_line_of_json_is_bad_alone(tmp_path: Path) -> None:
     assert [row.line for row in found.bad] == [2, 4, 5]
     assert found.bad[1].reason == "got half a surrogate pair, expected valid Unicode"
     assert found.bad[2].reason == "got 7, expected a JSON object"
+
+
+def test_a_nul_byte_spoils_its_line_alone(tmp_path: Path) -> None:
+    found = of(tmp_path, "a,b\n1,x\0y\n2,z\n")
+    assert found.frame.rows() == [("2", "z")]
+    assert [tuple(row) for row in found.bad] == [(2, "got a NUL byte, expected text")]
+
+
+def test_a_backslash_before_a_quote_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    found = of(tmp_path, 'a,b\n1,"19\\" wide"\n2,"C:\\"\n')
+    assert found.frame.rows()[0] == ("1", '19" wide')
+    assert of(tmp_path, 'a,b\n1,"C:\\"\n2,"19"" wide"\n').frame.rows() == [("1", "C:\\"), ("2", '19" wide')]
+
+
+def test_a_column_that_is_named_twice_is_told(tmp_path: Path) -> None:
+    found = of(tmp_path, "item_id,price,price\na,1,2\n")
+    assert found.columns == ["item_id", "price", "price_2"]
+    assert found.notes == ["the header has price more than once; the later one is called price_2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "bad"),
+    [
+        ('{"a":1}\n\n{"a":2},\n{"a', (4, "not JSON: Input data was truncated")),
+        ('[\n{"a":1},\n{"a":2},\n{"a', (4, "not JSON: Input data was truncated")),
+        ('[{"a":1},{"a":2},{"a', (3, "not JSON: Unterminated string")),
+        ('[\n  {\n    "a": 1\n  },\n  {\n    "a": 2\n  },\n  {\n    "a": ', (3, "not JSON: Expecting value")),
+    ],
+)
+def test_json_that_is_cut_keeps_what_comes_before(tmp_path: Path, content: str, bad: tuple[int, str]) -> None:
+    found = of(tmp_path, content)
+    assert found.frame["a"].to_list() == [1, 2]
+    [row] = found.bad
+    assert row.line == bad[0]
+    assert row.reason.startswith(bad[1])
+
+
+# XML
+
+
+def test_an_element_has_its_parts_attributes_and_lists(tmp_path: Path) -> None:
+    offer = (
+        '<offer id="7" available="true"><name>Tea</name><price currency="EUR">2</price><picture>a</picture><picture>b</picture>'
+        '<param name="Size">M</param><param name="Colour">red</param><dim><w>1</w><h>2</h></dim><empty/></offer>'
+    )
+    found = of(
+        tmp_path,
+        f"<shop>\n<categories><category id='1'>Food</category><category id='2'>Tea</category></categories>\n<offers>{offer}</offers></shop>",
+    )
+    assert found.frame.to_dicts() == [
+        {
+            "id": "7", "available": "true", "name": "Tea", "price": "2", "price.currency": "EUR", "picture": '["a","b"]',
+            "param.Size": "M", "param.Colour": "red", "dim.w": "1", "dim.h": "2", "empty": None,
+        }
+    ]  # fmt: skip
+    assert found.lines.to_list() == [3]
+
+
+def test_xml_that_is_cut_keeps_the_rows_before_and_names_the_line(tmp_path: Path) -> None:
+    found = of(tmp_path, "<a>\n<row><id>1</id></row>\n<row><id>2</id></row>\n<row><id>3</i")
+    assert found.frame.to_dicts() == [{"id": "1"}, {"id": "2"}]
+    assert [tuple(row) for row in found.bad] == [
+        (4, "not XML: unclosed token; what comes after it in the document is not read")
+    ]
+
+
+def test_an_ampersand_that_is_not_escaped_is_mended(tmp_path: Path) -> None:
+    found = of(
+        tmp_path, "<a><row><id>1</id><t>B&B &amp; tea\x0b</t></row><row><id>2</id><t>&nbsp;</t></row></a>"
+    )
+    assert found.frame["t"].to_list() == ["B&B & tea", "&nbsp;"]
+    assert found.notes == ["ampersands that are not escaped, and control characters, are mended"]
+
+
+def test_entities_and_depth_are_refused(tmp_path: Path) -> None:
+    bomb = '<!DOCTYPE a [<!ENTITY x "aaaa"><!ENTITY y "&x;&x;">]><a><row><id>&y;</id></row></a>'
+    with pytest.raises(ImportFileError, match="got a document that declares entities"):
+        of(tmp_path, bomb)
+    outside = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a><row><id>&x;</id></row></a>'
+    with pytest.raises(ImportFileError, match="got a document that declares entities"):
+        of(tmp_path, outside)
+    with pytest.raises(ImportFileError, match="elements in more than 64 others"):
+        of(tmp_path, "<a>" * 100)
+    with pytest.raises(ImportFileError, match="no element with others in it is there twice"):
+        of(tmp_path, "<a><b>1</b></a>")
+
+
+# Several files
+
+
+def test_files_of_several_days_are_one_table_that_knows_where_each_row_stands(tmp_path: Path) -> None:
+    days = tmp_path / "days"
+    (days / "later").mkdir(parents=True)
+    (days / "1.csv").write_text("user_id,price\n7.0,1\n8.0\n")
+    pl.DataFrame({"user_id": [7, 8], "extra": [True, False]}).write_parquet(days / "later" / "2.parquet")
+    (days / "3.jsonl").write_text('{"user_id": "guest", "price": 2.5}\n')
+    for ignored in ("_SUCCESS", ".hidden"):
+        (days / ignored).write_text("x")
+    paths = files_of(days)
+    assert [path.name for path in paths] == ["1.csv", "3.jsonl", "2.parquet"]
+    assert files_of([days / "1.csv", days / "*.csv", days / "1.csv"]) == [days / "1.csv"]
+    table = joined([read(path) for path in paths])
+    assert table.frame.rows() == [
+        ("7.0", "1", None), ("guest", "2.5", None), ("7", None, True), ("8", None, False),
+    ]  # fmt: skip
+    assert [str(table.place(line)) for line in table.lines] == [
+        f"{days / '1.csv'} line 2", f"{days / '3.jsonl'} line 1",
+        f"{days / 'later' / '2.parquet'} row 1", f"{days / 'later' / '2.parquet'} row 2",
+    ]  # fmt: skip
+    assert [str(table.place(row.line)) for row in table.bad] == [f"{days / '1.csv'} line 3"]
+
+
+def test_times_and_numbers_of_several_files_keep_their_type_where_they_share_it(tmp_path: Path) -> None:
+    for name, unit, size in (("a", "ms", pl.Int32), ("b", "us", pl.Int64)):
+        pl.DataFrame(
+            {"at": pl.Series([0]).cast(pl.Datetime(unit, "Europe/Berlin")), "n": pl.Series([1], dtype=size)}
+        ).write_parquet(tmp_path / name)
+    table = joined([read(tmp_path / "a"), read(tmp_path / "b")])
+    assert table.frame["n"].to_list() == [1, 1]
+    assert at_ms(table.frame["at"]).to_list() == [0, 0]
+
+
+def test_a_folder_or_a_pattern_without_a_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ImportFileError, match="is a folder without a file"):
+        files_of(tmp_path)
+    with pytest.raises(ImportFileError, match="is a pattern without a file"):
+        files_of(tmp_path / "*.csv")

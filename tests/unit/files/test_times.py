@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from headwater.files.contents import ImportFileError
-from headwater.files.times import TimeForm, at_ms
+from headwater.files.times import TimeForm, at_ms, read_times
 
 MS = 1_700_000_000_000  # 2023-11-14 22:13:20 UTC
 DAY = 1_699_920_000_000
@@ -31,6 +31,20 @@ DAY = 1_699_920_000_000
         "Tue, 14 Nov 2023 22:13:20 GMT",
         "Tue Nov 14 22:13:20 2023",
         "14/Nov/2023:23:13:20 +0100",
+        "2023-11-14 10:13:20 PM",
+        "14.11.2023 10:13:20 pm",
+        "11/14/2023 10:13:20 p.m.",
+        "11/14/23 10:13:20 PM",
+        "14.11.23 22:13:20",
+        "14.11.2023, 22:13:20",
+        "2023-11-14 23:13:20 CET",
+        "Tue, 14 Nov 2023 14:13:20 PST",
+        "14-NOV-23 10.13.20.000000 PM",
+        "20231114T231320+0100",
+        "/Date(1700000000000)/",
+        "45244.9259259259",
+        "45244,9259259259",
+        45244.9259259259,
         "20231114221320",
         "1700000000",
         "1700000000.0",
@@ -51,7 +65,19 @@ def test_a_time_is_read_as_it_is_written(value: object) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["2023-11-14", "14.11.2023", "20231114", "Nov 14, 2023", "11 14, 2023", 20231114, date(2023, 11, 14)],
+    [
+        "2023-11-14",
+        "14.11.2023",
+        "14.11.23",
+        "11/14/23",
+        "45244",
+        45244,
+        "20231114",
+        "Nov 14, 2023",
+        "11 14, 2023",
+        20231114,
+        date(2023, 11, 14),
+    ],
 )
 def test_a_date_is_its_midnight(value: object) -> None:
     assert at_ms(pl.Series([value])).to_list() == [DAY]
@@ -88,6 +114,32 @@ def test_days_and_months_that_cannot_be_told_apart_are_asked_for() -> None:
     ):
         at_ms(pl.Series(["03/04/2023", "05/06/2023"]))
     assert at_ms(pl.Series(["03/04/2023", "25/06/2023"])).null_count() == 0
+
+
+def test_later_rows_tell_days_from_months_which_the_first_ones_leave_open() -> None:
+    rows = ["03/04/2023"] * 2_500 + ["03/25/2023"]
+    march = at_ms(pl.Series(["2023-03-04", "2023-03-25"])).to_list()
+    assert at_ms(pl.Series(rows))[[0, -1]].to_list() == march
+
+
+def test_days_of_a_spreadsheet_are_of_the_zone_that_is_named() -> None:
+    berlin = TimeForm(zone="Europe/Berlin")
+    assert at_ms(pl.Series([45244.0]), berlin).to_list() == [DAY - 3_600_000]
+    # As days since 1970, which nobody asks for, it would be another century.
+    assert at_ms(pl.Series([19_675]), TimeForm("excel"))[0] < 0
+
+
+def test_a_year_of_two_digits_is_of_this_century_and_24_is_no_year() -> None:
+    assert at_ms(pl.Series(["14.11.24"]), TimeForm(pattern="%d.%m.%Y")).to_list() == [None]
+    with pytest.raises(ImportFileError, match=r"'01/02/24' may begin with the day or the month"):
+        at_ms(pl.Series(["01/02/24"]))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1900-01-01", "9" * 14, "2023"])
+def test_a_time_that_no_message_may_have_does_not_fit_and_is_shown_as_it_is_written(value: str) -> None:
+    read = read_times(pl.Series([value, *["2023-11-14"] * 3]), TimeForm())
+    assert read.values.to_list() == [None, DAY, DAY, DAY]
+    assert read.shown[0] == value
 
 
 @pytest.mark.parametrize("value", [2.0**63, float("inf"), -(2.0**70), "9" * 30, 2**63 - 1])

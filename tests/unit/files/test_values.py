@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from headwater.files.values import attribute, flags, ids, lists, numbers, whole_numbers
+from headwater.files.values import attribute, flags, ids, lists, numbers, undecided, whole_numbers
 
 
 @pytest.mark.parametrize("word", ["", " ", "nan", "NaN", "NULL", "None", "<NA>", "N/A", r"\N"])
@@ -39,6 +39,11 @@ def test_a_float_that_lost_digits_is_no_id() -> None:
         ("-2", -2),
         ("1,234", 1234),
         (".5", 0.5),
+        ("CHF 12.-", 12),
+        ("12,– €", 12),
+        ("₹1,29,999.00", 129999),
+        ("12 Euro", 12),
+        ("US$5", 5),
         ("cheap", None),
         ("1.2.3", None),
         ("1 - 2", None),
@@ -55,6 +60,39 @@ def test_most_values_say_what_the_decimal_mark_is() -> None:
     assert numbers(pl.Series(["1,5", "2,25", "1,234"])).values.to_list() == [1.5, 2.25, 1.234]
     assert numbers(pl.Series(["1.5", "1,234", "x"])).values.to_list() == [1.5, 1234, None]
     assert numbers(pl.Series(["1,234"]), ",").values.to_list() == [1.234]
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        (["1.299", "5", "2.500"], "1.299"),
+        (["1,299 €", "x"], "1,299 €"),
+        (["1.299", "5.5"], None),
+        (["1.299,00", "2.500"], None),
+        (["1.299", "1.299.000"], None),
+        (["$1,299", "$5"], None),
+        (["0.299"], None),
+        (["12", "x"], None),
+        ([1.299], None),
+    ],
+)
+def test_a_mark_of_decimals_or_thousands_is_asked_for_where_no_value_tells(
+    column: list[object], shown: str | None
+) -> None:
+    assert undecided(pl.Series(column)) == shown
+
+
+def test_ids_lose_the_blanks_around_them_and_that_is_noted() -> None:
+    notes: list[str] = []
+    read = ids(pl.Series("u", [" ann", "ann\u00a0", "a b", "\u200b", "\ufeff7.0 ", "8", "9"]), notes.append)
+    assert read.values.to_list() == ["ann", "ann", "a b", None, "7.0", "8", "9"]
+    assert notes == ["u: 4 ids are read without the blanks around them"]
+
+
+def test_ids_of_one_file_that_another_has_as_floats_are_the_same_ids() -> None:
+    of_both = pl.Series(["7.0", "8.0", "7", "8", "guest", "x1", "x2", "x3", "x4", "x5"])
+    assert ids(of_both).values.head(4).to_list() == ["7", "8", "7", "8"]
+    assert ids(pl.Series(["1.0", "2.0", "a", "b", "c", "d"])).values[0] == "1.0"
 
 
 def test_whole_numbers_are_exact() -> None:
@@ -81,6 +119,10 @@ def test_availability_is_read_in_the_words_of_shops() -> None:
         "maybe",
         "",
     ]
+    assert (
+        flags(pl.Series(["Ja", "nein", "WAHR", "ausverkauft", "oui", "non"])).values.to_list()
+        == [True, False] * 3
+    )
     found = flags(pl.Series(words))
     assert found.values.to_list() == [True] * 6 + [False] * 4 + [None, None]
     assert found.unfit.arg_true().to_list() == [10]
@@ -115,6 +157,8 @@ def test_tags_are_lists_however_they_are_written(written: str | None, found: lis
         ([2**53 + 1], "text", ["9007199254740993"]),
         ([True], "flag", [True]),
         (["1,5", "2,5"], "number", [1.5, 2.5]),
+        (["Yes", "no", "yes"], "flag", [True, False, True]),
+        (["no", "no", "sv"], "text", ["no", "no", "sv"]),
         (['["a","b"]'], "text", ["a, b"]),
     ],
 )
