@@ -299,9 +299,8 @@ def _session(path: Path, file: str, threads: int, device: Device, manifest: Mani
     providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
         ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the loader does not look by itself
-        providers.insert(
-            0, ("CUDAExecutionProvider", {"use_tf32": "0"})
-        )  # the probe compares with full precision
+        # The probe compares with full precision.
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
     try:
         session = ort.InferenceSession(str(path / file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common class below Exception

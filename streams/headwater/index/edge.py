@@ -378,9 +378,8 @@ def _own_folder(path: Path) -> tuple[Path, int]:
     """A new folder and the lock that marks it as ours, after removing those that no living process holds."""
     gate = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(
-            gate, fcntl.LOCK_EX
-        )  # no other process takes our folder for abandoned before it is locked
+        # No other process may take our folder for abandoned before it is locked.
+        fcntl.flock(gate, fcntl.LOCK_EX)
         for folder in path.glob("edge-*"):
             held = os.open(folder, os.O_RDONLY)
             with contextlib.suppress(BlockingIOError):

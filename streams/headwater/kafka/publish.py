@@ -326,9 +326,8 @@ async def _write_chunks(
             for record, home in zip(chunk, homes, strict=True):
                 parts.setdefault(home, []).append(record)
             if writing is not None:
-                refused += chain.from_iterable(
-                    await writing
-                )  # one chunk at a time, so that a partition keeps the order
+                # One chunk at a time, so that a partition keeps the order.
+                refused += chain.from_iterable(await writing)
                 done(handed)
             writing = asyncio.gather(*(write(producer, topic, *part) for part in sorted(parts.items())))
             handed += len(chunk)

@@ -19,9 +19,7 @@ IMPRESSION: Final = ACTIONS["impression"].code
 
 CODES: Final = MAX_ACTION_CODE + 1
 STEPS: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) moves the user's interests
-SEEN: Final[Bools] = np.zeros(
-    CODES, dtype=np.bool_
-)  # (16,) keeps the item out of answers that exclude what was seen
+SEEN: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) counts as seen for `exclude_seen`
 POPULARITY: Final[NDArray[np.float64]] = np.zeros(CODES)  # (16,) weight in the decayed counts
 HIDES: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) keeps the item out of all answers
 UNHIDES: Final[Bools] = np.zeros(CODES, dtype=np.bool_)  # (16,) lets a hidden item in again

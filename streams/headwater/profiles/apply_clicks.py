@@ -193,11 +193,8 @@ def plan_batch(table: Table, clicks: Clicks) -> ProfileDelta:
     rows = ordered.row[first]
     user = first.cumsum() - 1  # (N,) index into rows
     snapshot = table.snapshot(rows)
-    log, offset, forgotten = (
-        snapshot.log,
-        snapshot.offset,
-        snapshot.forgotten_ms,
-    )  # copies: they become the new ones
+    # Copies: they become the new ones.
+    log, offset, forgotten = snapshot.log, snapshot.offset, snapshot.forgotten_ms
 
     replayed = ordered.offset <= offset[user]
     unlogged = ~replayed & (ordered.action == IMPRESSION)

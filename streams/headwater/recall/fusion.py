@@ -63,9 +63,8 @@ def diversify(
         return list(items[:limit])
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.maximum(norms, 1e-12)
-    alike = (
-        unit @ unit.T
-    )  # (items, items): one product takes a third of the time of a product for each choice
+    # (items, items): one product takes a third of the time of a product for each choice.
+    alike = unit @ unit.T
     scores = np.array([item.score for item in items])
     span = float(scores.max() - scores.min())
     relevance = (1 - diversity) * ((scores - scores.min()) / span if span > 0 else np.ones(len(items)))

@@ -116,9 +116,8 @@ def plan(
     resumed: list[Any] = []  # awaited by the fetcher, so that a partition is fetched as soon as it is resumed
     has_buffered = {tp.topic in urgent for tp in records}
     tps = list(assignment.tps)
-    random.shuffle(
-        tps
-    )  # an answer may have no room for all partitions: each is among the first some of the time
+    # A response may have no room for all partitions: each is among the first some of the time.
+    random.shuffle(tps)
     for tp in tps:
         node, state = node_of(fetcher, tp, urgent), state_of(tp)
         if node is None or not state.has_valid_position:

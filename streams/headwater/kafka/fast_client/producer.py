@@ -117,9 +117,8 @@ class _FastSender(Sender):  # type: ignore[misc]
                 self._hand_to_aiokafka(node, handler)
         except Exception as error:
             log.exception("producer_failed", extra={"node": node})
-            self._message_accumulator.fail_all(
-                error
-            )  # as aiokafka's routine does, so that nobody waits for ever
+            # As aiokafka's routine does, so that nobody waits for ever.
+            self._message_accumulator.fail_all(error)
 
     def _hand_to_aiokafka(self, node: int, handler: Any) -> None:
         """Have aiokafka's handler connect, retry and give up."""
