@@ -28,7 +28,7 @@ from headwater.index import Index, IndexUnavailable
 from headwater.index.deletion_marks import MARKS_KEPT_S
 from headwater.index.item_vectors import ItemVectors
 from headwater.index.key_holders import KeyHolders
-from headwater.index.vectors_topic import VectorsFollower
+from headwater.index.vectors_follower import VectorsFollower
 from headwater.kafka.broker_clock import PROBE_KEY, BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.dead_letters import DeadLetters

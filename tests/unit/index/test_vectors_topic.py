@@ -16,10 +16,10 @@ from headwater.errors import StopWorker
 from headwater.index import FilledBy, NoRoom, Point, vectors_topic
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import ItemVectors
+from headwater.index.vectors_follower import VectorsFollower
 from headwater.index.vectors_topic import (
     OwnersClaim,
     VectorRecord,
-    VectorsFollower,
     claim_of_owner,
     payload_of,
     read_record,

@@ -18,7 +18,8 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index.edge import EdgeIndex
 from headwater.index.item_vectors import ItemVectors
-from headwater.index.vectors_topic import OfferRecord, VectorsFollower, offer_record_of, read_record
+from headwater.index.vectors_follower import VectorsFollower
+from headwater.index.vectors_topic import OfferRecord, offer_record_of, read_record
 from headwater.kafka.batch import Batch
 from headwater.messages import Offer, OfferState
 from headwater.paths import catalog_offers, catalog_repair, item_offers
