@@ -31,12 +31,14 @@ def test_every_setting_is_in_the_table() -> None:
     assert named == {name.upper() for name in Settings.model_fields}
 
 
-def test_the_file_map_is_current() -> None:
-    assert file_map.is_current(), "run `python -m tests.support.file_map`"
+@pytest.mark.parametrize("package", file_map.PACKAGES, ids=lambda package: package.name)
+def test_the_file_map_is_current(package: Path) -> None:
+    assert file_map.is_current(package), "run `python -m tests.support.file_map`"
 
 
-def test_every_file_says_what_it_holds() -> None:
-    empty = [path for path in (ROOT / "streams" / "headwater").rglob("*.py") if not file_map.first_line(path)]
+@pytest.mark.parametrize("package", file_map.PACKAGES, ids=lambda package: package.name)
+def test_every_file_says_what_it_holds(package: Path) -> None:
+    empty = [path for path in package.rglob("*.py") if not file_map.first_line(path)]
     assert [path for path in empty if path.name != "__init__.py"] == []
 
 

@@ -1,21 +1,19 @@
-"""The map of files in streams/headwater/README.md, made from the first line of each file: `python -m tests.support.file_map`."""
+"""The maps of files in the READMEs of both packages, from the first line of each file: `python -m tests.support.file_map`."""
 
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from tests.support.checkout import ROOT
 
-_PACKAGE: Final = ROOT / "streams" / "headwater"
-README: Final = _PACKAGE / "README.md"
 _MAP: Final = re.compile(
     r"(?<=<!-- files: made from their first lines by tests/support/file_map.py -->\n).*?(?=<!-- end -->)",
     re.S,
 )
-# The folders by layer, each with its heading. A layer imports only what stands below it (tests/project/test_imports.py).
+# The folders of `headwater` by layer, with their headings. A layer imports only what is below it (tests/project/test_imports.py).
 LAYERS: Final = {
     "commands": "The command line",
     "gateway": "The HTTP gateway",
@@ -30,6 +28,17 @@ LAYERS: Final = {
     "encoder": "Encoders and their bundles",
     "": "The top level",
 }
+PACKAGES: Final[Mapping[Path, Mapping[str, str]]] = {
+    ROOT / "streams" / "headwater": LAYERS,
+    ROOT / "models" / "headwater_models": {
+        "": "Trainings, top to bottom",
+        "data": "Data",
+        "networks": "Networks",
+        "training": "Training",
+        "bundles": "Bundles",
+        "judging": "Evaluation",
+    },
+}
 
 
 def first_line(path: Path) -> str:
@@ -38,33 +47,35 @@ def first_line(path: Path) -> str:
     return " ".join(docstring.split("\n\n")[0].split())
 
 
-def table() -> str:
-    """The map in Markdown, one table for each layer."""
-    return "\n".join(_lines())
+def table(package: Path) -> str:
+    """The map of a package in Markdown, one table for each folder."""
+    return "\n".join(_lines(package))
 
 
-def _lines() -> Iterator[str]:
-    for layer, title in LAYERS.items():
-        folder = _PACKAGE / layer
-        paths = sorted(folder.rglob("*.py") if layer else folder.glob("*.py"))
-        files = [path for path in paths if first_line(path)]
-        yield f"\n### {title}: `{layer or 'headwater'}/`\n"
+def _lines(package: Path) -> Iterator[str]:
+    for name, title in PACKAGES[package].items():
+        folder = package / name
+        paths = sorted(folder.rglob("*.py") if name else folder.glob("*.py"))
+        yield f"\n### {title}: `{name or package.name}/`\n"
         yield "| file | what it holds |\n|---|---|"
-        for path in files:
-            name = path.relative_to(folder).as_posix()
-            yield f"| `{name}` | {first_line(path).replace('|', chr(92) + '|')} |"
+        for path in paths:
+            if line := first_line(path):
+                place = path.relative_to(folder).as_posix()
+                yield f"| `{place}` | {line.replace('|', chr(92) + '|')} |"
     yield ""
 
 
-def is_current() -> bool:
-    """Whether the README has the map that the files give."""
-    found = _MAP.search(README.read_text(encoding="utf-8"))
-    return found is not None and found[0] == table() + "\n"
+def is_current(package: Path) -> bool:
+    """Whether the README of a package has the map that its files give."""
+    found = _MAP.search((package / "README.md").read_text(encoding="utf-8"))
+    return found is not None and found[0] == table(package) + "\n"
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    README.write_text(_MAP.sub(lambda _: table() + "\n", text), encoding="utf-8")
+    for package in PACKAGES:
+        readme = package / "README.md"
+        text, made = readme.read_text(encoding="utf-8"), table(package) + "\n"
+        readme.write_text(_MAP.sub(lambda _, made=made: made, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ PAGES: Final = (
     "streams/README.md",
     "streams/headwater/README.md",
     "models/README.md",
+    "models/headwater_models/README.md",
     "models/RESULTS.md",
     "deploy/README.md",
     "tests/README.md",
