@@ -5,7 +5,7 @@ system anew, so a restart of it needs none of the assistant. Nothing is publishe
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -35,7 +35,6 @@ _INSTRUCTIONS: Final = (
     "and what to do."
 )
 T = TypeVar("T")
-Tool = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def mcp(*, allow_writes: Annotated[bool, FLAG] = False) -> int:

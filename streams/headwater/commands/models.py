@@ -1,5 +1,6 @@
 """`headwater train`, `tune` and `export`: from data to bundles."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -30,7 +31,14 @@ ModelOption = Literal[
 SearchOption = Literal["grid", "random", "tpe"]
 PoolingOption = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
 
-
+# What `train` trains; all others are user encoders over item ids.
+_KINDS: Final = {
+    "shop": "shop",
+    "starter": "starter",
+    "groceries": "groceries",
+    "similar": "table",
+    **dict.fromkeys(("deepfm", "dlrm", "nfm"), "scorer"),
+}
 # The options of `train` that only some kinds of model take.
 _GOES_WITH: Final = {
     "shop": {"--epochs", "--set", "--resume"},
@@ -109,9 +117,7 @@ def train(
         train_starter,
     )
 
-    kinds = {"shop": "shop", "starter": "starter", "groceries": "groceries", "similar": "table"}
-    kinds |= dict.fromkeys(("deepfm", "dlrm", "nfm"), "scorer")
-    kind = kinds.get(model, "item ids")
+    kind = _KINDS.get(model, "item ids")
     given = {
         "--steps": steps,
         "--bundle": bundle,
@@ -123,18 +129,8 @@ def train(
         "--nested": nested,
         "--resume": resume,
     }
-    for option, value in given.items():
-        if value and option not in _GOES_WITH[kind]:
-            raise UsageError(f"{option} does not go with {model}: leave it out")
-    for option in shop.given if kind != "shop" else ():
-        raise UsageError(f"{option} goes with `headwater train shop` only: leave it out")
-    if study is not None and search is None:
-        raise UsageError(f"--study {study}: expected --search with it, which says how to search")
+    _check_options(model, kind, given, shop, events)
     if kind == "shop":
-        if events.data != EVENTS.data or events.path is not None or events.protocol is not None:
-            raise UsageError(
-                "train shop takes --catalog and --clicks: leave --data, --path and --protocol out"
-            )
         figures = train_shop(
             shop,
             events,
@@ -171,6 +167,23 @@ def train(
         return print_tables(train_scorer(model, base, events.load(), chosen, out, **training))
     training |= {"teacher": teacher, "nested": nested, "resume": resume}
     return print_tables(train_sequence(model, events.load(), chosen, out, **training))
+
+
+def _check_options(
+    model: str, kind: str, given: Mapping[str, object], shop: ShopOptions, events: DataOptions
+) -> None:
+    """Raises UsageError for options that the model does not take."""
+    for option, value in given.items():
+        if value and option not in _GOES_WITH[kind]:
+            raise UsageError(f"{option} does not go with {model}: leave it out")
+    for option in shop.given if kind != "shop" else ():
+        raise UsageError(f"{option} goes with `headwater train shop` only: leave it out")
+    if given["--study"] is not None and given["--search"] is None:
+        raise UsageError(f"--study {given['--study']}: expected --search with it, which says how to search")
+    if kind == "shop" and (
+        events.data != EVENTS.data or events.path is not None or events.protocol is not None
+    ):
+        raise UsageError("train shop takes --catalog and --clicks: leave --data, --path and --protocol out")
 
 
 def tune(

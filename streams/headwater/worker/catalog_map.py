@@ -31,7 +31,6 @@ _AXES_SAMPLE: Final = 5_000
 _WITHIN: Final = 0.995
 _ITEMS_AT_ONCE: Final = 256
 _KEPT_S: Final = 30.0
-MAX_FOUND: Final = 100
 
 
 class Axes(NamedTuple):
