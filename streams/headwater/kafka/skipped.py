@@ -1,4 +1,4 @@
-"""Records of our own topics that cannot be used: counted by reason, told once of each kind, and passed over.
+"""Records of our own topics that cannot be used: skipped, counted by reason, and logged once of each kind.
 
 No such record ends a worker. What can be used of the topic goes on being used, as if the record were not there.
 """
