@@ -181,9 +181,9 @@ class Metrics:
     damaged_records_total: Annotated[
         Counter,
         About(
-            "Records of an internal topic that cannot be read, and were passed over at a start.",
+            "Records of an internal topic that cannot be read, and were skipped at a start.",
             "Something else writes to the topic, or its log is damaged: the worker's log has the offsets. A user whose only "
-            "record is damaged begins anew.",
+            "record is damaged starts anew.",
             ("topic",),
         ),
     ]
@@ -206,7 +206,7 @@ class Metrics:
         Counter,
         About(
             "Offsets of the catalog topic that were deleted before this worker read them.",
-            "Publish the catalog again, and see `topics check`: the topic is to be compacted, not deleted.",
+            "Publish the catalog again, and see `topics check`: the topic must be compacted, not deleted.",
         ),
     ]
     store_users: Annotated[
@@ -356,7 +356,7 @@ class Metrics:
         Counter,
         About(
             "Offsets of the offers topic that were deleted before this worker read them.",
-            "Publish the offers again, and see `topics check`: the topic is to be compacted, not deleted.",
+            "Publish the offers again, and see `topics check`: the topic must be compacted, not deleted.",
         ),
     ]
     unknown_token_share: Annotated[
@@ -385,7 +385,7 @@ class Metrics:
     skipped_records_total: Annotated[
         Counter,
         About(
-            "Records of the vectors and trends topics that were passed over, by reason; the log has the first of each.",
+            "Records of the vectors and trends topics that were skipped, by reason; the log has the first of each.",
             "other_bundle, stale_epoch, older: expected while workers are replaced. Any other: something else writes there.",
             ("topic", "reason"),
         ),

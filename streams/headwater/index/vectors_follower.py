@@ -158,7 +158,7 @@ class VectorsFollower:
     async def _stored(self, points: Sequence[tuple[ConsumerRecord, Point]]) -> Sequence[Point]:
         """The points that are newer than what the index had; all of them where the catalog worker fills it.
 
-        Vectors that an index does not take are passed over.
+        Vectors that an index does not take are skipped.
         """
         try:
             return await self._put(points)

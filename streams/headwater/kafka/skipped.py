@@ -19,7 +19,7 @@ class SkippedRecords:
         self._told: set[tuple[str, str]] = set()
 
     def add(self, record: ConsumerRecord, reason: str, message: str) -> None:
-        """A record is passed over. ``reason`` is a label of the metric, ``message`` a sentence for a person."""
+        """A record is skipped. ``reason`` is a label of the metric, ``message`` a sentence for a person."""
         self._counter.labels(record.topic, reason).inc()
         if (record.topic, reason) not in self._told:
             self._told.add((record.topic, reason))

@@ -279,7 +279,7 @@ async def read_versions(
     Items that another bundle encoded are made to look new, so that they are encoded again when their catalog records are
     applied.
 
-    Claims of another catalog, or from beyond its end, are passed over where a claim before them or the group's commit
+    Claims of another catalog, or from beyond its end, are skipped where a claim before them or the group's commit
     says that the catalog of today is the one that the versions are of. ``consumer`` is told what the group has committed.
     Where the catalog has lost what the group had read, nothing vouches for what is there any more.
 

@@ -48,7 +48,7 @@ class VectorsWriter:
 
     async def claim_partition(self, versions: ItemVersions, highest_epoch: int, bundle_id: str) -> None:
         """Take the epoch after the highest one seen, and say so on the topic. Raises as `write` does."""
-        # What is on its way has the epoch before, and would be passed over behind the claim.
+        # What is on its way has the epoch before, and would be skipped behind the claim.
         async with versions.offers.publishing:
             versions.epoch = next_epoch(highest_epoch, 0)
             await self.claim(versions, versions.position, bundle_id)

@@ -66,7 +66,7 @@ async def settle(
     A group without offsets reads from the beginning of a log. ``on_lost`` is told of clicks that are gone before it.
 
     Returns:
-        how many claims are passed over, since the group has committed in this log and they are of another one.
+        how many claims are skipped, since the group has committed in this log and they are of another one.
 
     Raises:
         StopWorker: the users do not rest on this clicks log, and nobody has accepted it.
@@ -101,7 +101,7 @@ async def settle(
                     topic=tp.topic,
                     partition=tp.partition,
                     topic_id=foreign,
-                    effect="it is passed over: the group has committed in the clicks topic as it is now",
+                    effect="it is skipped: the group has committed in the clicks topic as it is now",
                 )
                 partition.claim = None
                 passed_over += 1

@@ -93,7 +93,7 @@ class Repair:
 
         Raises:
             PartitionLost: the partition is not ours any more.
-            StopWorker: it cannot be read, or a later owner has written. One that no owner wrote is passed over, and
+            StopWorker: it cannot be read, or a later owner has written. One that no owner wrote is skipped, and
                 the next epoch is claimed.
         """
         users: set[bytes] = set()

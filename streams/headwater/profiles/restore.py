@@ -3,7 +3,7 @@
 A stale worker may have written after its successor. So the *newest* record of a user wins, by `Order`, wherever it
 stands, and users whose newest record is followed by an older one are noted as overwritten.
 
-A record that is damaged is passed over and told of. Its user keeps what an earlier record says, and is written again. A
+A record that is damaged is skipped and reported. Its user keeps what an earlier record says, and is written again. A
 user who has no other record is unknown from then on: the clicks that made the state have been committed, and may be gone.
 """
 
@@ -140,7 +140,7 @@ def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str)
                     partition=partition.number,
                     offset=record.offset,
                     topic_id=claim.topic_id,
-                    effect="it is passed over: a claim before it is of the clicks topic as it is now",
+                    effect="it is skipped: a claim before it is of the clicks topic as it is now",
                 )
                 damaged += 1
             # A stale worker may have claimed after its successor.
