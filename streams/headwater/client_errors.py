@@ -2,11 +2,11 @@
 
 | error | do |
 |---|---|
-| `BadMessage` (of `messages`) | mend the argument; nothing was sent |
+| `BadMessage` (of `messages`) | correct the argument; nothing was sent |
 | `NoBroker` | start a broker, or name the one there is |
 | `NotPublished` | publish it again, with the same event id |
 | `RecallTimeout` | look at the workers, ask again |
-| `RequestRejected` | mend the request, or ask again later if the worker is overloaded |
+| `RequestRejected` | correct the request, or ask again later if the worker is overloaded |
 | `RequestExpired` | ask with more time (`deadline_ms`), or with `reads="any"` |
 | `ClientError` | any of the five above; alone: read the sentence |
 """

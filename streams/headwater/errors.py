@@ -2,7 +2,7 @@
 
 
 class HeadwaterError(Exception):
-    """Something a person can mend. The message is one sentence: the value seen, the value expected, the remedy."""
+    """Something that a person can fix. The message is one sentence: the value seen, the value expected, the remedy."""
 
 
 class Unreachable(HeadwaterError):

@@ -477,7 +477,7 @@ class Metrics:
         Counter,
         About(
             "Records put into the dead-letter topic, by reason.",
-            "`headwater dlq list` says what mends each reason, `headwater dlq redrive` publishes them again after that. "
+            "`headwater dlq list` has the remedy of each reason, `headwater dlq redrive` publishes them again after that. "
             "internal_error is a bug of ours: report it with the log.",
             ("reason",),
         ),

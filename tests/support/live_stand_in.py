@@ -336,7 +336,7 @@ class _Desk:
                 {
                     "reason": letter["reason"],
                     "newest": {name: letter[name] for name in ("place", "message")},
-                    "remedy": "mend the producer",
+                    "remedy": "correct the producer",
                     "topic": "headwater.clicks.v1",
                     "letters": 0,
                     "failed_again": 0,

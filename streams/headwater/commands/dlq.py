@@ -45,7 +45,7 @@ _SKIPPED: Final[Mapping[str, str]] = {
     "cut": "were too large to be kept whole: publish the originals again",
     "unreadable": "are of records that nobody could read: publish the originals again",
     "no_use": "are of neither clicks nor catalog: who asked has long given up",
-    "failed_again": "failed again when they were redriven: mend the cause, then raise --max-tries",
+    "failed_again": "failed again when they were redriven: fix the cause, then raise --max-tries",
     "superseded": "are of items that got a later change: they would undo it",
 }
 
@@ -305,7 +305,7 @@ def redrive(
     dry_run: Annotated[bool, FLAG] = False,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """Publish dead letters again, each exactly once, after their cause is mended.
+    """Publish dead letters again, each exactly once, after their cause is fixed.
 
     The record goes to the topic it came from, as a new one, and its letter is marked in the same transaction. So a second
     run, or one after a crash, leaves it out. A letter that fails again comes back with its number of tries.

@@ -58,7 +58,7 @@ async def dead_letters(system: System) -> AsyncIterator[Finding]:
     if waiting := newest.open():
         of = letters.reasons(waiting).most_common(_REASONS_TOLD)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in of)
-        seen = f"{seen}; the newest are {reasons}: `headwater dlq list` says what mends them"
+        seen = f"{seen}; the newest are {reasons}: `headwater dlq list` has the remedies"
     yield Finding("dead letters", True, seen)
 
 

@@ -163,7 +163,7 @@ def _help_of(error: CycloptsError) -> str:
 
 
 def _of_the_machine(error: OSError) -> str | None:
-    """The sentence for a fault of disk or network that a user can mend; None for any other."""
+    """The sentence for a fault of disk or network that a user can fix; None for any other."""
     if "bind on address" in str(error):
         return (
             f"the web server cannot start ({error.strerror}): set HEADWATER_WEB_PORT to a free port, or to 0 for any, and "

@@ -18,31 +18,32 @@ log = structlog.get_logger(__name__)
 # What is longer is cut. The topic takes 2.2 MB, which leaves room for the headers.
 MAX_VALUE_BYTES: Final = 2_000_000
 _LEAST_CUT_BYTES: Final = 400
-# Every reason of a dead letter, and what mends the cause. What is not mended by others is mended by its publisher.
+# Every reason of a dead letter, and the remedy. Then a redrive publishes the record again.
 REASONS: Final[Mapping[str, str]] = {
-    "bad_json": "the publisher writes JSON in UTF-8",
-    "bad_field": "the publisher writes the field as `headwater schema` says, or a newer version of the workers knows it",
-    "bad_utf8": "the publisher writes UTF-8",
-    "null_value": "the publisher writes a message",
-    "null_key": "the publisher writes the item's id as the key",
-    "key_mismatch": "the publisher writes the id of the message as the key, or none",
-    "time_in_future": "the publisher's clock is set, or the time has come",
-    "bad_timestamp": "the topic takes the record's timestamp (message.timestamp.before.max.ms, after.max.ms)",
-    "too_large": "the topic takes larger records (max.message.bytes)",
-    "misrouted": "all workers have the same HEADWATER_PARTITIONS",
-    "no_text": "the item has a title, or the bundle is one of item ids",
-    "key_collision": "the item gets another id",
-    "no_item": "the items come into the catalog first",
-    "bad_vector": "the bundle gives finite vectors for such an item: another bundle, or another text",
-    "internal_error": "a version of the workers that mends the bug that their log tells of",
-    "corrupt": "nothing: nobody can read it",
-    "too_large_unpacked": "the publisher sends smaller batches; what is lost has to be published again",
-    "bad_correlation_id": "the client sends a shorter correlation id",
-    "bad_reply_partition": "the client names a partition of its reply topic",
-    "reply_topic_not_allowed": "HEADWATER_REPLY_TOPICS names the topic",
-    "unknown_partition": "the client names a partition that the clicks topic has",
-    "bad_filter": "the client sends a valid filter",
-    "too_costly": "the client asks for less at a time",
+    "bad_json": "correct the publisher: it must write JSON in UTF-8",
+    "bad_field": "correct the publisher: it must write the field as `headwater schema` says; or use workers of a newer version "
+    "that knows the field",
+    "bad_utf8": "correct the publisher: it must write UTF-8",
+    "null_value": "correct the publisher: it must write a message",
+    "null_key": "correct the publisher: the key must be the item's id",
+    "key_mismatch": "correct the publisher: the key must be the id in the message, or none",
+    "time_in_future": "set the publisher's clock, or wait until the time has come",
+    "bad_timestamp": "let the topic take the record's timestamp (message.timestamp.before.max.ms, after.max.ms)",
+    "too_large": "let the topic take larger records (max.message.bytes)",
+    "misrouted": "give all workers the same HEADWATER_PARTITIONS",
+    "no_text": "give the item a title, or use a bundle of item ids",
+    "key_collision": "give the item another id",
+    "no_item": "publish the items to the catalog first",
+    "bad_vector": "use another bundle, or another text: this one gives a vector that is not finite",
+    "internal_error": "use a version of the workers without the bug that their log reports",
+    "corrupt": "none: nobody can read the record",
+    "too_large_unpacked": "let the publisher send smaller batches, and publish again what is lost",
+    "bad_correlation_id": "let the client send a shorter correlation id",
+    "bad_reply_partition": "let the client name a partition of its reply topic",
+    "reply_topic_not_allowed": "add the topic to HEADWATER_REPLY_TOPICS",
+    "unknown_partition": "let the client name a partition that the clicks topic has",
+    "bad_filter": "let the client send a valid filter",
+    "too_costly": "let the client ask for less at a time",
 }
 
 

@@ -235,7 +235,7 @@ def groups(letters: Iterable[Letter]) -> list[Group]:
 
 
 def group_fields(group: Group) -> dict[str, Any]:
-    """A group as JSON, on a terminal and on a page. ``remedy`` is what mends the reason, empty for one that is not known."""
+    """A group as JSON, on a terminal and on a page. ``remedy`` is empty for an unknown reason."""
     return {
         "reason": group.reason,
         "topic": group.topic,

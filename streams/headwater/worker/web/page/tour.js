@@ -63,7 +63,7 @@ const STEPS = [
   {
     at: "trust",
     title: "When something is wrong",
-    text: () => "Records that cannot be used wait here with their reason, and can be sent again once the cause is mended. The doctor examines the whole system. That is all: now it is your turn.",
+    text: () => "Records that cannot be used wait here with their reason, and can be sent again once the cause is fixed. The doctor examines the whole system. That is all: now it is your turn.",
   },
 ];
 

@@ -50,7 +50,7 @@ function group(each) {
       ),
     ),
     h("p", { class: "note", text: `The newest: ${each.newest.message}` }),
-    each.remedy ? h("p", { class: "note", text: `What mends it: ${each.remedy}` }) : null,
+    each.remedy ? h("p", { class: "note", text: `Remedy: ${each.remedy}` }) : null,
     inside,
   );
 }
@@ -93,7 +93,7 @@ async function redrive(filter, name) {
   const tried = await attempt(problem, () => post("/live/letters/redrive", { ...filter, dry_run: true }));
   if (!tried) return;
   if (tried.redriven === 0) return report(`Nothing can go back.${told(tried)}`);
-  const question = `${plural(tried.redriven, "letter goes back to its topic", "letters go back to their topic")}, with a mark so that each counts once. Mend the cause first: those that fail again come back here.${told(tried)}`;
+  const question = `${plural(tried.redriven, "letter goes back to its topic", "letters go back to their topic")}, with a mark so that each counts once. Fix the cause first: those that fail again come back here.${told(tried)}`;
   if (!(await confirmed(`Redrive ${name}?`, question, "Redrive", true))) return;
   const watching = setInterval(async () => {
     const { under_way: now } = await get("/live/letters/under_way").catch(() => ({}));
