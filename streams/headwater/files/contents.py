@@ -50,6 +50,15 @@ _UTF16: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 _WESTERN: Final = frozenset(range(0x80, 0xFE)) - {0x81, 0x8D, 0x8F, 0x90, 0x9D}
 
 
+_SAMPLE: Final = 1_000
+_BEYOND: Final = re.compile(r"[^\x00-\x7f]")
+# Three letters or signs beyond ASCII in a row, or a sign between letters: German, French and Spanish have hardly any.
+_STRANGE: Final = re.compile(
+    r"[^\x00-\x7f]{3,}|[A-Za-z\u00c0-\u00ff][\u00a1-\u00a9\u00ab-\u00b4\u00b6\u00b8\u00b9\u00bb-\u00bf\u00d7\u00f7](?=[A-Za-z\u00c0-\u00ff])"
+)
+_LETTER: Final = re.compile(r"[^\W\d_]")
+
+
 class ImportFileError(HeadwaterError):
     """The file or the mapping cannot be used: one sentence with what is there and what is expected."""
 
@@ -226,7 +235,7 @@ def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
     try:
         text = Text(_split(raw.decode()), {}, "utf-8")
     except UnicodeDecodeError:
-        text = _by_line(raw)
+        text = _by_line(path, raw)
     return _without_nul(text) if b"\x00" in raw else text
 
 
@@ -255,7 +264,16 @@ def _split(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _by_line(raw: bytes) -> Text:
+def _no_words(lines: Sequence[str]) -> str | None:
+    """Some of the text that is none in a western language, where a third of what is beyond ASCII is such; None where it is not."""
+    text = "\n".join(lines[:_SAMPLE])
+    found = [each for each in _STRANGE.finditer(text) if _LETTER.search(each[0])]
+    if 3 * sum(len(_BEYOND.findall(each[0])) for each in found) <= len(_BEYOND.findall(text)):
+        return None
+    return text[max(0, found[0].start() - 5) : found[0].end() + 5].replace("\n", " ")
+
+
+def _by_line(path: Path, raw: bytes) -> Text:
     lines, bad, beyond_ascii, western = [], dict[int, str](), 0, True
     parts = raw.replace(b"\r\n", b"\n").split(b"\n")
     for number, part in enumerate(parts, 1):
@@ -270,5 +288,10 @@ def _by_line(raw: bytes) -> Text:
             line = ""
         lines.append(line)
     if western and len(bad) > beyond_ascii:
+        if strange := _no_words([parts[number - 1].decode("windows-1252") for number in bad]):
+            raise ImportFileError(
+                f"{path} cannot be read: its bytes are no UTF-8, and as windows-1252 they read {strange!r}; name its encoding "
+                "with --encoding, such as windows-1250, windows-1251, gbk or shift_jis"
+            )
         return Text(_split(raw.decode("windows-1252")), {}, "windows-1252")
     return Text(lines[:-1] if parts[-1] == b"" else lines, bad, "utf-8")

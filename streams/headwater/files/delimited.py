@@ -74,6 +74,9 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
     if len(separator) > 1:
         lines = lines.with_columns(pl.col("text").str.replace_all(separator, _UNIT_SEPARATOR, literal=True))
     mark = separator if len(separator) == 1 else _UNIT_SEPARATOR
+    if layout.quote in ("auto", '"') and mark != " " and _blank_before_quotes(lines["text"], mark):
+        lines = lines.with_columns(pl.col("text").str.replace_all(rf'({re.escape(mark)}) +"', '${1}"'))
+        all_lines = [re.sub(rf'({re.escape(separator)}) +"', r'\1"', line) for line in all_lines]
     quote = _quote_of(lines["text"], mark) if layout.quote == "auto" else layout.quote
     if quote not in ("", "none") and (len(quote) != 1 or not quote.isascii()):
         raise ImportFileError(f"--quote {quote}: expected one character, or none")
@@ -94,6 +97,8 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
             raise ImportFileError(f"{path} cannot be read (no line is a header): expected a header and rows")
         header = [_ATOMIC.sub("", name.strip()) for name in form.fields(records["text"][0])]
         records = records[1:]
+    if _ends_with_separator(records, form, len(header)):
+        header.append("")
     fitting = records.filter(pl.col("fields") == len(header))
     for line, fields in records.filter(pl.col("fields") != len(header)).select("line", "fields").iter_rows():
         bad[line] = f"got {fields} fields, expected {len(header)}, as the header has"
@@ -103,6 +108,21 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
             notes.append(f"the header has {given} more than once; the later one is called {name}")
     frame = form.frame(fitting["text"], names)
     return Parsed(frame, fitting["line"].to_list(), bad, notes)
+
+
+def _ends_with_separator(records: pl.DataFrame, form: "_Form", fields: int) -> bool:
+    """Whether every record has one field more than the header, and it is empty."""
+    if not len(records) or not (records["fields"] == fields + 1).all():
+        return False
+    return bool(records["text"].str.ends_with(form.separator).all())
+
+
+def _blank_before_quotes(lines: pl.Series, separator: str) -> bool:
+    """Whether quoted values have a blank before them, as in ``"a", "b, c"``; where quotes follow separators they have none."""
+    mark = re.escape(separator)
+    return bool(lines.str.contains(rf'{mark} +"[^"]*"\s*(?:{mark}|$)').any()) and not bool(
+        lines.str.contains(rf'{mark}"').any()
+    )
 
 
 def _comments(lines: list[str], separator: str) -> int:
@@ -142,7 +162,10 @@ def _quote_of(lines: pl.Series, separator: str) -> str:
     form = _Form(separator, '"')
     opening = lines.filter(lines.str.contains(f'(?:^|{form.mark})"'))
     if not len(opening):
-        return ""
+        # A database may write '1','tea'. An apostrophe begins few values, and closes none.
+        single = _Form(separator, "'")
+        opening = lines.filter(lines.str.contains(f"(?:^|{form.mark})'"))
+        return "'" if 2 * int(opening.str.contains(single.whole).sum()) > len(lines) else ""
     if separator in (",", ";"):
         return '"'
     return '"' if 2 * opening.str.contains(form.whole).sum() > len(opening) else ""

@@ -8,12 +8,16 @@ from headwater.files.json_rows import Object, listed
 
 def segment_event(row: Object) -> Iterator[Object]:
     """A track call: its product, or one row for each of its products. A batch holds calls."""
-    if isinstance(row.get("batch"), list):
-        outer: Object = {name: row[name] for name in _OF_BATCH if name in row}
-        for call in row["batch"]:
-            if isinstance(call, dict):
-                yield from segment_event({**outer, **call})
+    if not isinstance(row.get("batch"), list):
+        yield from _of_call(row)
         return
+    outer: Object = {name: row[name] for name in _OF_BATCH if name in row}
+    for call in row["batch"]:
+        if isinstance(call, dict):
+            yield from _of_call({**outer, **call})
+
+
+def _of_call(row: Object) -> Iterator[Object]:
     properties = row.get("properties") if isinstance(row.get("properties"), dict) else {}
     assert isinstance(properties, dict)
     shared = {

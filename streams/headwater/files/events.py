@@ -17,8 +17,8 @@ import xxhash
 from headwater.files.contents import ImportFileError
 from headwater.files.fields import Chosen
 from headwater.files.table import BadRow, Table
-from headwater.files.times import EXPECTED, TimeForm, read_times
-from headwater.files.values import Decimal, ids, numbers, present
+from headwater.files.times import TimeForm, read_times
+from headwater.files.values import Decimal, attribute, ids, numbers, present
 from headwater.messages import (
     ACTIONS,
     MAX_AHEAD_MS,
@@ -135,7 +135,7 @@ def events_of(
             "event_id": own
             if own is not None
             else pl.Series([None], dtype=pl.String).new_from_index(0, len(frame)),
-            "context": _context(frame, columns),
+            "context": _context(frame, chosen, form.decimal, notes),
         }
     ).with_columns(*(each for each in also))
     ignored = rows["action"] == IGNORE
@@ -154,7 +154,7 @@ def events_of(
                 zip(rows.filter(~plain).iter_rows(named=True), shown.filter(~plain).iter_rows(), strict=True),
                 strict=True,
             )
-            if (reason := _problem(row[0], row[1], now_ms)) is not None
+            if (reason := _problem(row[0], row[1], now_ms, form.times.expected)) is not None
         }
         lines = rows["line"]
         bad += [BadRow(lines[place], reason) for place, reason in verdicts.items()]
@@ -174,8 +174,8 @@ def _is_plain(latest_ms: int) -> pl.Expr:
     return (plain & (pl.col("event_id").is_null() | is_id("event_id"))).fill_null(False)
 
 
-def _problem(row: dict[str, object], shown: tuple[str | None, ...], now_ms: int) -> str | None:
-    """Why a row is no event; None where a worker takes it."""
+def _problem(row: dict[str, object], shown: tuple[str | None, ...], now_ms: int, expected: str) -> str | None:
+    """Why a row is no event; None where a worker takes it. ``expected`` says what a time has to be."""
     user, item, at, rating = shown
     action = row["action"]
     for name, value in (("user_id", user), ("item_id", item)):
@@ -186,7 +186,7 @@ def _problem(row: dict[str, object], shown: tuple[str | None, ...], now_ms: int)
     if rating is not None:
         return f"rating: got {quoted(rating)}, expected a number"
     if row["at_ms"] is None:
-        return f"at_ms: {'missing' if at is None else f'got {quoted(at)}'}, expected {EXPECTED}"
+        return f"at_ms: {'missing' if at is None else f'got {quoted(at)}'}, expected {expected}"
     if isinstance(row["at_ms"], int) and row["at_ms"] > now_ms + MAX_AHEAD_MS:
         return f"at_ms: got {quoted(at)}, expected at most two days after the time now"
     if action == "retract" and row["event_id"] is None:
@@ -282,7 +282,7 @@ def _by_rating(
         return found, unfit
     if "rating" not in columns:
         raise ImportFileError(
-            "--like-from and --dislike-to need ratings: name their column with --map rating=COLUMN"
+            "--like-from and --dislike-to, also those of a preset, need ratings: name their column with --map rating=COLUMN"
         )
     read = numbers(table.frame[columns["rating"]], form.decimal)
     rating, unfit = read.values, read.shown.set(~read.unfit, None)
@@ -293,16 +293,21 @@ def _by_rating(
     return found, unfit
 
 
-def _context(frame: pl.DataFrame, columns: dict[str, str]) -> pl.Series:
-    """(rows,) the `context.x` columns of each row as one JSON object; null without any."""
-    parts = {
-        name.removeprefix("context."): column
-        for name, column in columns.items()
-        if name.startswith("context.")
-    }
+def _context(frame: pl.DataFrame, chosen: Chosen, decimal: Decimal, notes: list[str]) -> pl.Series:
+    """(rows,) the `context.x` columns of each row as one JSON object; null without any. Named types are applied."""
+    parts = {}
+    for name, column in chosen.columns.items():
+        if not name.startswith("context."):
+            continue
+        parts[name.removeprefix("context.")] = frame[column]
+        if (kind := chosen.types.get(name)) is not None:
+            read, _ = attribute(frame[column], kind, decimal)
+            parts[name.removeprefix("context.")] = read.values
+            if unfit := int(read.unfit.sum()):
+                notes.append(f"{name}: {unfit:,} values are no {kind} and are left out")
     if not parts:
         return pl.Series([None], dtype=pl.String).new_from_index(0, len(frame))
-    objects = frame.select(**{name: frame[column] for name, column in parts.items()})
+    objects = pl.DataFrame([column.alias(name) for name, column in parts.items()])
     return pl.Series([_json(row) for row in objects.iter_rows(named=True)], dtype=pl.String)
 
 

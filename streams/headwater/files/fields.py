@@ -175,6 +175,8 @@ def _parts(column: str, columns: Sequence[str]) -> list[str]:
 
 
 def _listed(columns: Sequence[str]) -> str:
+    if not columns:
+        return "no columns"
     more = len(columns) - _SHOWN
     # A file that is no table may have a column of any length.
     shown = [name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..." for name in columns[:_SHOWN]]

@@ -8,7 +8,7 @@ from headwater.files.contents import ImportFileError
 from headwater.files.fields import Chosen
 from headwater.files.markup import plain
 from headwater.files.table import BadRow, Table
-from headwater.files.times import EXPECTED, TimeForm, read_times
+from headwater.files.times import TimeForm, read_times
 from headwater.files.values import (
     Decimal,
     Read,
@@ -29,8 +29,6 @@ _PROSE = ("title", "description", "category")
 _EXPECTED = {
     "price": "a number, such as 15.00 or 15.00 USD",
     "version": "a whole number",
-    "since_ms": EXPECTED,
-    "at_ms": EXPECTED,
     "available": "true or false, in stock or out of stock, or a number of pieces",
     "number": "a number, since most values of the column are",
     "flag": "true or false, since most values of the column are",
@@ -79,7 +77,7 @@ def items_of(table: Table, chosen: Chosen, form: ItemForm) -> Items:
     """
     notes = list[str]()
     found, types = read_fields(table, chosen, form, notes)
-    checked = checked_rows(table, chosen.columns, found, types, _item)
+    checked = checked_rows(table, chosen.columns, found, types, form, _item)
     rows = [ItemRow(line, item, encode(item)) for line, item in checked.rows]
     if repeated := len(rows) - len({row.item.item_id for row in rows}):
         notes.append(f"{repeated:,} rows name an item again; its last row counts")
@@ -149,10 +147,11 @@ def checked_rows(
     columns: dict[str, str],
     found: dict[str, Read],
     types: dict[str, Type],
+    form: ItemForm,
     make: Callable[[dict[str, Any], dict[str, str | float | bool]], MessageT | str],
 ) -> Checked[MessageT]:
     """The message that ``make`` makes of each row's fields and attributes, or its reason why they make none."""
-    problems = _unfit(found, columns, types)
+    problems = _unfit(found, columns, types, form)
     bad, rows, named, nameless = list(table.bad), list[tuple[int, MessageT]](), set[str](), len(table.bad)
     plain = [name for name in found if name not in types]
     values = zip(
@@ -190,7 +189,9 @@ def _item(fields: dict[str, Any], attributes: dict[str, str | float | bool]) -> 
         return str(error)
 
 
-def _unfit(found: dict[str, Read], columns: dict[str, str], types: dict[str, Type]) -> list[str | None]:
+def _unfit(
+    found: dict[str, Read], columns: dict[str, str], types: dict[str, Type], form: ItemForm
+) -> list[str | None]:
     """(rows,) what does not fit in each row, the first field first; None where all fits."""
     problems: list[str | None] = []
     for name, read in found.items():
@@ -199,18 +200,21 @@ def _unfit(found: dict[str, Read], columns: dict[str, str], types: dict[str, Typ
             problems = [None] * len(unfit)
         for place in unfit.arg_true().to_list():
             if problems[place] is None:
-                problems[place] = _reason(name, read.shown[place], columns[name], types)
+                problems[place] = _reason(name, read.shown[place], columns[name], types, form)
     return problems
 
 
-def _reason(name: str, shown: str | None, column: str, types: dict[str, Type]) -> str:
+def _reason(name: str, shown: str | None, column: str, types: dict[str, Type], form: ItemForm) -> str:
     if name == "item_id":
         if shown is None:
             return "item_id: missing, expected an id"
         return (
             f"item_id: got {shown}, a float above 2^53 that has lost digits; expected text or whole numbers"
         )
-    reason = (
-        f"{name}: got {quoted(shown)}, expected {_EXPECTED.get(types.get(name, name), 'a value of its type')}"
+    expected = (
+        form.times.expected
+        if name.endswith("_ms")
+        else _EXPECTED.get(types.get(name, name), "a value of its type")
     )
+    reason = f"{name}: got {quoted(shown)}, expected {expected}"
     return f"{reason}; --map {name}={column}:text takes all as text" if name in types else reason

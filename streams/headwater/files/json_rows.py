@@ -21,6 +21,19 @@ _MAX_KEYS: Final = 2_000
 _INT64: Final = range(-(2**63), 2**63)
 _DECODER: Final = msgspec.json.Decoder()
 _SAMPLE: Final = 20
+# What the rows of an answer are called, beside their number and the like.
+_ENVELOPES: Final = (
+    "data",
+    "results",
+    "records",
+    "rows",
+    "hits",
+    "docs",
+    "objects",
+    "value",
+    "entries",
+    "events",
+)
 _BRACKETS: Final = ("", "[", "]", "];", ",")
 _BLANK: Final = re.compile(r"[\s,]*")
 
@@ -118,18 +131,19 @@ def _decoded_line(line: str) -> Any:
 
 
 def _until_damage(lines: Sequence[str]) -> list[Any]:
-    """The values of an array that is damaged: those before the damage, and the damage as the last one."""
+    """The values of an array, or one after another, up to damage, which is the last one."""
     text = "\n".join(lines)
-    start = text.find("[") + 1
+    start = len(text) - len(text.lstrip()) + text.lstrip().startswith("[")
     decoder, found = json.JSONDecoder(parse_constant=lambda _: None), list[Any]()
-    while start:
-        start = _BLANK.match(text, start).end()  # type: ignore[union-attr]
+    while True:
+        blank = _BLANK.match(text, start)
+        start = blank.end() if blank else start
         if text[start : start + 1] in ("]", ""):
             break
         try:
             value, start = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            found.append(_Undecoded(f"not JSON: {error}; what comes after it in the array is not read"))
+            found.append(_Undecoded(f"not JSON: {error}; what comes after it is not read"))
             break
         found.append(value)
     return found
@@ -165,10 +179,18 @@ def _reason(value: Any) -> str:
 
 
 def _list_in(value: Object) -> list[Any] | None:
-    """The one list of objects in an object, such as the products of a shop's export."""
-    lists = [part for part in value.values() if isinstance(part, list) and part and isinstance(part[0], dict)]
-    scalars = [part for part in value.values() if not isinstance(part, list | dict)]
-    return lists[0] if len(lists) == 1 and not scalars else None
+    """The one list of objects in an object: the products of an export, or the results of a page of an interface."""
+    lists = {
+        name: part
+        for name, part in value.items()
+        if isinstance(part, list) and part and isinstance(part[0], dict)
+    }
+    others = [part for part in value.values() if not isinstance(part, list | dict)]
+    if len(lists) == 1:
+        ((name, found),) = lists.items()
+        return found if not others or name.lower() in _ENVELOPES else None
+    inner = value.get("data")
+    return _list_in(inner) if isinstance(inner, dict) else None
 
 
 def _of_columns(value: Object) -> list[Any] | None:

@@ -41,6 +41,6 @@ def offers_of(table: Table, chosen: Chosen, form: ItemForm, *, now_ms: int) -> O
 
     notes = list[str]()
     found, types = read_fields(table, chosen, form, notes)
-    checked = checked_rows(table, chosen.columns, found, types, offer)
+    checked = checked_rows(table, chosen.columns, found, types, form, offer)
     rows = [OfferRow(line, each, encode(each)) for line, each in checked.rows]
     return Offers(rows, checked.bad, notes, types)

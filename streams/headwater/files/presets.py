@@ -31,6 +31,7 @@ from headwater.files.shop_exports import (
     woocommerce,
 )
 from headwater.files.table import LINE, Table, joined, read
+from headwater.files.values import present
 
 PresetName = Literal[
     "movielens", "amazon-reviews", "amazon-items", "retailrocket", "yelp", "lastfm", "shopify", "google-merchant", "segment",
@@ -99,7 +100,7 @@ def opened(
     if shape is None:
         usual = _USUAL_OF_CASES if kind == "cases" else {}
     else:
-        table = _arranged(table, shape, maps)
+        table = _arranged(table, shape, maps, preset)
         usual = {
             name: columns
             for name, columns in shape.usual.items()
@@ -139,13 +140,24 @@ def _read(path: Path, layout: Layout, shape: Shape | None) -> Table:
     return table
 
 
-def _arranged(table: Table, shape: Shape, maps: Sequence[str]) -> Table:
-    """The rows as the format means them."""
+def _arranged(table: Table, shape: Shape, maps: Sequence[str], preset: PresetName | None) -> Table:
+    """The rows as the format means them; their values are text, as in its own files.
+
+    Raises:
+        ImportFileError: the columns are not those of the format.
+    """
     item = next((pair.partition("=")[2] for pair in reversed(maps) if pair.startswith("item_id=")), "")
     arranged, notes = shape.by_id.get(item, shape.arranged), [*table.notes, *shape.notes]
     if arranged is None:
         return replace(table, notes=notes)
-    frame = arranged(table.frame.with_columns(table.lines.alias(LINE)))
+    texts = pl.DataFrame([column if column.dtype == pl.String else present(column) for column in table.frame])
+    try:
+        frame = arranged(texts.with_columns(table.lines.alias(LINE)))
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0].partition(";")[0]
+        raise ImportFileError(
+            f"{named(table.paths)} is no file of --preset {preset} ({reason}): expected one as the format has it"
+        ) from error
     if len(frame) < len(table.frame):
         notes.append(f"{len(table.frame):,} rows are put together as {len(frame):,}")
     return replace(table, frame=frame.drop(LINE), lines=frame[LINE], notes=notes)

@@ -18,10 +18,8 @@ from headwater.files.values import PRICE
 def shopify_product(row: Object) -> Iterator[Object]:
     """A product of `products.json`: the lowest price of its variants, available while one of them is."""
     variants = [each for each in listed(row.get("variants")) if isinstance(each, dict)]
-    prices = [
-        float(each["price"]) for each in variants if PRICE.match(str(each.get("price")).removeprefix("-"))
-    ]
-    stocks = [each.get("available", (each.get("inventory_quantity") or 0) > 0) for each in variants]
+    price = _lowest([str(each.get("price")) for each in variants])
+    stocks = [_is_stock(each) for each in variants]
     tags = row.get("tags")
     yield {
         "item_id": row.get("handle") or row.get("id"),
@@ -31,7 +29,7 @@ def shopify_product(row: Object) -> Iterator[Object]:
         if isinstance(tags, list)
         else [part.strip() for part in str(tags or "").split(",") if part.strip()],
         "category": row.get("product_type"),
-        "price": min(prices) if prices else None,
+        "price": price,
         "available": any(stocks) if stocks else None,
         "brand": row.get("vendor"),
         "image": next(
@@ -39,6 +37,14 @@ def shopify_product(row: Object) -> Iterator[Object]:
         ),
         "since_ms": row.get("published_at") or row.get("created_at"),
     }
+
+
+def _is_stock(variant: Object) -> bool:
+    """Whether a variant says that it can be bought, else whether there are pieces of it."""
+    if "available" in variant:
+        return variant["available"] is True
+    pieces = str(variant.get("inventory_quantity"))
+    return PRICE.match(pieces) is not None and _amount(pieces) > 0
 
 
 def shopify_export(frame: pl.DataFrame) -> pl.DataFrame:
@@ -90,7 +96,12 @@ def shopify_orders(frame: pl.DataFrame) -> pl.DataFrame:
 def _lowest(prices: Iterable[str | None]) -> str | None:
     """The lowest of prices as they are written; None without any."""
     known = [each for each in prices if each and PRICE.match(each)]
-    return min(known, key=lambda each: float(each.strip().lstrip("$").replace(",", ""))) if known else None
+    return min(known, key=_amount) if known else None
+
+
+def _amount(price: str) -> float:
+    """The number of a text that `PRICE` matches."""
+    return float(price.strip().lstrip("$").replace(",", ""))
 
 
 def _paths(text: str | None, between: str, below: str, root: str = "") -> tuple[str | None, str | None]:
@@ -123,12 +134,14 @@ def woocommerce(frame: pl.DataFrame) -> pl.DataFrame:
         return frame
     rows = frame.to_dicts()
     variations: dict[str, list[Object]] = {}
-    for row in rows:
-        if row.get("Parent"):
-            variations.setdefault(row["Parent"].removeprefix("id:"), []).append(row)
+    products = {row.get(name) for row in rows for name in ("ID", "SKU") if not row.get("Parent")}
     made = []
     for row in rows:
-        if row.get("Parent"):
+        parent = (row.get("Parent") or "").removeprefix("id:")
+        if parent and parent in products:
+            variations.setdefault(parent, []).append(row)
+    for row in rows:
+        if (row.get("Parent") or "").removeprefix("id:") in variations:
             continue
         own = [row, *variations.get(row["ID"] or "", []), *variations.get(row.get("SKU") or "", [])]
         category, tags = _paths(row.get("Categories"), ",", ">")
@@ -146,7 +159,7 @@ def woocommerce(frame: pl.DataFrame) -> pl.DataFrame:
                     list(dict.fromkeys([*(msgspec.json.decode(tags) if tags else []), *more]))
                 ),
                 "price": _lowest([each.get("Sale price") or each.get("Regular price") for each in own]),
-                "available": published and any(each.get("In stock?") not in ("0", None) for each in own),
+                "available": published and any(each.get("In stock?", "1") not in ("0", None) for each in own),
                 "image": (row.get("Images") or "").split(",")[0].strip() or None,
                 "sku": row.get("SKU"),
                 **{
@@ -213,8 +226,13 @@ def merchant(frame: pl.DataFrame) -> pl.DataFrame:
     name = "product_type"
     if name not in frame.columns or not frame[name].str.starts_with("[").any():
         return frame
-    joined = [
-        " > ".join(msgspec.json.decode(each)) if each and each.startswith("[") else each
-        for each in frame[name]
-    ]
+    joined = [_joined_path(each) if each and each.startswith("[") else each for each in frame[name]]
     return frame.with_columns(pl.Series(name, joined, dtype=pl.String))
+
+
+def _joined_path(text: str) -> str:
+    """The paths of a JSON array as one; another text that begins with a bracket as it is."""
+    try:
+        return " > ".join(msgspec.json.decode(text, type=list[str]))
+    except msgspec.DecodeError:
+        return text

@@ -72,6 +72,11 @@ class TimeForm:
     pattern: str | None = None
     zone: str = "UTC"
 
+    @property
+    def expected(self) -> str:
+        """What a time has to be, for messages."""
+        return EXPECTED if self.pattern is None else f"a time as --time-format {self.pattern!r} has it"
+
     def __post_init__(self) -> None:
         try:
             ZoneInfo(self.zone)
@@ -85,7 +90,7 @@ def at_ms(source: pl.Series, form: TimeForm | None = None) -> pl.Series:
     """(rows,) milliseconds since 1970 of a column of any type; null for values that are no time.
 
     Raises:
-        ImportFileError: days and months cannot be told apart, or the pattern is none.
+        ImportFileError: days and months cannot be told apart, the pattern is none, or the column has no times.
     """
     form = form or TimeForm()
     if isinstance(source.dtype, pl.Date):
@@ -99,7 +104,7 @@ def at_ms(source: pl.Series, form: TimeForm | None = None) -> pl.Series:
     if source.dtype.is_float():
         return _of_floats(source.fill_nan(None), form)
     text = _text(source).str.replace(r"^\\?/Date\((-?\d+)([+-]\d{4})?\)\\?/$", "${1}")  # ASP.NET's JSON
-    text = text.str.replace(r"^(\d{5}),(\d+)$", "${1}.${2}")  # a spreadsheet's days with a decimal comma
+    text = text.str.replace(r"^(\d{5,}),(\d+)$", "${1}.${2}")  # with a decimal comma
     is_number = text.str.contains(r"^[+-]?\d+(\.\d*)?([eE][+]?\d+)?$").fill_null(False)
     if is_number.all():
         return _of_number_texts(text, form)
@@ -120,7 +125,10 @@ def read_times(source: pl.Series, form: TimeForm) -> Read:
 
 
 def _text(source: pl.Series) -> pl.Series:
-    return source.cast(pl.String, strict=False).str.strip_chars()
+    try:
+        return source.cast(pl.String, strict=False).str.strip_chars()
+    except pl.exceptions.PolarsError as error:
+        raise ImportFileError(f"column {source.name}: got {source.dtype}, expected times") from error
 
 
 def _epoch_ms(moments: pl.Series, zone: str) -> pl.Series:

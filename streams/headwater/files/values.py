@@ -110,7 +110,8 @@ def numbers(source: pl.Series, decimal: Decimal = "auto") -> Read:
         source = source.cast(pl.String)
     if source.dtype.is_numeric():
         shown = present(source)
-        return Read(source.cast(pl.Float64).fill_nan(None), shown)
+        values = source.cast(pl.Float64).fill_nan(None)
+        return Read(values.set(values.is_infinite().fill_null(False), None), shown)
     shown = present(source).str.strip_chars()
     plain = shown.cast(pl.Float64, strict=False)
     if decimal != "," and plain.null_count() == shown.null_count():

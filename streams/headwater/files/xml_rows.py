@@ -23,6 +23,11 @@ _MAX_DEPTH: Final = 64
 # What many shops forget to escape: ampersands, and control characters, which XML has none of.
 _UNESCAPED: Final = re.compile(rb"&(?!(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);)")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_OTHER_ENCODING: Final = re.compile(rb"""encoding\s*=\s*["'](?!utf-?8)""", re.IGNORECASE)
+# What stands for a byte that is no UTF-8, and the letter that it is in windows-1252.
+_WESTERN: Final = {
+    0xDC00 + byte: bytes([byte]).decode("windows-1252", "replace") for byte in range(0x80, 0x100)
+}
 _START: Final = re.compile(rb"(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?\s*<([?!A-Za-z_])")
 
 
@@ -56,11 +61,13 @@ def rows_of(path: Path, raw: bytes, encoding: str = "auto", flatten: Flatten | N
     outline, notes = _Outline(), list[str]()
     damage = _parse(path, text, outline)
     if damage is not None and isinstance(text, bytes) and b"\x00" not in raw[:200]:
-        mended = _CONTROL.sub(b"", _UNESCAPED.sub(b"&amp;", raw))
+        mended = _mended(raw)
         again = _Outline()
         if (later := _parse(path, mended, again)) is None or later.line > damage.line:
             text, outline, damage = mended, again, later
-            notes.append("ampersands that are not escaped, and control characters, are mended")
+            notes.append(
+                "damage is mended: ampersands that are not escaped, control characters, bytes that are no UTF-8"
+            )
     reader = _Reader(outline.row(path, damage))
     _parse(path, text, reader)
     rows, lines = reader.rows, reader.lines
@@ -71,6 +78,16 @@ def rows_of(path: Path, raw: bytes, encoding: str = "auto", flatten: Flatten | N
     if flatten is not None:
         rows, lines = flattened(rows, lines, flatten)
     return Document(Rows(rows, lines, {} if damage is None else {damage.line: damage.reason}, "line"), notes)
+
+
+def _mended(raw: bytes) -> bytes:
+    """A document with its bare ampersands escaped and its control characters left out. In UTF-8, with other bytes read as
+    windows-1252.
+    """
+    mended = _CONTROL.sub(b"", _UNESCAPED.sub(b"&amp;", raw))
+    if _OTHER_ENCODING.search(mended[:200]):
+        return mended
+    return mended.decode("utf-8", "surrogateescape").translate(_WESTERN).encode("utf-8", "replace")
 
 
 class _Damage(NamedTuple):

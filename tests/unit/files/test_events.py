@@ -13,6 +13,7 @@ from headwater.files.contents import ImportFileError
 from headwater.files.events import EventForm, Events, events_of, message_of
 from headwater.files.fields import CLICKS, mapping
 from headwater.files.table import Table
+from headwater.files.times import TimeForm
 from headwater.messages import MAX_AHEAD_MS, BadMessage, Click, decode_click
 
 NOW_MS = 1_760_000_000_000
@@ -231,3 +232,16 @@ def test_a_time_in_the_future_is_shown_as_it_is_written() -> None:
     assert [row.reason for row in found.bad] == [
         "at_ms: got '2031-01-01', expected at most two days after the time now"
     ]
+
+
+def test_a_type_that_is_named_holds_for_a_context_too() -> None:
+    rows = table(item_id=["a", "b"], **{"context.n": ["5", "many"]})
+    text, number = (events(rows, *maps) for maps in ((), ("context.n=context.n:number",)))
+    assert text.rows["context"].to_list() == ['{"n":"5"}', '{"n":"many"}']
+    assert number.rows["context"].to_list() == ['{"n":5.0}', "{}"]
+    assert number.notes == ["context.n: 1 values are no number and are left out"]
+
+
+def test_a_format_that_was_named_is_named_in_the_reason() -> None:
+    (bad,) = events(table(at_ms=["2023-11-14"]), form=EventForm(times=TimeForm(pattern="%d.%m.%Y"))).bad
+    assert bad.reason == "at_ms: got '2023-11-14', expected a time as --time-format '%d.%m.%Y' has it"

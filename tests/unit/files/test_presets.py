@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from headwater.files.contents import ImportFileError
 from headwater.files.events import EventForm, events_of
@@ -423,3 +425,45 @@ def test_what_is_mapped_by_hand_wins(file: Path) -> None:
 def test_every_preset_has_a_test_of_its_name() -> None:
     tests = " ".join(name for name in globals() if name.startswith("test_"))
     assert not [name for name in PRESETS if name.replace("-", "_") not in tests]
+
+
+# What a format's own names may hold, and other things too.
+_SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5),
+    st.sampled_from(["", "a", "id:1", "1", "1,5", "[x", '["x"]', "a > b"]),
+)
+_VALUES = st.one_of(_SCALARS, st.lists(_SCALARS, max_size=2), st.lists(st.dictionaries(st.sampled_from(
+    ["key", "value", "price", "src", "element", "product_id", "inventory_quantity", "large"]
+), _SCALARS, max_size=2), max_size=2), st.dictionaries(st.sampled_from(["list", "product_id", "products", "name"]), _SCALARS, max_size=2))  # fmt: skip
+_NAMES = [
+    "handle", "variants", "images", "tags", "body_html", "id", "batch", "properties", "event", "items", "event_params", "asin",
+    "categories", "features", "images", "price", "ID", "Name", "Parent", "SKU", "Images", "Categories", "sku", "name", "visibility",
+    "additional_attributes", "configurable_variations", "product_type", "Handle", "Variant SKU", "Title", "Email", "Created at",
+    "property", "itemid", "timestamp", "value", "traid", "title", "genres", "Action",
+]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(_NAMES), _VALUES, min_size=1, max_size=8), min_size=1, max_size=3
+    ),
+    st.data(),
+)
+def test_a_file_of_anything_ends_in_rows_or_in_one_sentence(
+    file: Path, rows: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    preset = data.draw(st.sampled_from(sorted(PRESETS)))
+    file.write_text(lines(*rows))
+    for kind in ("catalog", "clicks"):
+        try:
+            table, chosen = opened(file, kind, preset=preset)
+            if kind == "clicks":
+                events_of(table, chosen, EventForm(actions=PRESETS[preset].actions), now_ms=NOW_MS)
+            else:
+                items_of(table, chosen, ItemForm())
+        except ImportFileError:
+            continue
+        assert len(table.lines) == len(table.frame)

@@ -62,11 +62,17 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         '{"user_id":["ann","ben"],"item_id":["x","y"]}',
         '{"user_id":{"0":"ann","1":"ben"},"item_id":{"0":"x","1":"y"}}',
         '{"columns":["user_id","item_id"],"data":[["ann","x"],["ben","y"]]}',
+        '{"count":2,"next":null,"results":[{"user_id":"ann","item_id":"x"},{"user_id":"ben","item_id":"y"}]}',
+        '{"status":"ok","data":{"clicks":[{"user_id":"ann","item_id":"x"},{"user_id":"ben","item_id":"y"}]}}',
+        '{"user_id":"ann","item_id":"x"}{"user_id":"ben","item_id":"y"}',
+        '{\n "user_id":"ann",\n "item_id":"x"\n}\n{\n "user_id":"ben",\n "item_id":"y"\n}\n',
+        '"user_id", "item_id"\n"ann", "x"\n"ben", "y"\n',
+        "user_id,item_id\n'ann','x'\n'ben','y'\n",
         "<clicks><click><user_id>ann</user_id><item_id>x</item_id></click><click user_id='ben'><item_id>y</item_id></click></clicks>",
         '<?xml version="1.0" encoding="utf-16"?>'
         "<a><row><user_id>ann</user_id><item_id>x</item_id></row><row><user_id>ben</user_id><item_id>y</item_id></row></a>",
     ],
-    ids=range(32),
+    ids=range(38),
 )
 def test_a_table_is_read_by_what_the_file_holds(tmp_path: Path, content: str | bytes) -> None:
     found = of(tmp_path, content)
@@ -219,6 +225,36 @@ def test_a_file_of_another_encoding_is_read_in_it_and_that_is_noted(tmp_path: Pa
         of(tmp_path, "a\n1\n", Layout(encoding="klingon"))
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Привет мир", "windows-1251"),
+        ("Καλημέρα", "windows-1253"),
+        ("绿茶 250 克", "gbk"),
+        ("日本語の本", "shift_jis"),
+        ("Zażółć gęślą", "windows-1250"),
+    ],
+)
+def test_an_encoding_that_nobody_named_is_asked_for(tmp_path: Path, text: str, encoding: str) -> None:
+    raw = f"a,b\n1,{text}\n".encode(encoding)
+    with pytest.raises(
+        ImportFileError, match=r"as windows-1252 they read .*name its encoding with --encoding"
+    ):
+        of(tmp_path, raw)
+    assert of(tmp_path, raw, Layout(encoding=encoding)).frame["b"].to_list() == [text]
+
+
+@pytest.mark.parametrize(
+    "text", ["Größe: 38 – süß", "créée à Besançon…", "«¿Qué?» 5 m² à 3 €", "Blåbærgrød", "L·lucià", "“Ça”"]
+)
+def test_western_texts_are_read_without_being_asked_for(tmp_path: Path, text: str) -> None:
+    assert of(tmp_path, f"a\tb\n1\t{text}\n".encode("windows-1252")).frame["b"].to_list() == [text]
+
+
+def test_a_separator_at_the_end_of_each_row_is_no_value(tmp_path: Path) -> None:
+    assert of(tmp_path, "a,b\n1,2,\n3,4,\n").frame.rows() == [("1", "2", None), ("3", "4", None)]
+
+
 def test_quotes_are_quotes_where_tables_quote(tmp_path: Path) -> None:
     found = of(tmp_path, 'a,b\n"1, 2","say ""x"""\n3,"two\n\nlines"\n5" pipe,6" pipe\n')
     assert found.frame.rows() == [("1, 2", 'say "x"'), ("3", "two\n\nlines"), ('5" pipe', '6" pipe')]
@@ -346,7 +382,10 @@ def test_an_ampersand_that_is_not_escaped_is_mended(tmp_path: Path) -> None:
         tmp_path, "<a><row><id>1</id><t>B&B &amp; tea\x0b</t></row><row><id>2</id><t>&nbsp;</t></row></a>"
     )
     assert found.frame["t"].to_list() == ["B&B & tea", "&nbsp;"]
-    assert found.notes == ["ampersands that are not escaped, and control characters, are mended"]
+    (note,) = found.notes
+    assert note.startswith("damage is mended: ampersands")
+    latin = b"<a>\n<row><id>1</id><t>K\xe4se</t></row>\n<row><id>2</id><t>K\xc3\xa4se</t></row></a>"
+    assert of(tmp_path, latin).frame["t"].to_list() == ["Käse", "Käse"]
 
 
 def test_entities_and_depth_are_refused(tmp_path: Path) -> None:

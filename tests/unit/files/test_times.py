@@ -146,3 +146,8 @@ def test_a_time_that_no_message_may_have_does_not_fit_and_is_shown_as_it_is_writ
 def test_a_number_that_overflows_is_no_time_of_ours(value: object) -> None:
     (found,) = at_ms(pl.Series([value]), TimeForm("seconds"))
     assert found is None or not 10**11 < found < 2**44
+
+
+def test_a_column_that_has_no_times_is_one_sentence() -> None:
+    with pytest.raises(ImportFileError, match=r"column at: got Duration.*, expected times"):
+        at_ms(pl.Series("at", [1]).cast(pl.Duration))

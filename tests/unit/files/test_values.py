@@ -95,6 +95,10 @@ def test_ids_of_one_file_that_another_has_as_floats_are_the_same_ids() -> None:
     assert ids(pl.Series(["1.0", "2.0", "a", "b", "c", "d"])).values[0] == "1.0"
 
 
+def test_an_endless_number_is_no_price() -> None:
+    assert numbers(pl.Series([1.0, float("inf"), float("nan")])).unfit.to_list() == [False, True, False]
+
+
 def test_whole_numbers_are_exact() -> None:
     assert whole_numbers(pl.Series(["9007199254740993", "3.0", "x", ""])).values.to_list() == [
         2**53 + 1,
