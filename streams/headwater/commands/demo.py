@@ -24,8 +24,7 @@ from headwater.commands import live_page, worker_process
 from headwater.index.open import IN_PROCESS
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
-from headwater.kafka.publish import Outgoing, producer_of, write_keyed
-from headwater.messages import Click, Item, Response, encode
+from headwater.messages import Click, Item, Response
 from headwater.settings import GROCERIES_BUNDLE, Settings
 from headwater_models.data import complete_journey
 
@@ -207,61 +206,26 @@ async def _publish(
     web: str,
     seconds: dict[str, float],
 ) -> None:
-    names = topics.Topics.named(settings.topic_prefix)
-    producer = producer_of(settings)
-    await producer.start()
-    try:
-        started = time.monotonic()
-        bars = [progress.add_task("catalog published", total=len(catalog))]
-        bars.append(progress.add_task("catalog searchable", total=len(catalog)))
-        items = (Item(**row) for row in catalog.iter_rows(named=True))
-        published = asyncio.ensure_future(
-            write_keyed(
-                producer,
-                names.catalog,
-                settings.catalog_partitions,
-                worker_process.chunks(Outgoing(item.item_id.encode(), encode(item)) for item in items),
-                lambda count: progress.update(bars[0], completed=count),
-            )
-        )
-        await worker_process.come_to(
-            web,
-            lambda state: state["items"],
-            len(catalog),
-            lambda count: progress.update(bars[1], completed=count),
-            published,
-        )
-        seconds["catalog"] = time.monotonic() - started
+    def bar(what: str, total: int) -> worker_process.Done:
+        task = progress.add_task(what, total=total)
+        return lambda count: progress.update(task, completed=count)
 
-        started = time.monotonic()
-        bars = [progress.add_task("purchases published", total=len(history))]
-        bars.append(progress.add_task("purchases applied", total=len(history)))
-        clicks = (
-            Click(f"cj-{number}", user_id, at_ms + shift_ms, item_id, "purchase")
-            for number, (user_id, item_id, at_ms) in enumerate(
-                history.select("user_id", "item_id", "at_ms").iter_rows()
-            )
-        )
-        published = asyncio.ensure_future(
-            write_keyed(
-                producer,
-                names.clicks,
-                settings.partitions,
-                worker_process.chunks(Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
-                lambda count: progress.update(bars[0], completed=count),
-            )
-        )
+    started, count = time.monotonic(), len(catalog)
+    items = (Item(**row) for row in catalog.iter_rows(named=True))
+    published, searchable = bar("catalog published", count), bar("catalog searchable", count)
+    await worker_process.publish_items(settings, web, items, count, searchable, published)
+    seconds["catalog"] = time.monotonic() - started
 
-        await worker_process.come_to(
-            web,
-            worker_process.applied,
-            len(history),
-            lambda count: progress.update(bars[1], completed=count),
-            published,
+    started, count = time.monotonic(), len(history)
+    clicks = (
+        Click(f"cj-{number}", user_id, at_ms + shift_ms, item_id, "purchase")
+        for number, (user_id, item_id, at_ms) in enumerate(
+            history.select("user_id", "item_id", "at_ms").iter_rows()
         )
-        seconds["history"] = time.monotonic() - started
-    finally:
-        await producer.stop()
+    )
+    published, processed = bar("purchases published", count), bar("purchases applied", count)
+    await worker_process.publish_clicks(settings, web, clicks, count, processed, published)
+    seconds["history"] = time.monotonic() - started
 
 
 # Live baskets

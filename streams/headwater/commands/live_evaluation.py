@@ -10,7 +10,7 @@ import asyncio
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,7 +28,6 @@ from headwater.index.edge_shard import SEARCH_EF
 from headwater.index.open import IN_PROCESS
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
-from headwater.kafka.publish import Outgoing, producer_of, write_keyed
 from headwater.messages import (
     MAX_AHEAD_MS,
     MAX_DEADLINE_MS,
@@ -38,7 +37,6 @@ from headwater.messages import (
     Item,
     Response,
     SourceName,
-    encode,
 )
 from headwater.recall.sources.registry import DEFAULT_WEIGHTS
 from headwater.settings import Settings
@@ -208,7 +206,7 @@ class _Asking:
         k: int,
         report: Report,
     ) -> None:
-        self._settings, self._topics = settings, topics.Topics.named(settings.topic_prefix)
+        self._settings = settings
         self._encoder, self._data, self._log, self._report = loaded, data, log, report
         self._known = np.flatnonzero(catalog.known).tolist()
         self._items = {item_id: item for item, item_id in enumerate(data.item_ids)}
@@ -234,51 +232,19 @@ class _Asking:
         """Publish the items with their texts as titles: the item tower reads a title alone as the text."""
         texts = self._data.texts if self._encoder.item_inputs == "text" else None
         items = (Item(self._data.item_ids[n], texts[n] if texts else "") for n in self._known)
-        await self._publish(
-            web,
-            self._topics.catalog,
-            self._settings.catalog_partitions,
-            (Outgoing(item.item_id.encode(), encode(item)) for item in items),
-            lambda state: int(state["items"]),
-            len(self._known),
-            "catalog searchable",
+        count = len(self._known)
+        await worker_process.publish_items(
+            self._settings, web, items, count, lambda done: self._report("catalog searchable", done, count)
         )
 
     async def _publish_histories(self, web: str) -> None:
         """Publish each user's events before the first question, except the last, which the client publishes itself."""
         spans = {user: range(self._log.starts[user], each[0].end - 1) for user, each in self._users.items()}
         clicks = (self._click(user, row) for user, span in spans.items() for row in span)
-        await self._publish(
-            web,
-            self._topics.clicks,
-            self._settings.partitions,
-            (Outgoing(click.user_id.encode(), encode(click)) for click in clicks),
-            worker_process.applied,
-            sum(map(len, spans.values())),
-            "histories applied",
+        count = sum(map(len, spans.values()))
+        await worker_process.publish_clicks(
+            self._settings, web, clicks, count, lambda done: self._report("histories applied", done, count)
         )
-
-    async def _publish(
-        self,
-        web: str,
-        topic: str,
-        partitions: int,
-        records: Iterator[Outgoing],
-        reached: Callable[[worker_process.Health], int],
-        count: int,
-        what: str,
-    ) -> None:
-        producer = producer_of(self._settings)
-        await producer.start()
-        try:
-            published = asyncio.ensure_future(
-                write_keyed(producer, topic, partitions, worker_process.chunks(records), lambda _: None)
-            )
-            await worker_process.come_to(
-                web, reached, count, lambda done: self._report(what, done, count), published
-            )
-        finally:
-            await producer.stop()
 
     async def _search(self, web: str) -> str:
         """How the index searches, once the graph for a catalog of this size is built."""

@@ -15,10 +15,13 @@ import msgspec
 
 from headwater.errors import HeadwaterError
 from headwater.kafka.embedded_broker import dying_with_us
-from headwater.kafka.publish import Outgoing
+from headwater.kafka.publish import Outgoing, producer_of, write_keyed
+from headwater.kafka.topics import Topics
+from headwater.messages import Click, Item, encode
 from headwater.settings import PREFIX, Settings
 
 Health = dict[str, Any]  # the body of the worker's /healthz
+Done = Callable[[int], None]  # is told how many are done so far
 
 _START_TIMEOUT_S: Final = 60.0
 _APPLY_TIMEOUT_S: Final = 600.0
@@ -82,11 +85,65 @@ async def require(web: str) -> None:
         await _health(session, web)
 
 
+def _ignore(_: int) -> None: ...
+
+
+async def publish_items(
+    settings: Settings,
+    web: str,
+    items: Iterator[Item],
+    count: int,
+    searchable: Done,
+    published: Done = _ignore,
+) -> None:
+    """Publish all ``count`` items, and wait until the worker at ``web`` has them in its index.
+
+    Raises:
+        OwnWorkerError: see `come_to`.
+    """
+    topic, partitions = Topics.named(settings.topic_prefix).catalog, settings.catalog_partitions
+    records = (Outgoing(item.item_id.encode(), encode(item)) for item in items)
+    async with _publishing(settings, topic, partitions, records, published) as publishing:
+        await come_to(web, lambda state: int(state["items"]), count, searchable, publishing)
+
+
+async def publish_clicks(
+    settings: Settings,
+    web: str,
+    clicks: Iterator[Click],
+    count: int,
+    processed: Done,
+    published: Done = _ignore,
+) -> None:
+    """Publish all ``count`` clicks, and wait until the worker at ``web`` has applied them.
+
+    Raises:
+        OwnWorkerError: see `come_to`.
+    """
+    topic, partitions = Topics.named(settings.topic_prefix).clicks, settings.partitions
+    records = (Outgoing(click.user_id.encode(), encode(click)) for click in clicks)
+    async with _publishing(settings, topic, partitions, records, published) as publishing:
+        await come_to(web, applied, count, processed, publishing)
+
+
+@contextlib.asynccontextmanager
+async def _publishing(
+    settings: Settings, topic: str, partitions: int, records: Iterator[Outgoing], done: Done
+) -> AsyncIterator[asyncio.Future[int]]:
+    producer = producer_of(settings)
+    await producer.start()
+    try:
+        chunks = iter(lambda: list(itertools.islice(records, _CHUNK)), [])
+        yield asyncio.ensure_future(write_keyed(producer, topic, partitions, chunks, done))
+    finally:
+        await producer.stop()
+
+
 async def come_to(
     web: str,
     reached: Callable[[Health], int],
     target: int,
-    done: Callable[[int], None],
+    done: Done,
     published: asyncio.Future[int],
 ) -> None:
     """Wait until everything is published and the worker has processed ``target`` records; report progress to ``done``.
@@ -113,12 +170,6 @@ async def come_to(
 def applied(state: Health) -> int:
     """Records of the clicks topic at or below the worker's watermarks."""
     return sum(int(watermark) + 1 for watermark in state["partitions"].values())
-
-
-def chunks(records: Iterator[Outgoing]) -> Iterator[list[Outgoing]]:
-    """The records in lists of 10,000, as they are published."""
-    while chunk := list(itertools.islice(records, _CHUNK)):
-        yield chunk
 
 
 async def _health(session: aiohttp.ClientSession, web: str) -> Health:
