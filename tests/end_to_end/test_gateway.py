@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 _STOP_S = 60
 KEY = "correct-horse-battery"
+TOKEN = "another-horse-battery"
 _LINES = re.compile(
     r"<!-- these lines are run by tests/end_to_end/test_gateway.py -->\n```sh\n(.*?)```", re.S
 )
@@ -63,7 +64,7 @@ def gateway(system: System, home: Path, **settings: object) -> Iterator[str]:
 async def test_a_click_over_http_is_in_the_next_answer_over_http(
     shared_system: System, outside: Outside, tmp_path: Path
 ) -> None:
-    with gateway(shared_system, tmp_path / "gateway", gateway_keys=KEY) as address:
+    with gateway(shared_system, tmp_path / "gateway", gateway_keys=KEY, admin_token=TOKEN) as address:
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
 
             async def call(method: str, path: str, body: object = None, **headers: str) -> Any:
@@ -97,6 +98,12 @@ async def test_a_click_over_http_is_in_the_next_answer_over_http(
                 places.append(Position(gone["partition"], gone["offset"]))
             await outside.catalog_applied(cast(Any, places))
             assert (await call("GET", "/healthz"))[0] == 200
+            bad = await outside.send(outside.topics.clicks, b"{", key=user.encode())
+            await outside.dead_letter(outside.topics.clicks, bad)
+            letter = {"place": f"{outside.topics.clicks}/{bad.partition}/{bad.offset}"}
+            assert (await call("POST", "/live/letters/redrive", letter))[0] == 401  # a key is not enough
+            done = await call("POST", "/live/letters/redrive", letter, Authorization=f"Bearer {TOKEN}")
+            assert (done[0], done[1]["redriven"]) == (200, 1)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")

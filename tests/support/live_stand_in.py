@@ -58,8 +58,10 @@ class Shop:
     users: dict[str, list[Json]] = field(default_factory=dict)
     ends: list[int] = field(default_factory=lambda: [1041, 977, 1203, 1110])
     letters: list[Json] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)  # of redrives
     token: str | None = None  # what callers have to bring; None: nothing
     is_gateway: bool = False  # it has clicks, answers and dead letters alone
+    is_starting: bool = False  # it has no map yet
 
     def __post_init__(self) -> None:
         random_ = random.Random(7)
@@ -262,9 +264,11 @@ def _now_ms() -> int:
 
 class _Map:
     def __init__(self, shop: Shop) -> None:
-        self._items = shop.items
+        self._shop, self._items = shop, shop.items
 
     async def packed(self) -> tuple[bytes, bytes, str]:
+        if self._shop.is_starting:
+            raise live.LiveError(503, "starting", "this worker is still starting")
         items, names = list(self._items.values()), sorted({item["category"] for item in self._items.values()})
         body = msgspec.json.encode(
             {
@@ -372,6 +376,8 @@ class _Desk:
         return letter and {**letter, "headers": headers, "text": text, "hex": text.encode().hex(" ")}
 
     async def redriven(self, wanted: Wanted, rate: float, max_tries: int, dry_run: bool) -> Json:
+        if not dry_run:
+            self._shop.rates.append(rate)
         return {"redriven": self._taken_out(wanted, dry_run), "skipped": {}, "refused": {}}
 
     def under_way(self) -> Json | None:

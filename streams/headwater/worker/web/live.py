@@ -29,8 +29,9 @@ An ``item`` is ``{item_id, title, category, price, available, x, y}``, as far as
 **Who is let in.** `about` tells by ``let_in`` whether this caller is, and by ``loopback`` whether a token is needed. The page, `about` and the
 figures of `events` are for everybody who reaches the address. All else wants ``Authorization: Bearer HEADWATER_ADMIN_TOKEN``. Where
 ``HEADWATER_LIVE_OPEN`` is set (`up` and `demo` set it) and the server listens on this machine alone, no token is needed; the Host header must
-then be a local name. No call may come from a page of another site, and a POST has to be ``Content-Type: application/json``. The policy of every answer allows scripts,
-styles and connections of this origin only, no inline ones and no `eval`. An `EventSource` sends no header: with a token, read `events` by `fetch`.
+then be a local name. No call may come from a page of another site, and a POST has to be ``Content-Type: application/json``.
+The policy of every answer allows scripts, styles and connections of this origin only, no inline ones and no `eval`. An `EventSource`
+sends no header: with a token, read `events` by `fetch`.
 
 **The stream** has these events, their data JSON in one line:
 
@@ -50,7 +51,8 @@ x: [], y: []}``, at most 20,000 points: the first two principal components of th
 time in which the click was applied and nobody asked, of a sample of at most 200 clicks a second; `probe_ms` is that of the freshness probe, where `HEADWATER_PROBE_S` is set.
 
 **One user** is ``{user_id, partition, watermark, events: [{item_id, title, category, at_ms, action, pending, x, y}], interests: [{x, y, weight}],
-pending, last_event_id, counters, hidden}``; events are oldest first.
+pending, last_event_id, counters, hidden}``; events are oldest first. With ``until_ms``, events and interests are those of then, and
+all else is of now.
 
 **An answer as it was at t** is a recall with ``until_ms: t``: events of the user after t do not count, and ``now`` is t. Its ``funnel`` is described
 at `headwater.messages.Funnel`.

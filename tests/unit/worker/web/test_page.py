@@ -32,7 +32,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 def shop() -> Shop:
-    return Shop(more=[("<script>alert(1)</script>", HOSTILE, "<i>odd</i>")])
+    return Shop(more=[("<script>alert(1)</script>", HOSTILE, "<i>odd</i>"), ("__proto__", "Odd one", "odd")])
 
 
 class Site:
@@ -125,6 +125,8 @@ async def test_the_tour_clicks_through_every_part_and_the_policy_refuses_nothing
             await expect(page.locator("#proof .proof")).to_contain_text("Proved: your click is record")
         if steps[-1] == "Back in time":
             await expect(page.locator("#answer-when")).to_have_text("as it was after 1 of 2 events")
+            await expect(page.locator("#map")).to_have_attribute("data-interests", "1")
+            assert any("until_ms=" in url for url in visit.asked), "the interests of then"
         await page.click("#tour-next")
     assert len(steps) == 8
     visitors = [user_id for user_id in shop.users if user_id.startswith("visitor-")]
@@ -138,6 +140,8 @@ async def test_the_tour_clicks_through_every_part_and_the_policy_refuses_nothing
     assert visit.complaints == []
     assert await visit.violations() == []
     assert [url for url in visit.asked if not url.startswith(f"{address}/")] == []
+    for link in await page.locator("footer a:visible").all():
+        assert (await page.request.get(f"{address}{await link.get_attribute('href')}")).ok
     await page.reload()
     await expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=LONG_MS)
     await expect(page.locator("#welcome")).to_be_hidden()  # it is offered once
@@ -153,6 +157,12 @@ async def test_html_in_titles_and_ids_is_text(visit: Visit, shop: Shop) -> None:
     await expect(page.locator("#proof .proof")).to_contain_text("Proved")
     await expect(page.locator("#answer .about").first).to_contain_text(HOSTILE)
     await expect(page.locator("#log .title")).to_have_text(HOSTILE)
+    await search(page, "odd one")
+    await expect(page.locator("#found .title")).to_have_text("Odd one")
+    await page.click("#found [data-action=click]")
+    await expect(page.locator("#log .title")).to_have_text("Odd one")
+    await search(page, "bold")
+    await expect(page.locator("#found .title")).to_have_text(HOSTILE)
     await page.hover("#found .thing")
     await expect(page.locator("#map .tip")).to_contain_text(HOSTILE)
     await page.click("#letters-again")
@@ -244,12 +254,14 @@ async def test_a_dead_letter_is_redriven_only_after_a_question(visit: Visit, sho
         await expect(page.locator("#confirm-text")).to_contain_text(
             "2 letters go back to their topic", timeout=LONG_MS
         )
+        await page.fill("#rate", "20")
         await page.locator("#confirm").get_by_role("button", name=answer).click()
         await expect(page.locator("#confirm")).to_be_hidden()
         if left == 2:
             await expect(group).to_have_count(0, timeout=LONG_MS)
         assert len(shop.letters) == left
     await expect(page.locator("#letters-problem")).to_have_text("2 letters went back.")
+    assert shop.rates == [20.0]
 
 
 async def test_a_phone_scrolls_one_way_only(visit: Visit) -> None:
@@ -269,7 +281,7 @@ async def test_a_phone_scrolls_one_way_only(visit: Visit) -> None:
 
 
 async def test_a_page_comes_back_by_itself_and_says_so_while_the_worker_is_away(
-    visit: Visit, site: Site
+    visit: Visit, site: Site, shop: Shop
 ) -> None:
     page = visit.page
     await site.stop()
@@ -277,9 +289,14 @@ async def test_a_page_comes_back_by_itself_and_says_so_while_the_worker_is_away(
         "The worker is away: the worker stops.", timeout=LONG_MS
     )
     await expect(page.locator("#connection")).to_have_text("away")
+    shop.is_starting = True
     await site.start()
     await expect(page.locator("#connection")).to_have_text("live", timeout=LONG_MS)
     await expect(page.locator("#away")).to_be_hidden()
+    await page.reload()
+    await expect(page.locator("#map-note")).to_have_text("this worker is still starting", timeout=LONG_MS)
+    shop.is_starting = False
+    await expect(page.locator("#map-note")).to_contain_text("items", timeout=LONG_MS)
 
 
 async def test_without_the_token_it_asks_for_it_and_keeps_it_out_of_the_address(

@@ -11,6 +11,7 @@ import * as trust from "./trust.js";
 
 const REDRAWN_MS = 10_000;
 const RETOLD_MS = 5_000;
+const MISSED_MS = 2_000;
 let drawnAt = 0;
 let trustedAt = 0;
 let isDrawing = false;
@@ -91,7 +92,7 @@ async function drawn() {
 
 /** A worker that was still starting is asked again for its map. */
 function missed() {
-  if (isFilled && !map.points && about.may.map && Date.now() - drawnAt > RETOLD_MS) drawn();
+  if (isFilled && !map.points && about.may.map && Date.now() - drawnAt > MISSED_MS) drawn();
 }
 
 /** The map is drawn again when the catalog has become another one, such as while it is being published. */

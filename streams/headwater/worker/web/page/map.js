@@ -51,6 +51,7 @@ export class CatalogMap {
     const old = this.told.interests;
     this.from = old.length > 0 && next.interests.length > 0 ? { at: performance.now(), places: next.interests.map((each) => nearest(old, each)) } : null;
     this.told = next;
+    this.place.dataset.interests = next.interests.length;
     this.stepped = -1;
     if (isStill()) this.from = null;
     this.animate();
