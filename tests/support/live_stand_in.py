@@ -425,7 +425,10 @@ def _seconds(shop: Shop) -> Callable[[], Second]:
         }
         clicks = [
             {**log[-1], "user_id": user_id, "partition": 0, "offset": 1, "lag_ms": 3.0}
-            for user_id, log in [*random_.sample(sorted(shop.users.items()), 3), [*shop.users.items()][-1]]
+            for user_id, log in [
+                *random_.sample(sorted(shop.users.items()), min(3, len(shop.users))),
+                *[*shop.users.items()][-1:],
+            ]
         ]
         return Second(figures, {"clicks": clicks})
 

@@ -81,6 +81,16 @@ _DEFAULT_RATE: Final = 100.0
 _MAX_RATE: Final = 2_000.0
 _MAX_TRIES: Final = 1_000
 _MAX_TEXT: Final = 500
+# The parts as a person calls them.
+_IN_WORDS: Final[Mapping[str, str]] = {
+    "viewers": "the stream",
+    "state": "catalog and bundle",
+    "map": "the catalog",
+    "users": "what is known of users",
+    "asks": "clicks and answers",
+    "letters": "dead letters",
+    "doctor": "the doctor",
+}
 
 
 class LiveError(HeadwaterError):
@@ -245,8 +255,7 @@ class _Routes:
 
     async def about(self, request: web.Request) -> web.StreamResponse:
         said = self._parts.about()
-        names = ("viewers", "state", "map", "users", "asks", "letters", "doctor")
-        may = {name: getattr(self._parts, name) is not None for name in names}
+        may = {name: getattr(self._parts, name) is not None for name in _IN_WORDS}
         return as_json(
             {
                 **said,
@@ -358,7 +367,7 @@ class _Routes:
     def _part(self, name: str, part: Any) -> Any:
         if part is None:
             why = self._parts.missing.get(name, "this server does not have it")
-            raise LiveError(404, "not_here", f"{name}: {why}")
+            raise LiveError(404, "not_here", f"{_IN_WORDS[name]}: {why}")
         return part
 
 

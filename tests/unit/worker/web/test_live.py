@@ -270,7 +270,7 @@ async def test_the_map_is_sent_small_and_only_when_it_has_changed(site: Site) ->
 async def test_what_a_server_does_not_have_is_refused_with_its_reason() -> None:
     async with Site(map=None, users=None) as site:
         status, said, _ = await site.call("GET", "/live/catalog.json")
-        assert (status, said["error"]["message"]) == (404, "map: this server has no catalog")
+        assert (status, said["error"]["message"]) == (404, "the catalog: this server has no catalog")
         assert (await site.call("GET", "/live/users"))[0] == 404
         status, said, _ = await site.call("POST", "/live/recall", {"user_id": "ann"})
         assert (status, said["items"]) == (200, {})  # an answer does without

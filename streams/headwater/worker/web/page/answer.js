@@ -82,8 +82,8 @@ function changed(answer, ranks, before) {
 }
 
 function lacks(now) {
-  const why = Object.entries(now.answer.why ?? {}).map(([source, code]) => `${source}: ${lack(code)}`);
-  $("lacks").textContent = why.length > 0 ? `Sources that brought nothing, or too little. ${why.join("; ")}.` : "";
+  const why = Object.entries(now.answer.why ?? {}).map(([source, code]) => `${source} (${lack(code)})`);
+  $("lacks").textContent = why.length > 0 ? `Brought nothing, or too little: ${why.join(", ")}.` : "";
 }
 
 function earlier(before, now) {

@@ -58,10 +58,12 @@ async function fill(isAsked = false) {
   const problem = $("token-problem");
   problem.hidden = about.let_in || !isAsked;
   problem.textContent = "That is not the token of this worker.";
-  const missing = Object.entries(about.missing ?? {});
+  const missing = [...new Set(Object.values(about.missing ?? {}))];
   const bundle = about.bundle ? `, bundle ${about.bundle}` : "";
-  $("foot").textContent = `Headwater ${about.version}${bundle}. Everything on this page comes from this ${about.role === "gateway" ? "gateway" : "worker"}; it asks nobody else for anything.${missing.map(([part, why]) => ` No ${part}: ${why}.`).join("")}`;
+  $("foot").textContent = `Headwater ${about.version}${bundle}. Everything on this page comes from this ${about.role === "gateway" ? "gateway" : "worker"}; it asks nobody else for anything.${missing.map((why) => ` Some parts are not here: ${why}.`).join("")}`;
   $("api").hidden = !about.api;
+  trust.hasDoctor(about.may?.doctor ?? true, about.missing?.doctor);
+  shopper.hasCatalog(about.may?.map ?? true, about.missing?.map);
   if (!about.let_in) {
     isFilled = false;
     if (isAsked) $("token").focus();

@@ -10,7 +10,7 @@ const REFUSED = new Set(["dislike", "hide"]);
  */
 export function show(events, travelled) {
   const place = $("log");
-  $("log-note").textContent = events.length > 0 ? `${plural(events.length, "event")}; drag the handle back, or use the arrow keys` : "";
+  $("log-note").textContent = events.length > 0 ? `${plural(events.length, "event")} in the log; drag the handle back, or use the arrow keys` : "";
   if (events.length === 0) return place.replaceChildren(empty("No events yet. The answer rests on what is popular."));
   const of = events.length;
   const dots = events.map((event, index) =>

@@ -239,6 +239,12 @@ export function showFound(items) {
   ));
 }
 
+/** Whether the catalog can be searched here; else why not. */
+export function hasCatalog(isHere, why) {
+  $("search").disabled = !isHere;
+  if (!isHere) replaceFound(h("li", { class: "empty", text: `Nothing can be searched here: ${why}. Items of the answer can be clicked.` }));
+}
+
 async function suggest() {
   const typed = $("who").value.trim();
   const found = typed && (await get("/live/users", { q: typed, limit: 12 }).catch(() => null));

@@ -143,11 +143,11 @@ function partitions(told) {
   $("partitions").replaceChildren(
     ...sorted.map((each) =>
       h("tr", {},
-        h("td", { text: each.topic }),
+        h("td", { text: each.topic.replace(/^.*\.(?=[^.]+\.v\d+$)/, ""), title: each.topic }),
         h("td", { class: "n", text: each.partition }),
         h("td", { class: "n", text: number(each.watermark) }),
         h("td", { class: each.lag > 1000 ? "n late" : "n", text: number(each.lag) }),
-        h("td", { class: "n", text: each.still_s === null || each.still_s === undefined ? "–" : `${number(each.still_s)} s` }),
+        h("td", { class: "n", text: each.still_s === null || each.still_s === undefined ? "–" : `${number(each.still_s)} s ago` }),
       ),
     ),
   );

@@ -5,6 +5,7 @@ import { get, post } from "./back.js";
 
 const LISTED = 10;
 const TOLD_MS = 1_000;
+const FACTS = { id: "bundle", dim: "dimensions", log_length: "events in a log", item_inputs: "items are read by", interests: "interests of a user" };
 const SKIPPED = {
   cut: "were too large to be kept whole", unreadable: "are of records that nobody could read", no_use: "are of neither clicks nor catalog",
   failed_again: "failed again before; redrive them one by one", superseded: "are of items that got a later change",
@@ -14,6 +15,12 @@ export function start() {
   $("letters-again").addEventListener("click", (event) => letters(event.currentTarget));
   $("doctor-run").addEventListener("click", (event) => examine(event.currentTarget));
   $("findings").append(h("li", { class: "empty", text: "It looks at broker, topics, index, bundle and lag. That takes some seconds." }));
+}
+
+/** Whether the doctor is here; else why not. */
+export function hasDoctor(isHere, why) {
+  $("doctor-run").hidden = !isHere;
+  if (!isHere) $("findings").replaceChildren(h("li", { class: "empty", text: `Not here: ${why}.` }));
 }
 
 /** Read again what may have changed. */
@@ -152,7 +159,7 @@ async function facts(about) {
     ["users", number(health.users)],
     ["items", number(health.items)],
     ["catalog up to", Object.entries(catalog ?? {}).map(([partition, offset]) => `${partition}-${number(offset)}`).join("  ")],
-    ...Object.entries(bundle ?? {}).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value)).map(([name, value]) => [name === "id" ? "bundle" : name.replaceAll("_", " "), String(value)]),
+    ...Object.entries(bundle ?? {}).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value)).map(([name, value]) => [FACTS[name] ?? name.replaceAll("_", " "), String(value)]),
     ["deviations", (health.deviations ?? []).join("; ")],
     ["lost clicks", Object.entries(health.lost ?? {}).map(([place, gap]) => `${place}: ${gap.join(" to ")}`).join("; ")],
   ];
