@@ -12,6 +12,7 @@ from headwater.commands.file_options import EventOptions, PresetOption
 from headwater.commands.terminal import FILES, MANY, UsageError, command_line, say
 
 if TYPE_CHECKING:
+    from headwater.files.contents import Files
     from headwater.files.presets import Opened
     from headwater.files.table import BadRow
     from headwater_models.commands import Results
@@ -110,7 +111,7 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
 
 def next_steps(shop: ShopOptions, out: Path) -> str:
     """What to do with the bundle."""
-    catalog, clicks = (shlex.join(map(str, files or ())) for files in (shop.catalog, shop.clicks))
+    catalog, clicks = (_words(files or ()) for files in (shop.catalog, shop.clicks))
     return (
         f"{out} is ready. Serve it: HEADWATER_BUNDLE={out} headwater up\n"
         f"then, in a second terminal: headwater import catalog {catalog}; headwater import clicks {clicks}; "
@@ -119,7 +120,11 @@ def next_steps(shop: ShopOptions, out: Path) -> str:
     )
 
 
-def _tell(files: Sequence[Path], opened: "Opened", bad: "Sequence[BadRow]", notes: Sequence[str]) -> None:
+def _words(files: "Files") -> str:
+    return shlex.join(map(str, [files] if isinstance(files, Path) else files))
+
+
+def _tell(files: "Files", opened: "Opened", bad: "Sequence[BadRow]", notes: Sequence[str]) -> None:
     from headwater.files.contents import named
 
     file = named(files)

@@ -80,7 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         code = train(
             "shop",
             out=folder / "bundle",
-            shop=ShopOptions(folder / "items.csv", ["item_id=sku"], folder / "clicks.csv"),
+            shop=ShopOptions([folder / "items.csv"], ["item_id=sku"], [folder / "clicks.csv"]),
             events=DataOptions(map_=["item_id=sku", "user_id=customer"]),
             epochs=6,
             set_=["encoder.blocks=1"],  # half the graph to export
