@@ -67,69 +67,92 @@ class Settings(BaseSettings):
 
     # Kafka
     kafka_bootstrap_servers: str = Field(
-        default="", description="host:port, comma separated; empty = the running `up`"
+        default="",
+        description="host:port of the brokers, separated by commas. Without it: the running `up` or `demo`",
     )
-    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    kafka_sasl_username: str | None = None
-    kafka_sasl_password: SecretStr | None = None
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="encryption and login at the broker"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="how the login is sent"
+    )
+    kafka_sasl_username: str | None = Field(default=None, description="with a SASL protocol")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="with a SASL protocol")
     kafka_ssl_ca_file: Path | None = Field(
-        default=None, description="default: the system's certificate authorities"
+        default=None, description="PEM file. Without it: the system's certificate authorities"
     )
-    kafka_ssl_cert_file: Path | None = None
-    kafka_ssl_key_file: Path | None = None
-    kafka_ssl_key_password: SecretStr | None = None
+    kafka_ssl_cert_file: Path | None = Field(
+        default=None, description="PEM file of this client's certificate"
+    )
+    kafka_ssl_key_file: Path | None = Field(default=None, description="PEM file of its key")
+    kafka_ssl_key_password: SecretStr | None = Field(default=None, description="where the key is encrypted")
     session_timeout_s: float = Field(
-        default=20.0, ge=1, le=600, description="a silent worker loses its partitions"
+        default=20.0, ge=1, le=600, description="a worker that is silent for this long loses its partitions"
     )
-    commit_interval_s: float = Field(default=1.0, gt=0, le=60)
+    commit_interval_s: float = Field(
+        default=1.0, gt=0, le=60, description="seconds between commits of what is finished"
+    )
     max_poll_records: int = Field(
         default=4000, ge=1, le=100_000, description="records in one partition batch, at most"
     )
 
     # Topics
-    topic_prefix: str = "headwater."
+    topic_prefix: str = Field(default="headwater.", description="prefix of topics and consumer groups")
     partitions: int = Field(
-        default=4, ge=1, le=10_000, description="of clicks, requests, responses and profiles"
+        default=4,
+        ge=1,
+        le=10_000,
+        description="partitions of clicks, requests, responses and profiles. Bounds the interests workers; fixed once the topics "
+        "exist",
     )
-    catalog_partitions: int = Field(default=4, ge=1, le=10_000, description="of catalog, offers and vectors")
-    replication_factor: int = Field(default=1, ge=1, le=32)
-    clicks_retention_days: float = Field(default=7.0, gt=0)
+    catalog_partitions: int = Field(
+        default=4,
+        ge=1,
+        le=10_000,
+        description="partitions of catalog, offers and vectors. Bounds the catalog workers; fixed once the topics exist",
+    )
+    replication_factor: int = Field(
+        default=1, ge=1, le=32, description="copies of each topic; 3 in production"
+    )
+    clicks_retention_days: float = Field(
+        default=7.0, gt=0, description="how long the clicks topic keeps clicks"
+    )
     reply_topics: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="topics that a request may name in `reply_to`, beside our own responses topic"
+        default=(), description="topics that a request may name in its `reply_to` header, separated by commas"
     )
 
     # Index, encoder, state
     qdrant_url: str | None = Field(
-        default=None, description="none = the edge engine in this process, under data_dir"
+        default=None, description="a Qdrant server, 1.18 or newer. Without it: the edge engine in each worker"
     )
-    qdrant_api_key: SecretStr | None = None
-    qdrant_grpc_port: int = Field(
-        default=6334, ge=1, le=65535, description="of the host that qdrant_url names"
-    )
+    qdrant_api_key: SecretStr | None = Field(default=None, description="the server's API key")
+    qdrant_grpc_port: int = Field(default=6334, ge=1, le=65535, description="the server's gRPC port")
     graph_min_items: int = Field(
         default=10_000,
         ge=1,
-        description="items from which the edge engine searches a graph instead of all of them",
+        description="the edge engine searches a graph from this number of items on, and all items below it",
     )
-    data_dir: Path = Path(".headwater")
-    bundle: Path | None = Field(default=None, description="a bundle's folder; none = the shipped starter")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    encoder_threads: int = Field(default=1, ge=1, le=256)
+    data_dir: Path = Field(default=Path(".headwater"), description="folder of local data")
+    bundle: Path | None = Field(
+        default=None, description="folder of a bundle. Without it: the shipped starter"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where encoders run")
+    encoder_threads: int = Field(default=1, ge=1, le=256, description="threads of ONNX Runtime")
     state_on_disk: bool = Field(
-        default=False, description="users' logs and states in a file under data_dir, not in memory"
+        default=False,
+        description="users' logs and states in a file under the data folder, for those who outgrow memory; Linux",
     )
     counters_per_user: int = Field(
         default=64,
         ge=0,
         le=255,  # the record has one byte for their number
-        description="items that a user's log has lost and buy-again still counts, 10 bytes each",
+        description="items that still count for `buy-again` when the log of 50 has lost them, 10 bytes each; 0: none",
     )
     hides_per_user: int = Field(
         default=128,
         ge=0,
         le=255,  # as above
-        description="dislikes and hides that stay in force when a user's log has lost them, 20 bytes each",
+        description="dislikes and hides that stay in force when the log of 50 has lost them, 20 bytes each, at most 255; 0: none",
     )
     new_days: float = Field(
         default=30.0, gt=0, le=3650, description="how long items of the catalog are new to the source `new`"
@@ -142,39 +165,45 @@ class Settings(BaseSettings):
     )
 
     # Web and logs
-    web_host: str = "127.0.0.1"
-    web_port: int = Field(default=0, ge=0, le=65_535, description="of the probes; 0 = any free port")
-    admin_host: str = "127.0.0.1"
-    admin_port: int = Field(default=0, ge=0, le=65_535, description="of users' data; 0 = any free port")
-    admin_token: SecretStr | None = Field(
-        default=None,
-        description="what `/users/{id}` and `/items` ask for; none = a worker does not serve them",
+    web_host: str = Field(
+        default="127.0.0.1", description="address of `/healthz`, `/readyz`, `/metrics` and the live page"
     )
+    web_port: int = Field(default=0, ge=0, le=65_535, description="their port; 0: any free one")
     live_open: bool = Field(
         default=False,
-        description="the live page shows users and takes clicks without the token, where WEB_HOST is of this machine alone",
+        description="the live page shows users and items, and takes clicks, without the token: to this machine alone, where "
+        "`HEADWATER_WEB_HOST` is of it. True in `up` and `demo` without a token",
     )
-    gateway_host: str = "127.0.0.1"
-    gateway_port: int = Field(
-        default=8080, ge=0, le=65_535, description="of `headwater gateway`; 0 = any free port"
+    admin_token: SecretStr | None = Field(
+        default=None,
+        description="opens `/users/{id}`, `/items`, and users and items on the live page, to requests that send it as "
+        "`Authorization: Bearer TOKEN`. Without it they are off",
     )
+    admin_host: str = Field(default="127.0.0.1", description="address of `/users/{id}` and `/items`")
+    admin_port: int = Field(default=0, ge=0, le=65_535, description="their port; 0: any free one")
+    gateway_host: str = Field(
+        default="127.0.0.1",
+        description="address of `headwater gateway`; any but this machine's own needs keys",
+    )
+    gateway_port: int = Field(default=8080, ge=0, le=65_535, description="its port; 0: any free one")
     gateway_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="what the gateway asks for, separated by commas; none = it listens on this machine only",
+        description="keys that callers of the gateway send, separated by commas, at least 16 characters each. Put a TLS proxy "
+        "before the gateway",
     )
     gateway_rate: float = Field(
         default=1_000.0,
         gt=0,
-        description="calls a second of one key, or of one address where no keys are set",
+        description="calls a second of one key, or of one address where no keys are set; more is answered with 429",
     )
     probe_s: float | None = Field(
         default=None,
         ge=0.5,
         le=3_600,
-        description="seconds from one freshness probe of a clicks partition to the next; none = no probes",
+        description="seconds from one freshness probe of a clicks partition to the next. Without it: no probes",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_json: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
+    log_json: bool = Field(default=False, description="each line of the log is JSON")
 
     @classmethod
     def load(cls, **given: Any) -> Self:

@@ -13,7 +13,7 @@ import pytest
 
 from headwater.run_file import Run
 from headwater.settings import PREFIX, Settings
-from tests.support import file_map
+from tests.support import file_map, settings_table
 from tests.support.checkout import ROOT
 
 _TRIES = 5
@@ -24,11 +24,9 @@ def test_the_readme_is_read_in_five_minutes() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_every_setting_is_in_the_table() -> None:
-    guide = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
-    table = guide[guide.index("## Settings") : guide.index("## How far it goes")]
-    named = set(re.findall(rf"{PREFIX}([A-Z0-9_]+)", table)) - {"CONFIG"}
-    assert named == {name.upper() for name in Settings.model_fields}
+def test_the_table_of_settings_is_current() -> None:
+    assert settings_table.is_current(), "run `python -m tests.support.settings_table`"
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
 @pytest.mark.parametrize("package", file_map.PACKAGES, ids=lambda package: package.name)
