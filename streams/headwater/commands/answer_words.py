@@ -5,13 +5,13 @@ from typing import Final, NamedTuple
 
 from headwater.messages import Candidate, FunnelStage, Position, Reason, Reflects, Request, Response
 
-# What the user did, as "because you ... Green tea". A test holds the keys equal to the actions that can be a reason.
+# What the user did to an item, after "because you". A test holds the keys equal to the actions that can be a reason.
 DID: Final[Mapping[str, str]] = {
-    "click": "clicked",
-    "view": "viewed",
-    "like": "liked",
-    "add_to_cart": "put into the cart",
-    "purchase": "bought",
+    "click": "clicked {}",
+    "view": "viewed {}",
+    "like": "liked {}",
+    "add_to_cart": "put {} into the cart",
+    "purchase": "bought {}",
 }
 # What to say of an item for which no event of the user stands. A test holds the keys equal to the sources.
 FOUND_BY: Final[Mapping[str, str]] = {
@@ -31,7 +31,7 @@ LACKS: Final[Mapping[str, str]] = {
     "stored": "some vectors of clicked items could not be fetched, so these clicks do not count yet",
     "popular": "the index did not answer in time, so popular items stand in",
     "none": "the index did not answer in time, so nothing can be said about the filter",
-    "no-repeats": "what the user may want again, and similar items, could not be looked up",
+    "no-repeats": "what the user may want again could not be looked up",
     "no-similar": "similar items could not be looked up, or the bundle has no table of them",
     "no-new": "new items could not be looked up",
     "no-item": "items like the named ones could not be looked up",
@@ -168,10 +168,10 @@ def _reason(item: Candidate, titles: Mapping[str, str], now_ms: int) -> str:
     if not item.because:
         return FOUND_BY.get(item.source, "")
     first: Reason = item.because[0]
-    did = DID.get(first.action, f"({first.action})")
     what = titles.get(first.item_id) or first.item_id
+    did = DID.get(first.action, f"({first.action}) {{}}").replace("{}", what)
     share = f" ({first.share:.0%})" if len(item.because) > 1 else ""
-    return f"because you {did} {what} {ago(now_ms - first.at_ms)}{share}"
+    return f"because you {did} {ago(now_ms - first.at_ms)}{share}"
 
 
 def _reflected(reflects: Reflects) -> Iterator[str]:

@@ -73,6 +73,9 @@ def test_the_reason_is_the_weightiest_event_with_its_title_and_share() -> None:
     assert row.title == "Espresso"
     assert row.reason == "because you bought Ground coffee 3 days ago (70%)"
     assert named(answer(item)) == ["c1", "c2", "t1"]
+    put = Candidate("c2", 0.5, "interests", [Reason("c1", NOW_MS, "add_to_cart", 1.0)])
+    (row,) = rows(answer(put), {"c1": "Ground {} coffee"}, NOW_MS)
+    assert row.reason == "because you put Ground {} coffee into the cart just now"
 
 
 def test_an_event_that_is_the_only_reason_needs_no_share_and_an_item_without_title_goes_by_its_id() -> None:

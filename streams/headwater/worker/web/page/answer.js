@@ -5,7 +5,7 @@ import { lack, rung } from "./words.js";
 
 const replaceAnswer = roving($("answer"));
 
-const ACTED = { click: "clicked", view: "viewed", like: "liked", add_to_cart: "put into the cart", purchase: "bought" };
+const ACTED = { click: "clicked {}", view: "viewed {}", like: "liked {}", add_to_cart: "put {} into the cart", purchase: "bought {}" };
 
 /**
  * Show an answer.
@@ -70,7 +70,7 @@ function movement(from, to) {
 
 function because(each, items) {
   const reasons = (each.because ?? []).slice(0, 2).map((reason) => {
-    const what = `${ACTED[reason.action] ?? reason.action} ${titleOf(items, reason.item_id)}`;
+    const what = (ACTED[reason.action] ?? `${reason.action} {}`).replace("{}", () => titleOf(items, reason.item_id));
     return `${what} (${Math.round(reason.share * 100)} %)`;
   });
   return reasons.length > 0 ? `${each.source}: because you ${reasons.join(", ")}` : each.source;
