@@ -43,6 +43,10 @@ MAX_AHEAD_MS: Final = 2 * 86_400_000
 # An event that is dated later than this after its record came counts as of its record's time. Clocks that are a little
 # off keep the order of the clicks that one record batch brings.
 TOLERATED_AHEAD_MS: Final = 1_000
+# Of any message. Packed in its batch it may take next to nothing, and as objects forty times as much.
+MAX_MESSAGE_BYTES: Final = 2_000_000
+# A message up to this size is decoded again for the value that an error quotes.
+_MAX_EXPLAINED_BYTES: Final = 65_536
 # Kafka's own default bound of a message; a longer text or id list is a mistake, not a query.
 MAX_QUERY_CHARS: Final = 2_000
 MAX_SESSION: Final = 100
@@ -489,7 +493,13 @@ def encode(message: Struct) -> bytes:
 
 def quoted(value: object) -> str:
     """A value for an error message, cut after 80 characters: a field of 10 MB must not make an answer of 10 MB."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (
+        RecursionError,
+        ValueError,
+    ):  # what has just been decoded takes more of the stack, or of the digits, to print
+        return f"a {type(value).__name__} that is too deep or too long to print"
     return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
 
 
@@ -508,6 +518,8 @@ def _explain(raw: bytes, error: msgspec.ValidationError) -> str:
         expected = f"Expected one of {', '.join(names)}"
     elif where.endswith(("at_ms", "since_ms", "until_ms")) and "`int` >=" in expected:
         expected += ", in milliseconds since 1970"
+    if len(raw) > _MAX_EXPLAINED_BYTES:
+        return f"{where or 'message'}: {expected}, in a message of {len(raw)} bytes"
     try:
         value: Any = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -527,6 +539,10 @@ def _decoding(message_type: type[MessageT]) -> Callable[[bytes | None], MessageT
         if raw is None:
             raise BadMessage(
                 "null_value", f"null value: expected a JSON object with a {message_type.__name__}"
+            )
+        if len(raw) > MAX_MESSAGE_BYTES:
+            raise BadMessage(
+                "too_large", f"got a message of {len(raw)} bytes, expected at most {MAX_MESSAGE_BYTES}"
             )
         try:
             return decode(raw)
@@ -686,19 +702,24 @@ def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Reques
 
 
 class _Sender(Struct):
-    request_id: Any = None
-    user_id: Any = None
+    request_id: msgspec.Raw = msgspec.Raw(b"null")
+    user_id: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def _text_in(raw: msgspec.Raw) -> str | None:
+    """A text that may be anything else, of any size. Raises DecodeError, UnicodeError."""
+    return msgspec.json.decode(raw, type=str) if memoryview(raw)[:1].tobytes() == b'"' else None
 
 
 def sender_of(raw: bytes | None) -> tuple[str, str] | None:
     """(request_id, user_id) of a request that may be invalid otherwise, so that it can still be answered."""
     try:
         sender = msgspec.json.decode(raw or b"", type=_Sender)
-        request_id, user_id = sender.request_id, sender.user_id
-        if not isinstance(request_id, str):
+        request_id, user_id = _text_in(sender.request_id), _text_in(sender.user_id)
+        if request_id is None:
             return None
         _check_id("request_id", request_id)
-        user = user_id if isinstance(user_id, str) and len(user_id.encode()) <= MAX_ID_BYTES else ""
+        user = user_id if user_id is not None and len(user_id.encode()) <= MAX_ID_BYTES else ""
         return request_id, user
     except (msgspec.DecodeError, UnicodeError, RecursionError, BadMessage):
         return None

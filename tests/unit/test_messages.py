@@ -1,6 +1,8 @@
 """Messages on the wire: what is sent fits the printed schemas, and what cannot be used says why."""
 
 import json
+import sys
+import tracemalloc
 from typing import Any, get_args
 
 import jsonschema
@@ -15,6 +17,7 @@ from headwater.messages import (
     ACTIONS,
     MAX_DEADLINE_MS,
     MAX_LIMIT,
+    MAX_MESSAGE_BYTES,
     ActionName,
     BadMessage,
     Candidate,
@@ -84,6 +87,42 @@ def complaint(kind: str, raw: bytes | None, key: bytes | None = None) -> BadMess
     with pytest.raises(BadMessage) as caught:
         decode(raw, key)  # type: ignore[operator]
     return caught.value
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_message_is_bounded_before_it_is_decoded(kind: str) -> None:
+    """A batch holds 16 MiB unpacked, packed in as many kilobytes; as objects they would take forty times as much."""
+    _, good = DECODERS[kind]
+    large = json.dumps({**good, "unknown": "x" * MAX_MESSAGE_BYTES}).encode()
+    assert complaint(kind, large).reason == "too_large"
+    odd = json.dumps(good).encode()[:-1] + b', "%s": [%s[]]}' % (next(iter(good)).encode(), b"[]," * 600_000)
+    tracemalloc.start()
+    try:
+        error = complaint(kind, odd)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (error.reason, "bytes" in str(error)) == ("bad_field", True)
+    assert peak < len(odd)
+
+
+def test_the_sender_of_a_large_request_is_told_why() -> None:
+    nested = b'{"request_id": "r1", "user_id": [%s[]]}' % (b"[]," * 600_000)
+    assert sender_of(nested) == ("r1", "")
+    assert sender_of(json.dumps({**REQUEST, "query": "x" * MAX_MESSAGE_BYTES}).encode()) == ("r1", "ann")
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_what_is_nested_just_less_than_too_deeply_is_refused_as_well(kind: str) -> None:
+    """It can be read, and quoting it takes more of the stack: an error of Python's would end each worker in turn."""
+    decode, good = DECODERS[kind]
+    (first, _), *others = good.items()
+    rest = json.dumps(dict(others)).encode().removeprefix(b"{")
+    deepest = sys.getrecursionlimit()
+    for depth in range(deepest - 250, deepest):
+        nested = b"[" * depth + b"]" * depth
+        with pytest.raises(BadMessage):
+            decode(b'{"%s":%s%s%s' % (first.encode(), nested, b"," if others else b"", rest))
 
 
 # What the system sends, and the schemas it prints

@@ -18,6 +18,7 @@ MARKS_KEPT_S: Final = 28 * 86_400.0
 _SLACK: Final = 1 / 8
 # With the key a mark has 32 bytes. Ids have up to 512: of them a part of Python's own hash is kept, which is keyed at random
 # for each process, so nobody outside can compute another id with it.
+_LATEST_S: Final = (1 << 32) - 1.0
 _MARK: Final = np.dtype([("version", "i8"), ("offset", "i8"), ("id_check", "u4"), ("set_s", "u4")])
 
 
@@ -42,8 +43,11 @@ class DeletionMarks:
         return VersionStamp(mark[0], mark[1])
 
     def put(self, key: int, item_id: str, stamp: VersionStamp, set_s: float) -> None:
-        """Note a deletion, and when it was marked in seconds since 1970. Of too many the oldest go."""
-        self._marks.put(key, (*stamp, _id_check(item_id), int(set_s)))
+        """Note a deletion, and when it was marked in seconds since 1970, as a record's timestamp may say: any number.
+
+        Of too many the oldest go.
+        """
+        self._marks.put(key, (*stamp, _id_check(item_id), int(min(max(set_s, 0.0), _LATEST_S))))
         if len(self._marks) > self._kept * (1 + _SLACK):
             self._marks.forget_oldest(len(self._marks) - self._kept)
 

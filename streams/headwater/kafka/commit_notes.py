@@ -49,7 +49,7 @@ def note_of(text: str | None) -> CommitNote:
     """The note in a commit's metadata; an empty one where others have committed."""
     try:
         return _NOTES.decode((text or "{}").encode())
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return CommitNote()
 
 

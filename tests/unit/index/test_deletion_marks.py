@@ -19,6 +19,15 @@ def test_a_mark_says_at_which_version_its_item_was_deleted() -> None:
     assert marks.get(TEA, "tea") is None
 
 
+def test_a_mark_may_be_set_at_any_time_that_a_record_says() -> None:
+    marks = DeletionMarks(1_000)
+    for number in range(600):  # so many that they are packed
+        marks.put(number, "tea", VersionStamp(9, 9), (-1e15, -0.001, 1e15, 7.0)[number % 4])
+    assert marks.get(3, "tea") == VersionStamp(9, 9)
+    marks.sweep(8.0)
+    assert (marks.get(2, "tea"), marks.get(3, "tea")) == (VersionStamp(9, 9), None)
+
+
 def test_a_mark_says_nothing_of_another_item_with_its_key() -> None:
     marks = DeletionMarks(10)
     marks.put(TEA, "tea", VersionStamp(9, 9), 0.0)

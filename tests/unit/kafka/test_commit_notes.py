@@ -13,7 +13,9 @@ def test_a_note_is_read_as_it_was_written(note: CommitNote) -> None:
     assert note_of(note_text(note)) == note
 
 
-@pytest.mark.parametrize("text", [None, "", "somebody's", "[]", '{"gap": 7}', "\udcff", '{"topic_id": 7}'])
+@pytest.mark.parametrize(
+    "text", [None, "", "somebody's", "[]", '{"x": ' + "[" * 4_000, '{"gap": 7}', "\udcff", '{"topic_id": 7}']
+)
 def test_what_others_committed_says_nothing(text: str | None) -> None:
     assert note_of(text) == CommitNote()
 

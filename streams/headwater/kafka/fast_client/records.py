@@ -43,11 +43,17 @@ _LENGTH: Final = struct.Struct(">i")
 # aiokafka's `getmany` takes one record at a time. Made one at a time, a record takes three times as long.
 _MADE_AHEAD: Final = 256
 _LEAST_LENGTH: Final = 14  # of any message, without offset and length
+# Of a record so many are read. A header takes two bytes in a log and 80 in memory, and packed next to nothing.
+MAX_HEADERS: Final = 128
+# Records up to this size may be made by aiokafka, which makes all their headers first. A batch up to this size is not looked
+# at for larger ones.
+_LARGE_RECORD: Final = 64 * 1024
+_LARGE_BATCH: Final = 256 * 1024
 
 
 # Not followed by the garbage collector: it holds text and numbers only.
 class Record(Struct, frozen=True, gc=False):
-    """The fields of aiokafka's ConsumerRecord that are read here.
+    """The fields of aiokafka's ConsumerRecord that are read here, of the headers the first 128.
 
     A header name that is not UTF-8 has its other bytes as ``\\xff``. A record without a timestamp has -1.
     """
@@ -186,11 +192,17 @@ class LightRecords(Iterator[Record]):
         try:
             return [
                 Record(
-                    topic, partition, each.offset, each.timestamp, each.key, each.value, tuple(each.headers)
+                    topic,
+                    partition,
+                    each.offset,
+                    each.timestamp,
+                    each.key,
+                    each.value,
+                    tuple(each.headers[:MAX_HEADERS]),
                 )
                 for each in islice(self._records, max_records)
             ]
-        except Exception as error:  # noqa: BLE001 - aiokafka's parser, at what no good client writes
+        except Exception as error:  # noqa: BLE001 - aiokafka's parser, at what no good client writes; or `_watched`
             if self._batch[_MAGIC_AT] < 2:
                 self._pass(self.next_fetch_offset, "corrupt", error)
                 return []
@@ -251,7 +263,8 @@ class LightRecords(Iterator[Record]):
             batch = memoryview(unpacked(codec, batch[_HEAD.size :], head))
             theirs = DefaultRecordBatch(batch)
         # aiokafka's batch is its own iterator and refuses a second `iter`, which each poll of a part of it begins with.
-        self._batch, self._records = batch, chain(theirs)
+        self._batch = batch
+        self._records = chain(theirs) if len(batch) <= _LARGE_BATCH else _watched(theirs, batch)
         return True
 
     def _open_legacy(self, batch: memoryview, base: int) -> bool:
@@ -362,6 +375,24 @@ def next_records(fetched: FetchResult, max_records: int) -> list[Record]:
     return records
 
 
+def _watched(theirs: Iterator[Any], batch: memoryview | bytes) -> Iterator[Any]:
+    """The records of a batch as aiokafka makes them. Raises ValueError, IndexError before one that is large itself."""
+    at, stop = _HEAD.size, len(batch)
+    while at < stop:
+        first = batch[at]
+        if first >= 0x80 and (second := batch[at + 1]) < 0x80:  # nearly all: 64 to 8,191 bytes
+            length, at = (first & 0x7F | second << 7) >> 1, at + 2
+        else:
+            length, at = _varint(batch, at)
+        if length > _LARGE_RECORD:
+            raise ValueError(f"got a record of {length} bytes: expected at most {_LARGE_RECORD}")
+        at += max(length, 0)
+        record = next(theirs, None)
+        if record is None:
+            return
+        yield record
+
+
 def _fields(
     record: memoryview | bytes,
 ) -> tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]:
@@ -372,11 +403,11 @@ def _fields(
     value, at = _bytes(record, at)
     count, at = _varint(record, at)
     headers = []
-    for _ in range(count):
+    for _ in range(min(count, MAX_HEADERS)):
         name, at = _bytes(record, at)
         header_value, at = _bytes(record, at)
         headers.append(((name or b"").decode(errors="backslashreplace"), header_value))
-    if at != len(record):
+    if at != len(record) and count <= MAX_HEADERS:
         raise ValueError(f"got a record of {len(record)} bytes whose fields take {at}")
     return delta_ms, delta, key, value, tuple(headers)
 

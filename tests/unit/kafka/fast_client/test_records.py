@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import gzip
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -51,6 +52,51 @@ async def test_the_leader_epoch_of_the_newest_batch_is_told_also_of_one_without_
     assert tell(TPS[0]) == 4
     reading.polled()
     assert (reading.position(TPS[0]), tell(TPS[0]), tell(TPS[1])) == (4, 6, None)
+
+
+def with_headers(first: int, count: int, headers: int) -> bytes:
+    """Records as `batch` makes them, the one before the last with so many headers without name and value."""
+    raw = bytearray(batch(first, count))
+    at = 61
+    for number in range(count - 1):
+        size, begin = raw[at] >> 1, at
+        at += 1 + size
+        if number == count - 2:
+            body = raw[begin + 1 : at].rsplit(b"\x02\x08name", 1)[0] + varint(headers) + b"\x00\x01" * headers
+            raw[begin:at] = varint(len(body)) + body
+    raw[8:12] = (len(raw) - 12).to_bytes(4, "big")
+    return signed(raw)
+
+
+def varint(number: int) -> bytes:
+    left, out = number << 1, bytearray()
+    while left > 0x7F:
+        out.append(left & 0x7F | 0x80)
+        left >>= 7
+    return bytes(out) + bytes([left])
+
+
+@pytest.mark.parametrize("headers", [3, 128, 129, 200_000])
+async def test_of_a_record_so_many_headers_are_made_as_anybody_may_need(headers: int) -> None:
+    """Packed, millions of them take a few kilobytes, and made they would take all memory."""
+    reading = Reading()
+    reading.fetched(TPS[0], with_headers(0, 4, headers), batch(4, 1))
+    tracemalloc.start()
+    try:
+        (records,) = reading.consumer.poll_buffered(TPS, 100).values()
+        more = reading.consumer.poll_buffered(TPS, 100).values()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    records = [*records, *(each for some in more for each in some)]
+    assert [(each.offset, len(each.headers)) for each in records] == [
+        (0, 1),
+        (1, 1),
+        (2, min(headers, 128)),
+        (3, 1),
+        (4, 1),
+    ]
+    assert peak < 2_000_000
 
 
 @pytest.fixture
