@@ -55,7 +55,7 @@ class NumberIndexes:
 
     The first 16 get one at once, further ones when 16 items have had them: no item fills all room by itself. Where all items
     are counted, a full room is given to what many more items have (`rarest_below`). On a server, where each worker sees some
-    of them, room is made by what no item has any more.
+    of them, `waiting` says what is worth a count of all, at a sweep.
     """
 
     def __init__(self) -> None:
@@ -78,6 +78,15 @@ class NumberIndexes:
             self._items = dict(common)
         return wanted
 
+    def waiting(self, indexed: Set[str], most: int) -> list[str]:
+        """At most that many names without an index that 16 items have had or more, those of most items first."""
+        known = [
+            name
+            for name, items in self._items.items()
+            if items >= _FEW and name != "price" and name not in indexed
+        ]
+        return sorted(known, key=lambda name: -self._items[name])[:most]
+
     def rarest_below(self, document: Document, indexed: Set[str]) -> tuple[str, str] | None:
         """A field of the item that has no index, and the one whose index has to go for it: the item's is on twice as many."""
         if len(indexed) < MAX_NUMBER_FIELDS:
@@ -87,8 +96,13 @@ class NumberIndexes:
             return None
         field = max(others, key=lambda name: self._items.get(name, 0))
         rarest = min(indexed, key=lambda name: self._items.get(name, 0))
-        has_more = self._items.get(field, 0) > max(2 * self._items.get(rarest, 0), _FEW)
+        has_more = is_worth_more(self._items.get(field, 0), self._items.get(rarest, 0))
         return (field, rarest) if has_more else None
+
+
+def is_worth_more(items: int, indexed_items: int) -> bool:
+    """Whether a field of so many items is to have the place of an indexed one: it is on twice as many, and on more than 16."""
+    return items > max(2 * indexed_items, _FEW)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from headwater.index.server_calls import Calls
 
 # It has insert-only and conditional upserts, which an older server ignores without a word.
 OLDEST_SERVER: Final = (1, 18)
+# A count of what has no index reads the whole collection.
+_COUNTED_AT_A_SWEEP: Final = 4
 
 
 class Collection(NamedTuple):
@@ -94,24 +96,30 @@ class ServerCollection:
         await self._calls.patient(self._client.delete_collection, self._spec.name)
 
     async def sweep_number_indexes(self) -> None:
-        """Delete indexes of numbers that no item has, now and at the sweep before.
+        """Delete indexes of numbers that no item has, now and at the sweep before; without room, one of those of few items.
 
         The index of a new name comes before its first item, so one look is not enough. Other workers sweep too.
         """
         info = await self._calls.patient(self._client.get_collection, self._spec.name)
         self._numbers = _number_fields(info)
-        unused = set()
-        for field in list(self._numbers):  # others may come meanwhile
-            any_number = models.FieldCondition(key=field, range=models.Range(gte=-sys.float_info.max))
-            having = models.Filter(must=[any_number])
-            found = await self._calls.patient(self._client.count, self._spec.name, having, exact=True)
-            if found.count == 0:
-                unused.add(field)
+        items = {
+            field: await self._having(field) for field in list(self._numbers)
+        }  # others may come meanwhile
+        unused = {field for field, count in items.items() if count == 0}
         gone = unused & self._unused
         for field in gone:
-            await self._calls.patient(self._client.delete_payload_index, self._spec.name, field, wait=True)
-            self._numbers.discard(field)
+            await self._drop_index(field)
         self._unused = unused - gone
+        if len(self._numbers) < fields.MAX_NUMBER_FIELDS:
+            return
+        # One each time: every worker sweeps, and the next sweep sees what the others have done.
+        rarest = min(items.keys() - gone, key=items.__getitem__)
+        for field in self._number_indexes.waiting(self._numbers, _COUNTED_AT_A_SWEEP):
+            if fields.is_worth_more(await self._having(field), items[rarest]):
+                await self._drop_index(rarest)
+                await self._create_index(field, models.PayloadSchemaType.FLOAT)
+                self._numbers.add(field)
+                return
 
     async def index_numbers(self, document: fields.Document) -> None:
         """Give the numbers of a new item's attributes an index, as far as there is room.
@@ -121,6 +129,17 @@ class ServerCollection:
         for field in self._number_indexes.wanted(document, self._numbers):
             await self._create_index(field, models.PayloadSchemaType.FLOAT)
             self._numbers.add(field)
+
+    async def _having(self, field: str) -> int:
+        """How many items have a number in that field. Without an index the server looks at each of them."""
+        any_number = models.FieldCondition(key=field, range=models.Range(gte=-sys.float_info.max))
+        having = models.Filter(must=[any_number])
+        found = await self._calls.patient(self._client.count, self._spec.name, having, exact=True)
+        return int(found.count)
+
+    async def _drop_index(self, field: str) -> None:
+        await self._calls.patient(self._client.delete_payload_index, self._spec.name, field, wait=True)
+        self._numbers.discard(field)
 
     async def _check_server(self) -> None:
         version = (await self._calls.patient(self._client.info)).version

@@ -91,6 +91,24 @@ async def test_indexes_of_numbers_that_no_item_has_make_room(stand_in: StandIn, 
     await other.close()
 
 
+async def test_an_index_of_numbers_that_few_items_have_goes_for_one_that_many_have(
+    stand_in: StandIn, index: ServerIndex
+) -> None:
+    """They are counted on the server: a worker sees a part of the items, and not what became of them."""
+    await index.put(
+        [item(f"item {n}", attributes={f"n{i}": i for i in range(64) if i or n < 15}) for n in range(16)]
+    )
+    await index.put([item(f"heavy {n}", attributes={"weight": -5}) for n in range(30)])
+    weight, rarest = number_field("attributes.weight"), number_field("attributes.n0")
+    assert (weight in stand_in.indexes, rarest in stand_in.indexes) == (False, True)
+    await index.sweep(0.0)
+    assert weight not in stand_in.indexes, "it is on less than twice as many"
+    await index.put([item("heavy 30", attributes={"weight": -5})])
+    await index.sweep(0.0)
+    assert (weight in stand_in.indexes, rarest in stand_in.indexes) == (True, False)
+    assert sum(field.startswith("number_") for field in stand_in.indexes) == 64
+
+
 async def test_another_connection_leaves_the_live_alias_alone(stand_in: StandIn, index: ServerIndex) -> None:
     other = await ServerIndex.connect(
         ServerAddress(stand_in.url, grpc_port=stand_in.port), Collection("items-next", DIM)
