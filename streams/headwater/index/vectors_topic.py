@@ -4,7 +4,7 @@ The owner of a catalog partition writes one record per change of an item, one fo
 batch: its epoch, its bundle, and how far it has come in the catalog. `vectors_follower.py` reads them into an index.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -63,7 +63,8 @@ class OwnersClaim(NamedTuple):
     """What the owner of a catalog partition says of itself.
 
     Every catalog record up to ``position`` is in the index and the vectors topic, was older than what is there, or is a
-    dead letter; -1: it does not say. ``topic_id`` is the broker's, of the catalog that the position is of.
+    dead letter; -1: it does not say. ``topic_id`` is the broker's, of the catalog that the position is of. ``cut``: where that
+    log was cut, if it ever was; see `item_versions.Cut`.
     """
 
     partition: int
@@ -71,6 +72,7 @@ class OwnersClaim(NamedTuple):
     position: int
     bundle: str
     topic_id: str | None = None
+    cut: tuple[int, int] | None = None
 
 
 class _Payload(msgspec.Struct):
@@ -132,6 +134,7 @@ def read_record(record: ConsumerRecord) -> Found:
     except msgspec.ValidationError as error:
         raise BadMessage("bad_payload", f"payload: {error}") from None
     fields = msgspec.structs.asdict(payload)
+    fields["item_id"] = item.item_id  # answers and trends name the item by it
     if not payload.available_by_default:  # as few bytes an item in memory as may be
         del fields["available_by_default"]
     point = Point(
@@ -168,7 +171,7 @@ def _owners_claim(record: ConsumerRecord, claim: Claim | None) -> OwnersClaim:
         bundle = _BUNDLES.decode(record.value).bundle
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadMessage("bad_claim", f"a claim's value: {error}") from None
-    return OwnersClaim(record.partition, claim.epoch, claim.applied, bundle, claim.topic_id)
+    return OwnersClaim(record.partition, claim.epoch, claim.applied, bundle, claim.topic_id, claim.cut)
 
 
 def _offer_record(record: ConsumerRecord, claim: Claim | None) -> OfferRecord:
@@ -201,16 +204,31 @@ def _check_partition(record: ConsumerRecord, partition: int) -> None:
 
 
 def read_records(
-    records: Iterable[ConsumerRecord], skipped: SkippedRecords
+    records: Iterable[ConsumerRecord],
+    skipped: SkippedRecords,
+    on_refused: Callable[[ConsumerRecord], None] = lambda _: None,
 ) -> Iterator[tuple[ConsumerRecord, Found]]:
-    """Each record with what `read_record` makes of it. Those that it refuses are skipped."""
+    """Each record with what `read_record` makes of it. Those that it refuses are skipped, and ``on_refused`` is told."""
     for record in records:
         try:
             found = read_record(record)
         except BadMessage as error:
             skipped.add(record, error.reason, str(error))
+            on_refused(record)
             continue
         yield record, found
+
+
+def named_by(key: bytes | None) -> tuple[str, bool] | None:
+    """The item whose record, or whose offers (True), a record with this key replaces; None: no item's."""
+    is_of_offers = key is not None and key.startswith(_OFFERS_KEY)
+    raw = (key or b"").removeprefix(_OFFERS_KEY)
+    if not 0 < len(raw) <= MAX_ID_BYTES:
+        return None
+    try:
+        return raw.decode(), is_of_offers
+    except UnicodeDecodeError:
+        return None
 
 
 def record_of(point: Point, bundle_id: str, timestamp_ms: int, epoch: int) -> Outgoing:
@@ -243,9 +261,15 @@ def _owner(epoch: int) -> tuple[Header]:
     return (claim_header(Claim(epoch)),)
 
 
-def claim_of_owner(epoch: int, position: int, bundle_id: str, topic_id: str | None = None) -> Outgoing:
+def claim_of_owner(
+    epoch: int,
+    position: int,
+    bundle_id: str,
+    topic_id: str | None = None,
+    cut: tuple[int, int] | None = None,
+) -> Outgoing:
     """The record by which the owner of a partition says its epoch, how far it has come in which catalog, and its bundle."""
-    claim = Claim(epoch, applied=position, topic_id=topic_id)
+    claim = Claim(epoch, applied=position, topic_id=topic_id, cut=cut)
     return claim_record(claim, msgspec.json.encode(_Bundle(bundle_id)))
 
 

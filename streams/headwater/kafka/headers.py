@@ -12,7 +12,7 @@
 | ``headwater-delete`` | vectors, null value | JSON ``{"version", "partition", "offset"}`` |
 | ``headwater-forgot-ms`` | profiles, null value | JSON ``[erased_ms, epoch]`` |
 | ``headwater-applied`` | profiles, null value | JSON ``[incarnation, offset]`` |
-| ``headwater-claim`` | profiles, vectors | JSON ``{"epoch", "incarnation", "applied", "topic_id"}`` |
+| ``headwater-claim`` | profiles, vectors | JSON ``{"epoch", "incarnation", "applied", "topic_id", "cut"}`` |
 | ``reason``, ``message``, ``topic``, ``partition``, ``offset``, ``last_offset`` | dead letters | UTF-8 |
 | ``cut_from_bytes`` | dead letters | decimal text |
 | ``key`` | dead letters | the key of the original, any bytes; absent for a null key |
@@ -20,7 +20,8 @@
 | ``headers_left_out`` | dead letters | decimal text: how many headers of the original are left out, since they were large |
 | ``redriven-to`` | dead letters, null value | JSON ``[partition, offset, redriven_ms]`` |
 
-Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts.
+Kafka compares header names exactly, allows one name twice, and allows null values. Here the first of a name counts, and of
+a record the first 128 headers.
 Each parser returns the value, None where the header is absent, or a :class:`BadHeader` where it is invalid.
 """
 
@@ -62,6 +63,7 @@ _MAX_ORIGINAL_BYTES: Final = 4_096
 # The ranges of Kafka's own fields: int32 partitions and generations, int64 offsets and timestamps.
 _Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_CutOffset = Annotated[int, Meta(ge=0, le=2**61)]
 _Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 _Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -126,13 +128,14 @@ class Claim(Struct, frozen=True, omit_defaults=True):
     """An owner's claim of a partition: its epoch, and what it knew of the clicks log then.
 
     ``applied`` is the watermark of the clicks partition, ``topic_id`` is the broker's, of the clicks topic; None where it
-    does not tell.
+    does not tell. ``cut`` is of a catalog log, see `item_versions.Cut`.
     """
 
     epoch: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     incarnation: Annotated[int, Meta(ge=0, le=2**16 - 1)] = 0
     applied: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
     topic_id: str | None = None
+    cut: tuple[_CutOffset, _CutOffset] | None = None
 
 
 class ReplyTo(NamedTuple):

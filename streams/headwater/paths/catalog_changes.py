@@ -19,7 +19,10 @@ F32 = NDArray[np.float32]
 
 
 class Change(NamedTuple):
-    """A catalog record that is newer than what is known: an item to encode, or a delete (``item`` None)."""
+    """A catalog record that is newer than what is known: an item to encode, or a delete (``item`` None).
+
+    The offset in its ``stamp`` is not that of the record where the catalog log was cut; see `item_versions.Cut`.
+    """
 
     record: ConsumerRecord
     key: int
@@ -36,12 +39,13 @@ class Ignored(NamedTuple):
     record: ConsumerRecord
     item_id: str
     version: int | None
+    offset: int  # in the order of stamps
     known: VersionStamp
 
     @property
     def reason(self) -> str:
         """``repeated``: it was handled before. ``old_version``: it came later, with a lower version."""
-        return "repeated" if self.record.offset <= self.known.offset else "old_version"
+        return "repeated" if self.offset <= self.known.offset else "old_version"
 
 
 class Decoded(NamedTuple):
@@ -86,10 +90,11 @@ def decoded(
             continue
         known = before.stamp if before is not None else versions.stamp(key, item_id)
         version = item.version if item is not None else None
-        stamp = newer(version, record.offset, known)
+        offset = versions.placed(record.offset)
+        stamp = newer(version, offset, known)
         if stamp is None:
             assert known is not None
-            ignored.append(Ignored(record, item_id, version, known))
+            ignored.append(Ignored(record, item_id, version, offset, known))
         else:
             newest.pop(key, None)  # so that the order of the changes is that of their records
             since_ms = _since_ms(item, before, versions.came_in_ms(key, record.timestamp), record.timestamp)
@@ -143,5 +148,6 @@ def point_of(change: Change, vector: F32 | None) -> Point:
     """A change with its item's vector, (D,). A delete carries the version it inherited, so that older ones stay out."""
     version = change.stamp.version if change.stamp.version >= 0 else None
     payload = {} if change.item is None else payload_of(change.item, change.since_ms, change.record.timestamp)
-    record = change.record
-    return Point(change.key, change.item_id, vector, payload, version, record.partition, record.offset)
+    return Point(
+        change.key, change.item_id, vector, payload, version, change.record.partition, change.stamp.offset
+    )

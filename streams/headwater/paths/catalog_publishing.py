@@ -86,7 +86,7 @@ class CatalogPublishing:
             for each in unwritten:
                 change = of_record[id(each.record)]
                 message = f"the vector of item {change.item_id!r}: {each.message}"
-                refused[change.record.offset] = each.reason, message
+                refused[change.stamp.offset] = each.reason, message
         if refused:
             bad += [
                 DeadLetter(each.change.record, *refused[each.point.offset])
@@ -112,7 +112,7 @@ class CatalogPublishing:
                 change.item.title if change.item is not None else "",
                 change.item is None,
                 point.partition,
-                point.offset,
+                change.record.offset,
                 max(now_ms - change.record.timestamp, 0.0),
             )
             for change, point in newest

@@ -168,7 +168,8 @@ class CatalogRepair:
                     await self._apply(versions, run.records, only=left, buries=False)
             # What even the catalog does not have was deleted so long ago that no mark of it is left.
             gone = [holes[key] for key in left if versions.stamp(key, holes[key].item_id) is None]
-            marks = [msgspec.structs.replace(hole, offset=max(versions.position, 0)) for hole in gone]
+            offset = versions.placed(max(versions.position, 0))
+            marks = [msgspec.structs.replace(hole, offset=offset) for hole in gone]
             await self._publishing.put_again(
                 versions, [(mark, int(time.time() * 1000)) for mark in marks], self._serving()
             )

@@ -18,7 +18,14 @@ from headwater.encoder.features import item_key
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp
 from headwater.index.deletion_marks import MARKS_KEPT_S, DeletionMarks
-from headwater.index.vectors_topic import Fence, OfferRecord, OwnersClaim, VectorRecord, read_records
+from headwater.index.vectors_topic import (
+    Fence,
+    OfferRecord,
+    OwnersClaim,
+    VectorRecord,
+    named_by,
+    read_records,
+)
 from headwater.kafka.batch import Gate
 from headwater.kafka.commit_notes import note_of, vouches_for
 from headwater.kafka.fast_client.commits import committed as commits_of
@@ -39,6 +46,21 @@ _AUDITED: Final = 100
 _MARKS_KEPT: Final = 200_000
 _SWEEP_S: Final = 3_600.0
 _UNKNOWN: Final = Identity()
+
+
+class Cut(NamedTuple):
+    """A catalog log that lost its end, and has used those offsets again for other records.
+
+    What the lost records said of items stays, until something newer comes: the offsets from ``first`` on count as so much
+    higher (``shift``) that each is above all that were lost. Owners hand it on in their claims.
+    """
+
+    first: int
+    shift: int
+
+
+# Offsets that were shifted have to stay within 64 bits, whatever others claim.
+_MAX_SHIFT: Final = 2**61
 
 
 class ItemVersions:
@@ -65,6 +87,8 @@ class ItemVersions:
         """Everything in the catalog up to this offset is in the vectors topic, as the newest claim says."""
         self.topic_id: str | None = None
         """Of the catalog that stamps and position are of; None while it is unknown."""
+        self.cut: Cut | None = None
+        """Where that catalog was cut; None: it never was, or the broker does not tell."""
         self.is_claimed = False
         """Whether a claim of anything was read with the partition: without one, nothing vouches for what is there."""
         self.vectors_next = 0
@@ -97,6 +121,16 @@ class ItemVersions:
         """Whether an item is live, though another bundle may have encoded it."""
         key = item_key(item_id)
         return self.ids.get(key, item_id) == item_id and key in self.since_ms
+
+    def placed(self, offset: int) -> int:
+        """The place of a catalog record in the order of stamps: its offset, unless the log was cut before it."""
+        cut = self.cut
+        return offset if cut is None or offset < cut.first else offset + cut.shift
+
+    def cut_at(self, kept: int, lost_end: int) -> None:
+        """The log has lost its records from ``kept`` to ``lost_end``, and may have others there."""
+        if self.cut is None or self.cut.first != kept:  # else it is the same cut, which nobody has got past
+            self.cut = Cut(kept, min(self.placed(lost_end) - kept, _MAX_SHIFT))
 
     def with_offers(self, points: Sequence[Point]) -> Sequence[Point]:
         """The points with what is laid over their items."""
@@ -151,6 +185,21 @@ class ItemVersions:
     def add_hole(self, stale: Point) -> None:
         """A stale record is the newest of its item in the topic."""
         self.holes[stale.key] = msgspec.structs.replace(stale, vector=None, payload={})
+
+    def add_refused(self, record: ConsumerRecord) -> None:
+        """A record that cannot be read is the newest of its item in the topic: compaction would keep it alone.
+
+        It is of a newer version, or of somebody who owns nothing. All that an item has comes from the catalog.
+        """
+        named = named_by(record.key)
+        if named is None:
+            return
+        item_id, is_of_offers = named
+        key = item_key(item_id)
+        if is_of_offers and item_id in self.offers.states:
+            self.offers.holes.add(item_id)
+        elif not is_of_offers and self.ids.get(key, item_id) == item_id:
+            self.add_hole(Point(key, item_id, None, {}, None, self.partition, max(self.position, 0)))
 
     def forget(self, keys: Iterable[int]) -> None:
         """Make items look new, so that they are encoded again. Their ages stay."""
@@ -217,19 +266,20 @@ def _check_end(
     """Compare what is known with the end of the catalog: of a shorter one, every change would look older.
 
     Where the newest claim is within it, or the catalog is known to be the one that the versions are of, records from
-    beyond are none of ours, or of changes that it has lost. They leave holes. ``deleted`` are the ids of all deleted items
-    whose deletions may be from beyond, by key.
+    beyond are none of ours. They leave holes. ``deleted`` are the ids of all deleted items whose deletions may be from
+    beyond, by key.
     """
+    position_end, end = end, versions.placed(end)
     ids = {key: versions.ids[key] for key, stamp in versions.stamps.items() if stamp.offset >= end}
     beyond = {key: versions.stamps[key].offset for key in ids}
     for key, item_id in deleted.items():
         stamp = versions.deleted_at(key, item_id)
         if stamp is not None and stamp.offset >= end:
             ids[key], beyond[key] = item_id, stamp.offset
-    if versions.position >= end or (beyond and not versions.is_claimed and not is_known):
+    if versions.position >= position_end or (beyond and not versions.is_claimed and not is_known):
         newest = max(versions.position, *beyond.values(), -1)
         raise topic_recreated_error(
-            catalog, f"changes up to offset {newest} are known", end, start_anew(vectors)
+            catalog, f"changes up to offset {newest} are known", position_end, start_anew(vectors)
         )
     for key, item_id in ids.items():
         versions.add_hole(Point(key, item_id, None, {}, None, versions.partition, versions.position))
@@ -281,7 +331,8 @@ async def read_versions(
 
     Claims of another catalog, or from beyond its end, are skipped where a claim before them or the group's commit
     says that the catalog of today is the one that the versions are of. ``consumer`` is told what the group has committed.
-    Where the catalog has lost what the group had read, nothing vouches for what is there any more.
+    Where the catalog has lost what the group had read, nothing vouches for what is there any more. What is known of its items
+    stays, see `Cut`.
 
     Raises:
         StopWorker: the catalog is not the one that the versions are of; or the broker gave nothing.
@@ -302,7 +353,7 @@ async def read_versions(
         partition = run.tp.partition
         versions = by_partition[partition]
         versions.vectors_next = run.next_offset
-        for record, found in read_records(run.records, skipped):
+        for record, found in read_records(run.records, skipped, versions.add_refused):
             highest[partition] = max(highest[partition], found.epoch)
             if isinstance(found, OwnersClaim):
                 today = logs.get(TopicPartition(topics.catalog, partition), _UNKNOWN)
@@ -315,6 +366,8 @@ async def read_versions(
                 # The first claim of an owner says nothing yet: it may have died while it read the catalog again.
                 versions.is_claimed, versions.position = found.position >= 0, found.position
                 versions.topic_id, claimed[partition] = found.topic_id, record
+                if found.cut is not None and (versions.cut is None or found.cut[1] > versions.cut.shift):
+                    versions.cut = Cut(*found.cut)
             elif isinstance(found, OfferRecord):
                 versions.offers.add_read(partition, found, fence)
             elif versions.add_read(record, found, fence):
@@ -336,7 +389,9 @@ async def read_versions(
         versions, log, commit = by_partition[tp.partition], logs.get(tp, _UNKNOWN), commits.get(tp)
         # It has lost its end, and may have grown again since.
         is_cut = commit is not None and kept.get(tp, commit.offset) < commit.offset
-        end = min(end, kept[tp]) if is_cut else end
+        if is_cut and commit is not None:
+            end = min(end, kept[tp])
+            versions.cut_at(kept[tp], int(commit.offset))
         is_committed, is_other = vouches_for(commit, log, end), log.is_another_than(versions.topic_id)
         is_known = is_cut or is_committed or (None not in (log.topic_id, versions.topic_id) and not is_other)
         if is_known and (is_other or is_cut or versions.position >= end):

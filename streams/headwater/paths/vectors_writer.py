@@ -10,7 +10,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from headwater.index.vectors_topic import OfferRecord, OwnersClaim, claim_of_owner, read_records
-from headwater.kafka.epochs import IsMember, next_epoch, pass_over_higher
+from headwater.kafka.epochs import CLAIM_KEY, IsMember, next_epoch, pass_over_higher
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.publish import Outgoing, Refused, send_all
 from headwater.kafka.read_to_end import read_to_end
@@ -56,7 +56,7 @@ class VectorsWriter:
     async def claim(self, versions: ItemVersions, position: int, bundle_id: str) -> None:
         """Say that everything in the catalog up to ``position`` is in the topic. Raises as `write` does."""
         versions.position = max(position, versions.position)
-        claim = claim_of_owner(versions.epoch, versions.position, bundle_id, versions.topic_id)
+        claim = claim_of_owner(versions.epoch, versions.position, bundle_id, versions.topic_id, versions.cut)
         await self.write(versions, [claim])
 
     async def read_gaps(self, consumer: AIOKafkaConsumer, versions: ItemVersions, bundle_id: str) -> None:
@@ -79,7 +79,8 @@ class VectorsWriter:
             is_claimed, highest = False, -1
             async for run in read_to_end(consumer, [tp], {tp: stop}):
                 within = [record for record in run.records if record.offset < stop]
-                for record, found in read_records(within, self._skipped):
+                is_claimed |= any(record.key == CLAIM_KEY for record in within)
+                for record, found in read_records(within, self._skipped, versions.add_refused):
                     if found.epoch > versions.epoch:
                         versions.require()
                         await pass_over_higher(
@@ -92,7 +93,6 @@ class VectorsWriter:
                         )
                         highest = max(highest, found.epoch)
                     if isinstance(found, OwnersClaim):
-                        is_claimed = True
                         continue
                     if isinstance(found, OfferRecord):
                         known = versions.offers.states.get(found.item_id)

@@ -292,7 +292,7 @@ class InterestsRole:
         return self.group is not None and await self.group.is_member()
 
     async def _lost_before_opening(self, tp: TopicPartition, gap: Gap) -> None:
-        """The group's offsets are gone, and so are clicks of which nothing says that they have been applied.
+        """The group has no offsets, and clicks are gone of which nothing says that they have been applied.
 
         The gap is committed before the partition is claimed: the claim says that nothing before it is missing.
 
@@ -330,6 +330,7 @@ class InterestsRole:
                 trend = read_trend(record.key, record.value, self._common.settings.partitions, now_ms)
             except BadMessage as error:
                 self._skipped.add(record, error.reason, str(error))
+                self._publish_again(record.key)
                 continue
             if not self._trends.put(trend):
                 self._skipped.add(
@@ -337,9 +338,13 @@ class InterestsRole:
                     "older",
                     f"epoch {trend.epoch}, written at {trend.written_ms} ms: a newer one is known",
                 )
-                counts = self._clicks.counts.get(trend.partition)
-                if counts is not None:
-                    counts.changed = True  # ours is published again: compaction keeps what comes last
+                self._publish_again(record.key)
+
+    def _publish_again(self, key: bytes | None) -> None:
+        """What cannot be used lies over our own trend, if it is of this worker: compaction keeps what comes last."""
+        for number, counts in self._clicks.counts.items():
+            if str(number).encode() == key:
+                counts.changed = True
 
 
 class CatalogRole:

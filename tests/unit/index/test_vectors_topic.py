@@ -79,6 +79,14 @@ def test_a_point_comes_back_from_its_record_with_its_bundle_and_its_owners_epoch
     assert (record.key, record.timestamp) == (b"tea", 1_000)
 
 
+@pytest.mark.parametrize("named", ["", "soap", "x" * 600])
+def test_an_item_has_one_name_whatever_its_payload_says(named: str) -> None:
+    """Answers and trends take it from there, and a trend with a name that is none is read by nobody."""
+    found = read_record(as_read(changed(TEA, payload={**TEA.payload, "item_id": named})))
+    assert isinstance(found, VectorRecord)
+    assert found.point.payload == TEA.payload
+
+
 def test_a_delete_comes_back_with_its_place_in_the_order_and_no_bundle() -> None:
     (record,) = records(deleted("tea", 12, version=4))
     assert record.value is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,7 @@ from tests.support.recording_producer import RecordingProducer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-TEA, COFFEE = "tea", "coffee"
+TEA, COFFEE, CUP = "tea", "coffee", "cup"
 
 
 @pytest.fixture(scope="module")
@@ -596,6 +597,30 @@ async def test_what_a_stale_owner_overwrote_is_written_again(worker: CatalogWork
     assert len(worker.vectors()) == written, "it is whole again"
 
 
+@pytest.mark.parametrize("value", [b"{", None])
+async def test_what_nobody_can_read_does_not_stay_the_newest_record_of_an_item(
+    worker: CatalogWorker, value: bytes | None
+) -> None:
+    await worker.apply(worker.item(TEA, title="Green tea"))
+    for key in (TEA.encode(), b"nonsense"):
+        await worker.producer.send(worker.topics.vectors, value, key, 0)
+    await repaired(worker)
+    latest = worker.producer.latest(worker.topics.vectors)
+    assert {key: latest[key].value is None for key in (TEA.encode(), b"nonsense")} == {
+        TEA.encode(): False,
+        b"nonsense": True,
+    }
+    assert worker.published_title(TEA) == "Green tea"
+
+
+async def test_a_claim_that_nobody_can_read_is_made_again(worker: CatalogWorker) -> None:
+    """Else compaction would leave nothing that vouches for the partition."""
+    await worker.apply(worker.item(TEA))
+    await worker.producer.send(worker.topics.vectors, b"junk", CLAIM_KEY, 0)
+    await repaired(worker)
+    assert worker.producer.latest(worker.topics.vectors)[CLAIM_KEY].value != b"junk"
+
+
 async def test_an_item_that_was_deleted_so_long_ago_that_nobody_remembers_is_deleted_again(
     worker: CatalogWorker,
 ) -> None:
@@ -614,6 +639,29 @@ async def test_a_version_that_compaction_took_is_encoded_again_from_the_catalog(
     await write_as_zombie(worker, TEA, None)
     await repaired(worker, [tea])
     assert worker.published_title(TEA) == "Green tea"
+
+
+async def test_a_change_at_an_offset_that_the_catalog_has_lost_and_used_again_is_new(
+    worker: CatalogWorker,
+) -> None:
+    """To every index too, which has what was lost; a version that is lower than the lost one is not."""
+    lost = [worker.item(TEA, title="lost"), worker.item(COFFEE, version=5), worker.item(CUP, title="lost")]
+    await worker.apply(*lost)
+    versions = worker.path._partitions[0]
+    versions.cut_at(lost[0].offset, lost[-1].offset + 1)
+    versions.position = -1
+    tea, cup = worker.item(TEA, title="new"), worker.item(CUP, title="new")
+    again = [tea, worker.item(COFFEE, title="older", version=4), cup]
+    again = [dataclasses.replace(each, offset=old.offset) for each, old in zip(again, lost, strict=True)]
+    for _ in range(2):  # the second time it is a repetition
+        await worker.apply(*again)
+        assert [await worker.title(each) for each in (TEA, COFFEE, CUP)] == ["new", COFFEE, "new"]
+        assert [worker.published_title(each) for each in (TEA, COFFEE, CUP)] == ["new", COFFEE, "new"]
+    assert (ignored(worker, "old_version"), ignored(worker, "repeated")) == (2, 2)
+    assert worker.claimed()[-1] == again[-1].offset
+    found = read_record(worker.producer.records(worker.topics.vectors)[-1])
+    assert isinstance(found, OwnersClaim)
+    assert found.cut == versions.cut
 
 
 async def test_a_late_copy_of_our_own_write_is_overwritten_too(worker: CatalogWorker) -> None:

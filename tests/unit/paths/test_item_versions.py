@@ -12,17 +12,18 @@ from headwater.encoder.features import item_key
 from headwater.errors import PartitionLost, StopWorker
 from headwater.index import NO_VERSION, Point, VersionStamp, vectors_topic
 from headwater.index.deletion_marks import MARKS_KEPT_S
-from headwater.index.vectors_topic import claim_of_owner, payload_of, record_of
+from headwater.index.vectors_topic import claim_of_owner, offer_record_of, payload_of, record_of
 from headwater.kafka import leader_epochs
 from headwater.kafka.commit_notes import CommitNote, note_text
+from headwater.kafka.epochs import CLAIM_KEY
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topics import Topics
-from headwater.messages import Item
+from headwater.messages import Item, OfferState
 from headwater.metrics import Metrics
 from headwater.paths import item_versions
-from headwater.paths.item_versions import ItemVersions, read_versions
+from headwater.paths.item_versions import Cut, ItemVersions, read_versions
 
 TOPICS = Topics.named("test.")
 BUNDLE = "a-bundle"
@@ -141,13 +142,28 @@ async def test_items_of_another_bundle_look_new_so_that_they_are_encoded_again(
     assert versions.audited == {SOAP}
 
 
-async def test_a_record_that_nobody_can_read_does_not_keep_the_worker_from_starting(
-    topics: TopicsInMemory,
+@pytest.mark.parametrize("value", [b"{", b"", None, b"\xff", b"[" * 5_000])
+async def test_a_record_that_nobody_can_read_leaves_a_hole_and_stops_nobody(
+    topics: TopicsInMemory, value: bytes | None
 ) -> None:
-    topics.write(point("tea", 1))
-    topics.send(Outgoing(b"tea", b"{"))
+    """Compaction keeps it instead of the item's: without its owner the item would be gone after the next start."""
+    topics.write(point("tea", 1), point("soap", 2))
+    for key in (b"tea", b"soap", b"never", None, b"", b"\xff", b"k" * 600, CLAIM_KEY):
+        topics.send(Outgoing(key, value))
+    topics.write(point("soap", 2))
     versions, _ = await topics.read()
-    assert set(versions.stamps) == {TEA}
+    assert set(versions.stamps) == {TEA, SOAP}
+    assert set(versions.holes) == {TEA, item_key("never")}
+
+
+async def test_what_nobody_can_read_over_the_offers_of_an_item_leaves_a_hole(topics: TopicsInMemory) -> None:
+    topics.write(point("tea", 1), point("soap", 2))
+    offers = offer_record_of("tea", OfferState("tea", 3, price=5.0, price_ms=9), 0, 1)
+    topics.send(offers)
+    for item in (b"tea", b"soap"):
+        topics.send(Outgoing(offers.key.removesuffix(b"tea") + item, b"{"))
+    versions, _ = await topics.read()
+    assert (versions.offers.holes, versions.holes) == ({"tea"}, {})
 
 
 async def test_a_catalog_that_is_shorter_than_what_is_known_of_it_stops_the_worker() -> None:
@@ -359,7 +375,7 @@ def test_a_partition_that_was_taken_away_may_not_be_written() -> None:
 async def test_a_catalog_that_lost_its_end_is_read_again_though_it_may_have_grown_since(
     monkeypatch: pytest.MonkeyPatch, position: int | None, catalog_end: int
 ) -> None:
-    """Changes from offset 6 on are others than those that were read; claims come by the second."""
+    """Changes from offset 6 on are others than those that were read; claims come by the second. What these said stays."""
 
     async def told(_: object, epochs: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
         assert set(epochs.values()) == {4}
@@ -373,5 +389,23 @@ async def test_a_catalog_that_lost_its_end_is_read_again_though_it_may_have_grow
     if position is not None:
         topics.claim(1, position, "aa")
     versions, _ = await topics.read()
-    assert (set(versions.stamps), set(versions.holes), versions.is_claimed) == ({TEA}, {SOAP}, False)
-    assert versions.position == -1
+    assert (set(versions.stamps), versions.holes, versions.is_claimed) == ({TEA, SOAP}, {}, False)
+    assert (versions.position, versions.cut) == (-1, Cut(6, 4))
+    # A change of either item is newer, whatever offset it has now; one that survived is not.
+    assert [versions.placed(offset) for offset in (2, 5, 6, 7)] == [2, 5, 10, 11]
+
+
+async def test_where_a_catalog_was_cut_is_known_from_then_on() -> None:
+    """By the claims, through further cuts; and what nobody can have written is still told from it."""
+    topics = TopicsInMemory(catalog_end=8)
+    topics.write(point("tea", 11), point("soap", 12))
+    topics.send(claim_of_owner(2, 7, BUNDLE, cut=(6, 4)))
+    topics.claim(2, 7)  # of a version that does not know of cuts
+    versions, _ = await topics.read()
+    assert (set(versions.stamps), set(versions.holes), versions.cut) == ({TEA}, {SOAP}, Cut(6, 4))
+    versions.cut_at(6, 10)
+    assert versions.cut == Cut(6, 4), "it is the same one"
+    versions.cut_at(4, 8)
+    assert [versions.placed(offset) for offset in (3, 4, 7)] == [3, 12, 15]
+    versions.cut_at(3, 2**62)
+    assert versions.placed(2**62) < 2**63

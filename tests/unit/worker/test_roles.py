@@ -238,7 +238,10 @@ async def test_a_bad_trend_is_passed_over_and_a_stale_one_has_ours_published_aga
     await role._put_trends([record(Trend(1, NOW_MS, HALF_LIFE_S, [("soap", 4.0)], epoch=2))])
     assert not role._clicks.counts[1].changed
     zero = record(Trend(1, NOW_MS, 0.0, [("soap", 4.0)], epoch=3))
-    await role._put_trends([zero, record(Trend(1, NOW_MS, HALF_LIFE_S, [("stale", 9.0)], epoch=1))])
+    await role._put_trends([zero])
+    assert role._clicks.counts[1].changed, "compaction would keep the bad one instead of ours"
+    role._clicks.counts[1].changed = False
+    await role._put_trends([record(Trend(1, NOW_MS, HALF_LIFE_S, [("stale", 9.0)], epoch=1))])
     assert [item.item_id for item in role._trends.popular()] == ["soap"]
     assert role._clicks.counts[1].changed
     skipped = given.metrics.skipped_records_total
