@@ -216,6 +216,14 @@ class Metrics:
             "They take most of its memory: add workers, or set HEADWATER_USER_TTL_DAYS.",
         ),
     ]
+    newer_format_users: Annotated[
+        Gauge,
+        About(
+            "Users whose state a newer version wrote. Their clicks become dead letters, and their records stay as they are.",
+            "Above 0 after a rollback: run the version that wrote them in all workers, then redrive the dead letters of "
+            "the reason `newer_format`.",
+        ),
+    ]
     erasures_open: Annotated[
         Gauge,
         About(

@@ -8,11 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 from aiokafka.codec import lz4_encode, snappy_encode, zstd_encode
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from headwater.kafka.headers import CORRELATION_HEADERS, REPLY_TO_HEADERS
-from headwater.messages import ACTIONS
+from headwater.index import Point
+from headwater.index.vectors_topic import claim_of_owner, offer_record_of, record_of
+from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
+from headwater.kafka.headers import CORRELATION_HEADERS, REPLY_TO_HEADERS, Claim, claim_header
+from headwater.messages import ACTIONS, MAX_AT_MS, OfferState, Trend, encode
+from headwater.profiles.columns import Columns
+from headwater.profiles.state_records import NEWEST_FORMAT, WriterStamp, pack
 from tests.support.fetching import signed
 
 _PACKED: Final[dict[int, Callable[[bytes], bytes]]] = {
@@ -215,6 +221,61 @@ class Fuzz:
             message["at_ms"] = self.at_ms()
         return self._odd(message, item, keep=())
 
+    def state(self) -> RawRecord:
+        """As workers write it to the profiles topic, with some bytes changed, its format for instance."""
+        columns = Columns(4, 2)
+        row = columns.add(user := self._user().encode())
+        columns.n[row], columns.at_ms[row], columns.offset[row] = 2, int(time.time() * 1000), self._number()
+        epoch = self.random.choice((0, 1, 3, MAX_EPOCH))
+        (value,) = pack(columns, np.array([row]), WriterStamp(1, epoch, self._seed))
+        torn = bytearray(value)
+        torn[0] = self.random.choice((1, 1, 1, NEWEST_FORMAT + 1, 31, 200))
+        for _ in range(self.random.choice((0, 0, 1, 3))):
+            torn[self.random.randrange(len(torn))] = self.random.randrange(256)
+        claims = [
+            claim_header(Claim(epoch, applied=self._number(), topic_id=self.random.choice((None, "x"))))
+        ]
+        key = self.random.choice((user, user, user, user, CLAIM_KEY))
+        return RawRecord(key, bytes(torn), [(name.encode(), raw) for name, raw in claims])
+
+    def vector(self) -> RawRecord:
+        """As owners of catalog partitions write it: of an item, of its offers, or a claim, with odd numbers in it."""
+        item, epoch = (
+            f"i-{self._seed}-{self.random.randrange(1, 50)}",
+            self.random.choice((0, 1, 5, MAX_EPOCH)),
+        )
+        vector = self.random.choice(
+            (None, np.full(self.random.choice((0, 1, 256)), self.random.choice((1, np.nan))))
+        )
+        version = self.random.choice((None, -1, 5, 2**63 - 1))
+        payload = {"item_id": item, "price": self.random.choice((5.0, 1e308)), "tags": ["\x00"]}
+        float32 = None if vector is None else vector.astype(np.float32)
+        point = Point(0, item, float32, payload, version, 0, self._number())
+        offers = OfferState(item, self._number(), price=5.0, price_ms=MAX_AT_MS)
+        topic_id = self.random.choice((None, "x"))
+        sent = self.random.choice(
+            (
+                record_of(point, self.random.choice(("", "other")), 0, epoch),
+                offer_record_of(item, self.random.choice((None, offers)), 0, epoch),
+                claim_of_owner(epoch, self._number(), "other", topic_id),
+            )
+        )
+        value = self._torn(sent.value) if sent.value and self.random.random() < 0.2 else sent.value
+        headers = [(name.encode(), raw) for name, raw in sent.headers]
+        return RawRecord(sent.key, value, headers if self.random.random() < 0.8 else self._headers())
+
+    def trend(self) -> RawRecord:
+        """As owners of clicks partitions write it, with odd numbers in it."""
+        counts = [(self.random.choice(self._items), self.random.choice((0.0, 5.0, -1.0, 1e300)))]
+        half_life_s = self.random.choice((604_800.0, 0.0, 1e300))
+        trend = Trend(
+            0, int(time.time() * 1000), half_life_s, counts, epoch=self._number(), written_ms=self._number()
+        )
+        return RawRecord(b"0", encode(trend))
+
+    def _number(self) -> int:
+        return self.random.choice((0, 3, 50, 2**40, 2**62))
+
     def anything(self) -> RawRecord:
         """Of no form, for topics that only workers write."""
         make = self.random.choice((self.click, self.request, self.change, self.offer, self._noise))
@@ -250,6 +311,13 @@ class Fuzz:
             record.value = json.dumps(message).encode()
             if pick() < 0.05:
                 record.value = self._torn(record.value)
+            elif pick() < 0.02:  # about as deep as can be read
+                depth, name = (
+                    self.random.randrange(800, 1_000),
+                    self.random.choice(list(message) or ["unknown"]),
+                )
+                nested = b"[" * depth + b"]" * depth
+                record.value = record.value[:-1] + b', "%s": %s}' % (name.encode(), nested)
             elif pick() < 0.02:
                 record.value = self.random.choice(
                     (b"", b"{}", b"[", b"[" * 5_000, b'"x"', b"null", self._bytes(200))

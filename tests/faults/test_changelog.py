@@ -1,6 +1,7 @@
-"""What a worker must not read as if nothing had happened: it ends, says where it stands and what to do, writes nothing."""
+"""What a worker must not read as if nothing had happened: it says where it stands and what to do, and overwrites nothing."""
 
 import asyncio
+import json
 from collections.abc import Callable
 
 import pytest
@@ -28,33 +29,33 @@ async def stopped_after_clicks(system: System, outside: Outside) -> Story:
     return story
 
 
-async def test_a_state_of_a_newer_format_ends_the_worker_and_stays_as_it_is(
+async def test_a_state_of_a_newer_format_ends_no_worker_and_stays_as_it_is(
     new_system: Callable[..., System],
 ) -> None:
+    """After a rollback, or of anybody who may publish: its user alone is not served, and everybody says so."""
     system = new_system()
-    worker = system.worker
     async with system.stocked() as outside:
-        story = await stopped_after_clicks(system, outside)
-        profiles = outside.topics.profiles
+        await stopped_after_clicks(system, outside)
+        profiles, clicks = outside.topics.profiles, outside.topics.clicks
         held = {
             record.key: record for record in await outside.records_of(profiles) if record.key != CLAIM_KEY
         }
         key, old = next(iter(held.items()))
-        newer = bytes([NEWEST_FORMAT + 1]) + old.value[1:]
-        place = await outside.send(profiles, newer, key=key, partition=old.partition)
-        await publish(outside, story.tell(100))
-        worker.launch()
-        assert await asyncio.to_thread(worker.exit_code, PATIENCE_S) == 1
-        said = worker.last_words()
-        assert f"{profiles}-{place.partition}, offsets" in said
-        assert f"got format {NEWEST_FORMAT + 1}" in said
-        assert "run the version that wrote it, or a newer one" in said
-        after = {
-            record.key: record.value
-            for record in await outside.records_of(profiles)
-            if record.key != CLAIM_KEY
-        }
-        assert after == {name: record.value for name, record in held.items()} | {key: newer}
+        user, newer = key.decode(), bytes([NEWEST_FORMAT + 1]) + old.value[1:]
+        await outside.send(profiles, newer, key=key, partition=old.partition)
+        await asyncio.to_thread(system.worker.start)
+        message = json.dumps(outside.click_message(user, "coffee-1")).encode()
+        place = await outside.send(clicks, message, key=key, partition=old.partition)
+        told, letter = await outside.dead_letter(clicks, place)
+        assert (told["reason"], letter.value is not None) == ("newer_format", True)
+        after = {"partition": place.partition, "offset": place.offset}
+        answer = await outside.ask(user, after=after)
+        assert (answer["status"], answer["rung"]) == ("degraded", "newer-format")
+        await applied(outside)
+        assert system.worker.metric("headwater_newer_format_users") == 1
+        latest = {record.key: record.value for record in await outside.records_of(profiles)}
+        assert latest[key] == newer
+        assert await asyncio.to_thread(system.worker.stop) == 0
 
 
 @pytest.mark.parametrize("name", ["clicks", "catalog"])

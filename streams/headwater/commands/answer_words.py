@@ -26,6 +26,7 @@ FOUND_BY: Final[Mapping[str, str]] = {
 # What a degraded answer lacks, by its rung.
 LACKS: Final[Mapping[str, str]] = {
     "gap": "the demanded click was deleted from the log before a worker read it, so it never counts",
+    "newer-format": "a newer version wrote the user's state, so nothing that the user did counts, hides neither",
     "restoring": "the user's partition is being read, so no click counts yet",
     "other-bundle": "the catalog is encoded by another bundle, so what changes in it is not found",
     "stored": "some vectors of clicked items could not be fetched, so these clicks do not count yet",

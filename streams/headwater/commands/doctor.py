@@ -17,6 +17,7 @@ from headwater.index.open import look_at
 from headwater.kafka import rights, topics
 from headwater.kafka.broker_clock import TOLERATED_SKEW_S
 from headwater.kafka.rights import Role
+from headwater.profiles.sealed import SEALED_REMEDY
 from headwater.settings import Settings
 
 
@@ -115,6 +116,12 @@ async def _of_worker(system: System) -> AsyncIterator[Finding]:
             f"{place}: offsets {first} to {last} were deleted before a worker read them, within the last week; raise the "
             "topic's retention.ms, or look why the workers were behind for so long",
         )
+    if users := state.get("newer_format_users"):
+        seen = (
+            f"a newer version wrote the states of {users} users of the worker at http://{web}, which are not served: "
+            f"{SEALED_REMEDY}"
+        )
+        yield Finding("states", False, seen)
     reason = state.get("reason") or ("" if state.get("ready", True) else "it is not ready yet; see its log")
     yield Finding("worker", ok, f"http://{web}: {known}{f'; {reason}' if reason else ''}")
 

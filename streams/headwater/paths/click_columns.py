@@ -13,7 +13,7 @@ import numpy as np
 from aiokafka import ConsumerRecord
 from msgspec import Struct
 
-from headwater.encoder.features import ACTION_CODES, event_keys, item_keys
+from headwater.encoder.features import ACTION_CODES, event_key, event_keys, item_keys
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.forwarding import Stray, redirect
 from headwater.kafka.headers import Origin, origin_of
@@ -21,6 +21,8 @@ from headwater.kafka.partitioner import partitions_of
 from headwater.messages import (
     MAX_AHEAD_MS,
     MAX_ID_BYTES,
+    MAX_MESSAGE_BYTES,
+    PROBE_PREFIX,
     TOLERATED_AHEAD_MS,
     ActionName,
     AtMs,
@@ -31,11 +33,14 @@ from headwater.messages import (
 from headwater.profiles.apply_clicks import Clicks
 from headwater.profiles.columns import I64
 from headwater.profiles.partition import Partition
+from headwater.profiles.sealed import NEWER_FORMAT
 
 # Parsing this many records takes about a millisecond. In between, the event loop gets a turn, so requests do not wait.
 _SLICE: Final = 400
 # A bad click costs this many records a second look.
 _CHUNK: Final = 64
+_PROBE: Final = PROBE_PREFIX.encode()
+_SEALED: Final = "the user's state is of a newer format than this version reads: the click is not applied"
 
 
 class ClickRecord(Protocol):
@@ -110,7 +115,10 @@ def parse(records: Sequence[RecordT], now_ms: int) -> tuple[ParsedClicks[RecordT
 def _add_plain(good: ParsedClicks[RecordT], records: Sequence[RecordT], now_ms: int) -> bool:
     """Append all of ``records``, or none if any needs a closer look."""
     try:
-        clicks = [_decode_plain(record.value) for record in records]  # type: ignore[arg-type]
+        values = [record.value for record in records]
+        if max(map(len, values)) > MAX_MESSAGE_BYTES:  # type: ignore[arg-type]
+            return False
+        clicks = [_decode_plain(value) for value in values]  # type: ignore[arg-type]
         users = [click.user_id.encode() for click in clicks]
         event_ids = [click.event_id.encode() for click in clicks]
         item_ids = [click.item_id.encode() for click in clicks]
@@ -193,6 +201,7 @@ class Decoded(NamedTuple):
     good: ClickBatch
     bad: list[DeadLetter]
     strays: list[Stray]  # clicks of users of other partitions
+    sealed: list[tuple[bytes, int]]  # users and event keys of clicks that cannot be applied, see `sealed.py`
 
 
 async def decode(
@@ -217,11 +226,18 @@ async def decode(
     rows = np.fromiter(map(known.get, parsed.users, repeat(-1)), dtype=np.int64, count=len(parsed.users))
     unknown = np.flatnonzero(rows < 0).tolist()
     strays: list[Stray] = []
+    sealed: list[tuple[bytes, int]] = []
     is_ours = np.ones(len(rows), dtype=np.bool_)
     homes = partitions_of([parsed.users[place] for place in unknown], partitions)
     for place, home in zip(unknown, homes, strict=True):
         if home == partition.number:
-            rows[place] = partition.row_of(parsed.users[place])
+            if not _is_sealed(parsed, place, partition):
+                rows[place] = partition.row_of(parsed.users[place])
+                continue
+            is_ours[place] = False
+            sealed.append((parsed.users[place], event_key(parsed.event_ids[place].decode())))
+            if parsed.actions[place] != "impression":  # which changes nothing
+                letters.append(DeadLetter(parsed.records[place], NEWER_FORMAT, _SEALED))
             continue
         is_ours[place] = False
         match redirect(parsed.records[place], parsed.users[place], home):
@@ -231,7 +247,21 @@ async def decode(
                 strays.append(stray)
     if not is_ours.all():
         rows, parsed = rows[is_ours], parsed.take(np.flatnonzero(is_ours).tolist())
-    return Decoded(_batch(rows, parsed, now_ms), letters, strays)
+    return Decoded(_batch(rows, parsed, now_ms), letters, strays, sealed)
+
+
+def _is_sealed(parsed: ParsedClicks[ConsumerRecord], place: int, partition: Partition) -> bool:
+    """Whether a click cannot be applied, since its user is sealed. A forget that is new ends that.
+
+    The state of a freshness probe is of no worth, so it begins anew.
+    """
+    user = parsed.users[place]
+    if user not in partition.sealed:
+        return False
+    if user.startswith(_PROBE):
+        del partition.sealed[user]
+        return False
+    return parsed.actions[place] != "forget" or not partition.unseal(user, parsed.records[place].offset)
 
 
 def _batch(rows: I64, parsed: ParsedClicks[ConsumerRecord], now_ms: int) -> ClickBatch:

@@ -106,7 +106,7 @@ class ClickPath:
                 await slot.take()
                 partition.require(batch.generation)
                 started = time.perf_counter()
-                good, letters, strays = await decode(
+                good, letters, strays, sealed = await decode(
                     batch.records, partition, self._profiles.partition_count, self._now_ms()
                 )
                 self._stage["decode"].observe(time.perf_counter() - started)
@@ -121,7 +121,8 @@ class ClickPath:
             partition.changelog_done = done
         applied_s = time.perf_counter()
         try:
-            partition.mark_applied(batch.last_offset, good.clicks.event)
+            partition.remember_unlogged_of(sealed)
+            partition.mark_applied(batch.last_offset, None if sealed else good.clicks.event)
             # The next batch is applied while this one is on its way to the changelog: two of a partition at most.
             if not before.done():
                 await asyncio.wait({before})

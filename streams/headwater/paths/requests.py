@@ -59,6 +59,8 @@ log = structlog.get_logger(__name__)
 _ANSWER_MS: Final = 20.0
 # The share of the time left that fetching missing vectors may take, so that recall has its own.
 _FETCH_SHARE: Final = 0.3
+# Of a user whose state this version cannot read.
+NEWER_FORMAT_RUNG: Final = "newer-format"
 # How many costly parts are worked on at a time: one on the loop, one in the encoder's thread or on its way to the broker.
 _COSTLY_AT_ONCE: Final = 2
 # Requests that cost more than this are answered before the next batch is taken. The backlog waits in the broker.
@@ -289,6 +291,10 @@ class RequestPath:
         for each, user, result, least in zip(pending, users, results, needed, strict=True):
             each.timings |= {"read": read_s * 1000.0, "recall": index_s * 1000.0}
             rung = result.rung
+            if each.user in partition.sealed:
+                # What is known of the user is no reason of a source either.
+                result = result._replace(why={})
+                rung = rung or NEWER_FORMAT_RUNG
             if not (is_open and serving.is_index_ready):
                 # What is not read yet is no reason of a source.
                 result = result._replace(why={})

@@ -90,6 +90,9 @@ async def settle(
                 f"{_REMEDY}"
             )
         if partition.log_is_accepted:
+            # Of this log nothing has been applied. First, since it may fail, and is repeated then.
+            if committed is None and (gap := _before(beginnings[tp], -1)) is not None:
+                await on_lost(tp, gap)
             partition.log_is_accepted = False
             partition.start_incarnation(partition.incarnation + 1)
             logger.warning("clicks_log_accepted", partition=partition.number, topic_id=topic_id, end=end)
@@ -105,10 +108,13 @@ async def settle(
                 )
                 partition.claim = None
                 passed_over += 1
-            is_surely_ours = topic_id is not None and vouches_for(commits.get(tp), log, end)
+            is_claimed = partition.claim is not None and partition.claim.topic_id == topic_id
+            is_surely_ours = topic_id is not None and (is_claimed or vouches_for(commits.get(tp), log, end))
             _check(tp, partition, committed, -1 if is_surely_ours else applied, end, topic_id)
-            gap = _lost_before(partition, applied, beginnings[tp], end)
-            if committed is None and gap is not None:
+            if (
+                committed is None
+                and (gap := _lost_before(partition, applied, beginnings[tp], end)) is not None
+            ):
                 await on_lost(tp, gap)
             first = end if kept is None else kept
             if first <= applied:
@@ -181,15 +187,22 @@ def _foreign_id(partition: Partition, topic_id: str | None) -> str | None:
 def _applied(partition: Partition) -> int:
     """The highest offset that a user of the partition holds, -1 for none."""
     rows = np.array(list(partition.columns.rows.values()), dtype=np.int64)
-    return int(partition.columns.offset[rows].max(initial=-1))
+    of_sealed = (each.order for each in partition.sealed.values())
+    highest = max(
+        (order.offset for order in of_sealed if order.incarnation == partition.incarnation), default=-1
+    )
+    return int(partition.columns.offset[rows].max(initial=highest))
 
 
 def _lost_before(partition: Partition, applied: int, beginning: int, end: int) -> Gap | None:
     """The clicks before the beginning of the log of which nothing says that they have been applied."""
-    if partition.claim is None:
-        return None
-    claimed = partition.claim.applied
-    known = max(applied, claimed if claimed < end else -1)  # nothing beyond the end has been applied
+    claimed = -1 if partition.claim is None else partition.claim.applied
+    # Nothing beyond the end has been applied.
+    return _before(beginning, max(applied, claimed if claimed < end else -1))
+
+
+def _before(beginning: int, known: int) -> Gap | None:
+    """The clicks between the newest one that is known to have been applied and the beginning of the log."""
     return Gap(known + 1, beginning - 1) if beginning > known + 1 else None
 
 

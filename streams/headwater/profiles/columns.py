@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -23,6 +23,11 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 U8 = NDArray[np.uint8]
 F16 = NDArray[np.float16]
+
+
+# Of the partitions from which a user's clicks were forwarded, those with the newest offsets: a user's client sends to one
+# stray partition, or it is misconfigured.
+MAX_STRAYS: Final = 8
 
 
 class Log(NamedTuple):
@@ -344,6 +349,8 @@ class Columns:
         for row, partition, offset in values.origins:
             origins = self.origins.setdefault(row, {})
             origins[partition] = max(offset, origins.get(partition, -1))
+            if len(origins) > MAX_STRAYS:
+                del origins[min(origins, key=origins.__getitem__)]
         for row, kept in values.hides.items():
             if kept:
                 self.hides[row] = kept

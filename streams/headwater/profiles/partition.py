@@ -1,7 +1,7 @@
 """The users of one clicks partition: ownership, progress, and the tasks that wait for it."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from headwater.profiles.hides import DEFAULT_HIDES
 from headwater.profiles.order import Order
 from headwater.profiles.recent_events import RecentEvents
 from headwater.profiles.row_file import DiskFull
+from headwater.profiles.sealed import Sealed
 
 # The events of a minute's burst of impressions.
 _MAX_UNLOGGED: Final = 10_000
@@ -53,6 +54,7 @@ class Partition:
         gap_now: asked for the newest clicks that were gone from the log before they were read. The group forgets them
             after a week.
         changelog_next: the changelog has been read or written up to this offset, except the ``gaps``.
+        sealed: users whose newest record this version cannot read. They have no row.
         gaps: offsets from which on others wrote, which is still to be read.
         overwritten: users whose newest record is followed by a stale one of a former owner. Compaction would keep the
             stale one, so they are written again.
@@ -73,6 +75,7 @@ class Partition:
         self.number = number
         self.columns = Columns(log_length, state_size, counters=counters, folder=folder, hides=hides)
         self.erasures = Erasures()
+        self.sealed: dict[bytes, Sealed] = {}
         self.owned, self.generation = False, -1
         self.epoch = self.highest_epoch = -1
         self.incarnation = 0
@@ -135,6 +138,14 @@ class Partition:
                 raise StopWorker(str(error)) from error
         return row
 
+    def unseal(self, user: bytes, offset: int) -> bool:
+        """Forget what a newer version wrote of a user, for a forget at ``offset``. False: the record may hold that already."""
+        sealed = self.sealed[user].order
+        if sealed.incarnation == self.incarnation and offset <= sealed.offset:
+            return False
+        del self.sealed[user]
+        return True
+
     def erase(self, user: bytes, erased_ms: int) -> None:
         """Drop all that is known of a user who has a row, and all events up to ``erased_ms`` that are still to come."""
         order = self.columns.order(self.columns.rows[user])._replace(incarnation=self.incarnation)
@@ -146,6 +157,8 @@ class Partition:
         row = self.columns.rows.get(user)
         if row is not None:
             return self.columns.order(row), False
+        if user in self.sealed:
+            return self.sealed[user].order, False
         erased = self.erasures.get(user)
         return None if erased is None else (erased.order, True)
 
@@ -208,8 +221,12 @@ class Partition:
 
     def remember_unlogged(self, rows: I64, events: U64) -> None:
         """Remember the newest events (E,) that are in no log, for requests that wait for them."""
-        users = [hash(self.columns.users[row]) for row in rows.tolist()]
-        self._unlogged.update(dict.fromkeys(zip(users, events.tolist(), strict=True)))
+        users = [self.columns.users[row] for row in rows.tolist()]
+        self.remember_unlogged_of(zip(users, events.tolist(), strict=True))
+
+    def remember_unlogged_of(self, events: Iterable[tuple[bytes, int]]) -> None:
+        """The same by user and event, for users who have no row."""
+        self._unlogged.update(dict.fromkeys((hash(user), event) for user, event in events))
         for known in list(islice(self._unlogged, max(len(self._unlogged) - _MAX_UNLOGGED, 0))):
             del self._unlogged[known]
 

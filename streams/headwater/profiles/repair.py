@@ -7,7 +7,7 @@ a quiet one is audited at its end every few seconds.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -17,17 +17,18 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from headwater.errors import PartitionLost, StopWorker
+from headwater.errors import PartitionLost
 from headwater.kafka.epochs import CLAIM_KEY, IsMember, next_epoch, pass_over_higher
 from headwater.kafka.headers import Claim, claim_of
+from headwater.kafka.publish import Outgoing
 from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.skipped import SkippedRecords
+from headwater.kafka.supervision import once_broker_answers
 from headwater.metrics import Metrics
 from headwater.profiles.columns import I64
-from headwater.profiles.order import Order
 from headwater.profiles.partition import Partition
-from headwater.profiles.restore import is_user, orders_in
-from headwater.profiles.state_records import RecordError
+from headwater.profiles.restore import is_user, load, orders_in
+from headwater.profiles.sealed import again, read_back
 
 logger = structlog.get_logger(__name__)
 
@@ -36,12 +37,17 @@ _AUDIT_S: Final = 5.0
 
 # Writes rows and erased users of a partition in a generation; called under the partition's lock.
 Write = Callable[[Partition, I64, Iterable[bytes], int], Awaitable[None]]
+# Writes records of sealed users as they are, by user; called under the partition's lock.
+WriteSealed = Callable[[Partition, Mapping[bytes, Outgoing], int], Awaitable[None]]
 # Writes the claim of a partition again; takes the partition's lock.
 ClaimAgain = Callable[[Partition], Awaitable[None]]
 
 
 class Repair:
-    """Finds foreign writes on the changelog and overwrites them. ``reading`` is held while ``reader`` is used."""
+    """Finds foreign writes on the changelog and overwrites them. ``reading`` is held while ``reader`` is used.
+
+    ``bundle`` is the key of the worker's own, see `state_records.bundle_key`.
+    """
 
     def __init__(
         self,
@@ -49,12 +55,15 @@ class Repair:
         reader: AIOKafkaConsumer,
         reading: asyncio.Lock,
         write: Write,
+        write_sealed: WriteSealed,
         claim_again: ClaimAgain,
         metrics: Metrics,
         is_member: IsMember,
+        bundle: int,
     ) -> None:
-        self._topic, self._reader, self._reading = topic, reader, reading
-        self._write, self._claim_again, self._metrics = write, claim_again, metrics
+        self._topic, self._reader, self._reading, self._bundle = topic, reader, reading, bundle
+        self._write, self._write_sealed = write, write_sealed
+        self._claim_again, self._metrics = claim_again, metrics
         self._is_member, self._skipped = is_member, SkippedRecords(metrics)
 
     async def audit(self, partitions: Callable[[], Iterable[Partition]]) -> None:
@@ -105,8 +114,15 @@ class Repair:
             async for run in read_to_end(self._reader, [tp], {tp: end}):
                 foreign = [record for record in run.records if record.offset < end]
                 partition.require(generation)
-                orders = self._orders(foreign, partition)
-                users.update(record.key for record in foreign if is_user(record.key))
+                orders = orders_in(foreign)
+                # Of a sealed user nothing is known here, so another record of a higher order is believed.
+                of_sealed = [record for record in foreign if record.key in partition.sealed]
+                believed = {record.key for record in of_sealed}
+                load(partition, of_sealed, self._bundle, self._topic)
+                believed -= partition.overwritten
+                users.update(
+                    record.key for record in foreign if is_user(record.key) and record.key not in believed
+                )
                 for record, order in zip(foreign, orders, strict=True):
                     if order is not None and order.epoch > partition.epoch:
                         await pass_over_higher(
@@ -128,13 +144,6 @@ class Repair:
         if await self.write_again(partition, users, generation):
             partition.gaps.discard(start)
 
-    def _orders(self, foreign: Sequence[ConsumerRecord], partition: Partition) -> list[Order | None]:
-        """The order of each record, None for a damaged one. Raises StopWorker for one of a newer version."""
-        try:
-            return orders_in(foreign)
-        except RecordError as error:
-            raise StopWorker(f"{self._topic}-{partition.number}: {error}") from error
-
     async def write_again(self, partition: Partition, users: Iterable[bytes], generation: int) -> bool:
         """Write users whose records others overwrote. Returns whether all of them are known.
 
@@ -142,18 +151,47 @@ class Repair:
             PartitionLost: the partition is not ours any more.
             StopWorker: the broker does not take records.
         """
+        overwritten = set(users)
+        sealed = await self._sealed_again(partition, overwritten)
         async with partition.lock:
             partition.require(generation)
-            overwritten, known = set(users), partition.columns.rows
+            known = partition.columns.rows
             rows = np.array([known[user] for user in overwritten if user in known], dtype=np.int64)
-            erased = [user for user in overwritten if user not in known and user in partition.erasures]
-            written = len(rows) + len(erased)
+            erased = [
+                user
+                for user in overwritten
+                if user not in known and user not in partition.sealed and user in partition.erasures
+            ]
+            sealed = {user: record for user, record in sealed.items() if user in partition.sealed}
+            written = len(rows) + len(erased) + len(sealed)
             if written:
                 logger.warning("overwrites_repaired", partition=partition.number, users=written)
-                await self._write(partition, rows, erased, generation)
-                self._metrics.fenced_records_total.inc(len(rows))
+                if len(rows) or erased:
+                    await self._write(partition, rows, erased, generation)
+                await self._write_sealed(partition, sealed, generation)
+                self._metrics.fenced_records_total.inc(len(rows) + len(sealed))
             partition.overwritten -= overwritten
         return written == len(overwritten)
+
+    async def _sealed_again(self, partition: Partition, users: Iterable[bytes]) -> dict[bytes, Outgoing]:
+        """The records of those of the users who are sealed. What compaction has taken is told, and lost."""
+        sealed = {user: partition.sealed[user] for user in users if user in partition.sealed}
+        if not sealed:
+            return {}
+        async with self._reading:
+            found = await once_broker_answers(
+                self._topic,
+                lambda: read_back(self._reader, TopicPartition(self._topic, partition.number), sealed),
+            )
+        for user in sealed.keys() - found.keys():
+            logger.error(
+                "newer_record_lost",
+                topic=self._topic,
+                partition=partition.number,
+                offset=sealed[user].offset,
+                reason="a stale record overwrote it, and compaction has taken it",
+            )
+        return {user: again(record) for user, record in found.items()}
 
 
 def _is_ours(record: ConsumerRecord, partition: Partition) -> bool:

@@ -5,6 +5,8 @@ stands, and users whose newest record is followed by an older one are noted as o
 
 A record that is damaged is skipped and reported. Its user keeps what an earlier record says, and is written again. A
 user who has no other record is unknown from then on: the clicks that made the state have been committed, and may be gone.
+
+A record of a newer format has its place in the order. Where it is the newest one, its user is sealed (`sealed.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,6 @@ import numpy as np
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from headwater.errors import StopWorker
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
 from headwater.kafka.headers import AppliedOffset, BadHeader, Claim, Erasure, applied_of, claim_of, erasure_of
 from headwater.kafka.read_to_end import read_to_end
@@ -25,7 +26,8 @@ from headwater.profiles.clicks_log import ACCEPT_KEY, OnLost, settle
 from headwater.profiles.erasures import Erased
 from headwater.profiles.order import MAX_INCARNATION, UNTOLD, Order, supersedes
 from headwater.profiles.partition import Partition
-from headwater.profiles.state_records import RecordError, orders_of, past, unpack
+from headwater.profiles.sealed import Sealed
+from headwater.profiles.state_records import is_of_newer_format, orders_of, past, unpack
 
 logger = structlog.get_logger(__name__)
 
@@ -78,15 +80,21 @@ def load(partition: Partition, records: Sequence[ConsumerRecord], bundle: int, t
     """Apply changelog records in offset order; returns how many of them are damaged.
 
     Raises:
-        StopWorker: a record is of a newer version, or there is no room for a new user on the disk.
+        StopWorker: there is no room for a new user on the disk.
     """
     winners, damaged = _newest(partition, records, topic)
-    kept = [(user, record) for user, (_, record) in winners.items() if record.value is not None]
+    kept: list[tuple[bytes, ConsumerRecord]] = []
     for user, (order, record) in winners.items():
-        if record.value is not None:
+        partition.sealed.pop(user, None)
+        is_sealed = record.value is not None and is_of_newer_format(record.value)
+        if record.value is not None and not is_sealed:
+            kept.append((user, record))
             continue
         if user in partition.columns.rows:
             partition.columns.remove(user)
+        if is_sealed:
+            partition.sealed[user] = Sealed(order, record.offset)
+            continue
         erasure = erasure_of(record.headers)
         if isinstance(erasure, Erasure):
             (erased_ms,) = past(np.array([erasure.erased_ms]), np.array([record.timestamp])).tolist()
@@ -109,12 +117,7 @@ Winners = dict[bytes, tuple[Order, ConsumerRecord]]
 
 def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str) -> tuple[Winners, int]:
     """The newest record of each user, and how many are damaged. Users with another record after it are overwritten."""
-    try:
-        orders = orders_in(records)
-    except RecordError as error:
-        raise StopWorker(
-            f"{topic}-{partition.number}, offsets {records[0].offset} to {records[-1].offset}: {error}"
-        ) from error
+    orders = orders_in(records)
     sound = [order for order in orders if order is not None]
     incarnations, _, epochs = zip(*sound, strict=True) if sound else ((), (), ())
     partition.highest_epoch = max((partition.highest_epoch, *epochs))
@@ -166,11 +169,7 @@ def _is_of_another_log(claim: Claim, partition: Partition) -> bool:
 
 
 def orders_in(records: Sequence[ConsumerRecord]) -> list[Order | None]:
-    """The place of each changelog record among those of its key; None for one that is damaged, or not ours.
-
-    Raises:
-        RecordError: a record is of a newer version.
-    """
+    """The place of each changelog record among those of its key; None for one that is damaged, or not ours."""
     states = iter(orders_of([r.value for r in records if r.value is not None and r.key != CLAIM_KEY]))
     orders: list[Order | None] = []
     for record in records:

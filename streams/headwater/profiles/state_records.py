@@ -7,6 +7,8 @@ The log and the parts before it have fixed places, so numpy packs and unpacks wh
 of a click that was forwarded to the user's partition: (partition, offset). A record with kept hides is of format 3, any
 other one with counters of format 2, and one without either of format 1. Versions without epochs wrote the generation of the
 group in the epoch's place, and incarnation 0.
+
+All formats have one header. So the order of a record of a newer format is known, and nothing else of it.
 """
 
 from collections.abc import Sequence
@@ -63,14 +65,13 @@ _ENTRY: Final = np.dtype(
 assert _ENTRY.itemsize == ENTRY_BYTES
 _STRAY: Final = np.dtype([("partition", "<i4"), ("offset", "<i8")])
 _COUNTER: Final = np.dtype([("item", "<u8"), ("level", "<u2")])
-MAX_STRAYS: Final = 8
-# A first byte above the known formats and up to this one is that of a newer version, if the rest may be such a header: all
-# formats have the same. Anything else is damage, which must not stop a worker.
+# A first byte above the known formats and up to this one is that of a newer version, if the rest may be such a header.
+# Anything else is damage.
 _LAST_FORMAT: Final = 31
 
 
 class RecordError(HeadwaterError):
-    """A record that this version cannot read. The worker must stop rather than overwrite it."""
+    """A record that this version cannot read."""
 
 
 class WriterStamp(NamedTuple):
@@ -99,17 +100,19 @@ def record_size(log_entries: int, state_size: int, counters: int = 0, hides: int
 
 
 def orders_of(records: Sequence[bytes]) -> list[Order | None]:
-    """The order of each record; None for one that is damaged.
-
-    Raises:
-        RecordError: a record is of a newer format.
-    """
+    """The order of each record, also of those of a newer format; None for one that is damaged."""
     if not records:
         return []
-    header, _, is_sound = _parsed(records)
+    header, _, is_sound, is_newer = _parsed(records)
     columns = (header[name].tolist() for name in ("incarnation", "offset", "epoch"))
     orders = map(Order._make, zip(*columns, strict=True))
-    return [order if sound else None for order, sound in zip(orders, is_sound.tolist(), strict=True)]
+    is_ordered = (is_sound | is_newer).tolist()
+    return [order if ordered else None for order, ordered in zip(orders, is_ordered, strict=True)]
+
+
+def is_of_newer_format(record: bytes) -> bool:
+    """Whether a record that has an order, see `orders_of`, is of a format that this version does not know."""
+    return record[0] > NEWEST_FORMAT
 
 
 def empty_record(epoch: int, bundle: int) -> bytes:
@@ -212,9 +215,7 @@ def _strays(columns: Columns, row: int) -> bytes:
     strays = columns.origins.get(row)
     if not strays:
         return b""
-    # Only the newest origins are kept: a user's client sends to one stray partition, or it is misconfigured.
-    newest = sorted(strays.items(), key=lambda pair: -pair[1])[:MAX_STRAYS]
-    return np.array(newest, dtype=_STRAY).tobytes()
+    return np.array(list(strays.items()), dtype=_STRAY).tobytes()
 
 
 def unpack(
@@ -229,9 +230,15 @@ def unpack(
     """
     if not len(records):
         return
-    header, places, is_sound = _parsed(records)
+    header, places, is_sound, is_newer = _parsed(records)
     if not is_sound.all():
-        wrong = records[int(np.flatnonzero(~is_sound)[0])]
+        place = int(np.flatnonzero(~is_sound)[0])
+        wrong = records[place]
+        if is_newer[place]:
+            raise RecordError(
+                f"state record: got format {wrong[0]} with {len(wrong)} bytes, expected format {FORMAT} to "
+                f"{NEWEST_FORMAT}; run the version that wrote it, or a newer one"
+            )
         raise RecordError(
             f"state record: got {len(wrong)} bytes that no version writes; the record is damaged"
         )
@@ -312,12 +319,16 @@ class _Places(NamedTuple):
     hides: I64
 
 
-def _parsed(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places, NDArray[np.bool_]]:
-    """The headers of R records (R,), where the other parts begin, and which records are whole (R,).
+class _Parsed(NamedTuple):
+    """R records, as far as their headers tell."""
 
-    Raises:
-        RecordError: a record is of a newer format.
-    """
+    header: NDArray[Any]  # (R,)
+    places: _Places
+    is_sound: NDArray[np.bool_]  # (R,) whole, and of a format that this version reads
+    is_newer: NDArray[np.bool_]  # (R,) of a newer format
+
+
+def _parsed(records: Sequence[bytes]) -> _Parsed:
     size = _HEADER.itemsize
     header = np.frombuffer(b"".join(record[:size].ljust(size, b"\0") for record in records), dtype=_HEADER)
     log = size + 2 * header["state_size"].astype(np.int64)
@@ -329,16 +340,12 @@ def _parsed(records: Sequence[bytes]) -> tuple[NDArray[Any], _Places, NDArray[np
     lengths = np.fromiter(map(len, records), dtype=np.int64, count=len(records))
     form, is_placed = header["format"], header["offset"] >= -1
     is_newer = (form > NEWEST_FORMAT) & (form <= _LAST_FORMAT) & (whole <= lengths) & is_placed
-    if is_newer.any() and (is_newer := is_newer & _may_be_written(header)).any():
-        newer = records[int(is_newer.argmax())]
-        raise RecordError(
-            f"state record: got format {newer[0]} with {len(newer)} bytes, expected format {FORMAT} to "
-            f"{NEWEST_FORMAT}; run the version that wrote it, or a newer one"
-        )
+    if is_newer.any():
+        is_newer &= _may_be_written(header)
     is_sound = (
         np.isin(form, (FORMAT, FORMAT_WITH_COUNTERS, FORMAT_WITH_HIDES)) & (whole == lengths) & is_placed
     )
-    return header, _Places(log, origins, event_id, counters, hides), is_sound
+    return _Parsed(header, _Places(log, origins, event_id, counters, hides), is_sound, is_newer)
 
 
 def _may_be_written(header: NDArray[Any]) -> NDArray[np.bool_]:

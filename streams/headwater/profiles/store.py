@@ -8,7 +8,7 @@ dropped. Writes are awaited.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -22,7 +22,7 @@ from headwater.kafka.epochs import IsMember, claim_record, next_epoch
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.headers import Claim
-from headwater.kafka.publish import Outgoing, Sent, send_all
+from headwater.kafka.publish import Outgoing, Sent, Written, send_all
 from headwater.kafka.supervision import Background, once_broker_answers
 from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics, tombstone_ms
@@ -33,6 +33,7 @@ from headwater.profiles.partition import Partition, finished
 from headwater.profiles.repair import Repair
 from headwater.profiles.restore import Restored, restore
 from headwater.profiles.row_file import DiskFull, RowFile
+from headwater.profiles.sealed import SEALED_REMEDY
 from headwater.profiles.state_records import WriterStamp, bundle_key, empty_record, pack
 from headwater.settings import Settings
 
@@ -105,9 +106,11 @@ class Profiles:
             self._reader,
             self._reading,
             self._write,
+            self._write_sealed,
             self._claim_again,
             metrics,
             is_member,
+            self.bundle,
         )
 
     async def start(self) -> None:
@@ -183,6 +186,7 @@ class Profiles:
                 users += len(partition.columns)
                 partition.gate.open()
                 partition.mark_applied(partition.watermark)
+                _tell_of_sealed(partition, self._topics.profiles)
                 if partition.overwritten:
                     again = set(partition.overwritten)
                     self._background.start(self._repair.write_again(partition, again, generation))
@@ -257,18 +261,37 @@ class Profiles:
             PartitionLost: the partition is not ours any more.
             StopWorker: the broker did not take the records.
         """
-        written = await sent.acknowledged()
+        self._mark_seen(partition, await sent.acknowledged(), generation)
+        self._metrics.changelog_records_total.inc(len(sent))
+
+    def _mark_seen(self, partition: Partition, written: Sequence[Written], generation: int) -> None:
         partition.require(generation)
         for start, stop in written:
             gap = partition.mark_seen(start, stop)
             if gap is not None:
                 self._background.start(self._repair.fill(partition, gap, start, generation))
-        self._metrics.changelog_records_total.inc(len(sent))
 
     async def _write(self, partition: Partition, rows: I64, erased: Iterable[bytes], generation: int) -> None:
         """Send and settle after all batches that are on their way. Call it under the partition's lock."""
         await asyncio.wait({partition.changelog_done})
         await self.settle(partition, await self.send(partition, rows, erased, generation), generation)
+
+    async def _write_sealed(
+        self, partition: Partition, records: Mapping[bytes, Outgoing], generation: int
+    ) -> None:
+        """Write records of sealed users as they are. Call it under the partition's lock."""
+        await asyncio.wait({partition.changelog_done})
+        for user, record in records.items():
+            partition.require(generation)
+            sent = await send_all(self._producer, self._topics.profiles, partition.number, [record])
+            written = await sent.settled()
+            self._mark_seen(partition, written, generation)
+            if sent.refused:
+                logger.error(
+                    "newer_record_not_written", partition=partition.number, error=sent.refused[0].message
+                )
+            for start, _ in written:
+                partition.sealed[user] = partition.sealed[user]._replace(offset=start)
 
     async def close_segment(self, number: int) -> None:
         """Claim a partition once more. Kafka closes an old segment of the log when more is written.
@@ -315,6 +338,19 @@ class Profiles:
                     if gone:
                         with contextlib.suppress(PartitionLost):
                             await self._write(partition, _NO_ROWS, gone, generation)
+
+
+def _tell_of_sealed(partition: Partition, topic: str) -> None:
+    if partition.sealed:
+        logger.error(
+            "users_of_a_newer_format",
+            topic=topic,
+            partition=partition.number,
+            users=len(partition.sealed),
+            offset=min(each.offset for each in partition.sealed.values()),
+            effect="their clicks become dead letters, their answers are degraded, and their records stay as they are",
+            remedy=SEALED_REMEDY,
+        )
 
 
 def _expired(partition: Partition, before_ms: float) -> dict[bytes, int]:

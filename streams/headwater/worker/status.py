@@ -89,6 +89,7 @@ class Status:
             "partitions": {each.number: each.watermark for each in partitions},
             "opening": [each.number for each in partitions if each.owned and not each.gate.is_open],
             "users": sum(self._users_of(each) for each in partitions),
+            "newer_format_users": sum(len(each.sealed) for each in partitions if each.owned),
             "items": len(self.interests.vectors) if self.interests is not None else None,
             "graph": self.index.health().graph if self.index is not None else None,
             "lost": {_place(tp): list(gap) for group in self.groups for tp, gap in _gaps(group)},
@@ -266,6 +267,7 @@ class Status:
                 partitions = list(self.interests.profiles.partitions.values())
                 metrics.store_users.set(sum(map(self._users_of, partitions)))
                 metrics.pending_clicks.set(sum(map(self._pending_of, partitions)))
+                metrics.newer_format_users.set(sum(len(each.sealed) for each in partitions if each.owned))
             if self.catalog is not None:
                 metrics.index_away_seconds.set(self.catalog.path.index_away_s)
                 metrics.offers_waiting.set(self.catalog.path.offers_without_item)

@@ -48,7 +48,7 @@ def told(response: Response, **fields: Any) -> str:
 def test_every_action_source_and_rung_has_its_words() -> None:
     assert set(DID) == set(SESSION_ACTIONS)
     assert set(FOUND_BY) == set(get_args(SourceName))
-    of_no_source = {"gap", "other-bundle", "restoring", "stored", "unscored"}
+    of_no_source = {"gap", "newer-format", "other-bundle", "restoring", "stored", "unscored"}
     assert {source.rung for source in REGISTRY} | of_no_source == set(LACKS)
     assert set(WHY) == set(get_args(Why))
 

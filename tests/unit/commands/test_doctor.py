@@ -81,6 +81,15 @@ async def test_a_worker_whose_clock_is_off_is_found(
     )
 
 
+async def test_users_whose_state_a_newer_version_wrote_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    health = msgspec.json.encode({"ok": True, "ready": True, "newer_format_users": 3})
+    monkeypatch.setattr(doctor, "http_get", lambda *_: (200, health))
+    found = [each async for each in doctor._of_worker(System(NOWHERE.settings, "127.0.0.1:8080"))]
+    (seen,) = [each.seen for each in found if not each.ok]
+    assert "the states of 3 users" in seen
+    assert "headwater dlq redrive --reason newer_format" in seen
+
+
 @pytest.mark.parametrize(
     ("catalog", "interests", "ok"),
     [

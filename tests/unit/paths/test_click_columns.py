@@ -133,7 +133,7 @@ async def test_a_batch_is_sorted_into_good_bad_and_strays(worker: InterestsWorke
         ),
         worker.click("ann", "soap", partition=HOME, event_id="e2"),
     ]
-    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS, now_ms())
+    good, bad, strays, _ = await decode(records, worker.partition(HOME), PARTITIONS, now_ms())
     assert good.records == [records[0], records[4]]
     assert good.clicks.offset.tolist() == [records[0].offset, records[4].offset]
     assert good.clicks.row.tolist() == [worker.partition(HOME).columns.rows[b"ann"]] * 2
@@ -154,7 +154,7 @@ async def test_a_batch_is_sorted_into_good_bad_and_strays(worker: InterestsWorke
 async def test_a_batch_of_several_slices_is_decoded_in_order(worker: InterestsWorker) -> None:
     records = [worker.click("ann", "tea", partition=HOME) for _ in range(2 * _SLICE + 3)]
     records[_SLICE] = worker.record(worker.topics.clicks, b"ann", None, partition=HOME)
-    good, bad, strays = await decode(records, worker.partition(HOME), PARTITIONS, now_ms())
+    good, bad, strays, _ = await decode(records, worker.partition(HOME), PARTITIONS, now_ms())
     assert good.records == records[:_SLICE] + records[_SLICE + 1 :]
     assert [letter.record for letter in bad] == [records[_SLICE]]
     assert strays == []
@@ -169,7 +169,7 @@ async def test_a_part_looks_its_users_up_again_and_keeps_their_origins(worker: I
             worker.topics.clicks, b"ann", outgoing.value, partition=HOME, headers=outgoing.headers or ()
         ),
     ]
-    good, _, _ = await decode(records, partition, PARTITIONS, now_ms())
+    good, *_ = await decode(records, partition, PARTITIONS, now_ms())
     assert good.origins == [(1, (HOME + 1) % PARTITIONS, 7)]
     partition.erase(b"ann", 1)
     partition.row_of(b"somebody else")  # takes the row
@@ -200,7 +200,7 @@ async def test_no_event_is_later_than_its_record_and_the_time_now(
     """A publisher sets the time of an event, and the timestamp of a record where the topic leaves it to him."""
     click = worker.click("ann", "tea", partition=HOME, at_ms=NOW_MS + ahead_ms)
     records = [replace(click, timestamp=stamp_ms)] * 2
-    good, bad, _ = await decode(records, worker.partition(HOME), PARTITIONS, NOW_MS)
+    good, bad, *_ = await decode(records, worker.partition(HOME), PARTITIONS, NOW_MS)
     assert good.clicks.at_ms.tolist() == ([] if counts_as is None else [counts_as] * 2)
     for letter in bad:
         assert letter.reason == "time_in_future"
@@ -212,5 +212,5 @@ async def test_an_event_counts_as_of_its_record_however_late_it_is_applied(worke
     """Else a batch that is applied again would give another log."""
     click = worker.click("ann", "tea", partition=HOME, at_ms=NOW_MS + DAY_MS)
     for now in (NOW_MS, NOW_MS + DAY_MS, NOW_MS + 9 * DAY_MS):
-        good, _, _ = await decode([replace(click, timestamp=NOW_MS)], worker.partition(HOME), PARTITIONS, now)
+        good, *_ = await decode([replace(click, timestamp=NOW_MS)], worker.partition(HOME), PARTITIONS, now)
         assert good.clicks.at_ms.tolist() == [NOW_MS]

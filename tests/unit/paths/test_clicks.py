@@ -28,9 +28,11 @@ from headwater.profiles.actions import FORGET, RETRACT
 from headwater.profiles.apply_clicks import Clicks, ProfileDelta, plan_batch
 from headwater.profiles.columns import Table
 from headwater.profiles.event_log import Event
+from headwater.profiles.order import Order
 from headwater.profiles.partition import Partition
 from headwater.profiles.restore import load
-from headwater.profiles.state_records import stamp_of
+from headwater.profiles.sealed import Sealed
+from headwater.profiles.state_records import orders_of, stamp_of
 from tests.support.histories import History, canonical_log, canonical_state, cosine, histories
 from tests.support.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
 
@@ -124,6 +126,60 @@ async def test_a_worker_that_reads_the_changelog_knows_what_the_writer_knew(work
     assert (theirs.state[other] == ours.state[one]).all()
     assert theirs.offset[other] == ours.offset[one]
     assert theirs.last_event[other[0]] == b"event 2"
+
+
+def seal(worker: InterestsWorker, user: str, applied: int) -> None:
+    """A newer version has written the user's state."""
+    partition = worker.partition()
+    del partition.columns.rows[user.encode()]
+    partition.sealed[user.encode()] = Sealed(Order(0, applied, GENERATION), 0)
+
+
+async def test_clicks_of_a_user_whose_state_cannot_be_read_are_dead_letters_and_all_others_count(
+    worker: InterestsWorker,
+) -> None:
+    await worker.apply(worker.click("ann", "coffee"), worker.click("bob", "tea"))
+    seal(worker, "ann", 0)
+    before = len(worker.producer.records(worker.topics.profiles))
+    await worker.apply(
+        worker.click("ann", "tea"),
+        worker.click("bob", "coffee"),
+        worker.click("ann", "tea", action="impression"),
+    )
+    assert [letter[:2] for letter in worker.letters()] == [("newer_format", 2)]
+    assert worker.partition().watermark == 4
+    assert [record.key for record in worker.producer.records(worker.topics.profiles)[before:]] == [b"bob"]
+    assert worker.partition().has_seen(b"ann", event_key("event 2")), "it has been looked at"
+    assert worker.partition().has_seen(b"ann", event_key("event 4"))
+
+
+async def test_a_forget_ends_a_seal_and_one_that_the_record_may_hold_is_a_dead_letter(
+    worker: InterestsWorker,
+) -> None:
+    await worker.apply(worker.click("ann", "coffee"), worker.click("bob", "coffee"))
+    seal(worker, "ann", 1)
+    seal(worker, "bob", 9)
+    at_ms = now_ms()
+    await worker.apply(
+        worker.click("ann", "tea"),
+        worker.click("ann", action="forget", at_ms=at_ms),
+        worker.click("ann", "soap", at_ms=at_ms + 1),
+        worker.click("bob", action="forget", at_ms=at_ms),
+    )
+    assert [letter[:2] for letter in worker.letters()] == [("newer_format", 2), ("newer_format", 5)]
+    assert [event.item for event in worker.log("ann")] == [item_key("soap")]
+    assert [click.user_id for _, click in worker.forgotten] == ["ann"]
+    assert set(worker.partition().sealed) == {b"bob"}
+    (order,) = orders_of([worker.producer.latest(worker.topics.profiles)[b"ann"].value])
+    assert order > (0, 1, GENERATION)
+
+
+async def test_a_probe_whose_state_cannot_be_read_begins_anew(worker: InterestsWorker) -> None:
+    probe = probe_user(0, 1).decode()
+    await worker.apply(worker.click(probe, "coffee"))
+    seal(worker, probe, 0)
+    await worker.apply(worker.click(probe, "tea"))
+    assert ([event.item for event in worker.log(probe)], worker.letters()) == ([item_key("tea")], [])
 
 
 async def test_a_batch_that_comes_again_changes_nothing_but_writes_its_users_again(

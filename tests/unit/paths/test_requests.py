@@ -32,12 +32,14 @@ from headwater.messages import Response, decode_response, schemas
 from headwater.paths.answering import Outbox
 from headwater.paths.requests import RequestPath
 from headwater.paths.serving import Serving
+from headwater.profiles.order import Order
+from headwater.profiles.sealed import Sealed
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import PopularItem
 from headwater.recall.rescoring import Scorer
 from headwater.recall.sources import Ask, KeySource, Resources, Source
 from headwater.recall.sources.registry import REGISTRY, sources_of
-from tests.support.interests_worker import STARTER, InterestsWorker, now_ms, until
+from tests.support.interests_worker import GENERATION, STARTER, InterestsWorker, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -1056,6 +1058,13 @@ async def test_an_answer_that_waits_for_its_click_to_be_stored_is_dropped_at_a_r
     assert worker.responses() == {}
     assert worker.consumer.finished == []
     assert not batch.finished
+
+
+async def test_an_answer_without_the_state_that_a_newer_version_wrote_says_so(worker: Asked) -> None:
+    worker.partition().sealed[b"ann"] = Sealed(Order(0, 3, GENERATION), 0)
+    answers = [await worker.answer(user) for user in ("ann", "bob")]
+    assert [(each.status, each.rung) for each in answers] == [("degraded", "newer-format"), ("ok", None)]
+    assert (answers[0].why, bool(answers[1].why)) == ({}, True)
 
 
 async def test_while_the_index_is_read_answers_say_restoring(worker: Asked) -> None:

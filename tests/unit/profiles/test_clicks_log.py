@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CommitFailedError
 from aiokafka.structs import OffsetAndMetadata
 
 from headwater.errors import HeadwaterError, StopWorker
@@ -100,6 +101,30 @@ async def test_what_rests_on_clicks_beyond_a_log_that_is_surely_ours_ends_no_wor
     await settled(partition, log, "aa")
     assert (partition.incarnation, partition.watermark) == (1, 8)
     assert {offset_of(partition, user) for user in (b"ann", b"bob")} == {-1}
+
+
+async def test_a_sealed_user_beyond_the_log_can_still_be_erased(partition: Partition) -> None:
+    """In the incarnation that begins, any click comes after what the record claims."""
+    newer = state(1, b"ann", 3, 2**62)
+    log = Log(end=9, committed=9, committed_id="aa")
+    loaded(partition, claim(0, 3, topic_id="aa"), record(1, b"ann", b"\x09" + newer.value[1:]))
+    assert not partition.unseal(b"ann", 9)
+    await settled(partition, log, "aa")
+    assert partition.incarnation == 1
+    assert partition.unseal(b"ann", 9)
+    assert partition.sealed == {}
+
+
+async def test_a_claim_of_the_log_says_that_it_is_ours_before_anything_of_it_is_committed(
+    partition: Partition,
+) -> None:
+    """One forged record of a partition without clicks would end each worker in turn."""
+    loaded(partition, claim(0, 3, topic_id="aa"), state(1, b"ann", 3, 2**62))
+    await settled(partition, Log(end=0), "aa")
+    assert (partition.incarnation, partition.watermark, offset_of(partition, b"ann")) == (1, -1, -1)
+    loaded(partition, claim(2, 4, topic_id="aa"), state(3, b"ann", 4, 2**62, incarnation=2))
+    with pytest.raises(StopWorker, match="re-created"):
+        await settled(partition, Log(end=0))
 
 
 async def test_a_state_beyond_the_log_in_the_highest_incarnation_ends_no_worker(partition: Partition) -> None:
@@ -287,6 +312,30 @@ async def test_a_group_without_offsets_claims_no_click_that_is_gone(partition: P
     assert await settled(partition, Log(end=90, beginning=21)) == []
     assert await settled(partition, Log(end=90, beginning=30)) == [Gap(21, 29)]
     assert partition.watermark == 29
+
+
+async def test_a_group_that_has_never_read_a_log_claims_nothing_of_what_was_deleted_from_it(
+    partition: Partition,
+) -> None:
+    """On a topic that is older than the group, or where the changelog is gone with the group's offsets."""
+    assert await settled(partition, Log(end=90, beginning=30)) == [Gap(0, 29)]
+    loaded(partition, state(1, b"ann", 3, 9))
+    assert await settled(partition, Log(end=90, beginning=30)) == [Gap(10, 29)]
+    assert await settled(partition, Log(end=90, beginning=30, committed=40)) == []
+
+
+async def test_nothing_is_claimed_of_what_an_accepted_log_has_lost_at_its_beginning(
+    partition: Partition,
+) -> None:
+    loaded(partition, claim(0, 3, applied=80), state(1, b"ann", 3, 80), record(2, ACCEPT_KEY, None))
+
+    async def refused(*_: object) -> None:
+        raise CommitFailedError(CLICKS)
+
+    with pytest.raises(CommitFailedError):
+        await settle(cast(Any, Log(end=90, beginning=30)), {CLICKS: partition}, {}, refused)
+    assert partition.log_is_accepted, "it is tried again"
+    assert await settled(partition, Log(end=90, beginning=30)) == [Gap(0, 29)]
 
 
 async def test_an_accepted_topic_that_was_made_again_is_read_from_its_beginning(settings: Settings) -> None:

@@ -126,6 +126,16 @@ def test_the_numbers_of_a_column_can_be_taken_by_one_index(new_columns: NewColum
         assert numbers.take(2 * step) == getattr(EVENTS[0], name)
 
 
+def test_of_the_partitions_that_clicks_came_from_the_newest_few_are_kept(new_columns: NewColumns) -> None:
+    """A publisher may name any origin in a header."""
+    columns = new_columns(4, DIM)
+    row = columns.add(b"ann")
+    values = values_of(columns, [row])
+    columns.write(values._replace(origins=[(row, partition, 100 + partition) for partition in range(12)]))
+    columns.write(values._replace(origins=[(row, 99, 0)]))
+    assert columns.origins[row] == {partition: 100 + partition for partition in range(4, 12)}
+
+
 def test_a_write_leaves_what_it_does_not_name(new_columns: NewColumns) -> None:
     columns = new_columns(4, DIM)
     ann, bob = columns.add(b"ann"), columns.add(b"bob")

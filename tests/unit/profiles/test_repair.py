@@ -1,6 +1,7 @@
 """Foreign writes on the changelog are read, and what they overwrote is written again."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from headwater.profiles.erasures import Erased
 from headwater.profiles.order import Order
 from headwater.profiles.partition import Partition
 from headwater.profiles.repair import Repair
+from headwater.profiles.restore import load
+from headwater.profiles.sealed import Sealed
 from headwater.profiles.state_records import WriterStamp, empty_record, orders_of, pack
 from tests.support.interests_worker import GENERATION, InterestsWorker
 from tests.support.recorded_reader import RecordedReader
@@ -29,10 +32,18 @@ async def worker() -> AsyncIterator[InterestsWorker]:
     await worker.close()
 
 
-def foreign(worker: InterestsWorker, offset: int, user: bytes, epoch: int) -> ConsumerRecord:
+def newer(known: ConsumerRecord) -> ConsumerRecord:
+    """The record in a format that this version does not know."""
+    return dataclasses.replace(known, value=b"\x09" + known.value[1:])
+
+
+def foreign(
+    worker: InterestsWorker, offset: int, user: bytes, epoch: int, applied: int = -1
+) -> ConsumerRecord:
     """A record that another worker wrote in that epoch."""
     columns = Columns(worker.encoder.log_length, worker.encoder.state_size)
     row = columns.add(user)
+    columns.offset[row] = applied
     (value,) = pack(columns, np.array([row]), WriterStamp(1, epoch, worker.profiles.bundle))
     return ConsumerRecord(worker.topics.profiles, 0, offset, 0, 0, user, value, None, 0, 0, ())
 
@@ -46,9 +57,11 @@ def repairing(worker: InterestsWorker, *records: ConsumerRecord) -> tuple[Repair
         reader,
         asyncio.Lock(),
         profiles._write,
+        profiles._write_sealed,
         profiles._claim_again,
         worker.metrics,
         worker._is_member,
+        profiles.bundle,
     )
     return repair, worker.partition()
 
@@ -75,6 +88,44 @@ async def test_an_erased_user_whom_others_wrote_is_erased_again(worker: Interest
     await repair.fill(partition, 0, 1, GENERATION)
     (again,) = worker.producer.records(worker.topics.profiles)
     assert (again.key, again.value) == (b"ann", None)
+
+
+async def test_a_sealed_user_whom_others_overwrote_gets_the_same_record_again(
+    worker: InterestsWorker,
+) -> None:
+    """Though an erasure of before is remembered, no tombstone may take what this version cannot read."""
+    sealed = newer(foreign(worker, 0, b"ann", GENERATION - 1, applied=3))
+    late, junk = foreign(worker, 1, b"ann", GENERATION - 2), foreign(worker, 2, b"ann", GENERATION - 2)
+    repair, partition = repairing(worker, sealed, late, dataclasses.replace(junk, value=b"junk"))
+    load(partition, [sealed], worker.profiles.bundle, worker.topics.profiles)
+    partition.erasures.put(b"ann", Erased(5, Order(0, 1, GENERATION - 2), 1_000))
+    partition.gaps.add(1)
+    await repair.fill(partition, 1, 3, GENERATION)
+    (again,) = worker.producer.records(worker.topics.profiles)
+    assert (again.key, again.value) == (b"ann", sealed.value)
+    assert partition.sealed == {b"ann": Sealed(Order(0, 3, GENERATION - 1), again.offset)}
+    assert partition.gaps == set()
+
+
+async def test_of_a_sealed_user_a_record_of_a_higher_order_is_believed(worker: InterestsWorker) -> None:
+    """Nothing is known of the user here that would be more."""
+    sealed = newer(foreign(worker, 0, b"ann", GENERATION - 1, applied=3))
+    higher = newer(foreign(worker, 1, b"ann", GENERATION - 1, applied=4))
+    repair, partition = repairing(worker, sealed, higher)
+    load(partition, [sealed], worker.profiles.bundle, worker.topics.profiles)
+    await repair.fill(partition, 1, 2, GENERATION)
+    assert worker.producer.records(worker.topics.profiles) == []
+    assert partition.sealed == {b"ann": Sealed(Order(0, 4, GENERATION - 1), 1)}
+
+
+async def test_a_foreign_record_of_a_newer_format_is_overwritten_with_what_is_known(
+    worker: InterestsWorker,
+) -> None:
+    await worker.apply(worker.click("ann", "tea"))
+    ours = worker.producer.records(worker.topics.profiles)
+    repair, partition = repairing(worker, *ours, newer(foreign(worker, 1, b"ann", GENERATION - 1)))
+    await repair.fill(partition, 1, 2, GENERATION)
+    assert [each.value for each in worker.producer.records(worker.topics.profiles)] == [ours[0].value] * 2
 
 
 async def test_a_gap_with_users_nobody_knows_stays_a_gap(worker: InterestsWorker) -> None:

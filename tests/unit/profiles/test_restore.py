@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from aiokafka import ConsumerRecord
 
-from headwater.errors import StopWorker
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
 from headwater.kafka.headers import AppliedOffset, Claim, Erasure, applied_header, erasure_header
 from headwater.profiles.clicks_log import ACCEPT_KEY
 from headwater.profiles.columns import Columns
-from headwater.profiles.order import MAX_INCARNATION
+from headwater.profiles.order import MAX_INCARNATION, Order
 from headwater.profiles.partition import Partition
 from headwater.profiles.restore import load
+from headwater.profiles.sealed import Sealed
 from headwater.profiles.state_records import WriterStamp, empty_record, pack
 
 BUNDLE, TOPIC = 99, "profiles.v1"
@@ -201,10 +201,39 @@ async def test_a_damaged_record_alone_leaves_its_user_unknown(partition: Partiti
     assert list(partition.columns.rows) == [b"bob"]
 
 
-async def test_a_record_of_a_newer_version_stops_the_worker_with_its_place(partition: Partition) -> None:
-    newer = state(5, b"ann", 1, 3)
-    with pytest.raises(StopWorker, match=r"profiles\.v1-0, offsets 5 to 5: state record: got format 9"):
-        loaded(partition, record(5, b"ann", b"\x09" + newer.value[1:]))
+def of_newer_format(known: ConsumerRecord) -> ConsumerRecord:
+    return dataclasses.replace(known, value=b"\x09" + known.value[1:])
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_user_whose_newest_record_is_of_a_newer_format_is_sealed_and_nobody_else(
+    partition: Partition, at_once: bool
+) -> None:
+    """A rollback, or anybody who may publish: no worker ends, and nothing older is taken for what is known."""
+    records = [
+        tombstone(0, b"ann", 77, 1, 1),
+        state(1, b"ann", 1, 3),
+        of_newer_format(state(2, b"ann", 2, 8)),
+        state(3, b"bob", 2, 4),
+        state(4, b"ann", 1, 5),
+    ]
+    for batch in [records] if at_once else [[each] for each in records]:
+        assert loaded(partition, *batch) == 0
+    assert list(partition.columns.rows) == [b"bob"]
+    assert partition.sealed == {b"ann": Sealed(Order(0, 8, 2), 2)}
+    assert (partition.overwritten, partition.highest_epoch) == ({b"ann"}, 2)
+
+
+async def test_a_seal_ends_with_a_newer_record_that_can_be_read_or_erases(partition: Partition) -> None:
+    loaded(partition, of_newer_format(state(0, b"ann", 1, 3)), of_newer_format(state(1, b"bob", 1, 4)))
+    loaded(partition, state(2, b"ann", 2, 8), tombstone(3, b"bob", 77, 2, 9))
+    assert (offset_of(partition, b"ann"), partition.erasures.erased_ms(b"bob")) == (8, 77)
+    assert partition.sealed == {}
+
+
+async def test_an_older_record_of_a_newer_format_changes_nothing(partition: Partition) -> None:
+    loaded(partition, state(0, b"ann", 2, 8), of_newer_format(state(1, b"ann", 1, 3)))
+    assert (offset_of(partition, b"ann"), partition.sealed, partition.overwritten) == (8, {}, {b"ann"})
 
 
 async def test_an_erasure_that_is_dated_years_ahead_holds_up_to_its_record(partition: Partition) -> None:

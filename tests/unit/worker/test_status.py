@@ -20,6 +20,8 @@ from headwater.kafka.consumer_group import GroupPosition
 from headwater.kafka.partitioner import probe_user
 from headwater.messages import Gap, Item
 from headwater.metrics import Metrics
+from headwater.profiles.order import Order
+from headwater.profiles.sealed import Sealed
 from headwater.settings import Settings
 from headwater.worker.status import HELD_BACK_S, Status, keep_counting_items
 from headwater.worker.watchdog import TO_COMMIT, TO_READ, Progress
@@ -99,6 +101,12 @@ async def test_a_worker_that_has_to_stop_is_not_well_and_says_why(
     failed.set_result("clicks-2 stands still")
     said = status.health()
     assert (said["ok"], said["reason"]) == (False, "clicks-2 stands still")
+
+
+async def test_health_counts_the_users_whose_state_a_newer_version_wrote(status: Status, shop: Shop) -> None:
+    assert status.health()["newer_format_users"] == 0
+    shop.worker.partition().sealed[b"ann"] = Sealed(Order(0, 3, 1), 0)
+    assert status.health()["newer_format_users"] == 1
 
 
 async def test_health_names_both_bundles_where_the_roles_differ(status: Status) -> None:
