@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -19,24 +19,21 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from headwater.encoder.bundle import (
-    OPSETS,
     BundleError,
     Manifest,
     check_files,
     manifest_bytes,
     manifest_of,
-    opset_of,
     readable_actions,
-    refuse_external_data,
     row_keys,
 )
-from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key, item_text_key
+from headwater.encoder.features import ACTION_CODES, item_key, item_text_key
 from headwater.encoder.neighbours import Neighbours, read
 from headwater.encoder.readable import MOST_UNKNOWN, spelled
+from headwater.encoder.sessions import Device, check_shapes, opened
 from headwater.encoder.text_graph import TextGraph, no_rows
 
 Floats = NDArray[np.float32]
-Device = Literal["cpu", "cuda", "auto"]
 log = logging.getLogger(__name__)
 
 
@@ -78,19 +75,17 @@ class Encoder:
         self._readable_actions = readable_actions(self.manifest.actions)
 
         graphs = self.manifest.graphs
-        self._item = _session(path, graphs.item, threads, device, self.manifest)
+        self._item = opened(path, graphs.item, threads, device, self.manifest)
         # The recurrence is a few microseconds of arithmetic per user. A trip to an accelerator costs more than it saves.
-        self._step = _session(path, graphs.step, threads, "cpu", self.manifest) if graphs.step else None
-        self._read = _session(path, graphs.read, threads, "cpu", self.manifest) if graphs.read else None
-        self._window = (
-            _session(path, graphs.window, threads, device, self.manifest) if graphs.window else None
-        )
-        self._score = _session(path, graphs.score, threads, "cpu", self.manifest) if graphs.score else None
+        self._step = opened(path, graphs.step, threads, "cpu", self.manifest) if graphs.step else None
+        self._read = opened(path, graphs.read, threads, "cpu", self.manifest) if graphs.read else None
+        self._window = opened(path, graphs.window, threads, device, self.manifest) if graphs.window else None
+        self._score = opened(path, graphs.score, threads, "cpu", self.manifest) if graphs.score else None
         self._text = _text_graph(path, self.manifest, self._item, threads)
         self._keys = row_keys(path, self.manifest)
         self.neighbours: Neighbours | None = read(path, self.manifest)
         self.providers: list[str] = (self._window or self._item).get_providers()
-        _check_shapes(self.manifest, self._item, self._step, self._read, self._window, self._score)
+        check_shapes(self.manifest, self._item, self._step, self._read, self._window, self._score)
 
     def encode_items(self, texts: Sequence[str], item_ids: Sequence[str] | None = None) -> Floats:
         """Vectors (N, D) of N items.
@@ -280,39 +275,6 @@ def load(path: Path, *, threads: int = 1, device: Device = "auto") -> Encoder:
     return encoder
 
 
-def _session(path: Path, file: str, threads: int, device: Device, manifest: Manifest) -> ort.InferenceSession:
-    refuse_external_data(path / file)
-    opset = opset_of(path / file)
-    # The manifest's is the item graph's: a ready text encoder may be newer than the user encoder beside it.
-    said = manifest.opset if file == manifest.graphs.item else opset
-    if opset != said or opset not in OPSETS:
-        raise BundleError(
-            f"{path / file} has opset {opset}, its manifest says {said} and this version runs "
-            f"{OPSETS.start} to {OPSETS.stop - 1}: export it again"
-        )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Idle threads of a session must not spin: the worker's event loop shares these cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-    if device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers():
-        ort.preload_dlls()  # CUDA and cuDNN come as wheels, where the loader does not look by itself
-        # The probe compares with full precision.
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-    try:
-        session = ort.InferenceSession(str(path / file), options, providers=providers)
-    except Exception as error:  # ONNX Runtime's exceptions have no common class below Exception
-        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path / file}: {error}") from error
-    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise BundleError(
-            f"device cuda was asked for, {file} runs on {', '.join(session.get_providers())}: install onnxruntime-gpu and a "
-            "CUDA it supports, or use device cpu"
-        )
-    return session
-
-
 def _text_graph(path: Path, manifest: Manifest, item: ort.InferenceSession, threads: int) -> TextGraph | None:
     if manifest.text is None:
         return None
@@ -323,37 +285,6 @@ def _text_graph(path: Path, manifest: Manifest, item: ort.InferenceSession, thre
     except Exception as error:  # the tokenizers library raises plain Exception
         raise BundleError(f"cannot read the tokenizer {path / manifest.text.tokenizer}: {error}") from error
     return TextGraph(item, tokenizer, manifest.text)
-
-
-def _check_shapes(
-    manifest: Manifest, item: ort.InferenceSession, *users: ort.InferenceSession | None
-) -> None:
-    """Refuse graphs whose fixed sizes are not those of the manifest."""
-    dim, state, interests = manifest.dim, manifest.state_size, manifest.interests
-    sizes = {
-        "vectors": (None, dim),
-        "items": (None, None, dim),
-        "state": (None, state),
-        "new_state": (None, state),
-        "interests": (None, interests, dim),
-        "weights": (None, interests),
-        "features": (None, len(CANDIDATE_FEATURES)),
-        "nearest": (None, dim),
-        "candidates": (None, dim),
-    }
-    for session in (item, *users):
-        for port in [*session.get_inputs(), *session.get_outputs()] if session else []:
-            wanted = sizes.get(port.name)
-            if wanted is None:
-                continue
-            given = tuple(size if isinstance(size, int) else None for size in port.shape)
-            if len(given) != len(wanted) or any(
-                a and b and a != b for a, b in zip(given, wanted, strict=True)
-            ):
-                raise BundleError(
-                    f"{port.name} of bundle {manifest.name} has shape {list(port.shape)}, its manifest says {list(wanted)} "
-                    f"(dim {dim}, state_size {state}, interests {interests}): export it again"
-                )
 
 
 def _check_probe(encoder: Encoder) -> None:
