@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from headwater.files.contents import Files
     from headwater.files.events import Events
     from headwater.files.items import Items
+    from headwater_models.bundles.sentence_config import Configured
     from headwater_models.bundles.text_encoder import Pooling
     from headwater_models.training.recipes import AnyRecipe, Space
 
@@ -180,7 +181,9 @@ def train_shop(
     out: Path,
     *,
     text_encoder: str = "static",
+    reading: "Configured | None" = None,
     user_encoder: str | None = None,
+    interests: int | None = None,
     at: At | None = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -195,7 +198,9 @@ def train_shop(
     Args:
         files: the catalog and the clicks
         text_encoder: see `headwater_models.bundles.text_tower.open_text_encoder`
+        reading: how it reads, where its own configuration does not say, or is overruled
         user_encoder: None: by the statistics of the data
+        interests: of users whose encoder has one; None: several
         settings: values of recipe fields, such as "fit.loss=gbce"
         say: takes what a person has to know, one sentence at a time
 
@@ -205,21 +210,25 @@ def train_shop(
 
     from headwater_models import train_shop as shop
     from headwater_models.bundles.export import make_place
+    from headwater_models.bundles.language_model import AS_CONFIGURED
     from headwater_models.bundles.text_tower import open_text_encoder
     from headwater_models.data.shop import shop_of
 
     torch.set_num_threads(threads)
     make_place(out)
-    if not resume:
-        for checkpoint in shop.checkpoints(out):
-            checkpoint.unlink(missing_ok=True)
     data, said = shop_of(items, events, files)
-    chosen = shop.plan(data, user_encoder, epochs, seed, settings)
+    chosen = shop.plan(data, user_encoder, epochs, seed, settings, interests, at)
     for line in (*said, str(chosen.statistics), *chosen.why):
         say(line)
-    texts = open_text_encoder(text_encoder) if chosen.statistics.has_texts else None
     with progress() as report:
-        return shop.make(data, texts, chosen, out, at, command, report)
+        texts = None
+        if chosen.statistics.has_texts:
+            texts = open_text_encoder(text_encoder, reading or AS_CONFIGURED, report)
+            for note in texts.notes:
+                say(f"{text_encoder}: {note}")
+        results = shop.make(data, texts, chosen, out, at, command, report, resume=resume)
+    say(shop.verdict(results))
+    return results
 
 
 def train_scorer(

@@ -6,7 +6,6 @@ plan and for as many epochs as that one was best after.
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,19 +27,23 @@ from headwater_models.bundles.text_tower import Whitened, whitened
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import of_items
 from headwater_models.data.statistics import Statistics, statistics_of
+from headwater_models.judging import source_weights
 from headwater_models.judging.comparison import Results, compare, figures
 from headwater_models.judging.protocols import At, Protocol, Split, split
-from headwater_models.networks import ARCHITECTURES, UserEncoder, WindowedEncoder
+from headwater_models.networks import ARCHITECTURES, UserEncoder
 from headwater_models.networks.text_head import TextHead, TextHeadConfig
 from headwater_models.networks.themes import Themes
-from headwater_models.progress import Report
+from headwater_models.progress import Report, silent
 from headwater_models.training import recipes
 from headwater_models.training.recipes import Recipe
 from headwater_models.training.sequence_loop import IdModel, Model, Progress, TextModel, fit, measure_worth
+from headwater_models.training.workplace import digest, workplace
 
 INTERESTS: Final = 3
 # Questions that the bundle is judged on: lists with a table of neighbours are made one by one.
 _JUDGED: Final = 5_000
+# With so many questions to judge by, and a third of them to validate by, a split in time does.
+_ENOUGH: Final = 30
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Plan:
     """What is trained, and why."""
 
     statistics: Statistics
+    interests: int  # of the bundle, where the model has one
     model: str  # one of ARCHITECTURES
     recipe: Recipe
     protocol: Protocol
@@ -64,11 +68,17 @@ class Trained(NamedTuple):
 
 
 def plan(
-    data: Dataset, model: str | None, epochs: int | None, seed: int, settings: Sequence[str] = ()
+    data: Dataset,
+    model: str | None,
+    epochs: int | None,
+    seed: int,
+    settings: Sequence[str] = (),
+    interests: int | None = None,
+    at: At | None = None,
 ) -> Plan:
-    """Choose by the statistics of the data; `model`, `epochs` and `settings` (field=value) where a person chose.
+    """Choose by the statistics of the data; the rest, such as `settings` (field=value), where a person chose.
 
-    Raises RecipeError: settings that the recipe does not have.
+    Raises RecipeError: settings that the recipe does not have. DatasetError: too little to learn from.
     """
     found = statistics_of(data)
     why = []
@@ -88,18 +98,50 @@ def plan(
     recipe = recipes.recipe(chosen, found, texts=found.has_texts)
     recipe = recipes.varied(recipe, recipes.settings(recipe, settings))
     recipe = recipes.varied(recipe, {"fit.seed": seed, "fit.epochs": epochs or recipe.fit.epochs})
-    if found.has_times:
-        why.append("figures by a split in time: the newest tenth of the events is asked for")
-    else:
-        why.append("no times, so figures ask for each user's last event")
+    protocol, said = asked_by(data, found, at)
+    why.append(said)
     return Plan(
         found,
+        interests or INTERESTS,
         chosen,
         recipe,
-        "global-time" if found.has_times else "leave-one-out",
+        protocol,
         recipes.table_for(found),
         why,
     )
+
+
+def asked_by(data: Dataset, found: Statistics, at: At | None) -> tuple[Protocol, str]:
+    """How the data is split, and why: in time if its times tell, and if that leaves enough to learn from and to ask.
+
+    Raises DatasetError: no split leaves anything to learn from.
+    """
+    why: dict[Protocol, str] = {
+        "global-time": "figures by a split in time: the newest tenth of the events is asked for",
+        "leave-one-out": "no times, so figures ask for each user's last event",
+    }
+    if found.has_times:
+        why["leave-one-out"] = (
+            "figures ask for each user's last event: a split in time leaves too little to learn from"
+        )
+    else:
+        del why["global-time"]
+    left: dict[Protocol, int] = {}
+    for protocol in why:
+        try:
+            asked = split(data, protocol, at)
+        except DatasetError:  # nothing to ask
+            continue
+        if np.diff(asked.train.starts).max(initial=0) >= 2:
+            left[protocol] = min(3 * len(asked.validation), len(asked.test), _ENOUGH)
+    chosen = max(left, key=left.__getitem__, default=None)  # of equal ones the first
+    if chosen is None or not left[chosen] or (chosen != "global-time" and at is not None):
+        raise DatasetError(
+            f"{found.events:,} events of {found.users:,} users are too few to learn from: expected ten users or more with "
+            "four events each; until then serve the shipped starter, which reads the texts of any catalog and needs no "
+            "training (`headwater up`)"
+        )
+    return chosen, why[chosen]
 
 
 def make(
@@ -110,62 +152,87 @@ def make(
     at: At | None,
     command: str,
     report: Report,
+    *,
+    resume: bool = False,
 ) -> Results:
     """Train, judge, train on everything, and write the bundle with its table of neighbours and its figures.
 
-    Checkpoints lie beside `out` until the bundle is written; existing ones are continued. `texts` is None for a plan without
-    texts. Raises FitError, DatasetError or ExportError.
+    What is done lies beside `out` until the bundle is written; with `resume` it is gone on with. `texts` is None for a plan
+    without texts. Raises FitError, DatasetError or ExportError.
     """
     started = time.monotonic()
     export.make_place(out)
-    vectors = None
     if texts is not None:
         data = with_texts(data)
-        vectors = texts.vectors(data.texts or [], report)
     asked = split(data, chosen.protocol, at)
-    learned = _trained(data, asked, vectors, chosen.recipe, chosen.model, checkpoints(out)[0], report)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        judged = Path(scratch) / "judged"
+    with workplace(out, _settled(data, asked, texts, chosen), resume=resume) as work:
+        vectors = None if texts is None else work.vectors(texts, data.texts or [], report)
+        learned = _trained(data, asked, vectors, chosen, chosen.recipe, work.checkpoint("split"), report)
+        judged = work.scratch("judged")
         notes = [f"learned up to a split: {chosen.protocol}"]
-        _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
+        encoder = _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
+        weights = source_weights.chosen(encoder, data, asked, report)
+        export.with_sources(judged, weights.weights)
         results = compare(judged, data, chosen.protocol, at=at, sample=_JUDGED)
-    best = learned.progress.best_epoch
-    recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
-    every = replace(asked, protocol="all events", train=data.log)
-    together = helps(results)
-    report("with neighbours" if together else "without neighbours, which would find less", 1, 1)
-    final = _trained(data, every, vectors, recipe, chosen.model, checkpoints(out)[1], report)
-    notes = [
-        f"learned from all events for {best} epochs; the figures are of the same plan up to a split: {chosen.protocol}",
-        f"validation NDCG@10 {learned.progress.best:.4f} after {best} of {learned.progress.epoch} epochs",
-        f"{export.CURVE}{json.dumps(learned.progress.curve)}",
-    ]
-    _written(out, data, every, texts, final, chosen, command, started, notes, report, together=together)
-    export.with_figures(out, figures(results))
-    for checkpoint in checkpoints(out):
-        checkpoint.unlink(missing_ok=True)
+        best = learned.progress.best_epoch
+        recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
+        every = replace(asked, protocol="all events", train=data.log)
+        final = _trained(data, every, vectors, chosen, recipe, work.checkpoint("all"), report)
+        notes = [
+            f"learned from all events for {best} epochs; the figures are of the same plan up to a split: {chosen.protocol}",
+            f"validation NDCG@10 {learned.progress.best:.4f} after {best} of {learned.progress.epoch} epochs",
+            f"weights of sources: {weights.weights or 'the usual ones'}, NDCG@{source_weights.K} of {weights.questions:,} "
+            f"validation events {weights.usual:.4f} with the usual ones, {weights.best:.4f} with these",
+            f"{export.CURVE}{json.dumps(learned.progress.curve)}",
+        ]
+        whole = work.scratch("bundle")
+        _written(whole, data, every, texts, final, chosen, command, started, notes, report)
+        export.with_sources(whole, weights.weights)
+        export.with_figures(whole, figures(results))
+        export.move_bundle(whole, out)
     return results
 
 
-def helps(results: Results) -> bool:
-    """Whether the bundle finds more with its table of neighbours than alone, by the NDCG of what is new to the user.
-
-    The source `similar` has one weight for all bundles. Where items have few events its list is poor, and takes places from
-    better ones.
-    """
-    ndcg = {
-        name: (found.get("discovery") or found["all"]).ndcg.value
-        for name, found in results.methods.items()
-        if name.startswith("shop-")
+def _settled(data: Dataset, asked: Split, texts: TextEncoder | None, chosen: Plan) -> dict[str, str]:
+    """What a training is of: may not change until it is done. The number of epochs may."""
+    fixed = recipes.varied(chosen.recipe, {"fit.epochs": 0, "fit.patience": 0})
+    log = asked.train
+    found = {
+        "files": data.fingerprint,
+        "events": digest(
+            log.starts.tobytes(), log.items.tobytes(), log.actions.tobytes(), log.at_ms.tobytes()
+        ),
+        "items": digest(*data.item_ids, *(data.texts or ())),
+        "user encoder": chosen.model,
+        "settings": str(fixed),
     }
-    alone = [value for name, value in ndcg.items() if ":" not in name and " and " not in name]
-    together = [value for name, value in ndcg.items() if name.endswith(" and similar")]
-    return bool(together) and together[0] >= alone[0]
+    if texts is not None:
+        probe = np.round(texts.vectors(export.PROBE_TEXTS[:1], silent), 2) + 0.0
+        found["text encoder"] = f"{texts.name} {texts.text} {digest(probe.tobytes())}"
+    return found
 
 
-def checkpoints(out: Path) -> tuple[Path, Path]:
-    """Where the checkpoints of a training into `out` lie: up to the split, and of all events."""
-    return out.with_name(out.name + ".checkpoint"), out.with_name(out.name + ".all.checkpoint")
+def verdict(results: Results) -> str:
+    """How what a worker answers compares with the baselines, by the NDCG of what is new to the user; one sentence."""
+    ndcg = {name: found.get("discovery") or found["all"] for name, found in results.methods.items()}
+    own = {name: found for name, found in ndcg.items() if name.startswith("shop-")}
+    # Alone, with its neighbours, by its own weights: the last one there is. Repeats are no discovery.
+    answer = ndcg[[name for name in own if ":" not in name and "buy again" not in name][-1]]
+    others = {name: found for name, found in ndcg.items() if name not in own}
+    best = max(others, key=lambda name: others[name].ndcg.value)
+    found, other = answer.ndcg, others[best].ndcg
+    figures = f"NDCG@{results.k} {found.value:.4f} of {answer.targets:,} events that were new to their users"
+    baseline = f"the best baseline, {best}, {other.value:.4f}"
+    if found.low > other.high:
+        return f"what a worker answers beats every baseline: {figures}; {baseline}"
+    if found.value > other.value:
+        return (
+            f"what a worker answers is above every baseline, within what chance may do: {figures}; {baseline}"
+        )
+    return (
+        f"what a worker answers does NOT beat {best}: {figures}; {baseline}. These events say little about what comes next: "
+        "more of them, or texts that tell items apart, may help"
+    )
 
 
 def with_texts(data: Dataset) -> Dataset:
@@ -179,13 +246,13 @@ def _trained(
     data: Dataset,
     asked: Split,
     vectors: F32 | None,
+    chosen: Plan,
     recipe: Recipe,
-    name: str,
     checkpoint: Path,
     report: Report,
 ) -> Trained:
     torch.manual_seed(recipe.fit.seed)
-    _, network = ARCHITECTURES[name]
+    _, network = ARCHITECTURES[chosen.model]
     encoder: UserEncoder = network(recipe.encoder)
     measure_worth(encoder, asked.train)
     model: Model
@@ -220,17 +287,15 @@ def _written(
     started: float,
     notes: list[str],
     report: Report,
-    *,
-    together: bool = True,
 ) -> Encoder:
-    """Export a trained model, and give it a table of neighbours of the training events if `together`."""
+    """Export a trained model, and give it a table of neighbours of the training events."""
     report("exporting", 0, 1)
     model, length = trained.model, chosen.recipe.fit.length
     with torch.inference_mode():
         vectors = model.vectors().numpy()
     served = model.encoder
-    if isinstance(served, WindowedEncoder) and served.interests == 1:
-        served = Themes(served, vectors, INTERESTS)
+    if served.interests == 1 and chosen.interests > 1:
+        served = Themes(served, vectors, chosen.interests)
     stem = Path(data.name).name.partition(".")[0]
     reads = "ids" if texts is None else f"texts, by {texts.name},"
     named = Named(
@@ -263,8 +328,7 @@ def _written(
         items = list(zip(data.item_ids, data.texts, strict=True))
         sequence_bundle.write_text(out, model, texts, trained.white, items, length, named, served)
     try:
-        if together:
-            neighbour_table.make(out, data, asked, out, command, chosen.table)
+        neighbour_table.make(out, data, asked, out, command, chosen.table)
     except DatasetError as none:  # without a table the bundle serves as well, with one source less
         report(f"no table of neighbours, {none}", 1, 1)
     report("exporting", 1, 1)

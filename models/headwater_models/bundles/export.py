@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import platform
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from headwater_models.arrays import F32, F64
 
 # Of every ONNX graph that we write. A worker reads `headwater.encoder.bundle.OPSETS`.
 OPSET = 18
+MANIFEST = "bundle.json"
 # The probe: six events of a coffee drinker, spread over two days.
 PROBE_TEXTS = [
     "Ground coffee, 12 oz. grocery. coffee. brand national",
@@ -188,6 +190,13 @@ def with_figures(folder: Path, figures: dict[str, dict[str, dict[str, float]]]) 
     return load(folder, device="cpu")
 
 
+def with_sources(folder: Path, weights: Mapping[str, float]) -> Encoder:
+    """Set what sources count in answers, where it is not the usual. This changes the bundle's id."""
+    manifest = load(folder, device="cpu").manifest
+    _write(folder, msgspec.structs.replace(manifest, sources=dict(weights)))
+    return load(folder, device="cpu")
+
+
 def with_radius(folder: Path, texts: Sequence[str], item_ids: Sequence[str]) -> Encoder:
     """Set `radius` to the length of the longest of these item vectors, so that the index lifts all to it. Changes the id.
 
@@ -237,32 +246,61 @@ def with_neighbours(folder: Path, table: NeighbourTable, origin: Origin) -> Enco
 
 
 def make_place(out: Path) -> None:
-    """A folder for a bundle, new or over an older bundle. Called before the work begins.
+    """Check that a bundle can be put here, new or over an older bundle, and make the folders above it. Called before the work
+    begins; the folder itself is made when the bundle is whole.
 
-    Raises ExportError: the folder holds something else.
+    Raises ExportError: the place holds something else, or nothing may be written there.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "bundle.json").exists():
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file: name a new folder, or the bundle to replace")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise ExportError(
             f"{out} is not empty and holds no bundle: name a new folder, or the bundle to replace"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ExportError(
+            f"nothing can be written beside {out} ({error.strerror}): name a folder elsewhere"
+        ) from error
 
 
 def move_bundle(made: Path, out: Path) -> Encoder:
-    """Put a finished bundle in its place. Raises ExportError as `make_place` does."""
+    """Put a finished bundle in its place at once: there is the old one, none or the new one, never a part of one.
+
+    Raises ExportError as `make_place` does.
+    """
     make_place(out)
-    for old in out.iterdir():
-        old.unlink()
-    for file in made.iterdir():
-        shutil.copyfile(file, out / file.name)
+    out = out.resolve()  # of a link, the folder that it names is replaced
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()  # with the rights of any new folder, which a temporary one lacks
+        for file in made.iterdir():
+            shutil.copyfile(file, new / file.name)
+        if out.exists():
+            try:
+                out.rename(old)
+            except OSError:  # a mount point cannot be moved: its manifest goes first and comes last
+                _replace_files(new, out)
+                return load(out, device="cpu")
+        new.rename(out)
     return load(out, device="cpu")
+
+
+def _replace_files(new: Path, out: Path) -> None:
+    for file in sorted(out.iterdir(), key=lambda file: file.name != MANIFEST):
+        file.unlink()
+    for file in sorted(new.iterdir(), key=lambda file: file.name == MANIFEST):
+        shutil.copyfile(file, out / file.name)
 
 
 def _checks(folder: Path) -> dict[str, FileCheck]:
     return {
         file.name: FileCheck(bytes=file.stat().st_size, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
         for file in sorted(folder.iterdir())
-        if file.name != "bundle.json"
+        if not file.name.startswith(MANIFEST)
     }
 
 
@@ -271,4 +309,6 @@ def _rounded(values: F32) -> list[list[float]]:
 
 
 def _write(folder: Path, manifest: Manifest) -> None:
-    (folder / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    partial.replace(folder / MANIFEST)

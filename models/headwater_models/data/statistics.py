@@ -10,6 +10,8 @@ from headwater_models.data.datasets import Dataset
 
 # Few texts that are told apart say as little as none.
 _TELLING_TEXTS = 2
+# Events that all lie within ten minutes, as where a column holds the time of the export, have no order in time.
+_TELLING_SPAN_MS = 600_000
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Statistics:
     repeats: float  # share of the events whose item the user had before
     with_text: float  # share of the items that have a text
     texts: int  # different ones
-    has_times: bool
+    has_times: bool  # that tell when events were
     actions: dict[str, int]  # name -> events
 
     @property
@@ -42,6 +44,11 @@ class Statistics:
     def has_many_items(self) -> bool:
         """A softmax over the whole catalog costs more than all the rest."""
         return self.items > 10_000
+
+    @property
+    def has_costly_softmax(self) -> bool:
+        """One over the whole catalog takes longer than all else, and what is drawn of it says as much."""
+        return self.has_many_items or (self.items > 6_000 and self.events * self.items > 2_000_000_000)
 
     @property
     def has_texts(self) -> bool:
@@ -64,6 +71,12 @@ class Statistics:
         return "; ".join(shown)
 
 
+def tells_times(data: Dataset) -> bool:
+    """Whether the times of events say when they were."""
+    at_ms = data.log.at_ms
+    return NO_TIMES not in data.notes and len(at_ms) > 0 and int(np.ptp(at_ms)) >= _TELLING_SPAN_MS
+
+
 def statistics_of(data: Dataset) -> Statistics:
     """The statistics of a data set, over all its events."""
     log, items = data.log, len(data.item_ids)
@@ -83,6 +96,6 @@ def statistics_of(data: Dataset) -> Statistics:
         repeats=1 - pairs / len(log.items) if len(log.items) else 0.0,
         with_text=len(texts) / items if items else 0.0,
         texts=len(set(texts)),
-        has_times=NO_TIMES not in data.notes,
+        has_times=tells_times(data),
         actions={ACTION_NAMES[code]: int(codes[code]) for code in by_count},
     )

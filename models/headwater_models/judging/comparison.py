@@ -10,6 +10,7 @@ from headwater.encoder import runtime as encoder
 from headwater.encoder.runtime import Encoder
 from headwater.recall.sources.registry import DEFAULT_WEIGHTS
 from headwater_models.data.datasets import Dataset
+from headwater_models.data.statistics import tells_times
 from headwater_models.judging import baselines
 from headwater_models.judging.candidates import Pooling, rescored
 from headwater_models.judging.costs import Cost, measured
@@ -26,6 +27,8 @@ from headwater_models.judging.evaluation import (
 )
 from headwater_models.judging.protocols import At, Protocol, Scorer, Split, split
 from headwater_models.judging.served import served
+from headwater_models.judging.source_weights import complete
+from headwater_models.judging.trending import Trending
 from headwater_models.progress import progress
 
 
@@ -185,7 +188,8 @@ def _of_bundle(
     loaded: Encoder, name: str, data: Dataset, catalog: Catalog, asked: Split, k: int
 ) -> dict[str, Method]:
     """The methods by which a bundle is judged: alone; new items alone, after a split in time; its neighbours alone and with
-    it, if it has a table; where seen items may come, buy-again alone and all as it is served; with its scorer, if it has one.
+    it, if it has a table; where seen items may come, buy-again alone and all as usually served; by its own weights of sources and
+    with its scorer, if it has them.
     """
     length = loaded.log_length
     judged = {name: Method(lambda: bundle_scorer(loaded, catalog))}
@@ -203,6 +207,11 @@ def _of_bundle(
     if not asked.test.mask_seen:
         judged[f"{name}: buy again"] = Method(lambda: served(loaded, catalog, k, {"buy-again": 1.0}), length)
         judged[together] = Method(lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS), length)
+    if weights := loaded.manifest.sources:
+        trending = Trending.of(asked, len(data.item_ids), has_times=tells_times(data))
+        judged[f"{name}, as it serves"] = Method(
+            lambda: served(loaded, catalog, k, complete(weights), trending=trending), length
+        )
     if loaded.pool:
         pooling = partial(Pooling, loaded, catalog, asked, loaded.pool)
         judged[f"{name}, scored again"] = Method(lambda: rescored(loaded, pooling()), length)

@@ -29,8 +29,10 @@ class Trending:
     _tops: dict[int, tuple[I64, F32]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, asked: Split, items: int) -> Self:
-        """What is popular at the questions of a split."""
+    def of(cls, asked: Split, items: int, *, has_times: bool = True) -> Self:
+        """What is popular at the questions of a split; without times, of all that may be learned."""
+        if not has_times:
+            return cls(np.zeros_like(asked.train.items), asked.train.items, items, DAY_MS)
         goes_on = asked.protocol == "prequential"
         known = asked.log if goes_on else asked.train
         newest_ms = int(known.at_ms.max(initial=0)) + DAY_MS

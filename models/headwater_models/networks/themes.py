@@ -1,4 +1,4 @@
-"""Several interests from any windowed encoder: the themes of a history, each read as a history of its own.
+"""Several interests from any encoder of one: the themes of a history, each read as a history of its own.
 
 A user with two favourite themes has one vector between them, near neither. As PinnerSage (Pal et al., KDD 2020,
 arXiv:2007.03634) does, the events are grouped by what they are about. The first theme is that of the last event. Each
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headwater.encoder.features import MAX_GAP_S
 from headwater_models.arrays import F32
-from headwater_models.networks.user_encoder import WindowedEncoder
+from headwater_models.networks.user_encoder import Events, UserEncoder, WindowedEncoder
 
 # Cosines of items around their mean: two of one theme lie above, nearly all pairs at random below.
 LIKE: Final = 0.3
@@ -26,9 +26,12 @@ HALF_LIFE_EVENTS: Final = 20.0
 
 
 class Themes(WindowedEncoder):
-    """A trained windowed encoder of one interest, read once for each theme: K interests."""
+    """A trained encoder of one interest, read once for each theme: K interests.
 
-    def __init__(self, encoder: WindowedEncoder, vectors: F32, interests: int = 3) -> None:
+    A recurrent one folds the events of each theme anew for each request. Its state would hold all themes at once.
+    """
+
+    def __init__(self, encoder: UserEncoder, vectors: F32, interests: int = 3) -> None:
         """`vectors` (items, dim): the catalog, whose mean is what all items share."""
         if encoder.interests != 1:
             raise ValueError(f"the encoder has {encoder.interests} interests, expected one")
@@ -66,7 +69,7 @@ class Themes(WindowedEncoder):
         own_items = (chosen @ items[:, None]).flatten(0, 1)
         own_actions = (chosen @ actions.to(items.dtype)[:, None, :, None])[..., 0].flatten(0, 1)
         own_actions = own_actions.round().to(actions.dtype)
-        found, _ = self.encoder.window(own_items, own_actions, own_gaps, own_mask, now)
+        found = self.encoder.answer(Events(own_items, own_actions, own_gaps, own_mask), now)
         weights = is_theme.to(items.dtype) * mask.amax(1, keepdim=True)
         return found.view(users, self.interests, self.dim), weights
 

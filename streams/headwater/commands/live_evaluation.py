@@ -170,7 +170,8 @@ def _sources(loaded: Encoder) -> dict[SourceName, float]:
     sources: tuple[SourceName, ...] = ("interests", "buy-again")
     if loaded.neighbours:
         sources += ("similar",)
-    return {source: DEFAULT_WEIGHTS[source] for source in sources}
+    weights = {**DEFAULT_WEIGHTS, **loaded.manifest.sources}
+    return {source: weights[source] for source in sources if weights[source] > 0}
 
 
 def _check(data: Dataset, k: int) -> None:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from headwater.commands.event_data import EVENTS, DataOptions, positive, print_tables
 from headwater.commands.terminal import FLAG, MANY, UsageError, command_line, default_bundle
-from headwater.commands.train_shop import SHOP, ShopOptions, next_steps, train_shop
+from headwater.commands.train_shop import SHOP, PoolingOption, ShopOptions, next_steps, train_shop
 
 # Written out for the help, which must not import torch. Tests hold them equal to the registries.
 ModelOption = Literal[
@@ -29,7 +29,6 @@ ModelOption = Literal[
 
 
 SearchOption = Literal["grid", "random", "tpe"]
-PoolingOption = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
 
 # What `train` trains; all others are user encoders over item ids.
 _KINDS: Final = {

@@ -4,12 +4,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
 
+from headwater.commands.event_data import positive
 from headwater.commands.file_options import EventOptions, PresetOption
-from headwater.commands.terminal import FILES, MANY, UsageError, command_line, say
+from headwater.commands.terminal import FILES, FLAG, MANY, UsageError, command_line, say
 
 if TYPE_CHECKING:
     from headwater.files.contents import Files
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from headwater_models.commands import Results
 
 # Written out for the help, which must not import torch. A test holds it equal to the registry.
+PoolingOption = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
 EncoderOption = Literal["bert4rec", "gru4rec", "lru", "multi-interest", "narm", "sasrec"]
 
 
@@ -43,8 +45,24 @@ class ShopOptions:
         What stands between tags of the catalog.
     text_encoder
         For shop: the encoder of item texts: static, or a sentence encoder as `headwater export` takes it.
+    pooling
+        How the vectors of the tokens become one; default: as the files of the sentence encoder say. An ONNX file needs all of
+        --pooling, --prefix, --query-prefix and --max-tokens.
+    prefix
+        Read before the text of each item.
+    query_prefix
+        Read before each free-text query.
+    max_tokens
+        Longer texts are cut.
+    tokenizer
+        The tokenizer.json of an ONNX file; default: beside it.
+    int8
+        Use the sentence encoder in 8 bits.
     user_encoder
         For shop: the user encoder; default: chosen by the statistics of the data.
+    interests
+        For shop: the most interests of a user; default: 3. With 1 a recurrent encoder (lru, gru4rec) keeps a state, and a
+        click costs one step.
     """
 
     catalog: Annotated[list[Path] | None, FILES] = None
@@ -54,7 +72,14 @@ class ShopOptions:
     catalog_preset: PresetOption | None = None
     list_separator: str = "auto"
     text_encoder: str = "static"
+    pooling: PoolingOption | None = None
+    prefix: str | None = None
+    query_prefix: str | None = None
+    max_tokens: int | None = None
+    tokenizer: Path | None = None
+    int8: Annotated[bool, FLAG] = False
     user_encoder: EncoderOption | None = None
+    interests: int | None = None
 
     @property
     def given(self) -> dict[str, object]:
@@ -67,6 +92,8 @@ class ShopOptions:
 
 
 SHOP = ShopOptions()
+# Each is a search of the index for each request.
+MOST_INTERESTS: Final = 8
 
 
 def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: Any) -> "Results":
@@ -85,7 +112,19 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
     from headwater_models.commands import train_shop as train
     from headwater_models.data.datasets import read_events
 
+    if shop.interests is not None and not 1 <= shop.interests <= MOST_INTERESTS:
+        raise UsageError(f"--interests is {shop.interests}: expected 1 to {MOST_INTERESTS}")
     require_torch()
+    from headwater_models.bundles.sentence_config import Configured
+
+    reading = Configured(
+        shop.pooling,
+        shop.prefix,
+        shop.query_prefix,
+        positive("--max-tokens", shop.max_tokens),
+        shop.tokenizer,
+        shop.int8,
+    )
     preset = shop.catalog_preset
     if preset is None and events.preset is not None and PRESETS[events.preset].catalog is not None:
         preset = events.preset
@@ -102,7 +141,9 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
         (shop.catalog, shop.clicks),
         out,
         text_encoder=shop.text_encoder,
+        reading=reading,
         user_encoder=shop.user_encoder,
+        interests=shop.interests,
         say=say,
         command=command_line(),
         **training,

@@ -143,6 +143,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     scoring: Scoring | None = None
     # Only with a table of neighbours; ignored likewise.
     neighbours: NeighbourTable | None = None
+    # What sources count in the answers to requests that name none, where it is not the usual; ignored likewise.
+    sources: dict[str, Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)]] = {}
 
 
 def manifest_bytes(folder: Path) -> bytes:

@@ -45,6 +45,10 @@ class ItemVectors:
         step = max(-(-len(self._rows) // max(count, 1)), 1)
         return list(islice(self._rows, 0, None, step))
 
+    def sample(self, count: int) -> F32:
+        """The vectors, (n, dim), of at most ``count`` of the keys that are held, from all over them."""
+        return self.matrix[self.rows(self.some_keys(count))]
+
     @property
     def can_fetch(self) -> bool:
         """Whether :meth:`ensure` can bring in anything."""

@@ -3,9 +3,14 @@
 Dislikes enter no state of an encoder; their effect is worked out for each request of the users who have any. An interest
 loses the direction of a disliked item, as by Rocchio (1971), unless the user likes something of that kind. A candidate
 that lies nearer to a disliked item than to any liked one loses score.
+
+What counts as like follows the catalog's own vectors. Two unrelated items have a cosine of 0.1 under one encoder and of 0.35
+under another, or with longer texts; a fixed bound would let one dislike touch everything, or nothing.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,10 +25,63 @@ _LEAST_STRENGTH: Final = 1 / 16
 # Only this many of the newest dislikes count: each costs a product with every candidate.
 _MOST: Final = 32
 _LEAST_LEFT: Final = 0.5
-# Half of all pairs of one kind of goods have a cosine above 0.7, with the starter as with the bundle of groceries. Half of
-# all others are above 0.35 with the starter, whose directions are those of a whole language, and above 0.1 with groceries.
-LIKE_FROM: Final = 0.3
-LIKE_FULLY: Final = 0.7
+# Of a sample of the catalog, all pairs are compared: 256 items take some 3 ms, and their quantiles are known to 0.01.
+SAMPLE: Final = 256
+_LEAST_SAMPLE: Final = 32
+_KEPT_S: Final = 600.0
+# Most pairs are unrelated, so their median and the lower half say how unrelated items lie, whatever the upper half is like:
+# a normal distribution has a sixth below a standard deviation under the median. Two above it are one pair in forty.
+_SIXTH: Final = 0.16
+_DEVIATIONS: Final = 2.0
+_FROM_WITHIN: Final = (0.2, 0.7)
+
+
+class Ramp(NamedTuple):
+    """From which cosine on two items are alike, and from which on wholly so."""
+
+    begins: float
+    ends: float
+
+    def __call__(self, cosines: F32) -> F32:
+        """How alike, 0 to 1, of any shape."""
+        share: F32 = np.clip((cosines - self.begins) / (self.ends - self.begins), 0.0, 1.0)
+        return share
+
+
+# Where too few items are known to tell: about half of all pairs of one kind of goods are above 0.7.
+USUAL: Final = Ramp(0.3, 0.7)
+
+
+def ramp_of(vectors: F32) -> Ramp:
+    """What counts as like among items (n, D) that are a sample of the catalog; the usual where they are too few."""
+    if len(vectors) < _LEAST_SAMPLE:
+        return USUAL
+    directions = unit(vectors)
+    pairs = (directions @ directions.T)[np.triu_indices(len(directions), 1)]
+    low, median = np.quantile(pairs, (_SIXTH, 0.5)).tolist()
+    begins = float(np.clip(median + _DEVIATIONS * (median - low), *_FROM_WITHIN))
+    return Ramp(begins, (1.0 + begins) / 2)
+
+
+class CatalogRamp:
+    """The ramp of a catalog that changes, worked out when it is asked for, at most every ten minutes.
+
+    Args:
+        sample: vectors (n, D) from all over the catalog.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, sample: Callable[[], F32], clock: Callable[[], float] = time.monotonic) -> None:
+        self._sample, self._clock = sample, clock
+        self._ramp, self._until_s = USUAL, -math.inf
+
+    def __call__(self) -> Ramp:
+        """The ramp now. While it is the usual one for want of items, each call looks again."""
+        if self._clock() >= self._until_s:
+            self._ramp = ramp_of(self._sample())
+            if self._ramp is not USUAL:
+                self._until_s = self._clock() + _KEPT_S
+        return self._ramp
 
 
 class Dislikes(NamedTuple):
@@ -32,6 +90,7 @@ class Dislikes(NamedTuple):
     disliked: F32  # (N, D), N > 0
     strength: F32  # (N,) from 1, of a new dislike, to 0
     liked: F32  # (M, D)
+    alike: Ramp = USUAL
 
 
 def keys_of(ask: Ask) -> set[int]:
@@ -40,7 +99,7 @@ def keys_of(ask: Ask) -> set[int]:
     return {*pushing, *(key for key, _, _ in ask.liked)} if pushing else set()
 
 
-def dislikes_of(ask: Ask, vectors: Mapping[int, F32]) -> Dislikes | None:
+def dislikes_of(ask: Ask, vectors: Mapping[int, F32], alike: Ramp = USUAL) -> Dislikes | None:
     """None where nothing that the user dislikes has a vector.
 
     Args:
@@ -52,21 +111,24 @@ def dislikes_of(ask: Ask, vectors: Mapping[int, F32]) -> Dislikes | None:
     disliked = unit(np.stack([vectors[key] for key in pushing]))
     liked = [vectors[key] for key in dict.fromkeys(key for key, _, _ in ask.liked) if key in vectors]
     strength = np.array([*pushing.values()], dtype=np.float32)
-    return Dislikes(disliked, strength, unit(np.stack(liked)) if liked else disliked[:0])
+    return Dislikes(disliked, strength, unit(np.stack(liked)) if liked else disliked[:0], alike)
 
 
 def pushed(ask: Ask, dislikes: Dislikes) -> Ask:
     """The ask with interests that lack the directions of disliked items, as far as the user likes nothing like them.
 
-    A new dislike takes the whole direction if nothing that is liked has any likeness to it, and none if the like is equal.
-    An interest of which less than half is left has no weight any more: what would be near it is chance.
+    A new dislike takes the whole direction of an interest that is wholly like it, and none of an unrelated one, nor where
+    something that is liked is wholly like it. An interest of which less than half is left has no weight any more: what would
+    be near it is chance.
     """
-    alike = (dislikes.disliked @ dislikes.liked.T).max(axis=1, initial=0.0)
-    strength = dislikes.strength * np.clip(1.0 - alike, 0.0, 1.0)
-    moved = ask.interests.copy()
+    alike = dislikes.alike((dislikes.disliked @ dislikes.liked.T).max(axis=1, initial=-1.0))
+    strength = dislikes.strength * (1.0 - alike)
+    moved, lengths = ask.interests.copy(), np.linalg.norm(ask.interests, axis=1)
     for direction, share in zip(dislikes.disliked, strength, strict=True):
-        moved -= share * np.maximum(moved @ direction, 0.0)[:, None] * direction
-    left = np.linalg.norm(moved, axis=1) >= _LEAST_LEFT * np.linalg.norm(ask.interests, axis=1)
+        along = moved @ direction
+        touched = dislikes.alike(along / np.maximum(lengths, 1e-12))
+        moved -= (share * touched * along)[:, None] * direction
+    left = np.linalg.norm(moved, axis=1) >= _LEAST_LEFT * lengths
     return ask._replace(interests=moved, interest_weights=ask.interest_weights * left)
 
 
@@ -84,10 +146,9 @@ def lowered(items: Sequence[Fused], vectors: Mapping[int, F32], dislikes: Dislik
         return list(items)
     candidates = unit(np.stack([vectors[items[place].key] for place in known]))
     near = candidates @ dislikes.disliked.T  # (known, N)
-    ramp = np.clip((near - LIKE_FROM) / (LIKE_FULLY - LIKE_FROM), 0.0, 1.0)
     is_nearer = near > (candidates @ dislikes.liked.T).max(axis=1, initial=-1.0)[:, None]
     loss = np.zeros(len(items))
-    loss[known] = (ramp * is_nearer * dislikes.strength).max(axis=1)
+    loss[known] = (dislikes.alike(near) * is_nearer * dislikes.strength).max(axis=1)
     score = np.array([item.score for item in items]) * (1.0 - loss)
     order = np.argsort(-score, kind="stable").tolist()
     return [items[place]._replace(score=float(score[place])) for place in order]

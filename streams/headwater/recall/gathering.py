@@ -4,8 +4,9 @@ No source is known by name here. What sources have in common is done and counted
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from headwater.index import Index, IndexUnavailable, Query
@@ -37,13 +38,22 @@ class Gatherer:
 
     Args:
         sources: among equals the items of the first one come first.
+        weights: what sources count for an ask that names none, where it is not their default. An ask for a text or for
+            items has the defaults.
     """
 
-    def __init__(self, index: Index, sources: Sequence[Source], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        index: Index,
+        sources: Sequence[Source],
+        metrics: Metrics,
+        weights: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self._index = index
         self._sources = sources
         self._places = {source.name: place for place, source in enumerate(sources)}
         self._defaults = {each.name: each.default_weight for each in sources if each.default_weight > 0}
+        self._of_bundle = {**self._defaults, **weights}
         self._key_sources = [each for each in sources if isinstance(each, KeySource)]
         self._vector_sources = [each for each in sources if isinstance(each, VectorSource)]
         self._search_sources = [each for each in sources if isinstance(each, SearchSource)]
@@ -295,7 +305,8 @@ class Gatherer:
         return failed
 
     def _weight(self, ask: Ask, source: Source) -> float:
-        return (ask.weights or self._defaults).get(source.name, 0.0)
+        defaults = self._defaults if ask.has_text or ask.items else self._of_bundle
+        return (ask.weights or defaults).get(source.name, 0.0)
 
 
 def _is_poor(ask: Ask, found: int) -> bool:

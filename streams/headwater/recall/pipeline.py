@@ -5,7 +5,7 @@ the answer.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -15,7 +15,7 @@ from headwater.index import Index
 from headwater.messages import FunnelStage
 from headwater.metrics import Metrics
 from headwater.pacing import Pacer
-from headwater.recall.dislikes import Dislikes, dislikes_of, keys_of, lowered, pushed
+from headwater.recall.dislikes import USUAL, Dislikes, Ramp, dislikes_of, keys_of, lowered, pushed
 from headwater.recall.explain import Share, explained, similarities
 from headwater.recall.funnel import Steps, funnel, items_of, unrestricted
 from headwater.recall.fusion import Fused, diversify, fuse
@@ -54,15 +54,23 @@ class Recall:
     Args:
         sources: among equals the items of the first one come first.
         scorer: of a bundle with a score graph.
+        weights: see `Gatherer`.
+        alike: what counts as like a disliked item, now.
     """
 
     def __init__(
-        self, index: Index, sources: Sequence[Source], metrics: Metrics, scorer: Scorer | None = None
+        self,
+        index: Index,
+        sources: Sequence[Source],
+        metrics: Metrics,
+        scorer: Scorer | None = None,
+        weights: Mapping[str, float] = MappingProxyType({}),
+        alike: Callable[[], Ramp] = lambda: USUAL,
     ) -> None:
-        self._index, self._scorer = index, scorer
+        self._index, self._scorer, self._alike = index, scorer, alike
         self._pacer = Pacer()
         self._sources = {source.name: source for source in sources}
-        self._gatherer = Gatherer(index, sources, metrics)
+        self._gatherer = Gatherer(index, sources, metrics, weights)
 
     async def candidates(self, asks: Sequence[Ask], timeout_s: float) -> list[RecallResult]:
         """Results in the order of ``asks``; each in at most about ``timeout_s``."""
@@ -149,7 +157,10 @@ class Recall:
         wanted = {index: keys_of(ask) for index, ask in enumerate(asks) if ask.dislikes}
         keys = set[int]().union(*wanted.values())
         vectors = (await in_time(self._index.vectors(list(keys)), deadline) or {}) if keys else {}
-        found = {index: dislikes_of(asks[index], vectors) for index, of_ask in wanted.items() if of_ask}
+        alike = self._alike() if vectors else USUAL
+        found = {
+            index: dislikes_of(asks[index], vectors, alike) for index, of_ask in wanted.items() if of_ask
+        }
         return {index: dislikes for index, dislikes in found.items() if dislikes is not None}
 
     async def _vectors(

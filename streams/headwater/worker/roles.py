@@ -51,6 +51,7 @@ from headwater.paths.serving import Serving
 from headwater.profiles.clicks_log import ACCEPT_LOG
 from headwater.profiles.interests import UserInterests, WhatIfEvents, interests_of
 from headwater.profiles.store import ProfileLayout, Profiles
+from headwater.recall.dislikes import SAMPLE, CatalogRamp
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import Counts, Trends
 from headwater.recall.rescoring import Scorer
@@ -146,6 +147,8 @@ class InterestsRole:
             sources_of(Resources(index, encoder.neighbours, popular, settings.new_days)),
             common.metrics,
             Scorer(encoder, self._request_threads, popular) if encoder.pool else None,
+            encoder.manifest.sources,
+            CatalogRamp(partial(self.vectors.sample, SAMPLE)),
         )
         self._requests = RequestPath(
             self.profiles,

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from headwater.messages import ACTIONS
 from headwater.recall.dislikes import (
     HALF_LIFE_MS,
-    LIKE_FROM,
-    LIKE_FULLY,
+    USUAL,
+    CatalogRamp,
     dislikes_of,
     keys_of,
     lowered,
     pushed,
+    ramp_of,
 )
 from headwater.recall.fusion import Fused
 from headwater.recall.sources import Ask
@@ -64,7 +65,7 @@ DISLIKED, LIKED = 100, 200
 
 
 def test_a_candidate_loses_score_by_how_alike_it_is() -> None:
-    near = {1: at(0.2), 2: at(LIKE_FROM), 3: at((LIKE_FROM + LIKE_FULLY) / 2), 4: at(0.9), DISLIKED: at(1)}
+    near = {1: at(0.2), 2: at(USUAL.begins), 3: at(sum(USUAL) / 2), 4: at(0.9), DISLIKED: at(1)}
     assert scores(ask({DISLIKED: 0}), near, 5) == [1, 1, 0.5, 0, 1], "the fifth has no vector"
 
 
@@ -100,7 +101,7 @@ def test_the_order_changes_and_ties_keep_theirs() -> None:
 
 def test_an_interest_loses_the_direction_of_what_is_disliked_and_keeps_the_others() -> None:
     near = {DISLIKED: at(1)}
-    one = ask({DISLIKED: 0}, interests=[at(0.6), at(0), at(-0.5)])
+    one = ask({DISLIKED: 0}, interests=[at(0.7), at(0), at(-0.5)])
     dislikes = dislikes_of(one, near)
     assert dislikes is not None
     moved = pushed(one, dislikes)
@@ -118,9 +119,45 @@ def test_an_interest_of_which_little_is_left_counts_no_more() -> None:
 
 def test_an_interest_is_spared_as_far_as_something_like_it_is_liked() -> None:
     one = ask({DISLIKED: 0}, liked=[LIKED], interests=[at(1)])
-    dislikes = dislikes_of(one, {DISLIKED: at(1), LIKED: at(0.8)})
+    dislikes = dislikes_of(one, {DISLIKED: at(1), LIKED: at(0.6)})
     assert dislikes is not None
-    assert pushed(one, dislikes).interests[0, 0] == pytest.approx(3 * 0.8, abs=1e-5)
+    assert pushed(one, dislikes).interests[0, 0] == pytest.approx(3 * 0.75, abs=1e-5)
+
+
+def shop(common: float, kinds: int = 12, dim: int = 32) -> F32:
+    """Ten items of each kind, (items, dim), that share so much of their direction with all others."""
+    rng = np.random.default_rng(0)
+    bulk, centres = rng.normal(size=dim), rng.normal(size=(kinds, dim))
+    own = np.repeat(centres, 10, axis=0) + 0.4 * rng.normal(size=(10 * kinds, dim))
+    return np.asarray(own / np.sqrt(dim) + common * bulk / np.linalg.norm(bulk), dtype=np.float32)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.4, 0.8])
+def test_a_dislike_pushes_its_own_kind_and_little_else_whatever_all_items_share(common: float) -> None:
+    vectors = shop(common)
+    known = {**dict(enumerate(vectors[1:], 1)), DISLIKED + 900: vectors[0]}
+    dislikes = dislikes_of(ask({DISLIKED + 900: 0}), known, ramp_of(vectors))
+    assert dislikes is not None
+    left = {item.key: item.score * (60 + item.key) for item in lowered(ranked(119), known, dislikes)}
+    assert np.mean([left[key] for key in range(1, 10)]) < 0.6, "its kind"
+    assert np.mean([left[key] < 0.95 for key in range(10, 120)]) < 0.1, "the others"
+    other = vectors[60]
+    moved = pushed(ask({DISLIKED + 900: 0})._replace(interests=other[None]), dislikes)
+    assert float(np.abs(moved.interests - other).max()) < 0.1
+
+
+def test_what_counts_as_like_is_the_usual_while_few_items_are_known_and_then_the_catalogs_own() -> None:
+    held, now_s = [shop(0.8)[:10]], [0.0]
+    ramp = CatalogRamp(lambda: held[0], lambda: now_s[0])
+    assert ramp() is USUAL
+    held[0] = shop(0.8)
+    assert USUAL.begins < ramp().begins < ramp().ends < 1
+    held[0], before = shop(0.0), ramp()
+    assert ramp() == before
+    now_s[0] = 600.0
+    assert ramp().begins < before.begins
+    same = np.ones((50, 4), dtype=np.float32)
+    assert ramp_of(same).begins == pytest.approx(0.7), "equal texts: nothing is nearer than anything else"
 
 
 vectors = st.lists(st.floats(-1, 1, width=32), min_size=DIM, max_size=DIM).map(
@@ -154,7 +191,7 @@ def test_every_score_is_what_the_rule_says_pair_by_pair(
         if any(abs(each - nearest_liked) < 1e-4 for each in near):
             continue  # either may be the nearer one, by the last bits
         losses = [
-            min(max((each - LIKE_FROM) / (LIKE_FULLY - LIKE_FROM), 0.0), 1.0) * 0.5 ** (n / 2)
+            min(max((each - USUAL.begins) / (USUAL.ends - USUAL.begins), 0.0), 1.0) * 0.5 ** (n / 2)
             for n, each in enumerate(near)
             if each > nearest_liked
         ]

@@ -366,6 +366,22 @@ async def test_popular_items_can_be_asked_for_with_a_weight(index: Fallible) -> 
     assert ids(found)[:2] == ["soap 0", "tea 0"]
 
 
+async def test_a_bundle_says_what_sources_count_where_a_request_does_not(index: Fallible) -> None:
+    resources = Resources(index, table(), lambda: POPULAR, NEW_DAYS)
+    recall = Recall(index, sources_of(resources), Metrics(), None, {"popular": 5.0, "interests": 0.5})
+    asks = [
+        ask(COFFEE),
+        ask(COFFEE, sources={"interests": 1.0}),
+        ask(COFFEE, query=TEA, has_text=True),
+        ask(COFFEE, items=["tea 1"]),
+    ]
+    own, named, text, items = await recall.candidates(asks, LONG_S)
+    assert ids(own)[:2] == ["soap 0", "tea 0"]
+    assert {item.source for item in named.items} == {"interests"}
+    for found, source in ((text, "query"), (items, "item")):
+        assert {item.source for item in found.items} == {"interests", source}, "what is asked for stays pure"
+
+
 async def test_what_may_be_wanted_again_is_a_source_of_its_own(index: Fallible) -> None:
     both = await answer(index, ask(COFFEE, again=["soap 1", "gone", "soap 4"], limit=4))
     assert ids(both) == ["soap 1", "coffee 0", "coffee 1", "coffee 2"]  # "soap 4" is not available

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 
 from headwater.encoder.features import ACTION_CODES  # noqa: E402 - after the skip
 from headwater_models.data.events import Log  # noqa: E402 - after the skip
-from headwater_models.networks import ARCHITECTURES, UserEncoder, WindowedEncoder  # noqa: E402 - needs torch
+from headwater_models.networks import ARCHITECTURES, Events, UserEncoder  # noqa: E402 - needs torch
 from headwater_models.networks.themes import Themes  # noqa: E402 - needs torch
 from headwater_models.training.sequence_loop import measure_worth  # noqa: E402 - needs torch
 
@@ -24,13 +24,12 @@ def encoder_of(name: str) -> UserEncoder:
     return encoder
 
 
-def themes_of(name: str) -> tuple[WindowedEncoder, Themes]:
+def themes_of(name: str) -> tuple[UserEncoder, Themes]:
     encoder = encoder_of(name)
-    assert isinstance(encoder, WindowedEncoder)
     return encoder, Themes(encoder, np.zeros((1, DIM), np.float32)).eval()
 
 
-@pytest.mark.parametrize("name", ["sasrec", "narm", "bert4rec"])
+@pytest.mark.parametrize("name", ["sasrec", "narm", "bert4rec", "lru", "gru4rec"])
 def test_an_interest_is_what_the_encoder_makes_of_the_events_of_its_theme(name: str) -> None:
     encoder, themes = themes_of(name)
     which = [0, 1, 1, 0, 1, 0, 1]
@@ -45,8 +44,8 @@ def test_an_interest_is_what_the_encoder_makes_of_the_events_of_its_theme(name: 
             own = [n for n, axis in enumerate(which) if axis == theme]
             own_gaps = torch.diff(times[own], prepend=times[own][:1])[None]
             waited = now + times[-1] - times[own[-1]]
-            alone, _ = encoder.window(
-                items[:, own], actions[:, own], own_gaps, torch.ones(1, len(own)), waited
+            alone = encoder.answer(
+                Events(items[:, own], actions[:, own], own_gaps, torch.ones(1, len(own))), waited
             )
             torch.testing.assert_close(interests[:, place], alone[:, 0], atol=1e-5, rtol=1e-4)
     assert weights.tolist() == [[1.0, 1.0, 0.0]]
@@ -58,7 +57,7 @@ def test_a_history_of_one_theme_is_read_as_a_whole_and_an_empty_one_has_no_inter
     given = (items, torch.ones(1, 10, dtype=torch.int64), torch.ones(1, 10), torch.ones(1, 10), torch.ones(1))
     with torch.inference_mode():
         interests, weights = themes.window(*given)
-        torch.testing.assert_close(interests[:, 0], encoder.window(*given)[0][:, 0])
+        torch.testing.assert_close(interests[:, 0], encoder.answer(Events(*given[:4]), given[4])[:, 0])
         assert weights.tolist() == [[1.0, 0.0, 0.0]]
         nothing = themes.window(*given[:3], torch.zeros(1, 10), torch.ones(1))
     assert nothing[1].tolist() == [[0.0, 0.0, 0.0]]
@@ -75,8 +74,6 @@ def test_actions_that_the_data_lacks_count_as_usual_and_the_only_action_counts_o
         log = Log(["a"], np.array([0, 2]), np.zeros(2, int), np.full(2, ACTION_CODES[usual]), np.arange(2))
         measure_worth(encoder, log)
         with torch.inference_mode():
-            from headwater_models.networks import Events
-
             found: torch.Tensor = encoder.answer(Events(items, codes, gaps, ones), torch.zeros(1))
         return found
 

@@ -59,6 +59,18 @@ def test_data_of_a_kind_get_the_recipe_that_was_best_on_it() -> None:
     assert (broad.fit.length, broad.fit.epochs, broad.fit.patience) == (50, 12, 2)
 
 
+@pytest.mark.parametrize("items", [1_000, 9_000, 90_000])
+@pytest.mark.parametrize("users", [3_000, 14_000, 140_000])
+def test_a_training_of_many_events_reads_them_less_often_and_never_over_ten_thousand_items_at_once(
+    users: int, items: int
+) -> None:
+    large = statistics(1_400_000, users, items)
+    fit = recipe(model_for(large), large).fit
+    assert 4 <= fit.epochs <= (8 if large.is_dense else 18) * 10**6 / 1_400_000
+    assert 2 <= fit.patience <= fit.epochs
+    assert fit.loss == ("softmax" if items == 1_000 else "sampled")
+
+
 def test_the_rarer_the_items_the_fewer_sessions_make_neighbours() -> None:
     assert [table_for(data).together for data in (DENSE, BROAD, SMALL)] == [3, 2, 1]
     timeless = replace(SMALL, has_times=False)
