@@ -20,6 +20,7 @@ Report = Callable[[str, int, int], None]  # report("encoding items", done, total
 
 # Without a terminal, as under nohup or in a log of a build: a line for each stage, and one of each half minute in it.
 _EVERY_S: Final = 30.0
+_QUICK_S: Final = 5.0  # the end of a shorter stage is told by the begin of the next
 # Steps may be epochs of many minutes: the speed is that of the last day.
 _SPEED_OF_S: Final = 86_400.0
 
@@ -73,11 +74,15 @@ class Lines:
             stage = _Stage(now_s, done, done, now_s)
         elif done < stage.done:  # begun again, as the next epoch is
             stage = _Stage(now_s, done, done, stage.told_s, is_first=False)
-        elif done > stage.done and (now_s - stage.told_s >= _EVERY_S or (stage.is_first and done >= total)):
+        elif done > stage.done:
             passed_s = now_s - stage.since_s
-            left_s = passed_s * (total - done) / (done - stage.done_at_start)
-            self._write(f"{what}: {done:,} of {total:,}, {_clock(passed_s)} so far, {_clock(left_s)} left")
-            stage = stage._replace(told_s=now_s)
+            is_over = stage.is_first and done >= total and passed_s >= _QUICK_S
+            if is_over or now_s - stage.told_s >= _EVERY_S:
+                left_s = passed_s * (total - done) / (done - stage.done_at_start)
+                self._write(
+                    f"{what}: {done:,} of {total:,}, {_clock(passed_s)} so far, {_clock(left_s)} left"
+                )
+                stage = stage._replace(told_s=now_s)
         self._stages[name] = stage._replace(done=done)
 
 

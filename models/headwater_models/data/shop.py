@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from headwater.files.items import Items
 
 _SHOWN = 5
+_STRANGE = "the item is not in the catalog"
+_NEGATIVE = f"action is none of {', '.join(POSITIVE_ACTIONS)}"
 
 
 class Shop(NamedTuple):
@@ -61,10 +63,10 @@ def shop_of(items: "Items", events: Events, files: Sequence[Files]) -> Shop:
             f"that are not in the catalog{_such_as(ids)}; nothing is learned from them, and a worker counts such clicks as "
             "soon as it is given the item"
         )
-        dropped["the item is not in the catalog"] = len(strange)
+        dropped[_STRANGE] = len(strange)
         rows = rows.filter(known)
     checks = {
-        f"action is none of {', '.join(POSITIVE_ACTIONS)}": pl.col("action").is_in(POSITIVE_ACTIONS),
+        _NEGATIVE: pl.col("action").is_in(POSITIVE_ACTIONS),
         "the user's only event": pl.len().over("user_id") > 1,
     }
     for reason, keep in checks.items():
@@ -75,9 +77,15 @@ def shop_of(items: "Items", events: Events, files: Sequence[Files]) -> Shop:
         rows = kept
     if not rows.height:
         why = "; ".join(f"{reason}: {count:,}" for reason, count in dropped.items()) or "it has none"
+        most = max(dropped, key=dropped.__getitem__, default="")
+        remedy = "export more of them"
+        if most == _STRANGE:
+            remedy = f"see which column is the item's id (--map item_id=COLUMN), and that {catalog} is of the same shop"
+        elif most == _NEGATIVE:
+            remedy = "say which names are positive (--action NAME=click), or give the events of what users looked at"
         raise DatasetError(
-            f"nothing is left of the {len(events.rows):,} events of {clicks} ({why}): expected events of users with two or "
-            f"more, on items of {catalog}; see which column is the item's id (--map item_id=COLUMN)"
+            f"nothing is left of the {len(events.rows):,} events of {clicks} ({why}): expected positive events of users with "
+            f"two or more, on items of {catalog}; {remedy}"
         )
     if rows["item_id"].n_unique() < 2:
         raise DatasetError(

@@ -52,6 +52,7 @@ def test_what_becomes_of_each_event_that_is_not_learned_from_is_said(tmp_path: P
     [
         (ITEMS[:1], CLICKS, "no item that can be used"),
         (ITEMS, [*CLICKS[:1], "u,gone,1700000000000,click", "u,lost,1700000001000,click"], "nothing is left of the 2 events"),
+        (ITEMS, [*CLICKS[:1], "u,a,1700000000000,dislike", "u,b,1700000001000,dislike"], "say which names are positive"),
         (ITEMS, [*CLICKS[:1], "u,a,1700000000000,click", "u,a,1700000001000,click"], "on one item, a"),
     ],
 )  # fmt: skip
