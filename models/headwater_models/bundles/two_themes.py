@@ -2,8 +2,9 @@
 
 The state holds two decayed, action-weighted sums of item vectors of length one: `recent`, mostly the last two events, and
 `longer`, some ten events. The first interest is the direction of `recent`. The second is what is left of `longer` without
-that direction, so a user with two favourite themes sees both. It has a vote only if several events agree on it: unrelated
-events add up to a short vector, events of one theme to a long one.
+that direction, so a user with two favourite themes sees both. Of the direction it gets back what unrelated items share: without
+it the other theme would be looked for away from the first one, where its own items are not. It has a vote only if several events
+agree on it: unrelated events add up to a short vector, events of one theme to a long one.
 """
 
 from dataclasses import dataclass, field
@@ -26,13 +27,14 @@ class TwoThemesConfig:
     events of one theme, which lie along `recent`, and grows with each event that agrees with others on another one.
     """
 
-    recent: MeanConfig = field(default_factory=lambda: MeanConfig(keep=0.3))
-    longer: MeanConfig = field(default_factory=lambda: MeanConfig(keep=0.83))
+    recent: MeanConfig = field(default_factory=lambda: MeanConfig(keep=0.25))
+    longer: MeanConfig = field(default_factory=lambda: MeanConfig(keep=0.84))  # from 0.86 on the oldest events would stay
     silent_below: float = 0.3
     full_from: float = 0.4
-    # Of the second interest, relative to the first. Lists are fused by reciprocal rank, so its first item has place eight,
-    # and later ones alternate: both themes are on the first page, and the first seven items are as good as without it.
-    vote: float = 0.9
+    shared: float = 0.3  # the cosine of unrelated items, half of whose pairs lie above it in a catalog with descriptions
+    # Of the second interest, relative to the first. Lists are fused by reciprocal rank, so its first item has place five,
+    # and later ones alternate: both themes are on the first page, and the first four items are as good as without it.
+    vote: float = 0.95
 
 
 def state_size(dim: int) -> int:
@@ -101,11 +103,16 @@ def read_graph(dim: int, config: TwoThemesConfig) -> onnx.ModelProto:
             now = Div(recent, recent_divisor)
             both = Mul(longer, now)
             along = ReduceSum <keepdims = 1> (both, last_axis)
-            shared = Mul(now, along)
-            rest = Sub(longer, shared)
+            along_now = Mul(now, along)
+            rest = Sub(longer, along_now)
             rest_length = ReduceL2 <keepdims = 1> (rest, last_axis)
             rest_divisor = Max(rest_length, tiny)
-            other = Div(rest, rest_divisor)
+            rest_direction = Div(rest, rest_divisor)
+            shared_now = Mul(now, shared_share)
+            leaning = Add(rest_direction, shared_now)
+            leaning_length = ReduceL2 <keepdims = 1> (leaning, last_axis)
+            leaning_divisor = Max(leaning_length, tiny)
+            other = Div(leaning, leaning_divisor)
             any = Greater(recent_length, tiny)
             one_if_any = Cast <to = 1> (any)
             rest_squared = Mul(rest_length, rest_length)
@@ -134,6 +141,7 @@ def read_graph(dim: int, config: TwoThemesConfig) -> onnx.ModelProto:
         silent_below=np.float32(config.silent_below),
         ramp=np.float32(config.full_from - config.silent_below),
         vote=np.float32(config.vote),
+        shared_share=np.float32(config.shared),
         zero=np.float32(0),
         one=np.float32(1),
     )

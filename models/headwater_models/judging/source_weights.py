@@ -27,7 +27,7 @@ K: Final = 20
 # Lists are made one by one.
 _MOST: Final = 600
 # With fewer questions chance decides.
-_LEAST: Final = 30
+_LEAST: Final = 20
 # Weights of a request for what is new to the user, beside those that it has anyway.
 NEW: Final[tuple[Weights, ...]] = (
     {"similar": 0.0},

@@ -67,7 +67,7 @@ def test_a_gain_within_chance_and_few_questions_change_nothing(monkeypatch: pyte
     found_by(monkeypatch, {"popular": 0.01}, noise=100.0)
     assert weights_of() == {}
     found_by(monkeypatch, {"popular": 0.01})
-    assert weights_of(users=20) == {}
+    assert weights_of(users=19) == {}
 
 
 def test_the_answers_are_those_of_the_request_path() -> None:
