@@ -28,10 +28,14 @@ class TwoThemesConfig:
     """
 
     recent: MeanConfig = field(default_factory=lambda: MeanConfig(keep=0.25))
-    longer: MeanConfig = field(default_factory=lambda: MeanConfig(keep=0.84))  # from 0.86 on the oldest events would stay
+    longer: MeanConfig = field(
+        default_factory=lambda: MeanConfig(keep=0.84)
+    )  # from 0.86 on the oldest events would stay
     silent_below: float = 0.3
     full_from: float = 0.4
-    shared: float = 0.3  # the cosine of unrelated items, half of whose pairs lie above it in a catalog with descriptions
+    shared: float = (
+        0.3  # the cosine of unrelated items, half of whose pairs lie above it in a catalog with descriptions
+    )
     # Of the second interest, relative to the first. Lists are fused by reciprocal rank, so its first item has place five,
     # and later ones alternate: both themes are on the first page, and the first four items are as good as without it.
     vote: float = 0.95
