@@ -1,6 +1,7 @@
 """What is behind the live page, of a worker that runs: its stream, its map, a user, answers, dead letters."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -55,9 +56,10 @@ async def test_a_click_on_the_page_goes_the_whole_way_and_is_seen_everywhere(sha
     async with back_of(shared_system) as back, asyncio.timeout(PATIENCE_S):
         events = back.events()
         assert (await anext(events))[1]["let_in"] is True
+        now_ms = time.time_ns() // 1_000_000  # of one millisecond, hashes would order them
         clicks = [
-            await back.post("/live/clicks", 201, user_id=user, item_id=item)
-            for item in ("coffee-1", "coffee-2", "dog-3")
+            await back.post("/live/clicks", 201, user_id=user, item_id=item, at_ms=now_ms + number)
+            for number, item in enumerate(("coffee-1", "coffee-2", "dog-3"))
         ]
         said = await back.post("/live/recall", user_id=user, limit=3, explain=True)
         answer = said["answer"]

@@ -91,7 +91,7 @@ async def _shopper(browser: Browser, place: Place) -> Image.Image:
     page = await _opened(browser, place.page)
     await _be(page, "ada")
     await _click(page, "coffee")
-    await _click(page, "dark chocolate", "purchase")
+    await _click(page, "chocolate", "purchase")
     await _rest(page)
     return await _of(page, "#shopper", height=1_000)
 
@@ -310,11 +310,19 @@ async def _demo() -> AsyncIterator[Place]:
     with tempfile.TemporaryDirectory(prefix="headwater-pictures-") as folder:
         # What it leaves to be found by is of nobody else.
         environment = {**os.environ, "HEADWATER_DATA_DIR": folder, "XDG_STATE_HOME": folder}
-        async with (
-            _running(["demo", "--no-open"], environment, r"live page: (http://\S+)") as page,
-            _running(["gateway", "--port", "0"], environment, r"gateway: (http://\S+),") as gateway,
-        ):
-            yield Place(page.rstrip("/"), gateway, Path(folder))
+        async with _running(["demo", "--no-open"], environment, r"live page: (http://\S+)") as page:
+            await _announced(Path(folder))
+            gateway = _running(["gateway", "--port", "0"], environment, r"gateway: (http://\S+),")
+            async with gateway as address:
+                yield Place(page.rstrip("/"), address, Path(folder))
+
+
+async def _announced(state: Path) -> Run:
+    """What the demo says of itself to other terminals, once it does."""
+    async with asyncio.timeout(_READY_S):
+        while not (paths := list(state.rglob("running/*.json"))):
+            await asyncio.sleep(0.2)
+    return msgspec.json.decode(paths[0].read_bytes(), type=Run)
 
 
 @asynccontextmanager
@@ -329,8 +337,11 @@ async def _running(command: list[str], environment: dict[str, str], says: str) -
     assert process.stderr is not None
     try:
         async with asyncio.timeout(_READY_S):
-            while (found := re.search(says, (line := await process.stderr.readline()).decode())) is None:
-                assert line, f"{command[0]} ended before it said where it is"
+            said = b""
+            while (found := re.search(says, said.decode(errors="replace"))) is None:
+                line = await process.stderr.readline()
+                assert line, f"{command[0]} ended before it said where it is: {said.decode()}"
+                said += line
         draining = asyncio.ensure_future(process.stderr.read())
         yield found[1]
         draining.cancel()
@@ -360,8 +371,7 @@ async def _settled(address: str) -> None:
 
 
 async def _publish_bad_clicks(state: Path) -> None:
-    (path,) = state.rglob("running/*.json")
-    run = msgspec.json.decode(path.read_bytes(), type=Run)
+    run = await _announced(state)
     async with AIOKafkaProducer(bootstrap_servers=run.bootstrap_servers) as producer:
         for value in _BAD_CLICKS:
             await producer.send_and_wait(Topics.named(run.topic_prefix).clicks, value, key=b"ann")

@@ -21,7 +21,7 @@ from headwater.index import Index, Query
 from headwater.index.filters import EVERYTHING
 from headwater.index.item_vectors import ItemVectors
 from headwater.pacing import Pacer
-from headwater.recall.similarity import unit
+from headwater.recall.similarity import most_similar, unit
 
 F32 = NDArray[np.float32]
 
@@ -31,6 +31,8 @@ _AXES_SAMPLE: Final = 5_000
 _WITHIN: Final = 0.995
 _ITEMS_AT_ONCE: Final = 256
 _KEPT_S: Final = 30.0
+# A search by dot products finds so many, of which the most similar are shown.
+_CHOICE: Final = 1_000
 
 
 class Axes(NamedTuple):
@@ -125,9 +127,15 @@ class CatalogMap:
         found = await self._shown([*keys])
         if len(found) < limit and self._encoder.item_inputs == "text":
             (vector,) = await asyncio.to_thread(self._encoder.encode_items, [text])
-            (hits,) = await self._index.search([Query(vector, limit, EVERYTHING, frozenset(keys))])
-            found |= await self._shown([hit.key for hit in hits])
+            found |= await self._shown(await self._nearest(vector, limit, frozenset(keys)))
         return list(found.values())[:limit]
+
+    async def _nearest(self, vector: F32, limit: int, exclude: frozenset[int]) -> list[int]:
+        """Keys of the items most similar to a vector (D,), best first. Dot products alone would bring what is popular."""
+        (hits,) = await self._index.search([Query(vector, _CHOICE, EVERYTHING, exclude)])
+        near = await self._index.vectors([hit.key for hit in hits])
+        items = {hit.key: hit.item_id for hit in hits}
+        return [key for key, _ in most_similar(items, near, [vector])[:limit]]
 
     def _with_words(self, words: Sequence[str], limit: int) -> list[int]:
         """Keys of items whose titles have all the words; those that begin with the first word come first."""

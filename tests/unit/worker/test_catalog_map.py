@@ -112,6 +112,19 @@ async def test_an_item_is_found_by_its_id_then_by_its_title_then_by_what_it_is_l
     assert await shop.map.search("  ", 3) == []
 
 
+async def test_what_is_like_a_text_comes_before_what_only_has_a_long_vector(tmp_path: Path) -> None:
+    """The vector of an item that everybody takes is long: its dot product with anything is high."""
+    index, vectors = await EdgeIndex.open(tmp_path, DIM), ItemVectors(DIM)
+    await add(index, vectors, 5)
+    popular = np.full(DIM, 9.0, dtype=np.float32)
+    payload = {"item_id": "bananas", "title": "Bananas", "category": "fruit"}
+    await index.put([Point(item_key("bananas"), "bananas", popular, payload, None, 0, 99)])
+    vectors.put(item_key("bananas"), popular)
+    found = await CatalogMap(index, vectors, cast(Encoder, Texts())).search("something of beans", 3)
+    assert {each["category"] for each in found} == {"coffee"}
+    await index.close()
+
+
 async def test_items_have_the_places_that_they_have_on_the_map(shop: Shop) -> None:
     said = await body(shop.map)
     at = dict(zip(said["ids"], zip(said["x"], said["y"], strict=True), strict=True))
