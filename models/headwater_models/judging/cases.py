@@ -33,7 +33,7 @@ def asked_of(
         clicks: what a model may have learned from: popularity is theirs, and targets without any of these events are asked
             for apart, as `cold`. None: popularity is that of the histories.
         mask_seen: a history's items are out of the ranking.
-        sample: only so many cases, drawn by the seed.
+        sample: how many cases to take, drawn by the seed.
 
     Raises:
         DatasetError: there are no cases.

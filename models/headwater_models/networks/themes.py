@@ -18,10 +18,10 @@ from headwater_models.networks.user_encoder import Events, UserEncoder, Windowed
 
 # Cosines of items around their mean: two of one theme lie above, nearly all pairs at random below.
 LIKE: Final = 0.3
-# A further theme has two events at least, and this share of the events' weight, newer ones weighing more: half while so many
-# others came since.
+# A further theme has two events at least, and this share of the events' weight.
 LEAST_EVENTS: Final = 2
 LEAST_SHARE: Final = 0.2
+# An event's weight halves with this many later ones.
 HALF_LIFE_EVENTS: Final = 20.0
 
 

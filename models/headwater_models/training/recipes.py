@@ -66,7 +66,7 @@ _SPARSE_FIT: dict[str, dict[str, Any]] = {
 }
 # Cosines are no help to BERT4Rec, whose hidden events have no item.
 _BY_COSINE = ("gru4rec", "lru", "multi-interest", "narm", "sasrec")
-# An optimiser's step reads so many events. With fewer steps an epoch, a mean of the weights over a hundred lags behind.
+# An optimiser's step reads this many events. With fewer steps an epoch, a mean of the weights over a hundred lags behind.
 _POSITIONS = 1024
 _STEPS_TO_AVERAGE = 50
 
