@@ -212,7 +212,8 @@ def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
     Raises:
         ImportFileError: the bytes are no text.
     """
-    if encoding == "auto":
+    guessing = encoding == "auto"
+    if guessing:
         encoding = _UTF16.get(raw[:2]) or _utf16_without_mark(raw) or "utf-8"
     if encoding not in ("utf-8", "utf8", "utf-8-sig"):
         try:
@@ -235,7 +236,7 @@ def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
     try:
         text = Text(_split(raw.decode()), {}, "utf-8")
     except UnicodeDecodeError:
-        text = _by_line(path, raw)
+        text = _by_line(path, raw, guessing)
     return _without_nul(text) if b"\x00" in raw else text
 
 
@@ -273,7 +274,7 @@ def _no_words(lines: Sequence[str]) -> str | None:
     return text[max(0, found[0].start() - 5) : found[0].end() + 5].replace("\n", " ")
 
 
-def _by_line(path: Path, raw: bytes) -> Text:
+def _by_line(path: Path, raw: bytes, guessing: bool) -> Text:
     lines, bad, beyond_ascii, western = [], dict[int, str](), 0, True
     parts = raw.replace(b"\r\n", b"\n").split(b"\n")
     for number, part in enumerate(parts, 1):
@@ -287,7 +288,7 @@ def _by_line(path: Path, raw: bytes) -> Text:
             western = western and all(byte < 0x80 or byte in _WESTERN for byte in part)
             line = ""
         lines.append(line)
-    if western and len(bad) > beyond_ascii:
+    if guessing and western and len(bad) > beyond_ascii:
         if strange := _no_words([parts[number - 1].decode("windows-1252") for number in bad]):
             raise ImportFileError(
                 f"{path} cannot be read: its bytes are no UTF-8, and as windows-1252 they read {strange!r}; name its encoding "

@@ -35,7 +35,7 @@ _ENVELOPES: Final = (
     "events",
 )
 _BRACKETS: Final = ("", "[", "]", "];", ",")
-_BLANK: Final = re.compile(r"[\s,]*")
+_BETWEEN: Final = re.compile(r"[\s,\[\]]*")  # also the end of an array and the begin of the next
 
 
 class Rows(NamedTuple):
@@ -131,17 +131,12 @@ def _decoded_line(line: str) -> Any:
 
 
 def _until_damage(lines: Sequence[str]) -> list[Any]:
-    """The values of an array, or one after another, up to damage, which is the last one."""
-    text = "\n".join(lines)
-    start = len(text) - len(text.lstrip()) + text.lstrip().startswith("[")
-    decoder, found = json.JSONDecoder(parse_constant=lambda _: None), list[Any]()
-    while True:
-        blank = _BLANK.match(text, start)
-        start = blank.end() if blank else start
-        if text[start : start + 1] in ("]", ""):
-            break
+    """The values of arrays, or values one after another, up to damage, which is the last one."""
+    text, place, found = "\n".join(lines), 0, list[Any]()
+    decoder = json.JSONDecoder(parse_constant=lambda _: None)
+    while (between := _BETWEEN.match(text, place)) and between.end() < len(text):
         try:
-            value, start = decoder.raw_decode(text, start)
+            value, place = decoder.raw_decode(text, between.end())
         except (ValueError, RecursionError) as error:
             found.append(_Undecoded(f"not JSON: {error}; what comes after it is not read"))
             break

@@ -1,10 +1,13 @@
 """`headwater train`, and the choices that the help writes out."""
 
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 from headwater.commands.event_data import ProtocolOption
 from headwater.commands.file_options import DecimalOption, PresetOption, TimeOption
+from headwater.commands.main import app
 from headwater.commands.models import ModelOption, SearchOption
+from headwater.commands.train_shop import next_steps
 from headwater.files.presets import PresetName
 from headwater.files.times import TimeUnit
 from headwater.files.values import Decimal
@@ -22,6 +25,14 @@ def test_the_choices_are_those_of_the_code() -> None:
     assert get_args(DecimalOption) == get_args(Decimal)
     assert get_args(PresetOption) == get_args(PresetName)
     assert set(get_args(ModelOption)) == {"shop", "starter", "groceries", "similar", *ARCHITECTURES, *SCORERS}
+
+
+def test_several_files_of_a_shop_are_given_one_after_another_and_named_again_at_the_end() -> None:
+    words = ["train", "shop", "--catalog", "items.csv", "--clicks", "mon.csv", "the tue.csv", "--out", "b"]
+    _, bound, *_ = app.parse_args(words, exit_on_error=False)
+    shop = bound.arguments["shop"]
+    assert (shop.catalog, shop.clicks) == ([Path("items.csv")], [Path("mon.csv"), Path("the tue.csv")])
+    assert "import clicks mon.csv 'the tue.csv'; " in next_steps(shop, Path("b"))
 
 
 def test_a_wrong_option_is_one_sentence(terminal: Terminal) -> None:

@@ -65,6 +65,7 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         '{"count":2,"next":null,"results":[{"user_id":"ann","item_id":"x"},{"user_id":"ben","item_id":"y"}]}',
         '{"status":"ok","data":{"clicks":[{"user_id":"ann","item_id":"x"},{"user_id":"ben","item_id":"y"}]}}',
         '{"user_id":"ann","item_id":"x"}{"user_id":"ben","item_id":"y"}',
+        '[{"user_id":"ann","item_id":"x"}]\n[{"user_id":"ben","item_id":"y"}]\n',
         '{\n "user_id":"ann",\n "item_id":"x"\n}\n{\n "user_id":"ben",\n "item_id":"y"\n}\n',
         '"user_id", "item_id"\n"ann", "x"\n"ben", "y"\n',
         "user_id,item_id\n'ann','x'\n'ben','y'\n",
@@ -72,7 +73,7 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         '<?xml version="1.0" encoding="utf-16"?>'
         "<a><row><user_id>ann</user_id><item_id>x</item_id></row><row><user_id>ben</user_id><item_id>y</item_id></row></a>",
     ],
-    ids=range(38),
+    ids=range(39),
 )
 def test_a_table_is_read_by_what_the_file_holds(tmp_path: Path, content: str | bytes) -> None:
     found = of(tmp_path, content)
@@ -223,6 +224,11 @@ def test_a_file_of_another_encoding_is_read_in_it_and_that_is_noted(tmp_path: Pa
     ].to_list() == ["ż"]
     with pytest.raises(ImportFileError, match="--encoding klingon: no such encoding"):
         of(tmp_path, "a\n1\n", Layout(encoding="klingon"))
+
+
+def test_an_encoding_that_is_named_is_not_judged(tmp_path: Path) -> None:
+    found = of(tmp_path, b"a,b\n1,caf\xe9\n2,x\n", Layout(encoding="utf-8"))
+    assert (found.frame.rows(), [row.line for row in found.bad]) == ([("2", "x")], [2])
 
 
 @pytest.mark.parametrize(
