@@ -3,6 +3,8 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 
@@ -75,8 +77,9 @@ async def _echoes(system: System) -> list[float]:
     return taken[freshness.WARM_UP :]
 
 
-async def _with_clicks(system: System, running: Worker, client: Client) -> tuple[list[float], int, float]:
-    """Milliseconds of the requests that were answered, how many were not, and clicks applied a second meanwhile."""
+@asynccontextmanager
+async def clicking(system: System, running: Worker) -> AsyncIterator[None]:
+    """Clicks at a steady rate, from the first one that the worker has applied until the block ends."""
     ids = system.folder / "item-ids.json"
     ids.write_text(json.dumps([item.item_id for item in system.items]))
     settings = system.settings
@@ -84,12 +87,18 @@ async def _with_clicks(system: System, running: Worker, client: Client) -> tuple
         *("-m", "tests.bench.click_load", settings.bootstrap_servers, system.topics.clicks),
         *(str(settings.partitions), str(system.scale.users), str(ids), str(_CLICK_RATE)),
     ]
-    who = requests.askers(system)
     before = await clicks.applied(running)
     async with python(arguments, system.folder, "click-load") as load:
         while await clicks.applied(running) == before:
             load.require_running()
             await asyncio.sleep(_PAUSE_S)
+        yield
+
+
+async def _with_clicks(system: System, running: Worker, client: Client) -> tuple[list[float], int, float]:
+    """Milliseconds of the requests that were answered, how many were not, and clicks applied a second meanwhile."""
+    who = requests.askers(system)
+    async with clicking(system, running):
         await requests.at_rate(client, who, requests.STEADY_RATE, requests.lasting(_WARM_UP_S))
         before, started = await clicks.applied(running), time.monotonic()
         taken, failed = await requests.at_rate(

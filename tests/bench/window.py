@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from tests.bench import catalog, clicks, gateway
+from tests.bench import catalog, clicks, gateway, load
 from tests.bench.processes import BenchError, Worker, python, worker
 from tests.bench.report import Figure
 from tests.bench.system import System
@@ -168,8 +168,7 @@ async def _crowd(system: System, running: Worker) -> None:
             alone,
             "nobody looks",
             crowded / alone,
-            at_least=0.9,
-            note=f"an idle worker uses {100 * share:.1f} % of a core with them, this client beside it on the same cores",
+            note=f"no target: they are bounded in number; an idle worker uses {100 * share:.1f} % of a core with them, this client beside it on the same cores",
         ),
         Figure(
             "page: viewers after one more came",
@@ -196,11 +195,10 @@ async def _silent(system: System, running: Worker) -> None:
             await asyncio.to_thread(there.connect, (host, int(port)))
             there.sendall(f"GET /live/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             held.append(there)
-        async with _viewer(running) as viewer:
-            started_s = time.monotonic()
-            await clicks.again(system, running)
+        async with load.clicking(system, running), _viewer(running) as viewer:
+            started_s, before = time.monotonic(), viewer.names()["figures"]
             await asyncio.sleep(_QUICK_LOOKS_S if system.report.quick else _LOOKS_S)
-            seconds, heard = time.monotonic() - started_s, viewer.names()["figures"]
+            seconds, heard = time.monotonic() - started_s, viewer.names()["figures"] - before
     finally:
         for there in held:
             there.close()
@@ -212,8 +210,8 @@ async def _silent(system: System, running: Worker) -> None:
             seconds,
             "passed",
             heard / seconds,
-            at_least=0.8,
-            note=f"{_MOST - 1} do not read; the worker took {running.process.memory_mib() - before_mib:.1f} MiB more",
+            at_least=0.7,
+            note=f"{_MOST - 1} do not read, beside clicks; the worker took {running.process.memory_mib() - before_mib:.1f} MiB more",
         )
     )
 

@@ -342,13 +342,22 @@ async def _running(command: list[str], environment: dict[str, str], says: str) -
                 line = await process.stderr.readline()
                 assert line, f"{command[0]} ended before it said where it is: {said.decode()}"
                 said += line
-        draining = asyncio.ensure_future(process.stderr.read())
+        watching = asyncio.ensure_future(_watch(process, command[0], asyncio.current_task()))
         yield found[1]
-        draining.cancel()
+        watching.cancel()
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+async def _watch(process: asyncio.subprocess.Process, name: str, owner: "asyncio.Task[Any] | None") -> None:
+    """Tell what a process said that ends by itself, and give up."""
+    assert process.stderr is not None
+    words = await process.stderr.read()
+    print(f"{name} ended by itself: {words[-2_000:].decode(errors='replace')}", file=sys.stderr)
+    if owner is not None:
+        owner.cancel()
 
 
 async def _settled(address: str) -> None:
