@@ -30,13 +30,15 @@ from headwater_models.data.statistics import Statistics, statistics_of
 from headwater_models.judging import source_weights
 from headwater_models.judging.comparison import Results, compare, figures
 from headwater_models.judging.protocols import At, Protocol, Split, split
-from headwater_models.networks import ARCHITECTURES, UserEncoder
+from headwater_models.networks import ARCHITECTURES, UserEncoder, WindowedEncoder
+from headwater_models.networks.text_beside import Beside, TextBeside
 from headwater_models.networks.text_head import TextHead, TextHeadConfig
 from headwater_models.networks.themes import Themes
 from headwater_models.progress import Report, silent
 from headwater_models.training import recipes
 from headwater_models.training.recipes import Recipe
 from headwater_models.training.sequence_loop import IdModel, Model, Progress, TextModel, fit, measure_worth
+from headwater_models.training.weighing import weighed
 from headwater_models.training.workplace import digest, workplace
 
 INTERESTS: Final = 3
@@ -60,11 +62,12 @@ class Plan:
 
 
 class Trained(NamedTuple):
-    """A model, its text vectors' whitening (None: it reads ids), and how its training went."""
+    """A model, its text vectors' whitening (None: it reads ids), how its training went, and how texts stand beside it."""
 
     model: Model
     white: Whitened | None
     progress: Progress
+    beside: Beside | None = None
 
 
 def plan(
@@ -168,6 +171,12 @@ def make(
     with workplace(out, _settled(data, asked, texts, chosen), resume=resume) as work:
         vectors = None if texts is None else work.vectors(texts, data.texts or [], report)
         learned = _trained(data, asked, vectors, chosen, chosen.recipe, work.checkpoint("split"), report)
+        beside_notes = []
+        if isinstance(learned.model, TextModel) and can_stand_beside(learned.model, chosen.interests):
+            report("weighing texts", 0, 1)
+            beside, note = weighed(learned.model, asked, chosen.recipe.fit.length)
+            report("weighing texts", 1, 1)
+            learned, beside_notes = learned._replace(beside=beside), [note]
         judged = work.scratch("judged")
         notes = [f"learned up to a split: {chosen.protocol}"]
         encoder = _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
@@ -178,11 +187,13 @@ def make(
         recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
         every = replace(asked, protocol="all events", train=data.log)
         final = _trained(data, every, vectors, chosen, recipe, work.checkpoint("all"), report)
+        final = final._replace(beside=learned.beside)
         notes = [
             f"learned from all events for {best} epochs; the figures are of the same plan up to a split: {chosen.protocol}",
             f"validation NDCG@10 {learned.progress.best:.4f} after {best} of {learned.progress.epoch} epochs",
             f"weights of sources: {weights.weights or 'the usual ones'}, NDCG@{source_weights.K} of {weights.questions:,} "
             f"validation events {weights.usual:.4f} with the usual ones, {weights.best:.4f} with these",
+            *beside_notes,
             f"{export.CURVE}{json.dumps(learned.progress.curve)}",
         ]
         whole = work.scratch("bundle")
@@ -233,6 +244,11 @@ def verdict(results: Results) -> str:
         f"what a worker answers does NOT beat {best}: {figures}; {baseline}. These events say little about what comes next: "
         "more of them, or texts that tell items apart, may help"
     )
+
+
+def can_stand_beside(model: TextModel, interests: int) -> bool:
+    """Whether texts can stand beside what a model learned: it scores by cosines, and keeps no state, which has no place for them."""
+    return model.cosine and (isinstance(model.encoder, WindowedEncoder) or interests > 1)
 
 
 def with_texts(data: Dataset) -> Dataset:
@@ -291,9 +307,18 @@ def _written(
     """Export a trained model, and give it a table of neighbours of the training events."""
     report("exporting", 0, 1)
     model, length = trained.model, chosen.recipe.fit.length
+    counts = np.bincount(asked.train.items, minlength=model.items)
     with torch.inference_mode():
-        vectors = model.vectors().numpy()
-    served = model.encoder
+        found = model.vectors()
+    served, beside = model.encoder, trained.beside
+    if beside and beside.weight + beside.lift > 0:
+        assert isinstance(model, TextModel)
+        white, new = model.head.white, torch.from_numpy(counts == 0)
+        found = beside.vectors(found, F.normalize(white, dim=-1), new)
+        served = TextBeside(served, white.shape[1], beside)
+    else:
+        beside = None
+    vectors = found.numpy()
     if served.interests == 1 and chosen.interests > 1:
         served = Themes(served, vectors, chosen.interests)
     stem = Path(data.name).name.partition(".")[0]
@@ -326,7 +351,10 @@ def _written(
         assert isinstance(model, TextModel)
         assert data.texts is not None
         items = list(zip(data.item_ids, data.texts, strict=True))
-        sequence_bundle.write_text(out, model, texts, trained.white, items, length, named, served)
+        known = np.flatnonzero(counts).tolist()
+        sequence_bundle.write_text(
+            out, model, texts, trained.white, items, length, named, served, beside, known
+        )
     try:
         neighbour_table.make(out, data, asked, out, command, chosen.table)
     except DatasetError as none:  # without a table the bundle serves as well, with one source less

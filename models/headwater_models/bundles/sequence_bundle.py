@@ -16,6 +16,7 @@ from headwater.encoder.runtime import Encoder
 from headwater_models.bundles import export, text_tower, torch_export
 from headwater_models.bundles.text_encoder import TextEncoder
 from headwater_models.networks import RecurrentEncoder, UserEncoder, WindowedEncoder
+from headwater_models.networks.text_beside import Beside
 from headwater_models.networks.text_head import of_layers
 from headwater_models.training.sequence_loop import Model, TextModel
 
@@ -73,13 +74,24 @@ def write_text(
     length: int,
     named: Named,
     encoder: UserEncoder | None = None,
+    beside: Beside | None = None,
+    known: Sequence[int] = (),
 ) -> Encoder:
     """`write` for a model over texts; `items`: (id, text) of the model's items, in its order.
 
-    Residuals are bound to id and text, so that another shop's item never meets them.
+    Residuals are bound to id and text, so that another shop's item never meets them. With `beside`, texts stand beside what
+    was learned, as `encoder` reads them, and `known` are the items with a training event: those without a residual get an
+    empty one, which tells them from new items.
     """
     layers, linear, rows = of_layers(model.head)
-    own = [items[item] for item in model.head.own]
+    has_row = model.head.own.tolist()
+    if beside:
+        bare = sorted(set(known) - set(has_row))
+        has_row, rows = (
+            [*has_row, *bare],
+            np.concatenate([rows, np.zeros((len(bare), model.encoder.dim), rows.dtype)]),
+        )
+    own = [items[item] for item in has_row]
     head = text_tower.Head(
         whitened.mean,
         whitened.matrix,
@@ -89,6 +101,8 @@ def write_text(
         keys=text_tower.residual_keys([item_id for item_id, _ in own], [text for _, text in own]),
         rows=rows if len(own) else None,
         normalised=model.cosine,
+        text_weight=beside.weight if beside else 0.0,
+        lift=beside.lift if beside else 0.0,
     )
 
     def tower(folder: Path) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class Head:
 
     x = (text - mean) @ whitening, scaled to length sqrt(k) if `unit_white`; then the layers, GELU between them, plus
     x @ linear if there is one; plus the row of an item with a residual; then scaled to length one if `normalised`.
+
+    With `text_weight` or `lift`, which need `unit_white` and `normalised`, the direction of x and two marks follow: whether
+    the item is without a row, and whether it has one. All of it is scaled to length one again (`networks/text_beside.py`).
     """
 
     mean: F32  # (d,)
@@ -55,13 +58,25 @@ class Head:
     )  # (R,) `item_text_key`, in any order
     rows: F32 | None = None  # (R, D), served in half precision
     normalised: bool = False
+    text_weight: float = 0.0
+    lift: float = 0.0
+
+    @property
+    def learned_dim(self) -> int:
+        """The numbers of what layers, linear part and rows give."""
+        if self.layers:
+            return int(self.layers[-1][1].shape[0])
+        return int((self.whitening if self.linear is None else self.linear).shape[1])
+
+    @property
+    def has_beside(self) -> bool:
+        """Whether the text's direction and the marks follow."""
+        return self.text_weight > 0 or self.lift > 0
 
     @property
     def dim(self) -> int:
         """D, the numbers of an item's vector."""
-        if self.layers:
-            return int(self.layers[-1][1].shape[0])
-        return int((self.whitening if self.linear is None else self.linear).shape[1])
+        return self.learned_dim + (self.whitening.shape[1] + 2 if self.has_beside else 0)
 
     def __post_init__(self) -> None:
         """Raises ValueError: shapes that do not fit, keys that occur twice, or numbers that are not finite."""
@@ -71,13 +86,17 @@ class Head:
             shapes += [(f"layer {place}", weight.shape, (width, len(bias)))]
             width = len(bias)
         if self.linear is not None:
-            shapes += [("linear", self.linear.shape, (self.whitening.shape[1], self.dim))]
+            shapes += [("linear", self.linear.shape, (self.whitening.shape[1], self.learned_dim))]
         if self.rows is not None or len(self.keys):
-            rows = self.rows if self.rows is not None else np.empty((0, self.dim))
-            shapes += [("rows", rows.shape, (len(self.keys), self.dim))]
+            rows = self.rows if self.rows is not None else np.empty((0, self.learned_dim))
+            shapes += [("rows", rows.shape, (len(self.keys), self.learned_dim))]
         for name, got, wanted in shapes:
             if got != wanted:
                 raise ValueError(f"{name} of the head has shape {got}, expected {wanted}")
+        if self.has_beside and not (self.unit_white and self.normalised and len(self.keys)):
+            raise ValueError(
+                "texts stand beside what was learned only in a head with unit_white, normalised and residuals"
+            )
         if len(np.unique(self.keys)) != len(self.keys):
             raise ValueError("two residuals of the head have one key, expected one per id and text")
         parts = [self.mean, self.whitening, *(part for layer in self.layers for part in layer)]
@@ -102,7 +121,12 @@ class Head:
             known = rows >= 0
             own = self.rows[np.where(known, rows, 0)]
             found = found + own * known[:, None].astype(np.float32)
-        return np.asarray(_unit(found) if self.normalised else found, dtype=np.float32)
+        found = _unit(found) if self.normalised else found
+        if self.has_beside:
+            new = (np.full(len(texts), -1) if rows is None else rows)[:, None] < 0
+            marks = math.sqrt(self.lift) * np.concatenate([new, ~new], axis=1)
+            found = _unit(np.concatenate([found, math.sqrt(self.text_weight) * _unit(white), marks], axis=1))
+        return np.asarray(found, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -319,6 +343,21 @@ def _head_graph(head: Head) -> tuple[str, dict[str, object]]:
             f"head_with_own = Add({last}, head_own)",
         ]
         last = "head_with_own"
+    if head.has_beside:
+        root = np.float32(math.sqrt(head.lift))
+        constants |= {
+            "head_text_root": np.float32(math.sqrt(head.text_weight)),
+            "head_marks": np.array([[root, 0], [0, root]], dtype=np.float32),
+            "head_last_row": np.int64(1),
+        }
+        lines += [
+            unit_length(last, "head_learned"),
+            "head_beside_text = Mul(head_unit, head_text_root)",
+            "head_known = Min(item_row, head_last_row)",
+            "head_mark = Gather(head_marks, head_known)",
+            "head_all = Concat <axis = 1> (head_learned, head_beside_text, head_mark)",
+        ]
+        last = "head_all"
     lines += [unit_length(last, "vectors") if head.normalised else f"vectors = Identity({last})"]
     return "\n".join(lines), constants
 

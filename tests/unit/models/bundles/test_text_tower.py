@@ -84,8 +84,9 @@ def head(residuals: int = 0, **changes: object) -> Head:
         head(layers=(), linear=normal(5, 3)),
         head(linear=normal(5, 3), unit_white=True),
         head(residuals=3, linear=normal(5, 3), normalised=True),
+        head(residuals=3, unit_white=True, normalised=True, text_weight=0.6, lift=0.1),
     ],
-    ids=["two layers", "unit lengths", "white", "linear", "both", "with residuals"],
+    ids=["two layers", "unit lengths", "white", "linear", "both", "with residuals", "texts beside"],
 )
 def test_the_served_tower_computes_what_its_head_says(
     tiny: TextEncoder, chosen: Head, tmp_path: Path
@@ -163,6 +164,8 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
         head(layers=((normal(5, 4), normal(4)), (normal(9, 3), normal(3))))
     with pytest.raises(ValueError, match="one key"):
         head(keys=np.array([7, 7], dtype=np.uint64), rows=normal(2, 3))
+    with pytest.raises(ValueError, match="stand beside what was learned only in a head with unit_white"):
+        head(residuals=2, text_weight=0.5)
     with pytest.raises(ValueError, match="diverged"):
         head(mean=np.full(6, np.nan, dtype=np.float32))
 
