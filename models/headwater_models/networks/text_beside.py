@@ -59,7 +59,7 @@ class TextBeside(WindowedEncoder):
         self.temperature = encoder.temperature
 
     def forward(self, *_: Tensor) -> Tensor:  # type: ignore[override]
-        """It is for serving, by `window`. Raises NotImplementedError."""
+        """It is for serving, by `window`: training reads the encoder (users, T, K, d). Raises NotImplementedError."""
         raise NotImplementedError
 
     def window(
