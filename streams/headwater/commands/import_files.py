@@ -200,7 +200,7 @@ async def without_too_large(settings: Settings, prepared: Prepared, tell: Callab
     """What would be published, without what the topic would not take; such rows are bad.
 
     The broker is asked for the bound of the topic where a record is larger than any topic's bound should be. One that does not
-    answer in three seconds is taken to have Kafka's default, and this is told.
+    tell it in three seconds is taken to have Kafka's default, and this is told.
     """
     sizes = _sizes(prepared)
     if max(sizes, default=0) <= _ANY_TOPIC_BYTES:
@@ -212,7 +212,7 @@ async def without_too_large(settings: Settings, prepared: Prepared, tell: Callab
         bound, whose = int(configs[topic]["max.message.bytes"]), f"max.message.bytes of {topic}"
     except (topics.TopicsError, TimeoutError, KeyError):
         tell(
-            f"no broker with {topic} answers, so records are held against Kafka's default of {_KAFKA_BYTES:,} bytes"
+            f"no broker tells the bound of {topic}, so records are held against Kafka's default of {_KAFKA_BYTES:,} bytes"
         )
     wrong = {place: size for place, size in enumerate(sizes) if size > bound}
     if not wrong:

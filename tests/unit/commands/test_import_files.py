@@ -245,6 +245,23 @@ async def test_a_row_that_the_topic_does_not_take_is_named_and_the_others_are_pu
     report = await publish(settings, prepared)
     assert report.published == 2
     assert [(bad.line, "does not take it: got 1200" in bad.reason) for bad in report.bad] == [(3, True)]
+    told = await without_too_large(settings, prepared, lambda _: None)
+    assert ([row.item_id for row in told.items], [bad.line for bad in told.bad]) == (["a", "c"], [3])
+
+
+async def test_a_dry_run_and_the_broker_agree_to_the_byte(settings: Settings, tmp_path: Path) -> None:
+    await topics.create(settings)
+
+    def of(*lengths: int) -> Prepared:
+        texts = ["x" * length for length in lengths]
+        table = pl.DataFrame({"item_id": [str(n) for n in range(len(lengths))], "description": texts})
+        return items(tmp_path, table, settings)
+
+    rest = _sizes(of(1_000_000))[0] - 1_000_000  # of the record beside its text
+    prepared = of(1_048_588 - rest, 1_048_589 - rest)
+    told = await without_too_large(settings, prepared, lambda _: None)
+    report = await publish(settings, prepared)
+    assert [bad.line for bad in told.bad] == [bad.line for bad in report.bad] == [3]
 
 
 async def test_what_a_whole_catalog_no_longer_has_is_deleted_and_nothing_else(
