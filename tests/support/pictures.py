@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import aiohttp
 import msgspec
@@ -35,7 +35,7 @@ _LONG_MS: Final = 60_000
 _READY_S: Final = 600.0
 # As long as the lines of the stream need to fill most of their width.
 _LINES_S: Final = 100.0
-_COLOURS: Final = 128
+_COLOURS: Final = 256
 _WIDE: Final = {"width": 1240, "height": 860}
 _NARROW: Final = {"width": 390, "height": 800}
 _GAP: Final = 16
@@ -90,8 +90,8 @@ async def main() -> int:
 async def _shopper(browser: Browser, place: Place) -> Image.Image:
     page = await _opened(browser, place.page)
     await _be(page, "ada")
-    await _click(page, "coffee")
-    await _click(page, "chocolate", "purchase")
+    await _click(page, "chocolate")
+    await _click(page, "cat food", "purchase")
     await _rest(page)
     return await _of(page, "#shopper", height=1_000)
 
@@ -99,7 +99,7 @@ async def _shopper(browser: Browser, place: Place) -> Image.Image:
 async def _funnel_dark(browser: Browser, place: Place) -> Image.Image:
     page = await _opened(browser, place.page, scheme="dark")
     await _be(page, "ada")
-    await _click(page, "coffee")
+    await _click(page, "chocolate")
     await page.locator("#funnel details", has_text="Excluded").locator("summary").click()
     await _rest(page)
     return await _of(page, "#funnel")
@@ -108,7 +108,7 @@ async def _funnel_dark(browser: Browser, place: Place) -> Image.Image:
 async def _phone(browser: Browser, place: Place) -> Image.Image:
     page = await _opened(browser, place.page, viewport=_NARROW)
     await _be(page, "bea")
-    await _click(page, "coffee")
+    await _click(page, "chocolate")
     await _rest(page)
     shots = []
     for part in ("#stream", "#answer-card", "#map-card"):
@@ -139,7 +139,7 @@ async def _click_moves(browser: Browser, place: Place) -> list[Image.Image]:
     """What a browser paints from before a click until all has come to rest."""
     page = await _opened(browser, place.page, is_still=False)
     await _be(page, "cal")
-    await _click(page, "coffee")
+    await _click(page, "chocolate")
     await page.fill("#search", "cat food")
     await expect(page.locator("#found .thing").first).to_be_visible(timeout=_LONG_MS)
     await page.evaluate("document.querySelector('.desk').scrollIntoView({behavior: 'instant'})")
@@ -176,9 +176,11 @@ async def _letter(browser: Browser, place: Place) -> Image.Image:
     group = page.locator("#letters .group", has_text="bad_field")
     for _ in range(50):
         await page.click("#letters-again")
+        await expect(page.locator("#letters-again[aria-disabled]")).to_have_count(0, timeout=_LONG_MS)
         if await group.count():
             break
         await asyncio.sleep(0.5)
+    await _rest(page)
     shots = [await _of(page, "#trust > .card")]
     await group.get_by_role("button", name="Show").click()
     await group.locator("details.letter summary").first.click()
@@ -187,7 +189,7 @@ async def _letter(browser: Browser, place: Place) -> Image.Image:
     shots.append(await _of(page, "#trust > .card"))
     await group.get_by_role("button", name="Redrive", exact=False).first.click()
     await expect(page.locator("#confirm-text")).to_contain_text("goes back", timeout=_LONG_MS)
-    shots.append(await _of(page, "#confirm"))
+    shots.append(await _shot(page))
     await page.click("#confirm-yes")
     await expect(page.locator("#letters-problem")).to_contain_text("went back", timeout=_LONG_MS)
     await _rest(page)
@@ -268,9 +270,21 @@ async def _shot(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(await page.screenshot())).convert("RGB")
 
 
-async def _of(page: Page, part: str, height: int | None = None) -> Image.Image:
-    shot = Image.open(io.BytesIO(await page.locator(part).first.screenshot())).convert("RGB")
-    return shot if height is None else shot.crop((0, 0, shot.width, min(height, shot.height)))
+async def _of(page: Page, part: str, height: float | None = None) -> Image.Image:
+    """A part of the page with a margin, without the head that stays over everything."""
+    await page.evaluate("document.querySelector('.top').style.position = 'static'")
+    box = await page.locator(part).first.bounding_box()
+    assert box is not None
+    scrolled = await page.evaluate("scrollY")
+    clip = {
+        "x": max(box["x"] - _GAP, 0),
+        "y": box["y"] + scrolled - _GAP,
+        "width": box["width"] + 2 * _GAP,
+        "height": min(box["height"], height or box["height"]) + 2 * _GAP,
+    }
+    shot = await page.screenshot(full_page=True, clip=cast(Any, clip))
+    await page.evaluate("document.querySelector('.top').style.position = ''")
+    return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
 def _beside(shots: list[Image.Image], columns: int) -> Image.Image:
@@ -290,9 +304,9 @@ def _beside(shots: list[Image.Image], columns: int) -> Image.Image:
 
 
 async def _write(path: Path, taken: Taken) -> None:
-    """As a PNG of few colours, a moving one where there are several."""
+    """As a PNG of few colours, a moving one where there are several. Rare colours are kept: the map has many."""
     images = taken if isinstance(taken, list) else [taken]
-    palette = images[-1].quantize(_COLOURS, dither=Image.Dither.NONE)
+    palette = images[-1].quantize(_COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     more: dict[str, Any] = {}
     if rest:
@@ -343,8 +357,10 @@ async def _running(command: list[str], environment: dict[str, str], says: str) -
                 assert line, f"{command[0]} ended before it said where it is: {said.decode()}"
                 said += line
         watching = asyncio.ensure_future(_watch(process, command[0], asyncio.current_task()))
-        yield found[1]
-        watching.cancel()
+        try:
+            yield found[1]
+        finally:
+            watching.cancel()
     finally:
         if process.returncode is None:
             process.terminate()

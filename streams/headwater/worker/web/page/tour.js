@@ -6,7 +6,7 @@ import * as shopper from "./shopper.js";
 const STORED = "headwater-tour";
 // Words that most shops have something for, in two directions.
 const WORDS = [
-  ["coffee", "chocolate", "milk", "shoes", "book", "film"],
+  ["chocolate", "milk", "coffee", "shoes", "book", "film"],
   ["cat food", "garden", "soap", "shirt", "music", "game"],
 ];
 const SETTLE_MS = 900;

@@ -23,15 +23,17 @@ export function hasDoctor(isHere, why) {
   if (!isHere) $("findings").replaceChildren(h("li", { class: "empty", text: `Not here: ${why}.` }));
 }
 
-/** Read again what may have changed. */
+/** Read again what may have changed. What somebody has opened stays. */
 export async function refresh(about) {
-  const isRead = $("letters").querySelector("details") !== null;
-  await Promise.all([isRead ? null : letters(), facts(about)]);
+  await Promise.all([isRead() ? null : letters(null, isRead), facts(about)]);
 }
 
-async function letters(button = null) {
+const isRead = () => $("letters").querySelector("details") !== null;
+
+/** Show the groups again, unless `isInUse` by the time they come. */
+async function letters(button = null, isInUse = () => false) {
   const told = await attempt($("letters-problem"), () => get("/live/letters"), button);
-  if (!told) return;
+  if (!told || isInUse()) return;
   if (told.groups.length === 0) {
     const done = told.redriven > 0 ? ` ${plural(told.redriven, "letter")} went back to their topics before.` : "";
     $("letters").replaceChildren(empty(`None: every record could be used.${done}`));
