@@ -19,8 +19,8 @@ from headwater_models.training.sequences import batch_of
 
 WEIGHTS: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 LIFTS: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
-# New items are worth what validation cannot show: once seen, they get events. So a lift may cost this share of the NDCG.
-MOST_COST: Final = 0.03
+# New items are worth what validation cannot show: once seen, they get events. So a lift may cost this share of what texts bring.
+LIFT_COST: Final = 1 / 3
 QUESTIONS: Final = 5_000
 _K: Final = 10
 # Scores held at once: 64 MB.
@@ -51,17 +51,22 @@ def weighed(model: TextModel, split: Split, length: int) -> tuple[Beside, str]:
     by_weight = tried([Beside(weight) for weight in WEIGHTS], questions(model, split, length), new)
     weight = max(by_weight, key=lambda beside: (by_weight[beside].all, -beside.weight)).weight
     by_lift = tried([Beside(weight, lift) for lift in LIFTS], questions(model, split, length), new)
-    best = lifted(by_lift)
-    before, after = by_weight[Beside(0.0)], by_lift[best]
+    before = by_weight[Beside(0.0)]
+    best = lifted(by_lift, before.all)
+    after = by_lift[best]
     return best, (
         f"texts beside what was learned: weight {best.weight}, lift of new items {best.lift}, by validation NDCG@10 of at most "
         f"{QUESTIONS:,} questions: {before.all:.4f} -> {after.all:.4f}, of new items {before.new:.4f} -> {after.new:.4f}"
     )
 
 
-def lifted(by_lift: dict[Beside, Found]) -> Beside:
-    """The lift that finds most new items, of those that cost at most `MOST_COST` of all; of equals the smallest."""
-    least = (1 - MOST_COST) * next(found.all for beside, found in by_lift.items() if beside.lift == 0)
+def lifted(by_lift: dict[Beside, Found], before: float) -> Beside:
+    """The lift that finds most new items, of those that cost little; of equals the smallest.
+
+    `before` is the NDCG of all targets without texts: a lift may cost `LIFT_COST` of what texts bring.
+    """
+    unlifted = next(found.all for beside, found in by_lift.items() if beside.lift == 0)
+    least = unlifted - LIFT_COST * max(unlifted - before, 0.0)
     allowed = [beside for beside, found in by_lift.items() if beside.lift == 0 or found.all >= least]
     return max(allowed, key=lambda beside: (by_lift[beside].new, -beside.lift))
 
