@@ -311,11 +311,8 @@ class Fuzz:
             record.value = json.dumps(message).encode()
             if pick() < 0.05:
                 record.value = self._torn(record.value)
-            elif pick() < 0.02:  # about as deep as can be read
-                depth, name = (
-                    self.random.randrange(800, 1_000),
-                    self.random.choice(list(message) or ["unknown"]),
-                )
+            elif message and pick() < 0.02:  # about as deep as can be read, where that is not allowed
+                depth, name = self.random.randrange(800, 1_000), self.random.choice(list(message))
                 nested = b"[" * depth + b"]" * depth
                 record.value = record.value[:-1] + b', "%s": %s}' % (name.encode(), nested)
             elif pick() < 0.02:
