@@ -46,6 +46,8 @@ INTERESTS: Final = 3
 _JUDGED: Final = 5_000
 # With so many questions to judge by, and a third of them to validate by, a split in time does.
 _ENOUGH: Final = 30
+# The number of epochs and the weights of sources are chosen by the last events of so many users, or of half of them.
+_VALIDATED: Final = 200
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def plan(
         f"user encoder {chosen}: "
         + ("as asked" if model else f"{lengths} histories, {found.events_per_user:.1f} events per user")
     )
-    recipe = recipes.recipe(chosen, found, texts=found.has_texts)
+    recipe = recipes.within_the_hour(recipes.recipe(chosen, found, texts=found.has_texts), found)
     recipe = recipes.varied(recipe, recipes.settings(recipe, settings))
     recipe = recipes.varied(recipe, {"fit.seed": seed, "fit.epochs": epochs or recipe.fit.epochs})
     protocol, said = asked_by(data, found, at)
@@ -132,7 +134,7 @@ def asked_by(data: Dataset, found: Statistics, at: At | None) -> tuple[Protocol,
     left: dict[Protocol, int] = {}
     for protocol in why:
         try:
-            asked = split(data, protocol, at)
+            asked = split(data, protocol, at, validation=_VALIDATED)
         except DatasetError:  # nothing to ask
             continue
         if np.diff(asked.train.starts).max(initial=0) >= 2:
@@ -167,7 +169,7 @@ def make(
     export.make_place(out)
     if texts is not None:
         data = with_texts(data)
-    asked = split(data, chosen.protocol, at)
+    asked = split(data, chosen.protocol, at, validation=_VALIDATED)
     with workplace(out, _settled(data, asked, texts, chosen), resume=resume) as work:
         vectors = None if texts is None else work.vectors(texts, data.texts or [], report)
         learned = _trained(data, asked, vectors, chosen, chosen.recipe, work.checkpoint("split"), report)

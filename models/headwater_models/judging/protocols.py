@@ -75,9 +75,16 @@ Scorer = Callable[[Log, Cases, slice], F32]
 
 
 def split(
-    dataset: Dataset, protocol: Protocol, at: At | None = None, sample: int | None = None, seed: int = 0
+    dataset: Dataset,
+    protocol: Protocol,
+    at: At | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    validation: int = 0,
 ) -> Split:
     """A dataset under a protocol. `at` is for protocols in time; with `sample`, only that many questions, drawn by the seed.
+
+    Protocols in time validate on `validation` users at least, as far as these are half of all: few questions choose by chance.
 
     Raises DatasetError: an unknown protocol, a split that is no share or date, or nothing left to ask.
     """
@@ -88,7 +95,7 @@ def split(
         found = _next_basket(log)
     elif protocol in get_args(Protocol):
         at_ms = _moment(log, dataset.usual_at if at is None else at)
-        found = _in_time(log, protocol, at_ms, rng)
+        found = _in_time(log, protocol, at_ms, rng, validation)
     else:
         raise DatasetError(f"{protocol} is no protocol: expected one of {', '.join(get_args(Protocol))}")
     if not len(found.test):
@@ -214,10 +221,11 @@ def _of_baskets(log: Log, begins: I64, ends: I64, chosen: I64) -> Cases:
     return Cases(log.owners[first], first, log.at_ms[first], starts, pairs % items, mask_seen=False)
 
 
-def _in_time(log: Log, protocol: str, at_ms: int, rng: np.random.Generator) -> Split:
+def _in_time(log: Log, protocol: str, at_ms: int, rng: np.random.Generator, validated: int) -> Split:
     ends = ends_at(log, at_ms)
     several = np.flatnonzero(ends - log.starts[:-1] >= 2)
-    held_out = rng.permutation(several)[: min(_VALIDATION_USERS, len(several) // 10)]
+    count = max(len(several) // 10, min(validated, len(several) // 2))
+    held_out = rng.permutation(several)[: min(_VALIDATION_USERS, count)]
     known = ends.copy()
     known[held_out] -= 1
     if protocol == "list-at-split":

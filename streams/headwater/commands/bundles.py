@@ -146,7 +146,7 @@ def _asked(
     if questions.cases is not None:
         return questions.load(events, sample, seed)
     at = events.moment()
-    data = events.load()
+    data = events.load() if questions.catalog is None else questions.shop(events)
     return data, split(data, events.protocol_or("list-at-split"), at, sample, seed)
 
 

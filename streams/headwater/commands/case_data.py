@@ -11,6 +11,7 @@ from headwater.commands.file_options import tell_bad_rows
 from headwater.commands.terminal import FLAG, MANY, CommandError, UsageError, say
 
 if TYPE_CHECKING:
+    from headwater.files.items import Items
     from headwater.messages import Item
     from headwater_models.data.datasets import Dataset
     from headwater_models.judging.protocols import Split
@@ -27,7 +28,8 @@ class CaseOptions:
         A file with a history and what came next in each row: history, target (one item or several), and if there are such
         user_id, times (of the history) and at_ms (of the question). --map and the other options of files are for this one.
     catalog
-        A file of the items, as `headwater import catalog` takes it; rankings are over all of them. With --cases.
+        A file of the items, as `headwater import catalog` takes it; rankings are over all of them. With --cases, or with a file of
+        events: then the data is that of `headwater train shop`.
     catalog_map
         FIELD=COLUMN of the catalog; repeatable.
     clicks
@@ -68,8 +70,31 @@ class CaseOptions:
             "--skip-bad": self.skip_bad,
             "--rejects": self.rejects,
         }
+        from headwater_models.data.datasets import is_file
+
+        if is_file(events.data) and events.path is None:
+            del needs_cases["--catalog"]
+            if self.catalog is not None:
+                del needs_cases["--catalog-map"]
         if wrong := next((option for option, value in needs_cases.items() if value), None):
             raise UsageError(f"{wrong} goes with a file of cases: expected --cases FILE with it")
+
+    def shop(self, events: DataOptions) -> "Dataset":
+        """The catalog and a file of events, as `headwater train shop` reads them. Prints what was left out.
+
+        Raises:
+            HeadwaterError: a file cannot be used.
+        """
+        from headwater_models.data.datasets import read_events
+        from headwater_models.data.shop import shop_of
+
+        assert self.catalog is not None
+        clicks = Path(events.data)
+        found = read_events(events.opened(clicks, "training"), events.event_form())
+        data, said = shop_of(self._read_items(), found, (self.catalog, clicks))
+        for line in said:
+            say(line)
+        return data
 
     def load(self, events: DataOptions, sample: int | None, seed: int) -> "tuple[Dataset, Split]":
         """The data of the cases and their questions. Prints what was read differently or left out.
@@ -120,8 +145,12 @@ class CaseOptions:
     def _items(self) -> "list[Item]":
         if self.catalog is None:
             return []
+        return list({row.item.item_id: row.item for row in self._read_items().rows}.values())
+
+    def _read_items(self) -> "Items":
         from headwater.files.items import items_of
 
+        assert self.catalog is not None
         form = DataOptions(map_=self.catalog_map)
         opened = form.opened(self.catalog, "catalog")
         found = items_of(opened.table, opened.chosen, form.item_form())
@@ -130,7 +159,7 @@ class CaseOptions:
         tell_bad_rows(found.bad, opened.table)
         if found.bad:
             say(f"{self.catalog}: {len(found.bad):,} rows are no items, and have no text here")
-        return list({row.item.item_id: row.item for row in found.rows}.values())
+        return found
 
     def _clicks(self) -> "Dataset":
         assert self.clicks is not None

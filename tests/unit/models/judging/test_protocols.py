@@ -146,3 +146,12 @@ def test_next_basket_asks_for_the_last_basket_from_all_before() -> None:
     assert found.train.items.tolist() == [0, 1, 3, 5, 6]
     with pytest.raises(DatasetError, match="with two baskets for next-basket"):
         split(THREE, "next-basket")
+
+
+def test_a_small_shop_validates_on_as_many_users_as_are_asked_for_or_on_half_of_them() -> None:
+    data = dataset({f"user {n}": [(0, 10), (1, 20), (2, 60)] for n in range(40)})
+    for wanted, found in ((0, 4), (15, 15), (1_000, 20)):
+        half = split(data, "global-time", HALF, validation=wanted)
+        assert len(half.validation) == found
+        assert len(half.train.items) == 80 - found, "what validates is not learned"
+        assert len(half.test) == 40
