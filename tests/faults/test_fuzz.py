@@ -160,12 +160,13 @@ class Fuzzed:
                 self.counts["bombs"] += 1
                 self.unreadable.add((topic, partition, base))
         for topic in (names.profiles, names.vectors, names.trends, names.dead_letters, names.responses):
-            make = {names.profiles: fuzz.state, names.vectors: fuzz.vector, names.trends: fuzz.trend}.get(
+            own = {names.profiles: fuzz.state, names.vectors: fuzz.vector, names.trends: fuzz.trend}.get(
                 topic
             )
             records = [fuzz.anything() for _ in range(3)]
             # Before an owner has said so, nobody can tell what is of another system from what was restored.
-            records += [make() for _ in range(3) if make is not None and self.is_owned]
+            if own is not None and self.is_owned:
+                records += [own() for _ in range(3)]
             await self.write(topic, 0, records, fuzz.codec(), fuzz.at_ms())
 
     async def _transact(self, topic: str, records: Sequence[RawRecord], commits: bool) -> None:
