@@ -5,8 +5,6 @@ the one that orders the pools of held-out users best.
 """
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -23,7 +21,7 @@ from headwater.encoder.features import CANDIDATE_FEATURES
 from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import Encoder, load
 from headwater_models.arrays import F32, I64
-from headwater_models.bundles import export, torch_export
+from headwater_models.bundles import export, score_graph
 from headwater_models.bundles.neighbour_table import TableConfig, table_of
 from headwater_models.data.datasets import Dataset
 from headwater_models.data.events import Log, ends_at, prefixes
@@ -124,16 +122,8 @@ def make(
             *source.origin.notes,
         ],
     )
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        folder = Path(scratch)
-        for file in ("bundle.json", *source.files):
-            shutil.copyfile(encoder.path / file, folder / file)
-        torch_export.save_scorer(scorer, encoder.dim, folder / "score.onnx")
-        probe = material.questions.features[:, 0].numpy()
-        name = f"{source.name}-{model}"
-        made = export.with_scorer(folder, "score.onnx", probe, recipe.fit.pool, name, origin)
-        torch_export.check_scorer(made, scorer)
-        return export.move_bundle(folder, out)
+    probe = material.questions.features[:, 0].numpy()
+    return score_graph.add(encoder, scorer, probe, recipe.fit.pool, f"{source.name}-{model}", origin, out)
 
 
 def validated(model: str, material: Material, recipe: ScorerRecipe, report: Report) -> float:

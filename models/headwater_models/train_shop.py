@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from headwater.encoder.bundle import Origin
 from headwater.encoder.runtime import Encoder, load
 from headwater_models.arrays import F32
-from headwater_models.bundles import export, neighbour_table, sequence_bundle
+from headwater_models.bundles import export, neighbour_table, score_graph, sequence_bundle
 from headwater_models.bundles.neighbour_table import TableConfig
 from headwater_models.bundles.sequence_bundle import Named
 from headwater_models.bundles.text_encoder import TextEncoder
@@ -28,14 +29,17 @@ from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import of_items
 from headwater_models.data.statistics import Statistics, statistics_of
 from headwater_models.judging import source_weights
-from headwater_models.judging.comparison import Results, compare, figures
-from headwater_models.judging.protocols import At, Protocol, Split, split
+from headwater_models.judging.candidates import Pooling
+from headwater_models.judging.comparison import SCORED, Results, figures, judge
+from headwater_models.judging.evaluation import encoded
+from headwater_models.judging.protocols import At, Protocol, Split, select, split
 from headwater_models.networks import ARCHITECTURES, UserEncoder, WindowedEncoder
+from headwater_models.networks.blend import TERMS, TIMED_TERMS, Blend
 from headwater_models.networks.text_beside import Beside, TextBeside
 from headwater_models.networks.text_head import TextHead, TextHeadConfig
 from headwater_models.networks.themes import Themes
 from headwater_models.progress import Report, silent
-from headwater_models.training import recipes
+from headwater_models.training import blending, recipes
 from headwater_models.training.recipes import Recipe
 from headwater_models.training.sequence_loop import IdModel, Model, Progress, TextModel, fit, measure_worth
 from headwater_models.training.weighing import weighed
@@ -48,6 +52,8 @@ _JUDGED: Final = 5_000
 _ENOUGH: Final = 30
 # The number of epochs and the weights of sources are chosen by the last events of so many users, or of half of them.
 _VALIDATED: Final = 200
+# From this share of the events on, users take items again.
+_REPEATS: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def make(
     export.make_place(out)
     if texts is not None:
         data = with_texts(data)
-    asked = split(data, chosen.protocol, at, validation=_VALIDATED)
+    asked = asked_of(data, chosen, at)
     with workplace(out, _settled(data, asked, texts, chosen), resume=resume) as work:
         vectors = None if texts is None else work.vectors(texts, data.texts or [], report)
         learned = _trained(data, asked, vectors, chosen, chosen.recipe, work.checkpoint("split"), report)
@@ -183,8 +189,7 @@ def make(
         notes = [f"learned up to a split: {chosen.protocol}"]
         encoder = _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
         weights = source_weights.chosen(encoder, data, asked, report)
-        export.with_sources(judged, weights.weights)
-        results = compare(judged, data, chosen.protocol, at=at, sample=_JUDGED)
+        order, results = _ordered(encoder, data, asked, chosen, weights.weights, report)
         best = learned.progress.best_epoch
         recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
         every = replace(asked, protocol="all events", train=data.log)
@@ -193,17 +198,96 @@ def make(
         notes = [
             f"learned from all events for {best} epochs; the figures are of the same plan up to a split: {chosen.protocol}",
             f"validation NDCG@10 {learned.progress.best:.4f} after {best} of {learned.progress.epoch} epochs",
-            f"weights of sources: {weights.weights or 'the usual ones'}, NDCG@{source_weights.K} of {weights.questions:,} "
+            f"weights of sources{' without the order' if order else ''}: {weights.weights or 'the usual ones'}, NDCG@{source_weights.K} of {weights.questions:,} "
             f"validation events {weights.usual:.4f} with the usual ones, {weights.best:.4f} with these",
             *beside_notes,
             f"{export.CURVE}{json.dumps(learned.progress.curve)}",
         ]
         whole = work.scratch("bundle")
-        _written(whole, data, every, texts, final, chosen, command, started, notes, report)
-        export.with_sources(whole, weights.weights)
+        bundle = _written(whole, data, every, texts, final, chosen, command, started, notes, report)
+        if order is None:
+            export.with_sources(whole, weights.weights)
+        else:
+            _with_order(bundle, order, whole)
         export.with_figures(whole, figures(results))
         export.move_bundle(whole, out)
     return results
+
+
+def asked_of(data: Dataset, chosen: Plan, at: At | None) -> Split:
+    """The questions that the bundle is chosen and judged by.
+
+    Where users take items again, these are asked for too, as they are in serving: a bundle that leaves them out of its figures
+    would not learn to bring them.
+    """
+    asked = split(data, chosen.protocol, at, validation=_VALIDATED)
+    if chosen.statistics.repeats >= _REPEATS:
+        validation, test = (replace(cases, mask_seen=False) for cases in (asked.validation, asked.test))
+        asked = replace(asked, validation=validation, test=test)
+    return asked
+
+
+class Order(NamedTuple):
+    """The weights of a bundle's candidates, what its probe is told of them, and how they were found."""
+
+    blend: Blend
+    probe: F32  # (candidates, CANDIDATE_FEATURES)
+    note: str
+
+
+def _ordered(
+    bundle: Encoder,
+    data: Dataset,
+    asked: Split,
+    chosen: Plan,
+    weights: source_weights.Weights,
+    report: Report,
+) -> tuple[Order | None, Results]:
+    """The order of candidates that the bundle is better with, None if it is not, and the bundle's figures with it.
+
+    The figures are of an order from the validation's questions, beside the fusion by the `weights` of sources; the order that is
+    kept is from all questions.
+    """
+    timed = chosen.statistics.has_times
+    catalog = encoded(bundle, data, lambda *done: report("encoding items", *done))
+    pooling = Pooling(bundle, catalog, asked, blending.POOL)
+    # Seen items may come: what they are worth is learned too.
+    sets = [replace(cases, mask_seen=False) for cases in (asked.validation, asked.test)]
+    questions = blending.questions_of(pooling, asked.log, sets[:1], timed=timed, report=report)
+    blend = blending.blended(questions, timed=timed)
+    probe = pooling(asked.log, sets[1], slice(0, 1))[0][0].features
+    judged = bundle.path
+    if blend is not None and len(probe) >= len(bundle.manifest.probe.item_ids):
+        score_graph.add(bundle, blend, probe, blending.POOL, bundle.name, bundle.manifest.origin, judged)
+    export.with_sources(judged, weights)
+    some = np.random.default_rng(0).permutation(len(asked.test))[:_JUDGED]
+    results = judge(judged, data, replace(asked, test=select(asked.test, np.sort(some))))
+    if blend is None or not is_better(results):
+        methods = {name: found for name, found in results.methods.items() if not name.endswith(SCORED)}
+        return None, replace(results, methods=methods)
+    questions += blending.questions_of(pooling, asked.log, sets[1:], timed=timed, report=report)
+    final = blending.blended(questions, timed=timed)
+    assert final is not None
+    names = TERMS + (TIMED_TERMS if timed else ())
+    told = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, final.weight.tolist(), strict=True))
+    note = f"order of candidates from {len(questions):,} questions: {told}"
+    return Order(final, probe, note), results
+
+
+def _with_order(bundle: Encoder, order: Order, out: Path) -> None:
+    origin = bundle.manifest.origin
+    origin = msgspec.structs.replace(origin, notes=[order.note, *origin.notes])
+    score_graph.add(bundle, order.blend, order.probe, blending.POOL, bundle.name, origin, out)
+
+
+def is_better(results: Results) -> bool:
+    """Whether the bundle's own order of candidates finds more than any other way to ask it, by NDCG."""
+    found = {
+        name: sets["all"].ndcg.value for name, sets in results.methods.items() if name.startswith("shop-")
+    }
+    own = [value for name, value in found.items() if name.endswith(SCORED)]
+    others = [value for name, value in found.items() if not name.endswith(SCORED)]
+    return bool(own) and own[0] > max(others)
 
 
 def _settled(data: Dataset, asked: Split, texts: TextEncoder | None, chosen: Plan) -> dict[str, str]:

@@ -115,8 +115,18 @@ def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
         to[by_row],
         likeness[by_row],
         int(config.pause_s * 1000),
-        _repeats(log, begins, taken, known[order]),
+        _repeats(log, *_taken_again(log, begins, taken, config), known[order]),
     )
+
+
+def _taken_again(
+    log: Log, begins: Bools, taken: sparse.csc_matrix, config: TableConfig
+) -> tuple[Bools, sparse.csc_matrix]:
+    """Where sessions begin, and their items, to count repeats by: without times, each event is a session of its own."""
+    if not config.reach:
+        return begins, taken
+    alone = np.ones(len(begins), dtype=np.bool_)
+    return alone, _sessions(log, alone, taken.shape[1])
 
 
 def _repeats(log: Log, begins: Bools, taken: sparse.csc_matrix, chosen: I64) -> Repeats | None:

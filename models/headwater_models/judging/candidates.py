@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from headwater_models.judging.evaluation import Catalog, bundle_products
 from headwater_models.judging.protocols import Cases, Scorer, Split
 from headwater_models.judging.served import Asking, Pipeline
 from headwater_models.judging.trending import Trending
+
+# Cases whose candidates are held at once, each with two vectors: 30 MB for a hundred candidates of 128 numbers.
+_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Pooling:
         self.vectors, self._catalog = catalog.vectors, catalog
         self._size, self.length = size, encoder.log_length
         self._asking = Asking(encoder, catalog)
-        self._pipeline = Pipeline(catalog, table or encoder.neighbours)
+        self._table = table or encoder.neighbours
+        self._pipeline = Pipeline(catalog, self._table)
         # Answers that are short are filled up with popular items, which are no candidates for the scorer to learn from.
         sources = [source for source in self._pipeline.sources if source.default_weight > 0]
         self._gatherer = Gatherer(self._pipeline.index, sources, Metrics())
@@ -60,13 +65,14 @@ class Pooling:
         for case, (ask, keyed, items) in enumerate(asyncio.run(self._candidates(asks))):
             products[case, [self._pipeline.index.items_of[key] for key in ask.exclude]] = -np.inf
             items = items[np.isfinite(products[case, items])]
+            which = (self.vectors[items] @ told.interests[case].T).argmax(axis=1)
             features = candidate_features(
                 self._catalog.keys[items],
                 products[case, items],
                 self._trending.weights(ask.now_ms, items),
-                history_of(ask, keyed, self.length),
+                history_of(ask, keyed, self.length, self._table),
+                which,
             )
-            which = (self.vectors[items] @ told.interests[case].T).argmax(axis=1)
             pools.append(Pool(items, features, told.interests[case][which]))
         return pools, products
 
@@ -83,10 +89,24 @@ class Pooling:
         return list(zip(asks, keyed, items, strict=True))
 
 
-def rescored(encoder: Encoder, pooling: Pooling) -> Scorer:
+class Scoring(Protocol):
+    """What orders candidates: `Encoder`, or what stands for its score graph."""
+
+    def score(self, features: F32, interests: F32, items: F32, /) -> F32:
+        """See `Encoder.score`: (C, F), (C, D) and (C, D) -> (C,)."""
+        ...
+
+
+def rescored(encoder: Scoring, pooling: Pooling) -> Scorer:
     """Scores (cases, items) of a bundle with a score graph: the pool first, in the graph's order."""
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
+        starts = range(part.start, part.stop, _TOGETHER)
+        return np.concatenate(
+            [few(log, cases, slice(start, min(start + _TOGETHER, part.stop))) for start in starts]
+        )
+
+    def few(log: Log, cases: Cases, part: slice) -> F32:
         pools, found = pooling(log, cases, part)
         given = (
             np.concatenate([pool.features for pool in pools]),

@@ -184,6 +184,10 @@ def weigh(
     }
 
 
+# Ends the name of a bundle with its own order of candidates.
+SCORED: Final = ", scored again"
+
+
 def _of_bundle(
     loaded: Encoder, name: str, data: Dataset, catalog: Catalog, asked: Split, k: int
 ) -> dict[str, Method]:
@@ -214,7 +218,7 @@ def _of_bundle(
         )
     if loaded.pool:
         pooling = partial(Pooling, loaded, catalog, asked, loaded.pool)
-        judged[f"{name}, scored again"] = Method(lambda: rescored(loaded, pooling()), length)
+        judged[f"{name}{SCORED}"] = Method(lambda: rescored(loaded, pooling()), length)
     return judged
 
 

@@ -29,6 +29,8 @@ from headwater_models.judging.protocols import (
 Done = Callable[[int, int], None]  # done, of
 # Scores held at once: 64 MB.
 _SCORES: Final = 2**24
+# Histories read at once: a windowed encoder of several themes holds a megabyte for each.
+_READ: Final = 256
 
 
 @dataclass(frozen=True)
@@ -257,10 +259,13 @@ def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, par
     rows, mask = np.take_along_axis(rows, order, axis=1), np.take_along_axis(mask, order, axis=1)
     last = np.where(mask > 0, log.at_ms[rows], 0).max(axis=1, keepdims=True)
     times = np.where(mask > 0, log.at_ms[rows], last)
-    given = (catalog.vectors[log.items[rows]], log.actions[rows], gaps_s(times), mask)
+    items, actions, gaps = catalog.vectors[log.items[rows]], log.actions[rows], gaps_s(times)
     any_event = mask.max(axis=1) > 0
     now = clamp_gap_s(np.where(any_event, cases.now_ms[part] - last[:, 0], 0) / 1000)
-    return Interests(*encoder.answer(*given, now), any_event)
+    some = [slice(start, start + _READ) for start in range(0, max(len(now), 1), _READ)]
+    answers = [encoder.answer(items[each], actions[each], gaps[each], mask[each], now[each]) for each in some]
+    interests, weights = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    return Interests(interests, weights, any_event)
 
 
 def fused(scorers: Sequence[Scorer], depth: int = 200) -> Scorer:

@@ -70,8 +70,10 @@ class Themes(WindowedEncoder):
         own_actions = (chosen @ actions.to(items.dtype)[:, None, :, None])[..., 0].flatten(0, 1)
         own_actions = own_actions.round().to(actions.dtype)
         found = self.encoder.answer(Events(own_items, own_actions, own_gaps, own_mask), now)
-        weights = is_theme.to(items.dtype) * mask.amax(1, keepdim=True)
-        return found.view(users, self.interests, self.dim), weights
+        found = found.view(users, self.interests, self.dim)
+        # What an encoder makes of no events is no interest: the first one stands in its place, without a weight.
+        found = torch.where(is_theme[:, :, None], found, found[:, :1])
+        return found, is_theme.to(items.dtype) * mask.amax(1, keepdim=True)
 
     def split(self, items: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Which events belong to each theme (users, K, T), and which themes there are (users, K); the first always is."""

@@ -190,7 +190,7 @@ def manifest_of(path: Path, raw: bytes) -> Manifest:
         raise BundleError(
             f"{path} has only one of a score graph and its settings (scoring): train its scorer again"
         )
-    if manifest.scoring and manifest.scoring.features != list(CANDIDATE_FEATURES):
+    if manifest.scoring and not set(manifest.scoring.features) <= set(CANDIDATE_FEATURES):
         raise BundleError(
             f"{path} scores candidates by {', '.join(manifest.scoring.features)}, this version knows "
             f"{', '.join(CANDIDATE_FEATURES)}: train its scorer again"

@@ -23,7 +23,8 @@ _LATELY_S = 3_600.0
 ACTION_CODES: Final[Mapping[str, int]] = {name: action.code for name, action in ACTIONS.items()}
 ACTION_NAMES: Final[Mapping[int, str]] = {code: name for name, code in ACTION_CODES.items()}
 
-# The inputs of a candidate scorer for each candidate, in this order. Bundles hold these names, as they hold action names.
+# What a candidate scorer may be told of each candidate, in this order. A bundle names those that its scorer reads; new ones
+# are added at the end.
 CANDIDATE_FEATURES: tuple[str, ...] = (
     "score",  # dot product with the nearest interest
     "below_best",  # distance of that from the best score in the pool
@@ -41,6 +42,9 @@ CANDIDATE_FEATURES: tuple[str, ...] = (
     "similar",  # likeness to the session at hand, by the table of neighbours, logarithmic
     "similar_rank",  # rank in the pool by that, logarithmic; 1 if it is no neighbour
     "lately",  # number of the user's events in the last hour, logarithmic
+    "below_own_best",  # distance of the score from the best one of the same interest in the pool
+    "own_rank",  # rank by score among the candidates that are nearest to the same interest, logarithmic
+    "repeats",  # how the table of neighbours says the item is taken again, logarithmic; 0 for items not among the newest L
 )
 # 48 bits identify an event within one user's log of 50: a false duplicate once in 5 * 10^12 events.
 EVENT_KEY_MASK: Final = 2**48 - 1
@@ -136,6 +140,9 @@ class History(NamedTuple):
     length: int  # L, the largest number of events
     again: Mapping[int, float] = MappingProxyType({})  # item key -> weight (`recall/sources/buy_again.py`)
     similar: Mapping[int, float] = MappingProxyType({})  # item key -> likeness (`recall/sources/similar.py`)
+    repeats: Mapping[int, float] = MappingProxyType(
+        {}
+    )  # item key -> ratio to the usual item (`Repeats.again`)
 
 
 def candidate_features(
@@ -143,6 +150,7 @@ def candidate_features(
     scores: NDArray[np.float32],
     popularity: NDArray[np.float32],
     history: History,
+    nearest: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """(candidates, features) the CANDIDATE_FEATURES of one user's candidates.
 
@@ -151,6 +159,7 @@ def candidate_features(
         scores: (candidates,) dot products with the nearest interest.
         popularity: (candidates,) weights relative to the most popular item; 0 for items that are not popular.
         history: the user's events and what follows from them.
+        nearest: (candidates,) the number of the interest that each of them is nearest to. None: there is one interest.
     """
     found = np.zeros((len(items), len(CANDIDATE_FEATURES)), dtype=np.float32)
     if not len(items):
@@ -161,6 +170,11 @@ def candidate_features(
     found[:, 1] = scores.max() - scores
     found[:, 2] = _log_place(scores)
     found[:, 3] = _log_part(popularity)
+    own = np.zeros(len(items), dtype=np.int64) if nearest is None else nearest
+    for interest in np.unique(own):
+        among = own == interest
+        found[among, 16] = scores[among].max() - scores[among]
+        found[among, 17] = _log_place(scores[among])
     found[:, 6:8] = 1.0
     found[:, 9] = 1.0
     found[:, 10] = events / length
@@ -181,6 +195,7 @@ def candidate_features(
     found[had, 5] = times / events
     found[had, 6] = _log_age(since_s)
     found[had, 7] = (events - 1 - last) / length
+    found[had, 18] = np.log([history.repeats.get(key, 1.0) for key in items[had].tolist()])
     found[had, 8] = np.where(times > 1, np.minimum(since_s / np.maximum(usual_s, 1.0), 4.0), 0.0)
     return found
 

@@ -4,7 +4,7 @@ One compressed file of numpy arrays; `models/headwater_models/bundles/neighbour_
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -40,6 +40,16 @@ class Neighbours(NamedTuple):
     likeness: NDArray[np.float32]  # (pairs,) above 0, at most 1
     pause_ms: int  # a longer pause between two events of a user ends a session
     repeats: Repeats | None = None
+
+
+def repeats_of(table: Neighbours, keys: Sequence[int]) -> dict[int, float]:
+    """How the items of these keys are taken again, as ratios to the usual item; empty where the table does not tell."""
+    if table.repeats is None or not keys or not len(table.keys):
+        return {}
+    asked = np.array(keys, dtype=np.uint64)
+    rows = table.keys.searchsorted(asked).clip(max=len(table.keys) - 1)
+    known = table.keys[rows] == asked
+    return dict(zip(asked[known].tolist(), table.repeats.again[rows[known]].tolist(), strict=True))
 
 
 def write(path: Path, table: Neighbours) -> None:

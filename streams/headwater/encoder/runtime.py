@@ -27,7 +27,7 @@ from headwater.encoder.bundle import (
     readable_actions,
     row_keys,
 )
-from headwater.encoder.features import ACTION_CODES, item_key, item_text_key
+from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES, item_key, item_text_key
 from headwater.encoder.neighbours import Neighbours, read
 from headwater.encoder.readable import MOST_UNKNOWN, spelled
 from headwater.encoder.sessions import Device, check_shapes, opened
@@ -71,6 +71,7 @@ class Encoder:
         self.forgets = self.manifest.forgets
         # The number of a request's candidates that the score graph orders; 0: there is no such graph.
         self.pool = self.manifest.scoring.pool if self.manifest.scoring else 0
+        self._told = places_of(self.manifest)
         check_files(path, self.manifest)
         self._readable_actions = readable_actions(self.manifest.actions)
 
@@ -235,7 +236,7 @@ class Encoder:
             raise BundleError(
                 f"bundle {self.id} has no score graph: train one over it, `headwater train deepfm`"
             )
-        feed = {"features": features, "nearest": interests, "candidates": items}
+        feed = {"features": features[:, self._told], "nearest": interests, "candidates": items}
         (scores,) = self._score.run(["scores"], feed)
         return np.asarray(scores)
 
@@ -285,6 +286,14 @@ def _text_graph(path: Path, manifest: Manifest, item: ort.InferenceSession, thre
     except Exception as error:  # the tokenizers library raises plain Exception
         raise BundleError(f"cannot read the tokenizer {path / manifest.text.tokenizer}: {error}") from error
     return TextGraph(item, tokenizer, manifest.text)
+
+
+def places_of(manifest: Manifest) -> slice | list[int]:
+    """Where the features that the score graph reads stand among those that there are."""
+    names = manifest.scoring.features if manifest.scoring else CANDIDATE_FEATURES
+    if tuple(names) == CANDIDATE_FEATURES[: len(names)]:  # all, or those of an earlier version
+        return slice(len(names))
+    return [CANDIDATE_FEATURES.index(name) for name in names]
 
 
 def _check_probe(encoder: Encoder) -> None:

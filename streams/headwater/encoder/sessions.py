@@ -6,7 +6,6 @@ from typing import Literal
 import onnxruntime as ort
 
 from headwater.encoder.bundle import OPSETS, BundleError, Manifest, opset_of, refuse_external_data
-from headwater.encoder.features import CANDIDATE_FEATURES
 
 Device = Literal["cpu", "cuda", "auto"]
 
@@ -59,7 +58,7 @@ def check_shapes(manifest: Manifest, item: ort.InferenceSession, *users: ort.Inf
         "new_state": (None, state),
         "interests": (None, interests, dim),
         "weights": (None, interests),
-        "features": (None, len(CANDIDATE_FEATURES)),
+        "features": (None, len(manifest.scoring.features) if manifest.scoring else None),
         "nearest": (None, dim),
         "candidates": (None, dim),
     }

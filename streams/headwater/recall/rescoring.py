@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from headwater.encoder.features import History, candidate_features
+from headwater.encoder.neighbours import Neighbours, repeats_of
 from headwater.recall.fusion import Fused
 from headwater.recall.popularity import PopularItem
 from headwater.recall.sources import F32, Ask, Keyed
@@ -61,7 +62,7 @@ class Scorer:
         for index, ask in enumerate(asks):
             known = [item for item in fused[index] if item.key in vectors] if ask.pool else []
             if known:
-                history = history_of(ask, keyed[index], self._encoder.log_length)
+                history = history_of(ask, keyed[index], self._encoder.log_length, self._encoder.neighbours)
                 pools[index] = Pooled(known, ask.interests, history)
         if not pools:
             return {}
@@ -85,8 +86,10 @@ def pool_size(size: int, weights: Mapping[str, float], query: F32 | None, intere
     return 0 if weights or query is not None or not len(interests) else size
 
 
-def history_of(ask: Ask, keyed: Keyed, length: int) -> History:
-    """The newest `length` positive events, and what the sources make of all of them."""
+def history_of(ask: Ask, keyed: Keyed, length: int, table: Neighbours | None = None) -> History:
+    """The newest `length` positive events, what the sources make of all of them, and what the bundle's table says of their
+    items.
+    """
     newest = ask.events[-length:]
     return History(
         np.array([key for key, _, _ in newest], dtype=np.uint64),
@@ -95,6 +98,7 @@ def history_of(ask: Ask, keyed: Keyed, length: int) -> History:
         length,
         keyed.get(_AGAIN, {}),
         keyed.get(_SIMILAR, {}),
+        repeats_of(table, [key for key, _, _ in newest]) if table is not None else {},
     )
 
 
@@ -116,8 +120,9 @@ def rescored(
         popular = np.array(
             [popularity.get(item.key, 0.0) / heaviest for item in pool.items], dtype=np.float32
         )
-        features.append(candidate_features(keys, products.max(axis=1), popular, pool.history))
-        nearest.append(pool.interests[products.argmax(axis=1)])
+        which = products.argmax(axis=1)
+        features.append(candidate_features(keys, products.max(axis=1), popular, pool.history, which))
+        nearest.append(pool.interests[which])
         candidates.append(matrix)
     scores = encoder.score(np.concatenate(features), np.concatenate(nearest), np.concatenate(candidates))
     ends = np.cumsum([len(pool.items) for pool in pools])

@@ -118,6 +118,24 @@ def test_a_candidate_is_told_its_place_in_the_pool_and_how_popular_it_is() -> No
     assert found["popularity"] == pytest.approx((np.log1p([1000, 500, 0]) / 7).tolist())
 
 
+def test_a_candidate_is_told_its_place_beside_those_of_the_same_interest() -> None:
+    keys, scores = np.arange(5, dtype=np.uint64), np.array([9, 8, 7, 2, 1], dtype=np.float32)
+    nearest = np.array([0, 0, 2, 2, 2])
+    told = candidate_features(keys, scores, scores / 9, SHOPPER, nearest)
+    found = dict(zip(CANDIDATE_FEATURES, told.T.tolist(), strict=True))
+    assert found["below_best"] == [0, 1, 2, 7, 8]
+    assert found["below_own_best"] == [0, 1, 0, 5, 6]
+    assert found["own_rank"] == pytest.approx((np.log1p([0, 1, 0, 1, 2]) / 7).tolist())
+    alone = features(SHOPPER, 7, 8, 9)  # one interest
+    assert (alone["below_own_best"], alone["own_rank"]) == (alone["below_best"], alone["rank"])
+
+
+def test_a_candidate_is_told_how_others_take_it_again_if_the_user_had_it() -> None:
+    milk, tea, new = 1, 2, 3
+    found = features(SHOPPER._replace(repeats={milk: 4.0, new: 9.0}), new, tea, milk)
+    assert found["repeats"] == pytest.approx([0, 0, np.log(4)])
+
+
 def test_a_candidate_is_told_what_the_sources_think_of_it() -> None:
     milk, tea, new, newer = 1, 2, 3, 4
     found = features(

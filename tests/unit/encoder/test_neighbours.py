@@ -127,6 +127,19 @@ def test_the_table_says_how_often_users_come_back_to_an_item_and_whether_it_is_t
     assert repeats.at_ms == int(log.at_ms.max())
 
 
+def test_without_times_each_event_is_a_chance_to_take_an_item_again() -> None:
+    log = Log(
+        ["ann", "bob"], np.array([0, 4, 7]), np.array([0, 0, 1, 0, 2, 1, 2]), np.full(7, 1), np.arange(7)
+    )
+    told = table_of(log, ITEM_IDS, TableConfig(together=1, shrink=0.0, reach=5)).repeats
+    assert told is not None
+    # Tea twice more for one user, milk never for two, bread once for one: three repeats for four users is the mean.
+    mean, prior = 3 / 4, 5.0
+    order = np.argsort([item_key(item_id) for item_id in ITEM_IDS[:3]])
+    wanted = np.array([(r + prior * mean) / (u + prior) / mean for r, u in ((2, 1), (0, 2), (1, 1))])
+    np.testing.assert_allclose(told.again, wanted[order], rtol=1e-5)
+
+
 def test_items_that_nobody_takes_twice_say_nothing_of_repeats() -> None:
     users = 6
     log = Log(

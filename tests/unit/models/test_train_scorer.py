@@ -14,7 +14,7 @@ needs("onnxscript", extra="train")
 
 from headwater.encoder.bundle import BundleError, Origin  # noqa: E402 - after the skip
 from headwater.encoder.features import CANDIDATE_FEATURES  # noqa: E402 - after the skip
-from headwater.encoder.runtime import Encoder, load  # noqa: E402 - after the skip
+from headwater.encoder.runtime import Encoder, load, places_of  # noqa: E402 - after the skip
 from headwater_models import commands  # noqa: E402 - needs torch
 from headwater_models.bundles import neighbour_table, sequence_bundle, torch_export  # noqa: E402 - after the skip
 from headwater_models.bundles.export import ExportError  # noqa: E402 - needs onnx
@@ -190,6 +190,20 @@ def test_a_scorer_of_another_version_or_another_graph_is_refused(
     (copy / "bundle.json").write_bytes(msgspec.json.encode(changed))
     with pytest.raises(BundleError, match=sentence):
         load(copy)
+
+
+def test_a_scorer_of_an_earlier_version_is_told_the_features_that_it_was_trained_with(
+    trained: tuple[commands.Results, Encoder],
+) -> None:
+    _, bundle = trained
+    scoring = bundle.manifest.scoring
+    assert scoring is not None
+    for names in (CANDIDATE_FEATURES[:16], ("similar", "score")):
+        earlier = msgspec.structs.replace(scoring, features=list(names))
+        told = np.arange(len(CANDIDATE_FEATURES))[
+            places_of(msgspec.structs.replace(bundle.manifest, scoring=earlier))
+        ]
+        assert [CANDIDATE_FEATURES[place] for place in told] == list(names)
 
 
 def test_without_questions_that_a_pool_can_answer_nothing_is_trained(base: Path, tmp_path: Path) -> None:

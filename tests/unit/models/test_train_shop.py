@@ -16,12 +16,16 @@ from headwater.commands.event_data import DataOptions  # noqa: E402 - after the 
 from headwater.commands.models import train  # noqa: E402 - after the skip
 from headwater.commands.train_shop import ShopOptions  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder, load  # noqa: E402 - after the skip
+from headwater_models.arrays import F32  # noqa: E402 - after the skip
 from headwater_models.data.datasets import Dataset  # noqa: E402 - after the skip
 from headwater_models.data.events import Log  # noqa: E402 - after the skip
 from headwater_models.data.statistics import statistics_of  # noqa: E402 - after the skip
+from headwater_models.judging.candidates import Pooling, rescored  # noqa: E402 - after the skip
 from headwater_models.judging.evaluation import encoded  # noqa: E402 - after the skip
-from headwater_models.judging.protocols import Cases  # noqa: E402 - after the skip
+from headwater_models.judging.protocols import Cases, Split  # noqa: E402 - after the skip
 from headwater_models.judging.served import served  # noqa: E402 - after the skip
+from headwater_models.networks.blend import Blend  # noqa: E402 - after the skip
+from headwater_models.training import blending  # noqa: E402 - after the skip
 
 # Kinds of goods, each with words of its own.
 THEMES = {
@@ -56,6 +60,16 @@ def taken(rng: np.random.Generator, themes: list[str], count: int) -> list[str]:
     return [own[place] for place in rng.permutation(len(own))]
 
 
+class ByPlaces:
+    """Scores by a blend that trusts places and distances beside candidates of the same interest, as most blends do."""
+
+    def score(self, features: F32, interests: F32, items: F32, /) -> F32:
+        blend = Blend(timed=True)
+        blend.weight[:3] = torch.tensor([-1.0, -1.0, 1.0])
+        scores: F32 = blend(*map(torch.from_numpy, (features, interests, items))).numpy()
+        return scores
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("shop")
@@ -76,7 +90,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     from io import StringIO
 
     output, errors = StringIO(), StringIO()
-    with redirect_stdout(output), redirect_stderr(errors):
+    with redirect_stdout(output), redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blending, "LEAST", 5)  # there are few users
         code = train(
             "shop",
             out=folder / "bundle",
@@ -112,6 +127,9 @@ def test_the_bundle_has_figures_neighbours_and_residuals_that_no_other_text_meet
     ]
     assert served["discovery"]["ndcg_at_20"] > manifest.origin.figures["popular"]["discovery"]["ndcg_at_20"]
     assert "what a worker answers beats every baseline: NDCG@20" in made.errors
+    scored = manifest.origin.figures.get("shop-clicks, scored again")
+    assert (made.bundle.pool > 0) == (scored is not None)
+    assert any("order of candidates from" in note for note in manifest.origin.notes) == (made.bundle.pool > 0)
     title = dict(items())["coffee-1"]
     own, foreign = made.bundle.encode_items([title, title], ["coffee-1", "sku-1"])
     assert np.abs(own - foreign).max() > 1e-2
@@ -134,12 +152,19 @@ def test_users_with_two_favourite_themes_see_both_among_the_first_ten(made: Made
     now = np.full(len(pairs), at_ms[-1] + 60_000)
     cases = Cases(users, starts[1:], now, np.arange(len(pairs) + 1), rows[:, 0], mask_seen=True)
     data = Dataset("new", list(ids), list(texts), log, "")
-    scores = served(made.bundle, encoded(made.bundle, data), 10)(log, cases, slice(0, len(pairs)))
-    both = 0
-    for pair, own in zip(pairs, scores, strict=True):
-        shown = {ids[item].partition("-")[0] for item in np.flatnonzero(np.isfinite(own))}
-        both += set(pair) <= shown
-    assert both >= 0.9 * len(pairs)
+    catalog = encoded(made.bundle, data)
+    orders = [served(made.bundle, catalog, 10)]
+    pooling = Pooling(made.bundle, catalog, Split("new", log, log, cases, cases), 100)
+    orders.append(rescored(ByPlaces(), pooling))
+    if made.bundle.pool:  # a request that names no sources gets the bundle's own order
+        orders.append(rescored(made.bundle, pooling))
+    for order in orders:
+        scores = order(log, cases, slice(0, len(pairs)))
+        both = 0
+        for pair, own in zip(pairs, scores, strict=True):
+            shown = {ids[item].partition("-")[0] for item in np.argsort(-own, kind="stable")[:10]}
+            both += set(pair) <= shown
+        assert both >= 0.9 * len(pairs)
 
 
 def test_statistics_tell_texts_that_say_nothing_from_texts_that_do() -> None:

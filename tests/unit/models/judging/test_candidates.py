@@ -144,7 +144,10 @@ async def test_a_scorer_is_given_the_same_of_a_request_as_of_the_question_in_tra
     assert (pool.features[:, told["again"]] > 0).any() != mask_seen
     assert (pool.features[:, told["similar"]] > 0).sum() >= 3
     # A worker keeps states in half precision.
-    close = {name: 2e-2 if name in ("score", "below_best") else 1e-6 for name in CANDIDATE_FEATURES}
+    close = {
+        name: 2e-2 if name in ("score", "below_best", "below_own_best") else 1e-6
+        for name in CANDIDATE_FEATURES
+    }
     for name, place in told.items():
         np.testing.assert_allclose(
             features[served, place], pool.features[trained, place], atol=close[name], err_msg=name

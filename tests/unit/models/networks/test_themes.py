@@ -49,6 +49,9 @@ def test_an_interest_is_what_the_encoder_makes_of_the_events_of_its_theme(name: 
             )
             torch.testing.assert_close(interests[:, place], alone[:, 0], atol=1e-5, rtol=1e-4)
     assert weights.tolist() == [[1.0, 1.0, 0.0]]
+    torch.testing.assert_close(
+        interests[:, 2], interests[:, 0]
+    )  # what is no theme brings nothing of its own up
 
 
 def test_a_history_of_one_theme_is_read_as_a_whole_and_an_empty_one_has_no_interest() -> None:

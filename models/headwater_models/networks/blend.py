@@ -1,0 +1,73 @@
+"""A few rules that every shop shares, weighed by what its own users took: the candidates' order as a weighted sum.
+
+A conditional logit (McFadden 1974) over what a worker knows of each candidate. It has a dozen weights, so a thousand
+questions tell them, where `nfm` and its like want tens of thousands. Places count within an interest, not among all
+candidates: a user's second theme keeps its place beside the first, as in the fusion by ranks.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from headwater.encoder.features import CANDIDATE_FEATURES
+from headwater_models.networks.candidate_scorer import CandidateScorer
+
+TERMS: Final = (
+    "below_own_best",
+    "own_rank",
+    "own_place",  # 1 / rank
+    "had",  # among the newest L events
+    "last",  # the newest event's item
+    "repeats",  # how the item is taken again, of those that the user had
+    "last_repeats",  # the same, of the newest event's item
+    "similar",
+    "similar_rank",
+    "similar_place",  # 1 / rank, 0 for no neighbour
+)
+# Only where events have times: what they say is about hours and days.
+TIMED_TERMS: Final = ("popularity", "since_had", "due", "again", "again_place")
+# `own_rank` and its like are log(1 + rank) / 7.
+_LOG_PLACE: Final = 7.0
+
+
+def terms_of(features: Tensor, *, timed: bool) -> Tensor:
+    """(rows, terms) TERMS, and TIMED_TERMS if `timed`, from CANDIDATE_FEATURES (rows, F)."""
+    told = dict(zip(CANDIDATE_FEATURES, features.unbind(1), strict=True))
+    had = (told["times_had"] > 0).to(features.dtype)
+    last = had * (told["place"] <= 0).to(features.dtype)
+    found = {
+        **told,
+        "own_place": _place(told["own_rank"]),
+        "had": had,
+        "last": last,
+        "last_repeats": last * told["repeats"],
+        "similar_place": _place(told["similar_rank"]) * (told["similar"] > 0),
+        "again_place": _place(told["again_rank"]) * (told["again"] > 0),
+    }
+    return torch.stack([found[name] for name in TERMS + (TIMED_TERMS if timed else ())], dim=1)
+
+
+class Blend(CandidateScorer):
+    """The weighted sum of the terms; `weight` and `bias` are set from outside (`training/blending.py`)."""
+
+    def __init__(self, *, timed: bool) -> None:
+        super().__init__(len(CANDIDATE_FEATURES))
+        self.timed = timed
+        self.weight: Tensor
+        self.bias: Tensor
+        self.register_buffer("weight", torch.zeros(len(TERMS) + timed * len(TIMED_TERMS)))
+        self.register_buffer("bias", torch.zeros(()))
+
+    def forward(self, features: Tensor, users: Tensor, items: Tensor) -> Tensor:
+        """Logits (rows,) from features (rows, F) as they are served; the vectors (rows, D) say nothing more."""
+        # Times zero: an exported graph has the inputs that it reads.
+        return self.logits(features, users, items) + 0.0 * (users[:, 0] + items[:, 0])
+
+    def logits(self, features: Tensor, users: Tensor, items: Tensor) -> Tensor:
+        """Logits (rows,) from features (rows, F); the vectors (rows, D) are not looked at."""
+        return terms_of(features, timed=self.timed) @ self.weight + self.bias
+
+
+def _place(log_rank: Tensor) -> Tensor:
+    return torch.exp(-_LOG_PLACE * log_rank.clamp(min=0))
