@@ -34,10 +34,13 @@ def redirect(record: ConsumerRecord, user: bytes, home: int) -> Stray | DeadLett
 
 
 def forwarded(record: ConsumerRecord, user: bytes) -> Outgoing:
-    """The record as it is to be written to the partition of ``user``: a new origin, all other headers kept."""
+    """The record as it is to be written to the partition of ``user``: a new origin, all other headers kept.
+
+    The origin comes first, since a reader takes the first 128 headers: without it a record would be forwarded for ever.
+    """
     origin = Origin(record.partition, record.offset, record.timestamp)
     kept = [pair for pair in record.headers if pair[0] != ORIGIN_HEADER]
-    return Outgoing(user, record.value, [*kept, origin_header(origin)])
+    return Outgoing(user, record.value, [origin_header(origin), *kept])
 
 
 async def forward(producer: Producer, topic: str, strays: Sequence[Stray]) -> list[DeadLetter]:

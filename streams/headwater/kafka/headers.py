@@ -59,6 +59,7 @@ _MAX_MESSAGE_CHARS: Final = 1_000
 MAX_LETTER_KEY_BYTES: Final = 1_024
 # Names and values of all headers of an original together.
 _MAX_ORIGINAL_BYTES: Final = 4_096
+_MAX_ORIGINAL_HEADERS: Final = 100
 
 # The ranges of Kafka's own fields: int32 partitions and generations, int64 offsets and timestamps.
 _Partition = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -310,7 +311,8 @@ def dead_letter_headers(
 
     ``last_offset`` is that of the last original, where one letter stands for several. ``cut_from_bytes`` is the size of
     a value that was cut. A message is cut after 1,000 characters, a key after 1,024 bytes: ids have at most 512. The
-    ``original`` headers are left out where they have more than 4,096 bytes; the count of tries is always kept.
+    ``original`` headers are left out where they have more than 4,096 bytes, or are more than 100; the count of tries is always
+    kept. Headers of ours come first, since a reader takes the first 128 (`fast_client/records.py`).
     """
     headers: list[tuple[str, bytes | None]] = [
         ("reason", reason.encode()),
@@ -324,9 +326,7 @@ def dead_letter_headers(
     if isinstance(redriven := redriven_of(original), Redriven):
         headers.append(redriven_header(redriven))
     size = sum(len(name.encode()) + len(value or b"") for name, value in original)
-    fits = size <= _MAX_ORIGINAL_BYTES
-    if fits:
-        headers += [(f"{ORIGINAL_PREFIX}{name}", value) for name, value in original]
+    fits = size <= _MAX_ORIGINAL_BYTES and len(original) <= _MAX_ORIGINAL_HEADERS
     left_out = None if fits else len(original)
     for name, number in (
         ("last_offset", last_offset),
@@ -335,6 +335,8 @@ def dead_letter_headers(
     ):
         if number is not None:
             headers.append((name, str(number).encode()))
+    if fits:
+        headers += [(f"{ORIGINAL_PREFIX}{name}", value) for name, value in original]
     return headers
 
 

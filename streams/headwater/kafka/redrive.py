@@ -125,9 +125,9 @@ def outgoing(record: ConsumerRecord, letter: Letter) -> Outgoing:
     kept = [
         pair for pair in original_headers(record.headers) if pair[0] not in (ORIGIN_HEADER, REDRIVEN_HEADER)
     ]
-    return Outgoing(
-        letter.key, record.value, [*kept, redriven_header(Redriven(*letter.place, letter.tries + 1))]
-    )
+    # The mark comes first, since a reader takes the first 128 headers.
+    mark = redriven_header(Redriven(*letter.place, letter.tries + 1))
+    return Outgoing(letter.key, record.value, [mark, *kept])
 
 
 def portions(

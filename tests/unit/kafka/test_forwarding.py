@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.kafka.dead_letters import DeadLetter
+from headwater.kafka.fast_client.records import MAX_HEADERS
 from headwater.kafka.forwarding import Stray, forward, forwarded, redirect
 from headwater.kafka.headers import Origin, origin_of
 from headwater.kafka.partitioner import partition_of, partitions_of, probe_user
@@ -74,6 +75,14 @@ def test_a_stray_is_forwarded_once_and_then_a_dead_letter() -> None:
     again = redirect(as_published(once.outgoing), b"ann", 2)
     assert isinstance(again, DeadLetter)
     assert again.reason == "misrouted"
+
+
+def test_a_stray_with_as_many_headers_as_are_read_is_forwarded_once() -> None:
+    once = redirect(record(headers=((("trace", b""),) * MAX_HEADERS)), b"ann", 2)
+    assert isinstance(once, Stray)
+    read = as_published(once.outgoing)
+    read = record(read.partition, read.offset, read.value, read.headers[:MAX_HEADERS])
+    assert isinstance(redirect(read, b"ann", 2), DeadLetter)
 
 
 @pytest.mark.parametrize("value", [None, b"", b"\xff", b"[1,2]", b"[1099511627776,5,0]", b"[" * 5000])

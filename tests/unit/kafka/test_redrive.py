@@ -2,6 +2,7 @@
 
 from aiokafka import ConsumerRecord
 
+from headwater.kafka.fast_client.records import MAX_HEADERS
 from headwater.kafka.headers import dead_letter_headers
 from headwater.kafka.letters import Letter, letter_of
 from headwater.kafka.redrive import outgoing, portions, sort_out
@@ -50,7 +51,19 @@ def test_a_record_goes_out_as_it_was_with_the_place_it_comes_from() -> None:
     found = record(original=original, value=None)
     sent = outgoing(found, letter(found))
     assert (sent.key, sent.value) == (b"ann", None)
-    assert sent.headers == [("trace", b"t"), ("headwater-redriven", b'["clicks.v1",3,40,2]')]
+    assert sent.headers == [("headwater-redriven", b'["clicks.v1",3,40,2]'), ("trace", b"t")]
+
+
+def test_many_headers_of_others_hide_none_of_ours() -> None:
+    """A reader takes the first headers only, and a record with as many as it takes becomes a letter, and goes out again."""
+    foreign = [(f"x{number}", b"") for number in range(MAX_HEADERS)]
+    found = record(original=[*foreign, ("headwater-redriven", b'["clicks",3,12,1]')])
+    assert len(found.headers) <= MAX_HEADERS
+    assert letter(found).lacks == "cut"  # and says that it was more
+    some = record(original=foreign[:100])
+    assert len(some.headers) <= MAX_HEADERS
+    assert letter(some).lacks == ""
+    assert outgoing(some, letter(some)).headers[0][0] == "headwater-redriven"
 
 
 def test_a_transaction_is_bounded_in_letters_bytes_and_time() -> None:
