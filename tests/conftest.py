@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from hypothesis import settings as hypothesis_settings
 
 from headwater.kafka.embedded_broker import EmbeddedBroker
 from headwater.settings import Settings
 from tests.support.kafka_server import CannotRunError, external_servers, kafka_server
+
+# The same examples on every run, and no clock in the verdict: a red build is red again on the next machine.
+hypothesis_settings.register_profile("headwater", derandomize=True, deadline=None)
+hypothesis_settings.load_profile("headwater")
 
 _SESSION = f"test-{uuid.uuid4().hex[:8]}"
 

@@ -497,7 +497,6 @@ def _is_within_the_caps(raw: dict[str, Any]) -> bool:
 
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -23,8 +22,6 @@ from headwater.profiles.encoder_steps import StepEncoder, needs_refold, step_sta
 from headwater.profiles.event_log import Event
 
 # The same examples on every run, and no clock in the verdict: a red build is red again on the next machine.
-settings.register_profile("headwater", derandomize=True, deadline=None, max_examples=100)
-settings.load_profile("headwater")
 
 CLICK = ACTION_CODES["click"]
 START_MS = 1_700_000_000_000

@@ -86,7 +86,7 @@ def test_an_unknown_item_is_encoded_from_its_text_alone(starter: Encoder) -> Non
     np.testing.assert_array_equal(starter.encode_items(["Ground coffee, 12 oz"], ["never sold"]), by_text)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, 30), max_size=6),
     padding=st.integers(0, 7),

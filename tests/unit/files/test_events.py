@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.files.contents import ImportFileError
@@ -105,7 +105,6 @@ def accepted_by_a_worker(row: dict[str, object]) -> bool:
     return True
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.sampled_from(AWKWARD), min_size=1, max_size=6, unique_by=str))
 def test_a_row_is_bad_exactly_when_a_worker_would_refuse_it(rows: list[dict[str, object]]) -> None:
     # Good rows, so that most of the column is in milliseconds.

@@ -445,7 +445,7 @@ _NAMES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(_NAMES), _VALUES, min_size=1, max_size=8), min_size=1, max_size=3

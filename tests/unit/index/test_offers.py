@@ -4,7 +4,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.index.offers import MAX_REVISION, laid_over, newest_ms, offered, outliving, withdrawn
@@ -114,7 +114,6 @@ STEPS = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(STEPS, max_size=8, unique_by=lambda step: step[0]), st.randoms())
 def test_any_order_and_any_repetition_come_to_the_same(steps: Any, random: Any) -> None:
     shuffled = [*steps, *steps[: len(steps) // 2]]

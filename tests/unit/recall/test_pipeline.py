@@ -679,6 +679,7 @@ class ScoreGraph:
 
     pool = 8
     log_length = 50
+    neighbours = None
 
     def __init__(self, takes_s: float = 0.0) -> None:
         self.takes_s = takes_s

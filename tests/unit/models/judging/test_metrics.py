@@ -13,7 +13,7 @@ ir_measures = pytest.importorskip("ir_measures", reason="ir-measures is not inst
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 12), items=st.integers(12, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_measures_agree_with_ir_measures(seed: int, k: int, items: int) -> None:
     rng = np.random.default_rng(seed)
     cases = rng.integers(1, 6)
