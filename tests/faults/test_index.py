@@ -141,10 +141,17 @@ class Shelf:
         await self.outside.catalog_applied(self._places)
 
     async def found(self, name: str, **where: object) -> bool:
-        """Whether an answer has the item."""
+        """Whether a full answer has the item. On a busy machine the index may be late, which costs an answer a rung."""
         here = {"category": self.category, "item_id": self.items[name], **where}
-        nobody = self.outside.own("nobody")
-        return await self.outside.items(nobody, query="garden hose", filter=here) == [self.items[name]]
+        answer: Answer = {}
+
+        async def is_full() -> bool:
+            nonlocal answer
+            answer = await self.outside.ask(self.outside.own("nobody"), query="garden hose", filter=here)
+            return answer["status"] == "ok"
+
+        await self.outside.until("an answer is a full one", is_full)
+        return [item["item_id"] for item in answer["items"]] == [self.items[name]]
 
     async def check(self) -> None:
         """The newest versions in answers and on the vectors topic, and all versions in order there."""
@@ -187,14 +194,16 @@ async def check_clicks_and_answers_go_on(outside: Outside, story: Story, fault: 
 
 
 async def check_normal_again(outside: Outside, fault: str) -> None:
-    """Soon, and from then on."""
-    since_s = time.monotonic()
-    while (answer := await asked_in_time(outside, outside.own("early")))["status"] != "ok":
-        assert time.monotonic() - since_s < _NORMAL_WITHIN_S, (fault, answer)
-        await asyncio.sleep(0.1)
-    for _ in range(10):
+    """Soon, and ten times in a row before long: on a busy machine a single read may be late."""
+    since_s, in_a_row = time.monotonic(), 0
+    while in_a_row < 10:
         answer = await asked_in_time(outside, outside.own("early"))
-        assert answer["status"] == "ok", (fault, answer)
+        if answer["status"] == "ok":
+            in_a_row += 1
+            continue
+        assert time.monotonic() - since_s < (PATIENCE_S if in_a_row else _NORMAL_WITHIN_S), (fault, answer)
+        in_a_row = 0
+        await asyncio.sleep(0.1)
 
 
 async def until_items_are_popular(outside: Outside) -> None:
