@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -31,7 +32,7 @@ from headwater_models.data.statistics import Statistics, statistics_of
 from headwater_models.judging import source_weights
 from headwater_models.judging.candidates import Pooling
 from headwater_models.judging.comparison import SCORED, Results, figures, judge
-from headwater_models.judging.evaluation import encoded
+from headwater_models.judging.evaluation import Catalog, encoded
 from headwater_models.judging.protocols import At, Protocol, Split, select, split
 from headwater_models.networks import ARCHITECTURES, UserEncoder, WindowedEncoder
 from headwater_models.networks.blend import TERMS, TIMED_TERMS, Blend
@@ -188,8 +189,9 @@ def make(
         judged = work.scratch("judged")
         notes = [f"learned up to a split: {chosen.protocol}"]
         encoder = _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
-        weights = source_weights.chosen(encoder, data, asked, report)
-        order, results = _ordered(encoder, data, asked, chosen, weights.weights, report)
+        catalog = encoded(encoder, data, partial(report, "encoding items"))
+        weights = source_weights.chosen(encoder, catalog, asked, chosen.statistics.has_times, report)
+        order, results = _ordered(encoder, data, catalog, asked, chosen, weights.weights, report)
         best = learned.progress.best_epoch
         recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
         every = replace(asked, protocol="all events", train=data.log)
@@ -238,6 +240,7 @@ class Order(NamedTuple):
 def _ordered(
     bundle: Encoder,
     data: Dataset,
+    catalog: Catalog,
     asked: Split,
     chosen: Plan,
     weights: source_weights.Weights,
@@ -249,7 +252,6 @@ def _ordered(
     kept is from all questions.
     """
     timed = chosen.statistics.has_times
-    catalog = encoded(bundle, data, lambda *done: report("encoding items", *done))
     pooling = Pooling(bundle, catalog, asked, blending.POOL)
     # Seen items may come: what they are worth is learned too.
     sets = [replace(cases, mask_seen=False) for cases in (asked.validation, asked.test)]
@@ -261,7 +263,7 @@ def _ordered(
         score_graph.add(bundle, blend, probe, blending.POOL, bundle.name, bundle.manifest.origin, judged)
     export.with_sources(judged, weights)
     some = np.random.default_rng(0).permutation(len(asked.test))[:_JUDGED]
-    results = judge(judged, data, replace(asked, test=select(asked.test, np.sort(some))))
+    results = judge(judged, data, replace(asked, test=select(asked.test, np.sort(some))), catalog=catalog)
     if blend is None or not is_better(results):
         methods = {name: found for name, found in results.methods.items() if not name.endswith(SCORED)}
         return None, replace(results, methods=methods)

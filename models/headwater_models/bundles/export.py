@@ -32,6 +32,7 @@ from headwater.encoder.features import ACTION_CODES, CANDIDATE_FEATURES
 from headwater.encoder.runtime import Encoder, fold, load, probe_scores
 from headwater.errors import HeadwaterError
 from headwater_models.arrays import F32, F64
+from headwater_models.whole_file import written_whole
 
 # Of every ONNX graph that we write. A worker reads `headwater.encoder.bundle.OPSETS`.
 OPSET = 18
@@ -267,6 +268,12 @@ def make_place(out: Path) -> None:
         ) from error
 
 
+def copy_bundle(bundle: Encoder, folder: Path) -> None:
+    """Copy the files that a bundle's manifest names, and the manifest, into a folder that is there."""
+    for name in (MANIFEST, *bundle.manifest.files):
+        shutil.copyfile(bundle.path / name, folder / name)
+
+
 def move_bundle(made: Path, out: Path) -> Encoder:
     """Put a finished bundle in its place at once: there is the old one, none or the new one, never a part of one.
 
@@ -309,6 +316,5 @@ def _rounded(values: F32) -> list[list[float]]:
 
 
 def _write(folder: Path, manifest: Manifest) -> None:
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-    partial.replace(folder / MANIFEST)
+    with written_whole(folder / MANIFEST) as partial:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")

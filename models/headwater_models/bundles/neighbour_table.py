@@ -10,7 +10,6 @@ the last four weeks compares with its usual one; the source `buy-again` weighs r
 """
 
 import json
-import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -74,8 +73,7 @@ def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, confi
     notes = [note, *(old for old in manifest.origin.notes if not old.startswith("neighbours: "))]
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folder = Path(scratch)
-        for file in ("bundle.json", *manifest.files):
-            shutil.copyfile(base / file, folder / file)
+        export.copy_bundle(source, folder)
         neighbours.write(folder / FILE, table)
         export.with_neighbours(
             folder, said, msgspec.structs.replace(manifest.origin, figures={}, notes=notes)

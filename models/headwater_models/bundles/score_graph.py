@@ -1,6 +1,5 @@
 """A bundle and a trained candidate scorer as one bundle: the vectors, and so the indexes over them, stay valid."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -24,8 +23,7 @@ def add(
     """
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         folder = Path(scratch)
-        for file in ("bundle.json", *base.manifest.files):
-            shutil.copyfile(base.path / file, folder / file)
+        export.copy_bundle(base, folder)
         torch_export.save_scorer(scorer, base.dim, folder / "score.onnx")
         made = export.with_scorer(folder, "score.onnx", probe, pool, name, origin)
         torch_export.check_scorer(made, scorer)

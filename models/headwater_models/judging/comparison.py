@@ -80,6 +80,7 @@ def judge(
     data: Dataset,
     asked: Split,
     *,
+    catalog: Catalog | None = None,
     other: Path | None = None,
     seed: int = 0,
     k: int | None = None,
@@ -91,7 +92,7 @@ def judge(
     A bundle is judged alone, with its neighbours if it has a table, as it is served with buy-again where seen items may
     come, and with its scorer if it has one. With an `other` bundle, their ranks are fused too. `learned` adds ItemKNN, EASE
     and ALS, or TIFU-KNN for baskets, which need scipy and implicit (extra `train`). `k` defaults to the protocol's usual
-    length.
+    length, `catalog` to the items of `data` as the bundle encodes them.
 
     Raises BundleError, or DatasetError if the data does not fit the bundle.
     """
@@ -101,7 +102,8 @@ def judge(
     with progress() as report:
         if bundle is not None:
             one = encoder.load(bundle, threads=threads)
-            catalog = encoded(one, data, partial(report, f"encoding items of {one.name}"))
+            if catalog is None:
+                catalog = encoded(one, data, partial(report, f"encoding items of {one.name}"))
             own = _of_bundle(one, one.name, data, catalog, asked, k)
             judged |= own
             if asked.protocol == "cases":

@@ -4,7 +4,7 @@ The weights of the registry suit a shop whose items are told apart by what users
 where sessions say more than tastes, or where nobody takes an item twice, others find more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,10 +12,8 @@ import numpy as np
 from headwater.encoder.runtime import Encoder
 from headwater.recall.sources.registry import DEFAULT_WEIGHTS
 from headwater_models.arrays import F64
-from headwater_models.data.datasets import Dataset
-from headwater_models.data.statistics import tells_times
 from headwater_models.judging import metrics
-from headwater_models.judging.evaluation import Catalog, encoded
+from headwater_models.judging.evaluation import Catalog
 from headwater_models.judging.protocols import Cases, Split, discoveries, select
 from headwater_models.judging.served import Asking, Pipeline
 from headwater_models.judging.trending import Trending
@@ -53,7 +51,7 @@ class Chosen(NamedTuple):
     questions: int
 
 
-def chosen(encoder: Encoder, data: Dataset, asked: Split, report: Report) -> Chosen:
+def chosen(encoder: Encoder, catalog: Catalog, asked: Split, has_times: bool, report: Report) -> Chosen:
     """The weights under which a bundle's answers find most of a split's validation events.
 
     They differ from the usual ones only where the mean gain is larger than its standard error.
@@ -61,16 +59,15 @@ def chosen(encoder: Encoder, data: Dataset, asked: Split, report: Report) -> Cho
     cases = asked.validation
     some = np.unique(np.linspace(0, len(cases), _MOST, endpoint=False, dtype=np.int64))
     cases = select(cases, some[some < len(cases)])
-    catalog = encoded(encoder, data)
     new = cases if cases.mask_seen else discoveries(asked.log, cases)
     found: dict[str, float] = {}
     usual = best = 0.0
     if len(new) >= _LEAST:
-        answers = _Answers(encoder, catalog, asked, new, tells_times(data))
+        answers = _Answers(encoder, catalog, asked, new, has_times)
         options = [each for each in NEW if encoder.neighbours or set(each) != {"similar"}]
         found, usual, best = _best(answers, {}, options, report)
     if not cases.mask_seen and len(cases) >= _LEAST:
-        answers = _Answers(encoder, catalog, asked, cases, tells_times(data))
+        answers = _Answers(encoder, catalog, asked, cases, has_times)
         found = _best(answers, found, AGAIN, report)[0]
     return Chosen(found, usual, best, len(new))
 
@@ -81,7 +78,7 @@ def complete(weights: Weights) -> Weights:
 
 
 def _best(
-    answers: "_Answers", base: Weights, options: tuple[Weights, ...] | list[Weights], report: Report
+    answers: "_Answers", base: Weights, options: Sequence[Weights], report: Report
 ) -> tuple[dict[str, float], float, float]:
     """The best of some weights over `base`, and the NDCG of `base` and of the best."""
     usual = answers.ndcg(complete(base))

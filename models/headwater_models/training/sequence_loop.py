@@ -32,6 +32,7 @@ from headwater_models.training import losses
 from headwater_models.training.denormals import flushed_denormals
 from headwater_models.training.sequences import Augmentation, Batch, batch_of, epoch
 from headwater_models.training.teacher import BundleTeacher
+from headwater_models.whole_file import written_whole
 
 TEMPERATURE = 0.2  # of the contrast between two views of a history
 
@@ -230,19 +231,16 @@ def fit(
         if not config.judged:
             said = "epochs over all events"
         report(said, progress.epoch, config.epochs)
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(
-            {
-                "settled": settled,
-                "model": model.state_dict(),
-                "mean": mean.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "best": best,
-                "progress": asdict(progress),
-            },
-            partial,
-        )
-        partial.replace(checkpoint)
+        saved = {
+            "settled": settled,
+            "model": model.state_dict(),
+            "mean": mean.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "best": best,
+            "progress": asdict(progress),
+        }
+        with written_whole(checkpoint) as partial:
+            torch.save(saved, partial)
     model.load_state_dict(best)
     model.settle(counts)
     model.eval()

@@ -14,6 +14,7 @@ from headwater_models.arrays import F32
 from headwater_models.bundles.text_encoder import TextEncoder
 from headwater_models.progress import Report
 from headwater_models.training.sequence_loop import FitError
+from headwater_models.whole_file import written_whole
 
 _SETTLED: Final = "training.json"
 # So many texts are read between two writes: some minutes of a language model, an instant of token vectors.
@@ -49,10 +50,8 @@ class Workplace:
             file = self.folder / f"texts-{start // _TEXTS_AT_ONCE}.npy"
             if not file.exists():
                 done = _later(report, start, len(distinct))
-                partial = file.with_suffix(".partial")
-                with partial.open("wb") as opened:
+                with written_whole(file) as partial, partial.open("wb") as opened:
                     np.save(opened, texts.vectors(part, done))
-                partial.replace(file)
             found.append(np.load(file))
         rows = {text: row for row, text in enumerate(distinct)}
         together: F32 = np.concatenate(found)
@@ -71,9 +70,8 @@ def workplace(out: Path, of: Mapping[str, str], *, resume: bool) -> Iterator[Wor
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        partial = folder / f"{_SETTLED}.partial"
-        partial.write_bytes(msgspec.json.encode(of))
-        partial.replace(folder / _SETTLED)
+        with written_whole(folder / _SETTLED) as partial:
+            partial.write_bytes(msgspec.json.encode(of))
     elif found != of:
         differ = sorted(name for name in {*found, *of} if found.get(name) != of.get(name))
         raise FitError(

@@ -6,18 +6,16 @@
 Lists are JSON arrays, or values between separators.
 """
 
-import ast
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import msgspec
 import polars as pl
 
 from headwater.files.events import MADE_UP_GAP_MS, MADE_UP_MS, NO_TIMES
 from headwater.files.fields import Chosen
 from headwater.files.table import BadRow, Table
 from headwater.files.times import EXPECTED, TimeForm, at_ms
-from headwater.files.values import ids, lists, present
+from headwater.files.values import ids, list_of, lists, present
 from headwater.messages import MAX_AT_MS, MAX_ID_BYTES, MIN_AT_MS, quoted
 
 _LIST: Final = 'a list of item ids, such as ["tea", "milk"] or tea|milk'
@@ -106,14 +104,8 @@ def _lists_of(source: pl.Series) -> list[list[str] | str | None]:
 
 def _array(text: str) -> list[str] | str:
     """The ids in an array of JSON, or as Python prints it; the text itself where it is none, or holds anything else."""
-    try:
-        values: Any = msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        try:
-            values = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return text
-    if not isinstance(values, list) or not all(isinstance(each, str | int | float) for each in values):
+    values = list_of(text)
+    if values is None or not all(isinstance(each, str | int | float) for each in values):
         return text
     # 7.0 went through a table of floats, and was 7.
     return [str(int(each)) if isinstance(each, float) and each.is_integer() else str(each) for each in values]

@@ -202,14 +202,20 @@ def lists(source: pl.Series, separator: str = "auto") -> pl.Series:
 
 def _members(text: str) -> list[str]:
     """The values of a list in JSON, or as Python prints it; a list in a list is flat, such as paths of categories."""
+    value = list_of(text)
+    return [each for each in _flat(text.strip()[1:-1].split(",") if value is None else value) if each]
+
+
+def list_of(text: str) -> list[Any] | None:
+    """A list in JSON, or one or several as Python prints them; None where the text is none."""
     try:
         value: Any = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
         try:
             value = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            value = text.strip()[1:-1].split(",")
-    return [each for each in _flat(value) if each]
+            return None
+    return list(value) if isinstance(value, list | tuple) else None
 
 
 def _flat(value: Any) -> list[str]:

@@ -231,7 +231,7 @@ async def decode(
     homes = partitions_of([parsed.users[place] for place in unknown], partitions)
     for place, home in zip(unknown, homes, strict=True):
         if home == partition.number:
-            if not _is_sealed(parsed, place, partition):
+            if not _stays_sealed(parsed, place, partition):
                 rows[place] = partition.row_of(parsed.users[place])
                 continue
             is_ours[place] = False
@@ -250,8 +250,8 @@ async def decode(
     return Decoded(_batch(rows, parsed, now_ms), letters, strays, sealed)
 
 
-def _is_sealed(parsed: ParsedClicks[ConsumerRecord], place: int, partition: Partition) -> bool:
-    """Whether a click cannot be applied, since its user is sealed. A forget that is new ends that.
+def _stays_sealed(parsed: ParsedClicks[ConsumerRecord], place: int, partition: Partition) -> bool:
+    """Whether a click cannot be applied, since its user is sealed and stays so. A forget that is new ends that.
 
     The state of a freshness probe is of no worth, so it begins anew.
     """

@@ -101,6 +101,14 @@ def test_a_row_that_is_no_case_is_named_by_its_line_and_its_reason(tmp_path: Pat
         assert reason in bad.reason
 
 
+def test_a_list_that_is_nested_too_deep_to_read_is_a_bad_row(tmp_path: Path) -> None:
+    deep = "[" * 5_000 + "]" * 5_000
+    rows = f'{{"history": "tea", "target": "milk"}}\n{{"history": "{deep}", "target": "bread"}}\n'
+    found = read(tmp_path, rows)
+    assert [row.line for row in found.rows] == [1]
+    assert "history: got '[[[" in found.bad[0].reason
+
+
 def test_a_file_without_targets_or_of_a_preset_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ImportFileError, match=r"no column for target.*--map target=COLUMN"):
         read(tmp_path, '{"history": ["tea"]}')

@@ -52,8 +52,9 @@ def shop(users: int) -> Dataset:
 
 
 def weights_of(users: int = 60) -> dict[str, float]:
-    data = shop(users)
-    return chosen(cast(Encoder, Stand()), data, split(data, "leave-one-out"), silent).weights
+    data, encoder = shop(users), cast(Encoder, Stand())
+    asked = split(data, "leave-one-out")
+    return chosen(encoder, encoded(encoder, data), asked, True, silent).weights
 
 
 def test_a_source_that_finds_more_gets_the_weight_that_finds_most(monkeypatch: pytest.MonkeyPatch) -> None:
