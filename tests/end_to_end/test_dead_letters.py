@@ -9,7 +9,7 @@ import pytest
 
 from headwater.commands import main
 from headwater.commands.terminal import CommandError
-from headwater.kafka.headers import Redriven, redriven_of
+from headwater.kafka.headers import REDRIVEN, Redriven
 from headwater.worker import logging_setup
 from tests.end_to_end.conftest import System
 from tests.end_to_end.outside import Outside
@@ -81,9 +81,9 @@ async def test_a_click_that_was_misrouted_is_listed_shown_redriven_and_counted_o
     [redriven] = [
         record
         for record in await outside.records_of(outside.topics.clicks)
-        if isinstance(redriven_of(record.headers), Redriven) and record.key == user.encode()
+        if isinstance(REDRIVEN.of(record.headers), Redriven) and record.key == user.encode()
     ]
-    assert redriven_of(redriven.headers) == Redriven(outside.topics.clicks, wrong, sent.offset, 1)
+    assert REDRIVEN.of(redriven.headers) == Redriven(outside.topics.clicks, wrong, sent.offset, 1)
     assert (redriven.value, redriven.partition) == (value, outside.home(user))
     assert dict(redriven.headers)["trace"] == b"t-1"
     marked = await dlq("show", place)

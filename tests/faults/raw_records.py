@@ -15,7 +15,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from headwater.index import Point
 from headwater.index.vectors_topic import claim_of_owner, offer_record_of, record_of
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
-from headwater.kafka.headers import CORRELATION_HEADERS, REPLY_TO_HEADERS, Claim, claim_header
+from headwater.kafka.headers import CLAIM, CORRELATION_HEADERS, REPLY_TO_HEADERS, Claim
 from headwater.messages import ACTIONS, MAX_AT_MS, OfferState, Trend, encode
 from headwater.profiles.columns import Columns
 from headwater.profiles.state_records import NEWEST_FORMAT, WriterStamp, pack
@@ -233,7 +233,7 @@ class Fuzz:
         for _ in range(self.random.choice((0, 0, 1, 3))):
             torn[self.random.randrange(len(torn))] = self.random.randrange(256)
         claims = [
-            claim_header(Claim(epoch, applied=self._number(), topic_id=self.random.choice((None, "x"))))
+            CLAIM.header(Claim(epoch, applied=self._number(), topic_id=self.random.choice((None, "x"))))
         ]
         key = self.random.choice((user, user, user, user, CLAIM_KEY))
         return RawRecord(key, bytes(torn), [(name.encode(), raw) for name, raw in claims])

@@ -18,7 +18,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from headwater.kafka import topics
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.fast_client.records import Record
-from headwater.kafka.headers import Origin, header, origin_of
+from headwater.kafka.headers import ORIGIN, Origin, header
 from headwater.kafka.partitioner import partition_of
 from headwater.kafka.topics import Topics
 from headwater.messages import (
@@ -258,7 +258,7 @@ class Fuzzed:
             (topic, origin.partition, origin.offset)
             for topic in (names.clicks, names.requests)
             for record in seen.get(topic, ())
-            if isinstance(origin := origin_of(record.headers), Origin)
+            if isinstance(origin := ORIGIN.of(record.headers), Origin)
         }
         answers: set[str] = set()
         for topic in (names.responses, *self.settings.reply_topics):

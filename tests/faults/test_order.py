@@ -15,7 +15,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from headwater.kafka import topics
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
-from headwater.kafka.headers import Claim, claim_of
+from headwater.kafka.headers import CLAIM, Claim
 from headwater.kafka.topics import Topics
 from headwater.settings import Settings
 from tests.conftest import new_topic_prefix, skipping_where_no_kafka_can_run
@@ -320,7 +320,7 @@ async def test_claims_of_somebody_who_owns_nothing_end_no_worker_and_are_out_cla
         async def are_out_claimed(stored: dict[str, int]) -> bool:
             for topic, offset in stored.items():
                 records = [each for each in await outside.records_of(topic) if each.partition == 0]
-                claims = {each.offset: claim_of(each.headers) for each in records if each.key == CLAIM_KEY}
+                claims = {each.offset: CLAIM.of(each.headers) for each in records if each.key == CLAIM_KEY}
                 newest = claims[max(claims)]
                 if not isinstance(newest, Claim) or max(claims) == offset or newest.topic_id == "forged":
                     return False

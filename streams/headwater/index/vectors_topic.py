@@ -15,16 +15,7 @@ from msgspec import Meta
 from headwater.encoder.features import item_key
 from headwater.index import Point
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
-from headwater.kafka.headers import (
-    BadHeader,
-    Claim,
-    DeleteOrder,
-    Header,
-    claim_header,
-    claim_of,
-    delete_header,
-    delete_order_of,
-)
+from headwater.kafka.headers import CLAIM, DELETE, BadHeader, Claim, DeleteOrder, Header
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.skipped import SkippedRecords
 from headwater.messages import (
@@ -108,7 +99,7 @@ def read_record(record: ConsumerRecord) -> Found:
     Raises:
         BadMessage: it is none of ours, or does not hold together.
     """
-    claim = claim_of(record.headers)
+    claim = CLAIM.of(record.headers)
     if isinstance(claim, BadHeader):
         raise BadMessage("bad_header", claim.reason)
     if claim is not None and claim.epoch > MAX_EPOCH:
@@ -150,7 +141,7 @@ def read_record(record: ConsumerRecord) -> Found:
 
 
 def _delete(record: ConsumerRecord) -> Point:
-    order = delete_order_of(record.headers)
+    order = DELETE.of(record.headers)
     if not isinstance(order, DeleteOrder):
         reason = "no header that says what it deletes" if order is None else order.reason
         raise BadMessage("bad_delete", f"null value: {reason}")
@@ -235,8 +226,8 @@ def record_of(point: Point, bundle_id: str, timestamp_ms: int, epoch: int) -> Ou
     """A point as the owner of ``epoch`` publishes it; ``timestamp_ms`` is that of the catalog change it comes from."""
     key = point.item_id.encode()
     if point.vector is None:
-        order = DeleteOrder(point.partition, point.offset, point.version)
-        return Outgoing(key, None, (delete_header(order), *_owner(epoch)), timestamp_ms)
+        order = DeleteOrder(version=point.version, partition=point.partition, offset=point.offset)
+        return Outgoing(key, None, (DELETE.header(order), *_owner(epoch)), timestamp_ms)
     value = ItemVector(
         point.item_id,
         vector_bytes(point.vector),
@@ -258,7 +249,7 @@ def offer_record_of(item_id: str, state: OfferState | None, timestamp_ms: int, e
 @lru_cache(16)
 def _owner(epoch: int) -> tuple[Header]:
     """The headers that say who wrote a record: the same for all that an owner writes."""
-    return (claim_header(Claim(epoch)),)
+    return (CLAIM.header(Claim(epoch)),)
 
 
 def claim_of_owner(

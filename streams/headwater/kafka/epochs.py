@@ -14,7 +14,7 @@ from typing import Final
 from aiokafka import ConsumerRecord
 
 from headwater.errors import StopWorker
-from headwater.kafka.headers import Claim, claim_header
+from headwater.kafka.headers import CLAIM, Claim
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.skipped import SkippedRecords
 
@@ -44,7 +44,7 @@ def next_epoch(highest: int, generation: int) -> int:
 
 def claim_record(claim: Claim, value: bytes) -> Outgoing:
     """The record that claims a partition. ``value`` is not empty or null, so that compaction keeps it for good."""
-    return Outgoing(CLAIM_KEY, value, [claim_header(claim)])
+    return Outgoing(CLAIM_KEY, value, [CLAIM.header(claim)])
 
 
 async def pass_over_higher(

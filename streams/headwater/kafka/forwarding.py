@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.headers import ORIGIN_HEADER, Origin, origin_header, origin_of
+from headwater.kafka.headers import ORIGIN, Origin
 from headwater.kafka.publish import Outgoing, write_scattered
 
 
@@ -27,7 +27,7 @@ def redirect(record: ConsumerRecord, user: bytes, home: int) -> Stray | DeadLett
 
     It is forwarded. If it has been forwarded before, our partition counts disagree, and it becomes a dead letter.
     """
-    if isinstance(origin_of(record.headers), Origin):
+    if isinstance(ORIGIN.of(record.headers), Origin):
         message = f"forwarded to partition {record.partition}, but its user belongs to {home}"
         return DeadLetter(record, "misrouted", message)
     return Stray(record, forwarded(record, user))
@@ -39,8 +39,8 @@ def forwarded(record: ConsumerRecord, user: bytes) -> Outgoing:
     The origin comes first, since a reader takes the first 128 headers: without it a record would be forwarded for ever.
     """
     origin = Origin(record.partition, record.offset, record.timestamp)
-    kept = [pair for pair in record.headers if pair[0] != ORIGIN_HEADER]
-    return Outgoing(user, record.value, [origin_header(origin), *kept])
+    kept = [pair for pair in record.headers if pair[0] != ORIGIN.name]
+    return Outgoing(user, record.value, [ORIGIN.header(origin), *kept])
 
 
 async def forward(producer: Producer, topic: str, strays: Sequence[Stray]) -> list[DeadLetter]:

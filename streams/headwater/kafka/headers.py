@@ -27,7 +27,7 @@ Each parser returns the value, None where the header is absent, or a :class:`Bad
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Final, NamedTuple, TypeVar
+from typing import Annotated, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -41,20 +41,15 @@ REPLY_TO_HEADERS: Final = ("reply_to", "kafka_replyTopic", "Faust-Ag-ReplyTo")
 REPLY_PARTITION_HEADER: Final = "reply_partition"
 SPRING_REPLY_PARTITION_HEADER: Final = "kafka_replyPartition"
 REPLY_FAILED_HEADER: Final = "reply_to_failed"
-ORIGIN_HEADER: Final = "headwater-origin"
-DELETE_HEADER: Final = "headwater-delete"
-FORGOT_HEADER: Final = "headwater-forgot-ms"
-APPLIED_HEADER: Final = "headwater-applied"
-CLAIM_HEADER: Final = "headwater-claim"
 LETTER_KEY_HEADER: Final = "key"
-REDRIVEN_HEADER: Final = "headwater-redriven"
-REDRIVEN_TO_HEADER: Final = "redriven-to"
 ORIGINAL_PREFIX: Final = "original."
 HEADERS_LEFT_OUT: Final = "headers_left_out"
 
 # What an answer repeats must leave room for the answer.
 _MAX_ECHOED_BYTES: Final = 4_096
 _MAX_QUOTED: Final = 60
+# What we write has a third of it.
+_MAX_JSON_BYTES: Final = 1_024
 _MAX_MESSAGE_CHARS: Final = 1_000
 MAX_LETTER_KEY_BYTES: Final = 1_024
 # Names and values of all headers of an original together.
@@ -103,12 +98,12 @@ class RedrivenTo(NamedTuple):
     redriven_ms: _Int64
 
 
-class DeleteOrder(Struct, frozen=True):
+class DeleteOrder(Struct, frozen=True, kw_only=True):
     """The order of a delete: the catalog record it came from, and the version that record carried."""
 
+    version: _Int64 | None = None
     partition: _Partition
     offset: _Offset
-    version: _Int64 | None = None
 
 
 class Erasure(NamedTuple):
@@ -153,13 +148,56 @@ class ReplyPartition(NamedTuple):
     header: Header
 
 
-_ORIGINS: Final = msgspec.json.Decoder(Origin)
-_REDRIVEN: Final = msgspec.json.Decoder(Redriven)
-_REDRIVEN_TO: Final = msgspec.json.Decoder(RedrivenTo)
-_DELETES: Final = msgspec.json.Decoder(DeleteOrder)
-_ERASURES: Final = msgspec.json.Decoder(Erasure)
-_APPLIED: Final = msgspec.json.Decoder(AppliedOffset)
-_CLAIMS: Final = msgspec.json.Decoder(Claim)
+class JsonHeader(Generic[T]):
+    """A header whose value is JSON: `of` reads it, `header` writes it."""
+
+    def __init__(self, name: str, kind: type[T], expected: str) -> None:
+        self.name, self._expected = name, expected
+        self._decoder = msgspec.json.Decoder(kind)
+        # All that an owner writes has the same claim, for one.
+        self._read = lru_cache(16)(self._decoded)
+
+    def of(self, headers: Headers) -> T | BadHeader | None:
+        """What the headers of a record say."""
+        found = header(headers, self.name)
+        if found is None:
+            return None
+        if found[1] is not None and len(found[1]) > _MAX_JSON_BYTES:
+            return _bad(found, self._expected)
+        return self._read(found[1])
+
+    def header(self, value: T) -> Header:
+        """The header that says it."""
+        return self.name, msgspec.json.encode(value)
+
+    def _decoded(self, value: bytes | None) -> T | BadHeader:
+        try:
+            if value is not None:
+                return self._decoder.decode(value)
+        # msgspec raises its own errors for JSON of another shape, ValueError for bytes that are not UTF-8, and
+        # RecursionError for thousands of brackets.
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            pass
+        return _bad((self.name, value), self._expected)
+
+
+# Where a forwarded record came from.
+ORIGIN: Final = JsonHeader("headwater-origin", Origin, "[partition, offset, timestamp in ms]")
+# The dead letter that a record was redriven from.
+REDRIVEN: Final = JsonHeader("headwater-redriven", Redriven, "[topic, partition, offset, tries]")
+# Where the record of a dead letter is now.
+REDRIVEN_TO: Final = JsonHeader("redriven-to", RedrivenTo, "[partition, offset, time in ms]")
+# A delete has no value, so its place in the order of versions travels here.
+DELETE: Final = JsonHeader(
+    "headwater-delete", DeleteOrder, 'an object with "partition", "offset" and "version"'
+)
+# What a tombstone on the profiles topic erased, and the applied offset that it rests on.
+ERASURE: Final = JsonHeader("headwater-forgot-ms", Erasure, "[time in ms, epoch of the owner]")
+APPLIED: Final = JsonHeader("headwater-applied", AppliedOffset, "[incarnation of the log, offset]")
+# What the owner of a partition claims.
+CLAIM: Final = JsonHeader(
+    "headwater-claim", Claim, 'an object with "epoch" and what is known of the clicks log'
+)
 
 
 def header(headers: Headers, *names: str) -> tuple[str, bytes | None] | None:
@@ -207,49 +245,6 @@ def reply_partition_of(headers: Headers) -> ReplyPartition | BadHeader | None:
     return ReplyPartition(number, (name, value))
 
 
-def origin_of(headers: Headers) -> Origin | BadHeader | None:
-    """Where a forwarded record came from."""
-    return _decoded(headers, ORIGIN_HEADER, _ORIGINS, "[partition, offset, timestamp in ms]")
-
-
-def redriven_of(headers: Headers) -> Redriven | BadHeader | None:
-    """The dead letter that a record was redriven from."""
-    return _decoded(headers, REDRIVEN_HEADER, _REDRIVEN, "[topic, partition, offset, tries]")
-
-
-def redriven_to_of(headers: Headers) -> RedrivenTo | BadHeader | None:
-    """Where the record of a dead letter is now."""
-    return _decoded(headers, REDRIVEN_TO_HEADER, _REDRIVEN_TO, "[partition, offset, time in ms]")
-
-
-def delete_order_of(headers: Headers) -> DeleteOrder | BadHeader | None:
-    """The order of a delete on the vectors topic."""
-    return _decoded(headers, DELETE_HEADER, _DELETES, 'an object with "partition", "offset" and "version"')
-
-
-def erasure_of(headers: Headers) -> Erasure | BadHeader | None:
-    """What a tombstone on the profiles topic erased."""
-    return _decoded(headers, FORGOT_HEADER, _ERASURES, "[time in ms, epoch of the owner]")
-
-
-def applied_of(headers: Headers) -> AppliedOffset | BadHeader | None:
-    """The applied offset that a tombstone on the profiles topic rests on."""
-    return _decoded(headers, APPLIED_HEADER, _APPLIED, "[incarnation of the log, offset]")
-
-
-def claim_of(headers: Headers) -> Claim | BadHeader | None:
-    """What the owner of a partition claims."""
-    found = header(headers, CLAIM_HEADER)
-    return None if found is None else _claim(found[1])
-
-
-@lru_cache(16)
-def _claim(value: bytes | None) -> Claim | BadHeader | None:
-    """All that an owner writes to the vectors topic has the same one."""
-    expected = 'an object with "epoch" and what is known of the clicks log'
-    return _decoded(((CLAIM_HEADER, value),), CLAIM_HEADER, _CLAIMS, expected)
-
-
 def reply_partition_header(partition: int) -> Header:
     """The header of a request whose answer is wanted on ``partition``."""
     return REPLY_PARTITION_HEADER, str(partition).encode()
@@ -258,42 +253,6 @@ def reply_partition_header(partition: int) -> Header:
 def reply_failed_header(topic: str, why: str) -> Header:
     """The header of an answer that its sender wanted on another topic."""
     return REPLY_FAILED_HEADER, f"{topic}: {why}".encode(errors="backslashreplace")
-
-
-def origin_header(origin: Origin) -> Header:
-    """The header of a forwarded record."""
-    return ORIGIN_HEADER, msgspec.json.encode(origin)
-
-
-def redriven_header(redriven: Redriven) -> Header:
-    """The header of a record that is published again."""
-    return REDRIVEN_HEADER, msgspec.json.encode(redriven)
-
-
-def redriven_to_header(redriven_to: RedrivenTo) -> Header:
-    """The header that marks a dead letter as redriven."""
-    return REDRIVEN_TO_HEADER, msgspec.json.encode(redriven_to)
-
-
-def delete_header(order: DeleteOrder) -> Header:
-    """The header of a delete, which has no value, so that its place in the order of versions travels here."""
-    place = {"version": order.version, "partition": order.partition, "offset": order.offset}
-    return DELETE_HEADER, msgspec.json.encode(place)
-
-
-def erasure_header(erasure: Erasure) -> Header:
-    """The header of an erased user's tombstone."""
-    return FORGOT_HEADER, msgspec.json.encode(erasure)
-
-
-def applied_header(applied: AppliedOffset) -> Header:
-    """The header of a tombstone that says which clicks it rests on."""
-    return APPLIED_HEADER, msgspec.json.encode(applied)
-
-
-def claim_header(claim: Claim) -> Header:
-    """The header of an owner's claim."""
-    return CLAIM_HEADER, msgspec.json.encode(claim)
 
 
 def dead_letter_headers(
@@ -323,8 +282,8 @@ def dead_letter_headers(
     ]
     if key is not None:
         headers.append((LETTER_KEY_HEADER, key[:MAX_LETTER_KEY_BYTES]))
-    if isinstance(redriven := redriven_of(original), Redriven):
-        headers.append(redriven_header(redriven))
+    if isinstance(redriven := REDRIVEN.of(original), Redriven):
+        headers.append(REDRIVEN.header(redriven))
     size = sum(len(name.encode()) + len(value or b"") for name, value in original)
     fits = size <= _MAX_ORIGINAL_BYTES and len(original) <= _MAX_ORIGINAL_HEADERS
     left_out = None if fits else len(original)
@@ -338,23 +297,6 @@ def dead_letter_headers(
     if fits:
         headers += [(f"{ORIGINAL_PREFIX}{name}", value) for name, value in original]
     return headers
-
-
-def _decoded(
-    headers: Headers, name: str, decoder: "msgspec.json.Decoder[T]", expected: str
-) -> T | BadHeader | None:
-    found = header(headers, name)
-    if found is None:
-        return None
-    value = found[1]
-    if value is None:
-        return _bad(found, expected)
-    try:
-        return decoder.decode(value)
-    # msgspec raises its own errors for JSON of another shape, ValueError for bytes that are not UTF-8, and
-    # RecursionError for thousands of brackets.
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return _bad(found, expected)
 
 
 def _bad(found: tuple[str, bytes | None], expected: str) -> BadHeader:

@@ -20,14 +20,13 @@ from headwater.kafka.headers import (
     LETTER_KEY_HEADER,
     MAX_LETTER_KEY_BYTES,
     ORIGINAL_PREFIX,
+    REDRIVEN,
+    REDRIVEN_TO,
     Header,
     Headers,
     Redriven,
     RedrivenTo,
     header,
-    redriven_of,
-    redriven_to_header,
-    redriven_to_of,
 )
 from headwater.kafka.letter_text import decoded
 from headwater.kafka.publish import Outgoing, producer_of, write_all
@@ -98,7 +97,7 @@ def letter_of(record: ConsumerRecord) -> Letter | None:
         place = Place.parse("/".join(_text(each[1]) for each in (topic, partition, offset)))
     except ValueError:
         return None
-    redriven, mark = redriven_of(record.headers), redriven_to_of(record.headers)
+    redriven, mark = REDRIVEN.of(record.headers), REDRIVEN_TO.of(record.headers)
     key = header(record.headers, LETTER_KEY_HEADER)
     return Letter(
         place=place,
@@ -142,7 +141,7 @@ def mark_of(letter: Letter, to: RedrivenTo) -> Outgoing:
             ("topic", place.topic.encode()),
             ("partition", str(place.partition).encode()),
             ("offset", str(place.offset).encode()),
-            redriven_to_header(to),
+            REDRIVEN_TO.header(to),
         ],
     )
 

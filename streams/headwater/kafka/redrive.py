@@ -24,13 +24,7 @@ from aiokafka.structs import RecordMetadata
 from headwater.errors import HeadwaterError, PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.faust_group import FaustGroup
-from headwater.kafka.headers import (
-    ORIGIN_HEADER,
-    REDRIVEN_HEADER,
-    Redriven,
-    RedrivenTo,
-    redriven_header,
-)
+from headwater.kafka.headers import ORIGIN, REDRIVEN, Redriven, RedrivenTo
 from headwater.kafka.letters import (
     PARTITION,
     Letter,
@@ -122,11 +116,9 @@ def outgoing(record: ConsumerRecord, letter: Letter) -> Outgoing:
 
     Where it was published first is left out: it goes to the partition of its key, as a new record.
     """
-    kept = [
-        pair for pair in original_headers(record.headers) if pair[0] not in (ORIGIN_HEADER, REDRIVEN_HEADER)
-    ]
+    kept = [pair for pair in original_headers(record.headers) if pair[0] not in (ORIGIN.name, REDRIVEN.name)]
     # The mark comes first, since a reader takes the first 128 headers.
-    mark = redriven_header(Redriven(*letter.place, letter.tries + 1))
+    mark = REDRIVEN.header(Redriven(*letter.place, letter.tries + 1))
     return Outgoing(letter.key, record.value, [mark, *kept])
 
 

@@ -12,14 +12,7 @@ from headwater.index import filters
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.forwarding import Stray, redirect
-from headwater.kafka.headers import (
-    BadHeader,
-    Origin,
-    correlation_of,
-    origin_of,
-    reply_partition_of,
-    reply_to_of,
-)
+from headwater.kafka.headers import ORIGIN, BadHeader, Origin, correlation_of, reply_partition_of, reply_to_of
 from headwater.kafka.partitioner import partition_of
 from headwater.messages import (
     MAX_DEADLINE_MS,
@@ -222,7 +215,7 @@ class Acceptance:
     def _asked_ms(self, record: ConsumerRecord) -> int:
         now_ms = int(self._clock() * 1000.0)
         came_ms = min(record.timestamp, now_ms) if record.timestamp >= 0 else now_ms
-        origin = origin_of(record.headers)
+        origin = ORIGIN.of(record.headers)
         asked_ms = min(origin.timestamp_ms, came_ms) if isinstance(origin, Origin) else came_ms
         return max(asked_ms, now_ms - MAX_DEADLINE_MS)
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 from headwater.encoder.features import ACTION_CODES, event_key, event_keys, item_keys
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.forwarding import Stray, redirect
-from headwater.kafka.headers import Origin, origin_of
+from headwater.kafka.headers import ORIGIN, Origin
 from headwater.kafka.partitioner import partitions_of
 from headwater.messages import (
     MAX_AHEAD_MS,
@@ -281,6 +281,6 @@ def _batch(rows: I64, parsed: ParsedClicks[ConsumerRecord], now_ms: int) -> Clic
     origins = [
         (place, origin.partition, origin.offset)
         for place, record in enumerate(parsed.records)
-        if record.headers and isinstance(origin := origin_of(record.headers), Origin)
+        if record.headers and isinstance(origin := ORIGIN.of(record.headers), Origin)
     ]
     return ClickBatch(clicks, parsed.records, parsed.users, parsed.event_ids, sent_ms, origins)

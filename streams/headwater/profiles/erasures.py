@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from headwater.kafka.headers import AppliedOffset, Erasure, applied_header, erasure_header
+from headwater.kafka.headers import APPLIED, ERASURE, AppliedOffset, Erasure
 from headwater.kafka.publish import Outgoing
 from headwater.packed_rows import PackedRows, Row
 from headwater.profiles.order import UNTOLD, Order
@@ -85,7 +85,7 @@ class Erasures:
             applied = AppliedOffset(incarnation, self.offset(user, incarnation))
             erased = Erased(self.erased_ms(user), Order(*applied, epoch), now_ms // 1000)
             self.put(user, erased)
-            headers = [erasure_header(Erasure(erased.erased_ms, epoch)), applied_header(applied)]
+            headers = [ERASURE.header(Erasure(erased.erased_ms, epoch)), APPLIED.header(applied)]
             records.append(Outgoing(user, None, headers))
         return records
 

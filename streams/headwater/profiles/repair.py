@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost
 from headwater.kafka.epochs import CLAIM_KEY, IsMember, next_epoch, pass_over_higher
-from headwater.kafka.headers import Claim, claim_of
+from headwater.kafka.headers import CLAIM, Claim
 from headwater.kafka.publish import Outgoing
 from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.skipped import SkippedRecords
@@ -196,7 +196,7 @@ class Repair:
 
 def _is_ours(record: ConsumerRecord, partition: Partition) -> bool:
     """Whether a claim says what ours says, as a late copy of it does."""
-    claim, ours = claim_of(record.headers), partition.claim
+    claim, ours = CLAIM.of(record.headers), partition.claim
     if not isinstance(claim, Claim) or ours is None:
         return False
     return msgspec.structs.replace(claim, applied=ours.applied) == ours

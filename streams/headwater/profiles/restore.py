@@ -17,7 +17,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH
-from headwater.kafka.headers import AppliedOffset, BadHeader, Claim, Erasure, applied_of, claim_of, erasure_of
+from headwater.kafka.headers import APPLIED, CLAIM, ERASURE, AppliedOffset, BadHeader, Claim, Erasure
 from headwater.kafka.read_to_end import read_to_end
 from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topics import Topics
@@ -95,7 +95,7 @@ def load(partition: Partition, records: Sequence[ConsumerRecord], bundle: int, t
         if is_sealed:
             partition.sealed[user] = Sealed(order, record.offset)
             continue
-        erasure = erasure_of(record.headers)
+        erasure = ERASURE.of(record.headers)
         if isinstance(erasure, Erasure):
             (erased_ms,) = past(np.array([erasure.erased_ms]), np.array([record.timestamp])).tolist()
             partition.erasures.put(user, Erased(erased_ms, order, record.timestamp // 1000))
@@ -135,7 +135,7 @@ def _newest(partition: Partition, records: Sequence[ConsumerRecord], topic: str)
             if known is not None:
                 partition.overwritten.add(user)
         elif user == CLAIM_KEY:
-            claim = claim_of(record.headers)
+            claim = CLAIM.of(record.headers)
             if isinstance(claim, Claim) and _is_of_another_log(claim, partition):
                 logger.error(
                     "claim_of_another_log",
@@ -174,7 +174,7 @@ def orders_in(records: Sequence[ConsumerRecord]) -> list[Order | None]:
     orders: list[Order | None] = []
     for record in records:
         if record.key == CLAIM_KEY:
-            claim = claim_of(record.headers)
+            claim = CLAIM.of(record.headers)
             order = Order(claim.incarnation, claim.applied, claim.epoch) if isinstance(claim, Claim) else None
         elif record.value is not None:
             order = next(states)
@@ -187,7 +187,7 @@ def orders_in(records: Sequence[ConsumerRecord]) -> list[Order | None]:
 
 def _order_of_tombstone(record: ConsumerRecord) -> Order | None:
     """A tombstone without a time is of somebody else, and older than whatever is ours."""
-    erasure, applied = erasure_of(record.headers), applied_of(record.headers)
+    erasure, applied = ERASURE.of(record.headers), APPLIED.of(record.headers)
     if isinstance(erasure, BadHeader) or isinstance(applied, BadHeader):
         return None
     incarnation, offset = applied or AppliedOffset(0, UNTOLD)

@@ -26,7 +26,7 @@ from headwater.index.vectors_topic import (
     record_of,
 )
 from headwater.kafka.epochs import CLAIM_KEY
-from headwater.kafka.headers import CLAIM_HEADER, DELETE_HEADER
+from headwater.kafka.headers import CLAIM, DELETE
 from headwater.kafka.publish import Outgoing
 from headwater.messages import Item
 from headwater.metrics import Metrics
@@ -129,8 +129,8 @@ BAD: dict[str, tuple[Outgoing, str]] = {
     "attributes that are no object": (changed(TEA, payload={"attributes": [1]}), "bad_payload"),
     "a since_ms beyond 64 bits": (changed(TEA, payload={"since_ms": 2**70}), "bad_payload"),
     "a delete without its header": (Outgoing(b"tea", None), "bad_delete"),
-    "a delete whose header is null": (Outgoing(b"tea", None, [(DELETE_HEADER, None)]), "bad_delete"),
-    "a delete whose header is no JSON": (Outgoing(b"tea", None, [(DELETE_HEADER, b"\xff")]), "bad_delete"),
+    "a delete whose header is null": (Outgoing(b"tea", None, [(DELETE.name, None)]), "bad_delete"),
+    "a delete whose header is no JSON": (Outgoing(b"tea", None, [(DELETE.name, b"\xff")]), "bad_delete"),
     "a delete without a key": (
         Outgoing(None, None, record_of(deleted("tea", 1), BUNDLE, 0, 1).headers),
         "null_key",
@@ -139,7 +139,7 @@ BAD: dict[str, tuple[Outgoing, str]] = {
         Outgoing(b"\xffx", None, record_of(deleted("tea", 1), BUNDLE, 0, 1).headers),
         "bad_utf8",
     ),
-    "a bad claim header": (Outgoing(b"tea", OURS.value, [(CLAIM_HEADER, b"{")]), "bad_header"),
+    "a bad claim header": (Outgoing(b"tea", OURS.value, [(CLAIM.name, b"{")]), "bad_header"),
     "an epoch that nobody reaches": (record_of(TEA, BUNDLE, 0, 2**31 - 1), "bad_epoch"),
     "a claim without its header": (Outgoing(CLAIM_KEY, b"{}"), "bad_claim"),
     "a claim without a value": (Outgoing(CLAIM_KEY, None, claim_of_owner(1, 1, BUNDLE).headers), "bad_claim"),

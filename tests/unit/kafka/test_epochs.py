@@ -8,7 +8,7 @@ from aiokafka import ConsumerRecord
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka import epochs
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record, next_epoch, pass_over_higher
-from headwater.kafka.headers import Claim, claim_of
+from headwater.kafka.headers import CLAIM, Claim
 from headwater.kafka.skipped import SkippedRecords
 from headwater.metrics import Metrics
 
@@ -29,7 +29,7 @@ def test_an_epoch_stays_one_of_ours() -> None:
 def test_a_claim_lasts_under_a_key_that_no_id_is() -> None:
     record = claim_record(Claim(3, topic_id="x"), b"value")
     assert (record.key, record.value) == (CLAIM_KEY, b"value")
-    assert claim_of(record.headers) == Claim(3, topic_id="x")
+    assert CLAIM.of(record.headers) == Claim(3, topic_id="x")
     assert CLAIM_KEY.decode(errors="ignore").encode() != CLAIM_KEY
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.fast_client.records import MAX_HEADERS
 from headwater.kafka.forwarding import Stray, forward, forwarded, redirect
-from headwater.kafka.headers import Origin, origin_of
+from headwater.kafka.headers import ORIGIN, Origin
 from headwater.kafka.partitioner import partition_of, partitions_of, probe_user
 from headwater.messages import PROBE_PREFIX
 from tests.support.recording_producer import RecordingProducer
@@ -54,18 +54,18 @@ def test_a_forwarded_record_carries_where_it_came_from_and_is_otherwise_the_same
     outgoing = forwarded(record(headers=(("trace", b"1"),)), b"ann")
     assert (outgoing.key, outgoing.value) == (b"ann", b"{}")
     assert ("trace", b"1") in outgoing.headers
-    assert origin_of(as_published(outgoing).headers) == Origin(3, 40, 1_234)
+    assert ORIGIN.of(as_published(outgoing).headers) == Origin(3, 40, 1_234)
 
 
 def test_a_record_that_was_published_where_it_lies_has_no_origin() -> None:
-    assert origin_of(record().headers) is None
-    assert origin_of(record(headers=(("trace", b"1"),)).headers) is None
+    assert ORIGIN.of(record().headers) is None
+    assert ORIGIN.of(record(headers=(("trace", b"1"),)).headers) is None
 
 
 def test_an_origin_is_replaced_and_never_added_twice() -> None:
     once = as_published(forwarded(record(), b"ann"))
     twice = forwarded(once, b"ann")
-    assert origin_of(as_published(twice, 2, 5).headers) == Origin(1, 9, 1_234)
+    assert ORIGIN.of(as_published(twice, 2, 5).headers) == Origin(1, 9, 1_234)
     assert len(twice.headers) == 1
 
 

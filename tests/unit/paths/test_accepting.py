@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 from headwater.encoder.features import ACTION_CODES, event_key, item_key
 from headwater.kafka.dead_letters import DeadLetter
 from headwater.kafka.forwarding import Stray
-from headwater.kafka.headers import Origin, origin_header
+from headwater.kafka.headers import ORIGIN, Origin
 from headwater.kafka.partitioner import partition_of
 from headwater.messages import MAX_DEADLINE_MS
 from headwater.paths.accepting import (
@@ -89,7 +89,7 @@ async def test_a_request_demands_a_click_by_its_position_or_by_its_event() -> No
 
 async def test_the_deadline_counts_from_the_record_and_of_a_stray_from_its_first_one() -> None:
     assert pending(record(deadline_ms=500)).left_ms(AT_MS + 200) == 300
-    origin = origin_header(Origin(1, 12, AT_MS - 400))
+    origin = ORIGIN.header(Origin(1, 12, AT_MS - 400))
     assert pending(record(headers=[origin], deadline_ms=500)).left_ms(AT_MS) == 100
 
 
@@ -176,7 +176,7 @@ async def test_a_batch_is_sorted_and_finished_with_its_last_answer() -> None:
 async def test_no_timestamp_keeps_a_request_longer_than_its_deadline(
     origin_ms: int | None, record_ms: int, asked_ms: int
 ) -> None:
-    headers = [] if origin_ms is None else [origin_header(Origin(0, 5, origin_ms))]
+    headers = [] if origin_ms is None else [ORIGIN.header(Origin(0, 5, origin_ms))]
     one = dataclasses.replace(record(headers=headers, deadline_ms=60_000), timestamp=record_ms)
     found = pending(one)
     assert (found.asked_ms, found.at_ms) == (asked_ms, asked_ms)

@@ -19,7 +19,7 @@ from headwater.encoder.runtime import Encoder
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
 from headwater.kafka.forwarding import forwarded
-from headwater.kafka.headers import Origin, applied_of, origin_header, origin_of
+from headwater.kafka.headers import APPLIED, ORIGIN, Origin
 from headwater.kafka.partitioner import partition_of, probe_user
 from headwater.paths import clicks as clicks_path
 from headwater.paths.observer import ClickApplied
@@ -312,7 +312,7 @@ async def test_clicks_that_come_again_after_the_group_lost_its_offsets_do_not_br
     await worker.apply(worker.click("ann", "tea", action="impression", at_ms=now_ms() + 1_000))
     assert b"ann" not in worker.partition().columns.rows
     written = worker.producer.records(worker.topics.profiles)
-    assert [(record.value, applied_of(record.headers)) for record in written] == [
+    assert [(record.value, APPLIED.of(record.headers)) for record in written] == [
         (None, (0, 1)),
         (None, (0, 1)),
         (None, (0, 2)),
@@ -331,7 +331,7 @@ async def test_a_forwarded_click_has_been_looked_at_though_its_user_keeps_no_row
     worker: InterestsWorker,
 ) -> None:
     for offset, (user, action) in enumerate((("ann", "impression"), ("bob", "forget"))):
-        headers = [origin_header(Origin(3, 70 + offset, now_ms()))]
+        headers = [ORIGIN.header(Origin(3, 70 + offset, now_ms()))]
         await worker.apply(worker.click(user, "tea", action=action, headers=headers))
     partition = worker.partition()
     assert not partition.columns.rows
@@ -389,7 +389,7 @@ async def test_a_stray_is_forwarded_home_with_its_origin_and_is_not_applied_here
     assert wide.partition(away).watermark == 12
     (sent,) = wide.producer.records(wide.topics.clicks)
     assert (sent.partition, sent.key, sent.value) == (home, record.key, record.value)
-    assert origin_of(sent.headers) == Origin(away, 12, record.timestamp)
+    assert ORIGIN.of(sent.headers) == Origin(away, 12, record.timestamp)
     assert wide.measured("strays_total", topic=wide.topics.clicks) == 1
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from headwater.kafka.headers import AppliedOffset, Erasure, applied_of, erasure_of
+from headwater.kafka.headers import APPLIED, ERASURE, AppliedOffset, Erasure
 from headwater.profiles.erasures import Erased, Erasures
 from headwater.profiles.order import UNTOLD, Order
 
@@ -20,8 +20,8 @@ def test_a_tombstone_says_until_when_by_whom_and_which_clicks_it_rests_on() -> N
     erasures.put(b"ann", Erased(5, Order(2, 30, 6)))
     (tombstone,) = erasures.tombstones([b"ann"], incarnation=2, epoch=7, now_ms=9_000)
     assert (tombstone.key, tombstone.value) == (b"ann", None)
-    assert erasure_of(tombstone.headers) == Erasure(5, 7)
-    assert applied_of(tombstone.headers) == AppliedOffset(2, 30)
+    assert ERASURE.of(tombstone.headers) == Erasure(5, 7)
+    assert APPLIED.of(tombstone.headers) == AppliedOffset(2, 30)
     assert erasures.get(b"ann") == Erased(5, Order(2, 30, 7), 9)
 
 

@@ -12,7 +12,7 @@ from aiokafka import ConsumerRecord
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka import epochs
 from headwater.kafka.epochs import claim_record
-from headwater.kafka.headers import Claim, claim_of
+from headwater.kafka.headers import CLAIM, Claim
 from headwater.profiles.columns import Columns
 from headwater.profiles.erasures import Erased
 from headwater.profiles.order import Order
@@ -159,7 +159,7 @@ async def test_a_stale_claim_is_overwritten_and_the_gap_is_filled(
     await repair.fill(partition, 0, 1, GENERATION)
     assert partition.gaps == set()
     again = worker.producer.records(worker.topics.profiles)
-    assert [claim_of(record.headers) for record in again] == ([partition.claim] if is_stale else [])
+    assert [CLAIM.of(record.headers) for record in again] == ([partition.claim] if is_stale else [])
     assert partition.claim == Claim(GENERATION, applied=partition.claim.applied, topic_id="aa")
 
 
@@ -187,7 +187,7 @@ async def test_what_nobody_who_owns_the_partition_wrote_in_a_higher_epoch_is_pas
     partition.gaps.add(1)
     await repair.fill(partition, 1, 3, GENERATION)
     again = worker.producer.records(worker.topics.profiles)[len(ours) :]
-    claim, state = claim_of(again[0].headers), orders_of([again[1].value])[0]
+    claim, state = CLAIM.of(again[0].headers), orders_of([again[1].value])[0]
     assert isinstance(claim, Claim)
     assert (claim.epoch, claim.incarnation, claim.topic_id) == (GENERATION + 6, 0, "aa")
     assert (again[1].key, state.epoch) == (b"ann", GENERATION + 6)

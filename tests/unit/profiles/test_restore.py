@@ -10,7 +10,7 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from headwater.kafka.epochs import CLAIM_KEY, MAX_EPOCH, claim_record
-from headwater.kafka.headers import AppliedOffset, Claim, Erasure, applied_header, erasure_header
+from headwater.kafka.headers import APPLIED, ERASURE, AppliedOffset, Claim, Erasure
 from headwater.profiles.clicks_log import ACCEPT_KEY
 from headwater.profiles.columns import Columns
 from headwater.profiles.order import MAX_INCARNATION, Order
@@ -42,9 +42,9 @@ def tombstone(
     offset: int, user: bytes, erased_ms: int, epoch: int, clicks_offset: int | None, *, incarnation: int = 0
 ) -> ConsumerRecord:
     """One without a clicks offset is of a version without epochs."""
-    headers = [erasure_header(Erasure(erased_ms, epoch))]
+    headers = [ERASURE.header(Erasure(erased_ms, epoch))]
     if clicks_offset is not None:
-        headers.append(applied_header(AppliedOffset(incarnation, clicks_offset)))
+        headers.append(APPLIED.header(AppliedOffset(incarnation, clicks_offset)))
     return record(offset, user, None, *headers)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from headwater.errors import PartitionLost
 from headwater.kafka.epochs import CLAIM_KEY
-from headwater.kafka.headers import AppliedOffset, Claim, Erasure, applied_of, claim_of, erasure_of
+from headwater.kafka.headers import APPLIED, CLAIM, ERASURE, AppliedOffset, Claim, Erasure
 from headwater.profiles.state_records import orders_of
 from headwater.profiles.store import _expired
 from tests.support.interests_worker import GENERATION, InterestsWorker, now_ms
@@ -31,8 +31,8 @@ async def test_users_and_tombstones_are_sent_with_the_epoch_and_the_offset_they_
     await worker.profiles.settle(partition, sent, GENERATION)
     ann, bob = worker.producer.records(worker.topics.profiles)
     assert (ann.key, orders_of([ann.value])) == (b"ann", [(0, -1, GENERATION)])
-    assert (bob.key, bob.value, erasure_of(bob.headers)) == (b"bob", None, Erasure(5, GENERATION))
-    assert applied_of(bob.headers) == AppliedOffset(0, 8)
+    assert (bob.key, bob.value, ERASURE.of(bob.headers)) == (b"bob", None, Erasure(5, GENERATION))
+    assert APPLIED.of(bob.headers) == AppliedOffset(0, 8)
     assert partition.columns.epoch[row] == GENERATION
     assert partition.changelog_next == 2
 
@@ -57,7 +57,7 @@ async def test_a_segment_is_closed_by_the_claim_again_with_what_is_applied_now(
     await worker.profiles.close_segment(0)
     (record,) = worker.producer.records(worker.topics.profiles)
     assert record.key == CLAIM_KEY
-    assert claim_of(record.headers) == partition.claim == Claim(GENERATION, applied=8, topic_id="aa")
+    assert CLAIM.of(record.headers) == partition.claim == Claim(GENERATION, applied=8, topic_id="aa")
     worker.profiles.freeze()
     await worker.profiles.close_segment(0)
     assert len(worker.producer.records(worker.topics.profiles)) == 1
