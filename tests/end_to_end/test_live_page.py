@@ -72,16 +72,20 @@ async def test_a_click_on_the_page_goes_the_whole_way_and_is_seen_everywhere(sha
         assert shown["category"] == theme_of(shown["item_id"])
         described = await back.get(f"/live/users/{user}")
         assert [event["item_id"] for event in described["events"]] == ["coffee-1", "coffee-2", "dog-3"]
-        assert described["interests"][0]["x"] is not None
+        interests = (await back.post("/live/interests", user_id=user))["interests"]
+        assert interests[0]["x"] is not None
         until = described["events"][1]["at_ms"]
         then = await back.post("/live/recall", user_id=user, limit=3, explain=True, until_ms=until)
         assert then["answer"]["reflects"]["events"] == 2
         assert {theme_of(item["item_id"]) for item in then["answer"]["items"]} == {"coffee"}
-        as_then = await back.get(f"/live/users/{user}", until_ms=until)
-        assert [event["item_id"] for event in as_then["events"]] == ["coffee-1", "coffee-2"]
-        assert as_then["interests"] != described["interests"]
-        nothing = await back.get(f"/live/users/{user}", until_ms=described["events"][0]["at_ms"] - 1)
-        assert (nothing["events"], nothing["interests"]) == ([], [])
+        as_then = await back.post("/live/interests", user_id=user, until_ms=until)
+        assert as_then["interests"] not in ([], interests)
+        before = described["events"][0]["at_ms"] - 1
+        assert await back.post("/live/interests", user_id=user, until_ms=before) == {"interests": []}
+        tried = {"session": [{"item_id": "dog-1"}]}
+        assert (await back.post("/live/interests", user_id=user, **tried))["interests"] != interests
+        unknown = await back.post("/live/interests", user_id=f"{user}-unknown", **tried)
+        assert unknown["interests"][0]["x"] is not None
         assert {"user_id": user, "events": 3, "last_at_ms": described["events"][-1]["at_ms"]} in (
             await back.get("/live/users", q=user[:10])
         )["users"]

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from headwater.docs.site import add_docs
 from headwater.kafka.letters import Place, Wanted
-from headwater.messages import Response
+from headwater.messages import Response, SessionEvent
 from headwater.settings import Settings
 from headwater.worker.web import guard, live
 from headwater.worker.web.viewers import Second, Viewers
@@ -154,17 +154,20 @@ class Shop:
         x, y = (sum(w * event[axis] for w, event in zip(weights, steps, strict=True)) for axis in "xy")
         return [{"x": x / sum(weights), "y": y / sum(weights), "weight": 1.0}]
 
-    def user(self, user_id: str, until_ms: int | None = None) -> Json | None:
+    def events_of(self, user_id: str, until_ms: int | None, session: Sequence[SessionEvent]) -> list[Json]:
+        logged = self.users.get(user_id, [])
+        tried = [self._event(each.item_id, each.action, _now_ms(), "") for each in session]
+        return [*(event for event in logged if until_ms is None or event["at_ms"] <= until_ms), *tried]
+
+    def user(self, user_id: str) -> Json | None:
         events = self.users.get(user_id)
         if not events:
             return None
-        events = [event for event in events if until_ms is None or event["at_ms"] <= until_ms]
         return {
             "user_id": user_id,
             "partition": len(user_id) % 4,
             "watermark": self.ends[len(user_id) % 4],
             "events": events[-50:],
-            "interests": self.interests(events),
             "pending": 0,
             "last_event_id": events[-1]["event_id"] if events else None,
             "counters": 3,
@@ -174,8 +177,8 @@ class Shop:
     def recall(self, body: Json) -> Json:
         """The items nearest to the user's interests, with reasons and a funnel."""
         user_id, until, limit = body["user_id"], body.get("until_ms"), body.get("limit", 20)
-        events = [event for event in self.users.get(user_id, []) if until is None or event["at_ms"] <= until]
-        own = [*events, *(self._event(e["item_id"], "click", _now_ms(), "") for e in body.get("session", []))]
+        session = [SessionEvent(each["item_id"]) for each in body.get("session", [])]
+        events, own = self.events_of(user_id, until, []), self.events_of(user_id, until, session)
         seen = {event["item_id"] for event in own} | set(body.get("exclude", []))
         where = self.interests(own)
         at = where[0] if where else {"x": 0.1, "y": 0.0}
@@ -310,11 +313,16 @@ class _Users:
             if user_id.startswith(start)
         ][:limit]
 
-    async def described(self, user_id: str, until_ms: int | None = None) -> Json:
-        found = self._shop.user(user_id, until_ms)
+    async def described(self, user_id: str) -> Json:
+        found = self._shop.user(user_id)
         if found is None:
             raise live.LiveError(404, "unknown_user", f"{user_id}: no such user")
         return found
+
+    async def interests(
+        self, user_id: str, until_ms: int | None, session: Sequence[SessionEvent]
+    ) -> list[Json]:
+        return self._shop.interests(self._shop.events_of(user_id, until_ms, session))
 
 
 class _Asks:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from aiokafka import ConsumerRecord
 
-from headwater.encoder.features import ACTION_CODES, event_key, item_key
+from headwater.encoder.features import event_key
 from headwater.index import filters
 from headwater.kafka.batch import Batch
 from headwater.kafka.dead_letters import DeadLetter
@@ -202,7 +202,7 @@ class Acceptance:
             request,
             user,
             where,
-            _what_if(request, at_ms) if request.session else _NO_EVENTS,
+            WhatIfEvents.of(request.session, at_ms) if request.session else _NO_EVENTS,
             at_ms,
             asked_ms,
             ReplyAddress(topic, echoed, reply_partition),
@@ -239,12 +239,3 @@ class Acceptance:
                 "unknown_partition",
                 f"after.partition: got {request.after.partition}, expected 0 to {self._partitions - 1}",
             )
-
-
-def _what_if(request: Request, at_ms: int) -> WhatIfEvents:
-    session = request.session
-    return WhatIfEvents(
-        [item_key(event.item_id) for event in session],
-        [ACTION_CODES[event.action] for event in session],
-        [event.at_ms or at_ms for event in session],
-    )

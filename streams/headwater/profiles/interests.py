@@ -8,9 +8,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headwater.encoder.features import clamp_gap_s, gaps_s
+from headwater.encoder.features import ACTION_CODES, clamp_gap_s, gaps_s, item_key
 from headwater.encoder.runtime import Encoder
 from headwater.index.item_vectors import ItemVectors
+from headwater.messages import SessionEvent
 from headwater.profiles.columns import I64, Columns, Log
 from headwater.profiles.encoder_steps import EncoderJob, fold_again, folded_entries, gathered
 from headwater.profiles.event_log import Event
@@ -30,6 +31,15 @@ class WhatIfEvents(NamedTuple):
     items: list[int]  # item keys
     actions: list[int]  # action codes
     at_ms: list[int]
+
+    @classmethod
+    def of(cls, session: Sequence[SessionEvent], at_ms: int) -> "WhatIfEvents":
+        """The events of a request; those without a time happen at ``at_ms``."""
+        return cls(
+            [item_key(event.item_id) for event in session],
+            [ACTION_CODES[event.action] for event in session],
+            [event.at_ms or at_ms for event in session],
+        )
 
 
 class UserInterests(NamedTuple):

@@ -13,7 +13,7 @@ from headwater import __version__
 from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
 from headwater.kafka.partitioner import partition_of, probe_user
-from headwater.messages import ACTIONS
+from headwater.messages import ACTIONS, SessionEvent
 from headwater.metrics import Metrics
 from headwater.paths.observer import Observer
 from headwater.recall.sources.registry import REGISTRY
@@ -165,34 +165,46 @@ class _Here:
             for at_ms, user, events in found[:limit]
         ]
 
-    async def described(self, user_id: str, until_ms: int | None = None) -> dict[str, Any]:
+    async def described(self, user_id: str) -> dict[str, Any]:
         """See `headwater.worker.web.live.Users`."""
-        role, user = self._role(), user_id.encode(errors="replace")
+        self._role()
         described = await self._status.describe_user(user_id)
         if described is None:
-            number = partition_of(user, self._settings.partitions)
-            partition = role.profiles.partition(number)
-            if partition is None or not partition.owned:
-                message = f"user {user_id[:80]!r} is of partition {number}, which another worker has"
-                raise LiveError(404, "elsewhere", message)
+            self._check_here(user_id)
             raise LiveError(404, "unknown_user", f"user {user_id[:80]!r} has no events yet")
-        if until_ms is not None:
-            described["events"] = [each for each in described["events"] if each["at_ms"] <= until_ms]
-        now_ms = time.time_ns() // 1_000_000 if until_ms is None else until_ms
         with _refusing():
             known = [event["item_id"] for event in described["events"] if event["item_id"] is not None]
             items = await self._catalog_map().items([*dict.fromkeys(known)])
             for event in described["events"]:
                 item = items.get(event["item_id"], {})
                 event["x"], event["y"] = item.get("x"), item.get("y")
-            found = await role.interests(user, now_ms, until_ms)
-            interests = []
-            if found is not None and len(found.interests):
-                places = await self._catalog_map().places(found.interests)
-                for place, weight in zip(places, found.weights.tolist(), strict=True):
-                    x, y = place or (None, None)
-                    interests.append({"x": x, "y": y, "weight": round(weight, 4)})
-        return {**described, "interests": interests}
+        return described
+
+    async def interests(
+        self, user_id: str, until_ms: int | None, session: Sequence[SessionEvent]
+    ) -> list[dict[str, Any]]:
+        """See `headwater.worker.web.live.Users`."""
+        role, now_ms = self._role(), time.time_ns() // 1_000_000 if until_ms is None else until_ms
+        self._check_here(user_id)
+        with _refusing():
+            found = await role.interests(user_id.encode(), now_ms, until_ms, session)
+            if found is None or not len(found.interests):
+                return []
+            places = await self._catalog_map().places(found.interests)
+        return [
+            {"x": x, "y": y, "weight": round(weight, 4)}
+            for (x, y), weight in zip(
+                (place or (None, None) for place in places), found.weights.tolist(), strict=True
+            )
+        ]
+
+    def _check_here(self, user_id: str) -> None:
+        """Raises LiveError: another worker has the user's partition."""
+        number = partition_of(user_id.encode(errors="replace"), self._settings.partitions)
+        partition = self._role().profiles.partition(number)
+        if partition is None or not partition.owned:
+            message = f"user {user_id[:80]!r} is of partition {number}, which another worker has"
+            raise LiveError(404, "elsewhere", message)
 
     def _role(self) -> InterestsRole:
         role = self._status.interests

@@ -40,7 +40,7 @@ from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import Background
 from headwater.kafka.tail import Tail
 from headwater.kafka.topics import Topics
-from headwater.messages import BadMessage, Gap, decode_trend
+from headwater.messages import BadMessage, Gap, SessionEvent, decode_trend
 from headwater.metrics import Metrics
 from headwater.paths.answering import Outbox
 from headwater.paths.catalog import CatalogPath
@@ -228,22 +228,25 @@ class InterestsRole:
             common.background.start(self.probe.run())
         return group
 
-    async def interests(self, user: bytes, now_ms: int, until_ms: int | None = None) -> UserInterests | None:
-        """What a user of this worker is interested in at a moment; None where it does not have the user.
+    async def interests(
+        self, user: bytes, now_ms: int, until_ms: int | None = None, session: Sequence[SessionEvent] = ()
+    ) -> UserInterests | None:
+        """What a user is interested in at a moment; None where another worker has the user's partition.
 
         Args:
             until_ms: events of the user's log after it do not count; None: all do.
+            session: what-if events that count too.
 
         Raises:
             IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
         """
         partition = self.profiles.partition(partition_of(user, self._common.settings.partitions))
-        if partition is None or user not in partition.columns.rows:
+        if partition is None or not partition.owned:
             return None
         (found,) = await interests_of(
             partition.columns,
             [user],
-            [WhatIfEvents([], [], [])],
+            [WhatIfEvents.of(session, now_ms)],
             np.array([now_ms], dtype=np.int64),
             self.vectors,
             self._common.encoder,

@@ -13,7 +13,8 @@ Bodies are JSON; times are milliseconds since 1970. An error is ``{"error": {"co
 | GET /live/search?q=TEXT&limit=N | ``{items: [item]}``: the item of that id, titles with the words, then what is like the text |
 | GET /live/items?id=A&id=B | ``{items: {id: item}}``, unknown ones left out |
 | GET /live/users?q=START&limit=N | ``{users: [{user_id, events, last_at_ms}]}``: ids that begin so, of this worker, the last active first |
-| GET /live/users/{user_id}?until_ms=T | one user, see below, now or as they were then; 404 ``unknown_user``, or ``elsewhere`` where another worker has the partition |
+| GET /live/users/{user_id} | one user, see below; 404 ``unknown_user``, or ``elsewhere`` where another worker has the partition |
+| POST /live/interests | ``{user_id, until_ms?, session?}``, as in a `Request` -> ``{interests: [{x, y, weight}]}``: now, as they were then, or with what-if events; 404 ``elsewhere`` |
 | POST /live/clicks | ``{user_id, item_id, action?, event_id?, at_ms?}`` -> 201 ``{partition, offset, token, event_id, took_ms}`` |
 | POST /live/recall | the fields of a `Request` without ``request_id`` -> ``{answer, items: {id: item}, took_ms}`` |
 | GET /live/letters | ``{open, redriven, groups: [{reason, topic, letters, failed_again, oldest_ms, newest_ms, remedy, newest{place, message}}]}`` |
@@ -50,24 +51,25 @@ x: [], y: []}``, at most 20,000 points: the first two principal components of th
 **Quantiles** are of the last ten seconds. `click_to_answer_ms` is from a click's record to the first answer that reflects it, without the
 time in which the click was applied and nobody asked, of a sample of at most 200 clicks a second; `probe_ms` is that of the freshness probe, where `HEADWATER_PROBE_S` is set.
 
-**One user** is ``{user_id, partition, watermark, events: [{item_id, title, category, at_ms, action, pending, x, y}], interests: [{x, y, weight}],
-pending, last_event_id, counters, hidden}``; events are oldest first. With ``until_ms``, events and interests are those of then, and
-all else is of now.
+**One user** is ``{user_id, partition, watermark, events: [{item_id, title, category, at_ms, action, pending, x, y}], pending, last_event_id,
+counters, hidden}``; events are oldest first.
 
 **An answer as it was at t** is a recall with ``until_ms: t``: events of the user after t do not count, and ``now`` is t. Its ``funnel`` is described
 at `headwater.messages.Funnel`.
 """
 
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+import msgspec
 from aiohttp import web
 
 from headwater.client_errors import ClientError
 from headwater.errors import HeadwaterError
 from headwater.kafka.letters import Place, Wanted
-from headwater.messages import MAX_AT_MS, BadMessage, Response
+from headwater.messages import BadMessage, Response, SessionEvent, decode_request
 from headwater.web_server import as_json, json_object, refusal_of, refused
 from headwater.worker.web import guard, static
 from headwater.worker.web.guard import Guard, Handler
@@ -124,8 +126,14 @@ class Users(Protocol):
         """Those whose id begins so, the last active first."""
         ...
 
-    async def described(self, user_id: str, until_ms: int | None = None) -> dict[str, Any]:
-        """One user; without the events after ``until_ms``, and with the interests of then."""
+    async def described(self, user_id: str) -> dict[str, Any]:
+        """One user."""
+        ...
+
+    async def interests(
+        self, user_id: str, until_ms: int | None, session: Sequence[SessionEvent]
+    ) -> list[dict[str, Any]]:
+        """The user's interests on the map, without the events after ``until_ms`` and with those of the ``session``."""
         ...
 
 
@@ -206,6 +214,7 @@ def add_live(app: web.Application, door_guard: Guard, parts: Parts) -> None:
     for path, post in (
         ("/live/clicks", routes.click),
         ("/live/recall", routes.recall),
+        ("/live/interests", routes.interests),
         ("/live/letters/redrive", routes.redrive),
         ("/live/letters/purge", routes.purge),
     ):
@@ -298,9 +307,19 @@ class _Routes:
 
     async def user(self, request: web.Request) -> web.StreamResponse:
         users: Users = self._part("users", self._parts.users)
-        until = request.query.get("until_ms")
-        until_ms = None if until is None else _number(until, "until_ms", MAX_AT_MS)
-        return as_json(await users.described(request.match_info["user_id"], until_ms), 200)
+        return as_json(await users.described(request.match_info["user_id"]), 200)
+
+    async def interests(self, request: web.Request) -> web.StreamResponse:
+        users: Users = self._part("users", self._parts.users)
+        fields = await json_object(request)
+        if unknown := sorted(fields.keys() - {"user_id", "until_ms", "session"}):
+            raise BadMessage(
+                "bad_field", f"{unknown[0][:80]}: no such field, expected user_id, until_ms or session"
+            )
+        raw = msgspec.json.encode({**fields, "request_id": "interests", "explain": True})
+        asked = decode_request(None, raw, time.time_ns() // 1_000_000)
+        found = await users.interests(asked.user_id, asked.until_ms, asked.session)
+        return as_json({"interests": found}, 200)
 
     async def click(self, request: web.Request) -> web.StreamResponse:
         asks = self._part("asks", self._parts.asks)

@@ -12,7 +12,7 @@ from aiohttp import web
 from headwater.client_errors import NotPublished, RecallTimeout
 from headwater.errors import HeadwaterError
 from headwater.kafka.letters import Place, Wanted
-from headwater.messages import BadMessage, Candidate, FunnelItem, FunnelStage, Reason, Response
+from headwater.messages import BadMessage, Candidate, FunnelItem, FunnelStage, Reason, Response, SessionEvent
 from headwater.web_server import WebServer
 from headwater.worker.web import guard
 from headwater.worker.web.guard import Guard
@@ -55,11 +55,17 @@ class Back:
         self._note("named", start, limit)
         return [{"user_id": "ann"}]
 
-    async def described(self, user_id: str, until_ms: int | None = None) -> dict[str, Any]:
-        self._note("described", user_id, until_ms)
+    async def described(self, user_id: str) -> dict[str, Any]:
+        self._note("described", user_id)
         if user_id == "nobody":
             raise LiveError(404, "unknown_user", "user 'nobody' has no events yet")
         return {"user_id": user_id}
+
+    async def interests(
+        self, user_id: str, until_ms: int | None, session: Sequence[SessionEvent]
+    ) -> list[dict[str, Any]]:
+        self._note("interests", user_id, until_ms, [each.item_id for each in session])
+        return [{"x": 0.5, "y": 0.0, "weight": 1.0}]
 
     async def click(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         self._note("click", dict(fields))
@@ -152,6 +158,7 @@ GUARDED = [
     ("GET", "/live/users/ann"),
     ("POST", "/live/clicks"),
     ("POST", "/live/recall"),
+    ("POST", "/live/interests"),
     ("GET", "/live/letters"),
     ("GET", "/live/letters/list"),
     ("GET", "/live/letters/show?place=c/1/2"),
@@ -345,11 +352,35 @@ async def test_a_limit_is_a_number_within_its_bounds(site: Site, limit: str) -> 
     assert site.back.asked == []
 
 
+async def test_interests_are_told_as_they_were_and_with_what_is_only_tried(site: Site) -> None:
+    asked = {
+        "user_id": "ann",
+        "until_ms": 1_700_000_000_000,
+        "session": [{"item_id": "t1", "action": "view"}],
+    }
+    status, said, _ = await site.call("POST", "/live/interests", asked)
+    assert (status, said) == (200, {"interests": [{"x": 0.5, "y": 0.0, "weight": 1.0}]})
+    assert site.back.asked == [("interests", "ann", 1_700_000_000_000, ["t1"])]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"user_id": ""},
+        {"user_id": "ann", "until_ms": "then"},
+        {"user_id": "ann", "session": [{"item_id": "t1", "action": "dislike"}]},
+        {"user_id": "ann", "session": [{"item_id": "t1"}] * 101},
+        {"user_id": "ann", "limit": 3},
+    ],
+)
+async def test_interests_that_are_asked_for_wrongly_are_refused(site: Site, asked: Any) -> None:
+    assert (await site.call("POST", "/live/interests", asked))[0] == 400
+    assert site.back.asked == []
+
+
 async def test_a_user_is_found_under_any_id_and_a_letter_by_its_place(site: Site) -> None:
     assert (await site.call("GET", "/live/users/caf%C3%A9%2F1"))[1] == {"user_id": "café/1"}
-    assert (await site.call("GET", "/live/users/ann?until_ms=1700000000000"))[1] == {"user_id": "ann"}
-    assert site.back.asked[-1] == ("described", "ann", 1_700_000_000_000)
-    assert (await site.call("GET", "/live/users/ann?until_ms=then"))[0] == 400
     assert (await site.call("GET", "/live/users/nobody"))[0] == 404
     assert (await site.call("GET", "/live/letters/show?place=c/1/2"))[1] == {"place": "c/1/2"}
     assert (await site.call("GET", "/live/letters/show?place=c/1/200"))[0] == 404

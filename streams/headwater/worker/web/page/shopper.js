@@ -18,6 +18,7 @@ const ACTIONS = [["click", "Click"], ["purchase", "Buy"], ["dislike", "Dislike"]
 let map = null;
 let id = null;
 let user = null; // as the worker describes it; null: it knows nothing of this one
+let interests = []; // of the answer that is shown
 let now = null; // the answer that is shown, {answer, items, took_ms}
 let tries = []; // what is only tried, [{item_id, action}]
 const known = Object.create(null); // items seen so far, by id; an id may be any word, also one that objects have
@@ -79,7 +80,7 @@ export function beNew() {
 export async function look(userId) {
   id = userId;
   $("who").value = userId;
-  [user, now, tries] = [null, null, []];
+  [user, now, tries, interests] = [null, null, [], []];
   $("what-if").checked = false;
   tried();
   await attempt($("who-problem"), async () => {
@@ -109,7 +110,7 @@ export async function act(itemId, action, button = null) {
     await learn();
     if (id !== who) return;
     showLog();
-    showMap(user);
+    showMap(user?.events);
   }, button);
 }
 
@@ -120,10 +121,10 @@ async function learn() {
   if (id === who) [user, elsewhere] = [found, why];
 }
 
-/** What the worker knows of a user, now or as it was then, and why it can tell nothing. */
-async function described(userId, untilMs = undefined) {
+/** What the worker knows of a user, and why it can tell nothing. */
+async function described(userId) {
   try {
-    return [await get(`/live/users/${encodeURIComponent(userId)}`, { until_ms: untilMs }), ""];
+    return [await get(`/live/users/${encodeURIComponent(userId)}`), ""];
   } catch (error) {
     if (error.code === "elsewhere" || error.code === "not_here") return [null, error.message];
     if (error.code === "unknown_user") return [null, ""];
@@ -144,7 +145,6 @@ async function ask({ click = null, started = performance.now(), at = null }) {
   if (click) body.after = { partition: click.partition, offset: click.offset };
   if (at !== null) body.until_ms = at.ms;
   const before = now;
-  const then = at === null ? null : described(id, at.ms).catch(() => [null, ""]);
   const next = await post("/live/recall", body, { signal: mine.signal });
   const roundMs = performance.now() - started;
   learned(next.items);
@@ -160,9 +160,13 @@ async function ask({ click = null, started = performance.now(), at = null }) {
     over: (itemId) => map.light(itemId),
   });
   funnel.show(next.answer, known);
-  const [asThen] = (await then) ?? [null];
+  const ofThese = { user_id: body.user_id, until_ms: body.until_ms, session: body.session };
+  // Another worker may have the user, which answers all the same.
+  const found = await post("/live/interests", ofThese, { signal: mine.signal }).catch(() => null);
   if (asking !== mine) return;
-  showMap(at === null ? user : { events: (user?.events ?? []).slice(0, at.k), interests: asThen?.interests });
+  interests = found?.interests ?? [];
+  const events = user?.events ?? [];
+  showMap(at !== null ? events.slice(0, at.k) : isTried ? [...events, ...body.session.map((each) => known[each.item_id] ?? each)] : events);
   if (click) say(`The answer changed. ${changes} ${isProved ? "It reflects your click." : "It does not reflect your click."}`);
   else if (at) say(`As it was after ${at.k} events. ${changes}`);
   else if (isTried) say(`What if. ${changes}`);
@@ -185,11 +189,11 @@ function showLog() {
   if (elsewhere) $("log").replaceChildren(empty(elsewhere));
 }
 
-/** The map with a user's events and interests, and the answer that is shown. */
-function showMap(of) {
+/** The map with these events, the interests, and the answer that is shown. */
+function showMap(events = []) {
   map.show({
-    events: of?.events ?? [],
-    interests: of?.interests ?? [],
+    events,
+    interests,
     candidates: (now?.answer.items ?? []).map((each) => known[each.item_id] ?? each),
   });
 }
