@@ -341,11 +341,16 @@ def described_user(settings: "Settings", user: str) -> bytes:
             "started with"
         )
     if status != 200:
-        raise CommandError(
-            f"no user {user} at the worker that was asked: expected one with events in a partition of that worker; "
-            "try `headwater click` first, or look at the dead letters"
-        )
+        raise CommandError(f"the worker at {endpoint.address} answered {status}: {_message_in(body)}")
     return body
+
+
+def _message_in(body: bytes) -> str:
+    """What a worker says is wrong."""
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.MsgspecError, ValueError, LookupError, TypeError):
+        return body[:200].decode(errors="replace")
 
 
 def _event_table(events: Sequence[Mapping[str, Any]]) -> "Table":

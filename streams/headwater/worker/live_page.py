@@ -12,7 +12,7 @@ import numpy as np
 from headwater import __version__
 from headwater.encoder.runtime import Encoder
 from headwater.index import IndexUnavailable
-from headwater.kafka.partitioner import partition_of, probe_user
+from headwater.kafka.partitioner import probe_user
 from headwater.messages import ACTIONS, SessionEvent
 from headwater.metrics import Metrics
 from headwater.paths.observer import Observer
@@ -22,7 +22,7 @@ from headwater.worker.catalog_map import CatalogMap
 from headwater.worker.live_actions import Asking, LetterDesk
 from headwater.worker.live_figures import Figures, shown
 from headwater.worker.roles import InterestsRole
-from headwater.worker.status import Status
+from headwater.worker.status import NoSuchUser, Status
 from headwater.worker.web.live import LiveError, Parts
 from headwater.worker.web.viewers import Second, Viewers
 
@@ -168,11 +168,8 @@ class _Here:
     async def described(self, user_id: str) -> dict[str, Any]:
         """See `headwater.worker.web.live.Users`."""
         self._role()
-        described = await self._status.describe_user(user_id)
-        if described is None:
-            self._check_here(user_id)
-            raise LiveError(404, "unknown_user", f"user {user_id[:80]!r} has no events yet")
         with _refusing():
+            described = await self._status.describe_user(user_id)
             known = [event["item_id"] for event in described["events"] if event["item_id"] is not None]
             items = await self._catalog_map().items([*dict.fromkeys(known)])
             for event in described["events"]:
@@ -185,10 +182,11 @@ class _Here:
     ) -> list[dict[str, Any]]:
         """See `headwater.worker.web.live.Users`."""
         role, now_ms = self._role(), time.time_ns() // 1_000_000 if until_ms is None else until_ms
-        self._check_here(user_id)
         with _refusing():
-            found = await role.interests(user_id.encode(), now_ms, until_ms, session)
-            if found is None or not len(found.interests):
+            user = user_id.encode()
+            partition = self._status.partition_of_user(user)
+            found = await role.interests(partition, user, now_ms, until_ms, session)
+            if not len(found.interests):
                 return []
             places = await self._catalog_map().places(found.interests)
         return [
@@ -197,14 +195,6 @@ class _Here:
                 (place or (None, None) for place in places), found.weights.tolist(), strict=True
             )
         ]
-
-    def _check_here(self, user_id: str) -> None:
-        """Raises LiveError: another worker has the user's partition."""
-        number = partition_of(user_id.encode(errors="replace"), self._settings.partitions)
-        partition = self._role().profiles.partition(number)
-        if partition is None or not partition.owned:
-            message = f"user {user_id[:80]!r} is of partition {number}, which another worker has"
-            raise LiveError(404, "elsewhere", message)
 
     def _role(self) -> InterestsRole:
         role = self._status.interests
@@ -228,6 +218,8 @@ def _beginning(users: Sequence[bytes], begins: bytes) -> list[int]:
 def _refusing() -> Iterator[None]:
     try:
         yield
+    except NoSuchUser as error:
+        raise LiveError(404, error.code, str(error)) from error
     except (IndexUnavailable, TimeoutError) as error:
         raise LiveError(503, "index_away", f"the index does not answer ({error})") from error
 

@@ -35,7 +35,6 @@ from headwater.kafka.dead_letters import DeadLetters
 from headwater.kafka.epochs import next_epoch
 from headwater.kafka.fast_client.producer import Producer
 from headwater.kafka.faust_group import FaustGroup
-from headwater.kafka.partitioner import partition_of
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.supervision import Background
 from headwater.kafka.tail import Tail
@@ -50,6 +49,7 @@ from headwater.paths.requests import RequestPath
 from headwater.paths.serving import Serving
 from headwater.profiles.clicks_log import ACCEPT_LOG
 from headwater.profiles.interests import UserInterests, WhatIfEvents, interests_of
+from headwater.profiles.partition import Partition
 from headwater.profiles.store import ProfileLayout, Profiles
 from headwater.recall.dislikes import SAMPLE, CatalogRamp
 from headwater.recall.pipeline import Recall
@@ -229,9 +229,14 @@ class InterestsRole:
         return group
 
     async def interests(
-        self, user: bytes, now_ms: int, until_ms: int | None = None, session: Sequence[SessionEvent] = ()
-    ) -> UserInterests | None:
-        """What a user is interested in at a moment; None where another worker has the user's partition.
+        self,
+        partition: Partition,
+        user: bytes,
+        now_ms: int,
+        until_ms: int | None,
+        session: Sequence[SessionEvent],
+    ) -> UserInterests:
+        """What a user of a partition is interested in at a moment.
 
         Args:
             until_ms: events of the user's log after it do not count; None: all do.
@@ -240,9 +245,6 @@ class InterestsRole:
         Raises:
             IndexUnavailable, TimeoutError: vectors have to be fetched and cannot be, or not in time.
         """
-        partition = self.profiles.partition(partition_of(user, self._common.settings.partitions))
-        if partition is None or not partition.owned:
-            return None
         (found,) = await interests_of(
             partition.columns,
             [user],

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from aiokafka import TopicPartition
 from prometheus_client import Gauge
 
 from headwater.encoder.features import ACTION_NAMES, item_key
+from headwater.errors import HeadwaterError
 from headwater.index import Index, IndexUnavailable
 from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
@@ -24,6 +25,7 @@ from headwater.profiles.columns import Columns
 from headwater.profiles.event_log import Event
 from headwater.profiles.hides import in_force, unpacked
 from headwater.profiles.partition import Partition
+from headwater.profiles.sealed import SEALED_REMEDY
 from headwater.settings import Settings
 from headwater.worker.membership import Standing, WatchedGroup
 from headwater.worker.probe import ProbeResult
@@ -34,6 +36,14 @@ _GAUGES_S: Final = 1.0
 # Publishers commit within a second or so. Kafka itself aborts what is open for longer than transaction.timeout.ms, a
 # minute by default.
 HELD_BACK_S: Final = 10.0
+
+
+class NoSuchUser(HeadwaterError):
+    """A worker cannot tell of a user: ``code`` is `elsewhere`, `newer_format` or `unknown_user`."""
+
+    def __init__(self, code: Literal["elsewhere", "newer_format", "unknown_user"], message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Status:
@@ -183,17 +193,28 @@ class Status:
             "pending": sum(map(self._pending_of, partitions)),
         }
 
-    async def describe_user(self, user_id: str) -> dict[str, Any] | None:
-        """The log of a user as people read it, without retractions; None where this worker does not have the user."""
-        if self.interests is None:
-            return None
-        user = user_id.encode()
-        profiles = self.interests.profiles
+    def partition_of_user(self, user: bytes) -> Partition:
+        """The partition of a user, which this worker owns. Raises NoSuchUser."""
         number = partition_of(user, self._settings.partitions)
-        partition = profiles.partition(number)
-        row = partition.columns.rows.get(user) if partition is not None else None
-        if partition is None or row is None:
-            return None
+        partition = self.interests.profiles.partition(number) if self.interests is not None else None
+        if partition is None or not partition.owned:
+            raise NoSuchUser(
+                "elsewhere", f"{_shown(user)} is of partition {number}, which this worker does not have"
+            )
+        return partition
+
+    async def describe_user(self, user_id: str) -> dict[str, Any]:
+        """The log of a user as people read it, without retractions. Raises NoSuchUser."""
+        user = user_id.encode(errors="replace")
+        partition = self.partition_of_user(user)
+        row = partition.columns.rows.get(user)
+        if row is None and user in partition.sealed:
+            raise NoSuchUser(
+                "newer_format", f"{_shown(user)} was written by a newer version: {SEALED_REMEDY}"
+            )
+        if row is None:
+            raise NoSuchUser("unknown_user", f"{_shown(user)} has no events yet")
+        assert self.interests is not None
         events = [event for event in _events(partition.columns, row) if event.action != RETRACT]
         kept = unpacked(partition.columns.hides.get(row, b""))
         try:
@@ -203,7 +224,7 @@ class Status:
         described = [_described(event, payloads.get(event.item)) for event in events]
         return {
             "user_id": user_id,
-            "partition": number,
+            "partition": partition.number,
             "watermark": partition.watermark,
             "events": described,
             "pending": sum(1 for event in described if event["pending"]),
@@ -370,3 +391,7 @@ def _described(event: Event, payload: Mapping[str, Any] | None) -> dict[str, Any
         "action": ACTION_NAMES.get(event.action, f"action {event.action}"),
         "pending": payload is None,
     }
+
+
+def _shown(user: bytes) -> str:
+    return f"user {user.decode(errors='replace')[:80]!r}"

@@ -129,4 +129,4 @@ def test_user_shows_the_events_with_titles(beside_up: Terminal) -> None:
     ]
     assert found["last_event_id"] == "e-77"
     assert "Espresso coffee beans" in beside_up.succeeds("user", "dan")
-    assert "no user nobody" in beside_up.fails("user", "nobody", code=Exit.FAILED)
+    assert "user 'nobody' has no events yet" in beside_up.fails("user", "nobody", code=Exit.FAILED)

@@ -23,7 +23,7 @@ from headwater.metrics import Metrics
 from headwater.profiles.order import Order
 from headwater.profiles.sealed import Sealed
 from headwater.settings import Settings
-from headwater.worker.status import HELD_BACK_S, Status, keep_counting_items
+from headwater.worker.status import HELD_BACK_S, NoSuchUser, Status, keep_counting_items
 from headwater.worker.watchdog import TO_COMMIT, TO_READ, Progress
 from tests.support.interests_worker import InterestsWorker, until
 
@@ -185,11 +185,22 @@ async def test_an_action_of_another_version_and_a_broken_event_id_are_told_as_th
 
 
 async def test_a_user_whom_nobody_has_clicked_for_is_not_there(status: Status, shop: Shop) -> None:
-    assert await status.describe_user("nobody") is None
+    with pytest.raises(NoSuchUser, match="has no events yet") as refused:
+        await status.describe_user("nobody")
+    assert refused.value.code == "unknown_user"
+
+
+async def test_a_user_whom_a_newer_version_wrote_is_told_with_the_remedy(status: Status, shop: Shop) -> None:
+    shop.worker.partition().sealed[b"ann"] = Sealed(Order(0, 3, 1), 0)
+    with pytest.raises(NoSuchUser, match="run the version that wrote them") as refused:
+        await status.describe_user("ann")
+    assert refused.value.code == "newer_format"
 
 
 async def test_a_catalog_worker_has_no_users(status: Status) -> None:
-    assert await status.describe_user("ann") is None
+    with pytest.raises(NoSuchUser) as refused:
+        await status.describe_user("ann")
+    assert refused.value.code == "elsewhere"
 
 
 async def test_items_are_described_by_their_ids(status: Status, shop: Shop) -> None:

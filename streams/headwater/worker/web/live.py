@@ -13,7 +13,7 @@ Bodies are JSON; times are milliseconds since 1970. An error is ``{"error": {"co
 | GET /live/search?q=TEXT&limit=N | ``{items: [item]}``: the item of that id, titles with the words, then what is like the text |
 | GET /live/items?id=A&id=B | ``{items: {id: item}}``, unknown ones left out |
 | GET /live/users?q=START&limit=N | ``{users: [{user_id, events, last_at_ms}]}``: ids that begin so, of this worker, the last active first |
-| GET /live/users/{user_id} | one user, see below; 404 ``unknown_user``, or ``elsewhere`` where another worker has the partition |
+| GET /live/users/{user_id} | one user, see below; 404 ``unknown_user``, ``elsewhere`` where another worker has the partition, or ``newer_format`` |
 | POST /live/interests | ``{user_id, until_ms?, session?}``, as in a `Request` -> ``{interests: [{x, y, weight}]}``: now, as they were then, or with what-if events; 404 ``elsewhere`` |
 | POST /live/clicks | ``{user_id, item_id, action?, event_id?, at_ms?}`` -> 201 ``{partition, offset, token, event_id, took_ms}`` |
 | POST /live/recall | the fields of a `Request` without ``request_id`` -> ``{answer, items: {id: item}, took_ms}`` |

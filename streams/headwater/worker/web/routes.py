@@ -7,7 +7,7 @@
 | probes | /metrics | Prometheus metrics |
 | probes | /, /page/NAME and /live/... | the live page and what is behind it, see `live.py` |
 | probes | /docs, /llms.txt, /asyncapi.json | the documentation, see `docs/site.py` |
-| data | /users/{user_id} | the log of a user that this worker holds; 404 otherwise |
+| data | /users/{user_id} | the log of a user that this worker holds; 404 otherwise, with the reason |
 | data | /items?id=A&id=B | the catalog fields of indexed items |
 
 The server for data has an address of its own. It runs only where a token is set, and asks for that.
@@ -22,10 +22,11 @@ from headwater.docs.site import add_docs
 from headwater.metrics import CONTENT_TYPE, Metrics
 from headwater.settings import Settings
 from headwater.web_server import WebServer, as_json, is_bearer, refused
+from headwater.worker.status import NoSuchUser
 from headwater.worker.web import guard, static
 
 Describe = Callable[[], dict[str, Any]]
-DescribeUser = Callable[[str], Awaitable[dict[str, Any] | None]]
+DescribeUser = Callable[[str], Awaitable[dict[str, Any]]]
 DescribeItems = Callable[[list[str]], Awaitable[dict[str, dict[str, Any]]]]
 
 
@@ -62,7 +63,10 @@ def probes(
 
 
 def data(token: str, describe_user: DescribeUser, describe_items: DescribeItems) -> WebServer:
-    """The server for data of users and items. Requests without ``token`` get the status 401."""
+    """The server for data of users and items. Requests without ``token`` get the status 401.
+
+    ``describe_user`` may raise NoSuchUser.
+    """
 
     @web.middleware
     async def checked(
@@ -74,11 +78,10 @@ def data(token: str, describe_user: DescribeUser, describe_items: DescribeItems)
         return await handler(request)
 
     async def user(request: web.Request) -> web.Response:
-        user_id = request.match_info["user_id"]
-        found = await describe_user(user_id)
-        if found is None:
-            return refused(404, "unknown_user", f"user {user_id[:80]!r} is not known to this worker")
-        return as_json(found, 200)
+        try:
+            return as_json(await describe_user(request.match_info["user_id"]), 200)
+        except NoSuchUser as error:
+            return refused(404, error.code, str(error))
 
     async def items(request: web.Request) -> web.Response:
         return as_json(await describe_items(request.query.getall("id", [])), 200)

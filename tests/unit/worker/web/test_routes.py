@@ -10,6 +10,7 @@ import pytest
 from headwater.metrics import Metrics
 from headwater.settings import Settings
 from headwater.web_server import WebError, WebServer
+from headwater.worker.status import NoSuchUser
 from headwater.worker.web import routes
 
 TOKEN = "correct horse battery".replace(" ", "-")
@@ -26,9 +27,11 @@ class Site:
         )
         self.data = routes.data(TOKEN, self.describe, self.describe_items)
 
-    async def describe(self, user_id: str) -> dict[str, Any] | None:
+    async def describe(self, user_id: str) -> dict[str, Any]:
         self.asked.append(user_id)
-        return {"user_id": user_id, "events": 2} if user_id != "nobody" else None
+        if user_id == "nobody":
+            raise NoSuchUser("unknown_user", "user 'nobody' has no events yet")
+        return {"user_id": user_id, "events": 2}
 
     async def describe_items(self, item_ids: list[str]) -> dict[str, dict[str, Any]]:
         return {item_id: {"title": "Green tea"} for item_id in item_ids if item_id != "nothing"}

@@ -126,7 +126,7 @@ async function described(userId) {
   try {
     return [await get(`/live/users/${encodeURIComponent(userId)}`), ""];
   } catch (error) {
-    if (error.code === "elsewhere" || error.code === "not_here") return [null, error.message];
+    if (["elsewhere", "newer_format", "not_here"].includes(error.code)) return [null, error.message];
     if (error.code === "unknown_user") return [null, ""];
     throw error;
   }
