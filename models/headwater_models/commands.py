@@ -175,7 +175,7 @@ def require_torch() -> None:
 
 
 def train_shop(
-    items: "Items",
+    items: "Items | None",
     events: "Events",
     files: "Sequence[Files]",
     out: Path,
@@ -196,7 +196,8 @@ def train_shop(
     """A shop's catalog and clicks -> bundle -> figures. Needs torch (extra `train`).
 
     Args:
-        files: the catalog and the clicks
+        items: those of the catalog; None: there is none, so the items are those of the clicks
+        files: of the catalog, if there is one, and of the clicks
         text_encoder: see `headwater_models.bundles.text_tower.open_text_encoder`
         reading: how it reads, where its own configuration does not say, or is overruled
         user_encoder: None: by the statistics of the data

@@ -97,9 +97,10 @@ def plan(
     if found.has_texts:
         why.append(f"items are read by their texts ({found.with_text:.0%} have one, {found.texts:,} differ)")
     else:
+        told = f"texts do not tell them apart ({found.with_text:.0%} have one, {found.texts:,} differ)"
         why.append(
-            f"items are known by their ids, since texts do not tell them apart ({found.with_text:.0%} have one, "
-            f"{found.texts:,} differ): an item without events is not recommended"
+            f"items are known by their ids, since {told if found.texts else 'they have no texts'}: an item without events is "
+            "not recommended"
         )
     chosen = model or recipes.model_for(found)
     lengths = "short" if found.is_sparse else "long" if found.is_dense else "middling"

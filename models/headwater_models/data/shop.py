@@ -27,27 +27,27 @@ class Shop(NamedTuple):
     said: list[str]
 
 
-def shop_of(items: "Items", events: Events, files: Sequence[Files]) -> Shop:
-    """Catalog and events of a shop. `files`: those of the catalog, and those of the clicks.
+def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Shop:
+    """Catalog and events of a shop. `files`: those of the catalog, if there is one, and those of the clicks.
 
-    Items with a text come first. Of the events, those on items of the catalog that are positive stay, of users with two or
+    Without a catalog (None) the items are those of the events, known by their ids. Items with a text come first. Of the events, those on items of the catalog that are positive stay, of users with two or
     more. An item that stands in several rows counts as its last one, as a worker takes it.
 
     Raises DatasetError: no items, no events to learn from, or events on one item only.
     """
-    catalog, clicks = (named(each) for each in files)
-    if not items.rows:
-        raise DatasetError(f"{catalog} has no item that can be used: correct the file or --map")
-    texts = {
-        row.item.item_id: item_text(
-            row.item.title, row.item.description, row.item.category, row.item.tags, row.item.attributes
+    clicks, said = named(files[-1]), []
+    if items is None:
+        catalog, texts = "a catalog", dict.fromkeys(events.rows["item_id"].unique(maintain_order=True), "")
+        said.append(
+            "no catalog: the items are those of the clicks; --catalog FILE with their texts also finds new ones"
         )
-        for row in items.rows
-    }
-    said = []
+    else:
+        catalog, texts = named(files[0]), _texts(items)
+        if not texts:
+            raise DatasetError(f"{catalog} has no item that can be used: correct the file or --map")
     titled = [item_id for item_id, text in texts.items() if text.strip(" .")]
     bare = [item_id for item_id, text in texts.items() if not text.strip(" .")]
-    if bare:
+    if bare and titled:
         said.append(
             f"{catalog}: {len(bare):,} of {len(texts):,} items have no text{_such_as(bare)}; a bundle that reads texts "
             "cannot recommend them"
@@ -93,12 +93,11 @@ def shop_of(items: "Items", events: Events, files: Sequence[Files]) -> Shop:
             "there is nothing to choose between"
         )
     ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
-    of_clicks = files_of(files[1])
     digest = hashlib.sha256()
-    for file in [*files_of(files[0]), *of_clicks]:
+    for file in (file for each in files for file in files_of(each)):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     data = Dataset(
-        of_clicks[0].name,
+        files_of(files[-1])[0].name,
         item_ids.to_list(),
         [texts[item_id] for item_id in titled],
         log_of(ordered, item_ids),
@@ -107,6 +106,16 @@ def shop_of(items: "Items", events: Events, files: Sequence[Files]) -> Shop:
         list(events.notes),
     )
     return Shop(data, said)
+
+
+def _texts(items: "Items") -> dict[str, str]:
+    """The text of each item, by its id."""
+    return {
+        row.item.item_id: item_text(
+            row.item.title, row.item.description, row.item.category, row.item.tags, row.item.attributes
+        )
+        for row in items.rows
+    }
 
 
 def _such_as(ids: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ their counters alone. With interests as the only source and one interest, both g
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Final
 
@@ -19,6 +20,7 @@ from headwater.metrics import Metrics
 from headwater.profiles.counters import COUNTER_EFFECTS, DEFAULT_COUNTERS, CounterRows, count_evictions
 from headwater.recall.pipeline import Recall
 from headwater.recall.popularity import PopularItem
+from headwater.recall.rescoring import Scorer as CandidateScorer
 from headwater.recall.sources import Ask, PositiveEvent, Resources
 from headwater.recall.sources.registry import sources_of
 from headwater_models.arrays import F32, I64
@@ -29,12 +31,14 @@ from headwater_models.judging.protocols import Cases, Scorer, histories
 from headwater_models.judging.trending import Trending
 
 INTERESTS: Final[Mapping[str, float]] = MappingProxyType({"interests": 1.0})
-# Those of a request that names none, in whose answers popular items fill up.
+# Those of a request that names none: it has the bundle's own order and weights, and popular items fill up its answer.
 ANY_SOURCE: Final[Mapping[str, float]] = MappingProxyType({})
 # Nothing waits here; only the sum of the work counts.
 _TIMEOUT_S: Final = 86_400.0
 # An item that is marked as new is new at any moment of any data.
 _ALWAYS_NEW_DAYS: Final = 200_000.0
+# Asks whose candidates are scored at once, each with two vectors: 100 MB for 300 candidates of 128 numbers.
+_TOGETHER: Final = 256
 
 
 def served(
@@ -51,15 +55,17 @@ def served(
     Ask with cases that remember no more than the service's log does (`encoder.log_length`).
 
     Args:
-        sources: as a request weighs them; empty: a request that names none, whose answers popular items fill up.
+        sources: as a request weighs them; empty: a request that names none, see `ANY_SOURCE`.
         new: (items,) which items are new, for the source `new`.
         trending: what is popular. None: nothing is.
         delay_ms: popularity lags by so much.
     """
-    asking, pipeline = Asking(encoder, catalog), Pipeline(catalog, encoder.neighbours, new)
+    names_none = not sources
+    pipeline = Pipeline(catalog, encoder.neighbours, new, encoder if names_none else None)
+    asking, pool = Asking(encoder, catalog), encoder.pool if names_none else 0
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
-        asks, _ = asking(log, cases, part, k, sources)
+        asks, _ = asking(log, cases, part, k, sources, pool)
         found = np.full((len(asks), len(catalog.vectors)), -np.inf, dtype=np.float32)
         moments = [trending.day(ask.now_ms - delay_ms) if trending else 0 for ask in asks]
         for moment in sorted(set(moments)):
@@ -80,20 +86,30 @@ class Pipeline:
     Args:
         table: of neighbours, for the source `similar`.
         new: (items,) which items are new.
+        bundle: whose order of candidates and weights of sources hold, where an ask wants a pool, and names no sources.
 
     Attributes:
         popular: what is popular at the moment of the next asks, heaviest first.
     """
 
     def __init__(
-        self, catalog: Catalog, table: Neighbours | None, new: NDArray[np.bool_] | None = None
+        self,
+        catalog: Catalog,
+        table: Neighbours | None,
+        new: NDArray[np.bool_] | None = None,
+        bundle: Encoder | None = None,
     ) -> None:
         since = {} if new is None else {"since_ms": np.where(new, 0.0, np.nan)}
         self.index = ExactIndex(catalog, since)
         self.popular: Sequence[PopularItem] = ()
         given = Resources(self.index, table, lambda: self.popular, _ALWAYS_NEW_DAYS)
         self.sources: Final = sources_of(given)
-        self._recall = Recall(self.index, self.sources, Metrics())
+        scorer, weights = None, dict[str, float]()
+        if bundle is not None:
+            weights = bundle.manifest.sources
+            if bundle.pool:
+                scorer = CandidateScorer(bundle, ThreadPoolExecutor(1), lambda: self.popular)
+        self._recall = Recall(self.index, self.sources, Metrics(), scorer, weights)
 
     def lists(self, asks: Sequence[Ask]) -> list[list[int]]:
         """For each ask the items of its answer, best first.
@@ -101,11 +117,13 @@ class Pipeline:
         Raises:
             RuntimeError: an answer took a step down, or an event loop runs in this thread.
         """
-        results = asyncio.run(self._recall.candidates(asks, _TIMEOUT_S))
-        for result in results:
-            if result.rung is not None:
-                raise RuntimeError(f"an answer took the step {result.rung}: expected all sources in time")
-        return [[self.index.items_of[item.key] for item in result.items] for result in results]
+        found = []
+        for start in range(0, len(asks), _TOGETHER):
+            for result in asyncio.run(self._recall.candidates(asks[start : start + _TOGETHER], _TIMEOUT_S)):
+                if result.rung is not None:
+                    raise RuntimeError(f"an answer took the step {result.rung}: expected all sources in time")
+                found.append([self.index.items_of[item.key] for item in result.items])
+        return found
 
 
 class Asking:
@@ -153,7 +171,7 @@ class Asking:
                     exclude=frozenset(keys[[*excluded[case]]].tolist()) if excluded[case] else frozenset(),
                     exclude_seen=cases.mask_seen,
                     weights=sources,
-                    pool=pool,
+                    pool=pool if has else 0,  # without interests there is nothing to score by
                 )
             )
         return asks, told

@@ -1,7 +1,7 @@
 """What is popular at a moment of a split, as a worker would have counted it by then."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -26,6 +26,7 @@ class Trending:
     wanted: I64  # (events,) their items
     items: int
     last_ms: int  # later moments are asked about as this one
+    first_ms: int = 0  # earlier ones as this one
     _tops: dict[int, tuple[I64, F32]] = field(default_factory=dict)
 
     @classmethod
@@ -58,7 +59,11 @@ class Trending:
 
     def day(self, now_ms: int) -> int:
         """The day whose begin stands for a moment."""
-        return min(now_ms, self.last_ms) // DAY_MS
+        return max(min(now_ms, self.last_ms), self.first_ms) // DAY_MS
+
+    def still(self) -> Self:
+        """With the popularity of its last moment at all moments."""
+        return replace(self, first_ms=self.last_ms)
 
     def weights(self, now_ms: int, of: I64) -> F32:
         """(n,) the weights of items (n,), 0 for those that are not popular."""

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -170,6 +170,20 @@ class ImportOptions:
     skip_bad: Annotated[bool, FLAG] = False
     rejects: Path | None = None
     dry_run: Annotated[bool, FLAG] = False
+
+
+def option_words(form: FileOptions, of: type[FileOptions]) -> list[str]:
+    """The options of a file that differ from the defaults, as a command that takes those of `of` writes them."""
+    words = []
+    for each in fields(of):
+        value = getattr(form, each.name)
+        usual = each.default if each.default_factory is MISSING else each.default_factory()
+        if value != usual:
+            name = f"--{each.name.strip('_').replace('_', '-')}"
+            words += [
+                word for one in (value if isinstance(value, list) else [value]) for word in (name, str(one))
+            ]
+    return words
 
 
 def tell_bad_rows(bad: "Sequence[BadRow]", table: "Table") -> None:

@@ -1,9 +1,12 @@
 """The figures of a bundle through the running system: answers from the request topic, judged like an offline evaluation.
 
-An embedded broker and a worker of its own get the catalog and, for each user, the events that a question may know. Each
-question is a request to the sources interests, buy-again and, with a table of neighbours, similar. It names its moment
+An embedded broker and a worker of its own get the catalog and, for each user, the events that a question may know. A
+bundle with an order of candidates gets requests that name no sources, since only these are answered in that order. To
+others a question is a request to the sources that count without popular items that fill up. It names its moment
 (`at_ms`), so the time since the last event is that of the data. It also demands the user's last event. An answer that
 rests on other events ends the evaluation. Events keep their times.
+
+What is popular is told, as of the split: the worker sees the events of the asked users alone, and would count while it answers.
 """
 
 import asyncio
@@ -28,6 +31,8 @@ from headwater.index.edge_shard import SEARCH_EF
 from headwater.index.open import IN_PROCESS
 from headwater.kafka import topics
 from headwater.kafka.embedded_broker import EmbeddedBroker
+from headwater.kafka.epochs import MAX_EPOCH
+from headwater.kafka.publish import Outgoing, producer_of, write_all
 from headwater.messages import (
     MAX_AHEAD_MS,
     MAX_DEADLINE_MS,
@@ -37,13 +42,17 @@ from headwater.messages import (
     Item,
     Response,
     SourceName,
+    Trend,
+    encode,
 )
+from headwater.recall.popularity import HALF_LIFE_S
 from headwater.recall.sources.registry import DEFAULT_WEIGHTS
 from headwater.settings import Settings
 from headwater_models.arrays import I64
 from headwater_models.commands import Report, Results
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
+from headwater_models.data.statistics import tells_times
 from headwater_models.judging import metrics
 from headwater_models.judging.comparison import BY_LIST, measures
 from headwater_models.judging.evaluation import (
@@ -56,6 +65,7 @@ from headwater_models.judging.evaluation import (
 )
 from headwater_models.judging.protocols import Cases, Split
 from headwater_models.judging.served import served
+from headwater_models.judging.trending import Trending
 
 # The largest difference allowed: half-precision states move a few items over the edge of their lists.
 TOLERANCE: Final = 1e-3
@@ -123,7 +133,8 @@ async def compare(
     items, length = len(data.item_ids), loaded.log_length
     whole = await asyncio.to_thread(evaluate, bundle_scorer(loaded, catalog), asked, items, k)
     sources = {str(source): weight for source, weight in _sources(loaded).items()}
-    as_served = served(loaded, catalog, k, sources)
+    trending = Trending.of(asked, items, has_times=tells_times(data)).still()
+    as_served = served(loaded, catalog, k, sources, trending=trending)
     offline = await asyncio.to_thread(evaluate, as_served, asked, items, k, remembered=length)
     sets = question_sets(asked)
     with tempfile.TemporaryDirectory(prefix="headwater-") as folder, EmbeddedBroker(Path(folder)) as broker:
@@ -136,7 +147,8 @@ async def compare(
                 "graph_min_items": settings.graph_min_items if graph else items + 1,
             }
         )
-        lists, search = await _Asking(own, loaded, data, catalog, asked.log, sets, k, report).answers()
+        asking = _Asking(own, loaded, data, catalog, asked.log, sets, k, trending, report)
+        lists, search = await asking.answers()
     streamed = {
         name: quality(_ranks(lists[name], cases), lists[name], asked, cases, items, k)
         for name, cases in sets.items()
@@ -166,12 +178,17 @@ async def compare(
 
 
 def _sources(loaded: Encoder) -> dict[SourceName, float]:
-    """The weights of a request that names no sources, without the popular items that fill up."""
-    sources: tuple[SourceName, ...] = ("interests", "buy-again")
+    """How a request weighs the sources: as one that names none is answered, but without popular items that fill up.
+
+    Empty, so that it names none, for a bundle with an order of candidates, which no other request gets.
+    """
+    if loaded.pool:
+        return {}
+    sources: tuple[SourceName, ...] = ("interests", "buy-again", "popular")
     if loaded.neighbours:
         sources += ("similar",)
     weights = {**DEFAULT_WEIGHTS, **loaded.manifest.sources}
-    return {source: weights[source] for source in sources if weights[source] > 0}
+    return {source: weights[source] for source in sources if weights.get(source, 0.0) > 0}
 
 
 def _check(data: Dataset, k: int) -> None:
@@ -205,11 +222,12 @@ class _Asking:
         log: Log,
         sets: Mapping[str, Cases],
         k: int,
+        trending: Trending,
         report: Report,
     ) -> None:
-        self._settings = settings
+        self._settings, self._trending = settings, trending
         self._encoder, self._data, self._log, self._report = loaded, data, log, report
-        self._known = np.flatnonzero(catalog.known).tolist()
+        self._keys, self._known = catalog.keys, np.flatnonzero(catalog.known).tolist()
         self._items = {item_id: item for item, item_id in enumerate(data.item_ids)}
         self._limit = k
         self._lists = {name: np.full((len(cases), k), -1, dtype=np.int64) for name, cases in sets.items()}
@@ -221,6 +239,7 @@ class _Asking:
         await topics.create(self._settings)
         async with worker_process.running(self._settings) as web:
             await worker_process.ready(web)
+            await self._publish_popularity()
             await self._publish_catalog(web)
             await self._publish_histories(web)
             search = await self._search(web)
@@ -228,6 +247,27 @@ class _Asking:
                 gate = asyncio.Semaphore(_USERS_AT_ONCE)
                 await asyncio.gather(*(self._ask(client, gate, user) for user in self._users))
         return self._lists, search
+
+    async def _publish_popularity(self) -> None:
+        """Tell the worker what is popular, as an owner of its partitions would that comes after it: its own counts are older."""
+        names = dict(zip(self._keys.tolist(), self._data.item_ids, strict=True))
+        popular = self._trending.popular(self._trending.last_ms, self._keys)
+        counts = [(names[item.key], item.weight) for item in popular]
+        now_ms = time.time_ns() // 1_000_000
+        records = [
+            Outgoing(
+                str(number).encode(),
+                encode(Trend(number, now_ms, HALF_LIFE_S, [] if number else counts, MAX_EPOCH, now_ms)),
+            )
+            for number in range(self._settings.partitions)
+        ]
+        producer = producer_of(self._settings)
+        await producer.start()
+        try:
+            topic = topics.Topics.named(self._settings.topic_prefix).trends
+            await write_all(producer, topic, 0, records)
+        finally:
+            await producer.stop()
 
     async def _publish_catalog(self, web: str) -> None:
         """Publish the items with their texts as titles: the item tower reads a title alone as the text."""

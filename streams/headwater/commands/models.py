@@ -142,7 +142,7 @@ def train(
             threads=threads,
         )
         print_tables(figures)
-        print(next_steps(shop, out))
+        print(next_steps(shop, events, out))
         return 0
     if kind == "starter":
         print(train_starter(out, threads=threads, command=command_line()).id)

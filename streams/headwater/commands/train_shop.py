@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from headwater.commands.event_data import positive
-from headwater.commands.file_options import EventOptions, PresetOption
+from headwater.commands.file_options import EventOptions, FileOptions, PresetOption, option_words
 from headwater.commands.terminal import FILES, FLAG, MANY, UsageError, command_line, say
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class ShopOptions:
     Parameters
     ----------
     catalog
-        For shop: the file of items, as `headwater import catalog` takes it; several files, a folder or a pattern too.
+        For shop: the file of items, as `headwater import catalog` takes it; several files, a folder or a pattern too. Without one
+        the items are those of the clicks, known by their ids.
     catalog_map
         FIELD=COLUMN or FIELD=COLUMN:TYPE of the catalog; repeatable.
     clicks
@@ -101,13 +102,13 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
 
     Raises UsageError, or what `headwater_models.commands.train_shop` raises.
     """
-    if not shop.catalog or not shop.clicks:
-        missing = "--catalog" if not shop.catalog else "--clicks"
+    if not shop.clicks:
         raise UsageError(
-            f"{missing} is missing: expected `headwater train shop --catalog items.csv --clicks clicks.csv --out {out}`"
+            f"--clicks is missing: expected `headwater train shop --catalog items.csv --clicks clicks.csv --out {out}`"
         )
-    from headwater.files.items import items_of
-    from headwater.files.presets import PRESETS
+    of_catalog = {"--catalog-map": shop.catalog_map, "--catalog-preset": shop.catalog_preset}
+    if not shop.catalog and (wrong := next((name for name, value in of_catalog.items() if value), None)):
+        raise UsageError(f"{wrong} says how the catalog is written: expected --catalog FILE with it")
     from headwater_models.commands import require_torch
     from headwater_models.commands import train_shop as train
     from headwater_models.data.datasets import read_events
@@ -125,20 +126,21 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
         shop.tokenizer,
         shop.int8,
     )
-    preset = shop.catalog_preset
-    if preset is None and events.preset is not None and PRESETS[events.preset].catalog is not None:
-        preset = events.preset
-    catalog_form = replace(events, preset=preset, map_=shop.catalog_map)
-    opened = catalog_form.opened(shop.catalog, "catalog")
-    items = items_of(opened.table, opened.chosen, catalog_form.item_form(shop.list_separator))
-    _tell(shop.catalog, opened, items.bad, items.notes)
-    opened = replace(events, map_=[*events.map_, *shop.clicks_map]).opened(shop.clicks, "training")
+    items = None
+    if shop.catalog:
+        from headwater.files.items import items_of
+
+        form = _catalog_form(shop, events)
+        opened = form.opened(shop.catalog, "catalog")
+        items = items_of(opened.table, opened.chosen, form.item_form(shop.list_separator))
+        _tell(shop.catalog, opened, items.bad, items.notes)
+    opened = _clicks_form(shop, events).opened(shop.clicks, "training")
     clicks = read_events(opened, events.event_form())
     _tell(shop.clicks, opened, clicks.bad, clicks.notes)
     return train(
         items,
         clicks,
-        (shop.catalog, shop.clicks),
+        [files for files in (shop.catalog, shop.clicks) if files],
         out,
         text_encoder=shop.text_encoder,
         reading=reading,
@@ -150,19 +152,41 @@ def train_shop(shop: ShopOptions, events: EventOptions, out: Path, **training: A
     )
 
 
-def next_steps(shop: ShopOptions, out: Path) -> str:
-    """What to do with the bundle."""
-    catalog, clicks = (_words(files or ()) for files in (shop.catalog, shop.clicks))
+def _catalog_form(shop: ShopOptions, events: EventOptions) -> EventOptions:
+    """How the catalog is written."""
+    from headwater.files.presets import PRESETS
+
+    preset = shop.catalog_preset
+    if preset is None and events.preset is not None and PRESETS[events.preset].catalog is not None:
+        preset = events.preset
+    return replace(events, preset=preset, map_=shop.catalog_map)
+
+
+def _clicks_form(shop: ShopOptions, events: EventOptions) -> EventOptions:
+    """How the clicks are written."""
+    return replace(events, map_=[*events.map_, *shop.clicks_map])
+
+
+def next_steps(shop: ShopOptions, events: EventOptions, out: Path) -> str:
+    """What to do with the bundle, in commands that read the files as they were read here."""
+    clicks = _clicks_form(shop, events)
+    if shop.catalog:
+        items, form = shop.catalog, option_words(_catalog_form(shop, events), FileOptions)
+        if shop.list_separator != "auto":
+            form += ["--list-separator", shop.list_separator]
+    else:  # the items are those of the clicks
+        ids = [each for each in clicks.map_ if each.startswith("item_id=")]
+        items, form = shop.clicks or [], option_words(replace(clicks, map_=ids), FileOptions)
     return (
-        f"{out} is ready. Serve it: HEADWATER_BUNDLE={out} headwater up\n"
-        f"then, in a second terminal: headwater import catalog {catalog}; headwater import clicks {clicks}; "
-        "headwater ask USER\n"
-        f"what is in it: headwater bundle show {out}"
+        f"{out} is ready. Serve it: HEADWATER_BUNDLE={shlex.quote(str(out))} headwater up\n"
+        f"then, in a second terminal:\n  headwater import catalog {_words(items, form)}\n"
+        f"  headwater import clicks {_words(shop.clicks or [], option_words(clicks, EventOptions))}\n"
+        f"  headwater ask USER\nwhat is in it: headwater bundle show {shlex.quote(str(out))}"
     )
 
 
-def _words(files: "Files") -> str:
-    return shlex.join(map(str, [files] if isinstance(files, Path) else files))
+def _words(files: "Sequence[Path]", options: Sequence[str]) -> str:
+    return shlex.join([*map(str, files), *options])
 
 
 def _tell(files: "Files", opened: "Opened", bad: "Sequence[BadRow]", notes: Sequence[str]) -> None:

@@ -9,11 +9,14 @@ import pytest
 
 from headwater.commands import live_evaluation
 from headwater.commands.live_evaluation import Compared, UnlikeAnswerError, _Asking, _check, _ranks
+from headwater.encoder import runtime as encoder
+from headwater.encoder.features import CANDIDATE_FEATURES
 from headwater.messages import Reflects, Response
 from headwater_models.commands import Results, tables
 from headwater_models.data.datasets import DatasetError
 from headwater_models.judging.evaluation import Measure, Quality
 from headwater_models.judging.protocols import split
+from tests.support.interests_worker import STARTER
 from tests.support.terminal import Terminal
 from tests.unit.models.judging.test_protocols import dataset
 
@@ -51,6 +54,40 @@ def test_the_stream_finds_what_the_bundle_finds(tmp_path: Path) -> None:
             assert streamed[name][measure]["value"] == pytest.approx(expected, abs=1e-3)
     assert "search: exact, by a scan of " in done.stderr
     assert not list(tmp_path.glob(".headwater*"))  # all of it lived in a folder of its own
+
+
+@pytest.fixture
+def ordered(tmp_path: Path) -> Path:
+    """The starter with an order of candidates that puts first what is popular, and what the user had."""
+    torch = pytest.importorskip("torch")
+    from headwater_models.bundles import score_graph
+    from headwater_models.networks.blend import TERMS, TIMED_TERMS, Blend
+
+    starter, blend = encoder.load(STARTER, device="cpu"), Blend(timed=True)
+    names = TERMS + TIMED_TERMS
+    blend.weight[[names.index(name) for name in ("own_rank", "had", "popularity")]] = torch.tensor(
+        [-1.0, 1.0, 2.0]
+    )
+    probe = np.ones((len(starter.manifest.probe.item_ids), len(CANDIDATE_FEATURES)), dtype=np.float32)
+    out = tmp_path / "ordered"
+    score_graph.add(starter, blend, probe, 20, "ordered", starter.manifest.origin, out)
+    return out
+
+
+def test_the_stream_answers_in_the_order_of_a_bundle_that_has_one(tmp_path: Path, ordered: Path) -> None:
+    events(tmp_path / "events.csv")
+    arguments = ("--data", "events.csv", "--protocol", "global-time", "--at", "0.5", "--through-the-stream")
+    done = Terminal(tmp_path).run("evaluate", str(ordered), *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    _, offline, streamed = json.loads(done.stdout)["methods"].values()
+    done = Terminal(tmp_path).run("evaluate", str(ordered), *arguments[:-1], "--json")
+    assert done.returncode == 0, done.stderr
+    methods = json.loads(done.stdout)["methods"]
+    for measure in ("hit", "ndcg"):
+        expected = methods["ordered, scored again"]["all"][measure]["value"]
+        assert offline["all"][measure]["value"] == pytest.approx(expected)
+        assert streamed["all"][measure]["value"] == pytest.approx(expected, abs=1e-3)
+        assert expected > methods["ordered"]["all"][measure]["value"]
 
 
 def test_figures_further_apart_than_the_tolerance_do_not_agree() -> None:

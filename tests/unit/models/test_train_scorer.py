@@ -23,7 +23,11 @@ from headwater_models.bundles.neighbour_table import TableConfig  # noqa: E402 -
 from headwater_models.bundles.sequence_bundle import Named  # noqa: E402 - needs torch
 from headwater_models.data.datasets import Dataset  # noqa: E402 - after the skip
 from headwater_models.data.events import Log  # noqa: E402 - after the skip
+from headwater_models.judging.candidates import Pooling, rescored  # noqa: E402 - after the skip
+from headwater_models.judging.evaluation import encoded, ranking  # noqa: E402 - after the skip
 from headwater_models.judging.protocols import split  # noqa: E402 - after the skip
+from headwater_models.judging.served import ANY_SOURCE, served  # noqa: E402 - after the skip
+from headwater_models.judging.trending import Trending  # noqa: E402 - after the skip
 from headwater_models.networks import ARCHITECTURES, SCORERS  # noqa: E402 - needs torch
 from headwater_models.train_scorer import known_before, prepare  # noqa: E402 - needs torch
 from headwater_models.training.recipes import ScorerFit  # noqa: E402 - needs torch
@@ -80,6 +84,24 @@ def test_it_learns_what_comes_again(trained: tuple[commands.Results, Encoder]) -
     assert plain < 0.3
     assert scored > 0.6
     assert bundle.manifest.origin.figures.keys() == results.methods.keys()
+
+
+def test_a_request_that_names_no_sources_is_answered_in_that_order(
+    trained: tuple[commands.Results, Encoder],
+) -> None:
+    _, bundle = trained
+    data = habits()
+    asked, catalog = split(data, "global-time"), encoded(bundle, data)
+    scorers = [
+        served(bundle, catalog, 10, ANY_SOURCE, trending=Trending.of(asked, len(data.item_ids))),
+        rescored(bundle, Pooling(bundle, catalog, asked, bundle.pool)),
+        served(bundle, catalog, 10),
+    ]
+    own, expected, fused = (
+        ranking(each, asked.log, asked.test, len(data.item_ids), 10)[1] for each in scorers
+    )
+    np.testing.assert_array_equal(own, expected)
+    assert (own != fused).any()
 
 
 def test_it_is_compared_by_what_it_orders_and_what_that_takes(

@@ -47,6 +47,15 @@ def test_what_becomes_of_each_event_that_is_not_learned_from_is_said(tmp_path: P
     assert data.log.users == ["u"]
 
 
+def test_without_a_catalog_the_items_are_those_of_the_events(tmp_path: Path) -> None:
+    file = tmp_path / "clicks.csv"
+    file.write_text("\n".join(CLICKS) + "\n")
+    data, said = shop_of(None, read_events(opened(file, "training"), EventForm()), [file])
+    assert (data.item_ids, data.texts) == (["a", "c", "b", "gone"], [])
+    assert data.log.items.tolist() == [0, 1, 2, 3]
+    assert "no catalog" in said[0]
+
+
 @pytest.mark.parametrize(
     ("items", "clicks", "why"),
     [
