@@ -40,7 +40,7 @@ class _Bars:
         name = _name(what)
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(what, total=total)
-        elif done < self._progress.tasks[self._tasks[name]].completed:  # the next epoch, at its own speed
+        elif done < self._progress.tasks[self._tasks[name]].completed:  # the next training, at its own speed
             self._progress.reset(self._tasks[name])
         self._progress.update(self._tasks[name], description=what, completed=done, total=total)
 
@@ -50,7 +50,7 @@ class _Stage(NamedTuple):
     done_at_start: int
     done: int
     told_s: float
-    is_first: bool = True  # of the epochs, or whatever else begins again under this name
+    is_first: bool = True  # of the trainings, or whatever else begins again under this name
 
 
 class Lines:
@@ -72,7 +72,7 @@ class Lines:
         if stage is None:
             self._write(f"{what}: {done:,} of {total:,}")
             stage = _Stage(now_s, done, done, now_s)
-        elif done < stage.done:  # begun again, as the next epoch is
+        elif done < stage.done:  # begun again, as the next training is
             stage = _Stage(now_s, done, done, stage.told_s, is_first=False)
         elif done > stage.done:
             passed_s = now_s - stage.since_s

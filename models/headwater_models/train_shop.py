@@ -51,8 +51,10 @@ INTERESTS: Final = 3
 _JUDGED: Final = 5_000
 # With so many questions to judge by, and a third of them to validate by, a split in time does.
 _ENOUGH: Final = 30
-# The number of epochs and the weights of sources are chosen by the last events of so many users, or of half of them.
+# The number of epochs and the weights of sources and of the order are chosen by the last events of so many users, of as many as
+# leave 99 % of the events to learn from, or of half of all. A shop of many events has enough of them, however few its users are.
 _VALIDATED: Final = 200
+_VALIDATED_SHARE: Final = 0.01
 # From this share of the events on, users take items again.
 _REPEATS: Final = 0.01
 
@@ -111,6 +113,9 @@ def plan(
     recipe = recipes.within_the_hour(recipes.recipe(chosen, found, texts=found.has_texts), found)
     recipe = recipes.varied(recipe, recipes.settings(recipe, settings))
     recipe = recipes.varied(recipe, {"fit.seed": seed, "fit.epochs": epochs or recipe.fit.epochs})
+    why.append(
+        f"trained twice, up to a split for figures and on all events to serve: {recipe.fit.epochs} epochs at most"
+    )
     protocol, said = asked_by(data, found, at)
     why.append(said)
     return Plan(
@@ -142,7 +147,7 @@ def asked_by(data: Dataset, found: Statistics, at: At | None) -> tuple[Protocol,
     left: dict[Protocol, int] = {}
     for protocol in why:
         try:
-            asked = split(data, protocol, at, validation=_VALIDATED)
+            asked = _split(data, protocol, at)
         except DatasetError:  # nothing to ask
             continue
         if np.diff(asked.train.starts).max(initial=0) >= 2:
@@ -223,11 +228,16 @@ def asked_of(data: Dataset, chosen: Plan, at: At | None) -> Split:
     Where users take items again, these are asked for too, as they are in serving: a bundle that leaves them out of its figures
     would not learn to bring them.
     """
-    asked = split(data, chosen.protocol, at, validation=_VALIDATED)
+    asked = _split(data, chosen.protocol, at)
     if chosen.statistics.repeats >= _REPEATS:
         validation, test = (replace(cases, mask_seen=False) for cases in (asked.validation, asked.test))
         asked = replace(asked, validation=validation, test=test)
     return asked
+
+
+def _split(data: Dataset, protocol: Protocol, at: At | None) -> Split:
+    wanted = max(_VALIDATED, int(_VALIDATED_SHARE * len(data.log.items)))
+    return split(data, protocol, at, validation=wanted)
 
 
 class Order(NamedTuple):

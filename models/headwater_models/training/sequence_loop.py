@@ -292,7 +292,11 @@ def _epoch(
         mean.update_parameters(model)
         total += float(loss.detach()) * len(targets)
         done += len(targets)
-        report(f"training, epoch {number}, loss {total / done:.3f}", done, expected)
+        # Of all epochs, so that the time that is left is that of the training.
+        before, all_epochs = (number - 1) * expected, config.epochs * expected
+        report(
+            f"training, epoch {number} of {config.epochs}, loss {total / done:.3f}", before + done, all_epochs
+        )
     return total / done
 
 

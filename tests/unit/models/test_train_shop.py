@@ -25,6 +25,7 @@ from headwater_models.judging.evaluation import encoded  # noqa: E402 - after th
 from headwater_models.judging.protocols import Cases, Split  # noqa: E402 - after the skip
 from headwater_models.judging.served import served  # noqa: E402 - after the skip
 from headwater_models.networks.blend import Blend  # noqa: E402 - after the skip
+from headwater_models.train_shop import asked_of, plan  # noqa: E402 - after the skip
 from headwater_models.training import blending  # noqa: E402 - after the skip
 
 # Kinds of goods, each with words of its own.
@@ -165,6 +166,22 @@ def test_users_with_two_favourite_themes_see_both_among_the_first_ten(made: Made
             shown = {ids[item].partition("-")[0] for item in np.argsort(-own, kind="stable")[:10]}
             both += set(pair) <= shown
         assert both >= 0.9 * len(pairs)
+
+
+def test_many_events_of_few_users_leave_enough_to_choose_by() -> None:
+    users, each, items = 700, 100, 50
+    rng = np.random.default_rng(0)
+    taken = rng.integers(items, size=users * each)
+    log = Log(
+        [str(user) for user in range(users)],
+        np.arange(users + 1) * each,
+        taken,
+        np.ones_like(taken),
+        np.tile(np.arange(each) * 86_400_000, users),
+    )
+    data = Dataset("long histories", [str(item) for item in range(items)], None, log, "")
+    asked = asked_of(data, plan(data, None, None, 0), None)
+    assert len(asked.validation) == users // 2
 
 
 def test_statistics_tell_texts_that_say_nothing_from_texts_that_do() -> None:

@@ -42,7 +42,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -
     wanted = fit(whole, SPLIT, CONFIG, tmp_path / "whole", quietly)
 
     def killing(what: str, done: int, of: int) -> None:
-        if "epoch 3" in what and done > 200:
+        if "epoch 3" in what and done > 0.6 * of:  # in the midst of it
             raise Killed
 
     with pytest.raises(Killed):
@@ -53,6 +53,19 @@ def test_a_training_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -
     assert found.epoch == 4
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_progress_is_that_of_all_epochs(tmp_path: Path) -> None:
+    told = []
+
+    def kept(what: str, done: int, of: int) -> None:
+        if what.startswith("training,"):
+            told.append((done, of))
+
+    fit(model(), SPLIT, replace(CONFIG, epochs=2, augmentation=Augmentation()), tmp_path / "checkpoint", kept)
+    read, totals = zip(*told, strict=True)
+    assert read == tuple(sorted(set(read)))
+    assert set(totals) == {read[-1]}
 
 
 def test_a_training_that_is_over_can_be_made_longer(tmp_path: Path) -> None:
