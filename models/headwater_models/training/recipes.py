@@ -70,8 +70,8 @@ _BY_COSINE = ("gru4rec", "lru", "multi-interest", "narm", "sasrec")
 _POSITIONS = 1024
 _STEPS_TO_AVERAGE = 50
 
-# Events that a shop's training reads in all its epochs, at most: 40 minutes on one core, at 0.22 ms each with texts and a sampled
-# softmax. It is trained twice. In windows of 200 an event costs twice as much.
+# Events that a shop's training reads in all its epochs, at most: 15 minutes on one core, at 0.08 ms each with texts and a sampled
+# softmax, and 27 in windows of 200, at 0.27 ms with one over 5,900 items. It is trained twice.
 _MOST_READ = 11_000_000
 _MOST_READ_DENSE = 6_000_000
 _LEAST_EPOCHS = 4
