@@ -204,7 +204,7 @@ def make(
         final = _trained(data, every, vectors, chosen, recipe, work.checkpoint("all"), report)
         final = final._replace(beside=learned.beside)
         notes = [
-            f"learned from all events for {best} epochs; the figures are of the same plan up to a split: {chosen.protocol}",
+            f"{export.FROM_ALL} for {best} epochs; the figures are of the same plan up to a split: {chosen.protocol}",
             f"validation NDCG@10 {learned.progress.best:.4f} after {best} of {learned.progress.epoch} epochs",
             f"weights of sources{' without the order' if order else ''}: {weights.weights or 'the usual ones'}, NDCG@{source_weights.K} of {weights.questions:,} "
             f"validation events {weights.usual:.4f} with the usual ones, {weights.best:.4f} with these",

@@ -51,6 +51,8 @@ PROBE_GAPS_S = [0.0, 1.5, 86_400.0, 60.0, 0.001, 3_600.0]
 PROBE_GAP_TO_NOW_S = 7_200.0
 # Begins the note of an origin with (training loss, validation NDCG@10) of each epoch, as JSON.
 CURVE = "learning curve: "
+# Begins the note of a bundle that has learned from all events of its files, so that no question about them tests it.
+FROM_ALL = "learned from all events"
 
 
 class ExportError(HeadwaterError):

@@ -221,6 +221,9 @@ def _save(
 ) -> None:
     # The exporter warns of its own deprecated calls and of torchvision, which nothing here uses.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # The exporter puts a loop in place of this operator. Torch keeps which code it found for it after an earlier export, and so
+    # would unroll the events of the example: a graph for that many events alone.
+    torch.ops.aten.gru.input._dispatch_cache.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

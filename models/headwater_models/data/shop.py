@@ -95,7 +95,7 @@ def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Sh
     ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
     digest = hashlib.sha256()
     for file in (file for each in files for file in files_of(each)):
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(file.read_bytes())
     data = Dataset(
         files_of(files[-1])[0].name,
         item_ids.to_list(),

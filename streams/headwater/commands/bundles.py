@@ -99,6 +99,8 @@ def evaluate(
             )
         return _tell_freshness(bundle, events, delay, count, seed, length, threads, json=json)
     data, asked = _asked(events, questions, count, seed)
+    if bundle is not None:
+        _tell_known(bundle, data)
     if through_the_stream:
         assert bundle is not None
         return _evaluate_through_the_stream(
@@ -148,6 +150,19 @@ def _asked(
     at = events.moment()
     data = events.load() if questions.catalog is None else questions.shop(events)
     return data, split(data, events.protocol_or("list-at-split"), at, sample, seed)
+
+
+def _tell_known(bundle: Path, data: "Dataset") -> None:
+    """Say it where a bundle has learned from the events that it is asked for. Raises BundleError: there is no bundle."""
+    from headwater.encoder.bundle import manifest_bytes, manifest_of
+    from headwater_models.bundles.export import FROM_ALL
+
+    origin = manifest_of(bundle, manifest_bytes(bundle)).origin
+    if origin.data_sha256 == data.fingerprint and any(note.startswith(FROM_ALL) for note in origin.notes):
+        say(
+            f"{bundle} has learned from all of these events, so it knows the answers and its figures here are too high; "
+            f"those of events that it had not learned are in `headwater bundle show {bundle}`"
+        )
 
 
 def _evaluate_through_the_stream(

@@ -1,10 +1,17 @@
 """`headwater evaluate` and `bundle`, as processes."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from headwater.commands import bundles
 from headwater.commands.terminal import Exit
+from headwater_models.bundles.export import FROM_ALL
+from headwater_models.data.datasets import Dataset
+from headwater_models.data.events import Log
+from tests.support.interests_worker import STARTER
 from tests.support.terminal import Terminal
 
 
@@ -90,3 +97,15 @@ def test_data_or_a_bundle_that_cannot_be_read_is_one_sentence(
     terminal: Terminal, arguments: list[str], sentence: str
 ) -> None:
     assert sentence in terminal.fails(*arguments, code=Exit.FAILED)
+
+
+def test_a_bundle_that_knows_the_answers_is_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((STARTER / "bundle.json").read_bytes())
+    manifest["origin"] |= {"data_sha256": "0123", "notes": ["neighbours: none", f"{FROM_ALL} for 7 epochs"]}
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest))
+    log = Log(["ann"], np.array([0, 1]), np.array([0]), np.array([1]), np.array([1]))
+    for fingerprint, knows in (("0123", True), ("4567", False)):
+        bundles._tell_known(tmp_path, Dataset("shop", ["a"], None, log, fingerprint))
+        assert ("knows the answers" in capsys.readouterr().err) is knows

@@ -35,3 +35,16 @@ def test_items_are_found_by_id_and_all_vectors_of_a_model_that_scores_by_cosine_
     assert bundle.manifest.normalised
     assert (bundle.kind, bundle.log_length, bundle.item_inputs) == ("recurrent", 5, "item_id")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # no half-made folder is left
+
+
+def test_a_second_model_of_one_process_takes_any_number_of_events_too(tmp_path: Path) -> None:
+    config, network = ARCHITECTURES["narm"]
+    for name in ("first", "second"):
+        model = IdModel(len(IDS), network(config(dim=8, hidden=8, dropout=0.0)), temperature=0.1)
+        bundle = sequence_bundle.write(tmp_path / name, model, IDS, 20, Named(name, "", ORIGIN))
+        for events in (1, 4, 20):
+            rows = np.ones((2, events), dtype=np.float32)
+            items = np.ones((2, events, 8), dtype=np.float32)
+            actions = np.ones((2, events), dtype=np.int64)
+            interests, _ = bundle.window(items, actions, rows, rows, np.ones(2, dtype=np.float32))
+            assert interests.shape == (2, 1, 8)
