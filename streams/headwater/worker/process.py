@@ -4,8 +4,9 @@ import asyncio
 import gc
 import os
 import signal
+import types
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 
@@ -89,7 +90,9 @@ async def _end_within(timeout_s: float, closing: "asyncio.Future[None]", code: i
     """
     await asyncio.wait({closing}, timeout=timeout_s)
     if not closing.done():
-        log.error("stop_timed_out", seconds=timeout_s)
+        log.error(
+            "stop_timed_out", seconds=timeout_s, tasks=[_place_of(task) for task in asyncio.all_tasks()]
+        )
         os._exit(code)
 
 
@@ -103,3 +106,13 @@ async def _end_leftover_tasks(code: int, reason: str) -> None:
     if left:
         log.critical("tasks_left", reason=reason, tasks=sorted(repr(task.get_coro()) for task in left))
         os._exit(code)
+
+
+def _place_of(task: "asyncio.Task[Any]") -> str:
+    """Where a task waits, from the outermost coroutine to the innermost one, as name:line."""
+    places, awaited = list[str](), cast(object, task.get_coro())
+    while isinstance(awaited, types.CoroutineType):
+        if awaited.cr_frame is not None:
+            places.append(f"{awaited.__qualname__}:{awaited.cr_frame.f_lineno}")
+        awaited = awaited.cr_await
+    return " > ".join(places)

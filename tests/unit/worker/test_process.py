@@ -186,3 +186,4 @@ def test_nothing_holds_up_the_end_of_the_process(worker: str, alongside: str, co
         timeout=120,
     )
     assert (done.returncode, event in done.stdout) == (code, True), done.stderr
+    assert "deaf" in done.stdout, "what did not end is named"
