@@ -26,7 +26,8 @@ async def roles(system: System) -> AsyncIterator[Finding]:
     """Whether the catalog and the interests workers have one bundle, as far as their newest records say."""
     topics = system.topics
     async with system.consumer() as consumer:
-        present = await asyncio.wait_for(consumer.topics(), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            present = await consumer.topics()
         if not {topics.vectors, topics.trends} <= present:
             return
         catalog: set[str] = set()
@@ -48,7 +49,9 @@ async def roles(system: System) -> AsyncIterator[Finding]:
 async def texts(system: System) -> AsyncIterator[Finding]:
     """Whether the bundle can read the texts of the catalog, as far as its newest items tell."""
     async with system.consumer() as consumer:
-        if system.topics.catalog not in await asyncio.wait_for(consumer.topics(), TIMEOUT_S):
+        async with asyncio.timeout(TIMEOUT_S):
+            present = await consumer.topics()
+        if system.topics.catalog not in present:
             return
         records = [
             record

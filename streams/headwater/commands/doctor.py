@@ -37,7 +37,8 @@ async def examine(
 async def _of_broker(system: System) -> AsyncIterator[Finding]:
     servers = system.settings.bootstrap_servers
     try:
-        await asyncio.wait_for(topics.reach(system.settings), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            await topics.reach(system.settings)
     except TimeoutError:
         seen = f"{servers} did not answer within {TIMEOUT_S:g} s; is it running, and is this its address?"
         yield Finding("broker", False, seen)
@@ -63,7 +64,8 @@ async def _of_rights(system: System) -> AsyncIterator[Finding]:
     async with system.admin() as admin:
         for role in system.roles:
             what = f"rights for {role}"
-            lacks = await asyncio.wait_for(rights.lacks(system.settings, admin, role), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                lacks = await rights.lacks(system.settings, admin, role)
             if lacks is None:
                 yield Finding(what, True, "this broker does not tell what a user may do")
             elif lacks:

@@ -51,7 +51,8 @@ class System:
         """An admin client for as long as the block runs. Raises KafkaError, TimeoutError."""
         admin = AIOKafkaAdminClient(**self.settings.kafka_options(), request_timeout_ms=int(TIMEOUT_S * 1000))
         try:
-            await asyncio.wait_for(admin.start(), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                await admin.start()
             yield admin
         finally:
             await admin.close()
@@ -61,7 +62,8 @@ class System:
         """A consumer without a group for as long as the block runs. Raises KafkaError, TimeoutError."""
         consumer = Consumer(**self.settings.kafka_options(), group_id=None, isolation_level="read_committed")
         try:
-            await asyncio.wait_for(consumer.start(), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                await consumer.start()
             yield consumer
         finally:
             await consumer.stop()
@@ -91,7 +93,8 @@ async def _findings(check: Check, system: System, limit_s: float) -> list[Findin
 
     started_s = time.monotonic()
     try:
-        await asyncio.wait_for(look(), limit_s)
+        async with asyncio.timeout(limit_s):
+            await look()
     except HeadwaterError as error:
         found.append(Finding(check.what, False, str(error)))
     except TimeoutError:

@@ -49,7 +49,8 @@ async def dead_letters(system: System) -> AsyncIterator[Finding]:
     async with system.consumer() as consumer:
         if name not in await consumer.topics():
             return
-        dead = await asyncio.wait_for(_count(consumer, name), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            dead = await _count(consumer, name)
         if not dead:
             yield Finding("dead letters", True, f"none in {name}")
             return
@@ -86,7 +87,8 @@ async def transactions(system: System) -> AsyncIterator[Finding]:
         system.topics.offers,
     )
     async with system.consumer() as committed:
-        await asyncio.wait_for(written.start(), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            await written.start()
         try:
             present = sorted(set(names) & await committed.topics())
             places = [place for name in present for place in await places_of(committed, name)]
@@ -126,7 +128,8 @@ async def _of_present_group(
     what = f"group {name}"
     role = "catalog" if name.endswith("-catalog") else "interests"
     group = await _settled(admin, name)
-    lags = await asyncio.wait_for(_lags(admin, consumer, name, group_topics), TIMEOUT_S)
+    async with asyncio.timeout(TIMEOUT_S):
+        lags = await _lags(admin, consumer, name, group_topics)
     behind = {
         topic: sum(lag.records for tp, lag in lags.items() if tp.topic == topic) for topic in group_topics
     }
@@ -169,7 +172,8 @@ async def _settled(admin: AIOKafkaAdminClient, name: str) -> Group | None:
     deadline = time.monotonic() + _SETTLES_S
     while True:
         try:
-            group = await asyncio.wait_for(describe(admin, name), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                group = await describe(admin, name)
         except COORDINATOR_MOVES:
             if time.monotonic() > deadline:
                 return None
@@ -221,7 +225,8 @@ async def _standing(
     names = {tp.topic for tp in standing}
     while standing and time.monotonic() < deadline:
         await asyncio.sleep(1.0)
-        now = await asyncio.wait_for(_lags(admin, consumer, group, names), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            now = await _lags(admin, consumer, group, names)
         standing = {tp for tp in standing if now[tp].records and now[tp].committed == first[tp].committed}
     told = []
     for tp in sorted(standing):
@@ -236,7 +241,8 @@ async def _age_s(consumer: AIOKafkaConsumer, tp: TopicPartition, offset: int) ->
     consumer.assign([tp])
     consumer.seek(tp, offset)
     try:
-        record = await asyncio.wait_for(consumer.getone(), _READ_S)
+        async with asyncio.timeout(_READ_S):
+            record = await consumer.getone()
     except TimeoutError:
         return None
     return time.time() - float(record.timestamp) / 1000

@@ -208,7 +208,8 @@ async def without_too_large(settings: Settings, prepared: Prepared, tell: Callab
     topic: str = getattr(Topics.named(settings.topic_prefix), prepared.kind)
     bound, whose = _KAFKA_BYTES, "Kafka's default"
     try:
-        configs = await asyncio.wait_for(topics.configs(settings), _LOOK_TIMEOUT_S)
+        async with asyncio.timeout(_LOOK_TIMEOUT_S):
+            configs = await topics.configs(settings)
         bound, whose = int(configs[topic]["max.message.bytes"]), f"max.message.bytes of {topic}"
     except (topics.TopicsError, TimeoutError, KeyError):
         tell(
@@ -317,7 +318,8 @@ async def publish(
     producer = producer_of(settings)
     try:
         try:
-            await asyncio.wait_for(producer.start(), _CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await producer.start()
         except (KafkaError, OSError, TimeoutError) as error:
             failure = str(error) or f"waited {_CONNECT_TIMEOUT_S:g} s"
             raise NoAnswer(await why_unreachable(settings, failure)) from error

@@ -129,7 +129,8 @@ async def within_timeout(work: Coroutine[Any, Any, Result], settings: "Settings"
         NoAnswer: the broker was silent for ten seconds.
     """
     try:
-        return await asyncio.wait_for(work, _BROKER_TIMEOUT_S)
+        async with asyncio.timeout(_BROKER_TIMEOUT_S):
+            return await work
     except TimeoutError as error:
         raise NoAnswer(
             f"no answer from the Kafka broker at {settings.bootstrap_servers} within {_BROKER_TIMEOUT_S:g} s: start one "

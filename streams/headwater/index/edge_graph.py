@@ -19,6 +19,7 @@ import structlog
 
 from headwater.index import hnsw
 from headwater.index.edge_shard import Shard, require_room
+from headwater.tasks import ended
 
 log = structlog.get_logger(__name__)
 
@@ -118,8 +119,7 @@ class SearchGraph:
     async def close(self) -> None:
         """End a build at once, with its process. The shard is not written by it any more."""
         self._closing = True
-        self._tender.cancel()
-        await asyncio.gather(self._tender, return_exceptions=True)
+        await ended([self._tender])
         if self.building is not None:
             os.kill(self.building, signal.SIGKILL)
         async with self._one_at_a_time:

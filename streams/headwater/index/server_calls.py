@@ -17,6 +17,7 @@ from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
 from headwater.index import IndexUnavailable
+from headwater.tasks import ended
 
 log = structlog.get_logger(__name__)
 
@@ -62,10 +63,7 @@ class Calls:
     async def close(self) -> None:
         """Cancel the reads in progress and the probe."""
         self._is_closed = True
-        left = [*self._reads, *([self._looking] if self._looking is not None else [])]
-        for each in left:
-            each.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await ended([*self._reads, *([self._looking] if self._looking is not None else [])])
 
     def refusal(self, problem: AioRpcError) -> str:
         """The message where trying again is of no use: what the server answered, and the remedy."""

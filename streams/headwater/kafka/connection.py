@@ -53,7 +53,8 @@ class Connection:
             ClientError: the broker lacks our topics.
         """
         try:
-            await asyncio.wait_for(self._open(), CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._open()
         except (KafkaError, OSError, TimeoutError) as error:
             await self.close()
             failure = str(error) or f"waited {CONNECT_TIMEOUT_S:g} s"
@@ -78,7 +79,8 @@ class Connection:
         for part in (producer, consumer):
             if part is not None:
                 with suppress(KafkaError, TimeoutError):
-                    await asyncio.wait_for(part.stop(), _STOP_TIMEOUT_S)
+                    async with asyncio.timeout(_STOP_TIMEOUT_S):
+                        await part.stop()
 
     async def partition_of(self, topic: str, key: str) -> int:
         """The partition that Kafka's default partitioner gives a key. Raises KafkaError where the topic is unknown."""

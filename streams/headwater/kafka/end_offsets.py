@@ -22,6 +22,8 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError, LeaderNotAvailableError, NodeNotReadyError, for_code
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
+from headwater.tasks import ended
+
 # Under the isolation of the workers' consumers the end is the first offset of an open transaction; else it is that of the log.
 _READ_COMMITTED: Final = 1
 _READ_UNCOMMITTED: Final = 0
@@ -93,10 +95,7 @@ class EndOffsets:
 
     async def close(self, error: Exception) -> None:
         """End the calls in flight. Everyone who waits gets ``error``."""
-        tasks = list(self._asking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(self._asking.values())
         for waiting in self._waiting.values():
             _settle(waiting, error)
         self._waiting.clear()

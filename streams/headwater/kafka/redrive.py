@@ -291,7 +291,8 @@ class Redrive:
     async def _wait_turn(self, letters: int) -> None:
         wait_s = max(self._next_s - time.monotonic(), 0.0)
         try:
-            await asyncio.wait_for(self._interrupted.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._interrupted.wait()
         except TimeoutError:
             self._next_s = max(self._next_s, time.monotonic()) + letters / self._rate
         else:
@@ -408,4 +409,5 @@ class Redrive:
 async def _stopped(producer: AIOKafkaProducer) -> None:
     """Stop a producer, which after a failure may wait for what it will never write."""
     with contextlib.suppress(KafkaError, TimeoutError):
-        await asyncio.wait_for(producer.stop(), _STOP_S)
+        async with asyncio.timeout(_STOP_S):
+            await producer.stop()

@@ -30,6 +30,7 @@ from headwater.kafka.headers import (
     reply_partition_header,
 )
 from headwater.messages import BadMessage, Response, decode_response
+from headwater.tasks import ended
 
 _POLL_S: Final = 0.5
 # A topic made a moment ago is known after one or two rounds.
@@ -81,10 +82,7 @@ class Replies:
 
     async def close(self) -> None:
         """Stop reading. Calls that wait go on waiting: see :meth:`give_up`."""
-        tasks = [task for task in (self._reader, self._widening) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(task for task in (self._reader, self._widening) if task is not None)
 
     def expect(self, request_id: str) -> tuple["asyncio.Future[Response]", list[Header]]:
         """The coming answer to a request, and the headers to send it with. Let go of it by :meth:`forget`."""

@@ -10,6 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from headwater.errors import PartitionLost, StopWorker
+from headwater.tasks import ended
 
 log = structlog.get_logger(__name__)
 
@@ -80,9 +81,7 @@ class Background:
 
     async def stop(self) -> None:
         """Cancel all tasks and wait until they have ended."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
 
     async def _supervised(self, work: Coroutine[Any, Any, object]) -> None:
         try:

@@ -43,7 +43,8 @@ async def _refusal(settings: Settings, host: str, port: int) -> str | None:
     """Why this address refuses us. None: it does not, or nothing listens there."""
     broker = f"the Kafka broker at {host}:{port}"
     try:
-        await asyncio.wait_for(_ask(settings, host, port), _ANSWER_S)
+        async with asyncio.timeout(_ANSWER_S):
+            await _ask(settings, host, port)
     except _BAD_LOGIN as error:
         return (
             f"{broker} refused the login ({type(error).__name__}): expected a HEADWATER_KAFKA_SASL_USERNAME and "

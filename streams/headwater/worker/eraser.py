@@ -127,7 +127,8 @@ class Eraser:
         """Bring what is open to its end, forever."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._until_due_s())
+                async with asyncio.timeout(self._until_due_s()):
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 if self._unread:

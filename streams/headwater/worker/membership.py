@@ -120,11 +120,13 @@ async def watch(
     while True:
         admin = AIOKafkaAdminClient(**settings.kafka_options(), request_timeout_ms=int(_TIMEOUT_S * 1000))
         try:
-            await asyncio.wait_for(admin.start(), _TIMEOUT_S)
+            async with asyncio.timeout(_TIMEOUT_S):
+                await admin.start()
             while True:
                 problems = []
                 for group, view in views:
-                    seen = await asyncio.wait_for(describe(admin, group.name), _TIMEOUT_S)
+                    async with asyncio.timeout(_TIMEOUT_S):
+                        seen = await describe(admin, group.name)
                     problems.append(view.look(seen, group.held(), group.requests(), time.monotonic()))
                 tell(next(filter(None, problems), None))
                 await asyncio.sleep(LOOK_S)

@@ -17,6 +17,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 from prometheus_client import Histogram
 
+from headwater.tasks import ended
+
 log = structlog.get_logger(__name__)
 
 STALL_S: Final = 30.0
@@ -98,8 +100,7 @@ class Watchdog:
         """Watch no more."""
         self._stopped.set()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended([self._task])
             self._thread.join()  # waits for that flag alone
 
     def stalled(self) -> str | None:

@@ -1,10 +1,12 @@
 """Background work and retried reads: what ends the worker, what ends quietly, what is tried again."""
 
 import asyncio
+import contextlib
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
 
+from headwater import tasks
 from headwater.errors import PartitionLost, StopWorker
 from headwater.kafka import supervision
 from headwater.kafka.supervision import Background, once_broker_answers
@@ -49,6 +51,23 @@ async def test_stopping_cancels_and_waits() -> None:
     await asyncio.sleep(0)
     await background.stop()
     assert ended == ["cleaned up"]
+
+
+async def test_a_task_that_misses_its_cancellation_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "_AGAIN_S", 0.01)
+    background = Background("the store", pytest.fail)
+
+    async def work() -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # as aiokafka does here and there
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    background.start(work())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await background.stop()
 
 
 async def test_a_read_is_repeated_until_the_broker_answers(monkeypatch: pytest.MonkeyPatch) -> None:
