@@ -268,10 +268,12 @@ def _ordered(
     sets = [replace(cases, mask_seen=False) for cases in (asked.validation, asked.test)]
     questions = blending.questions_of(pooling, asked.log, sets[:1], timed=timed, report=report)
     blend = blending.blended(questions, timed=timed)
-    probe = pooling(asked.log, sets[1], slice(0, 1))[0][0].features
     judged = bundle.path
-    if blend is not None and len(probe) >= len(bundle.manifest.probe.item_ids):
-        score_graph.add(bundle, blend, probe, blending.POOL, bundle.name, bundle.manifest.origin, judged)
+    if blend is not None:
+        # Of the validation, whose users all have a history: the first question of the test may be a new user's, without candidates.
+        probe = pooling(asked.log, sets[0], slice(0, 1))[0][0].features
+        if len(probe) >= len(bundle.manifest.probe.item_ids):
+            score_graph.add(bundle, blend, probe, blending.POOL, bundle.name, bundle.manifest.origin, judged)
     export.with_sources(judged, weights)
     some = np.random.default_rng(0).permutation(len(asked.test))[:_JUDGED]
     results = judge(judged, data, replace(asked, test=select(asked.test, np.sort(some))), catalog=catalog)

@@ -2,7 +2,8 @@
 
 import csv
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -16,15 +17,18 @@ from headwater.commands.event_data import DataOptions  # noqa: E402 - after the 
 from headwater.commands.models import train  # noqa: E402 - after the skip
 from headwater.commands.train_shop import ShopOptions  # noqa: E402 - after the skip
 from headwater.encoder.runtime import Encoder, load  # noqa: E402 - after the skip
+from headwater_models import train_shop  # noqa: E402 - needs torch
 from headwater_models.arrays import F32  # noqa: E402 - after the skip
 from headwater_models.data.datasets import Dataset  # noqa: E402 - after the skip
 from headwater_models.data.events import Log  # noqa: E402 - after the skip
 from headwater_models.data.statistics import statistics_of  # noqa: E402 - after the skip
 from headwater_models.judging.candidates import Pooling, rescored  # noqa: E402 - after the skip
+from headwater_models.judging.comparison import Results  # noqa: E402 - after the skip
 from headwater_models.judging.evaluation import encoded  # noqa: E402 - after the skip
-from headwater_models.judging.protocols import Cases, Split  # noqa: E402 - after the skip
+from headwater_models.judging.protocols import Cases, Split, next_events  # noqa: E402 - after the skip
 from headwater_models.judging.served import served  # noqa: E402 - after the skip
 from headwater_models.networks.blend import Blend  # noqa: E402 - after the skip
+from headwater_models.progress import silent  # noqa: E402 - after the skip
 from headwater_models.train_shop import asked_of, plan  # noqa: E402 - after the skip
 from headwater_models.training import blending  # noqa: E402 - after the skip
 
@@ -191,3 +195,31 @@ def test_statistics_tell_texts_that_say_nothing_from_texts_that_do() -> None:
     assert not found.has_texts
     assert statistics_of(Dataset("two", ["x", "y"], ["one", "other"], log, "")).has_texts
     assert not statistics_of(Dataset("two", ["x", "y"], None, log, "")).has_texts
+
+
+def test_an_order_is_probed_with_a_user_who_has_a_history_though_the_newest_events_are_of_new_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = Log(["a", "b"], np.array([0, 3, 4]), np.array([0, 1, 2, 0]), np.ones(4, int), np.arange(4))
+    validation, test = (next_events(log, np.array([row]), mask_seen=False) for row in (2, 3))
+    asked = Split("global-time", log, log, validation, test, at_ms=3)
+    probed: list[int] = []
+
+    def pooling(_: Log, cases: Cases, part: slice) -> tuple[list[Any], None]:
+        count = 8 * int(cases.ends[part][0] - log.starts[cases.users[part][0]])
+        return [SimpleNamespace(features=np.ones((count, 3), dtype=np.float32))], None
+
+    def add(bundle: Any, blend: Any, probe: F32, *_: Any) -> None:
+        probed.append(len(probe))
+
+    monkeypatch.setattr(train_shop, "Pooling", lambda *_: pooling)
+    monkeypatch.setattr(train_shop.blending, "questions_of", lambda *_, **__: [])
+    monkeypatch.setattr(train_shop.blending, "blended", lambda *_, **__: Blend(timed=True))
+    monkeypatch.setattr(train_shop.score_graph, "add", add)
+    monkeypatch.setattr(train_shop.export, "with_sources", lambda *_: None)
+    monkeypatch.setattr(train_shop, "judge", lambda *_, **__: Results("", "", {}, [], "", None, 0, 20, {}))
+    manifest = SimpleNamespace(probe=SimpleNamespace(item_ids=["x"] * 6), origin=None)
+    bundle = SimpleNamespace(path=Path("b"), manifest=manifest, name="b")
+    chosen = SimpleNamespace(statistics=SimpleNamespace(has_times=True))
+    train_shop._ordered(*cast(Any, (bundle, None, None, asked, chosen, {}, silent)))
+    assert probed == [16]
