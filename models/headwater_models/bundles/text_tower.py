@@ -165,8 +165,9 @@ def whitened(vectors: F32, dim: int | None = None, shrink: float = 0.02) -> Whit
     """ZCA (the x closest to the original) of vectors (N, d), regularised; `dim` keeps the directions that vary most.
 
     The covariance is shrunk towards its mean variance: by `shrink` at least, and by more where texts are few (OAS, Chen et
-    al. 2010, arXiv:0907.4698), so that the directions that no text takes are not blown up. Fewer than two different texts
-    have no covariance: they are left as they are.
+    al. 2010, arXiv:0907.4698; and as if each dimension had been one more text), so that the directions that no text takes are
+    not blown up: OAS takes variants of one product for texts of their own. Fewer than two different texts have no covariance:
+    they are left as they are.
 
     Raises UnfitModel: NaN or infinite numbers.
     """
@@ -185,7 +186,7 @@ def whitened(vectors: F32, dim: int | None = None, shrink: float = 0.02) -> Whit
     spread = float(np.trace(covariance)) / width
     if spread <= _NOISE * max(float(np.square(vectors).mean()), 1e-12):
         return Whitened(plain.mean, plain.matrix, f"{count:,} texts that all read the same: not whitened")
-    weight = max(shrink / (1 + shrink), _oas(covariance, count))
+    weight = max(shrink / (1 + shrink), _oas(covariance, count), width / (count + width))
     variance, axes = np.linalg.eigh(covariance)
     shrunk = (1 - weight) * np.maximum(variance, 0) + weight * spread
     scale = 1 / np.sqrt(shrunk)

@@ -196,3 +196,18 @@ def test_a_sentence_encoder_is_distilled_into_the_vectors_of_its_tokens(tmp_path
         open_text_encoder("static", replace(READ, pooling=None, int8=True))
     with pytest.raises(UnfitModel, match="--pooling cls goes with a sentence encoder"):
         open_text_encoder("static", replace(READ, pooling="cls"))
+
+
+def test_few_texts_of_many_variants_stay_near_what_is_about_the_same() -> None:
+    kinds, products = normal(6, 128), normal(120, 128)
+    kind = np.arange(60) % 6
+    own, asked = (_unit(kinds[kind] + 0.6 * each) for each in (products[:60], products[60:]))
+    variants = _unit(np.repeat(own, 5, axis=0) + 0.02 * normal(300, 128))
+    white = whitened(variants)
+    found, wanted = (_unit((each - white.mean) @ white.matrix) for each in (variants, asked))
+    nearest = (-wanted @ found.T).argsort(axis=1)[:, :5]
+    assert (np.repeat(kind, 5)[nearest] == kind[:, None]).mean() > 0.8
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
