@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from headwater.encoder.features import item_text
@@ -105,6 +107,11 @@ def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Sh
         dropped,
         list(events.notes),
     )
+    if items is not None:
+        by_id = {row.item.item_id: row.item for row in items.rows}
+        listed = [by_id[item_id] for item_id in data.item_ids]
+        came_in = np.array([item.since_ms or 0 for item in listed], dtype=np.int64)
+        data = replace(data, attributes=[item.attributes for item in listed], came_in=came_in)
     return Shop(data, said)
 
 

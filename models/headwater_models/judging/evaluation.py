@@ -2,7 +2,7 @@
 baselines.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -190,6 +190,8 @@ class Catalog(NamedTuple):
     vectors: F32  # (items, D), zeros where there is none
     known: Bools  # (items,) whether an item has a vector
     keys: U64  # (items,) as the table of neighbours names them
+    attributes: Sequence[Mapping[str, object]] = ()  # of the first items; later ones have none
+    came_in: I64 | None = None  # (items,) when each came into the assortment, in ms, or in what order
 
 
 def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) -> Catalog:
@@ -213,7 +215,8 @@ def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) ->
         vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
         done(part.stop, count)
     keys = item_keys(item_id.encode() for item_id in dataset.item_ids)
-    return Catalog(vectors, known, keys)
+    came_in = None if dataset.came_in is None else dataset.came_in[: len(keys)]
+    return Catalog(vectors, known, keys, dataset.attributes, came_in)
 
 
 def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:

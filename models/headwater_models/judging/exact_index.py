@@ -19,7 +19,7 @@ _SCORES: Final = 2**24
 class ExactIndex:
     """An engine of the contract `headwater.index.Index` over arrays; nothing can be put into it.
 
-    All items are available. Of payloads it knows numbers alone, so filters are ranges of these.
+    All items are available. Of payloads it knows numbers and attributes; filters are ranges of the numbers.
 
     Args:
         numbers: by field, a number of each item, (items,); NaN: the item lacks the field.
@@ -76,7 +76,13 @@ class ExactIndex:
 
     async def items(self, keys: Sequence[int]) -> dict[int, dict[str, Any]]:
         """See `Index.items`."""
-        return {self.keys[item]: {"item_id": ""} for item in self._known(keys)}
+        return {self.keys[item]: self._payload(item) for item in self._known(keys)}
+
+    def _payload(self, item: int) -> dict[str, Any]:
+        attributes = self._catalog.attributes
+        numbers = {name: float(of[item]) for name, of in self._numbers.items() if not np.isnan(of[item])}
+        own = attributes[item] if item < len(attributes) else {}
+        return {"item_id": "", "attributes": own, **numbers}
 
     async def match(self, keys: Sequence[int], where: Filter | None) -> dict[int, str]:
         """See `Index.match`."""

@@ -99,7 +99,8 @@ class Pipeline:
         new: NDArray[np.bool_] | None = None,
         bundle: Encoder | None = None,
     ) -> None:
-        since = {} if new is None else {"since_ms": np.where(new, 0.0, np.nan)}
+        came_in = 0.0 if catalog.came_in is None else catalog.came_in
+        since = {} if new is None else {"since_ms": np.where(new, came_in, np.nan)}
         self.index = ExactIndex(catalog, since)
         self.popular: Sequence[PopularItem] = ()
         given = Resources(self.index, table, lambda: self.popular, _ALWAYS_NEW_DAYS)

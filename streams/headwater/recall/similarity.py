@@ -28,6 +28,31 @@ class Wanted(NamedTuple):
 async def nearest_items(index: Index, wanted: Sequence[Wanted]) -> list[list[tuple[int, str]]]:
     """For each of ``wanted`` the items, as (key, id), that are most similar to any anchor, best first.
 
+    Raises:
+        IndexUnavailable: the index does not answer.
+    """
+    return [
+        most_similar(near.items, near.vectors, near.anchors)[: each.limit]
+        for each, near in zip(wanted, await near_items(index, wanted), strict=True)
+    ]
+
+
+class Near(NamedTuple):
+    """What lies near the anchors of a search."""
+
+    items: Mapping[int, str]  # item key -> item id; not in order
+    vectors: Mapping[int, F32]  # (D,) by key, of items and anchors; those that are gone are missing
+    anchor_keys: Sequence[int]  # of the anchors that have a vector
+
+    @property
+    def anchors(self) -> list[F32]:
+        """(D,) of each anchor."""
+        return [self.vectors[key] for key in self.anchor_keys]
+
+
+async def near_items(index: Index, wanted: Sequence[Wanted], choice: int = CHOICE) -> list[Near]:
+    """For each of ``wanted`` ``choice`` times as many items for each anchor, by dot products, and all their vectors.
+
     One search for each anchor whose vector is there, all at once.
 
     Raises:
@@ -37,19 +62,19 @@ async def nearest_items(index: Index, wanted: Sequence[Wanted]) -> list[list[tup
     queries: list[Query] = []
     owners: list[int] = []
     for place, each in enumerate(wanted):
-        pool = min(CHOICE * each.limit, _MAX_CHOICE)
+        pool = min(choice * each.limit, _MAX_CHOICE)
         for key in each.anchors:
             if key in vectors:
                 queries.append(Query(vectors[key], pool, each.where, each.exclude.union(each.anchors)))
                 owners.append(place)
     found: list[dict[int, str]] = [{} for _ in wanted]
     if not queries:
-        return [[] for _ in wanted]
+        return [Near({}, vectors, ()) for _ in wanted]
     for place, hits in zip(owners, await index.search(queries), strict=True):
         found[place].update((hit.key, hit.item_id) for hit in hits)
-    near = await index.vectors([*{key for items in found for key in items}])
+    vectors |= await index.vectors([*{key for items in found for key in items}])
     return [
-        most_similar(items, near, [vectors[key] for key in each.anchors if key in vectors])[: each.limit]
+        Near(items, vectors, [key for key in each.anchors if key in vectors])
         for each, items in zip(wanted, found, strict=True)
     ]
 

@@ -1,17 +1,22 @@
 """New items of the catalog that are like those of the user's current session.
 
 New items have no co-occurrence and no popularity, and interests rank them below items seen in training; only their text
-separates them. They are compared with the items of the current session, one by one, by cosine, because the norm of an
-untrained vector carries no information. Figures: `models/RESULTS.md`, "New items".
+and their attributes separate them. They are compared with the items of the current session, one by one: by cosine, because
+the norm of an untrained vector carries no information, and by the attributes that are equal, such as the maker. Among
+equals the newest comes first. Figures: `models/RESULTS.md`, "New items".
 """
 
-from collections.abc import Sequence
-from typing import Final, Self
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from headwater.index import Index
 from headwater.index.filters import And, Filter, Range
 from headwater.recall.session import current_session
-from headwater.recall.similarity import Wanted, nearest_items
+from headwater.recall.similarity import Near, Wanted, near_items, unit
 from headwater.recall.sources import Ask, Named, Resources, SearchSource, Why
 
 # The usual end of a visit.
@@ -20,6 +25,12 @@ PAUSE_MS: Final = 1_800_000
 MAX_ANCHORS: Final = 8
 # Outside a session the newest items stand in for it.
 LAST_ANCHORS: Final = 3
+# What it counts, beside the cosine, to have all attributes of an anchor.
+_ATTRIBUTES: Final = 0.2
+# Attributes and age choose among so many times the items that are wanted.
+_CHOICE: Final = 6
+# Items of one text may differ by rounding; so far apart they are equals.
+_DECIMALS: Final = 3
 _DAY_MS: Final = 86_400_000
 
 
@@ -51,7 +62,11 @@ class NewItems(SearchSource):
 
     async def rankings(self, asks: Sequence[Ask]) -> Sequence[Sequence[Named]]:
         wanted = [Wanted(anchor_items(ask), ask.wanted, self._where(ask), ask.exclude) for ask in asks]
-        return await nearest_items(self._index, wanted)
+        near = await near_items(self._index, wanted, _CHOICE)
+        payloads = await self._index.items(
+            [*{key for each in near for key in (*each.items, *each.anchor_keys)}]
+        )
+        return [most_alike(found, payloads)[: each.limit] for found, each in zip(near, wanted, strict=True)]
 
     def _where(self, ask: Ask) -> Filter:
         """The ask's filter, for new items. One that comes in later is not new yet."""
@@ -73,3 +88,43 @@ def anchor_items(ask: Ask) -> list[int]:
         return [key for key, _, _ in session[-MAX_ANCHORS:]]
     last = dict.fromkeys(key for key, _, _ in reversed(events))
     return [*reversed([*last][:LAST_ANCHORS])]
+
+
+def most_alike(near: Near, payloads: Mapping[int, Mapping[str, Any]]) -> list[Named]:
+    """The items of a search that are live, those first that are most alike to any anchor; among equals the newest first.
+
+    Args:
+        near: items and anchors.
+        payloads: of both, by key.
+    """
+    live = [key for key in near.items if key in near.vectors and key in payloads]
+    if not live:
+        return []
+    cosines = unit(np.stack([near.vectors[key] for key in live])) @ unit(np.stack(near.anchors)).T
+    shared = shared_attributes(
+        [payloads[key].get("attributes", {}) for key in live],
+        [payloads.get(key, {}).get("attributes", {}) for key in near.anchor_keys],
+    )
+    alike = (cosines + _ATTRIBUTES * shared).max(axis=1).round(_DECIMALS)
+    since_ms = np.array([payloads[key].get("since_ms") or 0 for key in live])
+    order = np.lexsort((-since_ms, -alike)).tolist()
+    return [(live[place], near.items[live[place]]) for place in order]
+
+
+def shared_attributes(
+    items: Sequence[Mapping[str, object]], anchors: Sequence[Mapping[str, object]]
+) -> NDArray[np.float32]:
+    """(N, A) the share of each anchor's attributes whose value each of N items has too; 0 for an anchor without any.
+
+    >>> shared_attributes([{"maker": 7, "size": "l"}, {"maker": 8}], [{"maker": 7, "size": "s"}]).tolist()
+    [[0.5], [0.0]]
+    """
+    having: dict[tuple[str, object], list[int]] = defaultdict(list)
+    for place, attributes in enumerate(items):
+        for pair in attributes.items():
+            having[pair].append(place)
+    shared = np.zeros((len(items), len(anchors)), dtype=np.float32)
+    for column, attributes in enumerate(anchors):
+        for pair in attributes.items():
+            shared[having.get(pair, []), column] += 1 / len(attributes)
+    return shared

@@ -37,6 +37,19 @@ def test_items_with_a_text_come_first_and_the_last_row_of_an_item_counts(tmp_pat
     assert any("1 of 3 items have no text, such as b" in line for line in said)
 
 
+def test_attributes_and_dates_of_items_go_along(tmp_path: Path) -> None:
+    items = [
+        "item_id,title,attributes.maker,since_ms",
+        "a,Anvil,acme,1700000000000",
+        "b,,acme,",
+        "c,Chisel,other,",
+    ]
+    data, _ = shop(tmp_path, items, CLICKS)
+    assert data.attributes == [{"maker": "acme"}, {"maker": "acme"}, {"maker": "other"}]
+    assert data.came_in is not None
+    assert data.came_in.tolist() == [1_700_000_000_000, 0, 0]
+
+
 def test_what_becomes_of_each_event_that_is_not_learned_from_is_said(tmp_path: Path) -> None:
     data, said = shop(tmp_path, ITEMS, CLICKS)
     assert any(

@@ -37,6 +37,16 @@ async def test_a_filter_of_numbers_holds_for_searches_and_matches() -> None:
     assert [*await index().match([70, 10, 99, 12345], None)] == [70, 10]
 
 
+async def test_payloads_hold_numbers_and_attributes_of_the_items_that_have_them() -> None:
+    known = index()
+    known._catalog = known._catalog._replace(attributes=[{"maker": "a"}, {"maker": "b"}])
+    assert await known.items([70, 10, 40, 99]) == {
+        70: {"item_id": "", "attributes": {"maker": "a"}},
+        10: {"item_id": "", "attributes": {"maker": "b"}, "since_ms": 5.0},
+        40: {"item_id": "", "attributes": {}, "since_ms": 7.0},
+    }
+
+
 async def test_a_filter_that_no_dataset_can_answer_is_refused() -> None:
     with pytest.raises(TypeError, match="expected ranges of since_ms"):
         await index().match(KEYS, AnyOf("category", ("tea",)))

@@ -114,6 +114,12 @@ def test_what_is_new_and_like_what_is_taken_is_a_source_where_it_is_said_what_is
     assert ranking(scorer, asked.log, later, 4, 2)[1].tolist() == [
         [0, 2]
     ]  # like 3 by angle; by products 2 is
+    catalog = catalog._replace(vectors=np.ones_like(catalog.vectors), came_in=np.array([3, 1, 2, 9]))
+    scorer = served(encoder, catalog, 3, {"new": 1.0}, np.array([True, True, True, False]))
+    assert ranking(scorer, asked.log, later, 4, 3)[1].tolist() == [[0, 2, 1]]  # of equals the newest first
+    catalog = catalog._replace(attributes=[{"maker": maker} for maker in "aabb"])
+    scorer = served(encoder, catalog, 3, {"new": 1.0}, np.array([True, True, True, False]))
+    assert ranking(scorer, asked.log, later, 4, 3)[1].tolist() == [[2, 0, 1]]  # of the same maker as 3
     nobody = served(encoder, catalog, 2, {"new": 1.0}, np.zeros(4, dtype=np.bool_))
     assert ranking(nobody, asked.log, later, 4, 2)[1].tolist() == [[-1, -1]]
 

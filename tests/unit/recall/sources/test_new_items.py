@@ -2,7 +2,10 @@
 
 from typing import Any, cast
 
+import numpy as np
+
 from headwater.index.filters import Range
+from headwater.recall.similarity import Near
 from headwater.recall.sources import Ask, PositiveEvent
 from headwater.recall.sources.new_items import (
     LAST_ANCHORS,
@@ -10,6 +13,8 @@ from headwater.recall.sources.new_items import (
     PAUSE_MS,
     NewItems,
     anchor_items,
+    most_alike,
+    shared_attributes,
 )
 
 
@@ -42,3 +47,36 @@ def test_an_item_is_new_from_its_date_on() -> None:
     assert isinstance(new, Range)
     ages_days = {-3_650: False, -1: False, 0: True, 29: True, 31: False}
     assert {age: new.holds(now_ms - age * day_ms) for age in ages_days} == ages_days
+
+
+def near(items: dict[int, tuple[float, float]], anchor: tuple[float, float] = (1, 0)) -> Near:
+    """Items by key with their vectors, near an anchor of key 0."""
+    vectors = {key: np.array(vector, dtype=np.float32) for key, vector in {0: anchor, **items}.items()}
+    return Near({key: str(key) for key in items}, vectors, [0])
+
+
+def test_of_equally_near_items_the_one_of_the_same_maker_comes_first() -> None:
+    found = near({1: (1, 0.3), 2: (1, 0.2), 3: (0, 1)})
+    makers = {0: "acme", 1: "acme", 2: "other", 3: "acme"}
+    payloads = {key: {"attributes": {"maker": maker}} for key, maker in makers.items()}
+    assert [key for key, _ in most_alike(found, payloads)] == [1, 2, 3]
+    unknown: dict[int, dict[str, Any]] = {key: {} for key in makers}
+    assert [key for key, _ in most_alike(found, unknown)] == [2, 1, 3]
+
+
+def test_among_equals_the_newest_comes_first() -> None:
+    found = near({1: (2, 2), 2: (3, 3), 3: (1, 1), 4: (1, 0)})
+    payloads = {1: {"since_ms": 5}, 2: {"since_ms": 9}, 3: {"since_ms": None}, 4: {"since_ms": 1}}
+    assert [key for key, _ in most_alike(found, payloads)] == [4, 2, 1, 3]
+
+
+def test_items_that_have_gone_since_the_search_stay_out() -> None:
+    found = near({1: (1, 0), 2: (1, 1)})
+    assert most_alike(found, {2: {}}) == [(2, "2")]
+    assert most_alike(Near({1: "1"}, {}, ()), {1: {}}) == []
+
+
+def test_attributes_count_by_name_and_value_whatever_their_type() -> None:
+    items = [{"maker": 7, "organic": True}, {"maker": "7", "size": "l"}, {}]
+    anchors: list[dict[str, object]] = [{"maker": 7, "size": "l"}, {}]
+    assert shared_attributes(items, anchors).tolist() == [[0.5, 0], [0.5, 0], [0, 0]]
