@@ -114,7 +114,7 @@ def plan(
     recipe = recipes.varied(recipe, recipes.settings(recipe, settings))
     recipe = recipes.varied(recipe, {"fit.seed": seed, "fit.epochs": epochs or recipe.fit.epochs})
     why.append(
-        f"trained twice, up to a split for figures and on all events to serve: {recipe.fit.epochs} epochs at most"
+        f"trained twice, up to a split for figures and on all events to serve; epochs at most: {recipe.fit.epochs}"
     )
     protocol, said = asked_by(data, found, at)
     why.append(said)
