@@ -226,15 +226,19 @@ def _save(
     torch.ops.aten.gru.input._dispatch_cache.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             module.eval(),
             given,
-            path,
             input_names=inputs,
             output_names=outputs,
             opset_version=OPSET,
             dynamic_shapes=shapes,
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+    assert program is not None
+    # The exporter notes the code behind each node by file and line: half of a small graph, other bytes wherever the code lies, and
+    # a path of the machine in every bundle.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.save(path, external_data=False)

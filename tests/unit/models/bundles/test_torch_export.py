@@ -66,6 +66,11 @@ def test_onnx_agrees_with_torch(exported: Encoder, parts: tuple[StaticTower, Gro
     torch_export.check_recurrent(exported, encoder)
 
 
+def test_a_graph_does_not_say_where_the_code_lay_that_made_it(exported: Encoder) -> None:
+    for graph in ("item.onnx", "step.onnx", "read.onnx"):
+        assert b".py" not in (exported.path / graph).read_bytes()
+
+
 def test_a_difference_between_onnx_and_torch_is_an_error(exported: Encoder) -> None:
     other = GroceriesEncoder(GroceriesEncoderConfig(state=128, hidden=32)).eval()
     with pytest.raises(AssertionError, match="differ by"):
