@@ -41,6 +41,7 @@ from headwater_models.networks.text_head import TextHead, TextHeadConfig
 from headwater_models.networks.themes import Themes
 from headwater_models.progress import Report, silent
 from headwater_models.training import blending, recipes
+from headwater_models.training.blending import Question
 from headwater_models.training.recipes import Recipe
 from headwater_models.training.sequence_loop import IdModel, Model, Progress, TextModel, fit, measure_worth
 from headwater_models.training.weighing import weighed
@@ -197,7 +198,10 @@ def make(
         encoder = _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
         catalog = encoded(encoder, data, partial(report, "encoding items"))
         weights = source_weights.chosen(encoder, catalog, asked, chosen.statistics.has_times, report)
-        order, results = _ordered(encoder, data, catalog, asked, chosen, weights.weights, report)
+        trial = work.scratch("trial")
+        order, results = _ordered(
+            encoder, data, catalog, asked, chosen, learned.beside, weights.weights, trial, report
+        )
         best = learned.progress.best_epoch
         recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
         every = replace(asked, protocol="all events", train=data.log)
@@ -254,39 +258,50 @@ def _ordered(
     catalog: Catalog,
     asked: Split,
     chosen: Plan,
+    beside: Beside | None,
     weights: source_weights.Weights,
+    trial: Path,
     report: Report,
 ) -> tuple[Order | None, Results]:
     """The order of candidates that the bundle is better with, None if it is not, and the bundle's figures with it.
 
-    The figures are of an order from the validation's questions, beside the fusion by the `weights` of sources; the order that is
-    kept is from all questions.
+    The validation says whether it is better: an order from half of its questions, beside the fusion by the `weights` of sources,
+    on the other half. The figures are of an order from all of the validation. The order that is kept is from all questions.
+
+    Args:
+        trial: a place for the bundle with the order from half of the questions.
     """
     timed = chosen.statistics.has_times
+    parts = blending.parts_of(asked.train, data.log, len(data.item_ids))
+    if beside is None or beside.lift == 0:  # vectors do not tell what is new
+        parts[:] = 0
     pooling = Pooling(bundle, catalog, asked, blending.POOL)
-    # Seen items may come: what they are worth is learned too.
-    sets = [replace(cases, mask_seen=False) for cases in (asked.validation, asked.test)]
-    questions = blending.questions_of(pooling, asked.log, sets[:1], timed=timed, report=report)
-    blend = blending.blended(questions, timed=timed)
-    judged = bundle.path
-    if blend is not None:
-        # Of the validation, whose users all have a history: the first question of the test may be a new user's, without candidates.
-        probe = pooling(asked.log, sets[0], slice(0, 1))[0][0].features
-        if len(probe) >= len(bundle.manifest.probe.item_ids):
-            score_graph.add(bundle, blend, probe, blending.POOL, bundle.name, bundle.manifest.origin, judged)
-    export.with_sources(judged, weights)
+    questions_of = partial(blending.questions_of, pooling, asked.log, parts=parts, timed=timed, report=report)
+    # Of the validation, whose users all have a history: the first question of the test may be a new user's, without candidates.
+    probe = pooling(asked.log, replace(asked.validation, mask_seen=False), slice(0, 1))[0][0].features
+    some = np.random.default_rng(0).permutation(len(asked.validation))[:_JUDGED]
+    halves = [select(asked.validation, np.sort(some[half::2])) for half in range(2)]
+    questions, others = map(questions_of, halves)
+    export.with_sources(bundle.path, weights)
+    order = None
+    enough = min(len(questions), len(others)) >= blending.LEAST // 2
+    if enough and len(probe) >= len(bundle.manifest.probe.item_ids):
+        _with_order(bundle, _order(questions, probe, timed=timed), trial)
+        if is_better(judge(trial, data, replace(asked, test=halves[1]), catalog=catalog)):
+            questions += others
+            _with_order(bundle, _order(questions, probe, timed=timed), bundle.path)
+            order = _order(questions + questions_of(asked.test), probe, timed=timed)
     some = np.random.default_rng(0).permutation(len(asked.test))[:_JUDGED]
-    results = judge(judged, data, replace(asked, test=select(asked.test, np.sort(some))), catalog=catalog)
-    if blend is None or not is_better(results):
-        methods = {name: found for name, found in results.methods.items() if not name.endswith(SCORED)}
-        return None, replace(results, methods=methods)
-    questions += blending.questions_of(pooling, asked.log, sets[1:], timed=timed, report=report)
-    final = blending.blended(questions, timed=timed)
-    assert final is not None
-    names = TERMS + (TIMED_TERMS if timed else ())
-    told = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, final.weight.tolist(), strict=True))
-    note = f"order of candidates from {len(questions):,} questions: {told}"
-    return Order(final, probe, note), results
+    tested = replace(asked, test=select(asked.test, np.sort(some)))
+    return order, judge(bundle.path, data, tested, catalog=catalog)
+
+
+def _order(questions: Sequence[Question], probe: F32, *, timed: bool) -> Order:
+    blend = blending.blended(questions, timed=timed)
+    named = zip(TERMS + (TIMED_TERMS if timed else ()), blend.weight.tolist(), strict=True)
+    told = ", ".join(f"{name} {value:.3g}" for name, value in named)
+    lift = f"lift of new items {float(blend.lift):g}"
+    return Order(blend, probe, f"order of candidates from {len(questions):,} questions: {told}, {lift}")
 
 
 def _with_order(bundle: Encoder, order: Order, out: Path) -> None:

@@ -3,6 +3,9 @@
 A conditional logit (McFadden 1974) over what a worker knows of each candidate. It has a dozen weights, so a thousand
 questions tell them, where `nfm` and its like want tens of thousands. Places count within an interest, not among all
 candidates: a user's second theme keeps its place beside the first, as in the fusion by ranks.
+
+An item without events is nobody's neighbour and never a repeat, so the sum alone ranks it below what has events. A lift makes
+up for that, where texts stand beside the model and mark such items (`networks/text_beside.py`).
 """
 
 from typing import Final
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from headwater.encoder.features import CANDIDATE_FEATURES
 from headwater_models.networks.candidate_scorer import CandidateScorer
+from headwater_models.networks.text_beside import is_new
 
 TERMS: Final = (
     "below_own_best",
@@ -49,24 +53,27 @@ def terms_of(features: Tensor, *, timed: bool) -> Tensor:
 
 
 class Blend(CandidateScorer):
-    """The weighted sum of the terms; `weight` and `bias` are set from outside (`training/blending.py`)."""
+    """The weighted sum of the terms, and the lift of new items; all are set from outside (`training/blending.py`)."""
 
     def __init__(self, *, timed: bool) -> None:
         super().__init__(len(CANDIDATE_FEATURES))
         self.timed = timed
         self.weight: Tensor
+        self.lift: Tensor
         self.bias: Tensor
         self.register_buffer("weight", torch.zeros(len(TERMS) + timed * len(TIMED_TERMS)))
+        self.register_buffer("lift", torch.zeros(()))
         self.register_buffer("bias", torch.zeros(()))
 
     def forward(self, features: Tensor, users: Tensor, items: Tensor) -> Tensor:
-        """Logits (rows,) from features (rows, F) as they are served; the vectors (rows, D) say nothing more."""
+        """Logits (rows,) from features (rows, F) as they are served; of the vectors (rows, D) only the items' marks count."""
         # Times zero: an exported graph has the inputs that it reads.
-        return self.logits(features, users, items) + 0.0 * (users[:, 0] + items[:, 0])
+        return self.logits(features, users, items) + 0.0 * users[:, 0]
 
     def logits(self, features: Tensor, users: Tensor, items: Tensor) -> Tensor:
-        """Logits (rows,) from features (rows, F); the vectors (rows, D) are not looked at."""
-        return terms_of(features, timed=self.timed) @ self.weight + self.bias
+        """Logits (rows,) from features (rows, F) and the marks of items (rows, D); users (rows, D) are not looked at."""
+        lift = self.lift * is_new(items).to(features.dtype)
+        return terms_of(features, timed=self.timed) @ self.weight + lift + self.bias
 
 
 def _place(log_rank: Tensor) -> Tensor:

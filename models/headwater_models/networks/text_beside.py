@@ -42,6 +42,11 @@ class Beside:
         return torch.cat([learned, math.sqrt(self.weight) * texts, mark, other], dim=-1) / self.length
 
 
+def is_new(vectors: Tensor) -> Tensor:
+    """Which of the vectors (..., d + k + 2) of `Beside.vectors` are of new items: bool (...). Without a lift none are told."""
+    return vectors[..., -2] > vectors[..., -1]
+
+
 class TextBeside(WindowedEncoder):
     """A trained encoder over vectors of `Beside.vectors`: the learned part is the encoder's, the rest is text.
 

@@ -3,7 +3,7 @@
 Both are chosen on the validation questions of the split, so they follow the data: where texts say little, they get no weight.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ LIFTS: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 # New items are worth what validation cannot show: once seen, they get events. So a lift may cost this share of what texts bring.
 LIFT_COST: Final = 1 / 3
 QUESTIONS: Final = 5_000
-_K: Final = 10
+K: Final = 10
 # Scores held at once: 64 MB.
 _SCORES: Final = 2**24
 
@@ -52,7 +52,9 @@ def weighed(model: TextModel, split: Split, length: int) -> tuple[Beside, str]:
     weight = max(by_weight, key=lambda beside: (by_weight[beside].all, -beside.weight)).weight
     by_lift = tried([Beside(weight, lift) for lift in LIFTS], questions(model, split, length), new)
     before = by_weight[Beside(0.0)]
-    best = lifted(by_lift, before.all)
+    unlifted = by_lift[Beside(weight)].all
+    cost = LIFT_COST * max(unlifted - before.all, 0.0)
+    best = Beside(weight, lifted({beside.lift: found for beside, found in by_lift.items()}, cost))
     after = by_lift[best]
     return best, (
         f"texts beside what was learned: weight {best.weight}, lift of new items {best.lift}, by validation NDCG@10 of at most "
@@ -60,15 +62,14 @@ def weighed(model: TextModel, split: Split, length: int) -> tuple[Beside, str]:
     )
 
 
-def lifted(by_lift: dict[Beside, Found], before: float) -> Beside:
-    """The lift that finds most new items, of those that cost little; of equals the smallest.
+def lifted(by_lift: Mapping[float, Found], cost: float) -> float:
+    """The lift that finds most new items, of those that cost at most so much NDCG of all; of equals the smallest.
 
-    `before` is the NDCG of all targets without texts: a lift may cost `LIFT_COST` of what texts bring.
+    `by_lift` holds what is found without a lift as that of 0.
     """
-    unlifted = next(found.all for beside, found in by_lift.items() if beside.lift == 0)
-    least = unlifted - LIFT_COST * max(unlifted - before, 0.0)
-    allowed = [beside for beside, found in by_lift.items() if beside.lift == 0 or found.all >= least]
-    return max(allowed, key=lambda beside: (by_lift[beside].new, -beside.lift))
+    least = by_lift[0.0].all - cost
+    allowed = [lift for lift, found in by_lift.items() if lift == 0 or found.all >= least]
+    return max(allowed, key=lambda lift: (by_lift[lift].new, -lift))
 
 
 def tried(each: Sequence[Beside], parts: Iterable[Part], new: Bools) -> dict[Beside, Found]:
@@ -82,7 +83,7 @@ def tried(each: Sequence[Beside], parts: Iterable[Part], new: Bools) -> dict[Bes
             scores[part.never] = -np.inf
             own = scores[part.owners, part.targets]
             ranks = (scores[part.owners] >= own[:, None]).sum(axis=1)
-            gains = np.where((ranks <= _K) & np.isfinite(own), 1 / np.log2(ranks + 1), 0.0)
+            gains = np.where((ranks <= K) & np.isfinite(own), 1 / np.log2(ranks + 1), 0.0)
             sums[place] += gains.sum(), gains[is_new].sum()
     return {
         beside: Found(*(found / np.maximum(targets, 1)).tolist())

@@ -197,29 +197,38 @@ def test_statistics_tell_texts_that_say_nothing_from_texts_that_do() -> None:
     assert not statistics_of(Dataset("two", ["x", "y"], None, log, "")).has_texts
 
 
-def test_an_order_is_probed_with_a_user_who_has_a_history_though_the_newest_events_are_of_new_users(
+def test_the_validation_decides_on_an_order_whose_probe_has_a_history_though_the_newest_events_are_of_new_users(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = Log(["a", "b"], np.array([0, 3, 4]), np.array([0, 1, 2, 0]), np.ones(4, int), np.arange(4))
     validation, test = (next_events(log, np.array([row]), mask_seen=False) for row in (2, 3))
     asked = Split("global-time", log, log, validation, test, at_ms=3)
     probed: list[int] = []
+    judged: list[tuple[Path, int]] = []
+
+    def judge(path: Path, _: Any, of: Split, **__: Any) -> Results:
+        judged.append((path, len(of.test)))
+        return Results("", "", {}, [], "", None, 0, 20, {})  # no better
 
     def pooling(_: Log, cases: Cases, part: slice) -> tuple[list[Any], None]:
         count = 8 * int(cases.ends[part][0] - log.starts[cases.users[part][0]])
         return [SimpleNamespace(features=np.ones((count, 3), dtype=np.float32))], None
 
-    def add(bundle: Any, blend: Any, probe: F32, *_: Any) -> None:
-        probed.append(len(probe))
-
     monkeypatch.setattr(train_shop, "Pooling", lambda *_: pooling)
+    monkeypatch.setattr(train_shop.blending, "LEAST", 0)
     monkeypatch.setattr(train_shop.blending, "questions_of", lambda *_, **__: [])
     monkeypatch.setattr(train_shop.blending, "blended", lambda *_, **__: Blend(timed=True))
-    monkeypatch.setattr(train_shop.score_graph, "add", add)
+    monkeypatch.setattr(train_shop, "_with_order", lambda _, order, *__: probed.append(len(order.probe)))
     monkeypatch.setattr(train_shop.export, "with_sources", lambda *_: None)
-    monkeypatch.setattr(train_shop, "judge", lambda *_, **__: Results("", "", {}, [], "", None, 0, 20, {}))
-    manifest = SimpleNamespace(probe=SimpleNamespace(item_ids=["x"] * 6), origin=None)
-    bundle = SimpleNamespace(path=Path("b"), manifest=manifest, name="b")
+    monkeypatch.setattr(train_shop, "judge", judge)
+    bundle = SimpleNamespace(
+        path=Path("b"), manifest=SimpleNamespace(probe=SimpleNamespace(item_ids=["x"] * 6))
+    )
+    data = SimpleNamespace(log=log, item_ids=["x", "y", "z"])
     chosen = SimpleNamespace(statistics=SimpleNamespace(has_times=True))
-    train_shop._ordered(*cast(Any, (bundle, None, None, asked, chosen, {}, silent)))
+    trial = Path("trial")
+    order, _ = train_shop._ordered(*cast(Any, (bundle, data, None, asked, chosen, None, {}, trial, silent)))
     assert probed == [16]
+    assert order is None
+    # The other half of one question is empty; the bundle is judged without an order.
+    assert judged == [(trial, 0), (bundle.path, 1)]

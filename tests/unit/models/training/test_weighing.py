@@ -35,17 +35,16 @@ def test_items_that_are_out_of_the_ranking_take_no_place_and_are_not_found() -> 
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted"),
+    ("found", "cost", "wanted"),
     [
-        ({0.0: (0.100, 0.01), 0.1: (0.098, 0.03), 0.2: (0.094, 0.05)}, 0.1),  # texts bring .01, .2 costs .006
-        ({0.0: (0.090, 0.01), 0.1: (0.089, 0.03)}, 0.0),  # texts bring nothing
-        ({0.0: (0.100, 0.01), 0.1: (0.101, 0.01), 0.2: (0.100, 0.01)}, 0.0),  # nothing is gained
-        ({0.0: (0.0, 0.0), 0.1: (0.0, 0.0)}, 0.0),
+        ({0.0: (0.100, 0.01), 0.1: (0.098, 0.03), 0.2: (0.094, 0.05)}, 0.003, 0.1),  # .2 costs .006
+        ({0.0: (0.090, 0.01), 0.1: (0.089, 0.03)}, 0.0, 0.0),
+        ({0.0: (0.100, 0.01), 0.1: (0.101, 0.01), 0.2: (0.100, 0.01)}, 0.003, 0.0),
+        ({0.0: (0.0, 0.0), 0.1: (0.0, 0.0)}, 0.0, 0.0),
     ],
-    ids=["gain", "texts bring nothing", "no gain", "nothing found"],
+    ids=["gain", "nothing to spend", "no gain", "nothing found"],
 )
-def test_a_lift_may_cost_a_third_of_what_texts_bring_and_has_to_find_more(
-    found: dict[float, tuple[float, float]], wanted: float
+def test_a_lift_may_cost_so_much_and_has_to_find_more(
+    found: dict[float, tuple[float, float]], cost: float, wanted: float
 ) -> None:
-    by_lift = {Beside(0.4, lift): Found(*values) for lift, values in found.items()}
-    assert lifted(by_lift, 0.09) == Beside(0.4, wanted)
+    assert lifted({lift: Found(*values) for lift, values in found.items()}, cost) == wanted
