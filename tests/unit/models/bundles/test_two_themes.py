@@ -81,12 +81,49 @@ def test_a_user_with_two_themes_sees_both(starter: Encoder, log: list[str]) -> N
     assert sum(text in MORE["coffee"] for text in seen) >= 2
 
 
-@pytest.mark.parametrize("log", [COFFEES, RUNNING, COFFEES[:1], COFFEES[:1] * 20])
+@pytest.mark.parametrize("arrangement", ["blocks", "in turn", "shuffled"])
+def test_of_made_up_users_nine_in_ten_see_both_themes(starter: Encoder, arrangement: str) -> None:
+    """Three hundred themes that nobody tuned on. Cosines are about .65 within a theme and .35 between two."""
+    rng = np.random.default_rng(4)
+    shared, themes, items = (
+        rng.normal(size=(*shape, starter.dim)) for shape in ((1, 1), (300, 1), (300, 20))
+    )
+    vectors = (0.6 * shared + 0.5 * themes + 0.6 * items).reshape(-1, starter.dim).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    users = 200
+    two = np.argsort(rng.random((users, 300)), axis=1)[:, :2]
+    logs = 20 * two[:, :, None] + np.argsort(rng.random((users, 2, 20)), axis=2)[:, :, :5]  # (users, 2, 5)
+    logs = logs.swapaxes(1, 2).reshape(users, 10) if arrangement == "in turn" else logs.reshape(users, 10)
+    if arrangement == "shuffled":
+        logs = rng.permuted(logs, axis=1)
+    codes, gaps = np.ones(logs.shape, np.int64), np.full(logs.shape, 60, np.float32)
+    given = (vectors[logs], codes, gaps, np.ones(logs.shape, np.float32))
+    interests, weights = starter.read(
+        starter.step(starter.initial_state(users), *given), np.zeros(users, np.float32)
+    )
+    both = 0
+    for user in range(users):
+        scores = interests[user] @ vectors.T
+        scores[:, logs[user]] = -np.inf
+        rankings = [
+            Ranking("", float(weight), [(int(item), "") for item in np.argsort(-own)[:10]])
+            for own, weight in zip(scores, weights[user], strict=True)
+            if weight > 0
+        ]
+        both += set(two[user].tolist()) <= {item.key // 20 for item in fuse(rankings)[:10]}
+    assert both >= 0.9 * users
+
+
+@pytest.mark.parametrize("log", [RUNNING, COFFEES[:1], COFFEES[:1] * 20])
 def test_a_user_with_one_theme_has_one_interest(starter: Encoder, log: list[str]) -> None:
     interests, weights = read(starter, log)
     assert weights.tolist() == [1, 0]
     assert not interests[1].any()
     assert np.linalg.norm(interests[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_user_with_one_broad_theme_sees_it_alone(starter: Encoder) -> None:
+    assert set(page(starter, *read(starter, COFFEES))[: len(MORE["coffee"])]) == set(MORE["coffee"])
 
 
 def test_what_was_bought_counts_more_than_what_was_looked_at(starter: Encoder) -> None:
