@@ -36,6 +36,6 @@ def test_a_bundle_comes_with_its_figures_and_says_where_it_is_from(tmp_path: Pat
 
 def test_the_shipped_bundle_is_read_as_it_was() -> None:
     groceries = load(GROCERIES)
-    assert groceries.id == "groceries-e1e48705aa80"
+    assert groceries.id == "groceries-0bfb677a520a"
     figures = groceries.manifest.origin.figures["groceries"]["discovery"]
     assert figures == {"targets": 5_075.0, "hit_at_20": 0.0298, "ndcg_at_20": 0.0112}
