@@ -85,6 +85,7 @@ class Parts:
     probe_texts: Sequence[str] = ()  # of these items, where residuals are bound to id and text
     tolerance: float = 1e-3
     radius: float = 0.0
+    marks: int = 0
 
 
 def write_manifest(folder: Path, parts: Parts) -> Encoder:
@@ -116,6 +117,7 @@ def write_manifest(folder: Path, parts: Parts) -> Encoder:
         probe=probe,
         origin=parts.origin,
         radius=parts.radius,
+        marks=parts.marks,
         neighbours=parts.neighbours,
     )
     _write(folder, manifest)

@@ -105,6 +105,7 @@ def lighten(
                 probe_item_ids=source.probe.item_ids,
                 tolerance=source.probe.tolerance,
                 radius=source.radius,
+                marks=max(0, source.marks - (source.dim - (dim or source.dim))),
                 origin=origin,
             ),
         )

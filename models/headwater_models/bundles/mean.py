@@ -127,6 +127,7 @@ def make_mean(bundle: Path, out: Path, command: str, config: MeanConfig | None =
             normalised=True,
             text=source.text,
             rows=source.rows,
+            marks=source.marks,
             graphs=Graphs(item=source.graphs.item, step="step.onnx", read="read.onnx"),
             tolerance=source.probe.tolerance,
             origin=origin,

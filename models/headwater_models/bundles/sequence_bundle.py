@@ -110,6 +110,7 @@ def write_text(
         return {
             "text": made.text,
             "rows": made.rows,
+            "marks": text_tower.MARKS if head.has_beside else 0,
             "normalised": made.normalised,
             "tolerance": made.tolerance,
             "probe_item_ids": [item_id for item_id, _ in items[:2]],

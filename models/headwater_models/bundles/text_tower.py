@@ -35,6 +35,8 @@ from headwater_models.progress import Report, silent
 
 # A direction whose variance is below this share of the mean one is noise of single precision.
 _NOISE = 1e-9
+# Numbers at the end of a vector with a text beside: whether the item is new, and whether it is known.
+MARKS = 2
 
 
 @dataclass(frozen=True)

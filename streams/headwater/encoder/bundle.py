@@ -139,6 +139,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin
     # A length that item vectors hardly exceed: the index lifts them to it. 0: as they come.
     radius: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
+    # How many numbers at the end of an item's vector tell what kind of item it is. A query has none of them; versions that do not
+    # know them read queries as items.
+    marks: Annotated[int, msgspec.Meta(ge=0)] = 0
     # Only with a score graph. Versions that know neither serve the bundle without them.
     scoring: Scoring | None = None
     # Only with a table of neighbours; ignored likewise.

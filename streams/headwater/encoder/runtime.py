@@ -130,6 +130,8 @@ class Encoder:
         tokens = self.tokens(texts, prefix)
         assert self._text is not None
         vectors = self._text.vectors(tokens, no_rows(len(texts)), self.dim)
+        if marks := self.manifest.marks:  # a query is no new item, and wants none before better matches
+            vectors[:, -marks:] = 0.0
         return self._spelled(texts, ReadItems(vectors, self._text.unknown_shares(tokens, prefix))).vectors
 
     def _spelled(self, texts: Sequence[str], read: ReadItems) -> ReadItems:

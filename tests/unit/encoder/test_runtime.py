@@ -48,6 +48,18 @@ def events(bundle: Encoder, users: int, count: int, seed: int) -> tuple[np.ndarr
     return items, actions, gaps
 
 
+def test_a_query_has_none_of_the_marks_that_tell_items_apart(tmp_path: Path) -> None:
+    """Read as an unknown item, it would prefer every new item."""
+    plain = encoder.load(STARTER).encode_queries(["Ground coffee"])
+    folder = Path(shutil.copytree(STARTER, tmp_path / "bundle"))
+    rewritten(folder, marks=2)
+    marked = encoder.load(folder)
+    query = marked.encode_queries(["Ground coffee"])
+    np.testing.assert_array_equal(query[:, :-2], plain[:, :-2])
+    assert not query[:, -2:].any()
+    assert marked.encode_items(["Ground coffee"])[:, -2:].all()
+
+
 def test_shipped_bundle_loads_and_says_what_it_is(starter: Encoder) -> None:
     assert starter.kind == "recurrent"
     assert starter.item_inputs == "text"

@@ -18,6 +18,7 @@ from headwater_models.bundles.language_model import Configured  # noqa: E402 - n
 from headwater_models.bundles.mean_config import MeanConfig  # noqa: E402 - needs onnx
 from headwater_models.bundles.text_encoder import TextEncoder, UnfitModel  # noqa: E402 - needs onnx
 from headwater_models.bundles.text_tower import (  # noqa: E402 - needs onnx
+    MARKS,
     Head,
     export_item_tower,
     open_text_encoder,
@@ -99,6 +100,13 @@ def test_the_served_tower_computes_what_its_head_says(
     rows = np.array([0, 1, 2, -1, -1])
     wanted = chosen.vectors(tiny.vectors(TEXTS, silent), rows)
     np.testing.assert_allclose(bundle.encode_items(TEXTS, [f"item-{n}" for n in range(5)]), wanted, atol=2e-3)
+
+
+def test_the_marks_of_new_and_known_items_are_the_last_numbers_of_a_vector(tiny: TextEncoder) -> None:
+    chosen = head(residuals=3, unit_white=True, normalised=True, text_weight=0.6, lift=0.1)
+    found = chosen.vectors(tiny.vectors(TEXTS[:2], silent), np.array([0, -1]))[:, -MARKS:]
+    mark = (0.1 / 1.7) ** 0.5
+    np.testing.assert_allclose(found, [[0, mark], [mark, 0]], atol=1e-5)
 
 
 def test_a_residual_meets_neither_a_foreign_item_of_its_id_nor_its_own_item_under_another_text(
