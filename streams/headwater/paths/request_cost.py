@@ -14,7 +14,7 @@ They need not be exact: they refuse what is out of all proportion, and cut batch
 | `session` | 150 an event |
 | `until_ms` | 5,000: a log of 50 events is read again |
 | `query` | 1 a character |
-| `new` among `sources` | 50 an item: eight more searches |
+| `new` among `sources` | 100 an item: eight more searches, and the attributes of what they find |
 | `items` | 6 an item of the answer for each |
 """
 
@@ -27,6 +27,7 @@ from headwater.recall.funnel import REACH
 # A request of 1,000 items with reasons, diversity, 100 events, 1,000 exclusions and a plain filter is below it.
 MAX_COST_US: Final = 150_000
 _MAX_POOL: Final = 1_000
+_NEW_US: Final = 100.0
 # The fields whose parts are told apart, with what makes each of them cheaper.
 _REMEDY: Final = {
     "limit": "ask for fewer items",
@@ -73,7 +74,7 @@ def _parts(request: Request, where: filters.Filter | None) -> tuple[float, ...]:
         5.0 * len(request.exclude),
         150.0 * session,
         float(len(request.query)),
-        50.0 * limit if request.sources.get("new") else 0.0,
+        _NEW_US * limit if request.sources.get("new") else 0.0,
         6.0 * limit * len(request.items),
         0.0 if request.until_ms is None else 5_000.0,
     )
@@ -82,7 +83,7 @@ def _parts(request: Request, where: filters.Filter | None) -> tuple[float, ...]:
 def _funnel_us(request: Request) -> float:
     """Of asking the sources again, with nothing taken out, and of telling the lists apart."""
     again = min(request.limit, REACH // 3 if request.diversity > 0 else REACH)
-    of_sources = 6.0 * len(request.items) + (50.0 if request.sources.get("new") else 0.0)
+    of_sources = 6.0 * len(request.items) + (_NEW_US if request.sources.get("new") else 0.0)
     return 1_000.0 + 20.0 * min(request.limit, REACH) + 3.0 * request.limit + of_sources * again
 
 

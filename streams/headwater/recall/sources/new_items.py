@@ -6,8 +6,8 @@ the norm of an untrained vector carries no information, and by the attributes th
 equals the newest comes first. Figures: `models/RESULTS.md`, "New items".
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from headwater.index import Index
 from headwater.index.filters import And, Filter, Range
+from headwater.pacing import Pacer
 from headwater.recall.session import current_session
 from headwater.recall.similarity import Near, Wanted, near_items, unit
 from headwater.recall.sources import Ask, Named, Resources, SearchSource, Why
@@ -27,6 +28,8 @@ MAX_ANCHORS: Final = 8
 LAST_ANCHORS: Final = 3
 # What it counts, beside the cosine, to have all attributes of an anchor.
 _ATTRIBUTES: Final = 0.2
+# More attributes of an anchor would hold back others.
+_MOST_ATTRIBUTES: Final = 16
 # Attributes and age choose among so many times the items that are wanted.
 _CHOICE: Final = 6
 # Items of one text may differ by rounding; so far apart they are equals.
@@ -48,6 +51,7 @@ class NewItems(SearchSource):
 
     def __init__(self, index: Index, new_days: float) -> None:
         self._index, self._new_ms = index, int(new_days * _DAY_MS)
+        self._pacer = Pacer()
 
     @classmethod
     def made_of(cls, given: Resources) -> Self:
@@ -66,7 +70,10 @@ class NewItems(SearchSource):
         payloads = await self._index.items(
             [*{key for each in near for key in (*each.items, *each.anchor_keys)}]
         )
-        return [most_alike(found, payloads)[: each.limit] for found, each in zip(near, wanted, strict=True)]
+        return [
+            (await most_alike(found, payloads, self._pacer))[: each.limit]
+            for found, each in zip(near, wanted, strict=True)
+        ]
 
     def _where(self, ask: Ask) -> Filter:
         """The ask's filter, for new items. One that comes in later is not new yet."""
@@ -90,7 +97,7 @@ def anchor_items(ask: Ask) -> list[int]:
     return [*reversed([*last][:LAST_ANCHORS])]
 
 
-def most_alike(near: Near, payloads: Mapping[int, Mapping[str, Any]]) -> list[Named]:
+async def most_alike(near: Near, payloads: Mapping[int, Mapping[str, Any]], pacer: Pacer) -> list[Named]:
     """The items of a search that are live, those first that are most alike to any anchor; among equals the newest first.
 
     Args:
@@ -100,31 +107,27 @@ def most_alike(near: Near, payloads: Mapping[int, Mapping[str, Any]]) -> list[Na
     live = [key for key in near.items if key in near.vectors and key in payloads]
     if not live:
         return []
-    cosines = unit(np.stack([near.vectors[key] for key in live])) @ unit(np.stack(near.anchors)).T
-    shared = shared_attributes(
-        [payloads[key].get("attributes", {}) for key in live],
-        [payloads.get(key, {}).get("attributes", {}) for key in near.anchor_keys],
-    )
-    alike = (cosines + _ATTRIBUTES * shared).max(axis=1).round(_DECIMALS)
+    attributes = [payloads[key].get("attributes", {}) for key in live]
+    units, alike = unit(np.stack([near.vectors[key] for key in live])), np.full(len(live), -np.inf)
+    for key, anchor in zip(near.anchor_keys, unit(np.stack(near.anchors)), strict=True):
+        await pacer.turn()
+        shared = shared_attributes(attributes, payloads.get(key, {}).get("attributes", {}))
+        alike = np.maximum(alike, units @ anchor + _ATTRIBUTES * shared)
     since_ms = np.array([payloads[key].get("since_ms") or 0 for key in live])
-    order = np.lexsort((-since_ms, -alike)).tolist()
+    order = np.lexsort((-since_ms, -alike.round(_DECIMALS))).tolist()
     return [(live[place], near.items[live[place]]) for place in order]
 
 
 def shared_attributes(
-    items: Sequence[Mapping[str, object]], anchors: Sequence[Mapping[str, object]]
-) -> NDArray[np.float32]:
-    """(N, A) the share of each anchor's attributes whose value each of N items has too; 0 for an anchor without any.
+    items: Sequence[Mapping[str, object]], anchor: Mapping[str, object]
+) -> NDArray[np.float64]:
+    """(N,) the share of an anchor's attributes, its first ones, that each of N items has with the same value.
 
-    >>> shared_attributes([{"maker": 7, "size": "l"}, {"maker": 8}], [{"maker": 7, "size": "s"}]).tolist()
-    [[0.5], [0.0]]
+    >>> shared_attributes([{"maker": 7, "size": "l"}, {"maker": 8}], {"maker": 7, "size": "s"}).tolist()
+    [0.5, 0.0]
     """
-    having: dict[tuple[str, object], list[int]] = defaultdict(list)
-    for place, attributes in enumerate(items):
-        for pair in attributes.items():
-            having[pair].append(place)
-    shared = np.zeros((len(items), len(anchors)), dtype=np.float32)
-    for column, attributes in enumerate(anchors):
-        for pair in attributes.items():
-            shared[having.get(pair, []), column] += 1 / len(attributes)
-    return shared
+    shared = np.zeros(len(items))
+    named = [*islice(anchor.items(), _MOST_ATTRIBUTES)]
+    for name, value in named:
+        shared += [attributes.get(name) == value for attributes in items]
+    return shared / max(len(named), 1)

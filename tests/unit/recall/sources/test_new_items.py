@@ -5,6 +5,7 @@ from typing import Any, cast
 import numpy as np
 
 from headwater.index.filters import Range
+from headwater.pacing import Pacer
 from headwater.recall.similarity import Near
 from headwater.recall.sources import Ask, PositiveEvent
 from headwater.recall.sources.new_items import (
@@ -55,28 +56,39 @@ def near(items: dict[int, tuple[float, float]], anchor: tuple[float, float] = (1
     return Near({key: str(key) for key in items}, vectors, [0])
 
 
-def test_of_equally_near_items_the_one_of_the_same_maker_comes_first() -> None:
+async def ordered(found: Near, payloads: dict[int, dict[str, Any]]) -> list[int]:
+    return [key for key, _ in await most_alike(found, payloads, Pacer())]
+
+
+async def test_of_equally_near_items_the_one_of_the_same_maker_comes_first() -> None:
     found = near({1: (1, 0.3), 2: (1, 0.2), 3: (0, 1)})
     makers = {0: "acme", 1: "acme", 2: "other", 3: "acme"}
     payloads = {key: {"attributes": {"maker": maker}} for key, maker in makers.items()}
-    assert [key for key, _ in most_alike(found, payloads)] == [1, 2, 3]
-    unknown: dict[int, dict[str, Any]] = {key: {} for key in makers}
-    assert [key for key, _ in most_alike(found, unknown)] == [2, 1, 3]
+    assert await ordered(found, payloads) == [1, 2, 3]
+    assert await ordered(found, {key: {} for key in makers}) == [2, 1, 3]
 
 
-def test_among_equals_the_newest_comes_first() -> None:
+async def test_among_equals_the_newest_comes_first() -> None:
     found = near({1: (2, 2), 2: (3, 3), 3: (1, 1), 4: (1, 0)})
-    payloads = {1: {"since_ms": 5}, 2: {"since_ms": 9}, 3: {"since_ms": None}, 4: {"since_ms": 1}}
-    assert [key for key, _ in most_alike(found, payloads)] == [4, 2, 1, 3]
+    came_in = {1: 5, 2: 9, 3: None, 4: 1}
+    assert await ordered(found, {key: {"since_ms": at_ms} for key, at_ms in came_in.items()}) == [4, 2, 1, 3]
 
 
-def test_items_that_have_gone_since_the_search_stay_out() -> None:
+async def test_items_that_have_gone_since_the_search_stay_out() -> None:
     found = near({1: (1, 0), 2: (1, 1)})
-    assert most_alike(found, {2: {}}) == [(2, "2")]
-    assert most_alike(Near({1: "1"}, {}, ()), {1: {}}) == []
+    assert await ordered(found, {2: {}}) == [2]
+    assert await ordered(Near({1: "1"}, {}, ()), {1: {}}) == []
 
 
 def test_attributes_count_by_name_and_value_whatever_their_type() -> None:
-    items = [{"maker": 7, "organic": True}, {"maker": "7", "size": "l"}, {}]
-    anchors: list[dict[str, object]] = [{"maker": 7, "size": "l"}, {}]
-    assert shared_attributes(items, anchors).tolist() == [[0.5, 0], [0.5, 0], [0, 0]]
+    items = [{"maker": 7, "organic": True}, {"maker": "7", "size": "l"}, {}, {"maker": [7], "size": ["l"]}]
+    assert shared_attributes(items, {"maker": 7, "size": "l"}).tolist() == [0.5, 0.5, 0, 0]
+    assert shared_attributes(items, {"size": ["l"]}).tolist() == [0, 0, 0, 1], (
+        "as records of others may have it"
+    )
+    assert shared_attributes(items, {}).tolist() == [0, 0, 0, 0]
+
+
+def test_of_many_attributes_the_first_ones_count() -> None:
+    many: dict[str, object] = {str(number): 1 for number in range(1_000)}
+    assert shared_attributes([many, {"999": 1}], many).tolist() == [1, 0]
