@@ -33,7 +33,7 @@ from headwater_models.judging import source_weights
 from headwater_models.judging.candidates import Pooling
 from headwater_models.judging.comparison import SCORED, Results, figures, judge
 from headwater_models.judging.evaluation import Catalog, encoded
-from headwater_models.judging.protocols import At, Protocol, Split, select, split
+from headwater_models.judging.protocols import At, Protocol, Split, select, some_of, split
 from headwater_models.networks import ARCHITECTURES, UserEncoder, WindowedEncoder
 from headwater_models.networks.blend import TERMS, TIMED_TERMS, Blend
 from headwater_models.networks.text_beside import Beside, TextBeside
@@ -291,8 +291,7 @@ def _ordered(
             questions += others
             _with_order(bundle, _order(questions, probe, timed=timed), bundle.path)
             order = _order(questions + questions_of(asked.test), probe, timed=timed)
-    some = np.random.default_rng(0).permutation(len(asked.test))[:_JUDGED]
-    tested = replace(asked, test=select(asked.test, np.sort(some)))
+    tested = replace(asked, test=some_of(asked.test, _JUDGED))
     return order, judge(bundle.path, data, tested, catalog=catalog)
 
 
@@ -371,7 +370,8 @@ def with_texts(data: Dataset) -> Dataset:
     """The data without the items that have no text: a bundle of texts cannot have them."""
     assert data.texts is not None
     count = len(data.texts)
-    return replace(data, item_ids=data.item_ids[:count], log=of_items(data.log, count))
+    came_in = None if data.came_in is None else data.came_in[:count]
+    return replace(data, item_ids=data.item_ids[:count], log=of_items(data.log, count), came_in=came_in)
 
 
 def _trained(

@@ -5,7 +5,7 @@ fields are ignored, so old and new workers can meet on one topic.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -655,6 +655,14 @@ def decode_offer(key: bytes | None, raw: bytes, came_ms: int) -> Offer:
     if offer.at_ms is not None:
         check_at_ms(offer.at_ms, came_ms)
     return offer
+
+
+def check_fields(fields: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Reject fields that a message does not have. Raises BadMessage: with the first of them, and those that it has."""
+    if unknown := sorted(fields.keys() - set(allowed)):
+        raise BadMessage(
+            "bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(allowed)}"
+        )
 
 
 def item_of(fields: Mapping[str, Any]) -> Item:

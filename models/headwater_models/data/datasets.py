@@ -10,7 +10,7 @@ import io
 import re
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +55,14 @@ class Dataset:
     )
     attributes: Sequence[Mapping[str, object]] = ()  # of the first items; later ones have none
     came_in: I64 | None = None  # (items,) when each came into the assortment, in ms, or in what order
+
+
+def fingerprint_of(files: Iterable[Path]) -> str:
+    """SHA-256 over what is in the files, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def is_file(name: str) -> bool:
@@ -125,15 +133,12 @@ def from_events(found: Opened, form: EventForm | None = None, *, lone: bool = Fa
         item_ids = pl.concat([titled["item_id"], bare["item_id"]])
         texts = [item_text(title) for title in titled["title"]]
     ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
-    digest = hashlib.sha256()
-    for file in table.paths:
-        digest.update(file.read_bytes())
     return Dataset(
         table.path.name,
         item_ids.to_list(),
         texts,
         log_of(ordered, item_ids),
-        digest.hexdigest(),
+        fingerprint_of(table.paths),
         dropped,
         [*table.notes, *events.notes],
     )

@@ -1,6 +1,5 @@
 """A shop's files as one data set: the catalog with its texts, and what users did with it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +10,7 @@ import polars as pl
 from headwater.encoder.features import item_text
 from headwater.files.contents import Files, files_of, named
 from headwater.files.events import Events
-from headwater_models.data.datasets import Dataset, DatasetError
+from headwater_models.data.datasets import Dataset, DatasetError, fingerprint_of
 from headwater_models.data.events import POSITIVE_ACTIONS, in_order, log_of
 
 if TYPE_CHECKING:
@@ -32,8 +31,9 @@ class Shop(NamedTuple):
 def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Shop:
     """Catalog and events of a shop. `files`: those of the catalog, if there is one, and those of the clicks.
 
-    Without a catalog (None) the items are those of the events, known by their ids. Items with a text come first. Of the events, those on items of the catalog that are positive stay, of users with two or
-    more. An item that stands in several rows counts as its last one, as a worker takes it.
+    Without a catalog (None) the items are those of the events, known by their ids. Items with a text come first. Of the
+    events, those on items of the catalog that are positive stay, of users with two or more. An item that stands in several
+    rows counts as its last one, as a worker takes it.
 
     Raises DatasetError: no items, no events to learn from, or events on one item only.
     """
@@ -95,15 +95,12 @@ def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Sh
             "there is nothing to choose between"
         )
     ordered = in_order(rows.select("user_id", "item_id", "action", "at_ms"))
-    digest = hashlib.sha256()
-    for file in (file for each in files for file in files_of(each)):
-        digest.update(file.read_bytes())
     data = Dataset(
         files_of(files[-1])[0].name,
         item_ids.to_list(),
         [texts[item_id] for item_id in titled],
         log_of(ordered, item_ids),
-        digest.hexdigest(),
+        fingerprint_of(file for each in files for file in files_of(each)),
         dropped,
         list(events.notes),
     )

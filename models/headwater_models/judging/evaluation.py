@@ -215,8 +215,7 @@ def encoded(encoder: Encoder, dataset: Dataset, done: Done = lambda *_: None) ->
         vectors[part] = encoder.encode_items((dataset.texts or [])[part], dataset.item_ids[part])
         done(part.stop, count)
     keys = item_keys(item_id.encode() for item_id in dataset.item_ids)
-    came_in = None if dataset.came_in is None else dataset.came_in[: len(keys)]
-    return Catalog(vectors, known, keys, dataset.attributes, came_in)
+    return Catalog(vectors, known, keys, dataset.attributes, dataset.came_in)
 
 
 def bundle_scorer(encoder: Encoder, catalog: Catalog) -> Scorer:

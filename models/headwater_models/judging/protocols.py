@@ -157,6 +157,11 @@ def select(cases: Cases, chosen: I64) -> Cases:
     return _asked(cases, chosen, np.diff(cases.target_starts)[chosen], cases.targets[places])
 
 
+def some_of(cases: Cases, most: int) -> Cases:
+    """At most so many of the cases, always the same ones, in their order."""
+    return select(cases, np.sort(np.random.default_rng(0).permutation(len(cases))[:most]))
+
+
 def baskets(log: Log, pause_ms: int = BASKET_PAUSE_MS) -> I64:
     """(baskets,) the rows at which a basket begins, in the order of the log: at a user's first event, and after a pause."""
     begins = np.ones(len(log.items), dtype=np.bool_)

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from headwater_models.arrays import F32, F64, I64
 from headwater_models.data.events import Log
 from headwater_models.judging.candidates import Pooling
-from headwater_models.judging.protocols import Cases, select
+from headwater_models.judging.protocols import Cases, some_of
 from headwater_models.networks.blend import Blend, terms_of
 from headwater_models.progress import Report
 from headwater_models.training.weighing import Found, K, lifted
@@ -53,8 +53,7 @@ def questions_of(
     Seen items may come: what they are worth is learned too. `parts` (items,) are those of `parts_of`, or 0 where vectors do not mark
     new items.
     """
-    some = np.random.default_rng(0).permutation(len(cases))[:_QUESTIONS]
-    asked, found = replace(select(cases, np.sort(some)), mask_seen=False), []
+    asked, found = replace(some_of(cases, _QUESTIONS), mask_seen=False), []
     for start in range(0, len(asked), _SLICE):
         part = slice(start, min(start + _SLICE, len(asked)))
         for pool, target in zip(pooling(log, asked, part)[0], asked.targets[part], strict=True):

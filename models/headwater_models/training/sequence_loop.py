@@ -23,7 +23,7 @@ from headwater_models.data.events import Log
 from headwater_models.judging.evaluation import ranking
 from headwater_models.judging.item_models import spectral
 from headwater_models.judging.metrics import by_case
-from headwater_models.judging.protocols import Cases, Scorer, Split, select
+from headwater_models.judging.protocols import Cases, Scorer, Split, some_of
 from headwater_models.networks import Events, UserEncoder
 from headwater_models.networks.text_head import TextHead
 from headwater_models.networks.user_encoder import Inputs
@@ -212,8 +212,7 @@ def fit(
         raise FitError(
             "nothing to validate on: training needs at least ten users with two events before the split"
         )
-    chosen = np.random.default_rng(0).permutation(len(split.validation))[: config.judged]
-    judged = select(split.validation, np.sort(chosen))
+    judged = some_of(split.validation, config.judged)
     counts = np.bincount(split.train.items, minlength=model.items)
     # The sampled softmax draws popular items more often and corrects for it; the other losses need uniform draws.
     chances = torch.from_numpy(np.sqrt(counts) if config.loss == "sampled" else np.ones(len(counts)))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from headwater.encoder.features import clamp_gap_s
 from headwater_models.arrays import F32, I64, Bools
-from headwater_models.judging.protocols import Split, histories, select
+from headwater_models.judging.protocols import Split, histories, some_of
 from headwater_models.networks.text_beside import Beside, recent
 from headwater_models.training.sequence_loop import TextModel
 from headwater_models.training.sequences import batch_of
@@ -94,8 +94,7 @@ def tried(each: Sequence[Beside], parts: Iterable[Part], new: Bools) -> dict[Bes
 def questions(model: TextModel, split: Split, length: int) -> Iterator[Part]:
     """Validation questions as a bundle would score them, from the newest `length` events."""
     model.eval()
-    chosen = np.random.default_rng(0).permutation(len(split.validation))[:QUESTIONS]
-    cases, log = select(split.validation, np.sort(chosen)), split.log
+    cases, log = some_of(split.validation, QUESTIONS), split.log
     with torch.inference_mode():
         items = model.vectors()
         texts = F.normalize(model.head.white, dim=-1)

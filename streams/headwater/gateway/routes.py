@@ -29,7 +29,7 @@ from headwater.client import Client
 from headwater.client_errors import ClientError, RecallTimeout, RequestExpired, RequestRejected
 from headwater.gateway.admission import Admission, Refused
 from headwater.gateway.openapi import document
-from headwater.messages import BadMessage, Item, Position, Response, item_of
+from headwater.messages import BadMessage, Item, Position, Response, check_fields, item_of
 from headwater.web_server import (
     RETRY,
     as_json,
@@ -210,10 +210,7 @@ def _stored(status: int, position: Position, **more: str) -> web.Response:
 async def _object(request: web.Request, allowed: frozenset[str]) -> dict[str, Any]:
     """The fields of a body. Raises BadMessage."""
     fields = await json_object(request)
-    if unknown := sorted(fields.keys() - allowed):
-        raise BadMessage(
-            "bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(sorted(allowed))}"
-        )
+    check_fields(fields, sorted(allowed))
     return fields
 
 

@@ -24,11 +24,11 @@ from headwater.kafka.letter_text import decoded, hex_lines, indented
 from headwater.kafka.letters import Letters, Place, Wanted
 from headwater.kafka.topics import Topics
 from headwater.messages import (
-    BadMessage,
     Click,
     Position,
     Request,
     Response,
+    check_fields,
     decode_click,
     decode_request,
     encode,
@@ -159,11 +159,7 @@ async def _end(connection: Connection, request: Request, limit_s: float) -> Posi
 
 def _raw(fields: Mapping[str, Any], kind: type[Struct], own: Mapping[str, Any]) -> bytes:
     """The message of these fields and of our ``own`` as JSON. Raises BadMessage for a field that it has not."""
-    allowed = [name for name in kind.__struct_fields__ if name not in own]
-    if unknown := sorted(fields.keys() - set(allowed)):
-        raise BadMessage(
-            "bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(allowed)}"
-        )
+    check_fields(fields, [name for name in kind.__struct_fields__ if name not in own])
     return msgspec.json.encode({**fields, **own})
 
 

@@ -90,9 +90,7 @@ async def _end_within(timeout_s: float, closing: "asyncio.Future[None]", code: i
     """
     await asyncio.wait({closing}, timeout=timeout_s)
     if not closing.done():
-        log.error(
-            "stop_timed_out", seconds=timeout_s, tasks=[_place_of(task) for task in asyncio.all_tasks()]
-        )
+        log.error("stop_timed_out", seconds=timeout_s, tasks=sorted(map(_place_of, asyncio.all_tasks())))
         os._exit(code)
 
 
@@ -104,7 +102,7 @@ async def _end_leftover_tasks(code: int, reason: str) -> None:
     if left:
         _, left = await asyncio.wait(left, timeout=_LEFTOVERS_S)
     if left:
-        log.critical("tasks_left", reason=reason, tasks=sorted(repr(task.get_coro()) for task in left))
+        log.critical("tasks_left", reason=reason, tasks=sorted(map(_place_of, left)))
         os._exit(code)
 
 

@@ -19,6 +19,7 @@ from headwater.kafka.broker_clock import BrokerClock
 from headwater.kafka.consumer_group import ConsumerGroup
 from headwater.kafka.partitioner import partition_of, probe_user
 from headwater.kafka.topics import Topics
+from headwater.messages import quoted
 from headwater.metrics import Metrics
 from headwater.profiles.actions import RETRACT
 from headwater.profiles.columns import Columns
@@ -199,7 +200,8 @@ class Status:
         partition = self.interests.profiles.partition(number) if self.interests is not None else None
         if partition is None or not partition.owned:
             raise NoSuchUser(
-                "elsewhere", f"{_shown(user)} is of partition {number}, which this worker does not have"
+                "elsewhere",
+                f"user {quoted(user.decode(errors='replace'))} is of partition {number}, which this worker does not have",
             )
         return partition
 
@@ -210,10 +212,13 @@ class Status:
         row = partition.columns.rows.get(user)
         if row is None and user in partition.sealed:
             raise NoSuchUser(
-                "newer_format", f"{_shown(user)} was written by a newer version: {SEALED_REMEDY}"
+                "newer_format",
+                f"user {quoted(user.decode(errors='replace'))} was written by a newer version: {SEALED_REMEDY}",
             )
         if row is None:
-            raise NoSuchUser("unknown_user", f"{_shown(user)} has no events yet")
+            raise NoSuchUser(
+                "unknown_user", f"user {quoted(user.decode(errors='replace'))} has no events yet"
+            )
         assert self.interests is not None
         events = [event for event in _events(partition.columns, row) if event.action != RETRACT]
         kept = unpacked(partition.columns.hides.get(row, b""))
@@ -391,7 +396,3 @@ def _described(event: Event, payload: Mapping[str, Any] | None) -> dict[str, Any
         "action": ACTION_NAMES.get(event.action, f"action {event.action}"),
         "pending": payload is None,
     }
-
-
-def _shown(user: bytes) -> str:
-    return f"user {user.decode(errors='replace')[:80]!r}"

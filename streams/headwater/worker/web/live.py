@@ -69,7 +69,7 @@ from aiohttp import web
 from headwater.client_errors import ClientError
 from headwater.errors import HeadwaterError
 from headwater.kafka.letters import Place, Wanted
-from headwater.messages import BadMessage, Response, SessionEvent, decode_request
+from headwater.messages import BadMessage, Response, SessionEvent, check_fields, decode_request
 from headwater.web_server import as_json, json_object, refusal_of, refused
 from headwater.worker.web import guard, static
 from headwater.worker.web.guard import Guard, Handler
@@ -312,10 +312,7 @@ class _Routes:
     async def interests(self, request: web.Request) -> web.StreamResponse:
         users: Users = self._part("users", self._parts.users)
         fields = await json_object(request)
-        if unknown := sorted(fields.keys() - {"user_id", "until_ms", "session"}):
-            raise BadMessage(
-                "bad_field", f"{unknown[0][:80]}: no such field, expected user_id, until_ms or session"
-            )
+        check_fields(fields, ("user_id", "until_ms", "session"))
         raw = msgspec.json.encode({**fields, "request_id": "interests", "explain": True})
         asked = decode_request(None, raw, time.time_ns() // 1_000_000)
         found = await users.interests(asked.user_id, asked.until_ms, asked.session)
@@ -411,9 +408,7 @@ def _place(text: str) -> Place:
 
 def _wanted(fields: Mapping[str, Any]) -> Wanted:
     """The filter of a call that changes something: nobody means all letters by leaving it out. Raises BadMessage."""
-    names = ("reasons", "topics", "place", "rate", "max_tries", "dry_run")
-    if unknown := sorted(fields.keys() - set(names)):
-        raise BadMessage("bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(names)}")
+    check_fields(fields, ("reasons", "topics", "place", "rate", "max_tries", "dry_run"))
     reasons, topics = (_texts(fields, name) for name in ("reasons", "topics"))
     place = fields.get("place")
     if not (reasons or topics or place):
