@@ -191,8 +191,10 @@ def accept() -> int:
     """
     settings = running_settings()
     from headwater.profiles.clicks_log import accept as accept_log
+    from headwater.profiles.clicks_log import patience_s
 
-    for partition, offset in run_async(within_timeout(accept_log(settings), settings)).items():
+    work = within_timeout(accept_log(settings), settings, patience_s(settings))
+    for partition, offset in run_async(work).items():
         print(f"accepted partition {partition}, which is read from offset {offset} on")
     return 0
 

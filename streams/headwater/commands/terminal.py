@@ -122,18 +122,21 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
     return uvloop.run(work)
 
 
-async def within_timeout(work: Coroutine[Any, Any, Result], settings: "Settings") -> Result:
-    """The result of a call to the broker that should take milliseconds.
+async def within_timeout(
+    work: Coroutine[Any, Any, Result], settings: "Settings", waits_s: float = 0.0
+) -> Result:
+    """The result of a call to the broker that should take milliseconds, beside up to ``waits_s`` of waiting.
 
     Raises:
         NoAnswer: the broker was silent for ten seconds.
     """
+    timeout_s = _BROKER_TIMEOUT_S + waits_s
     try:
-        async with asyncio.timeout(_BROKER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             return await work
     except TimeoutError as error:
         raise NoAnswer(
-            f"no answer from the Kafka broker at {settings.bootstrap_servers} within {_BROKER_TIMEOUT_S:g} s: start one "
+            f"no answer from the Kafka broker at {settings.bootstrap_servers} within {timeout_s:g} s: start one "
             "(`headwater up`), or set HEADWATER_KAFKA_BOOTSTRAP_SERVERS"
         ) from error
 

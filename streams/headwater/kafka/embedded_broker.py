@@ -218,28 +218,39 @@ def client_id(group: str) -> str:
 async def make_room(settings: Settings, group: str) -> list[str]:
     """On the embedded broker, let this process be the only member of a group; call it before joining.
 
-    Members whose process is gone are removed: the embedded broker never does that by itself, so nobody could join after
-    a kill. It listens on loopback only, so all its clients are processes of this machine. On Apache Kafka, which
-    removes members after the session timeout and shares partitions among many, nothing is done.
-
     Returns: the client ids of the removed members.
 
     Raises:
         BrokerError: a live process is in the group.
     """
+    removed, alive = await remove_dead_members(settings, group)
+    if alive:
+        raise BrokerError(f"the group {group} has a member already ({', '.join(alive)}): {ONE_WORKER}")
+    return removed
+
+
+async def remove_dead_members(settings: Settings, group: str) -> tuple[list[str], list[str]]:
+    """On the embedded broker, remove the members of a group whose process is gone, if no other is a member.
+
+    It never does that by itself, so nobody could join after a kill. It listens on loopback only, so all its clients are
+    processes of this machine. On Apache Kafka, which removes members after the session timeout and shares partitions
+    among many, nothing is done.
+
+    Returns: the client ids of the removed members, and of those whose process lives.
+    """
     admin = AIOKafkaAdminClient(**settings.kafka_options())
     try:
         await admin.start()
         if (await admin.describe_cluster())["cluster_id"] != _CLUSTER_ID:
-            return []
+            return [], []
         if group not in [name for name, *_ in await admin.list_consumer_groups()]:
-            return []
+            return [], []
         described = await describe(admin, group)
     finally:
         await admin.close()
     members = described.members if described is not None else ()
     if alive := [member.client_id for member in members if not _is_dead(member.client_id)]:
-        raise BrokerError(f"the group {group} has a member already ({', '.join(alive)}): {ONE_WORKER}")
+        return [], alive
     client = AIOKafkaClient(**settings.kafka_options())
     try:
         await client.bootstrap()
@@ -247,7 +258,7 @@ async def make_room(settings: Settings, group: str) -> list[str]:
             await client.send(client.get_random_node(), LeaveGroupRequest(group, member.member_id))
     finally:
         await client.close()
-    return [member.client_id for member in members]
+    return [member.client_id for member in members], []
 
 
 def _is_dead(client: str) -> bool:

@@ -11,6 +11,7 @@ lost its end is read on from where it lost it. That needs nobody's consent where
 and not committed yet: the states hold them, and the commit says that the log is ours.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
@@ -25,6 +26,7 @@ from msgspec.structs import replace
 
 from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka.commit_notes import CommitNote, note_of, note_text, vouches_for
+from headwater.kafka.embedded_broker import remove_dead_members
 from headwater.kafka.fast_client.commits import committed as commits_of
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.leader_epochs import kept_ends
@@ -49,6 +51,9 @@ ACCEPT_LOG: Final = (
     "applied"
 )
 _REMEDY: Final = f"If that was meant, {ACCEPT_LOG}"
+_LOOK_S: Final = 0.25  # at the members of the group
+# A broker notices a while after its end that a session is over.
+_SESSION_ENDS_S: Final = 5.0
 
 
 # Told of clicks that were gone from the log before they were read. They may have been applied in spite of that.
@@ -206,6 +211,11 @@ def _before(beginning: int, known: int) -> Gap | None:
     return Gap(known + 1, beginning - 1) if beginning > known + 1 else None
 
 
+def patience_s(settings: Settings) -> float:
+    """How long `accept` waits for the members of the group to be gone."""
+    return settings.session_timeout_s + _SESSION_ENDS_S
+
+
 async def accept(settings: Settings) -> dict[int, int]:
     """Have workers take the clicks topic as it is now for the log that their users rest on, at their next start.
 
@@ -216,10 +226,10 @@ async def accept(settings: Settings) -> dict[int, int]:
         by partition, the offset that is read next.
 
     Raises:
-        HeadwaterError: the broker refused, is away, or has members in the group.
+        HeadwaterError: the broker refused, is away, or has members in the group for longer than a session.
     """
     topics = Topics.named(settings.topic_prefix)
-    await _refuse_running_workers(settings)
+    await _wait_for_empty_group(settings)
     reader = Consumer(**settings.kafka_options(), group_id=settings.interests_group, enable_auto_commit=False)
     producer = producer_of(settings)
     try:
@@ -256,21 +266,38 @@ async def accept(settings: Settings) -> dict[int, int]:
         await reader.stop()
 
 
-async def _refuse_running_workers(settings: Settings) -> None:
+async def _wait_for_empty_group(settings: Settings) -> None:
+    """Return once the group has no members: a worker that was killed counts as one until its session is over.
+
+    Raises:
+        HeadwaterError: the broker refused or is away; or there are members still when their sessions must be over.
+    """
+    name = settings.interests_group
     admin = AIOKafkaAdminClient(**settings.kafka_options())
     try:
+        await remove_dead_members(settings, name)
         await admin.start()
-        group = await describe(admin, settings.interests_group)
+        until_s = time.monotonic() + patience_s(settings)
+        is_waiting = False
+        while (group := await describe(admin, name)) is not None and group.members:
+            hosts = ", ".join(sorted({f"{each.client_id} on {each.host}" for each in group.members}))
+            if time.monotonic() > until_s:
+                raise HeadwaterError(
+                    f"{name} has members ({hosts}), expected none: stop its workers and try again"
+                )
+            if not is_waiting:
+                logger.warning(
+                    "waiting_for_sessions_to_end",
+                    group=name,
+                    members=hosts,
+                    seconds=settings.session_timeout_s,
+                )
+            is_waiting = True
+            await asyncio.sleep(_LOOK_S)
     except KafkaError as error:
         raise HeadwaterError(
-            f"the group {settings.interests_group} could not be looked at ({type(error).__name__}: {error}): look at the "
-            "broker and the right Describe on the group, and try again"
+            f"the group {name} could not be looked at ({type(error).__name__}: {error}): look at the broker and the right "
+            "Describe on the group, and try again"
         ) from error
     finally:
         await admin.close()
-    if group is not None and group.members:
-        hosts = ", ".join(sorted({f"{each.client_id} on {each.host}" for each in group.members}))
-        raise HeadwaterError(
-            f"{settings.interests_group} has members ({hosts}), expected none: stop its workers and "
-            "try again; the broker counts one that was killed until its session is over"
-        )

@@ -1,5 +1,6 @@
 """The clicks log that users rest on is told from another one, which may be accepted without losing any of them."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from headwater.kafka.publish import producer_of
 from headwater.kafka.topic_identity import Identity, identities
 from headwater.kafka.topics import Topics
 from headwater.messages import Gap
+from headwater.profiles import clicks_log
 from headwater.profiles.clicks_log import ACCEPT_KEY, accept, settle
 from headwater.profiles.order import MAX_INCARNATION
 from headwater.profiles.partition import Partition
@@ -360,7 +362,11 @@ async def test_an_accepted_topic_that_was_made_again_is_read_from_its_beginning(
     await reader.stop()
 
 
-async def test_no_topic_is_accepted_while_a_worker_of_the_group_runs(settings: Settings) -> None:
+async def test_no_topic_is_accepted_while_a_worker_of_the_group_runs(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clicks_log, "_SESSION_ENDS_S", 0.0)
+    settings = settings.model_copy(update={"session_timeout_s": 1.0})
     await topics.create(settings)
     member = AIOKafkaConsumer(
         Topics.named(settings.topic_prefix).clicks,
@@ -371,6 +377,8 @@ async def test_no_topic_is_accepted_while_a_worker_of_the_group_runs(settings: S
     try:
         with pytest.raises(HeadwaterError, match=r"has members .*, expected none: stop its workers"):
             await accept(settings)
+        accepting = asyncio.create_task(accept(settings))
+        await asyncio.sleep(0.5)
     finally:
         await member.stop()
-    assert set(await accept(settings)) == set(range(settings.partitions))
+    assert set(await accepting) == set(range(settings.partitions))
