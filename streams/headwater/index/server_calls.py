@@ -1,12 +1,14 @@
 """Calls to a server that may be away: writes are retried for long, reads fail soon.
 
 **Circuit breaker.** Clicks and answers wait for reads, so a read has little time. After the first read that runs out of it,
-all reads are refused at once, until the server answers a probe that is repeated in the background.
+all reads are refused at once, until the server answers a probe that is repeated in the background. Time in which our own
+event loop stands does not count: the answer may have come, and nobody could look.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -30,6 +32,8 @@ LOOK_UP_S: Final = 0.5
 SEARCH_S: Final = 1.0
 # Between probes. With one probe unanswered and one to reconnect, a server is found again within three seconds.
 LOOK_S: Final = 0.5
+# Each turn of the event loop counts as no more than this part of a read's time.
+_STEPS: Final = 8
 
 # Answers that say something about the server and not about our call. Qdrant answers INTERNAL when its disk is full.
 _PASSING: Final = {
@@ -129,7 +133,7 @@ class Calls:
 
     async def _read(self, within_s: float, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            async with asyncio.timeout(within_s):
+            async with _timeout_in_turns(within_s):
                 return await self.patient(call)
         except (IndexUnavailable, TimeoutError, AioRpcError) as problem:
             if _is_our_fault(problem):
@@ -155,13 +159,37 @@ class Calls:
 
     async def _answers(self) -> bool:
         try:
-            async with asyncio.timeout(LOOK_UP_S):
+            async with _timeout_in_turns(LOOK_UP_S):
                 await self._look()
         except (AioRpcError, ResourceExhaustedResponse, TimeoutError) as problem:
             if _is_our_fault(problem):
                 log.error("index_refused_a_look", server=self.server, error=repr(problem))
             return False
         return True
+
+
+@asynccontextmanager
+async def _timeout_in_turns(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but a loop that stood for long counts as one step.
+
+    Else the timer, which comes with the answer, would come before it.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def wait(steps: int) -> None:
+        nonlocal timer
+        if steps:
+            timer = loop.call_later(seconds / _STEPS, wait, steps - 1)
+        else:
+            limit.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds / _STEPS, wait, _STEPS - 1)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _said(problem: Exception) -> str:

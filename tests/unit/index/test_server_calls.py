@@ -70,6 +70,19 @@ async def test_a_server_that_answers_is_never_looked_for(client: Calls, server: 
     assert server.looks == 0
 
 
+async def test_an_answer_that_lies_there_while_our_own_loop_stands_is_in_time(
+    client: Calls, server: Server
+) -> None:
+    server.delay_s = 0.01
+    reading = asyncio.create_task(client.prompt(0.05, server.read))
+    while not server.asked:
+        await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - the loop stands
+    assert await reading == 1
+    assert await client.prompt(0.05, server.read) == 2
+    assert server.looks == 0
+
+
 async def test_a_read_that_is_not_answered_in_time_has_all_others_refused_at_once(
     client: Calls, server: Server
 ) -> None:
