@@ -128,6 +128,10 @@ class WorkerProcess:
                 f"the worker still runs after {timeout_s:g} s\n{self.last_words()}"
             ) from None
         self._process = None
+        if code != 0:
+            print(
+                f"the worker in {self.home} ended with {code}\n{self.last_words()}"
+            )  # shown where the test fails
         return code
 
     def stop(self) -> int:

@@ -24,12 +24,12 @@ from headwater.files.table import BadRow, Table
 from headwater.index.vectors_topic import payload_of
 from headwater.kafka import topics
 from headwater.kafka.publish import Outgoing, Refused, producer_of, write_accepted, write_keyed
+from headwater.kafka.read_to_end import read_whole, reader
 from headwater.kafka.topics import Topics
 from headwater.kafka.unreachable import why_unreachable
 from headwater.messages import MAX_AT_MS, MAX_OFFSET, BadMessage, Click, Item, ItemVector, OfferState, encode
 from headwater.paths.catalog_offers import MAX_STATE_BYTES
 from headwater.paths.catalog_publishing import MAX_RECORD_BYTES
-from headwater.paths.item_versions import read_whole, reader
 from headwater.settings import Settings
 from headwater_models.data.events import in_order
 

@@ -3,12 +3,15 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from headwater.errors import StopWorker
+from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.supervision import READ_TIMEOUT_S
+from headwater.settings import Settings
 
 
 class Run(NamedTuple):
@@ -80,3 +83,34 @@ async def _position(consumer: AIOKafkaConsumer, tp: TopicPartition, timeout_s: f
             f"{tp.topic}-{tp.partition}: the broker did not say within {timeout_s:g} s where the partition begins; "
             "look at the broker"
         ) from None
+
+
+@asynccontextmanager
+async def reader(settings: Settings, group: str | None = None) -> AsyncIterator[Consumer]:
+    """A consumer that joins no group, for as long as the block runs. It is told what ``group`` has committed.
+
+    Raises:
+        KafkaError: the broker is away, or refuses.
+    """
+    consumer = Consumer(
+        **settings.kafka_options(),
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        max_partition_fetch_bytes=4 * 1024 * 1024,
+        fetch_max_wait_ms=100,
+    )
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def read_whole(consumer: AIOKafkaConsumer, topic: str, partitions: Iterable[int]) -> AsyncIterator[Run]:
+    """Everything that is in these partitions now, in order of offsets within each. Raises as `read_to_end` does."""
+    tps = [TopicPartition(topic, partition) for partition in partitions]
+    consumer.assign(tps)
+    await consumer.seek_to_beginning(*tps)
+    async for run in read_to_end(consumer, tps):
+        yield run

@@ -15,11 +15,13 @@ from aiokafka import ConsumerRecord, TopicPartition
 from headwater.index import NO_VERSION, Point, VersionStamp
 from headwater.index.vectors_topic import VectorRecord, offer_record_of, read_records
 from headwater.kafka.fast_client.consumer import Consumer
+from headwater.kafka.read_to_end import read_whole, reader
 from headwater.kafka.skipped import SkippedRecords
 from headwater.kafka.topics import Topics
 from headwater.metrics import Metrics
 from headwater.paths.catalog_publishing import SLICE, CatalogPublishing
-from headwater.paths.item_versions import ItemVersions, read_versions, read_whole, reader, stamp_of
+from headwater.paths.item_versions import ItemVersions, stamp_of
+from headwater.paths.restored_versions import restore_versions
 from headwater.paths.serving import Serving
 from headwater.paths.shared_index import Records
 from headwater.paths.vectors_writer import VectorsWriter
@@ -80,26 +82,26 @@ class CatalogRepair:
         unread = [versions for versions in assigned if not versions.gate.is_open]
         async with reader(self._settings, self._settings.catalog_group) as consumer:
             bundle_id = self._serving().encoder.id
-            known = await read_versions(consumer, self._topics, unread, bundle_id, self._skipped)
+            restored = await restore_versions(consumer, self._topics, unread, bundle_id, self._skipped)
             again: dict[int, ItemVersions] = {}
             for versions in unread:
                 async with versions.lock:
                     position = versions.position
-                    if known.foreign[versions.partition]:
+                    if restored[versions.partition].foreign:
                         versions.position = -1  # of this bundle the topic has not everything yet
                     await self._writer.claim_partition(
-                        versions, known.highest_epoch[versions.partition], bundle_id
+                        versions, restored[versions.partition].highest_epoch, bundle_id
                     )
                     versions.position = position
                     await self.repair(consumer, versions)
-                is_vouched_for = versions.is_claimed or versions.partition not in known.committed
-                if known.foreign[versions.partition] or not is_vouched_for:
+                is_vouched_for = versions.is_claimed or not restored[versions.partition].is_committed
+                if restored[versions.partition].foreign or not is_vouched_for:
                     again[versions.partition] = versions
                 else:
                     versions.gate.open()
                 if is_vouched_for:  # encoding again may take hours
                     versions.offers.gate.open()
-            foreign = sorted(number for number in again if known.foreign[number])
+            foreign = sorted(number for number in again if restored[number].foreign)
             if foreign:
                 log.info("encoding_again", bundle=bundle_id, partitions=foreign)
             if again:
@@ -109,10 +111,10 @@ class CatalogRepair:
                     versions = again[run.tp.partition]
                     async with versions.lock:
                         await self._apply(
-                            versions, run.records, buries=bool(known.foreign[versions.partition])
+                            versions, run.records, buries=bool(restored[versions.partition].foreign)
                         )
             for versions in again.values():
-                if known.foreign[versions.partition]:
+                if restored[versions.partition].foreign:
                     async with versions.lock:
                         await self._writer.claim(versions, versions.position, bundle_id)
             # The items first: offers of items that are not there would wait for them.

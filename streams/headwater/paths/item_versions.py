@@ -5,43 +5,29 @@ and reads from them at its start which version of each item is the newest.
 """
 
 import asyncio
-import random
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 
 from headwater.encoder.features import item_key
-from headwater.errors import PartitionLost, StopWorker
+from headwater.errors import PartitionLost
 from headwater.index import NO_VERSION, Point, VersionStamp
 from headwater.index.deletion_marks import MARKS_KEPT_S, DeletionMarks
 from headwater.index.vectors_topic import (
     Fence,
-    OfferRecord,
-    OwnersClaim,
     VectorRecord,
     named_by,
-    read_records,
 )
 from headwater.kafka.batch import Gate
-from headwater.kafka.commit_notes import note_of, vouches_for
-from headwater.kafka.fast_client.commits import committed as commits_of
-from headwater.kafka.fast_client.consumer import Consumer
-from headwater.kafka.leader_epochs import kept_ends
-from headwater.kafka.read_to_end import Run, read_to_end
-from headwater.kafka.skipped import SkippedRecords
-from headwater.kafka.supervision import start_anew, topic_recreated_error
-from headwater.kafka.topic_identity import Identity, identities
-from headwater.kafka.topics import Topics
+from headwater.kafka.topic_identity import Identity
 from headwater.paths.item_offers import ItemOffers
-from headwater.settings import Settings
 
 # Items of each partition that the index is asked for. Of an index that has lost one item in twenty, a hundred show it in
 # 99 of 100 looks.
-_AUDITED: Final = 100
+AUDITED: Final = 100
 # The newest marks of deletions of a partition, 6 MB.
 _MARKS_KEPT: Final = 200_000
 _SWEEP_S: Final = 3_600.0
@@ -161,7 +147,7 @@ class ItemVersions:
             self._remember(point, stamp_of(point), now_s)
             if point.vector is None:
                 self.audited.discard(point.key)
-            elif len(self.audited) < _AUDITED:
+            elif len(self.audited) < AUDITED:
                 self.audited.add(point.key)
         if now_s > self._swept_s + _SWEEP_S:
             self.sweep(now_s)
@@ -235,181 +221,6 @@ class ItemVersions:
             self.offers.came(point.item_id)
 
 
-class Known(NamedTuple):
-    """What partitions hold that cannot stay as it is, by partition."""
-
-    foreign: Mapping[int, Collection[int]]  # keys of items that another bundle encoded
-    highest_epoch: Mapping[int, int]  # -1: none
-    committed: Collection[int]  # of these the group has read something, and will not read it again
-
-
 def stamp_of(point: Point) -> VersionStamp:
     """The stamp of a point as published: it has inherited its version already."""
     return VersionStamp(NO_VERSION if point.version is None else point.version, point.offset)
-
-
-def _pass_over(record: ConsumerRecord, position: int, end: int | None, skipped: SkippedRecords) -> None:
-    """A claim is of another catalog, or from beyond the ``end`` of the one that the versions are of."""
-    found = "of another catalog" if end is None else f"of another catalog, or beyond {end}, where it ends"
-    message = f"a claim of everything up to offset {position}, {found}: forged, or the catalog became shorter"
-    skipped.add(record, "foreign_claim", message)
-
-
-def _check_end(
-    versions: ItemVersions,
-    catalog: TopicPartition,
-    end: int,
-    vectors: str,
-    deleted: Mapping[int, str],
-    is_known: bool,
-) -> None:
-    """Compare what is known with the end of the catalog: of a shorter one, every change would look older.
-
-    Where the newest claim is within it, or the catalog is known to be the one that the versions are of, records from
-    beyond are none of ours. They leave holes. ``deleted`` are the ids of all deleted items whose deletions may be from
-    beyond, by key.
-    """
-    position_end, end = end, versions.placed(end)
-    ids = {key: versions.ids[key] for key, stamp in versions.stamps.items() if stamp.offset >= end}
-    beyond = {key: versions.stamps[key].offset for key in ids}
-    for key, item_id in deleted.items():
-        stamp = versions.deleted_at(key, item_id)
-        if stamp is not None and stamp.offset >= end:
-            ids[key], beyond[key] = item_id, stamp.offset
-    if versions.position >= position_end or (beyond and not versions.is_claimed and not is_known):
-        newest = max(versions.position, *beyond.values(), -1)
-        raise topic_recreated_error(
-            catalog, f"changes up to offset {newest} are known", position_end, start_anew(vectors)
-        )
-    for key, item_id in ids.items():
-        versions.add_hole(Point(key, item_id, None, {}, None, versions.partition, versions.position))
-    versions.forget(ids)
-
-
-@asynccontextmanager
-async def reader(settings: Settings, group: str | None = None) -> AsyncIterator[Consumer]:
-    """A consumer that joins no group, for as long as the block runs. It is told what ``group`` has committed.
-
-    Raises:
-        KafkaError: the broker is away, or refuses.
-    """
-    consumer = Consumer(
-        **settings.kafka_options(),
-        group_id=group,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        max_partition_fetch_bytes=4 * 1024 * 1024,
-        fetch_max_wait_ms=100,
-    )
-    try:
-        await consumer.start()
-        yield consumer
-    finally:
-        await consumer.stop()
-
-
-async def read_whole(consumer: AIOKafkaConsumer, topic: str, partitions: Iterable[int]) -> AsyncIterator[Run]:
-    """Everything that is in these partitions now, in order of offsets within each. Raises as `read_to_end` does."""
-    tps = [TopicPartition(topic, partition) for partition in partitions]
-    consumer.assign(tps)
-    await consumer.seek_to_beginning(*tps)
-    async for run in read_to_end(consumer, tps):
-        yield run
-
-
-async def read_versions(
-    consumer: AIOKafkaConsumer,
-    topics: Topics,
-    unread: Collection[ItemVersions],
-    bundle_id: str,
-    skipped: SkippedRecords,
-) -> Known:
-    """Read the versions of these partitions from the vectors topic.
-
-    Items that another bundle encoded are made to look new, so that they are encoded again when their catalog records are
-    applied.
-
-    Claims of another catalog, or from beyond its end, are skipped where a claim before them or the group's commit
-    says that the catalog of today is the one that the versions are of. ``consumer`` is told what the group has committed.
-    Where the catalog has lost what the group had read, nothing vouches for what is there any more. What is known of its items
-    stays, see `Cut`.
-
-    Raises:
-        StopWorker: the catalog is not the one that the versions are of; or the broker gave nothing.
-        KafkaError: the broker is away, or refuses.
-    """
-    by_partition = {versions.partition: versions for versions in unread}
-    foreign: dict[int, set[int]] = {partition: set() for partition in by_partition}
-    indexed: dict[int, set[int]] = {partition: set() for partition in by_partition}
-    highest = dict.fromkeys(by_partition, -1)
-    fence = Fence()
-    claimed: dict[int, ConsumerRecord] = {}  # by partition: the record of the claim that counts
-    tps = [TopicPartition(topics.catalog, partition) for partition in by_partition]
-    logs = await identities(consumer.client, [topics.catalog])
-    # A deletion is kept without the item's id. Those from beyond this end may be from beyond the end at the end of reading.
-    ends = {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
-    deleted: dict[int, dict[int, str]] = {partition: {} for partition in by_partition}
-    async for run in read_whole(consumer, topics.vectors, by_partition):
-        partition = run.tp.partition
-        versions = by_partition[partition]
-        versions.vectors_next = run.next_offset
-        for record, found in read_records(run.records, skipped, versions.add_refused):
-            highest[partition] = max(highest[partition], found.epoch)
-            if isinstance(found, OwnersClaim):
-                today = logs.get(TopicPartition(topics.catalog, partition), _UNKNOWN)
-                is_of_today = today.topic_id is not None and versions.topic_id == today.topic_id
-                if not fence.admits(partition, found.epoch):
-                    continue
-                if is_of_today and today.is_another_than(found.topic_id):
-                    _pass_over(record, found.position, None, skipped)
-                    continue
-                # The first claim of an owner says nothing yet: it may have died while it read the catalog again.
-                versions.is_claimed, versions.position = found.position >= 0, found.position
-                versions.topic_id, claimed[partition] = found.topic_id, record
-                if found.cut is not None and (versions.cut is None or found.cut[1] > versions.cut.shift):
-                    versions.cut = Cut(*found.cut)
-            elif isinstance(found, OfferRecord):
-                versions.offers.add_read(partition, found, fence)
-            elif versions.add_read(record, found, fence):
-                point, bundle = found.point, found.bundle
-                if point.vector is None and point.offset >= ends[partition]:
-                    deleted[partition][point.key] = point.item_id
-                is_foreign = bundle not in ("", bundle_id)
-                has_vector = point.vector is not None and not is_foreign
-                (foreign[partition].add if is_foreign else foreign[partition].discard)(point.key)
-                (indexed[partition].add if has_vector else indexed[partition].discard)(point.key)
-    all_commits = await commits_of(consumer, tps)
-    commits = {
-        tp: commit
-        for tp, commit in all_commits.items()
-        if not logs.get(tp, _UNKNOWN).is_another_than(note_of(commit.metadata).topic_id)
-    }
-    kept = await kept_ends(consumer.client, commits)
-    for tp, end in (await consumer.end_offsets(tps)).items():
-        versions, log, commit = by_partition[tp.partition], logs.get(tp, _UNKNOWN), commits.get(tp)
-        # It has lost its end, and may have grown again since.
-        is_cut = commit is not None and kept.get(tp, commit.offset) < commit.offset
-        if is_cut and commit is not None:
-            end = min(end, kept[tp])
-            versions.cut_at(kept[tp], int(commit.offset))
-        is_committed, is_other = vouches_for(commit, log, end), log.is_another_than(versions.topic_id)
-        is_known = is_cut or is_committed or (None not in (log.topic_id, versions.topic_id) and not is_other)
-        if is_known and (is_other or is_cut or versions.position >= end):
-            if tp.partition in claimed:
-                _pass_over(claimed[tp.partition], versions.position, end, skipped)
-            versions.is_claimed, versions.position = False, -1
-        elif is_other:
-            raise StopWorker(
-                f"{tp.topic}-{tp.partition}: what is known is of the topic with the id {versions.topic_id}, expected the id "
-                f"of today, {log.topic_id}: the topic was re-created. {start_anew(topics.vectors)}"
-            )
-        elif is_committed and commit is not None:  # more than the group has committed nobody need believe
-            versions.position = min(versions.position, commit.offset - 1)
-        versions.topic_id = log.topic_id or versions.topic_id
-        _check_end(versions, tp, end, topics.vectors, deleted[tp.partition], is_known)
-    for partition, versions in by_partition.items():
-        keys = indexed[partition]
-        versions.audited = set(random.sample(list(keys), min(_AUDITED, len(keys))))
-        versions.forget(foreign[partition])
-        versions.offers.sort_out()
-    return Known(foreign, highest, {tp.partition for tp in all_commits})

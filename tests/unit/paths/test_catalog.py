@@ -45,8 +45,9 @@ from headwater.messages import decode_item_vector, schemas
 from headwater.metrics import Metrics
 from headwater.paths import catalog, catalog_changes, catalog_repair, shared_index
 from headwater.paths.catalog import CatalogPath
-from headwater.paths.item_versions import ItemVersions, Known
+from headwater.paths.item_versions import ItemVersions
 from headwater.paths.observer import ItemIndexed, Observer
+from headwater.paths.restored_versions import Restored
 from headwater.paths.serving import Serving
 from headwater.settings import Settings
 from tests.support.interests_worker import STARTER, Committed, until
@@ -540,11 +541,11 @@ async def test_a_new_bundle_claims_the_catalog_once_it_has_encoded_it_again(
     async def written(*_: object) -> AsyncIterator[Written]:
         yield Written(worker, [tea])
 
-    async def read(*_: object) -> Known:
-        return Known({0: {item_key(TEA)}}, {0: 1}, {0})
+    async def restore(*_: object) -> dict[int, Restored]:
+        return {0: Restored({item_key(TEA)}, 1, is_committed=True)}
 
     monkeypatch.setattr(catalog_repair, "reader", written)
-    monkeypatch.setattr(catalog_repair, "read_versions", read)
+    monkeypatch.setattr(catalog_repair, "restore_versions", restore)
     await worker.path._repair.open([versions])
     assert worker.claimed() == [-1, tea.offset]
     assert [record.key for record in worker.producer.records(worker.topics.vectors)] == [
@@ -554,13 +555,13 @@ async def test_a_new_bundle_claims_the_catalog_once_it_has_encoded_it_again(
 
 
 @pytest.mark.parametrize(
-    ("is_claimed", "committed", "encoded"), [(False, {0}, 1), (False, set(), 0), (True, {0}, 0)]
+    ("is_claimed", "is_committed", "encoded"), [(False, True, 1), (False, False, 0), (True, True, 0)]
 )
 async def test_a_catalog_that_nothing_vouches_for_is_read_again_where_the_group_will_not_read_it(
     worker: CatalogWorker,
     monkeypatch: pytest.MonkeyPatch,
     is_claimed: bool,
-    committed: set[int],
+    is_committed: bool,
     encoded: int,
 ) -> None:
     versions = ItemVersions(0)
@@ -571,11 +572,11 @@ async def test_a_catalog_that_nothing_vouches_for_is_read_again_where_the_group_
     async def written(*_: object) -> AsyncIterator[Written]:
         yield Written(worker, [tea])
 
-    async def read(*_: object) -> Known:
-        return Known({0: set()}, {0: -1}, committed)
+    async def restore(*_: object) -> dict[int, Restored]:
+        return {0: Restored(set(), -1, is_committed=is_committed)}
 
     monkeypatch.setattr(catalog_repair, "reader", written)
-    monkeypatch.setattr(catalog_repair, "read_versions", read)
+    monkeypatch.setattr(catalog_repair, "restore_versions", restore)
     worker.path._partitions = {0: versions}
     await worker.path._repair.open([versions])
     assert len(worker.vectors()) == encoded

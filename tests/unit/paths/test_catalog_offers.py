@@ -23,7 +23,8 @@ from headwater.index.vectors_topic import OfferRecord, offer_record_of, read_rec
 from headwater.kafka.batch import Batch
 from headwater.messages import Offer, OfferState
 from headwater.paths import catalog_offers, catalog_repair, item_offers
-from headwater.paths.item_versions import ItemVersions, Known
+from headwater.paths.item_versions import ItemVersions
+from headwater.paths.restored_versions import Restored
 from tests.support.interests_worker import STARTER, until
 from tests.unit.paths.test_catalog import COFFEE, TEA, CatalogWorker, Written, repaired
 
@@ -395,11 +396,11 @@ async def test_where_nothing_vouches_for_the_vectors_topic_all_offers_are_read_a
     async def written(*_: object) -> AsyncIterator[Written]:
         yield All(worker, [tea])
 
-    async def read(*_: object) -> Known:
-        return Known({0: set()}, {0: -1}, {0})
+    async def restore(*_: object) -> dict[int, Restored]:
+        return {0: Restored(set(), -1, is_committed=True)}
 
     monkeypatch.setattr(catalog_repair, "reader", written)
-    monkeypatch.setattr(catalog_repair, "read_versions", read)
+    monkeypatch.setattr(catalog_repair, "restore_versions", restore)
     worker.path._partitions = {0: versions}
     if not known:
         with pytest.raises(KafkaConnectionError):

@@ -22,8 +22,9 @@ from headwater.kafka.topic_identity import Identity
 from headwater.kafka.topics import Topics
 from headwater.messages import Item, OfferState
 from headwater.metrics import Metrics
-from headwater.paths import item_versions
-from headwater.paths.item_versions import Cut, ItemVersions, read_versions
+from headwater.paths import restored_versions
+from headwater.paths.item_versions import Cut, ItemVersions
+from headwater.paths.restored_versions import restore_versions
 
 TOPICS = Topics.named("test.")
 BUNDLE = "a-bundle"
@@ -90,9 +91,9 @@ class TopicsInMemory:
         versions = ItemVersions(0)
         self.metrics = Metrics()
         skipped = SkippedRecords(self.metrics)
-        known = await read_versions(cast(Any, self), TOPICS, [versions], BUNDLE, skipped)
-        self.highest_epoch, self.committed = known.highest_epoch[0], known.committed
-        return versions, bool(known.foreign[0])
+        restored = await restore_versions(cast(Any, self), TOPICS, [versions], BUNDLE, skipped)
+        self.highest_epoch, self.is_committed = restored[0].highest_epoch, restored[0].is_committed
+        return versions, bool(restored[0].foreign)
 
 
 def told_of(monkeypatch: pytest.MonkeyPatch, topic_id: str | None) -> None:
@@ -101,7 +102,7 @@ def told_of(monkeypatch: pytest.MonkeyPatch, topic_id: str | None) -> None:
     async def told(*_: object) -> dict[TopicPartition, Identity]:
         return {TopicPartition(TOPICS.catalog, 0): Identity(topic_id)}
 
-    monkeypatch.setattr(item_versions, "identities", told)
+    monkeypatch.setattr(restored_versions, "identities", told)
 
 
 def committed(offset: int, topic_id: str | None) -> OffsetAndMetadata:
@@ -255,7 +256,7 @@ async def test_an_owner_that_died_before_it_had_read_the_catalog_vouches_for_not
     topics.write(point("tea", 2))
     topics.claim(1, -1)
     versions, _ = await topics.read()
-    assert (versions.is_claimed, versions.position, topics.committed) == (False, -1, {0})
+    assert (versions.is_claimed, versions.position, topics.is_committed) == (False, -1, True)
 
 
 async def test_changes_that_a_shorter_catalog_has_lost_leave_holes_where_it_is_known_to_be_ours(
