@@ -1,6 +1,7 @@
 """Publish rows of files to the topics of catalog, clicks and offers; rows that worker or broker refuse are reported by line."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -183,7 +184,7 @@ def check_rejects(path: Path, table: Table) -> None:
     Raises:
         ImportFileError: it is such a place.
     """
-    if path.resolve() in [each.resolve() for each in table.paths]:
+    if os.path.realpath(path) in [os.path.realpath(each) for each in table.paths]:
         raise ImportFileError(
             f"--rejects {path} is the file that is read: name another file for the bad rows"
         )

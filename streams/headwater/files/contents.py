@@ -4,6 +4,7 @@ import bz2
 import fnmatch
 import io
 import lzma
+import os
 import re
 import zipfile
 import zlib
@@ -45,7 +46,13 @@ _SQL: Final = re.compile(
 _TAR_MARK: Final = slice(257, 262)
 # Files that systems put into archives beside those of people.
 _HIDDEN: Final = ("__MACOSX/*", ".*", "*/.*", "Thumbs.db", "*/Thumbs.db", "desktop.ini", "*/desktop.ini")
-_UTF16: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+# The longer ones first: a mark of UTF-32 begins as one of UTF-16 does.
+_MARKS: Final = {
+    b"\xff\xfe\x00\x00": "utf-32-le",
+    b"\x00\x00\xfe\xff": "utf-32-be",
+    b"\xff\xfe": "utf-16-le",
+    b"\xfe\xff": "utf-16-be",
+}
 # Bytes above 127 that texts in windows-1252 have: letters, quotes, dashes, money, degrees. 0xFE and 0xFF are rather damage.
 _WESTERN: Final = frozenset(range(0x80, 0xFE)) - {0x81, 0x8D, 0x8F, 0x90, 0x9D}
 
@@ -57,6 +64,8 @@ _STRANGE: Final = re.compile(
     r"[^\x00-\x7f]{3,}|[A-Za-z\u00c0-\u00ff][\u00a1-\u00a9\u00ab-\u00b4\u00b6\u00b8\u00b9\u00bb-\u00bf\u00d7\u00f7](?=[A-Za-z\u00c0-\u00ff])"
 )
 _LETTER: Final = re.compile(r"[^\W\d_]")
+# Programs that write "\r\n" as text make two of the first.
+_LINE_END: Final = re.compile(r"\r*\n")
 
 
 class ImportFileError(HeadwaterError):
@@ -79,7 +88,7 @@ def files_of(given: Files) -> list[Path]:
     Raises:
         ImportFileError: a folder or a pattern without a file.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in [given] if isinstance(given, Path) else given:
         inside = [path]
         if path.is_dir():
@@ -95,7 +104,8 @@ def files_of(given: Files) -> list[Path]:
             raise ImportFileError(
                 f"{path} is {what} without a file: expected CSV, Parquet, JSON lines or XML files in it"
             )
-        found.update({each.resolve(): each for each in inside if each.resolve() not in found})
+        for each in inside:
+            found.setdefault(os.path.realpath(each), each)
     return list(found.values())
 
 
@@ -133,6 +143,10 @@ def unpacked(path: Path, member: str | None = None) -> bytes:
     Raises:
         ImportFileError: no such file, a damaged archive, several files in it, or something that is no table.
     """
+    if path.is_fifo():
+        raise ImportFileError(
+            f"{path} is a pipe, and is read more than once: expected a file; write what comes out of it to one"
+        )
     if not path.is_file():
         near = []
         if path.parent.is_dir():
@@ -214,10 +228,11 @@ def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
     """
     guessing = encoding == "auto"
     if guessing:
-        encoding = _UTF16.get(raw[:2]) or _utf16_without_mark(raw) or "utf-8"
+        marked = next((each for mark, each in _MARKS.items() if raw.startswith(mark)), None)
+        encoding = marked or _utf16_without_mark(raw) or "utf-8"
     if encoding not in ("utf-8", "utf8", "utf-8-sig"):
         try:
-            return Text(_split(raw.decode(encoding).removeprefix("\ufeff")), {}, encoding)
+            return _without_nul(Text(_split(raw.decode(encoding).removeprefix("\ufeff")), {}, encoding))
         except LookupError:
             raise ImportFileError(
                 f"--encoding {encoding}: no such encoding; expected utf-8, utf-16, latin-1, windows-1252 or another"
@@ -237,11 +252,13 @@ def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
         text = Text(_split(raw.decode()), {}, "utf-8")
     except UnicodeDecodeError:
         text = _by_line(path, raw, guessing)
-    return _without_nul(text) if b"\x00" in raw else text
+    return _without_nul(text)
 
 
 def _without_nul(text: Text) -> Text:
     """A line with a NUL byte is bad: no text has any, and most programs would not show it."""
+    if not any("\x00" in line for line in text.lines):
+        return text
     for number, line in enumerate(text.lines, 1):
         if "\x00" in line:
             text.bad[number] = "got a NUL byte, expected text"
@@ -259,9 +276,11 @@ def _utf16_without_mark(raw: bytes) -> str | None:
 
 
 def _split(text: str) -> list[str]:
-    if "\n" not in text and "\r" in text:
-        text = text.replace("\r", "\n")
-    lines = text.replace("\r\n", "\n").split("\n")
+    """The lines of a text. A carriage return ends one too, unless it may stand in a quoted value."""
+    lines = text.split("\n")
+    if "\r" in text:
+        lines = text.split("\r") if len(lines) == 1 else _LINE_END.split(text)
+        lines = [part for line in lines for part in ([line] if '"' in line else line.split("\r"))]
     return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -276,7 +295,7 @@ def _no_words(lines: Sequence[str]) -> str | None:
 
 def _by_line(path: Path, raw: bytes, guessing: bool) -> Text:
     lines, bad, beyond_ascii, western = [], dict[int, str](), 0, True
-    parts = raw.replace(b"\r\n", b"\n").split(b"\n")
+    parts = re.split(rb"\r*\n", raw)
     for number, part in enumerate(parts, 1):
         try:
             line = part.decode()

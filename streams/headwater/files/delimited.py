@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from headwater.files.contents import ImportFileError, Text
+from headwater.messages import quoted
 
 SEPARATORS: Final = {"tab": "\t", "space": " ", "\\t": "\t"}
 _CANDIDATES: Final = ("\t", "::", ";", ",", "|")
@@ -25,6 +26,10 @@ _ATOMIC: Final = re.compile(r":(token|float|token_seq|float_seq)$")
 _UNIT_SEPARATOR: Final = "\x1f"  # stands for a separator of several characters, which polars does not take
 # The first line of Excel's own files, which other programs take for the header.
 _EXCEL: Final = re.compile(r'^"?sep=(?P<separator>.|\\t)"?\s*$', re.IGNORECASE)
+
+
+# How exports keep spreadsheets from reading a code as a number: ="007".
+_FORMULA: Final = '^="([^"]*)"$'
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
         lines = lines.with_columns(
             text=pl.Series([form.unescaped(line) for line in lines["text"]], dtype=pl.String)
         )
-    if not form.quote and lines["text"].str.contains('"', literal=True).any():
+    quotes = lines["text"].str.replace_all('="[^"]*"', "").str.contains('"', literal=True)
+    if not form.quote and quotes.any():
         notes.append("quotes are part of the values; --quote '\"' reads them as quoting")
     bad = dict(text.bad)
     records = _records(lines, all_lines, form, bad)
@@ -99,6 +105,8 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
         records = records[1:]
     if _ends_with_separator(records, form, len(header)):
         header.append("")
+    elif not layout.columns:
+        _check_header(path, header, records)
     fitting = records.filter(pl.col("fields") == len(header))
     for line, fields in records.filter(pl.col("fields") != len(header)).select("line", "fields").iter_rows():
         bad[line] = f"got {fields} fields, expected {len(header)}, as the header has"
@@ -106,8 +114,31 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
     for given, name in zip(header, names, strict=True):
         if given and given != name:
             notes.append(f"the header has {given} more than once; the later one is called {name}")
-    frame = form.frame(fitting["text"], names)
+    frame = _without_formulas(form.frame(fitting["text"], names), notes)
     return Parsed(frame, fitting["line"].to_list(), bad, notes)
+
+
+def _check_header(path: Path, header: list[str], records: pl.DataFrame) -> None:
+    """Raise ImportFileError where the first line is a report's title: it has one field, or as many as no other line, and most have more."""
+    usual = records["fields"].head(_SAMPLE).mode().max()
+    if not isinstance(usual, int) or usual <= len(header):
+        return
+    if len(header) == 1 or not (records["fields"] == len(header)).any():
+        begin = records.filter(pl.col("fields") == usual)["line"][0]
+        raise ImportFileError(
+            f"{path} cannot be read: its first line, {quoted(', '.join(header))}, has {len(header)} of the {usual} fields that "
+            f"lines from {begin} on have; expected the header first: remove what stands before it, or name the columns with --columns"
+        )
+
+
+def _without_formulas(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
+    """The values of formulas that hold nothing but a text."""
+    written = [name for name in frame.columns if frame[name].str.contains(_FORMULA).any()]
+    notes += [
+        f'{name}: values such as ="007" are formulas of a spreadsheet, and are read as 007'
+        for name in written
+    ]
+    return frame.with_columns(pl.col(written).str.replace(_FORMULA, "${1}"))
 
 
 def _ends_with_separator(records: pl.DataFrame, form: "_Form", fields: int) -> bool:

@@ -18,7 +18,7 @@ from headwater.files.contents import ImportFileError
 from headwater.files.fields import Chosen
 from headwater.files.table import BadRow, Table
 from headwater.files.times import TimeForm, read_times
-from headwater.files.values import Decimal, attribute, ids, numbers, present
+from headwater.files.values import LOST_DIGITS, Decimal, attribute, ids, numbers, present
 from headwater.messages import (
     ACTIONS,
     MAX_AHEAD_MS,
@@ -182,7 +182,7 @@ def _problem(row: dict[str, object], shown: tuple[str | None, ...], now_ms: int,
         if value is None and not (name == "item_id" and action in _NO_ITEM):
             return f"{name}: missing, expected an id"
         if value is not None and row[name] is None:
-            return f"{name}: got {value}, a float above 2^53 that has lost digits; expected text or whole numbers"
+            return f"{name}: got {value}, {LOST_DIGITS}"
     if rating is not None:
         return f"rating: got {quoted(rating)}, expected a number"
     if row["at_ms"] is None:

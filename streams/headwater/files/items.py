@@ -10,6 +10,7 @@ from headwater.files.markup import plain
 from headwater.files.table import BadRow, Table
 from headwater.files.times import TimeForm, read_times
 from headwater.files.values import (
+    LOST_DIGITS,
     Decimal,
     Read,
     Type,
@@ -208,9 +209,7 @@ def _reason(name: str, shown: str | None, column: str, types: dict[str, Type], f
     if name == "item_id":
         if shown is None:
             return "item_id: missing, expected an id"
-        return (
-            f"item_id: got {shown}, a float above 2^53 that has lost digits; expected text or whole numbers"
-        )
+        return f"item_id: got {shown}, {LOST_DIGITS}"
     expected = (
         form.times.expected
         if name.endswith("_ms")

@@ -34,6 +34,8 @@ _ENVELOPES: Final = (
     "entries",
     "events",
 )
+# As Python prints an object: Amazon's metadata of 2014, and with the u of Python 2 Steam's reviews.
+_PYTHON: Final = re.compile(r"""\s*\{(u?'|u")""")
 _BRACKETS: Final = ("", "[", "]", "];", ",")
 _BETWEEN: Final = re.compile(r"[\s,\[\]]*")  # also the end of an array and the begin of the next
 
@@ -149,10 +151,11 @@ def _decoded(text: str) -> Any:
     try:
         return _DECODER.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-        if text.lstrip().startswith("{'"):  # as Python prints it: Amazon's metadata of 2014
+        if _PYTHON.match(text):
             try:
-                return ast.literal_eval(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                # Types that JSON has; a lone half of a surrogate pair or a complex number is none of them.
+                return _DECODER.decode(msgspec.json.encode(ast.literal_eval(text)))
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 pass
         if "NaN" in text or "Infinity" in text:  # as Python and pandas write missing numbers
             try:

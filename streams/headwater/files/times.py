@@ -19,8 +19,10 @@ EXPECTED: Final = (
 # Dates as numbers, 20231114 and 20231114221320: as seconds to nanoseconds since 1970 they lie before 1973 or after 2527.
 _DAY_NUMBERS: Final = (19_700_101, 21_001_231)
 _MOMENT_NUMBERS: Final = (19_700_101_000_000, 21_001_231_235_959)
-# Spreadsheets count days from the end of 1899: from 1973 to 2100. As seconds since 1970 they all lie in its first day.
+# Spreadsheets count days from the end of 1899: from 1973 to 2100. As seconds since 1970 they all lie in its first day. Hardly
+# any value lies elsewhere, as those of a clock that starts at 0 do.
 _EXCEL_DAYS: Final = (26_665.0, 73_415.0)
+_EXCEL_SHARE: Final = 0.9
 _EXCEL_EPOCH: Final = 25_569  # 1970 in these days
 _DAY_MS: Final = 86_400_000
 _SAMPLE: Final = 2_000
@@ -35,22 +37,22 @@ _FORMATS: Final = (
     "%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y",
     "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y",
     "%d/%m/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M:%S %p", "%d/%m/%Y %I:%M %p", "%m/%d/%Y %I:%M %p",
-    "%d/%m/%Y, %I:%M:%S %p", "%m/%d/%Y, %I:%M:%S %p", "%d/%m/%Y, %H:%M:%S", "%m/%d/%Y, %H:%M:%S",
-    "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p", "%d.%m.%Y %I:%M:%S %p", "%d.%m.%Y %I:%M %p", "%d.%m.%Y, %H:%M:%S", "%d.%m.%Y, %H:%M",
+    "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p", "%d.%m.%Y %I:%M:%S %p", "%d.%m.%Y %I:%M %p",
     "%d.%m.%y %H:%M:%S", "%d.%m.%y %H:%M", "%d.%m.%y",
     "%d/%m/%y %H:%M:%S", "%d/%m/%y %H:%M", "%d/%m/%y", "%m/%d/%y %H:%M:%S", "%m/%d/%y %H:%M", "%m/%d/%y",
     "%d/%m/%y %I:%M:%S %p", "%d/%m/%y %I:%M %p", "%m/%d/%y %I:%M:%S %p", "%m/%d/%y %I:%M %p",
-    "%d-%b-%Y %H:%M:%S", "%d-%b-%y %I.%M.%S%.f %p", "%d-%b-%y",
+    "%d-%b-%Y %H:%M:%S", "%d-%b-%y %I:%M:%S%.f %p", "%d-%b-%y",
     "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y",
     "%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y",
-    "%a, %d %b %Y %H:%M:%S", "%d %b %Y %H:%M:%S", "%d %b %Y, %H:%M", "%d %b %Y %H:%M", "%d %b %Y", "%d-%b-%Y",
-    "%b %d, %Y %I:%M:%S %p", "%b %d, %Y %H:%M:%S", "%b %d, %Y", "%B %d, %Y", "%d %B %Y", "%m %d, %Y",
+    "%a, %d %b %Y %H:%M:%S", "%d %b %Y %H:%M:%S", "%d %b %Y %H:%M", "%d %b %Y", "%d-%b-%Y",
+    "%b %d, %Y %I:%M:%S %p", "%b %d, %Y %I:%M %p", "%b %d, %Y %H:%M:%S", "%b %d, %Y %H:%M", "%b %d, %Y", "%B %d, %Y", "%d %B %Y", "%m %d, %Y",
     "%a %b %d %H:%M:%S %Y", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ",
 )  # fmt: skip
 _ZONED_FORMATS: Final = (
     "%a, %d %b %Y %H:%M:%S %z",
     "%d/%b/%Y:%H:%M:%S %z",
     "%a %b %d %H:%M:%S %z %Y",
+    "%a %b %d %Y %H:%M:%S %z",
     "%d.%m.%Y %H:%M:%S %z",
     "%Y%m%dT%H%M%S%z",
     "%Y-%m-%d %H:%M:%S %z", "%Y-%m-%d %H:%M:%S%.f %z", "%Y-%m-%dT%H:%M:%S %z", "%Y-%m-%d %H:%M %z",
@@ -98,14 +100,15 @@ def at_ms(source: pl.Series, form: TimeForm | None = None) -> pl.Series:
     if isinstance(source.dtype, pl.Datetime):
         return _epoch_ms(source, form.zone)
     if form.pattern is not None:
-        return _by_pattern(_text(source), form.pattern, form.zone)
+        return _in_pattern(_text(source), form.pattern, form.zone)
     if source.dtype.is_integer():
         return _of_numbers(source.cast(pl.Int64, strict=False), form)
     if source.dtype.is_float():
         return _of_floats(source.fill_nan(None), form)
     text = _text(source).str.replace(r"^\\?/Date\((-?\d+)([+-]\d{4})?\)\\?/$", "${1}")  # ASP.NET's JSON
     text = text.str.replace(r"^(\d{5,}),(\d+)$", "${1}.${2}")  # with a decimal comma
-    is_number = text.str.contains(r"^[+-]?\d+(\.\d*)?([eE][+]?\d+)?$").fill_null(False)
+    # A spreadsheet's 1.51154E+09 has lost hours.
+    is_number = text.str.contains(r"^[+-]?\d+(\.\d*)?(e\+?\d+|E\d+)?$").fill_null(False)
     if is_number.all():
         return _of_number_texts(text, form)
     dates = text.set(is_number, None)
@@ -144,10 +147,10 @@ def _of_number_texts(text: pl.Series, form: TimeForm) -> pl.Series:
     return _of_floats(text.cast(pl.Float64, strict=False), form)
 
 
-def _unit_of(median: float) -> TimeUnit:
+def _unit_of(numbers: pl.Series, median: float) -> TimeUnit:
     """Seconds stay below 10^11 until the year 5138, and each finer unit a thousand times that."""
     size = abs(median)
-    if _EXCEL_DAYS[0] <= median < _EXCEL_DAYS[1]:
+    if float(numbers.drop_nulls().is_between(*_EXCEL_DAYS).mean() or 0) >= _EXCEL_SHARE:  # type: ignore[arg-type]
         return "excel"
     if size < MIN_AT_MS:
         return "seconds"
@@ -171,7 +174,7 @@ def _of_numbers(numbers: pl.Series, form: TimeForm) -> pl.Series:
         if median is None:
             return numbers
         assert isinstance(median, int | float)
-        unit = _unit_of(float(median))
+        unit = _unit_of(numbers, float(median))
     if unit in _UNITS_IN_MS:
         return numbers // _UNITS_IN_MS[unit]
     if unit == "excel":
@@ -189,7 +192,7 @@ def _of_floats(numbers: pl.Series, form: TimeForm) -> pl.Series:
         if median is None:
             return numbers.cast(pl.Int64)
         assert isinstance(median, float)
-        unit = _unit_of(median)
+        unit = _unit_of(numbers, median)
         if _DAY_NUMBERS[0] <= median <= _DAY_NUMBERS[1] and (numbers.drop_nulls() % 1 == 0).all():
             return _of_numbers(numbers.clip(-1e15, 1e15).cast(pl.Int64, strict=False), form)
     if unit == "iso":
@@ -209,13 +212,15 @@ def _of_excel(days: pl.Series, zone: str) -> pl.Series:
 
 def _of_dates(text: pl.Series, zone: str) -> pl.Series:
     """ISO times in their many forms, then the other format that most of the rest has."""
-    iso = text.str.replace(r"^(\d{4})[-/.](\d\d?)[-/.](\d\d?)", "${1}-${2}-${3}")
+    iso = text.str.replace(r"^(\d{4})[-/.年](\d\d?)[-/.月](\d\d?)日?", "${1}-${2}-${3}")
     iso = iso.str.replace(r"^(\d{4}-\d\d?-\d\d?)$", "${1}T00:00:00")
+    # Go writes an offset and its name.
+    iso = iso.str.replace(r"^(\d{4}-.*[+-]\d\d:?\d\d) [A-Z]{1,5}$", "${1}")
     iso = iso.str.replace(r"^(\d{4}-\d\d?-\d\d?)[ tT]+", "${1}T").str.replace(r"(?i) ?(z|utc|gmt)$", "+00:00")
     iso = iso.str.replace(r"(T[\d:.,]+) ?([+-]\d\d)(?::?(\d\d))?$", "${1}${2}:${3}").str.replace(
         r"([+-]\d\d:)$", "${1}00"
     )
-    iso = iso.str.replace(r"(T\d\d:\d\d)($|[+-])", "${1}:00${2}").str.replace(r"(:\d\d),(\d)", "${1}.${2}")
+    iso = iso.str.replace(r"(T\d\d?:\d\d)($|[+-])", "${1}:00${2}").str.replace(r"(:\d\d),(\d)", "${1}.${2}")
     zoned = iso.str.contains(r"T.*[+-]\d\d:\d\d$").fill_null(False)
     found = pl.Series([None], dtype=pl.Int64).new_from_index(0, len(text))
     if zoned.any():
@@ -229,12 +234,29 @@ def _of_dates(text: pl.Series, zone: str) -> pl.Series:
     if left.any():
         rest = _normal(text.filter(left))
         if pattern := _pattern_of(rest):
-            found = found.scatter(left.arg_true(), _by_pattern(rest, pattern, zone))
+            found = found.scatter(left.arg_true(), _in_pattern(rest, pattern, zone))
+    return found
+
+
+def _in_pattern(text: pl.Series, pattern: str, zone: str) -> pl.Series:
+    """Times of a pattern, also where they are only alike once they are normal. A date alone is its midnight, which programs leave out."""
+    found = _by_pattern(text, pattern, zone)
+    if found.null_count() > text.null_count():
+        rest = _normal(text)
+        found = found.zip_with(found.is_not_null(), _by_pattern(rest, pattern, zone))
+        day, clock, _ = pattern.partition(" %I" if " %I" in pattern else " %H")
+        if clock and found.null_count() > text.null_count():
+            found = found.zip_with(found.is_not_null(), _by_pattern(rest, day, zone))
     return found
 
 
 def _normal(text: pl.Series) -> pl.Series:
-    """Times with the names of zones as offsets, and a.m. as AM."""
+    """Times with the names of zones as offsets, a.m. as AM, colons in the time, and no comma before it."""
+    # JavaScript writes GMT+0100 (Central European Standard Time).
+    text = text.str.replace(r" \([^()]*\)$", "").str.replace(r" (?:GMT|UTC)([+-]\d{4})$", " ${1}")
+    text = text.str.replace(r"(\d),? (?:at )?(\d\d?[:.]\d\d)", "${1} ${2}")
+    text = text.str.replace(r" (\d\d?)\.(\d\d)(\.\d\d)?([. ]|$)", " ${1}:${2}${3}${4}")
+    text = text.str.replace(r"( \d\d?:\d\d)\.(\d\d)([. ]|$)", "${1}:${2}${3}")
     for name, offset in _ZONES.items():
         text = (
             text.str.replace(rf"(?i)[ ]?\b{name}$", f" {offset}")

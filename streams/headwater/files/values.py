@@ -17,6 +17,16 @@ Type = Literal["text", "number", "flag", "list", "time"]
 Decimal = Literal["auto", ".", ","]
 # How tables write a missing value, in lower case.
 MISSING: Final = ("", "nan", "null", "none", "<na>", "nat", "\\n", "undefined", "n/a")
+# How R writes it. As a text it may be Namibia, or a size.
+_NOT_AVAILABLE: Final = "NA"
+# Whole numbers that went through floats: 7.0, Java's 1.2345678E7 and R's 1e+05. Codes such as 1e5 are none.
+_FLOAT: Final = r"^-?\d+\.0+$|^-?\d\.\d+E\d+$|^-?\d(?:\.\d+)?e\+\d+$"
+# What a spreadsheet leaves of a long number, 8.71235E+12, or a float of one above 2^53: other numbers may begin so too.
+_SHORTENED: Final = r"^-?\d(?:[.,]\d+)?E\+\d+$|^-?\d\.\d+(?:E|e\+)(?:1[6-9]|[2-9]\d)$"
+# Of an id that does not fit.
+LOST_DIGITS: Final = (
+    "a number that has lost digits; expected all of them, as text or a whole number up to 2^53"
+)
 # The largest whole number up to which floats have all.
 _EXACT: Final = 2**53
 _MONEY: Final = r"(?:[A-Za-z]{1,3}\.?|[Ee]uros?|[Dd]ollars?|[A-Z]{0,2}[$€£¥₹₽₩₺฿₫₴₦]|zł|Kč|元|円)"
@@ -78,12 +88,17 @@ def present(source: pl.Series) -> pl.Series:
     return text.set(text.str.strip_chars().str.to_lowercase().is_in(list(MISSING)), None)
 
 
+def _without_na(text: pl.Series) -> pl.Series:
+    return text.set((text == _NOT_AVAILABLE).fill_null(False), None)
+
+
 def ids(source: pl.Series, note: Callable[[str], None] = lambda _: None) -> Read:
     """Ids as text, without the blanks around them. Whole numbers that went through a table of floats, 7.0 for 7, are whole again.
 
-    What was changed is noted. A float above 2^53 has lost digits, so it does not fit.
+    What was changed is noted. A float above 2^53 has lost digits, and so has a number that a spreadsheet shortened to
+    8.71235E+12: they do not fit.
     """
-    text = present(source)
+    text = _without_na(present(source))
     if source.dtype.is_float():
         return Read(text.set((source.abs() > _EXACT).fill_null(False), None), text)
     if source.dtype != pl.String:
@@ -92,16 +107,28 @@ def ids(source: pl.Series, note: Callable[[str], None] = lambda _: None) -> Read
     if blank := int((bare != text).sum() or 0):
         note(f"{source.name}: {blank:,} ids are read without the blanks around them")
         text = bare.set(bare == "", None)
-    floats = text.str.contains(r"^-?\d+\.0+$").fill_null(False)
+    floats = text.str.contains(_FLOAT).fill_null(False)
     if floats.any():
-        numbers = text.str.contains(r"^-?\d+(\.\d*)?$")
-        whole = text.str.replace(r"^(-?\d+)\.0+$", "${1}")
+        numbers = text.str.contains(rf"^-?\d+(\.\d*)?$|{_FLOAT}")
+        whole = text.zip_with(~floats, _whole(text.set(~floats, None)))
         # Another file, or another part of this one, has the same ids as whole numbers.
         again = whole.filter(floats).unique().is_in(text.filter(~floats).implode())
         if 2 * int(numbers.sum()) > len(text) - text.null_count() or 2 * int(again.sum()) > len(again):
             note(f"{source.name}: {floats.sum():,} ids written as floats are read as whole numbers")
             text = whole
-    return Read(text, text)
+    shortened = text.str.contains(_SHORTENED).fill_null(False)
+    return Read(text.set(shortened, None), text)
+
+
+def _whole(floats: pl.Series) -> pl.Series:
+    """Texts of floats as whole numbers with all their digits; what is none, or has lost digits, as it is."""
+    plain = floats.str.replace(r"^(-?\d+)\.0+$", "${1}")
+    powers = floats.str.contains("[eE]").fill_null(False)
+    if not powers.any():
+        return plain
+    values = floats.cast(pl.Float64, strict=False)
+    exact = powers & ((values % 1 == 0) & (values.abs() <= _EXACT)).fill_null(False)
+    return values.set(~exact, None).cast(pl.Int64, strict=False).cast(pl.String).zip_with(exact, plain)
 
 
 def numbers(source: pl.Series, decimal: Decimal = "auto") -> Read:
@@ -112,7 +139,7 @@ def numbers(source: pl.Series, decimal: Decimal = "auto") -> Read:
         shown = present(source)
         values = source.cast(pl.Float64).fill_nan(None)
         return Read(values.set(values.is_infinite().fill_null(False), None), shown)
-    shown = present(source).str.strip_chars()
+    shown = _without_na(present(source).str.strip_chars())
     plain = shown.cast(pl.Float64, strict=False)
     if decimal != "," and plain.null_count() == shown.null_count():
         return Read(plain.set(~plain.is_finite().fill_null(True), None), shown)
@@ -165,7 +192,7 @@ def undecided(source: pl.Series) -> str | None:
 
 def whole_numbers(source: pl.Series) -> Read:
     """Int64 numbers; 3.0 is 3."""
-    shown = present(source).str.strip_chars()
+    shown = _without_na(present(source).str.strip_chars())
     return Read(shown.str.replace(r"^([+-]?\d+)\.0*$", "${1}").cast(pl.Int64, strict=False), shown)
 
 
@@ -173,7 +200,7 @@ def flags(source: pl.Series) -> Read:
     """True or false, also as words of shops such as "in stock". A number of pieces is true above 0."""
     if source.dtype == pl.Boolean:
         return Read(source, source.cast(pl.String))
-    shown = present(source)
+    shown = _without_na(present(source))
     words = shown.str.strip_chars().str.to_lowercase().str.replace(r"^https?://schema\.org/", "")
     words = words.str.replace_all(r"[_-]+", " ")
     table = {**dict.fromkeys(_YES, True), **dict.fromkeys(_NO, False)}

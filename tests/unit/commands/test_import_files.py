@@ -135,6 +135,9 @@ def test_a_place_for_rejects_is_refused_before_anything_is_published(tmp_path: P
         check_rejects(tmp_path / "." / "clicks.csv", table)
     with pytest.raises(ImportFileError, match=r"cannot write .* name another file"):
         check_rejects(tmp_path / "none" / "bad.jsonl", table)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ImportFileError, match=r"cannot write .*loop"):
+        check_rejects(tmp_path / "loop", table)
     assert path.read_text().endswith("ann,x,5\n")
 
 

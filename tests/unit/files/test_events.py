@@ -125,7 +125,7 @@ def test_a_row_is_bad_exactly_when_a_worker_would_refuse_it(rows: list[dict[str,
         ({"item_id": ["nan"]}, "item_id: missing, expected an id"),
         (
             {"user_id": [2.0**53 + 2]},
-            "user_id: got 9007199254740994.0, a float above 2^53 that has lost digits",
+            "user_id: got 9007199254740994.0, a number that has lost digits",
         ),
         (
             {"at_ms": ["soon"]},

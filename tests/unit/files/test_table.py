@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import sqlite3
 import tarfile
 import zipfile
@@ -38,6 +39,12 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         CSV.replace(",", "|"),
         CSV.replace(",", "::"),
         CSV.replace("\n", "\r\n"),
+        CSV.replace("\n", "\r\r\n"),
+        'user_id,item_id\r\r\n"ann","x"\r\r\n"ben","y"\r\r\n',
+        "user_id,item_id\rann,x\nben,y\r\n",
+        CSV.encode("utf-32"),
+        "{u'user_id': u'ann', u'item_id': 'x'}\n{u'user_id': u'ben', u'item_id': u\"y\"}\n",
+        'user_id,item_id\n="ann","=""x"""\n="ben","=""y"""\n',
         CSV.replace("\n", "\r"),
         CSV.replace("user_id,", "user_id:token,"),
         '"user_id","item_id"\n"ann","x"\n"ben",y\n',
@@ -73,7 +80,7 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         '<?xml version="1.0" encoding="utf-16"?>'
         "<a><row><user_id>ann</user_id><item_id>x</item_id></row><row><user_id>ben</user_id><item_id>y</item_id></row></a>",
     ],
-    ids=range(39),
+    ids=range(45),
 )
 def test_a_table_is_read_by_what_the_file_holds(tmp_path: Path, content: str | bytes) -> None:
     found = of(tmp_path, content)
@@ -287,6 +294,14 @@ def test_a_file_without_a_header_is_named(tmp_path: Path) -> None:
     assert (found.columns, found.frame.rows()) == (["u", "i", "r"], [("1", "2", "3"), ("4", "5", "6")])
 
 
+def test_a_title_before_the_header_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        ImportFileError, match=r"first line, 'Orders of May', has 1 of the 2 fields that lines from 3 on have"
+    ):
+        of(tmp_path, "Orders of May\n\nuser_id,item_id\nann,x\nben,y\n")
+    assert [row.line for row in of(tmp_path, "a,b,c\n1,2,3\n1,2,3,4\n1,2,3,4\n").bad] == [3, 4]
+
+
 def test_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert of(tmp_path, "a,a,\n1,2,3\n").columns == ["a", "a_2", "column_3"]
 
@@ -323,6 +338,22 @@ def test_a_nul_byte_spoils_its_line_alone(tmp_path: Path) -> None:
     found = of(tmp_path, "a,b\n1,x\0y\n2,z\n")
     assert found.frame.rows() == [("2", "z")]
     assert [tuple(row) for row in found.bad] == [(2, "got a NUL byte, expected text")]
+    assert of(tmp_path, "a,b\n1,x\0y\n2,z\n".encode("utf-16")).bad == found.bad
+
+
+def test_half_a_surrogate_pair_as_python_prints_it_is_bad_alone(tmp_path: Path) -> None:
+    found = of(tmp_path, "{'a': 'x'}\n{'a': '\\ud800'}\n{'a': 1j}\n")
+    assert (found.frame.rows(), [row.line for row in found.bad]) == ([("x",)], [2, 3])
+
+
+def test_a_carriage_return_in_a_quoted_value_ends_no_line(tmp_path: Path) -> None:
+    assert of(tmp_path, 'a,b\n1,"x\ry"\n').frame.rows() == [("1", "x\ry")]
+
+
+def test_a_code_that_is_kept_from_spreadsheets_is_told(tmp_path: Path) -> None:
+    found = of(tmp_path, 'a,b\n="007",<a href="x">\n')
+    assert found.frame.rows() == [("007", '<a href="x">')]
+    assert found.notes == ['a: values such as ="007" are formulas of a spreadsheet, and are read as 007']
 
 
 def test_a_backslash_before_a_quote_is_read_as_it_was_meant(tmp_path: Path) -> None:
@@ -447,3 +478,13 @@ def test_a_folder_or_a_pattern_without_a_file_is_one_sentence(tmp_path: Path) ->
         files_of(tmp_path)
     with pytest.raises(ImportFileError, match="is a pattern without a file"):
         files_of(tmp_path / "*.csv")
+
+
+def test_a_link_to_itself_and_a_pipe_are_one_sentence(tmp_path: Path) -> None:
+    loop, pipe = tmp_path / "loop", tmp_path / "pipe"
+    loop.symlink_to(loop)
+    os.mkfifo(pipe)
+    with pytest.raises(ImportFileError, match="loop is no file"):
+        read(files_of(loop)[0])
+    with pytest.raises(ImportFileError, match="is a pipe"):
+        read(pipe)

@@ -37,6 +37,15 @@ DAY = 1_699_920_000_000
         "11/14/23 10:13:20 PM",
         "14.11.23 22:13:20",
         "14.11.2023, 22:13:20",
+        "14.11.2023 22.13.20",
+        "14. 11. 2023 22:13:20",
+        "14/11/2023, 10:13:20 pm",
+        "Nov 14, 2023, 10:13:20 PM",
+        "Nov 14, 2023 at 10:13:20 PM",
+        "2023年11月14日 22:13:20",
+        "2023-11-14 22.13.20",
+        "2023-11-14 22:13:20.000000 +0000 UTC",
+        "Tue Nov 14 2023 23:13:20 GMT+0100 (Central European Standard Time)",
         "2023-11-14 23:13:20 CET",
         "Tue, 14 Nov 2023 14:13:20 PST",
         "14-NOV-23 10.13.20.000000 PM",
@@ -87,6 +96,25 @@ def test_an_odd_value_spoils_no_other() -> None:
     texts = pl.Series(["2023-11-14T22:13:20Z"] * 6 + ["0", "soon", None])
     assert at_ms(texts).to_list() == [MS] * 6 + [0, None, None]
     assert at_ms(pl.Series([str(MS), str(MS), "2023-11-14T22:13:20Z"])).to_list() == [MS] * 3
+
+
+def test_an_hour_of_one_digit_is_one() -> None:
+    assert at_ms(pl.Series(["2023/11/14 2:05", "2023-11-14 2:05:00"])).to_list() == [DAY + 7_500_000] * 2
+
+
+def test_a_date_among_times_is_its_midnight() -> None:
+    assert at_ms(pl.Series(["14.11.2023 22:13:20", "14.11.2023"])).to_list() == [MS, DAY]
+    form = TimeForm(pattern="%d/%m/%Y %H:%M:%S")
+    assert at_ms(pl.Series(["14/11/2023, 22:13:20", "14/11/2023"]), form).to_list() == [MS, DAY]
+
+
+def test_a_clock_that_starts_at_0_has_no_days_of_a_spreadsheet() -> None:
+    clock = [second * 1_000 for second in range(100)]
+    assert read_times(pl.Series(clock), TimeForm()).values.null_count() == len(clock)
+
+
+def test_a_time_that_a_spreadsheet_shortened_is_none() -> None:
+    assert at_ms(pl.Series(["1.51154E+09", "1700000000"])).to_list() == [None, MS]
 
 
 def test_one_unit_holds_for_the_numbers_of_a_column() -> None:

@@ -23,6 +23,24 @@ def test_ids_keep_what_they_are() -> None:
 def test_a_float_that_lost_digits_is_no_id() -> None:
     found = ids(pl.Series([1.0, 2.0**53 + 2]))
     assert found.unfit.to_list() == [False, True]
+    shortened = ids(pl.Series(["8.71235E+12", "8,71235E+12", "1E+05", "1.2345678E17", "8712350000000"]))
+    assert shortened.unfit.to_list() == [True, True, True, True, False]
+
+
+def test_whole_numbers_that_went_through_floats_are_whole_again() -> None:
+    assert ids(pl.Series(["1.2345678E7", "1e+05", "100001"])).values.to_list() == [
+        "12345678",
+        "100000",
+        "100001",
+    ]
+    codes = ["1e5", "3f2", "12e", "1.5E2x"]
+    assert ids(pl.Series(codes)).values.to_list() == codes
+
+
+def test_what_r_does_not_have_is_missing_but_in_texts() -> None:
+    assert ids(pl.Series(["NA", "na"])).shown.to_list() == [None, "na"]
+    assert numbers(pl.Series(["NA", "1"])).unfit.to_list() == [False, False]
+    assert attribute(pl.Series(["NA", "DE"]))[0].values.to_list() == ["NA", "DE"]
 
 
 @pytest.mark.parametrize(
