@@ -570,8 +570,8 @@ decode_offer_state = _decoding(OfferState)
 decode_trend = _decoding(Trend)
 
 
-def _check_id(field: str, value: str) -> bytes:
-    """The id's UTF-8 bytes. A lone surrogate has none, and an over-long id does not fit an index."""
+def check_id(field: str, value: str) -> bytes:
+    """The id's UTF-8 bytes. A lone surrogate has none, and an over-long id does not fit an index. Raises BadMessage."""
     try:
         raw = value.encode()
     except UnicodeEncodeError:
@@ -616,10 +616,10 @@ def decode_click(key: bytes | None, raw: bytes | None, came_ms: int) -> Click:
     """
     click = _decode_click(raw)
     user_id, event_id, item_id = click.user_id, click.event_id, click.item_id
-    _check_key("user_id", key, _check_id("user_id", user_id))
-    _check_id("event_id", event_id)
+    _check_key("user_id", key, check_id("user_id", user_id))
+    check_id("event_id", event_id)
     if item_id or click.action not in ("retract", "forget"):
-        _check_id("item_id", item_id)
+        check_id("item_id", item_id)
     if bytes(click.context)[:1] not in _CONTEXT_STARTS:
         raise BadMessage("bad_field", f"context: got {quoted(bytes(click.context)[:60])}, expected an object")
     check_at_ms(click.at_ms, came_ms)
@@ -636,7 +636,7 @@ def decode_item(key: bytes | None, raw: bytes) -> Item:
         BadMessage: with the field, the value seen and the value expected.
     """
     item = _decode_item(raw)
-    _check_key("item_id", key, _check_id("item_id", item.item_id))
+    _check_key("item_id", key, check_id("item_id", item.item_id))
     return item
 
 
@@ -647,7 +647,7 @@ def decode_offer(key: bytes | None, raw: bytes, came_ms: int) -> Offer:
         BadMessage: with the field, the value seen and the value expected.
     """
     offer = _decode_offer(raw)
-    _check_key("item_id", key, _check_id("item_id", offer.item_id))
+    _check_key("item_id", key, check_id("item_id", offer.item_id))
     if offer.price is None and offer.available is None and not offer.attributes:
         raise BadMessage(
             "bad_field", "offer: got none of price, available and attributes, expected at least one of them"
@@ -675,7 +675,7 @@ def item_of(fields: Mapping[str, Any]) -> Item:
         item = msgspec.convert(fields, Item)
     except msgspec.ValidationError as error:
         raise BadMessage("bad_field", _explain(msgspec.json.encode(fields), error)) from None
-    _check_id("item_id", item.item_id)
+    check_id("item_id", item.item_id)
     return item
 
 
@@ -686,14 +686,14 @@ def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Reques
         BadMessage: with the field, the value seen and the value expected.
     """
     request = _decode_request(raw)
-    _check_key("user_id", key, _check_id("user_id", request.user_id))
-    _check_id("request_id", request.request_id)
+    _check_key("user_id", key, check_id("user_id", request.user_id))
+    check_id("request_id", request.request_id)
     for index, item_id in enumerate(request.exclude):
-        _check_id(f"exclude[{index}]", item_id)
+        check_id(f"exclude[{index}]", item_id)
     for index, item_id in enumerate(request.items):
-        _check_id(f"items[{index}]", item_id)
+        check_id(f"items[{index}]", item_id)
     for index, event in enumerate(request.session):
-        _check_id(f"session[{index}].item_id", event.item_id)
+        check_id(f"session[{index}].item_id", event.item_id)
         if event.at_ms is not None:
             check_at_ms(event.at_ms, came_ms, f"session[{index}].at_ms")
     if request.at_ms is not None:
@@ -703,7 +703,7 @@ def decode_request(key: bytes | None, raw: bytes | None, came_ms: int) -> Reques
         if not request.explain:
             raise BadMessage("bad_field", "until_ms: got it without explain, expected explain: true with it")
     if request.after_event_id is not None:
-        _check_id("after_event_id", request.after_event_id)
+        check_id("after_event_id", request.after_event_id)
         if request.after is not None:
             raise BadMessage("bad_field", "after_event_id: got it beside after, expected one of the two")
     return request
@@ -726,7 +726,7 @@ def sender_of(raw: bytes | None) -> tuple[str, str] | None:
         request_id, user_id = _text_in(sender.request_id), _text_in(sender.user_id)
         if request_id is None:
             return None
-        _check_id("request_id", request_id)
+        check_id("request_id", request_id)
         user = user_id if user_id is not None and len(user_id.encode()) <= MAX_ID_BYTES else ""
         return request_id, user
     except (msgspec.DecodeError, UnicodeError, RecursionError, BadMessage):

@@ -20,6 +20,7 @@ from headwater.commands.terminal import (
     admin_endpoint,
     http_get,
     moment_ms,
+    print_json,
     required_admin_endpoint,
     run_async,
     running_settings,
@@ -38,6 +39,7 @@ from headwater.messages import (
     SessionActionName,
     SessionEvent,
     SourceName,
+    check_id,
     encode,
 )
 
@@ -183,7 +185,7 @@ def ask(
     reads = "any" if no_wait else "all"
     response = run_async(_recalled(settings, user, after=position, reads=reads, **fields))
     if json:
-        print(encode(response).decode())
+        print_json(encode(response))
         return 0
     if response.items:
         now_ms = fields["at_ms"] or fields["until_ms"] or int(time.time() * 1000)
@@ -192,8 +194,8 @@ def ask(
     for shortcoming in answer_words.shortcomings(Request("", user, **fields), response):
         say(shortcoming)
     for line in answer_words.funnel(response):
-        stdout().print(line, highlight=False)
-    stdout().print(answer_words.proof(response), highlight=False)
+        stdout().print(line)
+    stdout().print(answer_words.proof(response))
     return 0
 
 
@@ -270,10 +272,10 @@ def _filter(text: str) -> dict[str, Any]:
     expected = '{"category": "garden"}'
     try:
         where = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"--filter is {text}: expected JSON such as '{expected}' ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--filter is {text[:80]}: expected JSON such as '{expected}' ({error})") from None
     if not isinstance(where, dict):
-        raise UsageError(f"--filter is {text}: expected a JSON object such as '{expected}'")
+        raise UsageError(f"--filter is {text[:80]}: expected a JSON object such as '{expected}'")
     return where
 
 
@@ -314,15 +316,14 @@ def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
     """
     body = described_user(running_settings(), user)
     if json:
-        print(body.decode())
+        print_json(body)
         return 0
     found = msgspec.json.decode(body)
     stdout().print(_event_table(found["events"]))
     stdout().print(
         f"{len(found['events'])} events, {found['pending']} pending, partition {found['partition']}, watermark "
         f"{found['watermark']}, last event {found['last_event_id']}, {found.get('counters', 0)} items counted from before, "
-        f"{found.get('hidden', 0)} hidden",
-        highlight=False,
+        f"{found.get('hidden', 0)} hidden"
     )
     return 0
 
@@ -331,8 +332,13 @@ def described_user(settings: "Settings", user: str) -> bytes:
     """What a worker on this machine knows of a user, as JSON.
 
     Raises:
+        UsageError: no user can have this id.
         CommandError: no such worker is known or answers, it refuses the token, or it does not have the user.
     """
+    try:
+        check_id("user", user)
+    except BadMessage as error:
+        raise UsageError(str(error)) from error
     endpoint = required_admin_endpoint(settings)
     status, body = http_get(endpoint.address, f"/users/{quote(user, safe='')}", endpoint.token)
     if status == 401:

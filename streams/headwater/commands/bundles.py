@@ -13,6 +13,7 @@ from headwater.commands.terminal import (
     UsageError,
     command_line,
     default_bundle,
+    print_json,
     quiet_aiokafka,
     run_async,
     say,
@@ -108,7 +109,7 @@ def evaluate(
         )
     results = judge(bundle, data, asked, other=with_, seed=seed, k=length, learned=baselines, threads=threads)
     if json:
-        print(as_json(results).decode())
+        print_json(as_json(results))
         return 0
     return print_tables(results)
 
@@ -133,7 +134,7 @@ def _tell_freshness(
     asked = split(data, events.protocol or "prequential", at, sample, seed)
     found = of_bundle(bundle, data, asked, delays_ms, k=k, seed=seed, threads=threads)
     if json:
-        print(commands.as_json(found).decode())
+        print_json(commands.as_json(found))
     else:
         stdout().print(commands.freshness_table(found))
     return 0
@@ -187,7 +188,7 @@ def _evaluate_through_the_stream(
             compare(settings, bundle, data, asked, k or usual_k(asked.protocol), seed, report, graph=graph)
         )
     if json:
-        print(as_json(found.results).decode())
+        print_json(as_json(found.results))
     else:
         print_tables(found.results)
     say(found.search)
@@ -215,7 +216,7 @@ def show(bundle: Path | None = None) -> int:
     from headwater_models.commands import describe
 
     manifest = describe(bundle or default_bundle())
-    print(msgspec.json.format(msgspec.json.encode(manifest)).decode())
+    print_json(msgspec.json.format(msgspec.json.encode(manifest)))
     return 0
 
 
@@ -247,7 +248,7 @@ def compare(
         bundles, events.load(), protocol, at=events.moment(), sample=positive("--sample", sample)
     )
     if json:
-        print(commands.as_json(found).decode())
+        print_json(commands.as_json(found))
     else:
         stdout().print(commands.weighed_table(found, f"{events.data}, {protocol}"))
     return 0

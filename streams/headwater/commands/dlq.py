@@ -16,6 +16,7 @@ from headwater.commands.terminal import (
     CommandError,
     UsageError,
     moment_ms,
+    print_json,
     run_async,
     running_settings,
     say,
@@ -26,7 +27,6 @@ from headwater.kafka.letter_text import decoded, hex_lines, indented
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
-    from rich.text import Text
 
     from headwater.kafka.letters import Group, Letter, Letters, Place, Wanted
     from headwater.kafka.redrive import Outcome
@@ -152,7 +152,7 @@ def show_all(
     if waiting:
         _print_groups(waiting)
     count = sum(group.letters for group in waiting)
-    stdout().print(f"{_letters(count)} to be looked at, {redriven:,} redriven", highlight=False)
+    stdout().print(f"{_letters(count)} to be looked at, {redriven:,} redriven")
     if waiting:
         say(f"`headwater dlq show {waiting[0].newest.place}` shows one of them")
     return 0
@@ -171,7 +171,7 @@ def _print_groups(waiting: "Sequence[Group]") -> None:
             f"    remedy: {group_fields(group)['remedy'] or 'see the message'}",
         )
         for line in lines:
-            stdout().print(_plain(line), highlight=False)
+            stdout().print(line)
 
 
 def show(place: str, *, json: Annotated[bool, FLAG] = False) -> int:
@@ -270,7 +270,7 @@ def _print_letter(fields: Mapping[str, Any], value: bytes | None) -> None:
     console = stdout()
 
     def line(name: str, said: object) -> None:
-        console.print(_plain(f"{name:<12}{said}"), highlight=False)
+        console.print(f"{name:<12}{said}")
 
     line("original", fields["place"])
     line("letter", f"{fields['letter']}, put {fields['put']}")
@@ -290,9 +290,9 @@ def _print_letter(fields: Mapping[str, Any], value: bytes | None) -> None:
         return
     line("value", f"{len(value):,} bytes")
     for text in _pretty(value)[:_SHOWN_CHARS].splitlines():
-        console.print(_plain(text), highlight=False)
+        console.print(text)
     for text in hex_lines(value[:_SHOWN_BYTES]):
-        console.print(_plain(text), highlight=False)
+        console.print(text)
     if len(value) > _SHOWN_BYTES:
         say(f"the first {_SHOWN_BYTES} of {len(value):,} bytes; --json has all")
 
@@ -473,13 +473,6 @@ def _when(at_ms: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(max(at_ms, 0) / 1000))
 
 
-def _plain(text: str) -> "Text":
-    """Text of strangers for a terminal: no markup of ours, no control characters."""
-    from rich.text import Text
-
-    return Text("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
-
-
 def _base64(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()
 
@@ -493,4 +486,4 @@ def _pretty(value: bytes) -> str:
 def _print_json(value: object) -> None:
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value)).decode())
+    print_json(msgspec.json.format(msgspec.json.encode(value)))

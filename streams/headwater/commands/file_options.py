@@ -1,6 +1,5 @@
 """How a file is read, as options of `headwater import`, `train` and `evaluate`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -189,6 +188,6 @@ def option_words(form: FileOptions, of: type[FileOptions]) -> list[str]:
 def tell_bad_rows(bad: "Sequence[BadRow]", table: "Table") -> None:
     """Say the lines of the first bad rows, each with its reason, and how many more there are."""
     for row in bad[:_SHOWN]:
-        print(f"{table.place(row.line)}: {row.reason}", file=sys.stderr)
+        say(f"{table.place(row.line)}: {row.reason}")
     if len(bad) > _SHOWN:
-        print(f"... and {len(bad) - _SHOWN:,} more", file=sys.stderr)
+        say(f"... and {len(bad) - _SHOWN:,} more")

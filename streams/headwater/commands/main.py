@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group
 from headwater import __version__
 from headwater.commands.terminal import EXIT_MEANINGS, Exit, exit_code_of
 from headwater.errors import HeadwaterError
+from headwater.plain_text import plain
 
 _EXTRA_OF: Final = {
     "torch": "train",
@@ -178,7 +179,7 @@ def _of_the_machine(error: OSError) -> str | None:
 
 
 def _fail(code: Exit, sentence: str) -> NoReturn:
-    print(f"headwater: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"headwater: {plain(' '.join(sentence.split()))}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -1,7 +1,6 @@
 """`headwater doctor`, `settings`, `topics`, `metrics` and `schema`: inspect a system and its contracts."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
@@ -10,10 +9,13 @@ from urllib.parse import urlsplit
 from headwater.commands.terminal import (
     FLAG,
     UsageError,
+    print_json,
     run_async,
     running_settings,
     running_web,
+    say,
     stdout,
+    tell,
     within_timeout,
 )
 
@@ -47,7 +49,7 @@ def doctor(*, role: Literal["all", "interests", "catalog", "operator", "client"]
     )
     findings = run_async(examined)
     for finding in findings:
-        print(finding)
+        tell(str(finding))
     return 1 if any(not finding.ok for finding in findings) else 0
 
 
@@ -85,13 +87,13 @@ def show_settings(*, json: Annotated[bool, FLAG] = False) -> int:
     )
     if json:
         by_variable = {each.variable: {"value": each.value, "from": each.origin} for each in found}
-        print(msgspec.json.format(msgspec.json.encode(by_variable)).decode())
+        print_json(msgspec.json.format(msgspec.json.encode(by_variable)))
         return 0
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for each in found:
         table.add_row(each.variable, each.value, each.origin)
-    stdout().print(table, highlight=False)
+    stdout().print(table)
     return 0
 
 
@@ -202,7 +204,7 @@ def accept() -> int:
 def _report(problems: "Sequence[Problem]") -> int:
     """Print problems; the exit code of a command that found them."""
     for problem in problems:
-        print(f"{'error' if problem.fatal else 'note'}: {problem}", file=sys.stderr)
+        say(f"{'error' if problem.fatal else 'note'}: {problem}")
     return 1 if any(problem.fatal for problem in problems) else 0
 
 
@@ -243,5 +245,5 @@ def schema(message: str | None = None, *, asyncapi: Annotated[bool, FLAG] = Fals
         from headwater.docs.asyncapi import document
 
         chosen = document(running_settings())
-    print(msgspec.json.format(msgspec.json.encode(chosen)).decode())
+    print_json(msgspec.json.format(msgspec.json.encode(chosen)))
     return 0

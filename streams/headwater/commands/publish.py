@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 from headwater.commands.file_options import EventOptions, FileOptions, ImportOptions, tell_bad_rows
-from headwater.commands.terminal import FILES, FLAG, CommandError, run_async, running_settings, say, stderr
+from headwater.commands.terminal import (
+    FILES,
+    FLAG,
+    CommandError,
+    print_json,
+    run_async,
+    running_settings,
+    say,
+    stderr,
+    tell,
+)
 
 if TYPE_CHECKING:
     from headwater.commands.import_files import Prepared, Report
@@ -181,7 +191,7 @@ def _import(
         prepared = run_async(import_files.without_too_large(settings, prepared, say))
         bad = list(prepared.bad)
         for message in import_files.messages(prepared, _SHOWN):
-            print(message.decode())
+            print_json(message)
         done = f"would publish {len(prepared):,} of {opened.table.rows:,} rows"
     else:
         report = _published(settings, prepared, deleted)
@@ -197,7 +207,7 @@ def _import(
         raise CommandError(f"{file} has columns but no rows: expected a row for each {one}")
     if not len(prepared):
         raise CommandError(f"no row of {file} can be published: correct the file or --map")
-    print(done)
+    tell(done)
     if bad and not how.skip_bad:
         verb = "would not be" if how.dry_run else "were not"
         raise CommandError(

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from cyclopts import Parameter
 
 from headwater.errors import HeadwaterError, Unreachable
+from headwater.plain_text import plain, plain_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from headwater.settings import Settings
 
@@ -98,14 +100,28 @@ def command_line() -> str:
 
 def say(text: str) -> None:
     """Print a line of progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text, kept="\n"), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Print a line of a result, on standard output."""
+    print(plain(text, kept="\n"))
+
+
+def print_json(json: bytes) -> None:
+    """Print JSON as a result."""
+    print(plain_json(json.decode()))
 
 
 def stdout() -> "Console":
-    """The console for results."""
+    """The console for results. It prints text as it is: no markup, and nothing that steers the terminal."""
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty())
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> "Text":  # of every line and every cell of a table
+            return super().render_str(plain(text), **options)
+
+    return Plain(soft_wrap=not sys.stdout.isatty(), markup=False, emoji=False, highlight=False)
 
 
 def stderr() -> "Console":
@@ -147,13 +163,13 @@ def moment_ms(option: str, text: str) -> int:
     Raises:
         UsageError: it is neither.
     """
-    if text.isdecimal():
-        return int(text)
     try:
+        if text.isdecimal():
+            return int(text)
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f"{option} is {text}: expected a date and time such as 2026-11-30T12:00, or milliseconds since 1970"
+            f"{option} is {text[:80]}: expected a date and time such as 2026-11-30T12:00, or milliseconds since 1970"
         ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 

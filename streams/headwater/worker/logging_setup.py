@@ -12,11 +12,13 @@ import logging
 import sys
 import threading
 from collections.abc import Sequence
+from io import StringIO
 from types import TracebackType
-from typing import Final
+from typing import Final, TextIO
 
 import structlog
 
+from headwater.plain_text import plain
 from headwater.settings import Settings
 
 _OURS: Final = "headwater"
@@ -49,7 +51,7 @@ def configure_logging(settings: Settings) -> None:
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *(_json_renderers() if settings.log_json else [_text_renderer()]),
+                *(_json_renderers() if settings.log_json else [_plain_fields, _text_renderer()]),
             ],
         )
     )
@@ -71,9 +73,20 @@ def _json_renderers() -> list[structlog.typing.Processor]:
 
 
 def _text_renderer() -> structlog.typing.Processor:
-    return structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_plain_traceback)
+
+
+def _plain_fields(
+    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Text of strangers, such as an id that a library quotes, steers no terminal and begins no line of its own."""
+    return {name: plain(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _plain_traceback(out: TextIO, error: structlog.typing.ExcInfo) -> None:
+    lines = StringIO()
+    structlog.dev.plain_traceback(lines, error)
+    out.write(plain(lines.getvalue(), kept="\n"))
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

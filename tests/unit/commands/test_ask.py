@@ -35,6 +35,23 @@ def test_a_retraction_has_to_name_its_event(terminal: Terminal) -> None:
     assert "--action retract: expected --event-id with it" in sentence
 
 
+def test_arguments_of_any_bytes_and_length_are_refused_in_a_sentence(terminal: Terminal) -> None:
+    told = terminal.mistakes(
+        ["user", "\udcff"],
+        ["user", ""],
+        ["user", "x" * 9_000],
+        ["ask", "ann", "--filter", "[" * 50_000],
+        ["ask", "ann", "--filter", "\udcff"],
+    )
+    for sentence, part in zip(
+        told,
+        ["expected valid Unicode", "got 0 bytes", "got 9000 bytes", "expected JSON", "expected JSON"],
+        strict=True,
+    ):
+        assert part in sentence
+        assert len(sentence) < 400
+
+
 def test_a_user_is_looked_up_at_a_worker_of_this_machine_only(terminal: Terminal) -> None:
     sentence = terminal.fails("user", "ann", code=Exit.UNREACHABLE)
     assert (

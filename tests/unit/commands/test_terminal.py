@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from rich.table import Table
 
 from headwater import client
 from headwater.commands.terminal import (
@@ -15,7 +16,12 @@ from headwater.commands.terminal import (
     command_line,
     exit_code_of,
     http_get,
+    moment_ms,
+    print_json,
     required_admin_endpoint,
+    say,
+    stdout,
+    tell,
 )
 from headwater.errors import HeadwaterError
 from headwater.kafka import topics
@@ -55,6 +61,36 @@ def test_the_worker_is_the_one_on_the_port_that_is_set() -> None:
     for unknown in (Settings(), Settings(admin_port=4711), Settings(admin_token=token)):  # type: ignore[arg-type]
         with pytest.raises(NoAnswer, match="no running worker that serves users' data is known here"):
             required_admin_endpoint(unknown)
+
+
+# It ends markup that nobody began, has an emoji's name, a colour, and a line of its own.
+TITLE = "[/b] :tea: \x1b[31mred\x9b2J\nok \u202e"
+SPELT = "[/b] :tea: \\x1b[31mred\\x9b2J\\nok \\u202e"
+
+
+def test_text_of_strangers_is_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("title", box=None)
+    table.add_row(TITLE)
+    stdout().print(table)
+    stdout().print(TITLE)
+    printed = capsys.readouterr().out
+    assert printed.count(SPELT) == 2
+    assert not any(each in printed for each in "\x1b\x9b\u202e")
+
+
+def test_lines_and_json_cannot_steer_a_terminal_either(capsys: pytest.CaptureFixture[str]) -> None:
+    say("one\ntwo \x1b[2J")
+    tell("\x9b2J")
+    print_json('{"title":"\x7f\u202e"}'.encode())
+    printed = capsys.readouterr()
+    assert printed.err == "one\ntwo \\x1b[2J\n"
+    assert printed.out == '\\x9b2J\n{"title":"\\u007f\\u202e"}\n'
+
+
+@pytest.mark.parametrize("text", ["noon", "9" * 5_000, "\udcff"])
+def test_what_is_no_moment_is_a_sentence(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--at is .{1,80}: expected a date and time"):
+        moment_ms("--at", text)
 
 
 def test_the_command_line_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:

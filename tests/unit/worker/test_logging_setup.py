@@ -134,3 +134,19 @@ def test_as_text_a_line_names_its_logger_and_has_no_colours_in_a_file() -> None:
     assert "no answer" in theirs
     assert "[aiokafka]" in theirs
     assert "\x1b" not in ours + theirs
+
+
+def test_text_of_strangers_steers_no_terminal_and_begins_no_line() -> None:
+    written = logged("""
+        log = structlog.get_logger("headwater.x")
+        log.warning("first", item="\\x1b[2J\\nsecond \\u202e")
+        logging.getLogger("aiokafka").warning("no \\x9b2J")
+        try:
+            raise ValueError("\\x1b[2J")
+        except ValueError:
+            log.exception("failed")
+        """)
+    assert not any(each in written for each in "\x1b\x9b\u202e")
+    assert r"item='\\x1b[2J\\nsecond \\u202e'" in written
+    assert r"ValueError: \x1b[2J" in written
+    assert len([line for line in written.splitlines() if line[:2] == "20"]) == 3
