@@ -86,7 +86,8 @@ class FileOptions:
         """The rows of files and their mapping. Prints what was found out. Raises ImportFileError."""
         from headwater.files.contents import named
         from headwater.files.delimited import Layout
-        from headwater.files.presets import opened
+        from headwater.files.fields import overlooked
+        from headwater.files.presets import FIELDS, opened
 
         columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
         layout = Layout(self.encoding, self.separator, self.quote, columns, self.member)
@@ -95,6 +96,8 @@ class FileOptions:
         used = found.chosen.columns.values()
         unused = [name for name in found.table.columns if name not in used]
         more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
+        if self.preset is None:
+            more += overlooked(FIELDS[kind], found.chosen, found.table.columns)
         parts = len(found.table.parts)
         say(
             f"{file}: {found.table.rows:,} rows{f' in {parts:,} files' if parts else ''}; {found.chosen}"

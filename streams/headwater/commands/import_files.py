@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import polars as pl
@@ -159,17 +159,22 @@ def messages(prepared: Prepared, count: int) -> list[bytes]:
 def write_rejects(path: Path, table: Table, bad: Sequence[BadRow]) -> None:
     """Write bad rows as JSON lines: line, reason, and the row's values by column where it has any; of several files the file.
 
+    Where a line is several rows, such as those of an order, all of them are written.
+
     Raises:
         ImportFileError: the file cannot be written.
     """
     wanted = pl.DataFrame({"__line": [row.line for row in bad]}, schema={"__line": pl.Int64}).unique()
     rows = table.frame.with_columns(table.lines.alias("__line")).join(wanted, on="__line", how="semi")
-    values = {row.pop("__line"): row for row in rows.iter_rows(named=True)}
+    values = dict[int, list[dict[str, Any]]]()
+    for each in rows.iter_rows(named=True):
+        values.setdefault(each.pop("__line"), []).append(each)
     found = []
     for row in bad:
         place = table.place(row.line)
         where = {"line": place.line} if place.alone else {"file": str(place.path), "line": place.line}
-        found.append({**where, "reason": row.reason, "row": values.get(row.line)})
+        of_line = values.get(row.line, [None])
+        found.append({**where, "reason": row.reason, "row": of_line[0] if len(of_line) == 1 else of_line})
     try:
         path.write_bytes(b"".join(msgspec.json.encode(each, enc_hook=str) + b"\n" for each in found))
     except OSError as error:

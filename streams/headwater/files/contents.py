@@ -244,7 +244,7 @@ def text_of(path: Path, raw: bytes, encoding: str = "auto") -> Text:
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     start = raw[:4096]
     # A single one is damage to its line.
-    if sum(byte < 32 and byte not in b"\t\n\r\f\x1a\x1b" for byte in start) > max(4, len(start) // 50):
+    if sum(byte < 32 and byte not in b"\x01\t\n\r\f\x1a\x1b" for byte in start) > max(4, len(start) // 50):
         raise ImportFileError(
             f"{path} cannot be read (bytes that are no text): expected CSV, Parquet, JSON lines or XML"
         )

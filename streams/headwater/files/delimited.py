@@ -15,8 +15,8 @@ import polars as pl
 from headwater.files.contents import ImportFileError, Text
 from headwater.messages import quoted
 
-SEPARATORS: Final = {"tab": "\t", "space": " ", "\\t": "\t"}
-_CANDIDATES: Final = ("\t", "::", ";", ",", "|")
+SEPARATORS: Final = {"tab": "\t", "space": " ", "\\t": "\t", "\\x01": "\x01"}
+_CANDIDATES: Final = ("\x01", "\t", "::", ";", ",", "|")  # the first is Hive's
 _SAMPLE: Final = 200
 # A quoted field may span lines, such as a description; one that is longer than this is a quote that nobody closed.
 _MAX_RECORD_CHARS: Final = 2_000_000
@@ -108,8 +108,9 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
     elif not layout.columns:
         _check_header(path, header, records)
     fitting = records.filter(pl.col("fields") == len(header))
+    whose = "--columns names" if layout.columns else "the header has"
     for line, fields in records.filter(pl.col("fields") != len(header)).select("line", "fields").iter_rows():
-        bad[line] = f"got {fields} fields, expected {len(header)}, as the header has"
+        bad[line] = f"got {fields} fields, expected {len(header)}, as {whose}"
     names = _unique(header)
     for given, name in zip(header, names, strict=True):
         if given and given != name:

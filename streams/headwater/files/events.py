@@ -57,7 +57,15 @@ _LIKELY: Final[dict[str, tuple[str, ...]]] = {
     "like": ("like", "fav", "wish", "bookmark", "save", "upvote", "star", "collect"),
     "view": ("view", "pv", "visit", "detail", "watch", "read", "seen"),
 }
-_SIGNS: Final = {"1": "like", "+1": "like", "-1": "dislike", "0": IGNORE}
+_SIGNS: Final = {"+1": "like", "-1": "dislike"}
+_CODE: Final = re.compile(r"[+-]?\d+")
+_A_CODE: Final = "ACTION"  # what a number means only the shop knows
+# Where one user has this share of the events and there are others enough, it is rather all visitors without an account.
+_ONE_USER: Final = 0.2
+_USERS: Final = 20
+# Names have words without a digit; each id of a list has one.
+_LIST: Final = r"^[^\s|;,]*\d[^\s|;,]*(?:[|;, ]+[^\s|;,]*\d[^\s|;,]*)+$"
+_LISTS: Final = 0.1
 _SHOWN: Final = 10
 _OTHERS: Final = "*"
 _NO_ITEM: Final = ("retract", "forget")
@@ -124,6 +132,7 @@ def events_of(
         at = made_up.to_series()
         shown_at = at.cast(pl.String)
         notes.append(NO_TIMES)
+    notes += _suspects(users.shown, items.shown)
     own = ids(frame[columns["event_id"]]).shown if "event_id" in columns else None
     rows = pl.DataFrame(
         {
@@ -162,6 +171,25 @@ def events_of(
         rows = rows.filter(good)
     rows = _identified(rows.with_columns(pl.col("item_id").fill_null("")), notes)
     return Events(rows, sorted(bad), notes)
+
+
+def _suspects(users: pl.Series, items: pl.Series) -> list[str]:
+    """What is told of ids that are probably none: of all visitors without an account, or of several items."""
+    notes = list[str]()
+    counts = users.drop_nulls().value_counts(sort=True)
+    if len(counts) > _USERS:
+        user, count = counts.row(0)
+        if count > _ONE_USER * len(users):
+            notes.append(
+                f"user_id: {count:,} of {len(users):,} events are of {quoted(user)}; if it stands for visitors who are not known, "
+                "leave their rows out, or map a session or a device as the user"
+            )
+    listed = items.filter(items.str.contains(_LIST).fill_null(False))
+    if len(listed) > _LISTS * len(items):
+        notes.append(
+            f"item_id: ids such as {quoted(listed[0])} look like several; expected one item a row, or a list in JSON"
+        )
+    return notes
 
 
 def _is_plain(latest_ms: int) -> pl.Expr:
@@ -210,6 +238,8 @@ def _likely(written: str) -> str:
     if written in _SIGNS:
         return _SIGNS[written]
     letters = _LETTERS.sub("", written.lower())
+    if _CODE.fullmatch(written):
+        return _A_CODE
     found = next(
         (action for action, names in _LIKELY.items() if any(name in letters for name in names)), None
     )

@@ -23,16 +23,28 @@ _FIXED: Final[dict[str, Type]] = {
 _LIKELY: Final[dict[str, tuple[str, ...]]] = {
     "user_id": (
         "user", "userid", "customer", "customerid", "clientid", "client", "visitorid", "visitor", "memberid", "accountid", "uid",
-        "shopperid", "buyerid", "email", "customeremail", "sessionid", "anonymousid", "userpseudoid", "reviewerid", "householdid",
+        "shopperid", "buyerid", "email", "customeremail", "sessionid", "session", "anonymousid", "userpseudoid", "reviewerid", "householdid",
     ),
     "item_id": (
         "item", "itemid", "product", "productid", "sku", "articleid", "article", "articlenumber", "asin", "parentasin", "movieid",
-        "handle", "productcode", "goodsid", "trackid", "songid", "bookid", "isbn", "ean", "gtin", "variantsku", "businessid", "id",
+        "handle", "productcode", "goodsid", "aid", "trackid", "songid", "bookid", "isbn", "ean", "gtin", "variantsku", "businessid", "id",
     ),
     "at_ms": (
         "timestamp", "time", "at", "date", "datetime", "createdat", "eventtime", "eventtimestamp", "ts", "occurredat", "orderdate",
         "viewedat", "purchasedat", "unixreviewtime", "transactiondate", "day",
     ),
+    "action": (
+        "action", "event", "eventtype", "eventname", "actiontype", "behavior", "behaviortype", "behaviour", "interaction",
+        "interactiontype", "activity", "type",
+    ),
+    "rating": ("rating", "stars", "score", "overall", "userrating"),
+    "title": ("name", "producttitle", "productname", "itemname", "itemtitle"),
+    "description": ("body", "bodyhtml", "longdescription", "productdescription", "shortdescription", "summary"),
+    "price": ("saleprice", "unitprice", "regularprice", "variantprice", "listprice", "pricegross", "amount"),
+    "available": ("availability", "instock", "stock", "stockquantity", "stockstatus", "inventory", "isactive", "active"),
+    "category": ("categories", "producttype", "maincategory", "categoryname", "department"),
+    "tags": ("genres", "keywords", "labels"),
+    "image": ("imageurl", "imagelink", "imagesrc", "thumbnail"),
     "history": ("items", "sequence", "past"),
     "target": ("next", "targets", "label"),
 }  # fmt: skip
@@ -96,6 +108,7 @@ def mapping(
     columns: Sequence[str],
     given: Iterable[str],
     usual: Mapping[str, Sequence[str]] | None = None,
+    nested: Iterable[str] = (),
 ) -> Chosen:
     """Columns that carry a field's name, else the first of its ``usual`` ones, overridden by the pairs of ``given``.
 
@@ -104,6 +117,7 @@ def mapping(
 
     Args:
         given: ``field=column`` or ``field=column:type``.
+        nested: columns that lists would have as rows: those that a pair names, such as ``item_id=events.aid``. Told as such.
 
     Raises:
         ImportFileError: a malformed pair, an unknown field, column or type, or a required field without a column.
@@ -142,9 +156,11 @@ def mapping(
             raise ImportFileError(f"--map {pair}: no column {column}; the file has {_listed(columns)}")
         found[name] = column
     if missing := [name for name in fields.required if name not in found]:
+        inside = list(nested)
+        lists = f", and in lists {_listed(inside)}" if inside else ""
         raise ImportFileError(
-            f"no column for {', '.join(missing)}: the file has {_listed(columns)}; name it with "
-            f"--map {missing[0]}=COLUMN, or all columns of a file without a header with --columns{_hint(missing, columns)}"
+            f"no column for {', '.join(missing)}: the file has {_listed(columns)}{lists}; name it with "
+            f"--map {missing[0]}=COLUMN, or all columns of a file without a header with --columns{_hint(missing, columns, inside)}"
         )
     whole = prefix.removesuffix(".")
     if prefix and whole in found and found[whole] not in columns:
@@ -154,13 +170,21 @@ def mapping(
     return Chosen(found, types)
 
 
+def overlooked(fields: Fields, chosen: Chosen, columns: Sequence[str]) -> str:
+    """The columns that are likely meant for fields without one, as a hint with a semicolon before it; else nothing."""
+    used = chosen.columns.values()
+    rest = [column for column in columns if column not in used]
+    return _hint([name for name in fields.names if name not in chosen.columns], rest)
+
+
 def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _hint(missing: Sequence[str], columns: Sequence[str]) -> str:
-    """The columns that are likely meant."""
+def _hint(missing: Sequence[str], columns: Sequence[str], nested: Sequence[str] = ()) -> str:
+    """The columns that are likely meant: those in lists, by the last part of their path, rather than those around them."""
     by_letters = {_letters(column): column for column in reversed(columns)}
+    by_letters |= {_letters(column.rpartition(".")[2]): column for column in reversed(nested)}
     likely = [
         shlex.join(["--map", f"{name}={by_letters[each]}"])
         for name in missing

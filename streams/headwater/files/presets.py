@@ -19,8 +19,9 @@ from headwater.files.data_sets import (
 )
 from headwater.files.delimited import Layout
 from headwater.files.event_exports import ga4_event, segment_event
-from headwater.files.fields import CASES, CATALOG, CLICKS, OFFERS, TRAINING, Chosen, Fields, mapping
+from headwater.files.fields import CASES, CATALOG, CLICKS, OFFERS, TRAINING, TYPES, Chosen, Fields, mapping
 from headwater.files.json_rows import Flatten
+from headwater.files.nested import holds_lists, members, to_unfold, unfolded
 from headwater.files.shop_exports import (
     magento,
     merchant,
@@ -94,7 +95,7 @@ def opened(
     Raises:
         ImportFileError: a file cannot be read, the mapping does not fit it, or the preset has no such files.
     """
-    layout, fields = layout or Layout(), _FIELDS[kind]
+    layout, fields = layout or Layout(), FIELDS[kind]
     shape = shape_of(preset, kind)
     table = _read_all(files_of(given), layout, shape)
     if shape is None:
@@ -107,10 +108,21 @@ def opened(
             # What a format has of attributes does not change often.
             if name in fields.names or (name.startswith(fields.open_ended) and kind != "offers")
         }
-    chosen = mapping(fields, table.columns, maps, usual)
+    if (lists := to_unfold(table, [_column_of(pair) for pair in maps])) is not None:
+        table = unfolded(table, lists)
+    chosen = mapping(fields, table.columns, maps, usual, members(table))
+    if kind in ("clicks", "training") and holds_lists(table, chosen.columns["item_id"]):
+        table = unfolded(table, chosen.columns["item_id"])
+        chosen = mapping(fields, table.columns, maps, usual)
     if shape is None or shape.arranged is None:
         _refuse_strangers(table, fields, chosen)
     return Opened(table, chosen)
+
+
+def _column_of(pair: str) -> str:
+    """The column that a pair of --map names; types have no dot."""
+    column = pair.partition("=")[2]
+    return column.rpartition(":")[0] if column.rpartition(":")[2] in TYPES else column
 
 
 def _read_all(paths: Sequence[Path], layout: Layout, shape: Shape | None) -> Table:
@@ -194,7 +206,7 @@ def shape_of(preset: PresetName | None, kind: Kind) -> Shape | None:
     return found
 
 
-_FIELDS: Final[dict[Kind, Fields]] = {
+FIELDS: Final[dict[Kind, Fields]] = {
     "catalog": CATALOG,
     "clicks": CLICKS,
     "offers": OFFERS,

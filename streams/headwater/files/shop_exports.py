@@ -1,7 +1,7 @@
 """Exports of shop systems as rows of items and purchases: Shopify, WooCommerce, Magento, and feeds for Google Merchant."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -10,7 +10,7 @@ import polars as pl
 from headwater.files.json_rows import Object, frame_of, listed
 from headwater.files.markup import plain_text
 from headwater.files.table import LINE
-from headwater.files.values import PRICE
+from headwater.files.values import PRICE, numbers
 
 # Shopify
 
@@ -18,7 +18,7 @@ from headwater.files.values import PRICE
 def shopify_product(row: Object) -> Iterator[Object]:
     """A product of `products.json`: the lowest price of its variants, available while one of them is."""
     variants = [each for each in listed(row.get("variants")) if isinstance(each, dict)]
-    price = _lowest([str(each.get("price")) for each in variants])
+    price = _lowest([str(each.get("price")) for each in variants], _amount)
     stocks = [_is_stock(each) for each in variants]
     tags = row.get("tags")
     yield {
@@ -43,8 +43,7 @@ def _is_stock(variant: Object) -> bool:
     """Whether a variant says that it can be bought, else whether there are pieces of it."""
     if "available" in variant:
         return variant["available"] is True
-    pieces = str(variant.get("inventory_quantity"))
-    return PRICE.match(pieces) is not None and _amount(pieces) > 0
+    return (_amount(str(variant.get("inventory_quantity"))) or 0) > 0
 
 
 def shopify_export(frame: pl.DataFrame) -> pl.DataFrame:
@@ -93,15 +92,25 @@ def shopify_orders(frame: pl.DataFrame) -> pl.DataFrame:
 # WooCommerce and Magento
 
 
-def _lowest(prices: Iterable[str | None]) -> str | None:
-    """The lowest of prices as they are written; None without any."""
-    known = [each for each in prices if each and PRICE.match(each)]
-    return min(known, key=_amount) if known else None
+def _lowest(prices: Iterable[str | None], amount: Callable[[str], float | None]) -> str | None:
+    """The lowest of prices as they are written; without any that is a number the first, which is then told as bad."""
+    written = [each for each in prices if each]
+    known = [(found, each) for each in written if (found := amount(each)) is not None]
+    return min(known)[1] if known else next(iter(written), None)
 
 
-def _amount(price: str) -> float:
-    """The number of a text that `PRICE` matches."""
-    return float(price.strip().lstrip("$").replace(",", ""))
+def _amount(price: str) -> float | None:
+    """A price of an interface, with a dot as its decimal mark."""
+    return float(price.strip().lstrip("$").replace(",", "")) if PRICE.match(price) else None
+
+
+def _amounts(frame: pl.DataFrame, *names: str) -> dict[str, float]:
+    """The numbers of all prices in these columns, by how they are written: shops export them in their own language."""
+    written = pl.concat(
+        [frame[name] for name in names if name in frame.columns] or [pl.Series(dtype=pl.String)]
+    )
+    read = numbers(written.drop_nulls().unique())
+    return {text: value for text, value in zip(read.shown, read.values, strict=True) if value is not None}
 
 
 def _paths(text: str | None, between: str, below: str, root: str = "") -> tuple[str | None, str | None]:
@@ -119,20 +128,46 @@ def _json_list(names: Sequence[str]) -> str:
     return msgspec.json.encode(names).decode()
 
 
-def _products(frame: pl.DataFrame, rows: Sequence[Object]) -> pl.DataFrame:
-    """Products as a frame; without any, the frame's columns alone."""
-    made = frame_of(rows)
-    return made if rows else pl.DataFrame(schema={**frame.schema, "item": pl.String})
+def _products(
+    frame: pl.DataFrame, rows: Sequence[Object], sources: Mapping[str, tuple[str, ...]]
+) -> pl.DataFrame:
+    """Products as a frame, without the fields that the export has no columns of; without any product, the frame's columns alone."""
+    if not rows:
+        return pl.DataFrame(schema={**frame.schema, "item": pl.String})
+    absent = [name for name, columns in sources.items() if not any(each in frame.columns for each in columns)]
+    return frame_of(rows).drop(absent)
 
 
+_WOO_SOURCES: Final = {
+    "description": ("Short description", "Description"),
+    "category": ("Categories",),
+    "tags": ("Categories", "Tags"),
+    "price": ("Sale price", "Regular price"),
+    "available": ("Published", "In stock?"),
+    "image": ("Images",),
+    "sku": ("SKU",),
+}
+_MAGENTO_SOURCES: Final = {
+    "description": ("short_description", "description"),
+    "category": ("categories",),
+    "tags": ("categories",),
+    "price": ("special_price", "price"),
+    "available": ("product_online", "is_in_stock"),
+    "image": ("base_image",),
+}
 _WOO_ATTRIBUTE: Final = re.compile(r"Attribute (\d+) name")
 
 
 def woocommerce(frame: pl.DataFrame) -> pl.DataFrame:
-    """The products of an export. The variations of a product, rows with a parent, give their prices and stock to it."""
-    if "ID" not in frame.columns or "Name" not in frame.columns:
+    """The products of an export. The variations of a product, rows with a parent, give their prices and stock to it.
+
+    An export in another language, which names its columns in it, stays as it is.
+    """
+    known = {"Type", *(name for names in _WOO_SOURCES.values() for name in names)} - {"SKU"}
+    if not {"ID", "Name"} <= set(frame.columns) or known.isdisjoint(frame.columns):
         return frame
     rows = frame.to_dicts()
+    amount = _amounts(frame, "Sale price", "Regular price").get
     variations: dict[str, list[Object]] = {}
     products = {row.get(name) for row in rows for name in ("ID", "SKU") if not row.get("Parent")}
     made = []
@@ -158,7 +193,9 @@ def woocommerce(frame: pl.DataFrame) -> pl.DataFrame:
                 "tags": _json_list(
                     list(dict.fromkeys([*(msgspec.json.decode(tags) if tags else []), *more]))
                 ),
-                "price": _lowest([each.get("Sale price") or each.get("Regular price") for each in own]),
+                "price": _lowest(
+                    [each.get("Sale price") or each.get("Regular price") for each in own], amount
+                ),
                 "available": published and any(each.get("In stock?", "1") not in ("0", None) for each in own),
                 "image": (row.get("Images") or "").split(",")[0].strip() or None,
                 "sku": row.get("SKU"),
@@ -170,7 +207,7 @@ def woocommerce(frame: pl.DataFrame) -> pl.DataFrame:
                 LINE: row[LINE],
             }
         )
-    return _products(frame, made)
+    return _products(frame, made, _WOO_SOURCES)
 
 
 _MAGENTO_PAIR: Final = re.compile(r",(?=[A-Za-z_][A-Za-z0-9_]*=)")
@@ -186,6 +223,7 @@ def magento(frame: pl.DataFrame) -> pl.DataFrame:
         if (row.get("store_view_code") or "default") in ("default", "admin", "all")
     ]
     of_sku = {row["sku"]: row for row in rows}
+    amount = _amounts(frame, "special_price", "price").get
     made = []
     for row in rows:
         if row.get("visibility") == "Not Visible Individually":
@@ -203,7 +241,8 @@ def magento(frame: pl.DataFrame) -> pl.DataFrame:
                 "description": " ".join(each for each in texts if each) or None,
                 "category": category,
                 "tags": tags,
-                "price": _lowest(each for each in prices if each and each.strip("0.")) or _lowest(prices),
+                "price": _lowest([each for each in prices if each and each.strip("0.")], amount)
+                or _lowest(prices, amount),
                 "available": row.get("product_online", "1") in ("1", None)
                 and row.get("is_in_stock", "1") in ("1", None),
                 "image": row.get("base_image"),
@@ -215,7 +254,7 @@ def magento(frame: pl.DataFrame) -> pl.DataFrame:
                 LINE: row[LINE],
             }
         )
-    return _products(frame, made)
+    return _products(frame, made, _MAGENTO_SOURCES)
 
 
 # Google Merchant

@@ -117,6 +117,16 @@ def test_rejects_have_line_reason_and_row(tmp_path: Path) -> None:
     ]
 
 
+def test_rejects_of_a_line_of_several_rows_have_them_all(tmp_path: Path) -> None:
+    path, rejects = tmp_path / "orders.jsonl", tmp_path / "bad.jsonl"
+    path.write_text('{"user_id":"ann","at_ms":"2023-11-14","lines":[{"sku":"a"},{"sku":""}]}\n')
+    found = opened(path, "clicks", ["item_id=lines.sku"])
+    bad = events_of(*found, EventForm(), now_ms=NOW_MS).bad
+    write_rejects(rejects, found.table, bad)
+    (line,) = rejects.read_text().splitlines()
+    assert [row["lines.sku"] for row in msgspec.json.decode(line)["row"]] == ["a", ""]
+
+
 def test_rejects_of_several_files_name_the_file(tmp_path: Path) -> None:
     for name in ("1.csv", "2.csv"):
         (tmp_path / name).write_text("user_id,item_id,at_ms\nann,,1700000000\n")

@@ -218,6 +218,24 @@ def test_names_of_actions_are_told_with_the_options_that_may_be_meant() -> None:
         assert option in note
 
 
+def test_what_a_code_means_only_the_shop_knows() -> None:
+    (note,) = events(table(action=["0", "1", "3"], item_id=list("abc"))).notes
+    assert note.endswith("perhaps --action 0=ACTION --action 1=ACTION --action 3=ACTION")
+
+
+def test_one_user_with_much_of_the_events_is_told_as_all_unknown_visitors() -> None:
+    users = [f"u{each}" for each in range(40)]
+    assert events(table(user_id=users)).notes == []
+    (note,) = events(table(user_id=[*users, *["0"] * 20], item_id=[str(each) for each in range(60)])).notes
+    assert note.startswith("user_id: 20 of 60 events are of '0'; if it stands for visitors who are not known")
+
+
+def test_ids_that_may_be_several_are_told() -> None:
+    (note,) = events(table(item_id=["12;7", "5", "7;31"])).notes
+    assert note.startswith("item_id: ids such as '12;7' look like several")
+    assert events(table(item_id=["Half-Life 2", "Red shoes, large"])).notes == []
+
+
 def test_ratings_without_a_threshold_are_told_and_one_that_is_no_number_is_bad() -> None:
     rows = table(rating=["5", "1", "3/10"], item_id=["a", "b", "c"])
     (note,) = events(rows).notes

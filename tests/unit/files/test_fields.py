@@ -3,7 +3,7 @@
 import pytest
 
 from headwater.files.contents import ImportFileError
-from headwater.files.fields import CATALOG, CLICKS, mapping
+from headwater.files.fields import CATALOG, CLICKS, mapping, overlooked
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,13 @@ def test_a_field_is_known_by_its_letters_and_what_shops_call_it_is_a_hint() -> N
         match=r"perhaps --map user_id=customerId --map item_id=sku --map 'at_ms=Created at'$",
     ):
         mapping(CLICKS, ["customerId", "sku", "Created at"], [])
+
+
+def test_columns_that_are_likely_overlooked_are_hints() -> None:
+    columns = ["user_id", "item_id", "when", "timestamp", "event", "colour"]
+    chosen = mapping(CLICKS, columns, ["at_ms=when"])
+    assert overlooked(CLICKS, chosen, columns) == "; perhaps --map action=event"
+    assert overlooked(CLICKS, chosen, ["user_id", "colour"]) == ""
 
 
 def test_a_file_of_many_columns_is_told_in_a_line() -> None:

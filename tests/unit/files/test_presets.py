@@ -269,6 +269,28 @@ def test_woocommerce_variations_belong_to_their_product(file: Path) -> None:
     ]  # fmt: skip
 
 
+def test_woocommerce_in_another_language_has_its_own_prices_and_its_own_columns(file: Path) -> None:
+    export = (
+        "ID,Type,SKU,Name,Regular price,Sale price,Parent\n"
+        '1,variable,,Sofa,,,\n2,variation,,Sofa S,"1.234,50",,id:1\n3,variation,,Sofa M,"999,90",,id:1\n4,simple,,Lamp,"1.199,00",,\n'
+        "5,simple,,Rug,soon,,\n"
+    )
+    file.write_text(export)
+    found = items_of(*opened(file, "catalog", preset="woocommerce"), ItemForm())
+    assert [row.item for row in found.rows] == [
+        Item("1", "Sofa", price=999.9),
+        Item("4", "Lamp", price=1199.0),
+    ]
+    assert [row.reason for row in found.bad] == [
+        "price: got 'soon', expected a number, such as 15.00 or 15.00 USD"
+    ]
+    file.write_text("ID,Typ,Name,Regulärer Preis,Vorrätig?\n1,simple,Tee,3,1\n")
+    with pytest.raises(
+        ImportFileError, match="no column for item_id: the file has ID, Typ, Name, Regulärer Preis"
+    ):
+        opened(file, "catalog", preset="woocommerce")
+
+
 def test_magento_has_one_item_a_product_that_customers_see(file: Path) -> None:
     export = (
         "sku,store_view_code,categories,name,description,product_online,visibility,price,special_price,is_in_stock,base_image,"

@@ -38,6 +38,7 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         CSV.replace(",", "\t"),
         CSV.replace(",", "|"),
         CSV.replace(",", "::"),
+        CSV.replace(",", "\x01"),
         CSV.replace("\n", "\r\n"),
         CSV.replace("\n", "\r\r\n"),
         'user_id,item_id\r\r\n"ann","x"\r\r\n"ben","y"\r\r\n',
@@ -80,7 +81,7 @@ def of(folder: Path, content: str | bytes, layout: Layout | None = None) -> Tabl
         '<?xml version="1.0" encoding="utf-16"?>'
         "<a><row><user_id>ann</user_id><item_id>x</item_id></row><row><user_id>ben</user_id><item_id>y</item_id></row></a>",
     ],
-    ids=range(45),
+    ids=range(46),
 )
 def test_a_table_is_read_by_what_the_file_holds(tmp_path: Path, content: str | bytes) -> None:
     found = of(tmp_path, content)
