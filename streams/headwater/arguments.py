@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from headwater.messages import BadMessage, Position, Request, decode_request, encode, quoted
+from headwater.messages import PROBE_PREFIX, BadMessage, Position, Request, decode_request, encode, quoted
 
 _MAX_TIMEOUT_S = 1e9
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
@@ -47,6 +47,16 @@ def encoded_request(request: Request) -> bytes:
     value = encoded(request)
     decode_request(None, value, time.time_ns() // 1_000_000)
     return value
+
+
+def check_publisher(user_id: str, action: object) -> None:
+    """Refuse an event of a user whom the freshness probe made up, but for their erasure. Raises BadMessage."""
+    if user_id.startswith(PROBE_PREFIX) and action != "forget":
+        raise wrong(
+            "user_id",
+            user_id,
+            f"an id that does not begin with {PROBE_PREFIX!r}, as those of the freshness probe do",
+        )
 
 
 def raw_context(context: object) -> msgspec.Raw:

@@ -38,6 +38,7 @@ import msgspec
 from aiokafka.errors import KafkaError
 
 from headwater.arguments import (
+    check_publisher,
     count_of,
     encoded,
     encoded_request,
@@ -61,9 +62,7 @@ from headwater.kafka.connection import PUBLISH_TIMEOUT_S, Connection
 from headwater.kafka.topics import Topics
 from headwater.messages import (
     DEFAULT_DEADLINE_MS,
-    PROBE_PREFIX,
     ActionName,
-    BadMessage,
     Click,
     Item,
     Offer,
@@ -76,7 +75,6 @@ from headwater.messages import (
     decode_item,
     decode_offer,
     encode,
-    quoted,
 )
 from headwater.run_file import running_system
 from headwater.settings import Settings
@@ -199,12 +197,7 @@ class Client:
         if not isinstance(user_id, str):
             raise wrong("user_id", user_id, "text")
         now_ms = time.time_ns() // 1_000_000
-        if user_id.startswith(PROBE_PREFIX) and action != "forget":
-            raise BadMessage(
-                "bad_field",
-                f"user_id: got {quoted(user_id)}, expected an id that does not begin with {PROBE_PREFIX!r}, as those of the "
-                "freshness probe do",
-            )
+        check_publisher(user_id, action)
         click = Click(
             uuid.uuid4().hex if event_id is None else event_id,
             user_id,
@@ -454,11 +447,12 @@ class Client:
         """Ask the broker something small, to know that it is there.
 
         Raises:
-            ClientError: no answer within ``timeout_s`` seconds, or the client is not connected.
+            ClientError: no answer within ``timeout_s`` seconds, the client is not connected, or it cannot read answers any more.
         """
         try:
             async with asyncio.timeout(limit_of(timeout_s)):
                 await self._connected.end_of_clicks(0)
+            self._connected.check_reading()
         except (TimeoutError, KafkaError) as error:
             raise ClientError(
                 f"the broker at {self._settings.bootstrap_servers} does not answer "

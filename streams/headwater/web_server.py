@@ -5,8 +5,9 @@ import hmac
 import ipaddress
 import logging
 import resource
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import web
@@ -16,7 +17,8 @@ from headwater.client_errors import ClientError, NotPublished, RecallTimeout
 from headwater.errors import HeadwaterError
 from headwater.messages import BadMessage
 
-_SCHEME: Final = "Bearer "
+log = logging.getLogger(__name__)
+
 # What a browser says of a request that another site's page has sent. "none" is an address that a person typed in.
 _OTHER_SITES: Final = frozenset({"cross-site", "same-site"})
 RETRY: Final[Mapping[str, str]] = {"Retry-After": "1"}
@@ -48,6 +50,7 @@ class WebServer:
 
     def __init__(self, setting: str, app: web.Application, most: int | None = None) -> None:
         self._setting, self._app = setting, app
+        app.middlewares.append(_in_sentences)  # inside those of the app, which know its errors
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = min(_MOST_CONNECTIONS, max(files // 2, 1)) if most is None else most
         self._runner: web.AppRunner | None = None
@@ -106,6 +109,36 @@ class _Turned(asyncio.Protocol):
 def _is_ours(record: logging.LogRecord) -> bool:
     """Whether an error of the server is one of ours. What is no HTTP is its sender's, who could fill the log with it."""
     return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+@web.middleware
+async def _in_sentences(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """What no route answers is told as one sentence, too."""
+    # Ids in addresses: bytes that are no UTF-8 would be read as the text of their escapes, and name another item.
+    if "%" in request.raw_path and not _is_utf8(request.raw_path):
+        return refused(400, "bad_utf8", f"{request.raw_path[:80]}: expected an address in UTF-8")
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return refused(404, "no_such_route", f"{request.path[:80]}: there is no such route")
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return refused(405, "wrong_method", f"{request.method}: expected {allowed}", {"Allow": allowed})
+    except (HeadwaterError, web.HTTPException):
+        raise
+    except Exception:
+        log.exception("request_failed", extra={"route": request.match_info.route.name or request.path[:80]})
+        return refused(500, "internal_error", "a bug of ours, which the log has: look there")
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        unquote_to_bytes(path).decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def as_json(body: Any, status: int, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -183,6 +216,13 @@ async def json_object(request: web.Request) -> dict[str, Any]:
     return fields
 
 
+def whole_number(text: str, name: str, most: int) -> int:
+    """A number of a query. Raises BadMessage."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and 0 < int(text) <= most):
+        raise BadMessage("bad_field", f"{name}: got {text[:80]!r}, expected a number from 1 to {most}")
+    return int(text)
+
+
 def is_local(host: str) -> bool:
     """Whether an address is of this machine alone."""
     try:
@@ -193,9 +233,9 @@ def is_local(host: str) -> bool:
 
 def is_bearer(request: web.Request, token: str) -> bool:
     """Whether the request has the token, compared in constant time."""
-    given = request.headers.get("Authorization", "")
-    brought = given.removeprefix(_SCHEME).encode(errors="surrogateescape")
-    return given.startswith(_SCHEME) and hmac.compare_digest(brought, token.encode())
+    scheme, _, brought = request.headers.get("Authorization", "").partition(" ")
+    given = brought.strip().encode(errors="surrogateescape")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given, token.encode())
 
 
 def host_of(request: web.Request) -> str:
@@ -206,8 +246,10 @@ def host_of(request: web.Request) -> str:
 
 
 def is_of_other_site(request: web.Request) -> bool:
-    """Whether a browser says that a page of another site has sent this."""
-    return request.headers.get("Sec-Fetch-Site") in _OTHER_SITES
+    """Whether a browser says that a page of another site, or of another server, has sent this."""
+    origin = request.headers.get("Origin")
+    is_foreign = origin is not None and origin.partition("://")[2] != request.host
+    return is_foreign or request.headers.get("Sec-Fetch-Site") in _OTHER_SITES
 
 
 def came_locally(request: web.Request) -> bool:

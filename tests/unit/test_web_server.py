@@ -144,6 +144,9 @@ async def test_a_body_that_is_no_object_is_one_sentence(server: WebServer, body:
         ("127.9.9.9:1", "none", True),
         ("[::1]:8080", "same-origin", True),
         ("localhost", "cross-site", False),
+        ("localhost:80\r\nOrigin: http://localhost:80", "same-origin", True),
+        ("localhost:80\r\nOrigin: http://localhost:81", "", False),
+        ("localhost\r\nOrigin: null", "", False),
         ("localhost:3000", "same-site", False),
         ("evil.example", "same-origin", False),
         ("127.0.0.1.evil.example", "none", False),
@@ -156,6 +159,23 @@ async def test_only_this_machine_and_no_page_of_another_site_comes_locally(
     lines = [f"Host: {host}", f"Sec-Fetch-Site: {sent}", "Connection: close"]
     request = "\r\n".join(["GET /local HTTP/1.1", *lines, "", ""]).encode("latin-1")
     assert (b'"is_local":true' in await said(server, request)) is is_here
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        ("GET /nowhere", 404, "no_such_route"),
+        ("DELETE /local", 405, "wrong_method"),
+        ("GET /local?id=%FF", 400, "bad_utf8"),
+        ("GET /%ED%A0%80", 400, "bad_utf8"),
+    ],
+)
+async def test_what_no_route_answers_is_a_sentence_too(
+    server: WebServer, sent: str, status: int, code: str
+) -> None:
+    heard = await said(server, f"{sent} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert heard.startswith(f"HTTP/1.1 {status} ".encode())
+    assert f'{{"error":{{"code":"{code}","message":"'.encode() in heard
 
 
 def test_an_address_of_this_machine_is_told_from_others() -> None:

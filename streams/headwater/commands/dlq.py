@@ -39,13 +39,13 @@ _AGE: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _SHOWN_BYTES: Final = 256
 _SHOWN_CHARS: Final = 4_000
 _EXAMPLE_CHARS: Final = 100
-_MAX_RATE: Final = 2_000.0
 _TOLD_EVERY_S: Final = 2.0
 _SKIPPED: Final[Mapping[str, str]] = {
     "cut": "were too large to be kept whole: publish the originals again",
     "unreadable": "are of records that nobody could read: publish the originals again",
     "no_use": "are of neither clicks nor catalog: who asked has long given up",
     "failed_again": "failed again when they were redriven: fix the cause, then raise --max-tries",
+    "purged": "were purged, or erased with their user, while this ran",
     "superseded": "are of items that got a later change: they would undo it",
 }
 
@@ -350,10 +350,10 @@ def redrive(
 
 
 def _check_bounds(rate: float, max_tries: int) -> None:
-    if not 0.0 < rate <= _MAX_RATE:
-        raise UsageError(
-            f"--rate is {rate:g}: expected letters a second, more than 0 and at most {_MAX_RATE:g}"
-        )
+    from headwater.kafka.letters import MAX_RATE, MIN_RATE
+
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UsageError(f"--rate is {rate:g}: expected letters a second, from {MIN_RATE:g} to {MAX_RATE:g}")
     if max_tries < 1:
         raise UsageError(f"--max-tries is {max_tries}: expected 1 or more")
 

@@ -6,6 +6,7 @@ system anew, so a restart of it needs none of the assistant. Nothing is publishe
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -20,7 +21,7 @@ from headwater.commands.terminal import (
     say,
 )
 from headwater.errors import HeadwaterError
-from headwater.messages import ActionName, BadMessage, SessionEvent, SourceName
+from headwater.messages import ActionName, BadMessage, SessionEvent, SourceName, check_fields
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -72,8 +73,12 @@ def server_of(*, allow_writes: bool) -> "MCPServer[Any]":
             self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
         ) -> Any:
             try:
+                if tool := tools.get(name):
+                    check_fields(arguments, [*signature(tool).parameters])
                 async with asyncio.timeout(_TOOL_S):
                     return await super().call_tool(name, arguments, context)
+            except BadMessage as error:
+                raise ToolError(f"{name}: {error}") from None
             except TimeoutError:
                 raise ToolError(
                     f"{name} took more than {_TOOL_S:g} s: look at the broker and the worker"
@@ -99,6 +104,9 @@ def server_of(*, allow_writes: bool) -> "MCPServer[Any]":
 
         return told
 
+    tools: dict[str, Callable[..., Any]] = {
+        tool.__name__: tool for tool in (recall, explain, user, health, doctor, click)
+    }
     server = Server("headwater", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
     for tool in (recall, explain, user, health, doctor):
         server.add_tool(

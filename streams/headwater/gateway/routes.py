@@ -29,7 +29,7 @@ from headwater.client import Client
 from headwater.client_errors import ClientError, RecallTimeout, RequestExpired, RequestRejected
 from headwater.gateway.admission import Admission, Refused
 from headwater.gateway.openapi import document
-from headwater.messages import BadMessage, Item, Position, Response, check_fields, item_of
+from headwater.messages import MAX_LIMIT, BadMessage, Item, Position, Response, check_fields, item_of
 from headwater.web_server import (
     RETRY,
     as_json,
@@ -39,6 +39,7 @@ from headwater.web_server import (
     json_object,
     refusal_of,
     refused,
+    whole_number,
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -140,20 +141,23 @@ class Gateway:
         if (token := request.headers.get(AFTER_HEADER)) is not None:
             fields["after"] = token
         elif isinstance(fields.get("after"), Mapping):
-            fields["after"] = msgspec.convert(fields["after"], Position)
+            fields["after"] = _position(fields["after"])
         if fields.get("reads") == "own":
             # The clicks of this gateway: the next call may come to another one.
             raise BadMessage("bad_field", "reads: got 'own', expected 'all' or 'any'")
         return as_json(await self._answer(**_named("user_id", fields)), 200)
 
     async def _similar(self, request: web.Request) -> web.Response:
+        check_fields(request.query, ("limit", "user_id"))
         item_id, limit = request.match_info["item_id"], request.query.get("limit", "20")
-        if not limit.isdecimal():
-            raise BadMessage("bad_field", f"limit: got {limit[:80]!r}, expected a number from 1 to 1000")
         # Nobody: so many of them that they are spread over the partitions.
         user_id = request.query.get("user_id") or uuid.uuid4().hex
         answer = await self._answer(
-            user_id=user_id, limit=int(limit), items=[item_id], sources={"item": 1.0}, reads="any"
+            user_id=user_id,
+            limit=whole_number(limit, "limit", MAX_LIMIT),
+            items=[item_id],
+            sources={"item": 1.0},
+            reads="any",
         )
         return as_json(answer, 200)
 
@@ -178,8 +182,6 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     """Every refusal is one sentence as JSON, with the status that says what to do about it."""
     try:
         return await handler(request)
-    except msgspec.ValidationError as error:
-        return refused(400, "bad_field", f"after: {error}")
     except Refused as error:
         return refused(429, "too_many_calls", str(error), {"Retry-After": str(error.after_s)})
     except RequestRejected as error:
@@ -188,11 +190,13 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return refused(504, "expired", str(error), answer=error.response)
     except (BadMessage, ClientError) as error:
         return refusal_of(error)
-    except web.HTTPNotFound:
-        return refused(404, "no_such_route", f"{request.path[:80]}: expected a route of /openapi.json")
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        return refused(405, "wrong_method", f"{request.method}: expected {allowed}", {"Allow": allowed})
+
+
+def _position(fields: Mapping[str, Any]) -> Position:
+    try:
+        return msgspec.convert(fields, Position)
+    except msgspec.ValidationError as error:
+        raise BadMessage("bad_field", f"after: {error}") from None
 
 
 def _rejected(error: RequestRejected) -> web.Response:

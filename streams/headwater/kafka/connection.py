@@ -132,11 +132,9 @@ class Connection:
             BadMessage: it is too large for Kafka.
             RecallTimeout: no answer in time.
             NotPublished: the request could not be sent.
-            ClientError: its id waits for an answer already.
+            ClientError: its id waits for an answer already, or answers cannot be read any more.
         """
-        replies, topic = self._replies, self.topics.requests
-        if replies is None or not replies.is_reading:
-            raise not_connected()
+        replies, topic = self.check_reading(), self.topics.requests
         if replies.expects(request.request_id):
             raise ClientError(f"request {request.request_id} waits already: expected a new request_id")
         answer, headers = replies.expect(request.request_id)
@@ -183,6 +181,14 @@ class Connection:
             if again is not None:
                 again.cancel()
             replies.forget(request.request_id)
+
+    def check_reading(self) -> Replies:
+        """The reader of answers. Raises ClientError where it has failed; this connection then reads none any more."""
+        if self._replies is None:
+            raise not_connected()
+        if self._replies.failure is not None:
+            raise ClientError(str(self._replies.failure))
+        return self._replies
 
     async def send(
         self, topic: str, key: str, value: bytes | None, headers: Collection[Header] = ()

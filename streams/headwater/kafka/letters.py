@@ -36,6 +36,9 @@ from headwater.settings import Settings
 
 # All letters are written to one partition, however many the topic has.
 PARTITION: Final = 0
+# Letters a second of a redrive. A slower one would keep the next from beginning for days.
+MIN_RATE: Final = 0.1
+MAX_RATE: Final = 2_000.0
 _FETCH_BYTES: Final = 4 * 1024 * 1024
 _PURGED: Final[list[Header]] = [("reason", b"purged")]
 

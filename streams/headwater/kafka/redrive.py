@@ -23,6 +23,7 @@ from aiokafka.structs import RecordMetadata
 
 from headwater.errors import HeadwaterError, PartitionLost, StopWorker
 from headwater.kafka.batch import Batch
+from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.faust_group import FaustGroup
 from headwater.kafka.headers import ORIGIN, REDRIVEN, Redriven, RedrivenTo
 from headwater.kafka.letters import (
@@ -70,7 +71,7 @@ class Outcome(NamedTuple):
     """What a run did."""
 
     redriven: int
-    skipped: Mapping[str, int]  # by code; see `sort_out`
+    skipped: Mapping[str, int]  # by code; see `sort_out`, `plan` and `Redrive`
     refused: Sequence[Refused]
 
     def fields(self) -> dict[str, Any]:
@@ -206,7 +207,10 @@ async def _superseded(settings: Settings, topic: str, letters: Sequence[Letter])
 
 
 class Redrive:
-    """One run. ``told`` is called with how many letters are redriven by then."""
+    """One run. ``told`` is called with how many letters are redriven by then.
+
+    Letters that are taken out while it runs are skipped as ``purged``, but for those of the transaction that is under way.
+    """
 
     def __init__(
         self,
@@ -219,10 +223,14 @@ class Redrive:
         self._settings, self._wanted = settings, wanted
         self._rate, self._max_tries, self._told = rate, max_tries, told
         self._names = Topics.named(settings.topic_prefix)
+        self._letters_tp = TopicPartition(self._names.dead_letters, PARTITION)
         self._group: FaustGroup | None = None
         self._producer: AIOKafkaProducer | None = None
         self._plan: Plan | None = None
         self._ready: dict[int, Letter] = {}  # by their own offset; those that are still to be redriven
+        self._at_of: dict[bytes, int] = {}  # the same by their keys on their topic
+        self._later: Consumer | None = None  # reads what is written to their topic since the plan was made
+        self._opened = contextlib.AsyncExitStack()
         self._last_at = -1
         self._next_s = 0.0  # when the rate allows the next transaction
         self._redriven = 0
@@ -251,6 +259,7 @@ class Redrive:
         finally:
             await group.stop()
             await self._close()
+            await self._opened.aclose()
         if not self._done.done():
             raise RedriveError(
                 f"{group.failed.result()}. {self._redriven} letters are redriven and marked; the same command goes on "
@@ -262,7 +271,7 @@ class Redrive:
     async def _assigned(self, tps: set[TopicPartition]) -> None:
         assert self._group is not None
         self._interrupted.clear()
-        if TopicPartition(self._names.dead_letters, PARTITION) not in tps:
+        if self._letters_tp not in tps:
             self._group.fail("another redrive of this system is running, and goes on: wait for its end")
 
     async def _handle(self, batch: Batch) -> None:
@@ -275,7 +284,9 @@ class Redrive:
         ]
         for portion in portions(found, self._rate):
             await self._wait_turn(len(portion))
-            await self._redrive(portion)
+            await self._leave_out_purged()
+            if still_there := [each for each in portion if each[1].at in self._ready]:
+                await self._redrive(still_there)
         if batch.stop > self._last_at and not self._done.done():
             self._done.set_result(None)
         # Never finished, hence never committed: the next run begins at the start.
@@ -284,8 +295,14 @@ class Redrive:
     async def _begin(self) -> None:
         """Fence off older runs, whose open transactions end with that, and look again what is left to do."""
         self._producer = await self._open()
+        self._later = await self._opened.enter_async_context(
+            reading(self._settings, self._names.dead_letters)
+        )
+        self._later.assign([self._letters_tp])
+        await self._later.seek_to_end(self._letters_tp)
         self._plan = await plan(self._settings, self._wanted, self._max_tries)
         self._ready = {letter.at: letter for letter in self._plan.ready}
+        self._at_of = {letter.topic_key: letter.at for letter in self._plan.ready}
         self._last_at = max(self._ready, default=-1)
 
     async def _wait_turn(self, letters: int) -> None:
@@ -297,6 +314,20 @@ class Redrive:
             self._next_s = max(self._next_s, time.monotonic()) + letters / self._rate
         else:
             raise PartitionLost
+
+    async def _leave_out_purged(self) -> None:
+        """Letters that were purged, or erased with their user, since the plan was made: a slow run takes hours."""
+        assert self._later is not None
+        assert self._plan is not None
+        self._later.resume(self._letters_tp)
+        async for run in read_to_end(self._later, [self._letters_tp]):
+            for record in run.records:
+                # The marks of this run are among them: their letters are ready no more.
+                if (
+                    record.value is None
+                    and self._ready.pop(self._at_of.get(record.key, -1), None) is not None
+                ):
+                    self._plan.skipped["purged"] += 1
 
     async def _redrive(self, portion: list[tuple[ConsumerRecord, Letter]]) -> None:
         """Publish a portion in one transaction; where its topic refuses one of it, each in its own."""

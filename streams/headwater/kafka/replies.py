@@ -21,6 +21,7 @@ from typing import Final
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from headwater.client_errors import ClientError
 from headwater.kafka.fast_client.consumer import Consumer
 from headwater.kafka.headers import (
     CORRELATION_HEADERS,
@@ -42,7 +43,7 @@ _MOST_TAKEN: Final = 500
 class Replies:
     """Reads ``topic`` by a started ``consumer``, which stays the caller's. Failures are told to ``fail``."""
 
-    def __init__(self, consumer: Consumer, topic: str, fail: Callable[[Exception], Exception]) -> None:
+    def __init__(self, consumer: Consumer, topic: str, fail: Callable[[Exception], ClientError]) -> None:
         self._consumer, self._topic, self._fail = consumer, topic, fail
         self._waiting: dict[str, asyncio.Future[Response]] = {}
         self._home = TopicPartition(topic, 0)
@@ -51,12 +52,13 @@ class Replies:
         self._may_narrow = True
         self._header = reply_partition_header(0)
         self._reader: asyncio.Task[None] | None = None
+        self._failure: ClientError | None = None
         self._widening: asyncio.Task[None] | None = None
 
     @property
-    def is_reading(self) -> bool:
-        """Whether answers are read; not before the start, nor after a failure."""
-        return self._reader is not None and not self._reader.done()
+    def failure(self) -> ClientError | None:
+        """Why no answers are read any more; None while they are."""
+        return self._failure
 
     @property
     def reads_all(self) -> bool:
@@ -150,12 +152,16 @@ class Replies:
                 await consumer.wait_for_records(_POLL_S)
             except KafkaError as error:
                 if not error.retriable:
-                    self.give_up(self._fail(error))
+                    self._failed(error)
                     raise
                 await asyncio.sleep(_POLL_S)
             except Exception as error:
-                self.give_up(self._fail(error))
+                self._failed(error)
                 raise
+
+    def _failed(self, error: Exception) -> None:
+        self._failure = self._fail(error)
+        self.give_up(self._failure)
 
     def _take(self, value: bytes | None, headers: Headers) -> None:
         """Answers to others, and repeated ones, are left alone."""

@@ -16,6 +16,7 @@ from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
+from headwater.arguments import check_publisher
 from headwater.client_errors import ClientError, RecallTimeout
 from headwater.errors import HeadwaterError, StopWorker
 from headwater.kafka import letters
@@ -71,6 +72,7 @@ class Asking:
         now_ms = time.time_ns() // 1_000_000
         given = {"event_id": uuid.uuid4().hex, "at_ms": now_ms, **fields}
         click = decode_click(None, _raw(given, Click, {}), now_ms)
+        check_publisher(click.user_id, click.action)
         started = time.perf_counter()
         async with self._connected() as connection:
             topic = connection.topics.clicks

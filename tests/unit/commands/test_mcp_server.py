@@ -93,6 +93,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"user_id": "ann", "limit": "many"},
         "recall: limit: got 'many', expected a valid integer",
     ),
+    "a misspelt argument": (
+        {"user_id": "ann", "count": 3},
+        "recall: count: no such field, expected one of user_id, limit",
+    ),
     "nobody": ({}, "recall: user_id: missing, expected a value"),
     "a source that there is not": (
         {"user_id": "ann", "sources": {"magic": 1}},
@@ -109,6 +113,14 @@ async def test_a_bad_argument_is_told_in_one_sentence(name: str) -> None:
     assert failed
     assert text.startswith(sentence)
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("user_id", ["\ud800", "", "x" * 9_000])
+async def test_an_id_that_no_user_can_have_is_told_in_one_sentence(user_id: str) -> None:
+    async with Client(server_of(allow_writes=False)) as client:
+        failed, text = await said(client, "user", user_id=user_id)
+    assert failed
+    assert text.startswith("user: got ")
 
 
 async def test_a_failure_of_ours_reaches_the_assistant_as_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:

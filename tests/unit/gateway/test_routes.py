@@ -52,10 +52,14 @@ class Recorded(Client):
     async def partition_of(self, topic: str, key: str) -> int:
         return 3
 
+    def check_reading(self) -> None:
+        if isinstance(self.failure, ClientError):
+            raise self.failure
+
     async def end_of_clicks(self, partition: int) -> int:
         if self.is_broker_away:
             raise TimeoutError
-        if self.failure is not None:
+        if isinstance(self.failure, TimeoutError):
             raise self.failure
         return 1000
 
@@ -276,7 +280,18 @@ BAD: dict[str, tuple[str, str, object, int, str, str]] = {
         "user_id: got 600",
     ),
     "a wrong number": ("GET", "/items/c1/similar?limit=-1", None, 400, "bad_field", "limit: got '-1'"),
-    "too many": ("GET", "/items/c1/similar?limit=99999", None, 400, "bad_field", "limit: got 99999"),
+    "too many": ("GET", "/items/c1/similar?limit=99999", None, 400, "bad_field", "limit: got '99999'"),
+    "a number without end": (
+        "GET",
+        f"/items/c1/similar?limit={'9' * 5_000}",
+        None,
+        400,
+        "bad_field",
+        "limit: got '999",
+    ),
+    "a misspelt parameter": ("GET", "/items/c1/similar?limt=5", None, 400, "bad_field", "limt: no such"),
+    "an address in Latin-1": ("DELETE", "/items/caf%E9", None, 400, "bad_utf8", "/items/caf%E9: expected"),
+    "half a character": ("GET", "/items/c1/similar?user_id=%ED%A0%80", None, 400, "bad_utf8", "UTF-8"),
     "10 MB": ("POST", "/clicks", b"x" * 10_000_000, 413, "too_large", f"more than {MAX_BODY_BYTES} bytes"),
     "an unknown route": ("GET", "/nothing", None, 404, "no_such_route", "/nothing"),
     "a wrong method": ("GET", "/recall", None, 405, "wrong_method", "GET: expected POST"),
@@ -316,6 +331,8 @@ async def test_without_a_key_nobody_comes_in(header: str) -> None:
 async def test_any_of_the_keys_opens() -> None:
     async with serving(["another-one-of-the-keys", KEY]) as site:
         assert (await site.call("POST", "/recall", {"user_id": "ann"}))[0] == 200
+        named = f"bearer {KEY}"  # the name of a scheme has no case
+        assert (await site.call("POST", "/recall", {"user_id": "ann"}, Authorization=named))[0] == 200
 
 
 async def test_without_keys_a_name_of_another_host_is_refused() -> None:
@@ -324,6 +341,8 @@ async def test_without_keys_a_name_of_another_host_is_refused() -> None:
         assert (await site.refusal("POST", "/recall", {"user_id": "a"}, Host="evil.example:80"))[0] == 403
         for name in ("localhost:8080", "127.0.0.1", "[::1]:80"):
             assert (await site.call("POST", "/recall", {"user_id": "a"}, Host=name))[0] == 200
+        for origin in ("http://evil.example", "null"):
+            assert (await site.refusal("POST", "/recall", {"user_id": "a"}, Origin=origin))[0] == 403
 
 
 def refused(status: str, code: str) -> Response:
@@ -394,6 +413,21 @@ async def test_the_health_says_whether_the_broker_answers() -> None:
         assert (await site.call("GET", "/healthz"))[:2] == (200, {"ok": True})
         site.client.failure = TimeoutError()
         assert (await site.refusal("GET", "/healthz"))[:2] == (503, "unavailable")
+        site.client.failure = ClientError("reading the answers failed")
+        assert (await site.refusal("GET", "/healthz"))[:2] == (503, "unavailable")
+
+
+async def test_a_bug_of_ours_is_told_without_its_words_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving([KEY]) as site:
+        site.client.failure = RuntimeError("secret")
+        found = await site.refusal("POST", "/recall", {"user_id": "ann", "reads": "any"})
+        assert found == (500, "internal_error", "a bug of ours, which the log has: look there")
+    (logged,) = caplog.records
+    assert (logged.name, logged.message, logged.exc_info is None) == (
+        "headwater.web_server",
+        "request_failed",
+        False,
+    )
 
 
 # The document

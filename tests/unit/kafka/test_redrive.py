@@ -1,12 +1,18 @@
 """Which dead letters are published again, how, and how many at a time."""
 
+import asyncio
+from pathlib import Path
+
 from aiokafka import ConsumerRecord
 
+from headwater.kafka import letters, topics
 from headwater.kafka.fast_client.records import MAX_HEADERS
 from headwater.kafka.headers import dead_letter_headers
-from headwater.kafka.letters import Letter, letter_of
-from headwater.kafka.redrive import outgoing, portions, sort_out
+from headwater.kafka.letters import Letter, Wanted, letter_of
+from headwater.kafka.publish import Outgoing, producer_of, write_all
+from headwater.kafka.redrive import outgoing, portions, run, sort_out
 from headwater.kafka.topics import Topics
+from headwater.settings import Settings
 
 NAMES = Topics.named("")
 
@@ -76,3 +82,36 @@ def test_a_transaction_is_bounded_in_letters_bytes_and_time() -> None:
     assert sizes([800_000, 200_000, 2_000_000, 1, 1], 100.0) == [1, 1, 1, 2]
     assert sizes([1] * 501, 100_000.0) == [500, 1]
     assert sizes([], 100.0) == []
+
+
+async def test_what_is_purged_while_a_run_is_under_way_is_not_redriven(
+    embedded_broker: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = Settings(kafka_bootstrap_servers=embedded_broker, topic_prefix=topic_prefix, data_dir=tmp_path)
+    await topics.create(settings)
+    names = Topics.named(topic_prefix)
+    producer = producer_of(settings)
+    await producer.start()
+    written = [
+        Outgoing(
+            f"{names.clicks}/0/{offset}".encode(),
+            b"{}",
+            dead_letter_headers("misrouted", "why", names.clicks, 0, offset, b"ann"),
+        )
+        for offset in range(3)
+    ]
+    await write_all(producer, names.dead_letters, letters.PARTITION, written)
+    await producer.stop()
+    found = (await letters.read(settings)).open()
+    purging: list[asyncio.Task[None]] = []
+
+    def told(redriven: int) -> None:
+        if not purging:
+            purging.append(asyncio.create_task(letters.purge(settings, found[1:])))
+
+    async with asyncio.timeout(120):
+        done = await run(settings, Wanted(), 0.25, 1, told)
+        await purging[0]
+    assert (done.redriven, dict(done.skipped)) == (1, {"purged": 2})
+    left = await letters.read(settings)
+    assert (left.open(), len(left.redriven())) == ([], 1)

@@ -104,6 +104,11 @@ async def test_an_answer_reflects_what_was_published_before_unless_something_els
             "action: got 'buy', expected one of click",
         ),
         ("click", {"user_id": "ann"}, "item_id: got 0 bytes"),
+        (
+            "click",
+            {"user_id": "~headwater-probe/0", "item_id": "t1"},
+            "user_id: got '~headwater-probe/0', expected",
+        ),
     ],
 )
 async def test_a_bad_field_is_one_sentence_and_nothing_is_sent(

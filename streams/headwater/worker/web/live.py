@@ -68,9 +68,9 @@ from aiohttp import web
 
 from headwater.client_errors import ClientError
 from headwater.errors import HeadwaterError
-from headwater.kafka.letters import Place, Wanted
+from headwater.kafka.letters import MAX_RATE, MIN_RATE, Place, Wanted
 from headwater.messages import BadMessage, Response, SessionEvent, check_fields, decode_request
-from headwater.web_server import as_json, json_object, refusal_of, refused
+from headwater.web_server import as_json, json_object, refusal_of, refused, whole_number
 from headwater.worker.web import guard, static
 from headwater.worker.web.guard import Guard, Handler
 from headwater.worker.web.viewers import Viewers
@@ -80,7 +80,6 @@ _MOST_USERS: Final = 100
 _MOST_FOUND: Final = 100
 _MOST_LETTERS: Final = 500
 _DEFAULT_RATE: Final = 100.0
-_MAX_RATE: Final = 2_000.0
 _MAX_TRIES: Final = 1_000
 _MAX_TEXT: Final = 500
 # The parts as a person calls them.
@@ -196,7 +195,8 @@ def add_live(app: web.Application, door_guard: Guard, parts: Parts) -> None:
     routes = _Routes(door_guard, parts)
     static.add_page(app)
     app.router.add_get("/live/about", routes.told(routes.about))
-    app.router.add_get("/live/events", routes.told(routes.events))
+    # A HEAD would be a viewer, to whom nothing may be sent.
+    app.router.add_get("/live/events", routes.told(routes.events), allow_head=False)
     for path, get in (
         ("/live/state", routes.state),
         ("/live/catalog.json", routes.catalog),
@@ -358,13 +358,13 @@ class _Routes:
         desk = self._part("letters", self._parts.letters)
         fields = await json_object(request)
         wanted, rate = _wanted(fields), fields.get("rate", _DEFAULT_RATE)
-        if not isinstance(rate, int | float) or not 0.0 < rate <= _MAX_RATE:
+        if type(rate) not in (int, float) or not MIN_RATE <= rate <= MAX_RATE:
             raise BadMessage(
                 "bad_field",
-                f"rate: got {rate!r:.80}, expected letters a second, more than 0 and at most {_MAX_RATE:g}",
+                f"rate: got {rate!r:.80}, expected letters a second, from {MIN_RATE:g} to {MAX_RATE:g}",
             )
         tries = fields.get("max_tries", 1)
-        if not isinstance(tries, int) or not 1 <= tries <= _MAX_TRIES:
+        if type(tries) is not int or not 1 <= tries <= _MAX_TRIES:
             raise BadMessage(
                 "bad_field", f"max_tries: got {tries!r:.80}, expected a number from 1 to {_MAX_TRIES}"
             )
@@ -388,13 +388,7 @@ class _Routes:
 
 
 def _limit(request: web.Request, most: int, usual: int) -> int:
-    return _number(request.query.get("limit", str(usual)), "limit", most)
-
-
-def _number(text: str, name: str, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and 0 < int(text) <= most):
-        raise BadMessage("bad_field", f"{name}: got {text[:80]!r}, expected a number from 1 to {most}")
-    return int(text)
+    return whole_number(request.query.get("limit", str(usual)), "limit", most)
 
 
 def _place(text: str) -> Place:

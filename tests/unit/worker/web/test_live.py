@@ -335,6 +335,9 @@ async def test_letters_are_chosen_by_a_filter_and_never_all_by_leaving_it_out(si
         {"place": 7},
         {"place": "nowhere"},
         {"reasons": ["a"], "rate": 0},
+        {"reasons": ["a"], "rate": 1e-300},
+        {"reasons": ["a"], "rate": True},
+        {"reasons": ["a"], "max_tries": True},
         {"reasons": ["a"], "rate": "fast"},
         {"reasons": ["a"], "max_tries": 0},
         {"reasons": ["a"], "dry_run": "yes"},
@@ -344,6 +347,10 @@ async def test_letters_are_chosen_by_a_filter_and_never_all_by_leaving_it_out(si
 async def test_a_filter_that_cannot_be_understood_changes_nothing(site: Site, fields: Any) -> None:
     assert (await site.call("POST", "/live/letters/redrive", fields))[0] == 400
     assert site.back.asked == []
+
+
+async def test_nobody_watches_by_asking_for_the_headers_alone(site: Site) -> None:
+    assert (await site.call("HEAD", "/live/events"))[0] == 405
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "x", "1e3", "101", "9" * 30, "\u0663"])

@@ -33,7 +33,11 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest.fixture
 def shop() -> Shop:
     return Shop(
-        more=[("<script>alert(1)</script>", HOSTILE, "<i>odd</i>"), ("__proto__", "Plain words", "words")]
+        more=[
+            ("<script>alert(1)</script>", HOSTILE, "<i>odd</i>"),
+            ("__proto__", "Plain words", "words"),
+            ("o1", "Turned \u202eaet", "words"),
+        ]
     )
 
 
@@ -178,6 +182,21 @@ async def test_html_in_titles_and_ids_is_text(visit: Visit, shop: Shop) -> None:
     assert await page.locator("main img, main script, main b, main i").count() == 0
     assert visit.complaints == []
     assert await visit.violations() == []
+
+
+async def test_a_title_turns_no_letters_around_it_and_a_cut_link_stops_nothing(
+    visit: Visit, shop: Shop
+) -> None:
+    page = visit.page
+    title = shop.items["o1"]["title"]
+    assert "\u202e" in title
+    await page.goto(f"{page.url.partition('#')[0]}#token=%")
+    await page.reload()
+    await expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=LONG_MS)
+    await become(page, "ann")
+    await search(page, "turned")
+    await expect(page.locator("#found .title")).to_have_text(title.replace("\u202e", "\ufffd"))
+    assert visit.complaints == []
 
 
 async def test_everything_can_be_done_with_the_keyboard(visit: Visit, shop: Shop) -> None:

@@ -26,7 +26,11 @@ export function token(given) {
   }
   const named = /^#token=(.+)$/.exec(location.hash);
   if (named) {
-    sessionStorage.setItem(STORED, decodeURIComponent(named[1]));
+    try {
+      sessionStorage.setItem(STORED, decodeURIComponent(named[1]));
+    } catch {
+      // A link that was cut brings no token, and the page asks for it.
+    }
     history.replaceState(null, "", location.pathname);
   }
   return sessionStorage.getItem(STORED);

@@ -18,15 +18,19 @@ export function svg(tag, props = {}, ...children) {
 function build(element, props, children) {
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === "text") element.textContent = String(value);
+    if (name === "text") element.textContent = legible(value);
     else if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
     else if (name === "data") Object.assign(element.dataset, value);
     else if (name === "style") for (const [key, each] of Object.entries(value)) element.style.setProperty(key, String(each));
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  const there = children.filter((child) => child !== null && child !== undefined && child !== false);
+  element.append(...there.map((child) => (child instanceof Node ? child : legible(child))));
   return element;
 }
+
+/** Text without what would turn the letters after it around, such as those of a sentence that a title stands in. */
+export const legible = (text) => String(text).replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 
 export const $ = (id) => document.getElementById(id);
 

@@ -1,6 +1,6 @@
 /** Part 5: dead letters and what can be done about them, the catalog and bundle that are loaded, and the doctor. */
 
-import { $, ago, attempt, empty, h, number, plural, say } from "./dom.js";
+import { $, ago, attempt, empty, h, legible, number, plural, say } from "./dom.js";
 import { get, post } from "./back.js";
 
 const LISTED = 10;
@@ -8,7 +8,7 @@ const TOLD_MS = 1_000;
 const FACTS = { id: "bundle", dim: "dimensions", log_length: "events in a log", item_inputs: "items are read by", interests: "interests of a user" };
 const SKIPPED = {
   cut: "were too large to be kept whole", unreadable: "are of records that nobody could read", no_use: "are of neither clicks nor catalog",
-  failed_again: "failed again before; redrive them one by one", superseded: "are of items that got a later change",
+  failed_again: "failed again before; redrive them one by one", purged: "were purged, or erased with their user, meanwhile", superseded: "are of items that got a later change",
 };
 
 export function start() {
@@ -143,7 +143,7 @@ function confirmed(title, text, yes, hasRate = false) {
   const dialog = $("confirm");
   $("confirm-rate").hidden = !hasRate;
   $("rate").disabled = !hasRate;
-  $("confirm-title").textContent = title;
+  $("confirm-title").textContent = legible(title);
   $("confirm-text").textContent = text;
   $("confirm-yes").textContent = yes;
   dialog.returnValue = "no";
