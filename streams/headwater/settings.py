@@ -408,7 +408,10 @@ class Settings(BaseSettings):
         return options
 
     def _ssl_context(self) -> ssl.SSLContext:
-        from aiokafka.helpers import create_ssl_context  # here: all commands load settings, few use TLS
+        # Here: all commands load settings, few use TLS.
+        from aiokafka.helpers import create_ssl_context
+
+        from headwater.kafka.tls import EndsAtOnce
 
         # With no password given, OpenSSL would ask for that of an encrypted key at the terminal, and wait.
         password = self.kafka_ssl_key_password or SecretStr("")
@@ -428,6 +431,7 @@ class Settings(BaseSettings):
                 f"{', '.join(held)}: expected readable PEM files, a key that fits the certificate, and its "
                 f"{PREFIX}KAFKA_SSL_KEY_PASSWORD if it has one ({error})"
             ) from error
+        context.sslobject_class = EndsAtOnce
         return context
 
 
