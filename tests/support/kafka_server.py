@@ -197,7 +197,8 @@ class KafkaNode:
                 start_new_session=True,
             )
         try:
-            _wait_until_ready(self._process, self.port("PLAINTEXT"), self._output)
+            for port in self._ports.values():  # they open one after the other
+                _wait_until_ready(self._process, port, self._output)
         except BaseException:
             self.kill()
             raise
