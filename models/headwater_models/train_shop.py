@@ -434,7 +434,7 @@ def _written(
         served = TextBeside(served, white.shape[1], beside)
     else:
         beside = None
-    vectors = found.numpy()
+    vectors = found.detach().numpy()  # those of ids are the parameter itself
     if served.interests == 1 and chosen.interests > 1:
         served = Themes(served, vectors, chosen.interests)
     stem = Path(data.name).name.partition(".")[0]

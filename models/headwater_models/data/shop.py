@@ -1,6 +1,7 @@
 """A shop's files as one data set: the catalog with its texts, and what users did with it."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _STRANGE = "the item is not in the catalog"
+_MARKS = re.compile(r"[\W_]+")
 _NEGATIVE = f"action is none of {', '.join(POSITIVE_ACTIONS)}"
 
 
@@ -56,6 +58,7 @@ def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Sh
         )
     item_ids = pl.Series(titled + bare, dtype=pl.String)
     rows, dropped = events.rows, dict[str, int]()
+    otherwise = ""
     known = rows["item_id"].is_in(item_ids.implode())
     if not known.all():
         strange = rows.filter(~known)
@@ -65,6 +68,9 @@ def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Sh
             f"that are not in the catalog{_such_as(ids)}; nothing is learned from them, and a worker counts such clicks as "
             "soon as it is given the item"
         )
+        otherwise = _written_otherwise(ids, texts)
+        if otherwise:
+            said.append(f"{clicks}: {otherwise}")
         dropped[_STRANGE] = len(strange)
         rows = rows.filter(known)
     checks = {
@@ -82,7 +88,10 @@ def shop_of(items: "Items | None", events: Events, files: Sequence[Files]) -> Sh
         most = max(dropped, key=dropped.__getitem__, default="")
         remedy = "export more of them"
         if most == _STRANGE:
-            remedy = f"see which column is the item's id (--map item_id=COLUMN), and that {catalog} is of the same shop"
+            remedy = (
+                otherwise
+                or f"see which column is the item's id (--map item_id=COLUMN), and that {catalog} is of the same shop"
+            )
         elif most == _NEGATIVE:
             remedy = "say which names are positive (--action NAME=click), or give the events of what users looked at"
         raise DatasetError(
@@ -120,6 +129,23 @@ def _texts(items: "Items") -> dict[str, str]:
         )
         for row in items.rows
     }
+
+
+def _written_otherwise(ids: Sequence[str], catalog: Iterable[str]) -> str:
+    """What is told of ids that are one of the catalog but for how they are written; "" without any."""
+    known = {bare: each for each in catalog if (bare := _bare(each))}
+    found = [each for each in ids if _bare(each) in known]
+    if not found:
+        return ""
+    return (
+        f"{len(found):,} of these ids differ from one of the catalog in leading zeros, capitals or marks alone, such as "
+        f"{found[0]} and {known[_bare(found[0])]}: export both files with the same ids"
+    )
+
+
+def _bare(item_id: str) -> str:
+    """An id without capitals, marks and the zeros before it."""
+    return _MARKS.sub("", item_id.removesuffix(".0").lower()).lstrip("0")
 
 
 def _such_as(ids: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from headwater_models.judging.evaluation import encoded  # noqa: E402 - after th
 from headwater_models.judging.protocols import Cases, Split, next_events  # noqa: E402 - after the skip
 from headwater_models.judging.served import served  # noqa: E402 - after the skip
 from headwater_models.networks.blend import Blend  # noqa: E402 - after the skip
+from headwater_models.networks.themes import Themes  # noqa: E402 - after the skip
 from headwater_models.progress import silent  # noqa: E402 - after the skip
 from headwater_models.train_shop import asked_of, plan  # noqa: E402 - after the skip
 from headwater_models.training import blending  # noqa: E402 - after the skip
@@ -170,6 +171,28 @@ def test_users_with_two_favourite_themes_see_both_among_the_first_ten(made: Made
             shown = {ids[item].partition("-")[0] for item in np.argsort(-own, kind="stable")[:10]}
             both += set(pair) <= shown
         assert both >= 0.9 * len(pairs)
+
+
+def test_long_histories_over_items_without_texts_are_exported_with_several_interests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "clicks.csv"
+    with file.open("w") as events:
+        writer = csv.writer(events)
+        writer.writerow(("user_id", "item_id", "at_ms"))
+        writer.writerows(
+            (user, (user + n) % 20, 1_700_000_000 + 3_600 * n) for user in range(12) for n in range(60)
+        )
+
+    class Exported(Exception):
+        """An export takes long, and others are tested."""
+
+    def export(*arguments: object) -> None:
+        raise Exported(cast("Themes", arguments[-1]).interests)
+
+    monkeypatch.setattr(train_shop.sequence_bundle, "write", export)
+    with pytest.raises(Exported, match="3"):
+        train("shop", shop=ShopOptions(clicks=[file]), out=tmp_path / "bundle", epochs=1)
 
 
 def test_many_events_of_few_users_leave_enough_to_choose_by() -> None:

@@ -60,6 +60,19 @@ def test_what_becomes_of_each_event_that_is_not_learned_from_is_said(tmp_path: P
     assert data.log.users == ["u"]
 
 
+def test_ids_that_two_exports_write_in_two_ways_are_told(tmp_path: Path) -> None:
+    items = ["item_id,title", "00123,Anvil", "SW-7,Chisel"]
+    clicks = ["user_id,item_id", "u,123", "u,sw7", "v,00123", "v,SW-7"]
+    _, said = shop(tmp_path, items, clicks)
+    assert any(
+        "2 of these ids differ from one of the catalog in leading zeros, capitals or marks alone, such as 123 and 00123"
+        in line
+        for line in said
+    )
+    with pytest.raises(DatasetError, match="such as 123 and 00123: export both files with the same ids"):
+        shop(tmp_path, items, clicks[:3])
+
+
 def test_without_a_catalog_the_items_are_those_of_the_events(tmp_path: Path) -> None:
     file = tmp_path / "clicks.csv"
     file.write_text("\n".join(CLICKS) + "\n")
