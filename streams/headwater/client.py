@@ -459,6 +459,14 @@ class Client:
                 f"({str(error) or f'waited {timeout_s:g} s'}): look at the broker"
             ) from error
 
+    async def broken(self) -> ClientError:
+        """Wait until this client cannot read answers any more, and say why: only another connection can.
+
+        Raises:
+            ClientError: the client is not connected.
+        """
+        return await self._connected.broken()
+
     def last_click(self, user_id: str) -> Position | None:
         """The position of the user's last click that this client published and still remembers."""
         return self._last_clicks.get(user_id)

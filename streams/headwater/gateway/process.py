@@ -26,6 +26,7 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         SettingsError: without keys the address may be of this machine only.
         NoBroker: no broker lets us in.
         WebError: the address cannot be listened on.
+        ClientError: the connection is of no use any more, as where the topics were made again.
     """
     keys = [key.get_secret_value() for key in settings.gateway_keys]
     if not keys and not is_local(settings.gateway_host):
@@ -43,7 +44,10 @@ async def serve(settings: Settings, listening: Callable[[str], None]) -> None:
         await server.start(settings.gateway_host, settings.gateway_port)
         try:
             listening(server.address or "")
-            await stopping.wait()
+            told, broken = asyncio.create_task(stopping.wait()), asyncio.create_task(client.broken())
+            await asyncio.wait((told, broken), return_when=asyncio.FIRST_COMPLETED)
+            if not told.done():
+                raise broken.result()
         finally:
             await server.stop()
 

@@ -163,7 +163,7 @@ class Connection:
                 await send()
                 return await answer
         except TimeoutError as error:
-            replies.start_reading_all()
+            replies.look_for_cause()
             raise RecallTimeout(
                 f"request {request.request_id} was not answered on {self.topics.responses} within "
                 f"{round(limit_s, 3):g} s (timeout_s; its deadline_ms is {request.deadline_ms}): expected a worker of "
@@ -186,9 +186,13 @@ class Connection:
         """The reader of answers. Raises ClientError where it has failed; this connection then reads none any more."""
         if self._replies is None:
             raise not_connected()
-        if self._replies.failure is not None:
-            raise ClientError(str(self._replies.failure))
+        if self._replies.failure.done():
+            raise ClientError(str(self._replies.failure.result()))
         return self._replies
+
+    async def broken(self) -> ClientError:
+        """Wait until answers cannot be read any more, and say why."""
+        return await asyncio.shield(self.check_reading().failure)
 
     async def send(
         self, topic: str, key: str, value: bytes | None, headers: Collection[Header] = ()

@@ -41,7 +41,10 @@ _MOST_TAKEN: Final = 500
 
 
 class Replies:
-    """Reads ``topic`` by a started ``consumer``, which stays the caller's. Failures are told to ``fail``."""
+    """Reads ``topic`` by a started ``consumer``, which stays the caller's.
+
+    ``fail`` makes a sentence of what ends the reading, and ``failure`` has that sentence from then on.
+    """
 
     def __init__(self, consumer: Consumer, topic: str, fail: Callable[[Exception], ClientError]) -> None:
         self._consumer, self._topic, self._fail = consumer, topic, fail
@@ -52,13 +55,9 @@ class Replies:
         self._may_narrow = True
         self._header = reply_partition_header(0)
         self._reader: asyncio.Task[None] | None = None
-        self._failure: ClientError | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self.failure: asyncio.Future[ClientError] = asyncio.get_running_loop().create_future()
         self._widening: asyncio.Task[None] | None = None
-
-    @property
-    def failure(self) -> ClientError | None:
-        """Why no answers are read any more; None while they are."""
-        return self._failure
 
     @property
     def reads_all(self) -> bool:
@@ -84,7 +83,7 @@ class Replies:
 
     async def close(self) -> None:
         """Stop reading. Calls that wait go on waiting: see :meth:`give_up`."""
-        await ended(task for task in (self._reader, self._widening) if task is not None)
+        await ended(task for task in (self._reader, self._widening, self._looking) if task is not None)
 
     def expect(self, request_id: str) -> tuple["asyncio.Future[Response]", list[Header]]:
         """The coming answer to a request, and the headers to send it with. Let go of it by :meth:`forget`."""
@@ -120,6 +119,25 @@ class Replies:
             self._widening = asyncio.create_task(self._widen())
         return self._widening
 
+    def look_for_cause(self) -> None:
+        """A request got no answer: read all partitions, and look whether they are still there."""
+        self.start_reading_all()
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_at_partitions())
+
+    async def _look_at_partitions(self) -> None:
+        """A broker that has lost its topics gets them anew, perhaps fewer: workers cannot answer on those that are gone."""
+        with suppress(KafkaError):
+            await self._consumer.client.force_metadata_update()
+            there = self._consumer.partitions_for_topic(self._topic)
+            known = {tp.partition for tp in (self._home, *self._others)}
+            if there and (gone := sorted(known - there)):
+                self._end(
+                    ClientError(
+                        f"{self._topic} has no partition {gone[0]} any more, since the topic was made again: connect again"
+                    )
+                )
+
     async def _widen(self) -> None:
         # Not from where they were left, perhaps hours ago. Where their ends are not told, from there all the same.
         with suppress(KafkaError):
@@ -152,16 +170,17 @@ class Replies:
                 await consumer.wait_for_records(_POLL_S)
             except KafkaError as error:
                 if not error.retriable:
-                    self._failed(error)
+                    self._end(self._fail(error))
                     raise
                 await asyncio.sleep(_POLL_S)
             except Exception as error:
-                self._failed(error)
+                self._end(self._fail(error))
                 raise
 
-    def _failed(self, error: Exception) -> None:
-        self._failure = self._fail(error)
-        self.give_up(self._failure)
+    def _end(self, failure: ClientError) -> None:
+        if not self.failure.done():
+            self.failure.set_result(failure)
+        self.give_up(failure)
 
     def _take(self, value: bytes | None, headers: Headers) -> None:
         """Answers to others, and repeated ones, are left alone."""

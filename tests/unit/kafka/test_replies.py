@@ -1,6 +1,10 @@
 """Whose answers a client reads: its own, as soon as workers honour the partition that its requests name."""
 
-from headwater.client import Client
+import asyncio
+
+import pytest
+
+from headwater.client import Client, ClientError, RecallTimeout
 from headwater.kafka.partitioner import partition_of
 from headwater.settings import Settings
 from tests.support.fake_worker import LONG_MS, answering
@@ -42,6 +46,23 @@ async def test_where_workers_of_both_versions_answer_a_silent_request_is_sent_ag
         worker.honours_partitions = True
         await client.recall("ann", deadline_ms=LONG_MS, reads="any")
         assert len(read_by(client)) == system.partitions
+
+
+async def test_a_client_whose_partitions_are_gone_says_so_instead_of_waiting_for_ever(
+    system: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a broker in memory that was started again, and made the topic when the client asked for it."""
+    async with Client(system) as client:
+        assert client._connection is not None
+        monkeypatch.setattr(client._connection._consumer, "partitions_for_topic", lambda _: {0})
+        with pytest.raises(RecallTimeout):
+            await client.recall("ann", deadline_ms=1, timeout_s=0.1, reads="any")
+        async with asyncio.timeout(LONG_MS / 1000):
+            why = str(await client.broken())
+        assert "responses.v1 has no partition 1 any more" in why
+        for call in (client.recall("ann", reads="any"), client.check_broker()):
+            with pytest.raises(ClientError, match="has no partition 1 any more"):
+                await call
 
 
 def read_by(client: Client) -> list[int]:
