@@ -102,7 +102,12 @@ def parsed(path: Path, text: Text, layout: Layout) -> Parsed:
         if not len(records):
             raise ImportFileError(f"{path} cannot be read (no line is a header): expected a header and rows")
         header = [_ATOMIC.sub("", name.strip()) for name in form.fields(records["text"][0])]
-        records = records[1:]
+        again = records["text"].str.strip_chars_start("\ufeff") == records["text"][0]
+        if (repeated := int(again.sum()) - 1) > 0:
+            notes.append(
+                f"{repeated:,} lines repeat the header and are left out, as in files that were joined"
+            )
+        records = records.filter(~again)
     if _ends_with_separator(records, form, len(header)):
         header.append("")
     elif not layout.columns:

@@ -1,5 +1,6 @@
 """Times in any unit, date format and zone, as milliseconds since 1970."""
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
@@ -46,6 +47,9 @@ _FORMATS: Final = (
     "%m-%d-%Y %H:%M:%S", "%m-%d-%Y %H:%M", "%m-%d-%Y",
     "%a, %d %b %Y %H:%M:%S", "%d %b %Y %H:%M:%S", "%d %b %Y %H:%M", "%d %b %Y", "%d-%b-%Y",
     "%b %d, %Y %I:%M:%S %p", "%b %d, %Y %I:%M %p", "%b %d, %Y %H:%M:%S", "%b %d, %Y %H:%M", "%b %d, %Y", "%B %d, %Y", "%d %B %Y", "%m %d, %Y",
+    "%d-%m-%y %H:%M:%S", "%d-%m-%y %H:%M", "%d-%m-%y", "%m-%d-%y %H:%M:%S", "%m-%d-%y %H:%M", "%m-%d-%y",
+    "%y/%m/%d %H:%M:%S", "%y/%m/%d %H:%M", "%y/%m/%d", "%y-%m-%d %H:%M:%S", "%y-%m-%d %H:%M", "%y-%m-%d",
+    "%y.%m.%d %H:%M:%S", "%y.%m.%d %H:%M", "%y.%m.%d",
     "%a %b %d %H:%M:%S %Y", "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ",
 )  # fmt: skip
 _ZONED_FORMATS: Final = (
@@ -58,6 +62,10 @@ _ZONED_FORMATS: Final = (
     "%Y-%m-%d %H:%M:%S %z", "%Y-%m-%d %H:%M:%S%.f %z", "%Y-%m-%dT%H:%M:%S %z", "%Y-%m-%d %H:%M %z",
     "%d %b %Y %H:%M:%S %z", "%d.%m.%Y %H:%M %z",
 )  # fmt: skip
+
+
+_SWAPPED: Final = str.maketrans("dm", "md")
+_YEAR_LAST: Final = re.compile(r"%[dm]([/.-])%[dm]\1%y")
 
 
 @dataclass(frozen=True)
@@ -272,7 +280,7 @@ def _pattern_of(text: pl.Series) -> str | None:
     """The format that most of the times have; None where none of them fits any.
 
     Raises:
-        ImportFileError: days and months cannot be told apart.
+        ImportFileError: days, months and years cannot be told apart.
     """
     sample = text.head(_SAMPLE)
     hits = {
@@ -283,6 +291,8 @@ def _pattern_of(text: pl.Series) -> str | None:
     best = max(hits, key=lambda pattern: hits[pattern])
     if not hits[best]:
         return None
+    if _YEAR_LAST.match(best) and _begins_with_year(text, best):
+        return _YEAR_LAST.sub(r"%y\1%m\1%d", best)
     for day_first, month_first in (("%d/%m/", "%m/%d/"), ("%d-%m-", "%m-%d-")):
         if best.startswith((day_first, month_first)):
             other = best.replace(day_first, "?").replace(month_first, day_first).replace("?", month_first)
@@ -298,6 +308,26 @@ def _pattern_of(text: pl.Series) -> str | None:
                 )
             best = best if one.null_count() < two.null_count() else other
     return best
+
+
+def _begins_with_year(text: pl.Series, year_last: str) -> bool:
+    """Whether 17/11/25 is of 2017: more of the times are read so, or they lie closer together, since days vary more than years.
+
+    Raises ImportFileError where neither tells; with dots, the day comes first then.
+    """
+    year_first = _YEAR_LAST.sub(r"%y\1%m\1%d", year_last)
+    last, first = (_by_pattern(text, pattern, "UTC") for pattern in (year_last, year_first))
+    if last.null_count() != first.null_count():
+        return first.null_count() < last.null_count()
+    spans = [int(found.max() or 0) - int(found.min() or 0) for found in (last, first)]  # type: ignore[arg-type]
+    swapped = _by_pattern(text, year_last.translate(_SWAPPED), "UTC")
+    # Where day and month cannot be told apart either, that is asked for.
+    unsaid = swapped.equals(last) or swapped.null_count() > last.null_count()
+    if spans[0] == spans[1] and unsaid and not last.equals(first) and "." not in year_last[:8]:
+        raise ImportFileError(
+            f"times such as {text[0]!r} may begin or end with the year: say --time-format {year_last!r} or {year_first!r}"
+        )
+    return spans[1] < spans[0]
 
 
 def _by_pattern(text: pl.Series, pattern: str, zone: str) -> pl.Series:

@@ -29,7 +29,7 @@ LOST_DIGITS: Final = (
 )
 # The largest whole number up to which floats have all.
 _EXACT: Final = 2**53
-_MONEY: Final = r"(?:[A-Za-z]{1,3}\.?|[Ee]uros?|[Dd]ollars?|[A-Z]{0,2}[$€£¥₹₽₩₺฿₫₴₦]|zł|Kč|元|円)"
+_MONEY: Final = r"(?:\p{L}{1,3}\.?|[Ee]uros?|[Dd]ollars?|[A-Z]{0,2}[$€£¥₹₽₩₺฿₫₴₦]|zł|Kč|元|円)"
 _DIGITS: Final = r"(?:\d[\d.,'’\u00a0\u202f ]*\d|\d|[.,]\d+)"
 _NUMBER: Final = rf"^{_MONEY}?\s*([+-]?{_DIGITS}(?:[eE][+-]?\d+)?)\s*{_MONEY}?$"
 # A price in an export, as dots and commas of the United States write it.

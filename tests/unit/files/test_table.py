@@ -303,6 +303,12 @@ def test_a_title_before_the_header_is_told(tmp_path: Path) -> None:
     assert [row.line for row in of(tmp_path, "a,b,c\n1,2,3\n1,2,3,4\n1,2,3,4\n").bad] == [3, 4]
 
 
+def test_the_header_of_a_file_that_was_joined_is_no_row(tmp_path: Path) -> None:
+    found = of(tmp_path, f"{CSV}\ufeff{CSV}")
+    assert found.frame.rows() == ROWS * 2
+    assert found.notes == ["1 lines repeat the header and are left out, as in files that were joined"]
+
+
 def test_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert of(tmp_path, "a,a,\n1,2,3\n").columns == ["a", "a_2", "column_3"]
 

@@ -102,6 +102,20 @@ def test_an_hour_of_one_digit_is_one() -> None:
     assert at_ms(pl.Series(["2023/11/14 2:05", "2023-11-14 2:05:00"])).to_list() == [DAY + 7_500_000] * 2
 
 
+@pytest.mark.parametrize("mark", ["/", "-", "."])
+def test_a_year_of_two_digits_before_or_after_the_day_is_told_by_the_days(mark: str) -> None:
+    for written in ("{year}{mark}11{mark}{day}", "{day}{mark}11{mark}{year}"):
+        texts = [written.format(mark=mark, year="23", day=f"{day:02d}") for day in range(14, 28)]
+        assert at_ms(pl.Series(texts)).to_list() == [DAY + n * 86_400_000 for n in range(14)]
+
+
+def test_a_year_that_may_be_a_day_is_asked_for() -> None:
+    with pytest.raises(
+        ImportFileError, match=r"'17/11/25' may begin or end with the year: say --time-format"
+    ):
+        at_ms(pl.Series(["17/11/25"]))
+
+
 def test_a_date_among_times_is_its_midnight() -> None:
     assert at_ms(pl.Series(["14.11.2023 22:13:20", "14.11.2023"])).to_list() == [MS, DAY]
     form = TimeForm(pattern="%d/%m/%Y %H:%M:%S")
