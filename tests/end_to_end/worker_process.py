@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
+from headwater.commands.worker_process import free_port
 from headwater.kafka.embedded_broker import dying_with_us
 from tests.support.checkout import ROOT
 
@@ -75,8 +75,7 @@ class WorkerProcess:
         """Start, and return at once."""
         assert self._process is None, "it runs already"
         self.home.mkdir(parents=True, exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as other:
-            self._port, self._admin_port = int(held.getsockname()[1]), int(other.getsockname()[1])
+        self._port, self._admin_port = free_port("127.0.0.1"), free_port("127.0.0.1")
         admin = {"admin_port": self._admin_port, "admin_token": self._token}
         given = {
             **admin,

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from headwater.commands.worker_process import free_port
 from headwater.kafka.embedded_broker import dying_with_us
 
 VERSION = "4.1.2"
@@ -148,7 +149,7 @@ class KafkaNode:
         self._process: subprocess.Popen[bytes] | None = None
         home.mkdir()
         clients = [Listener("PLAINTEXT"), *listeners]
-        controller_port, *ports = _free_ports(1 + len(clients))
+        controller_port, *ports = (free_port("127.0.0.1") for _ in range(1 + len(clients)))
         self._ports = {listener.name: port for listener, port in zip(clients, ports, strict=True)}
         configured = _PROPERTIES.format(
             controller_port=controller_port,
@@ -259,14 +260,6 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, output: Path)
 
 def _tail(output: Path) -> str:
     return "\n".join(output.read_text(errors="replace").splitlines()[-40:])
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def java_tool(name: str) -> str:

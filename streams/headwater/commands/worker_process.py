@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
+import random
 import socket
 import sys
 import time
@@ -27,6 +29,7 @@ _START_TIMEOUT_S: Final = 60.0
 _APPLY_TIMEOUT_S: Final = 600.0
 _STOP_S: Final = 3.0
 _CHUNK: Final = 10_000
+_PORTS: Final = range(20_000, 32_000)
 
 
 class OwnWorkerError(HeadwaterError):
@@ -220,7 +223,20 @@ def _as_environment(settings: Settings, port: int) -> dict[str, str]:
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, for a server that starts a moment later.
+
+    Below those that kernels give to connections, of which one could take it in the meantime.
+
+    Raises:
+        OSError: ``host`` is no address of this machine.
+    """
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
+    raise OSError(f"100 ports of {host} between {_PORTS.start} and {_PORTS.stop} are all in use")
