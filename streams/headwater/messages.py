@@ -431,6 +431,7 @@ class OfferState(Struct, frozen=True, omit_defaults=True):
 class Trend(Struct, frozen=True):
     """Decayed popularity of one clicks partition: ``counts`` holds (item id, weight as of ``at_ms``).
 
+    ``rising`` holds the same of the heaviest new items, which ``counts`` may name too; versions before it leave it out.
     ``epoch`` only rises from one owner of the partition to the next, and ``written_ms`` orders the records of one owner.
     ``bundle`` is what that owner serves.
     """
@@ -442,6 +443,7 @@ class Trend(Struct, frozen=True):
     epoch: int = 0
     written_ms: int = 0
     bundle: str = ""
+    rising: list[tuple[str, float]] = []
 
 
 class ErasureReceipt(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -73,6 +73,22 @@ async def test_a_new_item_comes_to_those_who_take_the_like_and_an_old_one_does_n
     assert await outside.items(drinker, **new) == [toy]
 
 
+async def test_a_new_item_that_another_user_takes_rises(shelf: Shelf, item: str, outside: Outside) -> None:
+    """Whichever partitions and workers the two users are of."""
+    drinker, newer, day_ms = outside.own("drinker"), outside.own("newer"), 86_400_000
+    drank = await outside.click(drinker, "coffee-1")
+    await shelf.put(item, title="Ground coffee light roast", since_ms=outside.next_ms() - 2 * day_ms)
+    await shelf.put(newer, title="Ground coffee light roast", since_ms=outside.next_ms() - day_ms)
+    new = {"sources": {"new": 1}, "filter": {"category": shelf.category}}
+    assert await outside.items(drinker, after=drank, **new) == [newer, item]
+    await outside.click(outside.own("another"), item, "purchase")
+
+    async def risen() -> bool:
+        return await outside.items(drinker, **new) == [item, newer]
+
+    await outside.until("the item that was taken comes first", risen)
+
+
 async def test_deleting_what_never_was_does_no_harm(shelf: Shelf, item: str) -> None:
     await shelf.delete(item)
     assert await shelf.items() == []

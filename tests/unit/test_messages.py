@@ -173,7 +173,7 @@ SENT = [
     ItemVector("tea", vector_bytes(np.ones(3, np.float32)), {"item_id": "tea", "price": None}, "b", 0, 5, 4),
     ItemVector("tea", b"", {}, "b", 0, 5),
     OfferState("tea", 7, 2.5, NOW_MS, False, NOW_MS, {"colour": ("green", NOW_MS)}, NOW_MS - 1),
-    Trend(3, NOW_MS, 3600.0, [("tea", 1.5), ("☕", 0.5)]),
+    Trend(3, NOW_MS, 3600.0, [("tea", 1.5), ("☕", 0.5)], rising=[("☕", 0.5)]),
     ErasureReceipt(
         event_id="gone", user_sha256="0" * 64, status="begun", partition=3, forgot_ms=NOW_MS, begun_ms=NOW_MS
     ),

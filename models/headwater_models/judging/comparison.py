@@ -200,9 +200,10 @@ def _of_bundle(
     length = loaded.log_length
     judged = {name: Method(lambda: bundle_scorer(loaded, catalog))}
     unknown = newcomers(asked, len(data.item_ids))
+    trending = Trending.of(asked, len(data.item_ids), has_times=tells_times(data))
     # To a bundle of item ids all new items are alike.
     if unknown is not None and loaded.item_inputs == "text":
-        judged[f"{name}: new"] = Method(lambda: served(loaded, catalog, k, {"new": 1.0}, unknown))
+        judged[f"{name}: new"] = Method(lambda: served(loaded, catalog, k, {"new": 1.0}, unknown, trending))
     together = f"{name} and buy again"
     if loaded.neighbours:
         alone = {"similar": 1.0}
@@ -214,7 +215,6 @@ def _of_bundle(
         judged[f"{name}: buy again"] = Method(lambda: served(loaded, catalog, k, {"buy-again": 1.0}), length)
         judged[together] = Method(lambda: served(loaded, catalog, k, DEFAULT_WEIGHTS), length)
     if weights := loaded.manifest.sources:
-        trending = Trending.of(asked, len(data.item_ids), has_times=tells_times(data))
         judged[f"{name}, as it serves"] = Method(
             lambda: served(loaded, catalog, k, complete(weights), trending=trending), length
         )

@@ -57,7 +57,7 @@ def served(
     Args:
         sources: as a request weighs them; empty: a request that names none, see `ANY_SOURCE`.
         new: (items,) which items are new, for the source `new`.
-        trending: what is popular. None: nothing is.
+        trending: what is popular, and of the new items rising. None: nothing is.
         delay_ms: popularity lags by so much.
     """
     names_none = not sources
@@ -67,12 +67,15 @@ def served(
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         asks, _ = asking(log, cases, part, k, sources, pool)
         found = np.full((len(asks), len(catalog.vectors)), -np.inf, dtype=np.float32)
-        moments = [trending.day(ask.now_ms - delay_ms) if trending else 0 for ask in asks]
-        for moment in sorted(set(moments)):
-            own = [place for place, each in enumerate(moments) if each == moment]
+        moment = trending and (trending.day if new is None else trending.hour)
+        moments = [moment(ask.now_ms - delay_ms) if moment else 0 for ask in asks]
+        for same in sorted(set(moments)):
+            own = [place for place, each in enumerate(moments) if each == same]
             if trending:
                 now_ms = asks[own[0]].now_ms - delay_ms
                 pipeline.popular = trending.popular(now_ms, catalog.keys)
+                if new is not None:
+                    pipeline.rising = trending.rising(now_ms, catalog.keys, new)
             for place, items in zip(own, pipeline.lists([asks[place] for place in own]), strict=True):
                 found[place, items] = np.arange(k, k - len(items), -1)
         return found
@@ -90,6 +93,7 @@ class Pipeline:
 
     Attributes:
         popular: what is popular at the moment of the next asks, heaviest first.
+        rising: the same of new items.
     """
 
     def __init__(
@@ -103,7 +107,8 @@ class Pipeline:
         since = {} if new is None else {"since_ms": np.where(new, came_in, np.nan)}
         self.index = ExactIndex(catalog, since)
         self.popular: Sequence[PopularItem] = ()
-        given = Resources(self.index, table, lambda: self.popular, _ALWAYS_NEW_DAYS)
+        self.rising: Sequence[PopularItem] = ()
+        given = Resources(self.index, table, lambda: self.popular, _ALWAYS_NEW_DAYS, lambda: self.rising)
         self.sources: Final = sources_of(given)
         scorer, weights = None, dict[str, float]()
         if bundle is not None:

@@ -28,6 +28,8 @@ from headwater.recall.funnel import REACH
 MAX_COST_US: Final = 150_000
 _MAX_POOL: Final = 1_000
 _NEW_US: Final = 100.0
+# Of comparing what others take of new items, whatever the limit.
+_RISING_US: Final = 1_500.0
 # The fields whose parts are told apart, with what makes each of them cheaper.
 _REMEDY: Final = {
     "limit": "ask for fewer items",
@@ -74,7 +76,7 @@ def _parts(request: Request, where: filters.Filter | None) -> tuple[float, ...]:
         5.0 * len(request.exclude),
         150.0 * session,
         float(len(request.query)),
-        _NEW_US * limit if request.sources.get("new") else 0.0,
+        _RISING_US + _NEW_US * limit if request.sources.get("new") else 0.0,
         6.0 * limit * len(request.items),
         0.0 if request.until_ms is None else 5_000.0,
     )
@@ -84,7 +86,8 @@ def _funnel_us(request: Request) -> float:
     """Of asking the sources again, with nothing taken out, and of telling the lists apart."""
     again = min(request.limit, REACH // 3 if request.diversity > 0 else REACH)
     of_sources = 6.0 * len(request.items) + (_NEW_US if request.sources.get("new") else 0.0)
-    return 1_000.0 + 20.0 * min(request.limit, REACH) + 3.0 * request.limit + of_sources * again
+    rising = _RISING_US if request.sources.get("new") else 0.0
+    return 1_000.0 + 20.0 * min(request.limit, REACH) + 3.0 * request.limit + rising + of_sources * again
 
 
 _NO_FILTER: Final = filters.Size(0, 0)

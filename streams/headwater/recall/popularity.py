@@ -3,13 +3,15 @@
 An event of age ``a`` weighs ``w * 2^(-a / half_life)``. Weights are relative to a moving origin of time, so an event costs
 one multiplication and no weight is ever decayed again.
 
+**New items** weigh little beside what has sold for months, so the heaviest of them are told apart, as *rising*.
+
 **One user, one voice.** A user who clicks without end would put an item first for everybody. So an event counts less the more
 there is of the kind, see :func:`shares`.
 """
 
 import heapq
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from headwater.encoder.features import item_key
 from headwater.messages import Trend
-from headwater.profiles.actions import POPULARITY
+from headwater.profiles.actions import POPULARITY, Bools
 from headwater.profiles.columns import I64, U8, U64, Log
 
 F64 = NDArray[np.float64]
@@ -27,7 +29,9 @@ F64 = NDArray[np.float64]
 HALF_LIFE_S: Final = 7 * 86_400.0
 # The number of items that a partition publishes and that a worker keeps of all partitions: the largest answer.
 TOP: Final = 1_000
-# Beyond this, 3 MB, the lighter half is dropped. The published items weigh far more.
+# The same of new items. The others have few events, and more of them find less (`models/RESULTS.md`, "New items").
+RISING: Final = 200
+# Beyond this, 5 MB, the lighter half is dropped. The published items weigh far more.
 _MAX_ITEMS: Final = 200_000
 # Weights are told as of the origin. It moves before they look like no counts any more: by then they are 256 times as high.
 _REBASE_HALF_LIVES: Final = 8.0
@@ -35,6 +39,8 @@ _REBASE_HALF_LIVES: Final = 8.0
 _FULL_LOG_MS: Final = 86_400_000.0
 # At most this many events wait to be summed up: a few milliseconds of work.
 _MAX_WAITING: Final = 20_000
+# In place of the time when an item came in: nobody has looked; the catalog does not have the item; or not its time.
+_UNASKED, _ABSENT, _UNDATED = np.nan, np.inf, -np.inf
 
 
 def shares(log: Log, forgotten_ms: I64, user: I64, items: U64, at_ms: I64) -> F64:
@@ -71,6 +77,7 @@ class Counts:
         self._half_life_ms = half_life_s * 1000.0
         self._keys: U64 = np.zeros(0, dtype=np.uint64)  # ascending
         self._weights: F64 = np.zeros(0, dtype=np.float64)
+        self._came_in_ms: F64 = np.zeros(0, dtype=np.float64)
         self._origin_ms = 0
         self._waiting: list[tuple[U64, F64, I64]] = []
         self._waiting_events = 0
@@ -100,7 +107,7 @@ class Counts:
         self._sum_up()
         kept = ~np.isin(self._keys, items)
         if not kept.all():
-            self._keys, self._weights = self._keys[kept], self._weights[kept]
+            self._keep(kept)
 
     def _sum_up(self) -> None:
         if not self._waiting:
@@ -120,12 +127,19 @@ class Counts:
         held = np.zeros(len(keys), dtype=np.bool_)
         inside = at < len(self._keys)
         held[inside] = self._keys[at[inside]] == keys[inside]
-        self._weights[at[held]] += sums[held]
+        again = at[held]
+        self._weights[again] += sums[held]
+        # Perhaps the catalog has it by now.
+        self._came_in_ms[again[self._came_in_ms[again] == _ABSENT]] = _UNASKED
         self._keys = np.insert(self._keys, at[~held], keys[~held])
         self._weights = np.insert(self._weights, at[~held], sums[~held])
+        self._came_in_ms = np.insert(self._came_in_ms, at[~held], _UNASKED)
         if len(self._keys) > _MAX_ITEMS:
-            kept = np.sort(_heaviest(self._weights, _MAX_ITEMS // 2))
-            self._keys, self._weights = self._keys[kept], self._weights[kept]
+            self._keep(np.sort(_heaviest(self._weights, _MAX_ITEMS // 2)))
+
+    def _keep(self, kept: I64 | Bools) -> None:
+        self._keys, self._weights = self._keys[kept], self._weights[kept]
+        self._came_in_ms = self._came_in_ms[kept]
 
     def _rebase(self, origin_ms: int) -> None:
         self._weights *= 2.0 ** ((self._origin_ms - origin_ms) / self._half_life_ms)
@@ -135,6 +149,27 @@ class Counts:
         """The heaviest items: (item key, weight as of :attr:`at_ms`)."""
         self._sum_up()
         heavy = _heaviest(self._weights, TOP)
+        return list(zip(self._keys[heavy].tolist(), self._weights[heavy].tolist(), strict=True))
+
+    def undated(self) -> U64:
+        """(n,) keys of the items of which :meth:`date` has to say when they came in."""
+        self._sum_up()
+        return self._keys[np.isnan(self._came_in_ms)]
+
+    def date(self, items: U64, came_in_ms: Mapping[int, float | None]) -> None:
+        """Say when items (n,) came in, by key: None where the catalog has no time; those it lacks are missing."""
+        self._sum_up()
+        places = np.searchsorted(self._keys, items)
+        held = places < len(self._keys)
+        held[held] = self._keys[places[held]] == items[held]  # others have been dropped
+        found = [came_in_ms.get(key, _ABSENT) for key in items[held].tolist()]
+        self._came_in_ms[places[held]] = [_UNDATED if at_ms is None else at_ms for at_ms in found]
+
+    def rising(self, since_ms: float, until_ms: float) -> list[tuple[int, float]]:
+        """The heaviest of the items that came in at these times: (item key, weight as of :attr:`at_ms`)."""
+        self._sum_up()
+        new = np.flatnonzero((self._came_in_ms >= since_ms) & (self._came_in_ms <= until_ms))
+        heavy = new[_heaviest(self._weights[new], RISING)]
         return list(zip(self._keys[heavy].tolist(), self._weights[heavy].tolist(), strict=True))
 
     @property
@@ -147,10 +182,11 @@ class Counts:
         """Continue from the counts that the partition's last owner published."""
         self._origin_ms = trend.at_ms
         self._waiting, self._waiting_events = [], 0
-        keys = np.array([item_key(item_id) for item_id, _ in trend.counts], dtype=np.uint64)
-        weights = np.array([weight for _, weight in trend.counts], dtype=np.float64)
+        told = [*trend.counts, *trend.rising]
+        keys = np.array([item_key(item_id) for item_id, _ in told], dtype=np.uint64)
+        weights = np.array([weight for _, weight in told], dtype=np.float64)
         self._keys, first = np.unique(keys, return_index=True)
-        self._weights = weights[first]
+        self._weights, self._came_in_ms = weights[first], np.full(len(first), _UNASKED)
 
 
 def _heaviest(weights: F64, count: int) -> I64:
@@ -169,12 +205,13 @@ class PopularItem(NamedTuple):
 
 
 class Trends:
-    """The newest counts of every clicks partition, and the popular items they add up to."""
+    """The newest counts of every clicks partition, and the popular and the rising items they add up to."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._by_partition: dict[int, Trend] = {}
         self._popular: list[PopularItem] | None = None
+        self._rising: list[PopularItem] | None = None
 
     def put(self, trend: Trend) -> bool:
         """Replace what is known of the trend's partition, unless that is newer; returns whether it was replaced.
@@ -187,7 +224,7 @@ class Trends:
             return False
         at_ms = min(trend.at_ms, int(self._clock() * 1000.0))
         self._by_partition[trend.partition] = msgspec.structs.replace(trend, at_ms=at_ms)
-        self._popular = None
+        self._popular = self._rising = None
         return True
 
     def of(self, partition: int) -> Trend | None:
@@ -197,17 +234,22 @@ class Trends:
     def popular(self) -> list[PopularItem]:
         """The items, heaviest first, with weights as of the newest partition's origin of time."""
         if self._popular is None:
-            self._popular = _summed(self._by_partition.values())
+            self._popular = self._summed(lambda trend: trend.counts, TOP)
         return self._popular
 
+    def rising(self) -> list[PopularItem]:
+        """The same of new items. Of a partition whose owner has an earlier version there are none."""
+        if self._rising is None:
+            self._rising = self._summed(lambda trend: trend.rising, RISING)
+        return self._rising
 
-def _summed(trends: Iterable[Trend]) -> list[PopularItem]:
-    trends = list(trends)
-    now_ms = max((trend.at_ms for trend in trends), default=0)
-    total: dict[str, float] = {}
-    for trend in trends:
-        factor = 2.0 ** ((trend.at_ms - now_ms) / (trend.half_life_s * 1000.0))
-        for item_id, weight in trend.counts:
-            total[item_id] = total.get(item_id, 0.0) + weight * factor
-    top = heapq.nlargest(TOP, total.items(), key=lambda pair: pair[1])
-    return [PopularItem(item_key(item_id), item_id, weight) for item_id, weight in top]
+    def _summed(self, told: Callable[[Trend], Sequence[tuple[str, float]]], count: int) -> list[PopularItem]:
+        trends = self._by_partition.values()
+        now_ms = max((trend.at_ms for trend in trends), default=0)
+        total: dict[str, float] = {}
+        for trend in trends:
+            factor = 2.0 ** ((trend.at_ms - now_ms) / (trend.half_life_s * 1000.0))
+            for item_id, weight in told(trend):
+                total[item_id] = total.get(item_id, 0.0) + weight * factor
+        top = heapq.nlargest(count, total.items(), key=lambda pair: pair[1])
+        return [PopularItem(item_key(item_id), item_id, weight) for item_id, weight in top]

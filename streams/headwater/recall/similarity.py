@@ -1,6 +1,7 @@
 """Items ordered by cosine similarity to other items. Dot products alone would rank by the norm."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,12 +18,16 @@ _MAX_CHOICE: Final = 1_000
 
 
 class Wanted(NamedTuple):
-    """A search for at most ``limit`` items similar to any of the ``anchors``, which are item keys; never the anchors themselves."""
+    """A search for at most ``limit`` items similar to any of the ``anchors``, which are item keys; never the anchors themselves.
+
+    ``also`` are items, by key with their ids, that are compared wherever they lie. They match ``where``.
+    """
 
     anchors: Sequence[int]
     limit: int
     where: Filter | None
     exclude: frozenset[int]
+    also: Mapping[int, str] = MappingProxyType({})
 
 
 async def nearest_items(index: Index, wanted: Sequence[Wanted]) -> list[list[tuple[int, str]]]:
@@ -72,6 +77,11 @@ async def near_items(index: Index, wanted: Sequence[Wanted], choice: int = CHOIC
         return [Near({}, vectors, ()) for _ in wanted]
     for place, hits in zip(owners, await index.search(queries), strict=True):
         found[place].update((hit.key, hit.item_id) for hit in hits)
+    for place in {*owners}:  # without an anchor there is nothing to compare with
+        each = wanted[place]
+        if each.also:
+            out = each.exclude.union(each.anchors)
+            found[place].update((key, item_id) for key, item_id in each.also.items() if key not in out)
     vectors |= await index.vectors([*{key for items in found for key in items}])
     return [
         Near(items, vectors, [key for key in each.anchors if key in vectors])

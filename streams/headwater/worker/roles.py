@@ -131,7 +131,7 @@ class InterestsRole:
         )
         self._trends, self._skipped = Trends(common.clock.now_s), SkippedRecords(common.metrics)
         self._trends_publisher = TrendsPublisher(
-            common.producer, topics.trends, index, self._clicks.counts, encoder.id
+            common.producer, topics.trends, index, self._clicks.counts, encoder.id, settings.new_days
         )
         self._follower = VectorsFollower(
             index,
@@ -141,10 +141,10 @@ class InterestsRole:
             settings.data_dir,
             self._trends_publisher.forget,
         )
-        popular = self._trends.popular
+        popular, rising = self._trends.popular, self._trends.rising
         self._recall = Recall(
             index,
-            sources_of(Resources(index, encoder.neighbours, popular, settings.new_days)),
+            sources_of(Resources(index, encoder.neighbours, popular, settings.new_days, rising)),
             common.metrics,
             Scorer(encoder, self._request_threads, popular) if encoder.pool else None,
             encoder.manifest.sources,

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from itertools import islice, takewhile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, islice, takewhile
 from typing import Final
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -13,9 +14,9 @@ from headwater.errors import StopWorker
 from headwater.index import Index, IndexUnavailable
 from headwater.kafka.epochs import MAX_EPOCH
 from headwater.kafka.fast_client.producer import Producer
-from headwater.kafka.publish import Outgoing, write_all
+from headwater.kafka.publish import MAX_BATCH_BYTES, Outgoing, write_all
 from headwater.messages import MAX_AHEAD_MS, MAX_ID_BYTES, BadMessage, Trend, decode_trend, encode, quoted
-from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts
+from headwater.recall.popularity import HALF_LIFE_S, RISING, TOP, Counts
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +27,8 @@ _MAX_NAMES: Final = 100_000
 # Shops delete items and put them again: what is back within this time keeps its counts.
 _DELETED_KEPT_S: Final = 600.0
 _DROPPED_AT_ONCE: Final = 1_000
+# A millisecond or two in the edge engine. A batch of clicks in the meantime is for the next time.
+_DATED_AT_ONCE: Final = 1_000
 # Of trends that are read: a minute to ten years, and more weight than a partition of clicks can gather.
 _HALF_LIVES_S: Final = (60.0, 10 * 365 * 86_400.0)
 _MAX_WEIGHT: Final = 1e15
@@ -35,7 +38,8 @@ _OLDEST_HALF_LIVES: Final = 110.0
 class TrendsPublisher:
     """Writes one record per partition to the trends topic. ``counts`` are those of the owned partitions, by number.
 
-    Trends name items by id and counts know keys only, so ids come from the index. Those found are kept, up to 100,000.
+    Trends name items by id and counts know keys only, so ids come from the index. Those found are kept, up to 100,000. When
+    an item came in is looked up once, with its first event in a partition: an item is new for ``new_days``.
     """
 
     def __init__(
@@ -45,10 +49,12 @@ class TrendsPublisher:
         index: Index,
         counts: Mapping[int, Counts],
         bundle_id: str,
+        new_days: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._producer, self._topic, self._index, self._counts = producer, topic, index, counts
         self._bundle_id, self._clock = bundle_id, clock
+        self._new_ms = new_days * 86_400_000.0
         self._item_ids: dict[int, str] = {}  # of popular items that are live
         self._deleted: dict[int, float] = {}  # by key: when it was deleted; the newest last
 
@@ -70,17 +76,28 @@ class TrendsPublisher:
             if not counts.changed:
                 continue
             await asyncio.sleep(0)  # summing takes milliseconds: requests come in between
-            top = counts.top()
-            counts.changed = False  # before the next await: what is counted from here on is for the next time
             try:
-                await self._find_ids([key for key, _ in top])
+                await self._date(counts)
+                now_ms = int(time.time() * 1000)
+                at_ms, top, rising = counts.at_ms, counts.top(), counts.rising(now_ms - self._new_ms, now_ms)
+                counts.changed = (
+                    False  # before the next await: what is counted from here on is for the next time
+                )
+                await self._find_ids({key for key, _ in (*top, *rising)})
             except IndexUnavailable:
                 counts.changed = True
                 break
-            named = [(self._item_ids[key], weight) for key, weight in top if key in self._item_ids]
-            written_ms = int(time.time() * 1000)
-            trend = Trend(number, counts.at_ms, HALF_LIFE_S, named, counts.epoch, written_ms, self._bundle_id)
-            outgoing.append(Outgoing(str(number).encode(), encode(trend)))
+            trend = Trend(
+                number,
+                at_ms,
+                HALF_LIFE_S,
+                self._named(top),
+                counts.epoch,
+                now_ms,
+                self._bundle_id,
+                self._named(rising),
+            )
+            outgoing.append(Outgoing(str(number).encode(), bounded(trend)))
         if outgoing:
             for each in await write_all(self._producer, self._topic, 0, outgoing):
                 log.error(
@@ -120,11 +137,34 @@ class TrendsPublisher:
         for key in keys:
             self._deleted.pop(key, None)
 
-    async def _find_ids(self, keys: list[int]) -> None:
+    async def _date(self, counts: Counts) -> None:
+        """Tell the counts when their items came in. Raises IndexUnavailable."""
+        keys = counts.undated()
+        for start in range(0, len(keys), _DATED_AT_ONCE):
+            part = keys[start : start + _DATED_AT_ONCE]
+            payloads = await self._index.items(part.tolist())
+            counts.date(part, {key: payload.get("since_ms") for key, payload in payloads.items()})
+            await asyncio.sleep(0)
+
+    def _named(self, weights: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
+        return [(self._item_ids[key], weight) for key, weight in weights if key in self._item_ids]
+
+    async def _find_ids(self, keys: set[int]) -> None:
         if len(self._item_ids) > _MAX_NAMES:
             self._item_ids.clear()
         payloads = await self._index.items([key for key in keys if key not in self._item_ids])
         self._item_ids.update((key, payload["item_id"]) for key, payload in payloads.items())
+
+
+def bounded(trend: Trend) -> bytes:
+    """The trend as its topic takes it: where ids are long, without the lightest of its new items, then of the others."""
+    value = encode(trend)
+    while len(value) > MAX_BATCH_BYTES:
+        cut = "rising" if trend.rising else "counts"
+        named: list[tuple[str, float]] = getattr(trend, cut)
+        trend = msgspec.structs.replace(trend, **{cut: named[: len(named) // 2]})
+        value = encode(trend)
+    return value
 
 
 def read_trend(key: bytes | None, value: bytes | None, partitions: int, now_ms: float) -> Trend:
@@ -146,12 +186,13 @@ def read_trend(key: bytes | None, value: bytes | None, partitions: int, now_ms: 
         raise BadMessage(
             "bad_half_life", f"half_life_s: got {trend.half_life_s}, expected a minute to ten years"
         )
-    if len(trend.counts) > TOP:
-        raise BadMessage("too_many", f"counts: got {len(trend.counts)}, expected at most {TOP}")
+    for name, named, count in (("counts", trend.counts, TOP), ("rising", trend.rising, RISING)):
+        if len(named) > count:
+            raise BadMessage("too_many", f"{name}: got {len(named)}, expected at most {count}")
     # As of then: up to 0.1.0 weights were told as of a time years ago, since when what counts has doubled each half-life.
     half_lives = (now_ms - trend.at_ms) / (trend.half_life_s * 1000.0)
     most = _MAX_WEIGHT * 2.0 ** min(max(half_lives, 0.0), _OLDEST_HALF_LIVES)
-    for item_id, weight in trend.counts:
+    for item_id, weight in chain(trend.counts, trend.rising):
         if not item_id or len(item_id) > MAX_ID_BYTES or not 0 <= weight <= most:
             raise BadMessage(
                 "bad_count", f"counts: got {quoted((item_id, weight))}, expected an id and a weight"

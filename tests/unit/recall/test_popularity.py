@@ -9,7 +9,7 @@ from headwater.encoder.features import ACTION_CODES, item_key
 from headwater.messages import Trend
 from headwater.profiles.actions import POPULARITY
 from headwater.profiles.columns import Log
-from headwater.recall.popularity import HALF_LIFE_S, TOP, Counts, Trends, shares
+from headwater.recall.popularity import HALF_LIFE_S, RISING, TOP, Counts, Trends, shares
 from tests.support.histories import CLICK, START_MS
 
 HALF_LIFE_MS = int(HALF_LIFE_S * 1000)
@@ -102,6 +102,51 @@ def test_an_item_that_is_dropped_counts_no_more_and_may_be_counted_again() -> No
     assert dict(counts.top()) == {A: 1.0, B: 1.0}
 
 
+def dated(counts: Counts, came_in_ms: dict[int, float | None]) -> list[int]:
+    """The items that counts still asked about, once they are told when items came in."""
+    asked = counts.undated()
+    counts.date(asked, came_in_ms)
+    return sorted(asked.tolist())
+
+
+def test_the_heaviest_of_the_new_items_rise() -> None:
+    counts = counted((A, CLICK, START_MS), (B, CLICK, START_MS), (B, CLICK, START_MS), (C, CLICK, START_MS))
+    assert counts.rising(0, START_MS) == [], "nobody has said that they are new"
+    assert dated(counts, {A: START_MS, B: 5.0, C: None}) == sorted([A, B, C])
+    assert counts.rising(0, START_MS) == [(B, 2.0), (A, 1.0)]
+    assert counts.rising(6, START_MS) == [(A, 1.0)]
+    assert counts.rising(0, START_MS - 1) == [(B, 2.0)]
+
+
+def test_counts_ask_once_when_an_item_came_in_and_again_where_the_catalog_lacks_it() -> None:
+    counts = counted((A, CLICK, START_MS), (B, CLICK, START_MS), (C, CLICK, START_MS))
+    assert dated(counts, {A: START_MS, B: None}) == sorted([A, B, C])
+    assert dated(counts, {}) == []
+    counts.add(np.array([A, B, C], np.uint64), np.full(3, CLICK, np.uint8), np.full(3, START_MS, np.int64))
+    assert dated(counts, {C: START_MS}) == [C], "with the next event on it"
+    assert counts.rising(0, START_MS) == [(key, 2.0) for key in sorted([A, C])]
+
+
+def test_a_drop_and_another_item_leave_each_its_own_time() -> None:
+    counts = counted((A, CLICK, START_MS), (B, CLICK, START_MS))
+    dated(counts, {A: START_MS, B: 5.0})
+    counts.drop(np.array([min(A, B)], np.uint64))
+    counts.add(np.array([C], np.uint64), np.array([CLICK], np.uint8), np.array([START_MS], np.int64))
+    assert dated(counts, {C: None}) == [C]
+    assert counts.rising(0, START_MS) == [(max(A, B), 1.0)]
+
+
+def test_new_items_go_on_from_what_was_published_and_so_many_are_published_at_most() -> None:
+    counts = Counts()
+    counts.restore(Trend(0, START_MS, HALF_LIFE_S, [("a", 9.0), ("b", 5.0)], rising=[("b", 5.0), ("c", 1.0)]))
+    assert dict(counts.top()) == {A: 9.0, B: 5.0, C: 1.0}
+    assert dated(counts, {C: START_MS}) == sorted([A, B, C])
+    assert counts.rising(0, START_MS) == [(C, 1.0)]
+    many = counted(*((key, CLICK, START_MS) for key in range(1, 2 * RISING)))
+    many.date(many.undated(), dict.fromkeys(range(1, 2 * RISING), START_MS))
+    assert len(many.rising(0, START_MS)) == RISING
+
+
 def test_only_the_top_is_published() -> None:
     events = [(key, CLICK, START_MS) for key in range(1, TOP + 500)]
     assert len(counted(*events).top()) == TOP
@@ -138,6 +183,19 @@ def test_a_newer_trend_of_a_partition_takes_the_place_of_the_older() -> None:
 
 def test_nothing_is_popular_before_anything_happened() -> None:
     assert Trends().popular() == []
+    assert Trends().rising() == []
+
+
+def test_new_items_are_summed_over_partitions_apart() -> None:
+    trends = Trends()
+    trends.put(Trend(0, START_MS, 100.0, [("old", 80.0)], rising=[("new", 2.0), ("fading", 4.0)]))
+    trends.put(Trend(1, START_MS + 100_000, 100.0, [("old", 80.0)], rising=[("new", 3.0)]))
+    trends.put(Trend(2, START_MS, 100.0, [("of an earlier version", 1.0)]))
+    assert [(item.item_id, item.weight) for item in trends.rising()] == [("new", 4.0), ("fading", 2.0)]
+    trends.put(Trend(1, START_MS + 100_000, 100.0, [("old", 80.0)]))
+    assert [item.item_id for item in trends.rising()] == ["fading", "new"]
+    trends.put(Trend(0, START_MS, 100.0, [], rising=[(str(number), 1.0) for number in range(RISING)]))
+    assert len(trends.rising()) == RISING
 
 
 # One user, one voice

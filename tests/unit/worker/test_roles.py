@@ -186,6 +186,14 @@ def test_counts_of_a_new_partition_go_on_from_what_its_last_owner_published() ->
     assert len(counts[2]) == 0
 
 
+def test_counts_of_new_items_go_on_too() -> None:
+    """They are light, so what is popular does not name them."""
+    trends, counts = Trends(), dict[int, Counts]()
+    trends.put(Trend(1, NOW_MS, HALF_LIFE_S, [("soap", 4.0)], rising=[("new", 0.5)]))
+    keep_counts(counts, {1}, trends)
+    assert counts[1].top() == [(item_key("soap"), 4.0), (item_key("new"), 0.5)]
+
+
 def test_counts_of_a_partition_that_has_gone_go_too() -> None:
     counts = {0: bought("tea"), 1: bought("soap")}
     keep_counts(counts, {1}, Trends())

@@ -149,12 +149,14 @@ class Resources:
         neighbours: the bundle's table, if it has one.
         popular: what is popular now, heaviest first.
         new_days: an item is new for so long.
+        rising: what is popular of the new items, heaviest first.
     """
 
     index: Index
     neighbours: Neighbours | None = None
     popular: Callable[[], Sequence[PopularItem]] = tuple
     new_days: float = 30.0
+    rising: Callable[[], Sequence[PopularItem]] = tuple
 
 
 class Source(ABC):

@@ -1,13 +1,15 @@
-"""New items of the catalog that are like those of the user's current session.
+"""New items of the catalog that are like those of the user's current session, or that others take.
 
-New items have no co-occurrence and no popularity, and interests rank them below items seen in training; only their text
-and their attributes separate them. They are compared with the items of the current session, one by one: by cosine, because
-the norm of an untrained vector carries no information, and by the attributes that are equal, such as the maker. Among
-equals the newest comes first. Figures: `models/RESULTS.md`, "New items".
+New items have no co-occurrence, and interests rank them below items seen in training; their text, their attributes and
+what others have done since they came in separate them. They are compared with the items of the current session, one by one: by cosine, because
+the norm of an untrained vector carries no information, and by the attributes that are equal, such as the maker. Those
+that others take most are compared wherever they lie, and each doubling of their weight counts as much. Among equals the newest comes first. Figures: `models/RESULTS.md`, "New items".
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from headwater.index import Index
 from headwater.index.filters import And, Filter, Range
 from headwater.pacing import Pacer
+from headwater.recall.popularity import PopularItem
 from headwater.recall.session import current_session
 from headwater.recall.similarity import Near, Wanted, near_items, unit
 from headwater.recall.sources import Ask, Named, Resources, SearchSource, Why
@@ -32,6 +35,10 @@ _ATTRIBUTES: Final = 0.2
 _MOST_ATTRIBUTES: Final = 16
 # Attributes and age choose among so many times the items that are wanted.
 _CHOICE: Final = 6
+# What it counts to weigh as much as the median of the rising items, and for each doubling beyond that. Where a few items
+# have all the weight, the bound leaves something to the session.
+_RISING: Final = 0.4
+_MOST_MEDIANS: Final = 7.0
 # Items of one text may differ by rounding; so far apart they are equals.
 _DECIMALS: Final = 3
 _DAY_MS: Final = 86_400_000
@@ -42,6 +49,7 @@ class NewItems(SearchSource):
 
     Args:
         new_days: an item is new for so long after it came into the catalog.
+        rising: the new items that are taken most, heaviest first.
     """
 
     name = "new"
@@ -49,13 +57,15 @@ class NewItems(SearchSource):
     default_weight = 0.0
     rung = "no-new"
 
-    def __init__(self, index: Index, new_days: float) -> None:
-        self._index, self._new_ms = index, int(new_days * _DAY_MS)
+    def __init__(
+        self, index: Index, new_days: float, rising: Callable[[], Sequence[PopularItem]] = tuple
+    ) -> None:
+        self._index, self._new_ms, self._rising = index, int(new_days * _DAY_MS), rising
         self._pacer = Pacer()
 
     @classmethod
     def made_of(cls, given: Resources) -> Self:
-        return cls(given.index, given.new_days)
+        return cls(given.index, given.new_days, given.rising)
 
     def applies(self, ask: Ask) -> bool:
         return bool(ask.liked)
@@ -65,20 +75,60 @@ class NewItems(SearchSource):
         return "no_new" if ask.liked else "no_events"
 
     async def rankings(self, asks: Sequence[Ask]) -> Sequence[Sequence[Named]]:
-        wanted = [Wanted(anchor_items(ask), ask.wanted, self._where(ask), ask.exclude) for ask in asks]
+        lifts = lifts_of(self._rising())
+        wanted = [
+            Wanted(anchor_items(ask), ask.wanted, self._where(ask), ask.exclude, also)
+            for ask, also in zip(asks, await self._matching(asks, [*lifts]), strict=True)
+        ]
         near = await near_items(self._index, wanted, _CHOICE)
         payloads = await self._index.items(
             [*{key for each in near for key in (*each.items, *each.anchor_keys)}]
         )
         return [
-            (await most_alike(found, payloads, self._pacer))[: each.limit]
+            (await most_alike(found, payloads, self._pacer, lifts))[: each.limit]
             for found, each in zip(near, wanted, strict=True)
         ]
 
+    async def _matching(self, asks: Sequence[Ask], keys: Sequence[int]) -> list[dict[int, str]]:
+        """For each ask those of the keys, with their ids, that are new and match its filter, each filter looked up once."""
+        if not keys:
+            return [{} for _ in asks]
+        filters = {ask.where: None for ask in asks}
+        payloads, *found = await asyncio.gather(
+            self._index.items(keys), *(self._index.match(keys, where) for where in filters)
+        )
+        matching = dict(zip(filters, found, strict=True))
+        since_ms = {key: payload.get("since_ms") or 0 for key, payload in payloads.items()}
+        also = []
+        for ask in asks:
+            await self._pacer.turn()
+            new = self._is_new(ask)
+            items = matching[ask.where].items()
+            also.append({key: item_id for key, item_id in items if new.holds(since_ms.get(key, 0))})
+        return also
+
     def _where(self, ask: Ask) -> Filter:
-        """The ask's filter, for new items. One that comes in later is not new yet."""
-        new = Range("since_ms", gte=float(ask.now_ms - self._new_ms), lte=float(ask.now_ms))
-        return And((ask.where, new)) if ask.where else new
+        """The ask's filter, for new items."""
+        return And((ask.where, self._is_new(ask))) if ask.where else self._is_new(ask)
+
+    def _is_new(self, ask: Ask) -> Range:
+        """Items that are new. One that comes in later is not new yet."""
+        return Range("since_ms", gte=float(ask.now_ms - self._new_ms), lte=float(ask.now_ms))
+
+
+def lifts_of(rising: Sequence[PopularItem]) -> dict[int, float]:
+    """By key, what it counts that others take new items.
+
+    >>> lifts_of([PopularItem(7, "tea", 9.0), PopularItem(8, "cup", 3.0), PopularItem(9, "pot", 3.0)])
+    {7: 0.8, 8: 0.4, 9: 0.4}
+    """
+    weights = np.array([item.weight for item in rising])
+    taken = weights > 0
+    if not taken.any():
+        return {}
+    medians = (weights / np.median(weights[taken])).clip(max=_MOST_MEDIANS)
+    lifts = (_RISING * np.log2(1.0 + medians)).tolist()
+    return {item.key: lift for item, lift in zip(rising, lifts, strict=True) if lift > 0}
 
 
 def anchor_items(ask: Ask) -> list[int]:
@@ -97,12 +147,18 @@ def anchor_items(ask: Ask) -> list[int]:
     return [*reversed([*last][:LAST_ANCHORS])]
 
 
-async def most_alike(near: Near, payloads: Mapping[int, Mapping[str, Any]], pacer: Pacer) -> list[Named]:
+async def most_alike(
+    near: Near,
+    payloads: Mapping[int, Mapping[str, Any]],
+    pacer: Pacer,
+    lifts: Mapping[int, float] = MappingProxyType({}),
+) -> list[Named]:
     """The items of a search that are live, those first that are most alike to any anchor; among equals the newest first.
 
     Args:
         near: items and anchors.
         payloads: of both, by key.
+        lifts: what counts beside that, by key.
     """
     live = [key for key in near.items if key in near.vectors and key in payloads]
     if not live:
@@ -113,6 +169,7 @@ async def most_alike(near: Near, payloads: Mapping[int, Mapping[str, Any]], pace
         await pacer.turn()
         shared = shared_attributes(attributes, payloads.get(key, {}).get("attributes", {}))
         alike = np.maximum(alike, units @ anchor + _ATTRIBUTES * shared)
+    alike += [lifts.get(key, 0.0) for key in live]
     since_ms = np.array([payloads[key].get("since_ms") or 0 for key in live])
     order = np.lexsort((-since_ms, -alike.round(_DECIMALS))).tolist()
     return [(live[place], near.items[live[place]]) for place in order]

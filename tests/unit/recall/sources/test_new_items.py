@@ -1,11 +1,18 @@
 """Which items of a user new ones are compared with, and for how long an item is new."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
-from headwater.index.filters import Range
+from headwater.encoder.features import item_key
+from headwater.index import Point
+from headwater.index.edge import EdgeIndex
+from headwater.index.filters import AnyOf, Range
 from headwater.pacing import Pacer
+from headwater.recall.popularity import PopularItem
 from headwater.recall.similarity import Near
 from headwater.recall.sources import Ask, PositiveEvent
 from headwater.recall.sources.new_items import (
@@ -14,6 +21,7 @@ from headwater.recall.sources.new_items import (
     PAUSE_MS,
     NewItems,
     anchor_items,
+    lifts_of,
     most_alike,
     shared_attributes,
 )
@@ -58,6 +66,71 @@ def near(items: dict[int, tuple[float, float]], anchor: tuple[float, float] = (1
 
 async def ordered(found: Near, payloads: dict[int, dict[str, Any]]) -> list[int]:
     return [key for key, _ in await most_alike(found, payloads, Pacer())]
+
+
+async def recalled(
+    tmp_path: Path, items: dict[str, dict[str, Any]], rising: Sequence[PopularItem], **fields: Any
+) -> list[str]:
+    """What the source brings to a user who has just taken `tea`, the one item that is not new. Items have a `vector`."""
+    now_ms = 1_800_000_000_000
+    index = await EdgeIndex.open(tmp_path / "index", 2)
+    points = []
+    for offset, (name, given) in enumerate({"tea": {"vector": (1, 0), "since_ms": 1}, **items}.items()):
+        payload = {"item_id": name, "available": True, "since_ms": now_ms - 1, **given}
+        vector = np.array(payload.pop("vector"), np.float32)
+        points.append(Point(item_key(name), name, vector, payload, None, 0, offset))
+    await index.put(points)
+    ask = Ask(log=[(item_key("tea"), now_ms - 5, 1)], now_ms=now_ms, **fields)
+    pending = ask._replace(log=[(item_key("of no vector yet"), now_ms - 5, 1)])
+    try:
+        found, of_pending = await NewItems(index, 30, lambda: rising).rankings([ask, pending])
+    finally:
+        await index.close()
+    assert of_pending == []
+    return [item_id for _, item_id in found]
+
+
+def popular(**weights: float) -> list[PopularItem]:
+    return [PopularItem(item_key(name), name, weight) for name, weight in weights.items()]
+
+
+async def test_a_new_item_that_others_take_rises(tmp_path: Path) -> None:
+    items = {"mug": {"vector": (3, 1)}, "pot": {"vector": (3, 2)}, "cup": {"vector": (2, 3)}}
+    assert await recalled(tmp_path / "a", items, ()) == ["mug", "pot", "cup"]
+    assert await recalled(tmp_path / "b", items, popular(pot=2.0, mug=0.0)) == ["pot", "mug", "cup"]
+    assert await recalled(tmp_path / "c", items, popular(cup=40.0, pot=2.0, mug=2.0)) == ["cup", "mug", "pot"]
+
+
+async def test_what_others_take_is_compared_wherever_it_lies(tmp_path: Path) -> None:
+    """Six near items are asked for where one is wanted."""
+    items = {f"mug-{number}": {"vector": (9, 1)} for number in range(20)} | {"far": {"vector": (1, 1)}}
+    assert await recalled(tmp_path, items, popular(far=5.0), limit=1) == ["far"]
+
+
+@pytest.mark.parametrize(
+    ("item", "asked"),
+    [
+        ({"since_ms": 1}, {}),
+        ({"since_ms": 1_900_000_000_000}, {}),
+        ({"since_ms": None}, {}),
+        ({"available": False}, {}),
+        ({}, {"exclude": frozenset({item_key("far")})}),
+        ({"category": "toys"}, {"where": AnyOf("category", ("kitchen",))}),
+    ],
+)
+async def test_what_others_take_stays_out_where_a_new_item_would(
+    tmp_path: Path, item: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    items = {
+        "far": {"vector": (1, 1), "category": "kitchen", **item},
+        "mug": {"vector": (9, 1), "category": "kitchen"},
+    }
+    assert await recalled(tmp_path, items, popular(far=5.0, gone=9.0), **asked) == ["mug"]
+
+
+async def test_no_weight_of_a_few_outweighs_the_session_without_end() -> None:
+    assert lifts_of(popular(captured=1e12, tea=1.0, cup=1.0))[item_key("captured")] == pytest.approx(1.2)
+    assert lifts_of([]) == lifts_of(popular(tea=0.0)) == {}
 
 
 async def test_of_equally_near_items_the_one_of_the_same_maker_comes_first() -> None:
