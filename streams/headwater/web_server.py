@@ -107,8 +107,10 @@ class _Turned(asyncio.Protocol):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether an error of the server is one of ours. What is no HTTP is its sender's, who could fill the log with it."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+    """Whether an error of the server is one of ours. Strangers could fill the log with what is no HTTP, or by leaving early."""
+    return record.exc_info is None or not isinstance(
+        record.exc_info[1], HttpProcessingError | ConnectionResetError
+    )
 
 
 @web.middleware
@@ -126,7 +128,7 @@ async def _in_sentences(
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         return refused(405, "wrong_method", f"{request.method}: expected {allowed}", {"Allow": allowed})
-    except (HeadwaterError, web.HTTPException):
+    except (HeadwaterError, web.HTTPException, ConnectionResetError):  # the last: of a caller that has gone
         raise
     except Exception:
         log.exception("request_failed", extra={"route": request.match_info.route.name or request.path[:80]})

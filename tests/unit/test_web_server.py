@@ -5,6 +5,7 @@ import gzip
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -30,9 +31,13 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WebServer]:
     async def local(request: web.Request) -> web.Response:
         return as_json({"is_local": came_locally(request)}, 200)
 
+    async def gone(_: web.Request) -> web.Response:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
     app = web.Application(client_max_size=1_000)
     app.router.add_post("/", echo)
     app.router.add_get("/local", local)
+    app.router.add_get("/gone", gone)
     server = WebServer("WEB", app, most=3)
     await server.start("127.0.0.1", 0)
     yield server
@@ -183,6 +188,13 @@ def test_an_address_of_this_machine_is_told_from_others() -> None:
         *[True] * 3,
         *[False] * 3,
     ]
+
+
+async def test_callers_who_leave_before_their_answer_do_not_fill_the_log(
+    server: WebServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    await said(server, b"GET /gone HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 async def test_a_refusal_can_hold_any_bytes_of_a_caller() -> None:
