@@ -662,9 +662,8 @@ def decode_offer(key: bytes | None, raw: bytes, came_ms: int) -> Offer:
 def check_fields(fields: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Reject fields that a message does not have. Raises BadMessage: with the first of them, and those that it has."""
     if unknown := sorted(fields.keys() - set(allowed)):
-        raise BadMessage(
-            "bad_field", f"{unknown[0][:80]}: no such field, expected one of {', '.join(allowed)}"
-        )
+        expected = f"one of {', '.join(allowed)}" if allowed else "none"
+        raise BadMessage("bad_field", f"{unknown[0][:80]}: no such field, expected {expected}")
 
 
 def item_of(fields: Mapping[str, Any]) -> Item:

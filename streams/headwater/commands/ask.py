@@ -18,6 +18,7 @@ from headwater.commands.terminal import (
     Rejected,
     UsageError,
     admin_endpoint,
+    answer_as,
     http_get,
     moment_ms,
     print_json,
@@ -236,11 +237,12 @@ def titles_of(settings: "Settings", item_ids: Sequence[str]) -> dict[str, str]:
     for query in _queries(item_ids):
         try:
             status, body = http_get(endpoint.address, f"/items?{query}", endpoint.token)
+            if status != 200:
+                break
+            found = answer_as(dict[str, dict[str, Any]], endpoint.address, body)
         except NoAnswer:
             break
-        if status != 200:
-            break
-        titles |= {item_id: item.get("title") or "" for item_id, item in msgspec.json.decode(body).items()}
+        titles |= {item_id: str(item.get("title") or "") for item_id, item in found.items()}
     return titles
 
 
@@ -314,11 +316,10 @@ def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
     json
         Print it as JSON.
     """
-    body = described_user(running_settings(), user)
+    found = described_user(running_settings(), user)
     if json:
-        print_json(body)
+        print_json(msgspec.json.encode(found))
         return 0
-    found = msgspec.json.decode(body)
     stdout().print(_event_table(found["events"]))
     stdout().print(
         f"{len(found['events'])} events, {found['pending']} pending, partition {found['partition']}, watermark "
@@ -328,8 +329,8 @@ def user(user: str, *, json: Annotated[bool, FLAG] = False) -> int:
     return 0
 
 
-def described_user(settings: "Settings", user: str) -> bytes:
-    """What a worker on this machine knows of a user, as JSON.
+def described_user(settings: "Settings", user: str) -> dict[str, Any]:
+    """What a worker on this machine knows of a user.
 
     Raises:
         UsageError: no user can have this id.
@@ -348,7 +349,7 @@ def described_user(settings: "Settings", user: str) -> bytes:
         )
     if status != 200:
         raise CommandError(f"the worker at {endpoint.address} answered {status}: {_message_in(body)}")
-    return body
+    return answer_as(dict[str, Any], endpoint.address, body)
 
 
 def _message_in(body: bytes) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from headwater.commands.terminal import (
     FLAG,
-    NoAnswer,
+    answer_as,
     http_get,
     run_async,
     running_settings,
@@ -155,8 +155,7 @@ async def user(user_id: str) -> dict[str, Any]:
     """What a worker on this machine knows of a user: events, which of them wait for their item, the watermark."""
     from headwater.commands.ask import described_user
 
-    found = await asyncio.to_thread(described_user, running_settings(), user_id)
-    return dict(msgspec.json.decode(found))
+    return await asyncio.to_thread(described_user, running_settings(), user_id)
 
 
 async def health() -> dict[str, Any]:
@@ -176,12 +175,9 @@ async def _check_broker(settings: "Settings") -> None:
         await client.check_broker()
 
 
-def _health_of(web: str) -> Any:
+def _health_of(web: str) -> dict[str, Any]:
     _, body = http_get(web, "/healthz")
-    try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        raise NoAnswer(f"http://{web} answered something else than the health of a worker") from None
+    return answer_as(dict[str, Any], web, body)
 
 
 async def doctor() -> list[dict[str, Any]]:

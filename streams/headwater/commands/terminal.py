@@ -273,3 +273,19 @@ def http_get(address: str, path: str, token: str | None = None) -> tuple[int, by
         ) from error
     finally:
         connection.close()
+
+
+def answer_as(kind: type[Result], address: str, body: bytes) -> Result:
+    """What the worker at ``address`` answered with, as a type of JSON.
+
+    Raises:
+        NoAnswer: something else than a worker listens there.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (ValueError, RecursionError):
+        raise NoAnswer(
+            f"http://{address} answered something else than a worker does: expected the port of one; see `headwater doctor`"
+        ) from None

@@ -119,8 +119,10 @@ async def test_a_bad_argument_is_told_in_one_sentence(name: str) -> None:
 async def test_an_id_that_no_user_can_have_is_told_in_one_sentence(user_id: str) -> None:
     async with Client(server_of(allow_writes=False)) as client:
         failed, text = await said(client, "user", user_id=user_id)
+        health = await said(client, "health", verbose=True)
     assert failed
     assert text.startswith("user: got ")
+    assert health == (True, "health: verbose: no such field, expected none")
 
 
 async def test_a_failure_of_ours_reaches_the_assistant_as_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:

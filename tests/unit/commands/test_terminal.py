@@ -1,6 +1,7 @@
 """What commands share."""
 
 import sys
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -13,6 +14,7 @@ from headwater.commands.terminal import (
     NoAnswer,
     Rejected,
     UsageError,
+    answer_as,
     command_line,
     exit_code_of,
     http_get,
@@ -61,6 +63,13 @@ def test_the_worker_is_the_one_on_the_port_that_is_set() -> None:
     for unknown in (Settings(), Settings(admin_port=4711), Settings(admin_token=token)):  # type: ignore[arg-type]
         with pytest.raises(NoAnswer, match="no running worker that serves users' data is known here"):
             required_admin_endpoint(unknown)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"\xff\xfe{", b"[]", b"[" * 100_000, b"", b"1" * 5_000])
+def test_what_is_no_worker_is_told_with_its_address(body: bytes) -> None:
+    with pytest.raises(NoAnswer, match=r"http://127\.0\.0\.1:80 answered something else than a worker"):
+        answer_as(dict[str, Any], "127.0.0.1:80", body)
+    assert answer_as(dict[str, Any], "127.0.0.1:80", b'{"ok":true}') == {"ok": True}
 
 
 # It ends markup that nobody began, has an emoji's name, a colour, and a line of its own.
