@@ -51,15 +51,39 @@ _LIKELY: Final[dict[str, tuple[str, ...]]] = {
     ),
     "dislike": ("dislike", "unlike", "downvote", "notinterested", "skip"),
     "hide": ("hide", "block", "dismiss"),
-    "impression": ("impression", "viewitemlist", "listview", "listviewed", "shown", "exposure", "expose"),
-    "add_to_cart": ("cart", "basket", "bag"),
-    "purchase": ("purchas", "buy", "bought", "order", "transaction", "checkout", "sale", "pay", "conversion"),
+    "impression": (
+        "impression",
+        "viewitemlist",
+        "listview",
+        "listviewed",
+        "shown",
+        "exposure",
+        "expose",
+        "display",
+    ),
+    "add_to_cart": ("cart", "basket", "bag", "warenkorb", "einkaufswagen", "panier", "carrito"),
+    "purchase": (
+        "purchas",
+        "buy",
+        "bought",
+        "order",
+        "transaction",
+        "checkout",
+        "sale",
+        "pay",
+        "conversion",
+        "kauf",
+        "bestell",
+        "achat",
+        "compra",
+    ),
     "like": ("like", "fav", "wish", "bookmark", "save", "upvote", "star", "collect"),
-    "view": ("view", "pv", "visit", "detail", "watch", "read", "seen"),
+    "view": ("view", "pv", "visit", "detail", "watch", "read", "seen", "play", "listen", "ansicht", "aufruf"),
+    "click": ("click", "klick", "tap", "open"),
 }
 _SIGNS: Final = {"+1": "like", "-1": "dislike"}
 _CODE: Final = re.compile(r"[+-]?\d+")
-_A_CODE: Final = "ACTION"  # what a number means only the shop knows
+_UNSAID: Final = "ACTION"  # what a number or a word of its own means only the shop knows
 # Where one user has this share of the events and there are others enough, it is rather all visitors without an account.
 _ONE_USER: Final = 0.2
 _USERS: Final = 20
@@ -239,11 +263,11 @@ def _likely(written: str) -> str:
         return _SIGNS[written]
     letters = _LETTERS.sub("", written.lower())
     if _CODE.fullmatch(written):
-        return _A_CODE
+        return _UNSAID
     found = next(
         (action for action, names in _LIKELY.items() if any(name in letters for name in names)), None
     )
-    return found or "click"
+    return found or _UNSAID
 
 
 def _option(written: str, action: str) -> str:

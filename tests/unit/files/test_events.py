@@ -221,6 +221,8 @@ def test_names_of_actions_are_told_with_the_options_that_may_be_meant() -> None:
 def test_what_a_code_means_only_the_shop_knows() -> None:
     (note,) = events(table(action=["0", "1", "3"], item_id=list("abc"))).notes
     assert note.endswith("perhaps --action 0=ACTION --action 1=ACTION --action 3=ACTION")
+    (note,) = events(table(action=["Kauf", "Ansicht", "xyz"], item_id=list("abc"))).notes
+    assert note.endswith("perhaps --action Kauf=purchase --action Ansicht=view --action xyz=ACTION")
 
 
 def test_one_user_with_much_of_the_events_is_told_as_all_unknown_visitors() -> None:
