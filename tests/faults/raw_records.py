@@ -269,7 +269,13 @@ class Fuzz:
         counts = [(self.random.choice(self._items), self.random.choice((0.0, 5.0, -1.0, 1e300)))]
         half_life_s = self.random.choice((604_800.0, 0.0, 1e300))
         trend = Trend(
-            0, int(time.time() * 1000), half_life_s, counts, epoch=self._number(), written_ms=self._number()
+            0,
+            int(time.time() * 1000),
+            half_life_s,
+            counts,
+            epoch=self._number(),
+            written_ms=self._number(),
+            rising=self.random.choice(([], counts, counts * 1_000)),
         )
         return RawRecord(b"0", encode(trend))
 
