@@ -227,6 +227,11 @@ def train_shop(
             texts = open_text_encoder(text_encoder, reading or AS_CONFIGURED, report)
             for note in texts.notes:
                 say(f"{text_encoder}: {note}")
+            if unread := texts.unreadable(data.texts or []):
+                say(
+                    f"{text_encoder} cannot read the texts of {unread:.1%} of the items, since it does not know most of their tokens: "
+                    "name an encoder of their language with --text-encoder"
+                )
         results = shop.make(data, texts, chosen, out, at, command, report, resume=resume)
     say(shop.verdict(results))
     return results

@@ -16,6 +16,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from headwater.encoder.bundle import OPSETS, TextInput
+from headwater.encoder.readable import MOST_UNKNOWN, Reading
 from headwater.encoder.text_graph import TextGraph, no_rows
 from headwater.errors import HeadwaterError
 from headwater_models.arrays import F32
@@ -31,6 +32,8 @@ POOLED = "pooled"
 _LONGEST_CHECKED = 1024
 # protobuf's limit is 2 GiB; the rest is for the nodes and the head.
 _MOST_BYTES = 1_900_000_000
+# Texts by which it is told whether a catalog can be read.
+_SAMPLE = 2_000
 
 
 class UnfitModel(HeadwaterError):
@@ -58,6 +61,13 @@ class TextEncoder:
     def queries(self, texts: Sequence[str], report: Report) -> F32:
         """f32[N, dim] of N free texts, each read behind the query prefix."""
         return self._read(texts, self.text.query_prefix, report)
+
+    def unreadable(self, texts: Sequence[str]) -> float:
+        """The share of texts of whose tokens more are unknown than the encoder can do without; of a sample of many."""
+        sample = texts[:: max(1, len(texts) // _SAMPLE)]
+        reading = Reading(self.tokenizer)
+        tokens = [each.ids for each in self.tokenizer.encode_batch(list(sample), add_special_tokens=False)]
+        return float((reading.unknown_shares(tokens) > MOST_UNKNOWN).mean()) if sample else 0.0
 
     def _read(self, texts: Sequence[str], prefix: str, report: Report, threads: int = 1) -> F32:
         distinct = list(dict.fromkeys(texts))

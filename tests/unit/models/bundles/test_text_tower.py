@@ -185,6 +185,12 @@ def test_the_static_encoder_reads_as_the_shipped_starter_does(starter_texts: lis
     assert coffee @ espresso > coffee @ hose + 0.1
 
 
+def test_texts_of_an_alphabet_that_the_encoder_does_not_have_are_told(starter_texts: list[str]) -> None:
+    texts = [*starter_texts, "شاي أخضر من المغرب"]
+    assert open_text_encoder().unreadable(texts) == 0.25
+    assert open_text_encoder().unreadable([]) == 0.0
+
+
 @pytest.fixture
 def starter_texts() -> list[str]:
     return ["Ground coffee, 12 oz", "Espresso beans, dark roast", "Garden hose"]
