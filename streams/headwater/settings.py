@@ -411,7 +411,7 @@ class Settings(BaseSettings):
         # Here: all commands load settings, few use TLS.
         from aiokafka.helpers import create_ssl_context
 
-        from headwater.kafka.tls import EndsAtOnce
+        from headwater.tls import EndsAtOnce
 
         # With no password given, OpenSSL would ask for that of an encrypted key at the terminal, and wait.
         password = self.kafka_ssl_key_password or SecretStr("")
