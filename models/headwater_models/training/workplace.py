@@ -36,10 +36,8 @@ class Workplace:
         return self.folder / f"{name}.checkpoint"
 
     def scratch(self, name: str) -> Path:
-        """A place for a folder; what a killed training left there is removed."""
-        place = self.folder / name
-        shutil.rmtree(place, ignore_errors=True)
-        return place
+        """A place for a folder, without anything of a killed training."""
+        return self.folder / name
 
     def vectors(self, texts: TextEncoder, of: list[str], report: Report) -> F32:
         """f32[N, dim] of N items' texts: read part by part, each of which is kept."""
@@ -78,6 +76,9 @@ def workplace(out: Path, of: Mapping[str, str], *, resume: bool) -> Iterator[Wor
             f"{folder} is of another training ({', '.join(differ)} differ): resume it with its files and options, or leave "
             "--resume out to begin anew"
         )
+    else:  # parts are files; a folder, also one of an export that was killed, is made again
+        for half in filter(Path.is_dir, list(folder.iterdir())):
+            shutil.rmtree(half, ignore_errors=True)
     try:
         yield Workplace(folder)
     except Exception:

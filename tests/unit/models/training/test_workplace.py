@@ -86,9 +86,11 @@ def test_what_fails_before_its_first_epoch_leaves_nothing(tmp_path: Path) -> Non
 
 def test_what_a_killed_export_left_is_no_part_of_the_next(tmp_path: Path) -> None:
     def half(work: Workplace) -> None:
-        work.scratch("judged").mkdir()
-        (work.folder / "judged" / "item.onnx").write_bytes(b"half")
+        for folder in (work.scratch("judged"), work.folder / "tmp8x2k"):
+            folder.mkdir()
+            (folder / "item.onnx").write_bytes(b"half")
 
     killed(tmp_path / "bundle", half)
     with workplace(tmp_path / "bundle", OF, resume=True) as work:
         assert not work.scratch("judged").exists()
+        assert sorted(left.name for left in work.folder.iterdir()) == ["split.checkpoint", "training.json"]
