@@ -173,6 +173,7 @@ SHARED_WITH_MODELS = {
     "headwater.encoder.bundle",
     "headwater.encoder.features",
     "headwater.encoder.neighbours",
+    "headwater.encoder.readable",
     "headwater.encoder.runtime",
     "headwater.encoder.text_graph",
     "headwater.files.cases",
