@@ -1,5 +1,7 @@
 """Who may come in, how often, and how many at once."""
 
+from contextlib import ExitStack
+
 import pytest
 
 from headwater.gateway.admission import Admission, Refused
@@ -55,13 +57,30 @@ def test_calls_in_progress_are_bounded_and_a_call_that_fails_gives_its_place_bac
     with (
         admission.admitted("ann"),
         admission.admitted("bob"),
-        pytest.raises(Refused, match="2 calls are in progress"),
+        pytest.raises(Refused, match="2 calls are in progress, 0 of them yours"),
     ):
         admission.admitted("eve").__enter__()
     with pytest.raises(ZeroDivisionError), admission.admitted("ann"):
         raise ZeroDivisionError
     with admission.admitted("ann"), admission.admitted("bob"):
         pass
+
+
+def test_a_caller_who_lets_calls_wait_leaves_places_for_others() -> None:
+    admission = Admission(1_000.0, 100, Clock())
+    with ExitStack() as waiting:
+
+        def held(caller: str) -> int:
+            for count in range(1_000):
+                try:
+                    waiting.enter_context(admission.admitted(caller))
+                except Refused:
+                    return count
+            raise AssertionError("no bound")
+
+        assert [held(caller) for caller in ("ann", "bob", "eve")] == [75, 19, 5]
+        assert held("ann") == 0
+    assert not admission._in_progress
 
 
 def test_callers_are_not_remembered_without_bound() -> None:
