@@ -7,7 +7,7 @@ plan and for as many epochs as that one was best after.
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,9 @@ _ENOUGH: Final = 30
 # leave 99 % of the events to learn from, or of half of all. A shop of many events has enough of them, however few its users are.
 _VALIDATED: Final = 200
 _VALIDATED_SHARE: Final = 0.01
+# New items that each item is next to by their words, where candidates have an order that tells them apart. Of 5, 10 and 20 ten
+# found most in two splits (`models/RESULTS.md`).
+_NEW: Final = 10
 # From this share of the events on, users take items again.
 _REPEATS: Final = 0.01
 
@@ -198,9 +201,18 @@ def make(
         encoder = _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
         catalog = encoded(encoder, data, partial(report, "encoding items"))
         weights = source_weights.chosen(encoder, catalog, asked, chosen.statistics.has_times, report)
-        trial = work.scratch("trial")
+        near_new = partial(_near_new, data=data, chosen=chosen, beside=learned.beside, command=command)
         order, results = _ordered(
-            encoder, data, catalog, asked, chosen, learned.beside, weights.weights, trial, report
+            encoder,
+            data,
+            catalog,
+            asked,
+            chosen,
+            learned.beside,
+            weights.weights,
+            partial(near_new, asked=asked, out=work.scratch("near-new")),
+            work.scratch("trial"),
+            report,
         )
         best = learned.progress.best_epoch
         recipe = recipes.varied(chosen.recipe, {"fit.epochs": best, "fit.judged": 0})
@@ -220,7 +232,7 @@ def make(
         if order is None:
             export.with_sources(whole, weights.weights)
         else:
-            _with_order(bundle, order, whole)
+            _with_order(near_new(bundle, asked=every, out=whole), order, whole)
         export.with_figures(whole, figures(results))
         export.move_bundle(whole, out)
     return results
@@ -260,6 +272,7 @@ def _ordered(
     chosen: Plan,
     beside: Beside | None,
     weights: source_weights.Weights,
+    near_new: Callable[[Encoder], Encoder],
     trial: Path,
     report: Report,
 ) -> tuple[Order | None, Results]:
@@ -269,13 +282,15 @@ def _ordered(
     on the other half. The figures are of an order from all of the validation. The order that is kept is from all questions.
 
     Args:
+        near_new: see `_near_new`, of the split.
         trial: a place for the bundle with the order from half of the questions.
     """
     timed = chosen.statistics.has_times
     parts = blending.parts_of(asked.train, data.log, len(data.item_ids))
     if beside is None or beside.lift == 0:  # vectors do not tell what is new
         parts[:] = 0
-    pooling = Pooling(bundle, catalog, asked, blending.POOL)
+    with_new = near_new(bundle)
+    pooling = Pooling(with_new, catalog, asked, blending.POOL)
     questions_of = partial(blending.questions_of, pooling, asked.log, parts=parts, timed=timed, report=report)
     # Of the validation, whose users all have a history: the first question of the test may be a new user's, without candidates.
     probe = pooling(asked.log, replace(asked.validation, mask_seen=False), slice(0, 1))[0][0].features
@@ -286,13 +301,25 @@ def _ordered(
     order = None
     enough = min(len(questions), len(others)) >= blending.LEAST // 2
     if enough and len(probe) >= len(bundle.manifest.probe.item_ids):
-        _with_order(bundle, _order(questions, probe, timed=timed), trial)
+        _with_order(with_new, _order(questions, probe, timed=timed), trial)
         if is_better(judge(trial, data, replace(asked, test=halves[1]), catalog=catalog)):
             questions += others
-            _with_order(bundle, _order(questions, probe, timed=timed), bundle.path)
+            _with_order(with_new, _order(questions, probe, timed=timed), bundle.path)
             order = _order(questions + questions_of(asked.test), probe, timed=timed)
     tested = replace(asked, test=some_of(asked.test, _JUDGED))
     return order, judge(bundle.path, data, tested, catalog=catalog)
+
+
+def _near_new(
+    bundle: Encoder, data: Dataset, asked: Split, chosen: Plan, beside: Beside | None, command: str, out: Path
+) -> Encoder:
+    """The bundle in `out`, its table with new items too, by their words; as it was where its vectors do not tell what is new.
+
+    Only an order keeps them behind what is taken together, so bundles without one do not get them.
+    """
+    if beside is None or beside.lift == 0 or bundle.neighbours is None:
+        return bundle
+    return neighbour_table.make(bundle.path, data, asked, out, command, replace(chosen.table, new=_NEW))
 
 
 def _order(questions: Sequence[Question], probe: F32, *, timed: bool) -> Order:

@@ -5,13 +5,15 @@
 n counts the sessions with i, with j and with both; with a ``reach``, n_ij is the sum of 1/d over the times that they come d
 events apart, up to the number of those sessions. It is the Jaccard index (1912), damped as in ItemKNN, so that items
 which share two sessions of two are no close neighbours (item-to-item by co-occurrence: Linden, Smith and York 2003).
-Each item keeps its most alike neighbours. Of each the table also says how often a user takes it again, and how its share of
+Each item keeps its most alike neighbours. With `new`, it is also next to items without an event, by rare words that their texts
+share, all of them behind what is taken together. Of each the table also says how often a user takes it again, and how its share of
 the last four weeks compares with its usual one; the source `buy-again` weighs repeats by both.
 """
 
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,6 +51,7 @@ class TableConfig:
     # Above 0, only items at most this many events apart are together, nearer ones more: for data without times, in which
     # all that a user ever did is one session.
     reach: int = 0
+    new: int = 0  # items without an event that each item is next to, by the words of their texts, at most
 
 
 def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, config: TableConfig) -> Encoder:
@@ -58,7 +61,8 @@ def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, confi
     """
     started = time.monotonic()
     source = encoder.load(base, device="cpu")
-    table = table_of(asked.train, data.item_ids, config)
+    words = _words(source.tokens(data.texts)) if config.new and data.texts else None
+    table = table_of(asked.train, data.item_ids, config, words)
     if not len(table.items):
         raise DatasetError(
             f"{data.name} has no two items that share {config.together} sessions (a pause of {config.pause_s:g} s ends one): "
@@ -81,10 +85,15 @@ def make(base: Path, data: Dataset, asked: Split, out: Path, command: str, confi
         return export.move_bundle(folder, out)
 
 
-def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
+def table_of(
+    log: Log, item_ids: list[str], config: TableConfig, words: sparse.csr_matrix | None = None
+) -> Neighbours:
     """The neighbours of a log's items.
 
     If more items have neighbours than a table holds, those in most sessions stay.
+
+    Args:
+        words: (items, words) unit rows of their texts, for the neighbours of `config.new`.
     """
     begins = _begins(log, int(config.pause_s * 1000))
     taken = _sessions(log, begins, len(item_ids))
@@ -95,6 +104,12 @@ def table_of(log: Log, item_ids: list[str], config: TableConfig) -> Neighbours:
         for start in range(0, len(item_ids), _CHUNK)
     ]
     items, others, likeness = (np.concatenate(column) for column in zip(*found, strict=True))
+    if words is not None and len(likeness):
+        news = _nearest_new(words, np.flatnonzero(sessions[: words.shape[0]] == 0), config.new)
+        news = (*news[:2], news[2] * likeness.min())
+        items, others, likeness = (
+            np.concatenate(pair) for pair in zip((items, others, likeness), news, strict=True)
+        )
     known = np.unique(np.concatenate([items, others]))
     if len(known) > MAX_ITEMS:
         known = np.sort(known[np.argsort(-sessions[known], kind="stable")[:MAX_ITEMS]])
@@ -194,3 +209,31 @@ def _nearest(
     place = np.arange(len(best)) - np.searchsorted(own[best], own[best])
     kept = best[place < config.neighbours]
     return own[kept], other[kept], likeness[kept]
+
+
+def _words(tokens: Sequence[Sequence[int]]) -> sparse.csr_matrix:
+    """Unit rows (items, tokens) of the distinct tokens of each text, rare ones more (inverse document frequency)."""
+    distinct = [list(set(each)) for each in tokens]
+    starts = np.cumsum([0, *map(len, distinct)])
+    columns = np.array([token for each in distinct for token in each], dtype=np.int64)
+    texts = np.bincount(columns)
+    weights = np.log((len(tokens) + 1) / (texts[columns] + 0.5)).astype(np.float32)
+    found = sparse.csr_matrix((weights, columns, starts), shape=(len(tokens), len(texts)))
+    lengths = np.sqrt(np.asarray(found.multiply(found).sum(axis=1)).ravel())
+    return sparse.diags(1 / np.maximum(lengths, 1e-6)).astype(np.float32) @ found
+
+
+def _nearest_new(words: sparse.csr_matrix, new: I64, count: int) -> tuple[I64, I64, F32]:
+    """The pairs of each item with the `count` items of `new` whose words are most like its own, as (item, new item, cosine)."""
+    found: list[tuple[I64, I64, F32]] = []
+    of_new = words[new].T.tocsc()
+    for start in range(0, words.shape[0], _CHUNK):
+        common = (words[start : start + _CHUNK] @ of_new).tocoo()
+        own, other, cosine = common.row.astype(np.int64) + start, new[common.col], common.data
+        pairs = (own != other) & (cosine > 0)
+        own, other, cosine = own[pairs], other[pairs], cosine[pairs]
+        best = np.lexsort((-cosine, own))
+        kept = best[np.arange(len(best)) - np.searchsorted(own[best], own[best]) < count]
+        found.append((own[kept], other[kept], cosine[kept]))
+    items, others, cosines = (np.concatenate(column) for column in zip(*found, strict=True))
+    return items, others, cosines

@@ -59,8 +59,9 @@ def questions_of(
         for pool, target in zip(pooling(log, asked, part)[0], asked.targets[part], strict=True):
             (taken,) = np.flatnonzero(pool.items == target)[:1].tolist() or [-1]
             if taken >= 0:
-                terms = terms_of(torch.from_numpy(pool.features), timed=timed).numpy()
-                found.append(Question(terms, taken, parts[pool.items]))
+                own = parts[pool.items]
+                terms = terms_of(torch.from_numpy(pool.features), torch.from_numpy(own > 0), timed=timed)
+                found.append(Question(terms.numpy(), taken, own))
         report("candidates of past questions", part.stop, len(asked))
     return found
 
@@ -88,9 +89,10 @@ def blended(questions: Sequence[Question], *, timed: bool) -> Blend:
     scale = terms.std(axis=0)
     scale[scale < 1e-6] = np.inf  # a term that never differs has no say
     weights = _fitted(terms / scale, starts, taken) / scale
-    blend = Blend(timed=timed)
+    parts = np.concatenate([each.parts for each in questions])
+    blend = Blend(timed=timed, marked=bool((parts > 0).any()))
     blend.weight.copy_(torch.from_numpy(weights))
-    scores, parts = terms @ weights, np.concatenate([each.parts for each in questions])
+    scores = terms @ weights
     lift = lift_of(scores, parts, starts, taken)
     blend.lift.fill_(lift)
     # The best candidates are near zero, where the logistic function that follows still tells scores apart.

@@ -45,6 +45,7 @@ CANDIDATE_FEATURES: tuple[str, ...] = (
     "below_own_best",  # distance of the score from the best one of the same interest in the pool
     "own_rank",  # rank by score among the candidates that are nearest to the same interest, logarithmic
     "repeats",  # how the table of neighbours says the item is taken again, logarithmic; 0 for items not among the newest L
+    "in_table",  # 1 for items that the table of neighbours knows: one that came in later is no neighbour for want of a row
 )
 # 48 bits identify an event within one user's log of 50: a false duplicate once in 5 * 10^12 events.
 EVENT_KEY_MASK: Final = 2**48 - 1
@@ -143,6 +144,9 @@ class History(NamedTuple):
     repeats: Mapping[int, float] = MappingProxyType(
         {}
     )  # item key -> ratio to the usual item (`Repeats.again`)
+    in_table: NDArray[np.uint64] = np.zeros(
+        0, dtype=np.uint64
+    )  # (rows,) keys of the table of neighbours, ascending
 
 
 def candidate_features(
@@ -180,6 +184,9 @@ def candidate_features(
     found[:, 10] = events / length
     _tell(found[:, 11:13], history.again, keys)
     _tell(found[:, 13:15], history.similar, keys)
+    if len(history.in_table):
+        rows = history.in_table.searchsorted(items).clip(max=len(history.in_table) - 1)
+        found[:, 19] = history.in_table[rows] == items
     if not events:
         return found
     ages_s = np.maximum(history.now_ms - history.at_ms, 0) / 1000.0

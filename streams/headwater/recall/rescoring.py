@@ -98,7 +98,7 @@ def history_of(ask: Ask, keyed: Keyed, length: int, table: Neighbours | None = N
         length,
         keyed.get(_AGAIN, {}),
         keyed.get(_SIMILAR, {}),
-        repeats_of(table, [key for key, _, _ in newest]) if table is not None else {},
+        *((repeats_of(table, [key for key, _, _ in newest]), table.keys) if table is not None else ()),
     )
 
 

@@ -136,6 +136,12 @@ def test_a_candidate_is_told_how_others_take_it_again_if_the_user_had_it() -> No
     assert found["repeats"] == pytest.approx([0, 0, np.log(4)])
 
 
+def test_a_candidate_is_told_whether_the_table_knows_it() -> None:
+    table = np.array([2, 5], dtype=np.uint64)
+    assert features(SHOPPER._replace(in_table=table), 1, 2, 5, 9)["in_table"] == [0, 1, 1, 0]
+    assert features(SHOPPER, 2)["in_table"] == [0]
+
+
 def test_a_candidate_is_told_what_the_sources_think_of_it() -> None:
     milk, tea, new, newer = 1, 2, 3, 4
     found = features(

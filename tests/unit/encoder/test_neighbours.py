@@ -17,7 +17,7 @@ from headwater.encoder.neighbours import Neighbours
 from headwater.encoder.runtime import load
 from headwater_models import commands
 from headwater_models.bundles.light import lighten
-from headwater_models.bundles.neighbour_table import FILE, TableConfig, make, table_of
+from headwater_models.bundles.neighbour_table import FILE, TableConfig, _words, make, table_of
 from headwater_models.data.datasets import Dataset, DatasetError
 from headwater_models.data.events import Log
 from headwater_models.judging.protocols import split
@@ -75,6 +75,19 @@ def test_an_item_counts_once_a_session_and_a_pause_ends_it() -> None:
     assert named(table_of(log, ITEM_IDS, PAIRS))["tea"] == {"milk": pytest.approx(2 / 3)}
     # Without a pause between them all is one session, and no pair is met twice.
     assert not len(table_of(log, ITEM_IDS, TableConfig(together=2, pause_s=3600.0)).items)
+
+
+def test_items_without_events_stand_by_their_words_behind_what_is_taken_together() -> None:
+    at_ms = np.arange(4) * 1_000
+    log = Log(["ann", "bob"], np.array([0, 2, 4]), np.array([0, 1, 0, 1]), np.full(4, 1), at_ms)
+    # Tea and milk are taken together; bread shares a word with tea, soap a common one with all, rope none.
+    words = _words([[1, 2], [1, 3], [1, 2, 4], [1, 5], [6]])
+    found = named(table_of(log, ITEM_IDS, replace(PAIRS, new=1), words))
+    assert {*found["tea"]} == {"milk", "bread"}
+    assert found["tea"]["bread"] < found["tea"]["milk"]
+    assert "rope" not in found
+    assert [*found["bread"]] == ["soap"]  # of new ones too
+    assert named(table_of(log, ITEM_IDS, PAIRS, None))["tea"].keys() == {"milk"}
 
 
 def test_within_reach_what_comes_closer_together_is_more_alike() -> None:

@@ -250,7 +250,8 @@ def test_the_validation_decides_on_an_order_whose_probe_has_a_history_though_the
     data = SimpleNamespace(log=log, item_ids=["x", "y", "z"])
     chosen = SimpleNamespace(statistics=SimpleNamespace(has_times=True))
     trial = Path("trial")
-    order, _ = train_shop._ordered(*cast(Any, (bundle, data, None, asked, chosen, None, {}, trial, silent)))
+    given = (bundle, data, None, asked, chosen, None, {}, lambda bundle: bundle, trial, silent)
+    order, _ = train_shop._ordered(*cast(Any, given))
     assert probed == [16]
     assert order is None
     # The other half of one question is empty; the bundle is judged without an order.

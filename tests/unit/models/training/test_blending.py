@@ -82,7 +82,9 @@ def test_terms_say_what_was_had_last_and_what_comes_first_in_a_source() -> None:
     told["similar"][:] = 0.0, 0.4, 0.2
     told["similar_rank"][:] = 1.0, 0.0, np.log1p(1) / 7
     told["again"][:] = 0.0, 0.3, 0.0
-    found = terms_of(torch.from_numpy(features), timed=True)
+    told["in_table"][:2] = 1.0
+    none = torch.zeros(3, dtype=torch.bool)
+    found = terms_of(torch.from_numpy(features), none, timed=True)
     named = dict(zip(TERMS + TIMED_TERMS, found.T.tolist(), strict=True))
     assert named["had"] == [0, 1, 1]
     assert named["last"] == [0, 1, 0]
@@ -90,7 +92,12 @@ def test_terms_say_what_was_had_last_and_what_comes_first_in_a_source() -> None:
     assert named["own_place"] == pytest.approx([1, 1 / 2, 1 / 3])
     assert named["similar_place"] == pytest.approx([0, 1, 1 / 2])
     assert named["again_place"] == pytest.approx([0, 1, 0])
-    assert terms_of(torch.from_numpy(features), timed=False).shape == (3, len(TERMS))
+    assert terms_of(torch.from_numpy(features), none, timed=False).shape == (3, len(TERMS))
+    named = dict(zip(TERMS, terms_of(torch.from_numpy(features), ~none, timed=False).T.tolist(), strict=True))
+    assert named["new_near"] == [0, 1, 1]
+    assert named["new_far"] == [1, 0, 0]
+    assert named["similar"] == named["similar_place"] == [0, 0, 0]
+    assert named["similar_rank"] == [1, 1, 1]
 
 
 def test_a_blend_orders_by_its_terms_alone() -> None:
@@ -103,7 +110,7 @@ def test_a_blend_orders_by_its_terms_alone() -> None:
 
 
 def test_a_lift_is_of_items_that_their_vectors_mark_as_new() -> None:
-    blend = Blend(timed=False)
+    blend = Blend(timed=False, marked=True)
     blend.lift.fill_(0.5)
     new, nothing = torch.tensor([True, False]), torch.zeros(2, len(CANDIDATE_FEATURES))
     for lift, wanted in ((0.1, [0.5, 0.0]), (0.0, [0.0, 0.0])):
