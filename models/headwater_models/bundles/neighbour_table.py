@@ -105,11 +105,9 @@ def table_of(
     ]
     items, others, likeness = (np.concatenate(column) for column in zip(*found, strict=True))
     if words is not None and len(likeness):
-        news = _nearest_new(words, np.flatnonzero(sessions[: words.shape[0]] == 0), config.new)
-        news = (*news[:2], news[2] * likeness.min())
-        items, others, likeness = (
-            np.concatenate(pair) for pair in zip((items, others, likeness), news, strict=True)
-        )
+        own, new, cosines = _nearest_new(words, np.flatnonzero(sessions[: words.shape[0]] == 0), config.new)
+        likeness = np.concatenate([likeness, cosines * likeness.min()])
+        items, others = np.concatenate([items, own]), np.concatenate([others, new])
     known = np.unique(np.concatenate([items, others]))
     if len(known) > MAX_ITEMS:
         known = np.sort(known[np.argsort(-sessions[known], kind="stable")[:MAX_ITEMS]])
