@@ -201,7 +201,7 @@ def train_shop(
         text_encoder: see `headwater_models.bundles.text_tower.open_text_encoder`
         reading: how it reads, where its own configuration does not say, or is overruled
         user_encoder: None: by the statistics of the data
-        interests: of users whose encoder has one; None: several
+        interests: of users whose encoder has one; None: several, unless they cost too much of what the validation finds
         settings: values of recipe fields, such as "fit.loss=gbce"
         say: takes what a person has to know, one sentence at a time
 
@@ -232,7 +232,7 @@ def train_shop(
                     f"{text_encoder} cannot read the texts of {unread:.1%} of the items, since it does not know most of their tokens: "
                     "name an encoder of their language with --text-encoder"
                 )
-        results = shop.make(data, texts, chosen, out, at, command, report, resume=resume)
+        results = shop.make(data, texts, chosen, out, at, command, report, resume=resume, say=say)
     say(shop.verdict(results))
     return results
 

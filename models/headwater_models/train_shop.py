@@ -27,7 +27,7 @@ from headwater_models.bundles.sequence_bundle import Named
 from headwater_models.bundles.text_encoder import TextEncoder
 from headwater_models.bundles.text_tower import Whitened, whitened
 from headwater_models.data.datasets import Dataset, DatasetError
-from headwater_models.data.events import of_items
+from headwater_models.data.events import Log, of_items
 from headwater_models.data.statistics import Statistics, statistics_of
 from headwater_models.judging import source_weights
 from headwater_models.judging.candidates import Pooling
@@ -42,12 +42,12 @@ from headwater_models.networks.themes import Themes
 from headwater_models.progress import Report, silent
 from headwater_models.training import blending, recipes
 from headwater_models.training.blending import Question
+from headwater_models.training.how_many_interests import SEVERAL, themed
 from headwater_models.training.recipes import Recipe
 from headwater_models.training.sequence_loop import IdModel, Model, Progress, TextModel, fit, measure_worth
 from headwater_models.training.weighing import weighed
 from headwater_models.training.workplace import digest, workplace
 
-INTERESTS: Final = 3
 # Questions that the bundle is judged on: lists with a table of neighbours are made one by one.
 _JUDGED: Final = 5_000
 # With so many questions to judge by, and a third of them to validate by, a split in time does.
@@ -68,7 +68,7 @@ class Plan:
     """What is trained, and why."""
 
     statistics: Statistics
-    interests: int  # of the bundle, where the model has one
+    interests: int | None  # of the bundle, where the model has one; None: the validation decides
     model: str  # one of ARCHITECTURES
     recipe: Recipe
     protocol: Protocol
@@ -117,6 +117,10 @@ def plan(
     recipe = recipes.within_the_hour(recipes.recipe(chosen, found, texts=found.has_texts), found)
     recipe = recipes.varied(recipe, recipes.settings(recipe, settings))
     recipe = recipes.varied(recipe, {"fit.seed": seed, "fit.epochs": epochs or recipe.fit.epochs})
+    if interests is None:
+        why.append(
+            f"a history is read for each of its themes, up to {SEVERAL}, unless that costs too much of what the validation finds"
+        )
     why.append(
         f"trained twice, up to a split for figures and on all events to serve; epochs at most: {recipe.fit.epochs}"
     )
@@ -124,7 +128,7 @@ def plan(
     why.append(said)
     return Plan(
         found,
-        interests or INTERESTS,
+        interests,
         chosen,
         recipe,
         protocol,
@@ -176,6 +180,7 @@ def make(
     report: Report,
     *,
     resume: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Results:
     """Train, judge, train on everything, and write the bundle with its table of neighbours and its figures.
 
@@ -190,12 +195,18 @@ def make(
     with workplace(out, _settled(data, asked, texts, chosen), resume=resume) as work:
         vectors = None if texts is None else work.vectors(texts, data.texts or [], report)
         learned = _trained(data, asked, vectors, chosen, chosen.recipe, work.checkpoint("split"), report)
-        beside_notes = []
+        chosen_notes = []
         if isinstance(learned.model, TextModel) and can_stand_beside(learned.model, chosen.interests):
             report("weighing texts", 0, 1)
             beside, note = weighed(learned.model, asked, chosen.recipe.fit.length)
             report("weighing texts", 1, 1)
-            learned, beside_notes = learned._replace(beside=beside), [note]
+            learned, chosen_notes = learned._replace(beside=beside), [note]
+        if chosen.interests is None and learned.model.encoder.interests == 1:
+            report("one interest or themes", 0, 1)
+            found = themed(*_reading(learned, asked.train)[:2], asked, chosen.recipe.fit.length)
+            report("one interest or themes", 1, 1)
+            chosen, chosen_notes = replace(chosen, interests=found.interests), [*chosen_notes, found.note]
+            say(found.note)
         judged = work.scratch("judged")
         notes = [f"learned up to a split: {chosen.protocol}"]
         encoder = _written(judged, data, asked, texts, learned, chosen, command, started, notes, report)
@@ -224,7 +235,7 @@ def make(
             f"validation NDCG@10 {learned.progress.best:.4f} after {best} of {learned.progress.epoch} epochs",
             f"weights of sources{' without the order' if order else ''}: {weights.weights or 'the usual ones'}, NDCG@{source_weights.K} of {weights.questions:,} "
             f"validation events {weights.usual:.4f} with the usual ones, {weights.best:.4f} with these",
-            *beside_notes,
+            *chosen_notes,
             f"{export.CURVE}{json.dumps(learned.progress.curve)}",
         ]
         whole = work.scratch("bundle")
@@ -242,13 +253,13 @@ def asked_of(data: Dataset, chosen: Plan, at: At | None) -> Split:
     """The questions that the bundle is chosen and judged by.
 
     Where users take items again, these are asked for too, as they are in serving: a bundle that leaves them out of its figures
-    would not learn to bring them.
+    would not learn to bring them. Elsewhere they may not come, as in a request that says nothing of them: whatever keeps them
+    away would seem to find more.
     """
     asked = _split(data, chosen.protocol, at)
-    if chosen.statistics.repeats >= _REPEATS:
-        validation, test = (replace(cases, mask_seen=False) for cases in (asked.validation, asked.test))
-        asked = replace(asked, validation=validation, test=test)
-    return asked
+    mask_seen = chosen.statistics.repeats < _REPEATS
+    validation, test = (replace(cases, mask_seen=mask_seen) for cases in (asked.validation, asked.test))
+    return replace(asked, validation=validation, test=test)
 
 
 def _split(data: Dataset, protocol: Protocol, at: At | None) -> Split:
@@ -388,9 +399,9 @@ def verdict(results: Results) -> str:
     )
 
 
-def can_stand_beside(model: TextModel, interests: int) -> bool:
+def can_stand_beside(model: TextModel, interests: int | None) -> bool:
     """Whether texts can stand beside what a model learned: it scores by cosines, and keeps no state, which has no place for them."""
-    return model.cosine and (isinstance(model.encoder, WindowedEncoder) or interests > 1)
+    return model.cosine and (isinstance(model.encoder, WindowedEncoder) or interests != 1)
 
 
 def with_texts(data: Dataset) -> Dataset:
@@ -435,6 +446,27 @@ def unit_white(vectors: F32, white: Whitened) -> torch.Tensor:
     return F.normalize(found, dim=-1) * math.sqrt(found.shape[1])
 
 
+class Reading(NamedTuple):
+    """What reads a user, and the vectors of the items that it reads: of a trained model, with the texts that stand beside it."""
+
+    encoder: UserEncoder
+    vectors: F32  # (items, dim)
+    beside: Beside | None = None  # None: no text says anything
+
+
+def _reading(trained: Trained, train: Log) -> Reading:
+    model, beside = trained.model, trained.beside
+    with torch.inference_mode():
+        found = model.vectors()
+    if beside is None or beside.weight + beside.lift == 0:
+        return Reading(model.encoder, found.detach().numpy())  # those of ids are the parameter itself
+    assert isinstance(model, TextModel)
+    white = model.head.white
+    new = torch.from_numpy(np.bincount(train.items, minlength=model.items) == 0)
+    vectors = beside.vectors(found, F.normalize(white, dim=-1), new)
+    return Reading(TextBeside(model.encoder, white.shape[1], beside), vectors.detach().numpy(), beside)
+
+
 def _written(
     out: Path,
     data: Dataset,
@@ -450,20 +482,10 @@ def _written(
     """Export a trained model, and give it a table of neighbours of the training events."""
     report("exporting", 0, 1)
     model, length = trained.model, chosen.recipe.fit.length
-    counts = np.bincount(asked.train.items, minlength=model.items)
-    with torch.inference_mode():
-        found = model.vectors()
-    served, beside = model.encoder, trained.beside
-    if beside and beside.weight + beside.lift > 0:
-        assert isinstance(model, TextModel)
-        white, new = model.head.white, torch.from_numpy(counts == 0)
-        found = beside.vectors(found, F.normalize(white, dim=-1), new)
-        served = TextBeside(served, white.shape[1], beside)
-    else:
-        beside = None
-    vectors = found.detach().numpy()  # those of ids are the parameter itself
-    if served.interests == 1 and chosen.interests > 1:
-        served = Themes(served, vectors, chosen.interests)
+    served, vectors, beside = _reading(trained, asked.train)
+    interests = chosen.interests or 1
+    if served.interests == 1 and interests > 1:
+        served = Themes(served, vectors, interests)
     stem = Path(data.name).name.partition(".")[0]
     reads = "ids" if texts is None else f"texts, by {texts.name},"
     named = Named(
@@ -494,7 +516,7 @@ def _written(
         assert isinstance(model, TextModel)
         assert data.texts is not None
         items = list(zip(data.item_ids, data.texts, strict=True))
-        known = np.flatnonzero(counts).tolist()
+        known = np.unique(asked.train.items).tolist()
         sequence_bundle.write_text(
             out, model, texts, trained.white, items, length, named, served, beside, known
         )

@@ -30,7 +30,7 @@ Done = Callable[[int, int], None]  # done, of
 # Scores held at once: 64 MB.
 _SCORES: Final = 2**24
 # Histories read at once: a windowed encoder of several themes holds a megabyte for each.
-_READ: Final = 256
+READ: Final = 256
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def interests_of(encoder: Encoder, catalog: Catalog, log: Log, cases: Cases, par
     items, actions, gaps = catalog.vectors[log.items[rows]], log.actions[rows], gaps_s(times)
     any_event = mask.max(axis=1) > 0
     now = clamp_gap_s(np.where(any_event, cases.now_ms[part] - last[:, 0], 0) / 1000)
-    some = [slice(start, start + _READ) for start in range(0, max(len(now), 1), _READ)]
+    some = [slice(start, start + READ) for start in range(0, max(len(now), 1), READ)]
     answers = [encoder.answer(items[each], actions[each], gaps[each], mask[each], now[each]) for each in some]
     interests, weights = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     return Interests(interests, weights, any_event)

@@ -20,7 +20,7 @@ from headwater.encoder.features import clamp_gap_s
 from headwater.errors import HeadwaterError
 from headwater_models.arrays import F32, I64
 from headwater_models.data.events import Log
-from headwater_models.judging.evaluation import ranking
+from headwater_models.judging.evaluation import READ, ranking
 from headwater_models.judging.item_models import spectral
 from headwater_models.judging.metrics import by_case
 from headwater_models.judging.protocols import Cases, Scorer, Split, some_of
@@ -400,21 +400,30 @@ def _check(model: Model, config: FitConfig, teacher: BundleTeacher | None) -> No
 def validation_ndcg(model: Model, log: Log, cases: Cases, length: int) -> float:
     """NDCG@10 by full ranking, the mean over the cases."""
     model.eval()
-    ranks, _ = ranking(scorer_of(model, length), log, cases, model.items, 10)
+    with torch.inference_mode():
+        vectors = model.vectors()
+    ranks, _ = ranking(scorer_of(model.encoder, vectors, length), log, cases, model.items, 10)
     return float(by_case(ranks, cases.target_starts, 10)["NDCG"].mean())
 
 
-def scorer_of(model: Model, length: int) -> Scorer:
-    """A model in training as a scorer that reads what its bundle will: the newest `length` events at the question."""
+def scorer_of(encoder: UserEncoder, vectors: Tensor, length: int) -> Scorer:
+    """An encoder over item vectors (items, dim) as a scorer that reads what its bundle will: the newest `length` events at the
+    question.
+    """
 
     def scores(log: Log, cases: Cases, part: slice) -> F32:
         ends, users = cases.ends[part], cases.users[part]
         starts = np.maximum(log.starts[users], ends - length)
         histories = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
-        gaps = clamp_gap_s((cases.now_ms[part] - log.at_ms[ends - 1]) / 1000)
-        with torch.inference_mode():
-            vectors = model.vectors()
-            interests = model.encoder.answer(model.events(batch_of(log, histories)), torch.from_numpy(gaps))
-            return (interests @ vectors.T).amax(1).numpy()
+        gaps = torch.from_numpy(clamp_gap_s((cases.now_ms[part] - log.at_ms[ends - 1]) / 1000))
+        found = []
+        for first in range(0, len(histories), READ):
+            batch = batch_of(log, histories[first : first + READ])
+            columns = (torch.from_numpy(column) for column in (batch.actions, batch.gaps_s, batch.mask))
+            with torch.inference_mode():
+                events = Events(vectors[torch.from_numpy(batch.items)], *columns)
+                interests = encoder.answer(events, gaps[first : first + READ])
+                found.append((interests @ vectors.T).amax(1).numpy())
+        return np.concatenate(found)
 
     return scores

@@ -62,8 +62,8 @@ class ShopOptions:
     user_encoder
         For shop: the user encoder; default: chosen by the statistics of the data.
     interests
-        For shop: the most interests of a user; default: 3. With 1 a recurrent encoder (lru, gru4rec) keeps a state, and a
-        click costs one step.
+        For shop: the most interests of a user; default: 3, or 1 where several cost more than 3 % of what the validation finds. With
+        1 a recurrent encoder (lru, gru4rec) keeps a state, and a click costs one step.
     """
 
     catalog: Annotated[list[Path] | None, FILES] = None

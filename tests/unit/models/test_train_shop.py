@@ -28,10 +28,11 @@ from headwater_models.judging.evaluation import encoded  # noqa: E402 - after th
 from headwater_models.judging.protocols import Cases, Split, next_events  # noqa: E402 - after the skip
 from headwater_models.judging.served import served  # noqa: E402 - after the skip
 from headwater_models.networks.blend import Blend  # noqa: E402 - after the skip
-from headwater_models.networks.themes import Themes  # noqa: E402 - after the skip
+from headwater_models.networks.user_encoder import UserEncoder  # noqa: E402 - after the skip
 from headwater_models.progress import silent  # noqa: E402 - after the skip
 from headwater_models.train_shop import asked_of, plan  # noqa: E402 - after the skip
 from headwater_models.training import blending  # noqa: E402 - after the skip
+from headwater_models.training.how_many_interests import Themed  # noqa: E402 - after the skip
 
 # Kinds of goods, each with words of its own.
 THEMES = {
@@ -131,7 +132,7 @@ def test_the_bundle_has_figures_neighbours_and_residuals_that_no_other_text_meet
     served = manifest.origin.figures[
         "shop-clicks, as it serves" if manifest.sources else "shop-clicks and similar"
     ]
-    assert served["discovery"]["ndcg_at_20"] > manifest.origin.figures["popular"]["discovery"]["ndcg_at_20"]
+    assert served["all"]["ndcg_at_20"] > manifest.origin.figures["popular"]["all"]["ndcg_at_20"]
     assert "what a worker answers beats every baseline: NDCG@20" in made.errors
     scored = manifest.origin.figures.get("shop-clicks, scored again")
     assert (made.bundle.pool > 0) == (scored is not None)
@@ -173,8 +174,19 @@ def test_users_with_two_favourite_themes_see_both_among_the_first_ten(made: Made
         assert both >= 0.9 * len(pairs)
 
 
-def test_long_histories_over_items_without_texts_are_exported_with_several_interests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("found", "interests"),
+    [(Themed(0.07, 0.05, 0.007, 432), 1), (Themed(0.047, 0.046, 0.001, 4_000), 3)],
+    ids=["themes find fewer", "as many, but for chance"],
+)
+@pytest.mark.parametrize("user_encoder", [None, "sasrec"])
+def test_the_validation_decides_between_one_interest_and_several(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    user_encoder: Any,
+    found: Themed,
+    interests: int,
 ) -> None:
     file = tmp_path / "clicks.csv"
     with file.open("w") as events:
@@ -188,11 +200,15 @@ def test_long_histories_over_items_without_texts_are_exported_with_several_inter
         """An export takes long, and others are tested."""
 
     def export(*arguments: object) -> None:
-        raise Exported(cast("Themes", arguments[-1]).interests)
+        raise Exported(cast("UserEncoder", arguments[-1]).interests)
 
+    monkeypatch.setattr(train_shop, "themed", lambda *_: found)
     monkeypatch.setattr(train_shop.sequence_bundle, "write", export)
-    with pytest.raises(Exported, match="3"):
-        train("shop", shop=ShopOptions(clicks=[file]), out=tmp_path / "bundle", epochs=1)
+    with pytest.raises(Exported, match=str(interests)):
+        train(
+            "shop", shop=ShopOptions(clicks=[file], user_encoder=user_encoder), out=tmp_path / "b", epochs=1
+        )
+    assert found.note in " ".join(capsys.readouterr().err.split())
 
 
 def test_many_events_of_few_users_leave_enough_to_choose_by() -> None:
@@ -209,6 +225,19 @@ def test_many_events_of_few_users_leave_enough_to_choose_by() -> None:
     data = Dataset("long histories", [str(item) for item in range(items)], None, log, "")
     asked = asked_of(data, plan(data, None, None, 0), None)
     assert len(asked.validation) == users // 2
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["nothing is taken twice", "items are taken again"])
+def test_seen_items_may_come_where_users_take_items_again(*, again: bool) -> None:
+    users, each = 40, 20
+    taken = np.tile(np.arange(each) % (each // 2 if again else each), users)
+    at_ms = np.tile(np.arange(each) * 86_400_000, users)
+    log = Log([str(n) for n in range(users)], np.arange(users + 1) * each, taken, np.ones_like(taken), at_ms)
+    data = Dataset("days", [str(item) for item in range(each)], None, log, "")
+    chosen = plan(data, None, None, 0)
+    assert chosen.protocol == "global-time"
+    asked = asked_of(data, chosen, None)
+    assert [asked.validation.mask_seen, asked.test.mask_seen] == [not again, not again]
 
 
 def test_statistics_tell_texts_that_say_nothing_from_texts_that_do() -> None:
