@@ -1,7 +1,7 @@
 """Whether a bundle reads a history for each of its themes, or as a whole.
 
 Users with two favourite themes see both by the former, which is worth a little of what users took next. On long histories over
-few items it can cost much: what follows what says more there than what goes together.
+few items it can cost much: the order of events says more there than what goes together.
 """
 
 from typing import Final, NamedTuple
@@ -21,8 +21,6 @@ SEVERAL: Final = 3
 QUESTIONS: Final = 5_000
 # Themes may cost this share of the NDCG with one interest.
 COST: Final = 0.03
-# Standard errors: by chance alone, themes that find as much as one interest lose more in one of twenty shops.
-CERTAIN: Final = 1.645
 K: Final = 10
 
 
@@ -36,8 +34,8 @@ class Themed(NamedTuple):
 
     @property
     def interests(self) -> int:
-        """One where themes cost more than they may, and that is no chance; else several."""
-        return 1 if self.one - self.themes > max(COST * self.one, CERTAIN * self.error) else SEVERAL
+        """One where themes cost more than they may and more than a standard error, as `source_weights` asks; else several."""
+        return 1 if self.one - self.themes > max(COST * self.one, self.error) else SEVERAL
 
     @property
     def note(self) -> str:

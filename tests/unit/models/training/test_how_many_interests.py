@@ -68,7 +68,7 @@ def test_themes_are_kept_where_histories_have_one() -> None:
 
 @pytest.mark.parametrize(
     ("themes", "error", "interests"),
-    [(0.090, 0.004, 1), (0.090, 0.008, SEVERAL), (0.098, 0.001, SEVERAL), (0.110, 0.001, SEVERAL)],
+    [(0.090, 0.004, 1), (0.090, 0.012, SEVERAL), (0.098, 0.001, SEVERAL), (0.110, 0.001, SEVERAL)],
     ids=["cost too much", "by chance", "cost little", "bring more"],
 )
 def test_themes_may_cost_a_little_and_chance_does_not_take_them_away(
