@@ -76,27 +76,27 @@ class NewItems(SearchSource):
 
     async def rankings(self, asks: Sequence[Ask]) -> Sequence[Sequence[Named]]:
         lifts = lifts_of(self._rising())
+        of_rising = await self._index.items([*lifts]) if lifts else {}
         wanted = [
             Wanted(anchor_items(ask), ask.wanted, self._where(ask), ask.exclude, also)
-            for ask, also in zip(asks, await self._matching(asks, [*lifts]), strict=True)
+            for ask, also in zip(asks, await self._matching(asks, of_rising), strict=True)
         ]
         near = await near_items(self._index, wanted, _CHOICE)
-        payloads = await self._index.items(
-            [*{key for each in near for key in (*each.items, *each.anchor_keys)}]
-        )
+        found = {key for each in near for key in (*each.items, *each.anchor_keys)}
+        payloads = {**of_rising, **await self._index.items([*(found - of_rising.keys())])}
         return [
-            (await most_alike(found, payloads, self._pacer, lifts))[: each.limit]
-            for found, each in zip(near, wanted, strict=True)
+            (await most_alike(of_ask, payloads, self._pacer, lifts))[: each.limit]
+            for of_ask, each in zip(near, wanted, strict=True)
         ]
 
-    async def _matching(self, asks: Sequence[Ask], keys: Sequence[int]) -> list[dict[int, str]]:
-        """For each ask those of the keys, with their ids, that are new and match its filter, each filter looked up once."""
-        if not keys:
+    async def _matching(
+        self, asks: Sequence[Ask], payloads: Mapping[int, Mapping[str, Any]]
+    ) -> list[dict[int, str]]:
+        """For each ask those of some items, by key with their ids, that are new and match its filter, each filter looked up once."""
+        if not payloads:
             return [{} for _ in asks]
         filters = {ask.where: None for ask in asks}
-        payloads, *found = await asyncio.gather(
-            self._index.items(keys), *(self._index.match(keys, where) for where in filters)
-        )
+        found = await asyncio.gather(*(self._index.match([*payloads], where) for where in filters))
         matching = dict(zip(filters, found, strict=True))
         since_ms = {key: payload.get("since_ms") or 0 for key, payload in payloads.items()}
         also = []
