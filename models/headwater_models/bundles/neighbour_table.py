@@ -203,10 +203,15 @@ def _nearest(
         both = np.minimum(np.asarray(near[own, other], dtype=np.float32).ravel(), both)
         own, other, both = own[both > 0], other[both > 0], both[both > 0]
     likeness = both / (sessions[own] + sessions[other] - both + np.float32(config.shrink))
+    kept = _most_alike(own, likeness, config.neighbours)
+    return own[kept], other[kept], likeness[kept]
+
+
+def _most_alike(own: I64, likeness: F32, count: int) -> I64:
+    """The places of the `count` greatest likenesses (pairs,) of each of the items `own` (pairs,), item by item."""
     best = np.lexsort((-likeness, own))
     place = np.arange(len(best)) - np.searchsorted(own[best], own[best])
-    kept = best[place < config.neighbours]
-    return own[kept], other[kept], likeness[kept]
+    return best[place < count]
 
 
 def _words(tokens: Sequence[Sequence[int]]) -> sparse.csr_matrix:
@@ -230,8 +235,7 @@ def _nearest_new(words: sparse.csr_matrix, new: I64, count: int) -> tuple[I64, I
         own, other, cosine = common.row.astype(np.int64) + start, new[common.col], common.data
         pairs = (own != other) & (cosine > 0)
         own, other, cosine = own[pairs], other[pairs], cosine[pairs]
-        best = np.lexsort((-cosine, own))
-        kept = best[np.arange(len(best)) - np.searchsorted(own[best], own[best]) < count]
+        kept = _most_alike(own, cosine, count)
         found.append((own[kept], other[kept], cosine[kept]))
     items, others, cosines = (np.concatenate(column) for column in zip(*found, strict=True))
     return items, others, cosines

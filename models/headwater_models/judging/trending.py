@@ -61,7 +61,7 @@ class Trending:
 
     def day(self, now_ms: int) -> int:
         """The day whose begin stands for a moment."""
-        return max(min(now_ms, self.last_ms), self.first_ms) // DAY_MS
+        return self._asked_as(now_ms) // DAY_MS
 
     def still(self) -> Self:
         """With the popularity of its last moment at all moments."""
@@ -75,7 +75,10 @@ class Trending:
 
     def hour(self, now_ms: int) -> int:
         """The hour whose begin stands for a moment, where new items are asked about."""
-        return max(min(now_ms, self.last_ms), self.first_ms) // HOUR_MS
+        return self._asked_as(now_ms) // HOUR_MS
+
+    def _asked_as(self, now_ms: int) -> int:
+        return max(min(now_ms, self.last_ms), self.first_ms)
 
     def rising(self, now_ms: int, keys: U64, new: Bools) -> Sequence[PopularItem]:
         """What a worker would hold as rising, heaviest first; `new` (items,) are the new items."""

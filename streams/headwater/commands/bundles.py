@@ -13,6 +13,7 @@ from headwater.commands.terminal import (
     UsageError,
     command_line,
     default_bundle,
+    print_indented,
     print_json,
     quiet_aiokafka,
     run_async,
@@ -211,12 +212,11 @@ def show(bundle: Path | None = None) -> int:
     bundle
         Its folder; default: the one in force (`headwater settings`).
     """
-    import msgspec
 
     from headwater_models.commands import describe
 
     manifest = describe(bundle or default_bundle())
-    print_json(msgspec.json.format(msgspec.json.encode(manifest)))
+    print_indented(manifest)
     return 0
 
 

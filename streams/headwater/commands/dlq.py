@@ -16,7 +16,7 @@ from headwater.commands.terminal import (
     CommandError,
     UsageError,
     moment_ms,
-    print_json,
+    print_indented,
     run_async,
     running_settings,
     say,
@@ -141,7 +141,7 @@ def show_all(
     # A mark has no key: it keeps nothing of a user.
     redriven = sum(map(wanted.takes, letters.redriven()))
     if json:
-        _print_json(
+        print_indented(
             {
                 "letters": sum(group.letters for group in waiting),
                 "redriven": redriven,
@@ -200,7 +200,7 @@ def show(place: str, *, json: Annotated[bool, FLAG] = False) -> int:
     seen = _there(_reached(settings, looking()), wanted)
     fields = _described(settings, *seen)
     if json:
-        _print_json(fields)
+        print_indented(fields)
         return 0
     _print_letter(fields, seen[1].value)
     return 0
@@ -338,7 +338,7 @@ def redrive(
 
     outcome = _reached(settings, running())
     if json:
-        _print_json({**outcome.fields(), "dry_run": dry_run})
+        print_indented({**outcome.fields(), "dry_run": dry_run})
     else:
         done = "would be redriven" if dry_run else "redriven"
         print(f"{_letters(outcome.redriven)} {done}")
@@ -389,7 +389,7 @@ def purge(
 
     count = _reached(settings, purging())
     if json:
-        _print_json({"purged": count, "dry_run": dry_run})
+        print_indented({"purged": count, "dry_run": dry_run})
     else:
         print(f"{_letters(count)} {'would be purged' if dry_run else 'purged'}")
     return 0
@@ -481,9 +481,3 @@ def _pretty(value: bytes) -> str:
     """JSON with a field a line, and anything else as text."""
     formatted = indented(value)
     return decoded(value) or "" if formatted is None else formatted
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    print_json(msgspec.json.format(msgspec.json.encode(value)))

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from headwater.commands.terminal import (
     FLAG,
     UsageError,
-    print_json,
+    print_indented,
     run_async,
     running_settings,
     running_web,
@@ -74,7 +74,6 @@ def show_settings(*, json: Annotated[bool, FLAG] = False) -> int:
     json
         Print a JSON object of {"value", "from"} by variable.
     """
-    import msgspec
     from rich.table import Table
 
     from headwater import run_file
@@ -87,7 +86,7 @@ def show_settings(*, json: Annotated[bool, FLAG] = False) -> int:
     )
     if json:
         by_variable = {each.variable: {"value": each.value, "from": each.origin} for each in found}
-        print_json(msgspec.json.format(msgspec.json.encode(by_variable)))
+        print_indented(by_variable)
         return 0
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
@@ -231,7 +230,6 @@ def schema(message: str | None = None, *, asyncapi: Annotated[bool, FLAG] = Fals
     asyncapi
         Print the topics, their messages, keys and headers as AsyncAPI 3, with names and configuration from the settings.
     """
-    import msgspec
 
     from headwater.messages import schemas
 
@@ -245,5 +243,5 @@ def schema(message: str | None = None, *, asyncapi: Annotated[bool, FLAG] = Fals
         from headwater.docs.asyncapi import document
 
         chosen = document(running_settings())
-    print_json(msgspec.json.format(msgspec.json.encode(chosen)))
+    print_indented(chosen)
     return 0

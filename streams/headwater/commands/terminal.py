@@ -113,6 +113,13 @@ def print_json(json: bytes) -> None:
     print(plain_json(json.decode()))
 
 
+def print_indented(value: object) -> None:
+    """Print a value as JSON for a person: a field a line."""
+    import msgspec
+
+    print_json(msgspec.json.format(msgspec.json.encode(value)))
+
+
 def stdout() -> "Console":
     """The console for results. It prints text as it is: no markup, and nothing that steers the terminal."""
     from rich.console import Console

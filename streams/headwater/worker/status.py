@@ -201,7 +201,7 @@ class Status:
         if partition is None or not partition.owned:
             raise NoSuchUser(
                 "elsewhere",
-                f"user {quoted(user.decode(errors='replace'))} is of partition {number}, which this worker does not have",
+                f"{_shown(user)} is of partition {number}, which this worker does not have",
             )
         return partition
 
@@ -213,12 +213,10 @@ class Status:
         if row is None and user in partition.sealed:
             raise NoSuchUser(
                 "newer_format",
-                f"user {quoted(user.decode(errors='replace'))} was written by a newer version: {SEALED_REMEDY}",
+                f"{_shown(user)} was written by a newer version: {SEALED_REMEDY}",
             )
         if row is None:
-            raise NoSuchUser(
-                "unknown_user", f"user {quoted(user.decode(errors='replace'))} has no events yet"
-            )
+            raise NoSuchUser("unknown_user", f"{_shown(user)} has no events yet")
         assert self.interests is not None
         events = [event for event in _events(partition.columns, row) if event.action != RETRACT]
         kept = unpacked(partition.columns.hides.get(row, b""))
@@ -396,3 +394,7 @@ def _described(event: Event, payload: Mapping[str, Any] | None) -> dict[str, Any
         "action": ACTION_NAMES.get(event.action, f"action {event.action}"),
         "pending": payload is None,
     }
+
+
+def _shown(user: bytes) -> str:
+    return f"user {quoted(user.decode(errors='replace'))}"
